@@ -1,0 +1,39 @@
+"""Packaging of vl3_jax; the dependencies are those of requirements.txt."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+REQUIREMENTS = [
+    line for line in (HERE / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")
+]
+
+setup(
+    name="vl3_jax",
+    version="0.1.0",
+    description="VideoLLaMA3 for JAX and TPU: an image-and-video language model, trained and run on meshes",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["vl3_jax", "vl3_jax.*", "data_pipelines", "data_pipelines.*"]),
+    package_data={"vl3_jax": ["assets/*"]},
+    install_requires=REQUIREMENTS,
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        # Compiling for a TPU on a machine without one. jax 0.10 pairs with this libtpu; later ones with later.
+        "plan": ["libtpu==0.0.42.1; python_version < '3.12'", "libtpu; python_version >= '3.12'"],
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
+        "test": [
+            "hypothesis>=6.100",
+            "pytest>=8.0",
+            "ruff>=0.12",
+            # The reference implementation that parity is measured against.
+            "torch>=2.6",
+            "transformers>=5.23",
+        ],
+    },
+    entry_points={"console_scripts": ["vl3 = vl3_jax.cli.main:main"]},
+)

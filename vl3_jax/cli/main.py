@@ -1,0 +1,54 @@
+"""Entry point of the `vl3` command.
+
+Each subcommand is a module of this package with two functions: `add_arguments(parser)` and
+`run(arguments) -> int | None`. Only the chosen one is imported, so that `vl3 --help` is instant.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from vl3_jax.errors import InputError
+
+# Name on the command line, its line in `vl3 --help`. The module is `vl3_jax.cli.<name>`.
+COMMANDS = {
+    "demo": "the newcomer's first command: a whole question-and-answer run on this machine",
+}
+
+EXIT_FAILURE, EXIT_BAD_INPUT = 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `vl3 argv`. Returns 0 when done, 2 for bad input; other exceptions pass (exit code 1)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    chosen = argv[0] if argv and argv[0] in COMMANDS else None
+    arguments = _parser(chosen).parse_args(argv)
+    try:
+        return _module(arguments.command).run(arguments) or 0
+    except InputError as error:
+        print(f"vl3 {arguments.command}: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"vl3 {arguments.command}: stopped", file=sys.stderr)
+        return EXIT_FAILURE
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vl3", description="VideoLLaMA3 in JAX: ask, convert, train.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name == chosen:
+            _module(name).add_arguments(subparser)
+    return parser
+
+
+def _module(name: str):
+    return importlib.import_module(f"vl3_jax.cli.{name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

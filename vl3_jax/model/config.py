@@ -1,0 +1,157 @@
+"""Sizes of a VideoLLaMA3: what the parameters' shapes and the forward pass depend on, and nothing else.
+
+Sources: the released `config.json` files (arXiv 2501.13106; DAMO-NLP-SG/VideoLLaMA3-2B and -7B).
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """SigLIP-NaViT tower: any resolution, 2D rotary positions, attention inside one frame.
+
+    `image_mean` and `image_std` normalise pixels already scaled to 0..1; they live here because uint8
+    patches are normalised on the device.
+    """
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_layers: int = 27
+    num_heads: int = 16
+    patch_size: int = 14
+    num_channels: int = 3
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads or self.head_dim % 4:
+            raise ValueError(
+                f"vision hidden_size {self.hidden_size} over {self.num_heads} heads must give a head size "
+                f"divisible by 4 (2D rotary positions split it in four)"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one flattened patch: channels x rows x columns (588 for 14 x 14 RGB)."""
+        return self.num_channels * self.patch_size**2
+
+    @property
+    def num_parameters(self) -> int:
+        width, inner = self.hidden_size, self.intermediate_size
+        attention = 4 * (width * width + width)
+        mlp = 2 * width * inner + inner + width
+        layer = attention + mlp + 2 * (2 * width)
+        patch_embed = self.patch_dim * width + width
+        return patch_embed + self.num_layers * layer + 2 * width
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Qwen2.5 decoder: grouped-query attention, SwiGLU, one-dimensional rotary positions."""
+
+    hidden_size: int = 1536
+    intermediate_size: int = 8960
+    num_layers: int = 28
+    num_heads: int = 12
+    num_kv_heads: int = 2
+    head_dim: int = 128
+    vocab_size: int = 151_936
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+    tie_word_embeddings: bool = True
+    max_position_embeddings: int = 32_768
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads} query heads do not divide over {self.num_kv_heads} key/value heads")
+
+    @property
+    def num_layer_parameters(self) -> int:
+        width, query, kv = self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = width * query + query + 2 * (width * kv + kv) + query * width
+        return attention + 3 * width * self.intermediate_size + 2 * width
+
+    @property
+    def num_parameters(self) -> int:
+        embedding = self.vocab_size * self.hidden_size
+        head = 0 if self.tie_word_embeddings else embedding
+        return embedding + self.num_layers * self.num_layer_parameters + self.hidden_size + head
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Keys and values of all layers for one token, in bytes of bfloat16."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A whole VideoLLaMA3: tower, two-layer projector (`mlp2x_gelu`), decoder."""
+
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    projector_act: str = "gelu"
+
+    @property
+    def num_projector_parameters(self) -> int:
+        width, out = self.vision.hidden_size, self.text.hidden_size
+        return width * out + out + out * out + out
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters stored, tied embeddings counted once."""
+        return self.vision.num_parameters + self.num_projector_parameters + self.text.num_parameters
+
+
+_TEXT_7B = TextConfig(
+    hidden_size=3584,
+    intermediate_size=18_944,
+    num_heads=28,
+    num_kv_heads=4,
+    vocab_size=152_064,
+    tie_word_embeddings=False,
+)
+
+PRESETS: dict[str, ModelConfig] = {
+    "2b": ModelConfig(),
+    "7b": ModelConfig(text=_TEXT_7B),
+    # Shapes for tests and mock runs: every dimension that a mesh of 8 may split divides by 8.
+    "tiny": ModelConfig(
+        vision=VisionConfig(hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4),
+        text=TextConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
+            vocab_size=512,
+        ),
+    ),
+    "mid": ModelConfig(
+        vision=VisionConfig(hidden_size=384, intermediate_size=1024, num_layers=12, num_heads=6),
+        text=TextConfig(
+            hidden_size=512,
+            intermediate_size=1536,
+            num_layers=8,
+            num_heads=8,
+            num_kv_heads=2,
+            head_dim=64,
+            vocab_size=2048,
+            tie_word_embeddings=False,
+        ),
+    ),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The configuration called `name`; ValueError names the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,207 @@
+"""The one data contract: samples of text, pictures and videos, packed into a batch of static shape.
+
+`encode` and `decode` of the model take exactly these arrays, in training and in inference. The letters:
+B text rows of L tokens, S samples at most in one; R vision rows of N patches for each text row, T vision
+tokens. Values are documented in docs/architecture.md, "The packed batch".
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+PATCH_DIM = 588  # 3 channels x 14 rows x 14 columns
+MAX_MERGE = 2  # the widest spatial merge; a larger one is not a mean of its block in the reference
+
+
+class CapacityError(ValueError):
+    """A row of samples holds more than the batch shape has room for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """Capacities of one text row."""
+
+    length: int
+    patches: int
+    vision_tokens: int
+    vision_rows: int = 1
+    samples: int = 64
+
+
+@dataclasses.dataclass
+class Visual:
+    """One picture or video, resized and cut into patches.
+
+    Attributes:
+      patches: [t * gh * gw, 588] uint8, frame by frame, merge block by merge block; a patch is ordered
+        channel, row, column.
+      grid: (t, gh, gw), frames and patch rows and columns of each.
+      merge: 1 or 2; merge x merge patches become one vision token.
+      keep: [t * gh * gw / merge^2] bool, the tokens that survive pruning; None keeps all.
+    """
+
+    patches: np.ndarray
+    grid: tuple[int, int, int]
+    merge: int = 1
+    keep: np.ndarray | None = None
+
+    def __post_init__(self):
+        frames, height, width = self.grid
+        if self.merge not in (1, MAX_MERGE):
+            raise ValueError(f"merge size {self.merge} is not supported: use 1 or {MAX_MERGE}")
+        if height % self.merge or width % self.merge:
+            raise ValueError(f"a grid of {height} x {width} patches does not divide by merge size {self.merge}")
+        if self.patches.shape != (frames * height * width, PATCH_DIM):
+            raise ValueError(f"grid {self.grid} asks for {frames * height * width} patches, got {self.patches.shape}")
+        if self.keep is None:
+            self.keep = np.ones(frames * self.tokens_per_frame, bool)
+        if self.keep.shape != (frames * self.tokens_per_frame,):
+            raise ValueError(f"grid {self.grid} has {frames * self.tokens_per_frame} tokens, keep {self.keep.shape}")
+
+    @property
+    def patches_per_frame(self) -> int:
+        return self.grid[1] * self.grid[2]
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Vision tokens of one frame before pruning."""
+        return self.patches_per_frame // self.merge**2
+
+    @property
+    def num_tokens(self) -> int:
+        """Vision tokens left after pruning."""
+        return int(self.keep.sum())
+
+
+@dataclasses.dataclass
+class Sample:
+    """One sample: token ids in which each surviving vision token has its own placeholder position.
+
+    Attributes:
+      tokens: [n] int32; what stands at a placeholder position does not matter.
+      is_vision: [n] bool; the placeholders, as many as the visuals keep tokens, in their order.
+      visuals: pictures and videos in order of appearance.
+      target_weight: [n] float32; the loss weight of predicting tokens[i] (0: not supervised).
+      task: what the sample is, for a loss per task.
+    """
+
+    tokens: np.ndarray
+    is_vision: np.ndarray | None = None
+    visuals: Sequence[Visual] = ()
+    target_weight: np.ndarray | None = None
+    task: int = 0
+
+    def __post_init__(self):
+        self.tokens = np.asarray(self.tokens, np.int32)
+        if self.is_vision is None:
+            self.is_vision = np.zeros(self.tokens.shape, bool)
+        if self.target_weight is None:
+            self.target_weight = np.zeros(self.tokens.shape, np.float32)
+        for name in ("is_vision", "target_weight"):
+            if getattr(self, name).shape != self.tokens.shape:
+                raise ValueError(f"{name} has shape {getattr(self, name).shape}, tokens {self.tokens.shape}")
+        if self.is_vision.sum() != self.num_vision_tokens:
+            raise ValueError(
+                f"{int(self.is_vision.sum())} placeholders for {self.num_vision_tokens} vision tokens in one sample"
+            )
+
+    @property
+    def num_vision_tokens(self) -> int:
+        return sum(visual.num_tokens for visual in self.visuals)
+
+
+def block_coordinates(height: int, width: int, merge: int) -> np.ndarray:
+    """[height * width, 2] int32: row and column of each patch of a frame, in merge-block order."""
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    coordinates = np.stack([rows, columns], axis=-1)
+    blocks = coordinates.reshape(height // merge, merge, width // merge, merge, 2)
+    return blocks.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.int32)
+
+
+def pack(rows: Sequence[Sequence[Sample]], shape: BatchShape) -> dict[str, np.ndarray]:
+    """Assembles one batch from the samples of each text row.
+
+    Args:
+      rows: B rows of samples, each already known to fit (see `BatchShape`).
+      shape: the capacities.
+
+    Returns:
+      The arrays of the packed batch, by name.
+
+    Raises:
+      CapacityError: a row holds too many tokens, vision tokens, samples or patches; says which.
+    """
+    batch = _empty_batch(len(rows), shape)
+    for index, samples in enumerate(rows):
+        row = {name: array[index] for name, array in batch.items()}
+        _fill_text(row, samples, shape)
+        _fill_vision(row, [visual for sample in samples for visual in sample.visuals], shape)
+    return batch
+
+
+def _empty_batch(rows: int, shape: BatchShape) -> dict[str, np.ndarray]:
+    text, vision = (rows, shape.length), (rows, shape.vision_rows, shape.patches)
+    return {
+        "tokens": np.zeros(text, np.int32),
+        "targets": np.zeros(text, np.int32),
+        "loss_weight": np.zeros(text, np.float32),
+        "segment_ids": np.zeros(text, np.int32),
+        "positions": np.zeros(text, np.int32),
+        "vision_slot": np.full(text, -1, np.int32),
+        "sample_task": np.zeros((rows, shape.samples), np.int32),
+        "patches": np.zeros((*vision, PATCH_DIM), np.uint8),
+        "patch_segment": np.zeros(vision, np.int32),
+        "patch_hw": np.zeros((*vision, 2), np.int32),
+        "token_patches": np.full((rows, shape.vision_tokens, MAX_MERGE**2), -1, np.int32),
+    }
+
+
+def _fill_text(row: dict[str, np.ndarray], samples: Sequence[Sample], shape: BatchShape) -> None:
+    used = sum(len(sample.tokens) for sample in samples)
+    if used > shape.length:
+        raise CapacityError(f"{used} tokens do not fit a row of {shape.length}")
+    if len(samples) > shape.samples:
+        raise CapacityError(f"{len(samples)} samples do not fit a row of {shape.samples}")
+    start = slot = 0
+    for segment, sample in enumerate(samples, start=1):
+        length = len(sample.tokens)
+        here, last = slice(start, start + length), slice(start, start + length - 1)
+        row["tokens"][here] = sample.tokens
+        row["segment_ids"][here] = segment
+        row["positions"][here] = np.arange(length)
+        row["targets"][last] = sample.tokens[1:]
+        row["loss_weight"][last] = sample.target_weight[1:]
+        row["vision_slot"][here][sample.is_vision] = slot + np.arange(sample.num_vision_tokens)
+        row["sample_task"][segment - 1] = sample.task
+        start, slot = start + length, slot + sample.num_vision_tokens
+
+
+def _fill_vision(row: dict[str, np.ndarray], visuals: Sequence[Visual], shape: BatchShape) -> None:
+    """Places frames first-fit over the vision rows, so that none crosses from one row to the next."""
+    free = [shape.patches] * shape.vision_rows
+    frames_in_row = [0] * shape.vision_rows
+    slot = 0
+    for visual in visuals:
+        size, tokens, width = visual.patches_per_frame, visual.tokens_per_frame, visual.merge**2
+        coordinates = block_coordinates(*visual.grid[1:], visual.merge)
+        for frame in range(visual.grid[0]):
+            target = next((r for r, room in enumerate(free) if room >= size), None)
+            if target is None:
+                raise CapacityError(
+                    f"a frame of {size} patches does not fit {shape.vision_rows} vision rows of {shape.patches}"
+                )
+            start = shape.patches - free[target]
+            here = (target, slice(start, start + size))
+            free[target] -= size
+            frames_in_row[target] += 1
+            row["patches"][here] = visual.patches[frame * size : (frame + 1) * size]
+            row["patch_segment"][here] = frames_in_row[target]
+            row["patch_hw"][here] = coordinates
+
+            kept = np.flatnonzero(visual.keep[frame * tokens : (frame + 1) * tokens])
+            if slot + len(kept) > shape.vision_tokens:
+                raise CapacityError(f"more than {shape.vision_tokens} vision tokens in one row")
+            first = target * shape.patches + start + kept[:, None] * width
+            row["token_patches"][slot : slot + len(kept), :width] = first + np.arange(width)
+            slot += len(kept)
