@@ -1,0 +1,177 @@
+"""The Qwen2.5 decoder, over packed rows or against a cache.
+
+Letters: B rows, L tokens, D width, H query heads, K key/value heads, S cache slots.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+
+from vl3_jax.model.attention import attention
+from vl3_jax.model.cache import KVCache, write
+from vl3_jax.model.config import TextConfig
+from vl3_jax.model.einsum import einsum
+from vl3_jax.model.layers import ACTIVATIONS, KERNEL_INIT, Linear, RMSNorm
+from vl3_jax.model.remat import remat
+from vl3_jax.model.rope import rotary_angles, rotate
+from vl3_jax.parallel.rules import constrain
+
+TOKENS = ("batch", "length")
+
+
+class Decoder(nn.Module):
+    """Token embedding, layers, final norm and unembedding."""
+
+    config: TextConfig
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    remat: str = "none"
+
+    def setup(self):
+        config = self.config
+        self.embed = Embedding(config, self.param_dtype)
+        layers = nn.scan(
+            remat(DecoderLayer, self.remat),
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=config.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        self.layers = layers(config, self.param_dtype)
+        self.norm = RMSNorm(config.rms_norm_eps, "embed", self.param_dtype)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(
+                (config.hidden_size, config.vocab_size),
+                ("embed", "vocab"),
+                use_bias=False,
+                param_dtype=self.param_dtype,
+            )
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        features: jax.Array | None,
+        vision_slot: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """See `vl3_jax.model.vl3.decode`."""
+        with jax.named_scope("embed"):
+            x = self.embed(tokens).astype(self.dtype)
+            if features is not None:
+                take = jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))
+                x = jnp.where(vision_slot[..., None] >= 0, take(features, vision_slot).astype(x.dtype), x)
+            x = constrain(x, *TOKENS, None)
+        slots = None
+        if cache is not None:
+            cache, slots = cache.append_labels(segment_ids, positions)
+        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        keys_values = None if cache is None else (cache.keys, cache.values)
+        kv_labels = (segment_ids, positions) if cache is None else (cache.segment_ids, cache.positions)
+        shared = (angles, segment_ids, positions, *kv_labels, slots)
+        (x, keys_values), _ = self.layers((x, keys_values), jnp.arange(self.config.num_layers), shared)
+        if cache is not None:
+            cache = cache.replace(keys=keys_values[0], values=keys_values[1])
+        return self.norm(x), cache
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> [..., vocab] float32."""
+        if not self.config.tie_word_embeddings:
+            return self.lm_head(hidden).astype(jnp.float32)
+        table = self.embed.table().astype(hidden.dtype)
+        return einsum("...d,vd->...v", hidden, table, out_dtype=jnp.float32)
+
+
+class Embedding(nn.Module):
+    """The table of token embeddings, also the output head of a tied model."""
+
+    config: TextConfig
+    param_dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        init = nn.with_logical_partitioning(KERNEL_INIT, ("vocab", "embed"))
+        self.embedding = self.param("embedding", init, shape, self.param_dtype)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding, tokens, axis=0, mode="clip")
+
+    def table(self) -> jax.Array:
+        """[vocab, D]."""
+        return self.embedding
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm block: grouped-query attention with biased q, k, v; SwiGLU without biases."""
+
+    config: TextConfig
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, carry, layer, shared):
+        config = self.config
+        x, keys_values = carry
+        ln_attn, ln_mlp = (
+            RMSNorm(config.rms_norm_eps, "embed", self.param_dtype, name=name) for name in ("ln_attn", "ln_mlp")
+        )
+        attn = DecoderAttention(config, self.param_dtype, name="attn")
+        out, keys_values = attn(ln_attn(x), keys_values, layer, shared)
+        x += checkpoint_name(out, "attention_out")
+        x += checkpoint_name(DecoderMLP(config, self.param_dtype, name="mlp")(ln_mlp(x)), "mlp_out")
+        x = constrain(x, *TOKENS, None)
+        self.sow("intermediates", "out", x)
+        return (x, keys_values), None
+
+
+class DecoderAttention(nn.Module):
+    """Causal attention inside a segment, over the row itself or over the cache it is written to."""
+
+    config: TextConfig
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, keys_values, layer, shared):
+        angles, segment_ids, positions, kv_segment_ids, kv_positions, slots = shared
+        width, heads, kv_heads, head_dim = (
+            self.config.hidden_size,
+            self.config.num_heads,
+            self.config.num_kv_heads,
+            self.config.head_dim,
+        )
+        q = self._project(x, "q", heads, "heads")
+        k, v = self._project(x, "k", kv_heads, "kv_heads"), self._project(x, "v", kv_heads, "kv_heads")
+        q, k = rotate(q, angles), rotate(k, angles)
+        if keys_values is not None:
+            keys_values = tuple(
+                write(layers, layer, slots, new) for layers, new in zip(keys_values, (k, v), strict=True)
+            )
+            k, v = (layers[layer].astype(q.dtype) for layers in keys_values)
+        with jax.named_scope("attention"):
+            out = attention(q, k, v, segment_ids, kv_segment_ids, positions, kv_positions, causal=True)
+        shape, axes = (heads, head_dim, width), ("heads", "head_dim", "embed")
+        out = Linear(shape, axes, num_in=2, use_bias=False, param_dtype=self.param_dtype, name="out")(out)
+        return out, keys_values
+
+    def _project(self, x: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
+        shape = (self.config.hidden_size, heads, self.config.head_dim)
+        return Linear(shape, ("embed", axis, "head_dim"), param_dtype=self.param_dtype, name=name)(x)
+
+
+class DecoderMLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    config: TextConfig
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width, inner = self.config.hidden_size, self.config.intermediate_size
+        gate, up = (self._linear(name, (width, inner), ("embed", "mlp"))(x) for name in ("gate", "up"))
+        return self._linear("down", (inner, width), ("mlp", "embed"))(ACTIVATIONS["silu"](gate) * up)
+
+    def _linear(self, name: str, shape: tuple[int, int], axes: tuple[str, str]) -> Linear:
+        return Linear(shape, axes, use_bias=False, param_dtype=self.param_dtype, name=name)

@@ -1,0 +1,34 @@
+"""Every matrix product of the model goes through these two functions.
+
+Precision is decided here, and here alone: float32 operands are multiplied in float32 on every device (not in
+TPU bfloat16 passes nor in TF32), and low-precision operands accumulate in float32.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+def einsum(equation: str, *operands: jax.Array, out_dtype: DTypeLike | None = None) -> jax.Array:
+    """`jnp.einsum` under the precision policy; the result has `out_dtype`, or the operands' own type."""
+    dtype = jnp.result_type(*operands)
+    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jnp.einsum(equation, *operands, precision=precision, preferred_element_type=out_dtype or dtype)
+
+
+def linear(x: jax.Array, kernel: jax.Array, num_in: int = 1) -> jax.Array:
+    """Contracts the last `num_in` dimensions of `x` with the first `num_in` of `kernel`, cast to `x`'s type.
+
+    Args:
+      x: [..., *in_shape].
+      kernel: [*in_shape, *out_shape].
+
+    Returns:
+      [..., *out_shape], in the type of `x`.
+    """
+    in_shape, out_shape = kernel.shape[:num_in], kernel.shape[num_in:]
+    flat = x.reshape(*x.shape[: x.ndim - num_in], math.prod(in_shape))
+    matrix = kernel.astype(x.dtype).reshape(math.prod(in_shape), math.prod(out_shape))
+    return einsum("...i,io->...o", flat, matrix).reshape(*flat.shape[:-1], *out_shape)

@@ -1,0 +1,162 @@
+"""SigLIP-NaViT: the vision tower, the spatial merge after it, and the projector into the decoder's space.
+
+Letters: B text rows, R vision rows of N patches, T vision tokens, C tower width, H heads.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+
+from vl3_jax.model.attention import attention
+from vl3_jax.model.config import ModelConfig, VisionConfig
+from vl3_jax.model.layers import ACTIVATIONS, LayerNorm, Linear, fan_in_uniform
+from vl3_jax.model.remat import remat
+from vl3_jax.model.rope import axial_rotary_angles, rotate
+from vl3_jax.parallel.rules import constrain
+
+ROWS = ("batch", "vision_row")
+
+
+class VisionTower(nn.Module):
+    """Patches to features; attention never leaves a frame."""
+
+    config: VisionConfig
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, patches: jax.Array, patch_segment: jax.Array, patch_hw: jax.Array) -> jax.Array:
+        """Encodes packed rows of patches.
+
+        Args:
+          patches: [B, R, N, 588] uint8, each ordered channel, row, column; or float, already normalised.
+          patch_segment: [B, R, N] int32, 1.. per frame, 0 = padding.
+          patch_hw: [B, R, N, 2] int32, row and column in the frame's own grid.
+
+        Returns:
+          [B, R, N, C], after the final norm and before the merge.
+        """
+        config = self.config
+        with jax.named_scope("patch_embed"):
+            pixels = self._normalise(patches).astype(self.dtype)
+            embed = Linear(
+                (config.patch_dim, config.hidden_size),
+                ("patch", "vision_embed"),
+                param_dtype=self.param_dtype,
+                name="patch_embed",
+            )
+            x = constrain(embed(pixels), *ROWS, None, None)
+            self.sow("intermediates", "patch_embed", x)
+        angles = axial_rotary_angles(patch_hw, config.head_dim, config.rope_theta)
+        layers = nn.scan(
+            remat(VisionLayer, self.remat),
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=config.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, _ = layers(config, self.param_dtype, name="layers")(x, angles, patch_segment)
+        return LayerNorm(config.layer_norm_eps, "vision_embed", self.param_dtype, name="post_ln")(x)
+
+    def _normalise(self, patches: jax.Array) -> jax.Array:
+        if patches.dtype != jnp.uint8:
+            return patches
+        area = self.config.patch_size**2
+        mean, std = (jnp.repeat(jnp.array(x), area) for x in (self.config.image_mean, self.config.image_std))
+        return (patches.astype(jnp.float32) * (1 / 255) - mean) / std
+
+
+class VisionLayer(nn.Module):
+    """Pre-norm transformer block with biases everywhere, as in SigLIP."""
+
+    config: VisionConfig
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, angles: jax.Array, segment: jax.Array) -> tuple[jax.Array, None]:
+        config = self.config
+        norms = [
+            LayerNorm(config.layer_norm_eps, "vision_embed", self.param_dtype, name=name) for name in ("ln1", "ln2")
+        ]
+        x += checkpoint_name(
+            VisionAttention(config, self.param_dtype, name="attn")(norms[0](x), angles, segment), "attention_out"
+        )
+        x += checkpoint_name(VisionMLP(config, self.param_dtype, name="mlp")(norms[1](x)), "mlp_out")
+        x = constrain(x, *ROWS, None, None)
+        self.sow("intermediates", "out", x)
+        return x, None
+
+
+class VisionAttention(nn.Module):
+    """Multi-head attention with 2D rotary positions, inside each frame."""
+
+    config: VisionConfig
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, angles: jax.Array, segment: jax.Array) -> jax.Array:
+        width, heads, head_dim = self.config.hidden_size, self.config.num_heads, self.config.head_dim
+        shape, axes = (width, heads, head_dim), ("vision_embed", "vision_heads", "head_dim")
+        q, k, v = (Linear(shape, axes, param_dtype=self.param_dtype, name=name)(x) for name in "qkv")
+        q, k = rotate(q, angles), rotate(k, angles)
+        with jax.named_scope("attention"):
+            out = attention(q, k, v, segment, segment, causal=False, axes=ROWS)
+        shape, axes = (heads, head_dim, width), ("vision_heads", "head_dim", "vision_embed")
+        return Linear(shape, axes, num_in=2, param_dtype=self.param_dtype, name="out")(out)
+
+
+class VisionMLP(nn.Module):
+    """Two linear layers with the tower's activation between."""
+
+    config: VisionConfig
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width, inner = self.config.hidden_size, self.config.intermediate_size
+        hidden = Linear((width, inner), ("vision_embed", "vision_mlp"), param_dtype=self.param_dtype, name="fc1")(x)
+        hidden = ACTIVATIONS[self.config.hidden_act](hidden)
+        return Linear((inner, width), ("vision_mlp", "vision_embed"), param_dtype=self.param_dtype, name="fc2")(hidden)
+
+
+def merge_patches(features: jax.Array, token_patches: jax.Array) -> jax.Array:
+    """Gathers each vision token as the mean of its patches; tokens nobody names (pruned ones) cost nothing.
+
+    Args:
+      features: [B, R, N, C].
+      token_patches: [B, T, 4] int32 indices into R * N, -1 = none.
+
+    Returns:
+      [B, T, C]; zeros for a token without patches.
+    """
+    flat = features.reshape(features.shape[0], -1, features.shape[-1])
+    take = jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))
+    total = 0.0
+    for corner in range(token_patches.shape[-1]):
+        index = token_patches[..., corner]
+        total += jnp.where(index[..., None] >= 0, take(flat, index), 0).astype(jnp.float32)
+    count = jnp.sum(token_patches >= 0, axis=-1, keepdims=True)
+    return (total / jnp.maximum(count, 1)).astype(features.dtype)
+
+
+class Projector(nn.Module):
+    """`mlp2x_gelu`: merged tower features into the decoder's embedding space."""
+
+    config: ModelConfig
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width, out = self.config.vision.hidden_size, self.config.text.hidden_size
+        hidden = self._linear("fc1", width, out, ("vision_embed", "mlp"))(x)
+        return self._linear("fc2", out, out, ("embed", "mlp"))(ACTIVATIONS[self.config.projector_act](hidden))
+
+    def _linear(self, name: str, fan_in: int, fan_out: int, axes: tuple[str, str]) -> Linear:
+        init = fan_in_uniform(fan_in)
+        return Linear(
+            (fan_in, fan_out), axes, kernel_init=init, bias_init=init, param_dtype=self.param_dtype, name=name
+        )
