@@ -49,7 +49,7 @@ class VisionTower(nn.Module):
                 name="patch_embed",
             )
             x = constrain(embed(pixels), *ROWS, None, None)
-            self.sow("intermediates", "patch_embed", x)
+            self.sow("intermediates", "embedded", x)
         angles = axial_rotary_angles(patch_hw, config.head_dim, config.rope_theta)
         layers = nn.scan(
             remat(VisionLayer, self.remat),

@@ -70,6 +70,20 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
 
 
+# Arrays of the packed batch that have vision rows after the text rows.
+VISION_ROW_ARRAYS = ("patches", "patch_segment", "patch_hw")
+
+
+def batch_shardings(batch: Mapping[str, jax.Array], mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where each array of a packed batch lives on `mesh`: rows split, vision rows too, nothing else."""
+
+    def place(name: str, shape: Sequence[int]) -> NamedSharding:
+        axes = ("batch", "vision_row") if name in VISION_ROW_ARRAYS else ("batch",)
+        return NamedSharding(mesh, partition_spec((*axes, *[None] * (len(shape) - len(axes))), shape, mesh))
+
+    return {name: place(name, array.shape) for name, array in batch.items()}
+
+
 def shardings(abstract, axes, mesh: Mesh):
     """A tree of `NamedSharding` for a tree of arrays (or shapes) and the like tree of logical axes."""
     return jax.tree.map(

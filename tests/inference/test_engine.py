@@ -1,0 +1,194 @@
+"""The engine against the reference's greedy generation, and against itself: batches, buckets, sampling, streaming."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from support.forward import TEXT_KEYS, VISION_KEYS
+from support.reference import model_inputs, reference_model, tensors
+from support.samples import random_sample, random_visual, shape_for
+from support.tolerances import GREEDY_MARGIN, REORDERED, relative_error
+from support.weights import native_params, random_params
+
+from vl3_jax.errors import InputError
+from vl3_jax.inference.engine import Engine, Timings
+from vl3_jax.inference.sampling import Knobs, Sampling, choose
+from vl3_jax.model import KVCache, VideoLLaMA3, decode, encode, preset, unembed
+from vl3_jax.processing.packed_batch import pack
+
+MODEL = VideoLLaMA3(preset("tiny"))
+PARAMS = random_params(MODEL.config)
+
+
+@functools.cache
+def engine() -> Engine:
+    return Engine(MODEL, PARAMS, stop_ids=())
+
+
+def run(engine: Engine, samples, sampling=None, timings=None) -> list[list[int]]:
+    steps = list(engine.generate(samples, sampling or Sampling(max_new_tokens=20), timings))
+    tokens, live = (np.concatenate([getattr(s, name) for s in steps], axis=1) for name in ("tokens", "live"))
+    return [row[alive].tolist() for row, alive in zip(tokens, live, strict=True)]
+
+
+def some_samples(seed=5):
+    rng = np.random.default_rng(seed)
+    return [
+        random_sample(rng, [random_visual(rng, (1, 6, 10), 1)], text=5),
+        random_sample(rng, [], text=33),
+        random_sample(rng, [random_visual(rng, (4, 4, 6), 2, still=0.5)], text=7),
+    ]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.1])
+def test_greedy_text_equals_the_reference(penalty):
+    """64 tokens after a picture and a pruned video, compared until the reference itself is undecided."""
+    config = preset("mid")
+    reference = reference_model(config, seed=1)
+    params = native_params(tensors(reference), config)
+    rng = np.random.default_rng(14)
+    visuals = [random_visual(rng, (1, 4, 6), 1), random_visual(rng, (3, 4, 4), 2, still=0.5)]
+    sample = random_sample(rng, visuals)
+    ours = run(Engine(VideoLLaMA3(config), params, ()), [sample], Sampling(64, repetition_penalty=penalty))[0]
+
+    inputs = model_inputs([sample])
+    prompt = inputs["input_ids"].shape[1]
+    out = reference.generate(
+        **inputs,
+        max_new_tokens=64,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        logits_processor=[_penalise_generated(prompt, penalty)],
+    )
+    expected = out.sequences[0, prompt:].tolist()
+    scores = [_penalise_generated(prompt, penalty)(out.sequences[:, : prompt + i], s) for i, s in enumerate(out.logits)]
+    margins = [float(-np.diff(torch.topk(score[0], 2).values.numpy())[0]) for score in scores]
+    decided = next((i for i, margin in enumerate(margins) if margin < GREEDY_MARGIN), 64)
+    print(f"greedy, penalty {penalty}: {decided} of 64 positions decided, {len(set(expected))} distinct ids")
+    assert len(set(expected)) >= 20
+    assert decided == 64
+    assert ours[:decided] == expected[:decided]
+
+
+def _penalise_generated(prompt: int, penalty: float):
+    """The reference's repetition penalty, over generated tokens only."""
+
+    def process(ids, scores):
+        seen = ids[:, prompt:]
+        score = torch.gather(scores, 1, seen)
+        return scores.scatter(1, seen, torch.where(score < 0, score * penalty, score / penalty))
+
+    return process
+
+
+def test_prefill_and_steps_equal_one_forward_pass():
+    """Rows of different lengths, fed in pieces of any size through one cache."""
+    samples = some_samples()
+    rows = [[sample] for sample in samples]
+    batch = pack(rows, shape_for(rows, spare=8))
+    features = encode(MODEL, PARAMS, *(batch[key] for key in VISION_KEYS))
+    text = [batch[key] for key in TEXT_KEYS]
+    whole, _ = decode(MODEL, PARAMS, batch["tokens"], features, *text)
+    cache = KVCache.empty(MODEL.config.text, 3, batch["tokens"].shape[1])
+    pieces, start = [], 0
+    step = jax.jit(functools.partial(decode, MODEL))
+    for size in (40, 1, 1, 7, batch["tokens"].shape[1] - 49):
+        part = slice(start, start + size)
+        hidden, cache = step(PARAMS, batch["tokens"][:, part], features, *(x[:, part] for x in text), cache)
+        pieces.append(hidden)
+        start += size
+    real = batch["segment_ids"] > 0
+    np.testing.assert_array_equal(cache.length, real.sum(1))
+    assert relative_error(jnp.concatenate(pieces, 1)[real], whole[real]) <= REORDERED
+
+
+def test_padding_anywhere_takes_no_slot():
+    """Tokens of segment 0 in front, between and behind are never written."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 400, (1, 24)).astype(np.int32)
+    real = ~np.isin(np.arange(24), [0, 1, 9, 23])[None]
+    positions = np.where(real, np.cumsum(real) - 1, 7).astype(np.int32)
+    one, nothing = np.ones((1, 1), np.int32), np.full((1, 24), -1, np.int32)
+
+    def next_logits(tokens, segments, positions):
+        cache = KVCache.empty(MODEL.config.text, 1, 24)
+        _, cache = decode(MODEL, PARAMS, tokens, None, nothing[:, : tokens.shape[1]], segments, positions, cache)
+        assert int(cache.length[0]) == 20
+        hidden, _ = decode(MODEL, PARAMS, one, None, -one, one, 20 * one, cache)
+        return unembed(MODEL, PARAMS, hidden)
+
+    padded = next_logits(tokens, real.astype(np.int32), positions)
+    alone = next_logits(tokens[real][None], np.ones((1, 20), np.int32), np.arange(20, dtype=np.int32)[None])
+    assert relative_error(padded, alone) <= REORDERED
+
+
+def test_a_batch_answers_as_its_conversations_do_alone():
+    samples = some_samples()
+    assert run(engine(), samples) == [run(engine(), [sample])[0] for sample in samples]
+
+
+def test_a_second_question_of_the_same_size_compiles_nothing():
+    run(engine(), some_samples(7)[:1])
+    before, timings = engine().compiled_programs, Timings()
+    run(engine(), some_samples(8)[:1], Sampling(max_new_tokens=17, temperature=0.7, top_k=5, seed=3), timings)
+    assert engine().compiled_programs == before
+    assert timings.compile == 0
+    assert timings.decode > 0
+
+
+def test_generation_ends_at_a_stop_token_of_each_row():
+    samples = some_samples()
+    free = run(engine(), samples)
+    stop = free[0][4]
+    stopped = run(Engine(MODEL, PARAMS, stop_ids=(stop,)), samples)
+    for before, after in zip(free, stopped, strict=True):
+        end = before.index(stop) + 1 if stop in before else len(before)
+        assert after == before[:end]
+
+
+def test_a_prompt_beyond_the_context_is_refused():
+    with pytest.raises(InputError, match="context of 32768"):
+        next(engine().generate(some_samples(), Sampling(max_new_tokens=32_768)))
+
+
+def test_sampling_is_seeded_and_stays_in_the_allowed_set():
+    logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+    none = jnp.zeros((1, 4), bool)
+
+    def draw(**settings):
+        knobs = Knobs.of(Sampling(temperature=1.0, **settings))
+        keys = jax.random.split(jax.random.key(0), 400)
+        return np.asarray(jax.vmap(lambda key: choose(logits, none, key, knobs))(keys))[:, 0]
+
+    assert set(draw()) == {0, 1, 2, 3}
+    assert set(draw(top_k=2)) == {0, 1}
+    assert set(draw(top_p=0.8)) == {0, 1}
+    assert set(draw(top_p=0.81)) == {0, 1, 2}
+    assert set(draw(top_p=0.01)) == {0}
+    share = np.mean(draw(top_k=2) == 0)
+    assert abs(share - 0.5 / 0.8) < 0.08
+    hot = Sampling(max_new_tokens=20, temperature=1.5, seed=1)
+    first, second = (run(engine(), some_samples()[:1], hot) for _ in range(2))
+    assert first == second
+    assert first != run(engine(), some_samples()[:1], Sampling(max_new_tokens=20, temperature=1.5, seed=2))
+
+
+def test_logprobs_are_those_of_the_model():
+    steps = list(engine().generate(some_samples()[1:2], Sampling(max_new_tokens=12, logprobs=3)))
+    tokens = np.concatenate([step.tokens for step in steps], 1)
+    ids = np.concatenate([step.logprob_ids for step in steps], 1)
+    values = np.concatenate([step.logprobs for step in steps], 1)
+    assert ids.shape == values.shape == (1, 12, 3)
+    np.testing.assert_array_equal(ids[..., 0], tokens)
+    assert np.all(np.diff(values, axis=-1) <= 0)
+    assert np.all(values <= 0)
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_new_tokens": 0}])
+def test_impossible_settings_are_refused(bad):
+    with pytest.raises(InputError):
+        Sampling(**bad)

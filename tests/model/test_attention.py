@@ -1,0 +1,151 @@
+"""Attention in blocks against dense attention, forward and backward, over layouts of every kind."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.tolerances import ATTENTION
+
+from vl3_jax.model import attention as attention_module
+from vl3_jax.model import blockwise
+from vl3_jax.model.attention import attention, dense_attention
+from vl3_jax.model.blockwise import Labels, blockwise_attention
+
+LENGTH = 640  # two and a half blocks: inner edges, an outer edge and padding
+
+
+def oracle(q, k, v, q_labels, kv_labels, causal):
+    """Attention as its definition reads, in float64, looping over nothing but the formula."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    group = q.shape[2] // k.shape[2]
+    k, v = np.repeat(k, group, 2), np.repeat(v, group, 2)
+    scores = np.einsum("blhd,bshd->bhls", q, k) * q.shape[-1] ** -0.5
+    allowed = (q_labels.segment[:, :, None] == kv_labels.segment[:, None]) & (q_labels.segment[:, :, None] > 0)
+    if causal:
+        allowed &= kv_labels.position[:, None] <= q_labels.position[:, :, None]
+    scores = np.where(allowed[:, None], scores, -np.inf)
+    peak = scores.max(-1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isfinite(peak), peak, 0))
+    weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
+    return np.einsum("bhls,bshd->blhd", weights, v)
+
+
+def labels_of(lengths: list[int], size: int, padding_first: bool = False) -> Labels:
+    """One row: segments of these lengths, cut at `size`, padding at one end."""
+    segment = np.concatenate([np.full(n, i) for i, n in enumerate(lengths, 1)] or [[]])[:size].astype(np.int32)
+    position = np.concatenate([np.arange(n) for n in lengths] or [[]])[:size].astype(np.int32)
+    pad = (size - len(segment), 0) if padding_first else (0, size - len(segment))
+    return Labels(np.pad(segment, pad)[None], np.pad(position, pad)[None])
+
+
+def random_qkv(rows, length, kv_length, heads, kv_heads, width, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    q = jax.random.normal(keys[0], (rows, length, heads, width))
+    return q, *(jax.random.normal(key, (rows, kv_length, kv_heads, width)) for key in keys[1:])
+
+
+@functools.partial(jax.jit, static_argnames=("backend", "causal"))
+def value_and_gradients(backend, q, k, v, q_labels, kv_labels, causal):
+    scale = q.shape[-1] ** -0.5
+
+    def weighted(q, k, v):
+        out = backend(q, k, v, q_labels, kv_labels, causal=causal, scale=scale)
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
+
+    (_, out), gradients = jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    return out, gradients
+
+
+def assert_equal_to_dense(qkv, q_labels, kv_labels, causal):
+    out, gradients = value_and_gradients(blockwise_attention, *qkv, q_labels, kv_labels, causal)
+    dense, dense_gradients = value_and_gradients(dense_attention, *qkv, q_labels, kv_labels, causal)
+    np.testing.assert_allclose(dense, oracle(*qkv, q_labels, kv_labels, causal), atol=ATTENTION, rtol=0)
+    np.testing.assert_allclose(out, dense, atol=ATTENTION, rtol=0)
+    for ours, theirs in zip(gradients, dense_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=ATTENTION, rtol=ATTENTION)
+
+
+layouts = st.one_of(
+    st.just([LENGTH]),  # one huge segment
+    st.lists(st.integers(1, 12), min_size=0, max_size=120),  # many tiny ones, or an empty row
+    st.lists(st.integers(1, 400), min_size=1, max_size=4),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(layout=layouts, padding_first=st.booleans(), causal=st.booleans(), seed=st.integers(0, 99))
+def test_blocks_equal_dense_over_layouts(layout, padding_first, causal, seed):
+    labels = labels_of(layout, LENGTH, padding_first)
+    assert_equal_to_dense(random_qkv(1, LENGTH, LENGTH, 2, 1, 16, seed), labels, labels, causal)
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data(), causal=st.booleans(), seed=st.integers(0, 99))
+def test_blocks_equal_dense_against_a_cache_with_holes(data, causal, seed):
+    """Queries continue segments whose keys lie in any order, with slots given up in between."""
+    rng = np.random.default_rng(seed)
+    kv = labels_of(data.draw(layouts), LENGTH)
+    order = rng.permutation(LENGTH) if data.draw(st.booleans()) else np.arange(LENGTH)
+    holes = rng.random(LENGTH) < data.draw(st.sampled_from([0.0, 0.3, 0.95]))
+    kv = Labels(np.where(holes, 0, kv.segment)[:, order], kv.position[:, order])
+    queries = rng.integers(0, LENGTH, 300)
+    q = Labels(np.where(rng.random((1, 300)) < 0.2, 0, kv.segment[:, queries]), kv.position[:, queries])
+    assert_equal_to_dense(random_qkv(1, 300, LENGTH, 2, 1, 16, seed), q, kv, causal)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(16, 16, 72), (12, 2, 128), (28, 4, 128)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_blocks_equal_dense_in_the_released_shapes(heads, kv_heads, width, causal):
+    rows = [labels_of([300, 5, 90], 420), labels_of([], 420), labels_of([100], 420, padding_first=True)]
+    labels = Labels(*(np.concatenate(x) for x in zip(*rows, strict=True)))
+    assert_equal_to_dense(random_qkv(3, 420, 420, heads, kv_heads, width), labels, labels, causal)
+
+
+def test_rows_without_anything_to_see_are_zero():
+    qkv = random_qkv(1, 300, 300, 2, 2, 16)
+    labels = labels_of([10], 300)
+    for backend in (blockwise_attention, dense_attention):
+        out, gradients = value_and_gradients(backend, *qkv, labels, labels, True)
+        assert not np.any(out[:, 10:])
+        assert all(not np.any(gradient[:, 10:]) and np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
+def test_only_blocks_that_share_a_segment_are_visited():
+    """64 frames of one block each: 64 pairs of blocks instead of 4096; causal text: the lower triangle."""
+    frames = labels_of([blockwise.BLOCK] * 64, 64 * blockwise.BLOCK)
+    pairs = blockwise._block_pairs(frames, frames, blockwise.BLOCK, blockwise.BLOCK, causal=False)
+    np.testing.assert_array_equal(pairs.count, np.ones((1, 64)))
+    np.testing.assert_array_equal(pairs.order[0, :, 0], np.arange(64))
+    text = labels_of([8 * blockwise.BLOCK] * 2, 16 * blockwise.BLOCK)
+    pairs = blockwise._block_pairs(text, text, blockwise.BLOCK, blockwise.BLOCK, causal=True)
+    np.testing.assert_array_equal(pairs.count[0], [*range(1, 9), *range(1, 9)])
+
+
+def test_bfloat16_accumulates_in_float32():
+    qkv = random_qkv(1, 300, 300, 4, 2, 64)
+    labels = labels_of([200, 100], 300)
+    low = [x.astype(jnp.bfloat16) for x in qkv]
+    out = blockwise_attention(*low, labels, labels, causal=True, scale=64**-0.5)
+    assert out.dtype == jnp.bfloat16
+    exact = oracle(*(np.asarray(x, np.float32) for x in low), labels, labels, True)
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=2e-2)
+
+
+def test_causal_attention_asks_for_positions():
+    q, k, v = random_qkv(1, 4, 4, 2, 2, 8)
+    segment = jnp.ones((1, 4), jnp.int32)
+    with pytest.raises(ValueError, match="positions"):
+        attention(q, k, v, segment, segment, causal=True)
+
+
+def test_few_queries_take_the_dense_product():
+    few = attention_module.FEW_QUERIES
+    labels = labels_of([300], 300)
+    q, k, v = random_qkv(1, few, 300, 2, 2, 16)
+    q_labels = Labels(labels.segment[:, -few:], labels.position[:, -few:])
+    out = attention(q, k, v, q_labels.segment, labels.segment, q_labels.position, labels.position, causal=True)
+    np.testing.assert_allclose(out, oracle(q, k, v, q_labels, labels, True), atol=ATTENTION)

@@ -1,0 +1,111 @@
+"""A packed batch gives what its samples give alone: logits and gradients, text and vision."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.forward import TEXT_KEYS, VISION_KEYS, forward
+from support.samples import random_sample, random_visual, shape_for
+from support.tolerances import GRADIENT, REORDERED, relative_error
+from support.weights import random_params
+
+from vl3_jax.model import VideoLLaMA3, decode, encode, preset, unembed
+from vl3_jax.processing.packed_batch import pack
+
+MODEL = VideoLLaMA3(preset("tiny"))
+PARAMS = random_params(MODEL.config)
+
+
+@pytest.fixture
+def samples():
+    rng = np.random.default_rng(3)
+    return [
+        random_sample(rng, [random_visual(rng, (1, 6, 10), 1)], text=5),
+        random_sample(rng, [], text=33),
+        random_sample(rng, [random_visual(rng, (4, 4, 6), 2, still=0.5), random_visual(rng, (1, 4, 4), 2)], text=7),
+        random_sample(rng, [random_visual(rng, (1, 3, 7), 1)], text=3),
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_gradients(model, params, batch):
+    def loss(params):
+        features = encode(model, params, *(batch[key] for key in VISION_KEYS))
+        hidden, _ = decode(model, params, batch["tokens"], features, *(batch[key] for key in TEXT_KEYS))
+        logits = jax.nn.log_softmax(unembed(model, params, hidden))
+        picked = jnp.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
+        return -jnp.sum(picked * batch["loss_weight"])
+
+    return jax.value_and_grad(loss)(params)
+
+
+@pytest.mark.parametrize("vision_rows", [1, 3])
+def test_packed_equals_unpacked(samples, vision_rows):
+    shape = shape_for([samples], vision_rows)
+    if vision_rows > 1:  # rows so short that the frames spread over all of them
+        shape = dataclasses.replace(shape, patches=96)
+    batch = pack([samples], shape)
+    assert (batch["patch_segment"] > 0).any(-1).all()
+    alone = [pack([[sample]], shape_for([[sample]])) for sample in samples]
+    logits = forward(MODEL, PARAMS, batch)[0]
+    for index, (sample, single) in enumerate(zip(samples, alone, strict=True), start=1):
+        expected = forward(MODEL, PARAMS, single)[0, : len(sample.tokens)]
+        assert relative_error(logits[batch["segment_ids"][0] == index], expected) <= REORDERED
+
+    loss, gradients = loss_and_gradients(MODEL, PARAMS, batch)
+    parts = [loss_and_gradients(MODEL, PARAMS, single) for single in alone]
+    assert abs(float(loss) - sum(float(part[0]) for part in parts)) <= REORDERED * float(loss)
+    summed = jax.tree.map(lambda *leaves: sum(leaves), *(part[1] for part in parts))
+    errors = jax.tree.map(relative_error, gradients, summed)
+    print(f"R = {vision_rows}: largest relative difference of a gradient {max(jax.tree.leaves(errors)):.1e}")
+    assert max(jax.tree.leaves(errors)) <= GRADIENT, errors
+
+
+def test_padding_changes_nothing(samples):
+    tight, loose = (pack([samples], shape_for([samples], spare=spare)) for spare in (0, 88))
+    length = sum(len(sample.tokens) for sample in samples)
+    garbage = dict(loose)
+    for key, value in (("tokens", 77), ("positions", 5)):
+        garbage[key] = np.where(loose["segment_ids"] == 0, value, loose[key])
+    garbage["patches"] = np.where((loose["patch_segment"] == 0)[..., None], 255, loose["patches"])
+    expected = forward(MODEL, PARAMS, tight)[0, :length]
+    for batch in (loose, garbage):
+        assert relative_error(forward(MODEL, PARAMS, batch)[0, :length], expected) <= REORDERED
+
+
+def test_an_all_text_batch_has_zero_vision_gradients_and_no_missing_ones(samples):
+    text = [[samples[1]]]
+    _, gradients = loss_and_gradients(MODEL, PARAMS, pack(text, shape_for(text)))
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves([gradients["vision"], gradients["projector"]]))
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(gradients["llm"]))
+
+
+def test_one_trace_for_one_shape(samples):
+    traces = []
+
+    @jax.jit
+    def counted(params, batch):
+        traces.append(1)
+        features = encode(MODEL, params, *(batch[key] for key in VISION_KEYS))
+        return decode(MODEL, params, batch["tokens"], features, *(batch[key] for key in TEXT_KEYS))[0]
+
+    shape = shape_for([samples])
+    for rows in ([samples], [samples[:2]], [samples[2:]], [[]]):
+        counted(PARAMS, pack(rows, shape))
+    assert len(traces) == 1
+
+
+def test_a_vision_token_may_stand_in_several_places(samples):
+    """Text positions that name the same slot see the same features: repeating a picture is free."""
+    rng = np.random.default_rng(4)
+    picture = random_visual(rng, (1, 4, 6), 2)
+    twice = random_sample(rng, [picture, picture])
+    batch = pack([[twice]], shape_for([[twice]]))
+    shared = dict(batch)
+    shared["vision_slot"] = np.where(batch["vision_slot"] >= 6, batch["vision_slot"] - 6, batch["vision_slot"])
+    assert shared["vision_slot"].max() == 5
+    expected = forward(MODEL, PARAMS, batch)
+    assert relative_error(forward(MODEL, PARAMS, shared), expected) <= REORDERED

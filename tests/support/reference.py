@@ -1,0 +1,161 @@
+"""The reference implementation (transformers' `video_llama_3` on torch, CPU, float32) with weights that can see.
+
+Default initialisation hides errors: attention is near uniform, every bias is 0 and every norm 1. Here weights are
+scaled up and all biases and norms moved off their neutral values, so that a wrong angle or a wrong mask shows.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration
+
+from vl3_jax.model import ModelConfig
+from vl3_jax.processing.packed_batch import Sample, Visual
+
+IMAGE_ID, VIDEO_ID = 500, 501
+# Over 1/sqrt(fan in): sharp attention, and a tower MLP whose share of the residual stream is not lost.
+GAINS = {"q_proj": 1.5, "k_proj": 1.5, "fc2": 6.0}
+
+
+def reference_config(config: ModelConfig) -> VideoLlama3Config:
+    vision, text = config.vision, config.text
+    return VideoLlama3Config(
+        vision_config={
+            "hidden_size": vision.hidden_size,
+            "intermediate_size": vision.intermediate_size,
+            "num_hidden_layers": vision.num_layers,
+            "num_attention_heads": vision.num_heads,
+            "patch_size": vision.patch_size,
+        },
+        text_config={
+            "model_type": "qwen2",
+            "hidden_size": text.hidden_size,
+            "intermediate_size": text.intermediate_size,
+            "num_hidden_layers": text.num_layers,
+            "num_attention_heads": text.num_heads,
+            "num_key_value_heads": text.num_kv_heads,
+            "head_dim": text.head_dim,
+            "vocab_size": text.vocab_size,
+            "rms_norm_eps": text.rms_norm_eps,
+            "rope_parameters": {"rope_type": "default", "rope_theta": text.rope_theta},
+            "tie_word_embeddings": text.tie_word_embeddings,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+        tie_word_embeddings=text.tie_word_embeddings,
+        image_token_id=IMAGE_ID,
+        video_token_id=VIDEO_ID,
+    )
+
+
+def reference_model(config: ModelConfig, seed: int = 0) -> VideoLlama3ForConditionalGeneration:
+    """A model in evaluation mode whose weights make every part of the computation matter."""
+    torch.manual_seed(seed)
+    model = VideoLlama3ForConditionalGeneration(reference_config(config)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                if name.endswith("weight"):
+                    parameter.uniform_(0.5, 1.5)
+                else:
+                    parameter.normal_(0.0, 0.3)
+            elif name.endswith("bias"):
+                # Around -2 the two GELUs differ most for what they let through.
+                parameter.normal_(-2.0 if ("fc1" in name or "readout.0" in name) else 0.0, 0.5)
+            elif "embed_tokens" in name:
+                parameter.normal_(0.0, 1.0)
+            else:
+                gain = next((gain for part, gain in GAINS.items() if part in name), 1.0)
+                parameter.normal_(0.0, gain * parameter[0].numel() ** -0.5)
+    model.tie_weights()
+    return model
+
+
+def tensors(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The state dict as `save_pretrained` writes it: tied tensors once."""
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    return state
+
+
+def normalise(patches: np.ndarray) -> np.ndarray:
+    return ((patches.astype(np.float32) * np.float32(1 / 255)) - np.float32(0.5)) / np.float32(0.5)
+
+
+def model_inputs(samples: list[Sample]) -> dict[str, torch.Tensor]:
+    """The reference's own inputs for a batch of samples, padded on the right."""
+    length = max(len(sample.tokens) for sample in samples)
+    ids = np.zeros((len(samples), length), np.int64)
+    mask = np.zeros((len(samples), length), np.int64)
+    images, videos = [], []
+    for row, sample in enumerate(samples):
+        tokens = sample.tokens.astype(np.int64)
+        marks = [np.full(v.num_tokens, VIDEO_ID if is_video(v) else IMAGE_ID) for v in sample.visuals]
+        if marks:
+            tokens[sample.is_vision] = np.concatenate(marks)
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
+        for visual in sample.visuals:
+            (videos if is_video(visual) else images).append(visual)
+    inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    for visuals, pixels, prefix in ((images, "pixel_values", "image"), (videos, "pixel_values_videos", "video")):
+        if visuals:
+            inputs[pixels] = torch.tensor(np.concatenate([normalise(v.patches) for v in visuals]))
+            inputs[f"{prefix}_grid_thw"] = torch.tensor([v.grid for v in visuals])
+            inputs[f"{prefix}_merge_sizes"] = torch.tensor([v.merge for v in visuals])
+    if videos:
+        inputs["video_compression_mask"] = torch.tensor(np.concatenate([v.keep for v in videos]))
+    return inputs
+
+
+def is_video(visual: Visual) -> bool:
+    return visual.grid[0] > 1
+
+
+@dataclasses.dataclass
+class Stages:
+    """What each stage gave: [patches, C] or [vision tokens, ...], pictures before videos; decoder [B, L, ...]."""
+
+    patch_embed: np.ndarray | None
+    tower: list[np.ndarray]
+    merged: np.ndarray | None
+    projected: np.ndarray | None
+    decoder: list[np.ndarray]
+    logits: np.ndarray
+
+
+def run_stages(model: VideoLlama3ForConditionalGeneration, samples: list[Sample]) -> Stages:
+    """Runs the reference and records every stage; the tower runs once for pictures and once for videos."""
+    records: dict[str, list[np.ndarray]] = {}
+
+    def record(name: str):
+        def hook(_module, _inputs, output):
+            tensor = output if isinstance(output, torch.Tensor) else output[0]
+            records.setdefault(name, []).append(tensor.detach().numpy())
+
+        return hook
+
+    vision, language = model.model.vision_model, model.model.language_model
+    named = [("patch_embed", vision.embeddings), ("merged", vision), ("projected", model.model.projector)]
+    named += [(f"tower{i}", layer) for i, layer in enumerate(vision.encoder.layers)]
+    named += [(f"decoder{i}", layer) for i, layer in enumerate(language.layers)]
+    handles = [module.register_forward_hook(record(name)) for name, module in named]
+    with torch.no_grad():
+        logits = model(**model_inputs(samples), use_cache=False).logits.numpy()
+    for handle in handles:
+        handle.remove()
+
+    def joined(name: str) -> np.ndarray | None:
+        return np.concatenate(records[name]) if name in records else None
+
+    seen = "tower0" in records
+    return Stages(
+        patch_embed=joined("patch_embed"),
+        tower=[joined(f"tower{i}") for i in range(len(vision.encoder.layers))] if seen else [],
+        merged=joined("merged"),
+        projected=joined("projected"),
+        decoder=[records[f"decoder{i}"][0] for i in range(len(language.layers))],
+        logits=logits,
+    )
