@@ -1,0 +1,1 @@
+"""VideoLLaMA3 for JAX and TPU."""

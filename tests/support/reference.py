@@ -7,11 +7,16 @@ scaled up and all biases and norms moved off their neutral values, so that a wro
 import dataclasses
 
 import numpy as np
-import torch
-from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration
+import pytest
+
+from support.torchvision_ops import declare_operators
 
 from vl3_jax.model import ModelConfig
 from vl3_jax.processing.packed_batch import Sample, Visual
+
+torch = pytest.importorskip("torch", reason="the reference is not installed: pip install -e '.[parity]'")
+declare_operators()
+from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration  # noqa: E402
 
 IMAGE_ID, VIDEO_ID = 500, 501
 # Over 1/sqrt(fan in): sharp attention, and a tower MLP whose share of the residual stream is not lost.

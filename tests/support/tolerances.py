@@ -1,4 +1,4 @@
-"""The tolerances of all tests, in one place. They are policy: a failing test is a bug to find, not a number to raise."""
+"""The tolerances of all tests, in one place. They are policy: a failing test is a bug, not a number to raise."""
 
 import numpy as np
 

@@ -1,0 +1,89 @@
+"""The frame pruner's numbers, in NumPy, in JAX and in the reference."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vl3_jax.processing.diff_pruning import keep_mask
+
+BLOCK = 4 * 588
+
+
+def normalised(pixels: np.ndarray) -> np.ndarray:
+    return (pixels.astype(np.float32) * np.float32(1 / 255) - np.float32(0.5)) / np.float32(0.5)
+
+
+@pytest.mark.parametrize(("changed", "kept"), [(117, False), (118, True)])
+def test_the_threshold_lies_between_117_and_118_grey_levels(changed, kept):
+    pixels = np.full((2, 2, BLOCK), 100, np.uint8)
+    pixels[1, 1, :changed] += 1
+    assert keep_mask(normalised(pixels))[1, 1] == kept
+
+
+def test_a_single_frame_is_kept_whole():
+    assert keep_mask(np.zeros((1, 6, BLOCK), np.float32)).all()
+
+
+def test_a_still_frame_keeps_its_first_blocks():
+    still = np.zeros((3, 6, BLOCK), np.float32)
+    np.testing.assert_array_equal(keep_mask(still).sum(1), [6, 1, 1])
+    np.testing.assert_array_equal(keep_mask(still, min_tokens=3)[1:].any(0), [True] * 3 + [False] * 3)
+    np.testing.assert_array_equal(keep_mask(still, min_tokens=0).sum(1), [6, 0, 0])
+
+
+def test_the_comparison_is_with_the_frame_before_not_the_last_one_kept():
+    """A drift of a twentieth of a grey level a frame is pruned throughout."""
+    drift = np.arange(50, dtype=np.float32)[:, None, None] * (0.09 / 255)
+    mask = keep_mask(np.broadcast_to(drift, (50, 4, BLOCK)))
+    assert mask[1:].sum() == 49
+
+
+def clips():
+    return st.tuples(st.integers(1, 5), st.integers(1, 7), st.floats(0, 1), st.integers(0, 2**31))
+
+
+def clip_of(frames, blocks, still, seed):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (frames, blocks, BLOCK), np.uint8)
+    for frame in range(1, frames):
+        pixels[frame] = np.where(rng.random((blocks, 1)) < still, pixels[frame - 1], pixels[frame])
+        near = rng.random(blocks) < 0.3  # differences around the threshold
+        pixels[frame, near] = pixels[frame - 1, near] ^ (rng.random((near.sum(), BLOCK)) < 0.05)
+    return normalised(pixels)
+
+
+@given(clip=clips(), threshold=st.sampled_from([0.0, 0.1, 1.0]), min_tokens=st.integers(0, 3))
+def test_numpy_and_jax_agree(clip, threshold, min_tokens):
+    blocks = clip_of(*clip)
+    on_device = jax.jit(keep_mask, static_argnums=(1, 2))(jnp.asarray(blocks), threshold, min_tokens)
+    np.testing.assert_array_equal(keep_mask(blocks, threshold, min_tokens), on_device)
+
+
+def test_bfloat16_pixels_are_compared_in_bfloat16():
+    blocks = clip_of(4, 6, 0.5, 0)
+    low = jnp.asarray(blocks.astype(ml_dtypes.bfloat16))
+    assert keep_mask(low).dtype == bool
+    assert np.mean(np.asarray(keep_mask(low)) != keep_mask(blocks)) < 0.2
+
+
+@given(clip=clips(), merge=st.sampled_from([1, 2]))
+def test_the_reference_keeps_the_same(clip, merge):
+    torch = pytest.importorskip("torch", reason="the reference is not installed: pip install -e '.[parity]'")
+    from support.torchvision_ops import declare_operators
+
+    declare_operators()
+    from transformers.models.video_llama_3.video_processing_video_llama_3 import VideoLlama3VideoProcessor
+
+    blocks = clip_of(*clip)
+    if merge == 1:
+        blocks = blocks.reshape(blocks.shape[0], -1, 588)
+    frames, count = blocks.shape[:2]
+    grid = torch.tensor([[frames, merge * count, merge]])
+    expected = VideoLlama3VideoProcessor._get_compression_mask(
+        None, torch.tensor(blocks.reshape(-1, 588)), grid, torch.tensor([merge])
+    )
+    np.testing.assert_array_equal(keep_mask(blocks).reshape(-1), expected.numpy())

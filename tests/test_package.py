@@ -1,0 +1,56 @@
+"""What holds for the package as a whole: imports, the command, the first command of the README."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vl3_jax.cli.main import COMMANDS, main
+
+# Modules that importing the library must not pull in.
+HEAVY = ("torch", "transformers", "tensorflow")
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_import_touches_no_device_and_no_other_framework():
+    check = f"""
+import sys, vl3_jax, vl3_jax.model, vl3_jax.checkpoint, vl3_jax.processing, vl3_jax.inference.engine
+from jax._src import xla_bridge
+assert not xla_bridge._backends, "a device was touched"
+assert not set({HEAVY}) & set(sys.modules), set({HEAVY}) & set(sys.modules)
+"""
+    run_python(check)
+
+
+def test_help_is_instant_and_lists_every_command(capsys):
+    assert run_python("import sys, vl3_jax.cli.main; print('jax' in sys.modules)").strip() == "False"
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("argv", [[], ["sing"], ["demo", "--nonsense"]])
+def test_a_wrong_command_line_exits_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_bad_input_is_one_line_and_exit_code_2(capsys):
+    assert main(["demo", "--max-new-tokens", "0"]) == 2
+    error = capsys.readouterr().err
+    assert error == "vl3 demo: max new tokens is 0: ask for at least 1\n"
+
+
+def test_demo_prunes_answers_and_says_that_its_weights_are_random(capsys):
+    assert main(["demo", "--max-new-tokens", "9"]) == 0
+    text = capsys.readouterr().out
+    assert "9 generated" in text
+    assert "288 vision tokens" in text
+    assert "weights are random" in text

@@ -1,0 +1,1 @@
+"""Checkpoints: Hugging Face tensors, Orbax trees, and the name map between them."""
