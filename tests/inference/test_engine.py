@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from support.forward import TEXT_KEYS, VISION_KEYS
 from support.samples import random_sample, random_visual, shape_for
 from support.tolerances import REORDERED, relative_error
 from support.weights import random_params
-
 from vl3_jax.errors import InputError
 from vl3_jax.inference.engine import Engine, Timings
 from vl3_jax.inference.sampling import Knobs, Sampling, choose

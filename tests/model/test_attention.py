@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tolerances import ATTENTION
 
+from support.tolerances import ATTENTION
 from vl3_jax.model import attention as attention_module
 from vl3_jax.model import blockwise
 from vl3_jax.model.attention import attention, dense_attention

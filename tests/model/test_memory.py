@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from support.samples import random_visual, shape_for
 from support.weights import random_params
-
 from vl3_jax.model import VideoLLaMA3, abstract_params, encode, preset
 from vl3_jax.processing.packed_batch import Sample, pack
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from support.forward import TEXT_KEYS, VISION_KEYS, forward
 from support.samples import random_sample, random_visual, shape_for
 from support.tolerances import GRADIENT, REORDERED, relative_error
 from support.weights import random_params
-
 from vl3_jax.model import VideoLLaMA3, decode, encode, preset, unembed
 from vl3_jax.processing.packed_batch import pack
 

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+
 from support.forward import TEXT_KEYS, VISION_KEYS
 from support.samples import random_sample, random_visual, shape_for
 from support.tolerances import GRADIENT, REORDERED, relative_error
 from support.weights import random_params
-
 from vl3_jax.errors import InputError
 from vl3_jax.model import KVCache, VideoLLaMA3, abstract_params, decode, encode, param_axes, preset, unembed
 from vl3_jax.parallel.mesh import make_mesh

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from support.torchvision_ops import declare_operators
-
 from vl3_jax.model import ModelConfig
 from vl3_jax.processing.packed_batch import Sample, Visual
 
