@@ -13,6 +13,7 @@ from support.samples import random_sample, random_visual, shape_for
 from support.tolerances import GRADIENT, REORDERED, relative_error
 from support.weights import random_params
 from vl3_jax.model import VideoLLaMA3, decode, encode, preset, unembed
+from vl3_jax.model.remat import POLICIES
 from vl3_jax.processing.packed_batch import pack
 
 MODEL = VideoLLaMA3(preset("tiny"))
@@ -109,3 +110,13 @@ def test_a_vision_token_may_stand_in_several_places(samples):
     assert shared["vision_slot"].max() == 5
     expected = forward(MODEL, PARAMS, batch)
     assert relative_error(forward(MODEL, PARAMS, shared), expected) <= REORDERED
+
+
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "none"])
+def test_rematerialisation_changes_no_gradient(samples, policy):
+    batch = pack([samples], shape_for([samples]))
+    model = VideoLLaMA3(MODEL.config, vision_remat=policy, text_remat=policy)
+    loss, gradients = loss_and_gradients(model, PARAMS, batch)
+    expected_loss, expected = loss_and_gradients(MODEL, PARAMS, batch)
+    assert abs(loss - expected_loss) <= REORDERED * expected_loss
+    assert max(jax.tree.leaves(jax.tree.map(relative_error, gradients, expected))) <= GRADIENT
