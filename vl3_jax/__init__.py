@@ -1,1 +1,25 @@
-"""VideoLLaMA3 for JAX and TPU."""
+"""VideoLLaMA3 for JAX and TPU.
+
+    import vl3_jax as vl3
+    model = vl3.load("checkpoint")
+    print(model.chat("What is the cat doing?", videos=["cat.mp4"]))
+
+Importing the package touches no device; what needs jax is imported when it is first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from vl3_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from vl3_jax.inference.assistant import Answer, Assistant, load
+
+__all__ = ["Answer", "Assistant", "InputError", "load"]
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        from vl3_jax.inference import assistant
+
+        return getattr(assistant, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,1 +1,42 @@
-"""Checkpoints: Hugging Face tensors, Orbax trees, and the name map between them."""
+"""Checkpoints: Orbax trees and Hugging Face files of every layout, in and out, streamed.
+
+Importing this package runs no device code and needs neither torch nor transformers.
+"""
+
+from vl3_jax.checkpoint.export import write_hf
+from vl3_jax.checkpoint.hf_config import parse_config
+from vl3_jax.checkpoint.hf_source import open_hf
+from vl3_jax.checkpoint.load import Checkpoint, load, load_source, open_source
+from vl3_jax.checkpoint.names import LAYOUTS, TABLE, LeafSpec, NameMap, TensorSpec, name_map
+from vl3_jax.checkpoint.orbax_tree import OrbaxSource, find_tree
+from vl3_jax.checkpoint.orbax_write import write_model_info, write_orbax
+from vl3_jax.checkpoint.report import describe
+from vl3_jax.checkpoint.sources import Source, TensorSource
+from vl3_jax.checkpoint.start import StartSource
+from vl3_jax.checkpoint.verify import Comparison, compare
+
+__all__ = [
+    "LAYOUTS",
+    "TABLE",
+    "Checkpoint",
+    "Comparison",
+    "LeafSpec",
+    "NameMap",
+    "OrbaxSource",
+    "Source",
+    "StartSource",
+    "TensorSource",
+    "TensorSpec",
+    "compare",
+    "describe",
+    "find_tree",
+    "load",
+    "load_source",
+    "name_map",
+    "open_hf",
+    "open_source",
+    "parse_config",
+    "write_hf",
+    "write_model_info",
+    "write_orbax",
+]

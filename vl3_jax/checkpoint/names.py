@@ -132,6 +132,18 @@ class TensorSpec:
         left, right = self.axes.split(" -> ")
         return _rearrange(leaf_slice, right, left, dict(self.sizes))
 
+    def row_axis(self) -> int | None:
+        """Axis of the leaf's slice that is the tensor's first axis, or None where that axis is split or merged."""
+        left, right = (_groups(side) for side in self.axes.split(" -> "))
+        return right.index(left[0]) if len(left[0]) == 1 and left[0] in right else None
+
+    def rows(self, start: int, stop: int) -> "TensorSpec":
+        """The spec of the rows `start:stop` alone (see `row_axis`)."""
+        left, right = self.axes.split(" -> ")
+        sizes = dict(self.sizes) | {_groups(left)[0]: stop - start}
+        shapes = {"shape": _shape(left, sizes), "slice_shape": _shape(right, sizes)}
+        return dataclasses.replace(self, sizes=tuple(sizes.items()), **shapes)
+
 
 @dataclasses.dataclass(frozen=True)
 class LeafSpec:

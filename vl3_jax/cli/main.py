@@ -14,6 +14,9 @@ from vl3_jax.errors import InputError
 # Name on the command line, its line in `vl3 --help`. The module is `vl3_jax.cli.<name>`.
 COMMANDS = {
     "demo": "the newcomer's first command: a whole question-and-answer run on this machine",
+    "ask": "answer one question about pictures and videos",
+    "chat": "a conversation about pictures and videos, in the terminal",
+    "convert": "checkpoints: Hugging Face to Orbax and back, stage-1 starts, tables, comparisons",
 }
 
 EXIT_FAILURE, EXIT_BAD_INPUT = 1, 2

@@ -1,1 +1,1 @@
-"""Pixels, frames and chat text to arrays. Nothing here knows Flax or touches a device."""
+"""Pixels, frames and chat text to arrays: pictures, videos and conversations become samples of a packed batch."""

@@ -1,0 +1,56 @@
+"""Where the test media lie, and videos made on the spot."""
+
+import json
+import os
+import pathlib
+from fractions import Fraction
+
+import av
+import numpy as np
+
+DATA = pathlib.Path(__file__).parent.parent / "data"
+MEDIA = DATA / "media"
+TOKENIZER = DATA / "tokenizer"
+EXPECTED = json.loads((MEDIA / "expected_sampling.json").read_text())
+
+
+def media_file(name: str) -> pathlib.Path | None:
+    """A file of tests/data/media, or of the larger set that VL3_MEDIA points to."""
+    for folder in (MEDIA, pathlib.Path(os.environ.get("VL3_MEDIA", MEDIA))):
+        if (folder / name).exists():
+            return folder / name
+    return None
+
+
+def all_media() -> list[pathlib.Path]:
+    return sorted(path for path in MEDIA.glob("*/*") if path.is_file())
+
+
+def numbered_frame(number: int, height: int, width: int) -> np.ndarray:
+    """A flat picture whose brightness tells its number."""
+    return np.full((height, width, 3), 8 + number % 60 * 4, np.uint8)
+
+
+def write_video(path, times_ms, height=64, width=96, codec="mpeg4", gop=12, **options) -> None:
+    """A video of numbered frames at these times."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={key: str(value) for key, value in options.items()})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        for number, time in enumerate(times_ms):
+            frame = av.VideoFrame.from_ndarray(numbered_frame(number, height, width))
+            frame.pts, frame.time_base = time, stream.codec_context.time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def write_sound(path) -> None:
+    """A file with sound only."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16_000)
+        for _ in range(20):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.rate = 16_000
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())

@@ -1,0 +1,126 @@
+"""Which frames are chosen: the rules against their statement, and golden choices."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vl3_jax.processing import sampling
+
+MS = Fraction(1, 1000)
+
+
+def ticks(frames, rate, fps=1, max_frames=180):
+    unit = 1 / Fraction(rate)
+    return sampling.by_ticks(range(frames), frames, unit, Fraction(fps), 0.0).capped(max_frames)
+
+
+@pytest.mark.parametrize(
+    ("frames", "rate", "indices", "labels"),
+    [
+        (300, 30, [29, 59, 89], [0.0, 1.0, 2.0]),
+        (315, 30, [29, 59, 89, 119], [0.0, 1.0, 2.0, 3.0]),
+        (75, 25, [24, 49, 74], [0.0, 1.0, 2.0]),
+        (60, 30, [29, 59], [0.0, 1.0]),
+        (9000, 30, [29, 59, 119, 179], [0.0, 1.0, 3.0, 5.0]),
+    ],
+)
+def test_official_choices(frames, rate, indices, labels):
+    chosen = ticks(frames, rate)
+    assert chosen.indices[: len(indices)] == indices
+    assert chosen.timestamps[: len(labels)] == labels
+    assert len(chosen.indices) == min(frames // rate, 180)
+
+
+@pytest.mark.parametrize(
+    ("frames", "rate", "indices", "labels", "count"),
+    [
+        (300, 30, [0, 30, 60], ["0.0", "1.0", "2.0"], 10),
+        (315, 30, [0, 31, 63, 94], ["0.0", "1.0", "2.1", "3.1"], 10),
+        (75, 25, [0, 18, 37, 56], ["0.0", "0.7", "1.5", "2.2"], 4),
+        (60, 30, [0, 15, 30, 45], ["0.0", "0.5", "1.0", "1.5"], 4),
+        (9000, 30, [0, 50, 100], ["0.0", "1.7", "3.3"], 180),
+    ],
+)
+def test_native_choices(frames, rate, indices, labels, count):
+    chosen = sampling.native(frames, rate, fps=1, max_frames=180)
+    assert len(chosen.indices) == count
+    assert chosen.indices[: len(indices)] == indices
+    assert [f"{time:.1f}" for time in chosen.timestamps[: len(labels)]] == labels
+
+
+@settings(deadline=None)  # the first import takes seconds
+@given(total=st.integers(1, 4000), rate=st.sampled_from([5, 23.976, 25, 29.97]), fps=st.sampled_from([0.5, 1, 2]))
+def test_native_indices_are_those_of_torch(total, rate, fps):
+    torch = pytest.importorskip("torch")
+    count = math.floor(min(max(total / rate * fps, 4), 180, total))
+    expected = torch.arange(0, total, total / count).int().tolist()
+    assert sampling.native(total, rate, fps, 180).indices == expected
+
+
+@st.composite
+def timelines(draw):
+    """Frame times in milliseconds, from 0 on, strictly ascending, and the length of the last frame."""
+    gaps = draw(st.lists(st.integers(1, 2500), max_size=60))
+    return np.cumsum([0, *gaps]).tolist(), draw(st.integers(0, 1500))
+
+
+@given(timeline=timelines(), fps=st.sampled_from(["1", "2", "0.5", "3.7", "29.97"]))
+def test_each_tick_shows_the_last_frame_begun_in_or_before_it(timeline, fps):
+    times, last = timeline
+    fps, end = Fraction(fps), times[-1] + last
+    chosen = sampling.by_ticks(times, end, MS, fps, 0.0)
+    assert len(chosen.indices) == math.floor(end * MS * fps)
+    for tick, index in enumerate(chosen.indices):
+        assert index == max(i for i, time in enumerate(times) if math.floor(time * MS * fps) <= tick)
+    np.testing.assert_allclose(chosen.timestamps, np.arange(len(chosen.indices)) / float(fps), atol=1e-9)
+
+
+@pytest.mark.parametrize("rate", ["24", "25", "30", "30000/1001", "24000/1001", "60000/1001"])
+@pytest.mark.parametrize("fps", [1, 2])
+def test_the_rule_is_that_of_the_filter(rate, fps):
+    """Frame numbers travel through FFmpeg's own filter as brightness."""
+    import av
+
+    rate = Fraction(rate)
+    frames = math.floor(3.3 * rate)
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=16, height=16, format=av.VideoFormat("gray"), time_base=1 / rate)
+    graph.link_nodes(source, graph.add("fps", f"fps={fps}:round=down"), graph.add("buffersink")).configure()
+    for number in range(frames):
+        frame = av.VideoFrame.from_ndarray(np.full((16, 16), number, np.uint8), format="gray")
+        frame.pts, frame.time_base, frame.duration = number, 1 / rate, 1
+        graph.push(frame)
+    graph.push(None)
+    picked = []
+    while True:
+        try:
+            picked.append(int(graph.pull().to_ndarray()[0, 0]))
+        except (av.BlockingIOError, av.EOFError):
+            break
+    assert ticks(frames, rate, fps).indices == picked
+
+
+def test_ticks_before_the_first_frame_show_its_tick():
+    assert sampling.by_ticks([1600, 1700, 2500], 4000, MS, Fraction(1), 1.6).indices == [1, 1, 2, 2]
+
+
+@given(count=st.integers(0, 3000), cap=st.integers(1, 400))
+def test_a_cap_keeps_the_ends_and_the_order(count, cap):
+    kept = sampling.cap_indices(count, cap)
+    assert len(kept) == min(count, cap)
+    assert kept == sorted(set(kept))
+    if count and cap > 1:
+        assert (kept[0], kept[-1]) == (0, count - 1)
+
+
+def test_index_based_choices():
+    assert sampling.by_index(10, 3.0, 1, 180).indices == [1, 4, 7]  # a folder of ten pictures
+    assert sampling.by_index(38, 25.0, 1, 180) == sampling.Selection([12, 37], [0.48, 1.48])  # a GIF
+    assert sampling.by_index(2, 3.0, 1, 180).indices == [1]
+    assert sampling.by_index(1000, 3.0, 1, 4).indices == [0, 333, 666, 999]  # longer than the cap in seconds
+    assert sampling.by_index(190, 25.0, 1, 180, 2.0, 2.9).indices == [60]  # frames 49 to 71, one step
+    assert sampling.by_index(190, 25.0, 1, 180, 0.0, 0.02).indices == []

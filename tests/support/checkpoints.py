@@ -1,0 +1,35 @@
+"""A complete tiny checkpoint in the transformers layout: random weights, the real tokenizer, processor files."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+from vl3_jax.model import ModelConfig, preset
+
+DATA = pathlib.Path(__file__).parents[1] / "data"
+SPECIAL = {"image_token_id": 151_655, "video_token_id": 151_656}
+
+
+def config_with_real_vocabulary(name: str = "tiny") -> ModelConfig:
+    """A small model over Qwen2.5's own vocabulary."""
+    config = preset(name)
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=151_936))
+
+
+def write_reference_checkpoint(folder: pathlib.Path, reference, **generation) -> pathlib.Path:
+    """Saves a reference model with tokenizer, processor and generation files, as a released one has them."""
+    reference.config.image_token_id, reference.config.video_token_id = SPECIAL.values()
+    reference.save_pretrained(folder)
+    shutil.copyfile(DATA / "tokenizer" / "tokenizer.json", folder / "tokenizer.json")
+    picture = {"min_pixels": 3136, "max_pixels": 3_211_264, "merge_size": 1, "patch_size": 14}
+    video = {"min_pixels": 12_544, "max_pixels": 12_845_056, "merge_size": 2, "max_frames": 180}
+    look = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    generation = {"eos_token_id": [151_645, 151_643], **generation}
+    for name, content in (
+        ("preprocessor_config.json", picture | look),
+        ("video_preprocessor_config.json", video | look),
+        ("generation_config.json", generation),
+    ):
+        (folder / name).write_text(json.dumps(content))
+    return folder

@@ -1,0 +1,225 @@
+"""Writing a checkpoint as a Hugging Face folder: safetensors in the official or the native layout, streamed."""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from vl3_jax.checkpoint.assets import export_files
+from vl3_jax.checkpoint.jobs import Job, writing
+from vl3_jax.checkpoint.names import TensorSpec, name_map
+from vl3_jax.checkpoint.orbax_write import WORKERS, report_casts, warn_nan
+from vl3_jax.checkpoint.progress import note, progress_bar
+from vl3_jax.checkpoint.sources import Source, contains_nan
+from vl3_jax.checkpoint.tensors import SAFETENSORS_DTYPES
+from vl3_jax.checkpoint.transpose import copy_view, scratch
+from vl3_jax.errors import InputError
+
+SHARD_BYTES = 5 * 10**9
+_PIECE_BYTES = 64 * 2**20  # tensors larger than this pass through memory in rows
+_DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One safetensors file: its tensors in order, where each begins, and the bytes before the first."""
+
+    name: str
+    tensors: tuple[TensorSpec, ...]
+    offsets: tuple[int, ...]
+    header: bytes
+    size: int
+
+
+def write_hf(
+    source: Source,
+    target: str | os.PathLike,
+    layout: str,
+    dtype: np.dtype | None = None,
+    quiet: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes `source` as a Hugging Face folder, resuming an interrupted run of the same job.
+
+    Args:
+      source: a complete model of any kind.
+      target: a local folder that does not exist yet.
+      layout: "official" (remote code) or "native" (transformers).
+      dtype: type to store; each tensor keeps its own by default.
+      quiet: no progress bar.
+      shard_bytes: most bytes of tensors in one file; a tensor larger than that has a file of its own.
+
+    Raises:
+      InputError: `target` is taken, its disk too small, or `source` not a whole model.
+    """
+    if not source.complete:
+        raise InputError(
+            f"{source.location}: only {', '.join(source.parts)} in it, and an export needs a whole model; "
+            "join it with `vl3 convert init`"
+        )
+    names = name_map(layout, source.config)
+    dtypes = {path: np.dtype(dtype or source.dtypes[path]) for path in source.leaves}
+    shards = plan_shards(list(names.tensors.values()), dtypes, shard_bytes)
+    with Job(target, source.fingerprint(to=layout, dtype=str(dtype), shard=shard_bytes)) as job:
+        if job.finished:
+            note(f"{job.target} is complete already")
+            return
+        report_casts(source, dtypes)
+        for shard in shards:
+            _allocate(job, shard)
+        with writing(job.target):
+            _write_shards(source, job, shards, dtypes, quiet)
+            _finish(source, job, shards, layout, dtypes)
+        job.commit()
+
+
+def plan_shards(tensors: Sequence[TensorSpec], dtypes: dict[str, np.dtype], shard_bytes: int) -> list[Shard]:
+    """Deals the tensors out to files in order, a new one whenever the next tensor would pass `shard_bytes`."""
+    groups: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in tensors:
+        nbytes = spec.size * dtypes[spec.leaf].itemsize
+        if groups[-1] and filled + nbytes > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(spec)
+        filled += nbytes
+    shards = []
+    for number, group in enumerate(groups, start=1):
+        name = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        shards.append(_plan_shard(name, group, dtypes))
+    return shards
+
+
+def _plan_shard(name: str, tensors: Sequence[TensorSpec], dtypes: dict[str, np.dtype]) -> Shard:
+    entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    begins, end = [], 0
+    # Wide types first: every tensor then lies aligned to its items, as readers that map the file want it.
+    tensors = sorted(tensors, key=lambda spec: -dtypes[spec.leaf].itemsize)
+    for spec in tensors:
+        dtype = dtypes[spec.leaf]
+        begins.append(end)
+        end += spec.size * dtype.itemsize
+        entries[spec.name] = {
+            "dtype": _DTYPE_NAMES[dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [begins[-1], end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    return Shard(name, tuple(tensors), tuple(len(header) + begin for begin in begins), header, len(header) + end)
+
+
+def _partial(job: Job, shard: Shard):
+    return job.folder / f"{shard.name}.partial"
+
+
+def _allocate(job: Job, shard: Shard) -> None:
+    """Makes the file in its full size, so that a full disk shows now; a file of an earlier run is kept."""
+    path = _partial(job, shard)
+    finished = job.folder / shard.name  # a kill between two renames of `_finish`
+    if finished.is_file():
+        finished.rename(path)
+    if path.is_file() and path.stat().st_size == shard.size:
+        return
+    for spec in shard.tensors:
+        job.forget((spec.name,))
+    path.unlink(missing_ok=True)
+    job.check_space(shard.size)
+    with writing(job.target), open(path, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, shard.size)
+        except OSError as error:
+            path.unlink()
+            raise error
+        file.write(shard.header)
+
+
+def _write_shards(source: Source, job: Job, shards: Sequence[Shard], dtypes, quiet: bool) -> None:
+    pieces = [(shard, spec, at) for shard in shards for spec, at in zip(shard.tensors, shard.offsets, strict=True)]
+    sizes = {spec.name: spec.size * dtypes[spec.leaf].itemsize for _, spec, _ in pieces}
+    left = [piece for piece in pieces if (piece[1].name,) not in job.done]
+    files = {shard.name: os.open(_partial(job, shard), os.O_WRONLY) for shard in shards}
+    stop, nan_names = threading.Event(), set()
+
+    def write(shard: Shard, spec: TensorSpec, offset: int) -> None:
+        if stop.is_set():
+            return
+        try:
+            if _copy(source, spec, dtypes[spec.leaf], files[shard.name], offset):
+                nan_names.add(spec.name)
+            job.mark((spec.name,))
+            bar.update(sizes[spec.name])
+        except BaseException:
+            stop.set()
+            raise
+
+    done = sum(sizes.values()) - sum(sizes[spec.name] for _, spec, _ in left)
+    try:
+        with (
+            progress_bar(sum(sizes.values()), "export", done, quiet) as bar,
+            concurrent.futures.ThreadPoolExecutor(WORKERS) as pool,
+        ):
+            futures = [pool.submit(write, *piece) for piece in left]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                stop.set()
+    finally:
+        for file in files.values():
+            os.close(file)
+    warn_nan(source.location, nan_names)
+
+
+def _copy(source: Source, spec: TensorSpec, dtype: np.dtype, file: int, offset: int) -> bool:
+    """One tensor from its leaf into the file, in rows where it is large; whether it holds NaN."""
+    axis, found = spec.row_axis(), False
+    rows, row_bytes = spec.shape[0], spec.size // spec.shape[0] * dtype.itemsize
+    step = rows
+    if axis is not None and spec.size * dtype.itemsize > _PIECE_BYTES:
+        # Whole chunks only: each is read once.
+        store = source.slice(spec.leaf, spec.layer)
+        chunk = (store.chunk_layout.read_chunk.shape or store.shape)[axis] or rows
+        step = min(rows, max(chunk, _PIECE_BYTES // row_bytes // chunk * chunk))
+    for start in range(0, rows, step):
+        part = spec if step == rows else spec.rows(start, min(start + step, rows))
+        region = [slice(0, size) for size in part.slice_shape]
+        if axis is not None:
+            region[axis] = slice(start, start + part.shape[0])
+        leaf_slice = scratch("leaf", part.slice_shape, dtype)
+        source.read(spec.leaf, spec.layer, tuple(region), leaf_slice)
+        found |= contains_nan(leaf_slice)
+        view = part.to_tensor(leaf_slice)
+        if not view.flags.c_contiguous:
+            buffer = scratch("tensor", part.shape, dtype)
+            copy_view(buffer, view)
+            view = buffer
+        _pwrite(file, view, offset + start * row_bytes)
+    return found
+
+
+def _pwrite(file: int, array: np.ndarray, offset: int) -> None:
+    view = memoryview(array.reshape(-1).view(np.uint8))
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _finish(source: Source, job: Job, shards: Sequence[Shard], layout: str, dtypes: dict[str, np.dtype]) -> None:
+    main = dtypes["llm/embed/embedding"].name
+    for name, content in export_files(source.files, source.files_kind, source.config, layout, main).items():
+        (job.folder / name).write_bytes(content)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(shard.size - len(shard.header) for shard in shards)},
+            "weight_map": {spec.name: shard.name for shard in shards for spec in shard.tensors},
+        }
+        (job.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for shard in shards:
+        _partial(job, shard).rename(job.folder / shard.name)

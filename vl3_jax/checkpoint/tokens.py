@@ -1,0 +1,83 @@
+"""Ids of special tokens in a folder of tokenizer files, and adding the ones that the official layout needs."""
+
+import json
+import pathlib
+from typing import Any
+
+from vl3_jax.checkpoint.hf_config import read_json
+
+OFFICIAL_IMAGE = "<image>"
+OFFICIAL_TOKENS = (OFFICIAL_IMAGE, "<|stream_start|>", "<|stream_end|>")
+NATIVE_IMAGE, NATIVE_VIDEO = "<|image_pad|>", "<|video_pad|>"
+
+
+def known_tokens(files: pathlib.Path) -> dict[str, int]:
+    """Added tokens by their text, from whichever tokenizer files are in `files`; empty without any."""
+    found: dict[str, int] = {}
+    for name in ("added_tokens.json", "tokenizer_config.json", "tokenizer.json"):
+        if not (files / name).is_file():
+            continue
+        content = read_json(files / name)
+        if name == "added_tokens.json":
+            found |= content
+        elif name == "tokenizer_config.json":
+            decoder = content.get("added_tokens_decoder") or {}
+            found |= {token["content"]: int(number) for number, token in decoder.items()}
+        else:
+            found |= {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+    return found
+
+
+def next_free_id(files: pathlib.Path) -> int | None:
+    """The id after the last one in use; None where no vocabulary is in `files`."""
+    used = list(known_tokens(files).values())
+    if (files / "tokenizer.json").is_file():
+        vocabulary = read_json(files / "tokenizer.json").get("model", {}).get("vocab") or {}
+        used += list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    elif (files / "vocab.json").is_file():
+        used += read_json(files / "vocab.json").values()
+    else:
+        return None
+    return max(used, default=-1) + 1
+
+
+def with_official_tokens(files: pathlib.Path) -> tuple[dict[str, int], dict[str, bytes]]:
+    """Ids of the official special tokens, and the tokenizer files that change to have them.
+
+    Tokens that are there keep their ids; missing ones take the next free ids in the trainer's order. Without
+    tokenizer files both results are empty.
+    """
+    known = known_tokens(files)
+    start = next_free_id(files)
+    if start is None:
+        return {name: known[name] for name in OFFICIAL_TOKENS if name in known}, {}
+    missing = [name for name in OFFICIAL_TOKENS if name not in known]
+    new = {name: start + offset for offset, name in enumerate(missing)}
+    ids = {name: known.get(name, new.get(name)) for name in OFFICIAL_TOKENS}
+    changed = {}
+    for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
+        if new and (files / name).is_file():
+            content = read_json(files / name)
+            _add(name, content, new)
+            changed[name] = dump(content)
+    return ids, changed
+
+
+def _add(file: str, content: dict[str, Any], new: dict[str, int]) -> None:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    if file == "tokenizer.json":
+        content.setdefault("added_tokens", []).extend({"id": i, "content": name, **flags} for name, i in new.items())
+    elif file == "tokenizer_config.json":
+        decoder = content.setdefault("added_tokens_decoder", {})
+        decoder |= {str(i): {"content": name, **flags} for name, i in new.items()}
+    elif file == "added_tokens.json":
+        content |= new
+    if file in ("tokenizer_config.json", "special_tokens_map.json") and isinstance(
+        content.get("additional_special_tokens"), list
+    ):
+        content["additional_special_tokens"].extend(new)
+
+
+def dump(content: Any) -> bytes:
+    """JSON as Hugging Face lays it out."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

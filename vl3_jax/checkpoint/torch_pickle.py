@@ -1,0 +1,154 @@
+"""PyTorch `.bin` files: tensors out of the zip archive that `torch.save` writes, and nothing else.
+
+A pickle is a program. This reader knows the handful of names that a state dict of tensors needs and refuses a
+file that asks for any other, before running it; tensors are views of the mapped archive.
+"""
+
+import collections
+import dataclasses
+import os
+import pathlib
+import pickle
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+from vl3_jax.checkpoint.tensors import MappedFile, TensorFiles, TensorInfo
+from vl3_jax.errors import InputError
+
+_STORAGES = {
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "HalfStorage": np.float16,
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    key: str
+    dtype: np.dtype
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def _rebuild_tensor(storage, offset, shape, strides, *_unused):
+    return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+
+
+def _rebuild_parameter(tensor, *_unused):
+    return tensor
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    def __init__(self, file, path: pathlib.Path):
+        super().__init__(file)
+        self._path = path
+
+    def find_class(self, module: str, name: str):
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild_tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _rebuild_parameter
+        if module == "torch" and name in _STORAGES:
+            return np.dtype(_STORAGES[name])
+        raise InputError(
+            f"{self._path}: refused: its pickle would run {module}.{name}, and vl3 reads tensors only; "
+            "ask for safetensors or save a plain state dict"
+        )
+
+    def persistent_load(self, pid):
+        kind, dtype, key, _location, size = pid
+        if kind != "storage" or not isinstance(dtype, np.dtype):
+            raise InputError(f"{self._path}: refused: unknown object {kind!r} in its pickle; ask for safetensors")
+        return _Storage(str(key), dtype, int(size))
+
+
+class TorchFile(TensorFiles):
+    """One `.bin` file in the zip format (torch 1.6 and newer)."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        self.paths = (str(path),)
+        self._file = MappedFile(self.path)
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                entries = {entry.filename.split("/", 1)[-1]: entry for entry in archive.infolist()}
+                if "data.pkl" not in entries:
+                    raise InputError(f"{path}: not a torch file: no data.pkl inside; ask for safetensors")
+                if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
+                    raise InputError(f"{path}: written on a big-endian machine; ask for safetensors")
+                with archive.open(entries["data.pkl"]) as stream:
+                    state = _TensorUnpickler(stream, self.path).load()
+        except zipfile.BadZipFile:
+            raise InputError(
+                f"{path}: truncated, or in the format of torch before 1.6; download it again or ask for safetensors"
+            ) from None
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{path}: its pickle is damaged or not a state dict ({error}); ask for safetensors"
+            ) from None
+        self._tensors = self._state_dict(state)
+        self._offsets = self._storage_offsets(entries)
+        self.infos = {
+            name: TensorInfo(tensor.shape, tensor.storage.dtype, str(path)) for name, tensor in self._tensors.items()
+        }
+        for name, tensor in self._tensors.items():
+            self._check_bounds(name, tensor)
+
+    def _state_dict(self, state) -> dict[str, _Tensor]:
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
+        if not isinstance(state, dict) or not all(isinstance(value, _Tensor) for value in state.values()):
+            raise InputError(f"{self.path}: not a plain state dict of tensors; save model.state_dict() alone")
+        return dict(state)
+
+    def _storage_offsets(self, entries: dict[str, zipfile.ZipInfo]) -> dict[str, tuple[int, int]]:
+        """Key of each storage -> (offset, bytes) of its raw data in the archive."""
+        offsets = {}
+        with open(self.path, "rb") as file:
+            for name, entry in entries.items():
+                if not name.startswith("data/"):
+                    continue
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    raise InputError(f"{self.path}: its tensors are compressed, torch never does that; save it again")
+                file.seek(entry.header_offset)
+                local = file.read(30)  # fixed part of a zip local header; two lengths at 26 and 28
+                lengths = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+                offsets[name[len("data/") :]] = (entry.header_offset + 30 + lengths, entry.file_size)
+        return offsets
+
+    def _check_bounds(self, name: str, tensor: _Tensor) -> None:
+        if tensor.storage.key not in self._offsets:
+            raise InputError(f"{self.path}: the data of {name} is not in the file; download it again")
+        reach = tensor.offset + 1 + sum(s * (n - 1) for s, n in zip(tensor.strides, tensor.shape, strict=True))
+        room = self._offsets[tensor.storage.key][1] // tensor.storage.dtype.itemsize
+        bad = tensor.offset < 0 or min(tensor.strides, default=0) < 0 or min(tensor.shape, default=1) < 0
+        if bad or (0 not in tensor.shape and reach > room):
+            raise InputError(f"{self.path}: {name} reaches past its data; download the file again")
+
+    def array(self, name: str) -> np.ndarray:
+        tensor = self._tensors[name]
+        start, nbytes = self._offsets[tensor.storage.key]
+        dtype = tensor.storage.dtype
+        flat = np.frombuffer(self._file.view(start, nbytes - nbytes % dtype.itemsize), dtype)
+        strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
+        return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)

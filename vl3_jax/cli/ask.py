@@ -1,0 +1,108 @@
+"""`vl3 ask`: one question about pictures and videos."""
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import Any
+
+from vl3_jax.cli import generation_flags
+from vl3_jax.errors import InputError
+
+EPILOG = """examples:
+  vl3 ask --model DIR --video cat.mp4 "What does the cat do?"
+  vl3 ask --model DIR --image a.jpg --image b.jpg "What differs?"
+  vl3 ask --model DIR --video talk.mp4 --start 60 --end 90 --fps 2 --json "When does she point at the screen?"
+  vl3 ask --model DIR --conversation messages.json
+
+Media stand before the question, in the order of the flags. A conversation file holds a list of messages:
+  [{"role": "user", "content": [{"type": "video", "video": "a.mp4", "fps": 1}, {"type": "text", "text": "..."}]}]
+
+exit codes: 0 answered, 2 bad input (one line on stderr says which), 1 a failure of ours"""
+
+
+class _Medium(argparse.Action):
+    """Collects --image and --video in one list, so that their order is kept."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        media = getattr(namespace, "media", None) or []
+        namespace.media = [*media, (option_string.lstrip("-"), values)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    parser.epilog = EPILOG
+    generation_flags.add_model(parser)
+    asked = parser.add_argument_group("question")
+    asked.add_argument("question", nargs="?", default="", help="what to ask")
+    asked.add_argument("--image", action=_Medium, metavar="F", help="a picture; may be given several times")
+    asked.add_argument("--video", action=_Medium, metavar="F", help="a video or a folder of frames; several times too")
+    asked.add_argument("--system", metavar="TEXT", help="a system prompt")
+    asked.add_argument("--conversation", metavar="FILE", help="a JSON list of messages instead of question and media")
+    generation_flags.add_media(parser)
+    generation_flags.add_decoding(parser)
+    shown = parser.add_argument_group("output")
+    shown.add_argument("--json", action="store_true", help="print one JSON object with ids, frames and times")
+    shown.add_argument("--logprobs", type=int, metavar="K", help="with --json: the K best tokens at each position")
+    parser.set_defaults(media=None)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Answers and prints."""
+    messages = _messages(arguments)
+    settings = generation_flags.settings(arguments)
+    if arguments.logprobs:
+        settings["logprobs"] = arguments.logprobs
+    assistant = generation_flags.load_model(arguments)
+    streaming = not arguments.json and sys.stdout.isatty()
+    answer = assistant.answer(messages, on_text=_write if streaming else None, **settings)
+    for note in answer.processed.notes:
+        generation_flags.say(f"vl3 ask: note: {note}")
+    if arguments.json:
+        print(json.dumps(answer.as_json(), ensure_ascii=False))
+        return
+    print("" if streaming else answer.text)
+    if sys.stderr.isatty():
+        generation_flags.say(summary(answer))
+
+
+def summary(answer) -> str:
+    """One line about tokens and time, for a terminal."""
+    seen, before = answer.processed.visual_tokens, answer.processed.visual_tokens_before_pruning
+    kept = f", {seen} of {before} vision tokens kept ({seen / before:.0%})" if before else ""
+    spent = ", ".join(f"{name} {value:.1f} s" for name, value in answer.seconds.items() if value >= 0.05)
+    speed = f"{answer.tokens_per_second:.1f} tokens/s"
+    return (
+        f"[{len(answer.processed.sample.tokens)} prompt tokens{kept}; {len(answer.token_ids)} new at {speed}; {spent}]"
+    )
+
+
+def _write(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _messages(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    if arguments.conversation:
+        if arguments.question or arguments.media or arguments.system:
+            raise InputError("--conversation holds the question, media and system prompt already; leave the others out")
+        return read_conversation(arguments.conversation)
+    parts = [{"type": kind, kind: path} for kind, path in arguments.media or []]
+    if not arguments.question and not parts:
+        raise InputError("nothing to answer: give a question, --image, --video or --conversation")
+    turn = {"role": "user", "content": [*parts, {"type": "text", "text": arguments.question}]}
+    system = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    return [*system, turn]
+
+
+def read_conversation(path: str) -> list[dict[str, Any]]:
+    """The messages of a JSON file; InputError names the line that is wrong."""
+    try:
+        messages = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}); correct the file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"{path}: {reason}; give a JSON file with a list of messages") from None
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise InputError(f'{path}: expected a list of messages like {{"role": "user", "content": "..."}}')
+    return messages

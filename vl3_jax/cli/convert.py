@@ -1,0 +1,99 @@
+"""`vl3 convert`: checkpoints in and out of Hugging Face layouts."""
+
+import argparse
+
+from vl3_jax.errors import InputError
+
+_DTYPES = ("bfloat16", "float16", "float32")
+_LAYOUTS = ("native", "official")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the actions of `vl3 convert`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    action = actions.add_parser("hf", help="Hugging Face folder or Hub id -> Orbax folder")
+    action.add_argument("source", metavar="SRC", help="folder, gs:// folder or owner/name[@revision]")
+    action.add_argument("target", metavar="DST", help="Orbax folder to write; the same command resumes")
+    action.add_argument("--dtype", choices=_DTYPES, help="stored type (default: as in SRC)")
+    action.add_argument("--base", help="base model of an adapter or a projector alone (default: what its files name)")
+    action.add_argument("--token", help="Hub token (default: HF_TOKEN or `hf auth login`)")
+
+    action = actions.add_parser("export", help="Orbax folder or training workdir -> Hugging Face folder")
+    action.add_argument("source", metavar="SRC", help="Orbax folder, training workdir, or a Hugging Face folder")
+    action.add_argument("target", metavar="DST", help="folder to write; the same command resumes")
+    action.add_argument(
+        "--format", choices=_LAYOUTS, required=True, help="native: transformers; official: the released remote code"
+    )
+    action.add_argument("--dtype", choices=_DTYPES, help="stored type (default: as in SRC)")
+
+    action = actions.add_parser("init", help="SigLIP + Qwen2.5 -> the Orbax folder that stage 1 starts from")
+    action.add_argument("--vision", required=True, metavar="DIR", help="SigLIP, its tower, SigLIP-NaViT; folder or id")
+    action.add_argument("--llm", required=True, metavar="DIR", help="Qwen2.5; folder or Hub id")
+    action.add_argument("target", metavar="DST", help="Orbax folder to write; the same command resumes")
+    action.add_argument("--seed", type=int, default=0, help="of the fresh projector (default 0)")
+    action.add_argument("--dtype", choices=_DTYPES, help="stored type (default: as in the inputs)")
+    action.add_argument("--token", help="Hub token (default: HF_TOKEN or `hf auth login`)")
+
+    action = actions.add_parser("inspect", help="leaves, shapes, dtypes, sizes and totals of a checkpoint")
+    action.add_argument("source", metavar="DIR", help="any checkpoint, read in place")
+
+    action = actions.add_parser("verify", help="compare two checkpoints: names, shapes, values, logits")
+    action.add_argument("a", metavar="A", help="any checkpoint")
+    action.add_argument("b", metavar="B", help="any checkpoint")
+    action.add_argument("--tolerance", type=float, default=0.0, help="largest difference that passes (default 0)")
+    action.add_argument("--no-logits", action="store_true", help="do not run the models")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs one action. Returns 0, or 1 when `verify` finds a difference."""
+    return {"hf": _hf, "export": _export, "init": _init, "inspect": _inspect, "verify": _verify}[arguments.action](
+        arguments
+    )
+
+
+def _hf(arguments: argparse.Namespace) -> int:
+    from vl3_jax.checkpoint import open_hf, write_orbax
+
+    source = open_hf(arguments.source, base=arguments.base, token=arguments.token)
+    write_orbax(source, arguments.target, _dtype(arguments.dtype))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from vl3_jax.checkpoint import open_source, write_hf
+
+    write_hf(open_source(arguments.source), arguments.target, arguments.format, _dtype(arguments.dtype))
+    return 0
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from vl3_jax.checkpoint import StartSource, write_orbax
+
+    source = StartSource(arguments.vision, arguments.llm, arguments.seed, arguments.token)
+    write_orbax(source, arguments.target, _dtype(arguments.dtype))
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from vl3_jax.checkpoint import describe, open_source
+
+    print(describe(open_source(arguments.source)))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from vl3_jax.checkpoint import compare, open_source
+
+    if not arguments.tolerance >= 0:
+        raise InputError(f"--tolerance {arguments.tolerance}: must be 0 or more")
+    a, b = open_source(arguments.a), open_source(arguments.b)
+    outcome = compare(a, b, arguments.tolerance, logits=not arguments.no_logits)
+    print("\n".join(outcome.lines))
+    return 0 if outcome.equal else 1
+
+
+def _dtype(name: str | None):
+    from vl3_jax.checkpoint.tensors import float_dtype
+
+    return None if name is None else float_dtype(name)

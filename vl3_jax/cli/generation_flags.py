@@ -1,0 +1,88 @@
+"""The flags that `ask` and `chat` share: which model, how to look at media, how to decode."""
+
+import argparse
+import sys
+from typing import Any
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model and how to load it."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        required=True,
+        metavar="M",
+        help="an Orbax folder, a training workdir, a Hugging Face folder (read in place) or a Hub id, owner/name[@revision]",
+    )
+    group.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of weights and activations (default: float32 on a CPU)"
+    )
+    group.add_argument("--hub-token", metavar="TOKEN", help="for a private Hub repository")
+
+
+def add_media(parser: argparse.ArgumentParser) -> None:
+    """How pictures and videos are turned into vision tokens."""
+    group = parser.add_argument_group("looking at media")
+    group.add_argument("--fps", type=float, help="frames looked at per second of video (default: 1)")
+    group.add_argument("--max-frames", type=int, help="of a video; more are thinned out evenly (default: 180)")
+    group.add_argument("--start", type=float, metavar="S", help="look at a video from this second on")
+    group.add_argument("--end", type=float, metavar="S", help="look at a video up to this second")
+    group.add_argument(
+        "--preprocess",
+        choices=["official", "native"],
+        help="frame sampling and resize rule: of the original release (default) or of its transformers port",
+    )
+    group.add_argument("--max-visual-tokens", type=int, metavar="N", help="budget before pruning (default: 16384)")
+    group.add_argument("--image-merge", type=int, choices=[1, 2], help="patches merged each way in a picture")
+    pruning = group.add_mutually_exclusive_group()
+    pruning.add_argument(
+        "--prune-threshold", type=float, metavar="X", help="prune video tokens that changed less (default: 0.1)"
+    )
+    pruning.add_argument("--no-prune", action="store_true", help="keep every video token")
+
+
+def add_decoding(parser: argparse.ArgumentParser) -> None:
+    """How the answer is decoded."""
+    group = parser.add_argument_group("decoding (greedy unless a temperature is given)")
+    group.add_argument("--max-new-tokens", type=int, default=1024, metavar="N", help="(default: 1024)")
+    group.add_argument("--temperature", type=float, metavar="T")
+    group.add_argument("--top-p", type=float, metavar="P")
+    group.add_argument("--top-k", type=int, metavar="K")
+    group.add_argument("--seed", type=int, metavar="N")
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="R",
+        help="over generated tokens (default: the checkpoint's; 1 turns it off)",
+    )
+
+
+MEDIA = ("fps", "max_frames", "start", "end", "preprocess", "max_visual_tokens", "image_merge", "prune_threshold")
+DECODING = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty")
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags ask of `Assistant.answer`; flags not given are left out."""
+    chosen = {name: getattr(arguments, name) for name in (*MEDIA, *DECODING)}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if arguments.no_prune:
+        chosen["prune"] = False
+    return chosen
+
+
+def load_model(arguments: argparse.Namespace):
+    """Loads --model, telling a terminal what is going on."""
+    from vl3_jax.inference.assistant import load
+
+    return load(
+        arguments.model,
+        dtype=arguments.dtype,
+        token=arguments.hub_token,
+        quiet=not sys.stderr.isatty(),
+        notify=say if sys.stderr.isatty() else lambda line: None,
+    )
+
+
+def say(line: str) -> None:
+    """One line of diagnostics, to stderr."""
+    print(line, file=sys.stderr, flush=True)

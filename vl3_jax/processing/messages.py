@@ -1,0 +1,139 @@
+"""Conversations as people write them, checked and brought into one form.
+
+    [{"role": "user", "content": [{"type": "video", "video": "a.mp4", "fps": 1, "max_frames": 180},
+                                  {"type": "image", "image": "b.png"},
+                                  {"type": "text", "text": "What happens?"}]}]
+
+Content is a string or a list of parts. A part is a string or one of the forms above; the nested form of the
+released model, {"type": "video", "video": {"video_path": "a.mp4", "fps": 1}}, is read too.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vl3_jax.errors import InputError
+
+ROLES = ("system", "user", "assistant", "stream")
+_TIME_KEYS = ("time", "timestamp", "timestamps")
+_VIDEO_KEYS = {
+    "fps": "fps",
+    "max_frames": "max_frames",
+    "start": "start",
+    "start_time": "start",
+    "end": "end",
+    "end_time": "end",
+    "precise_time": "precise_time",
+    "timestamps": "timestamps",
+}
+_IGNORED = ("type", "num_frames")  # the latter is what the source tells anyway
+
+
+@dataclasses.dataclass(frozen=True)
+class Media:
+    """A picture or video in a message.
+
+    Attributes:
+      kind: "image" or "video".
+      source: path, bytes, array, ...
+      options: of a video: fps, max_frames, start, end, precise_time, timestamps; only those given.
+      time: seconds written before a picture, None for none.
+    """
+
+    kind: str
+    source: Any
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    time: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One message: its role and its parts, texts and media in order."""
+
+    role: str
+    parts: list[str | Media]
+
+    @property
+    def media(self) -> list[Media]:
+        return [part for part in self.parts if isinstance(part, Media)]
+
+
+def parse_messages(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
+    """Checks a conversation. InputError names the message and what is wrong with it."""
+    if isinstance(messages, Mapping | str) or not isinstance(messages, Sequence) or not messages:
+        raise InputError(
+            'a conversation is a list of messages, [{"role": "user", "content": "..."}]; give at least one'
+        )
+    return [_turn(message, f"message {number}") for number, message in enumerate(messages, start=1)]
+
+
+def _turn(message: Any, where: str) -> Turn:
+    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+        raise InputError(f'{where}: needs "role" and "content", like {{"role": "user", "content": "..."}}')
+    role, content = message["role"], message["content"]
+    if role not in ROLES:
+        raise InputError(f"{where}: unknown role {role!r}; use one of {', '.join(ROLES)}")
+    if isinstance(content, str | Mapping):
+        content = [content]
+    if not isinstance(content, Sequence):
+        raise InputError(f"{where}: content is a {type(content).__name__}; give a string or a list of parts")
+    return Turn(role, [_part(part, f"{where}, part {number}") for number, part in enumerate(content, start=1)])
+
+
+def _part(part: Any, where: str) -> str | Media:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise InputError(f"{where}: a {type(part).__name__}; give a string or a part with a type")
+    kind = part.get("type") or next((name for name in ("text", "image", "video") if name in part), None)
+    if kind not in ("text", "image", "video"):
+        raise InputError(f"{where}: unknown type {kind!r}; use text, image or video")
+    if kind not in part:
+        raise InputError(f'{where}: of type {kind} but without "{kind}"; add it')
+    if kind == "text":
+        if not isinstance(part["text"], str):
+            raise InputError(f"{where}: text is a {type(part['text']).__name__}; give a string")
+        return part["text"]
+    outer = {key: value for key, value in part.items() if key != kind and key not in _IGNORED}
+    source = part[kind]
+    if isinstance(source, Mapping):
+        inner = dict(source)
+        if f"{kind}_path" not in inner:
+            raise InputError(f'{where}: {kind} is an object without "{kind}_path"; add it')
+        source = inner.pop(f"{kind}_path")
+        outer = {**inner, **outer}
+    return _image(source, outer, where) if kind == "image" else _video(source, outer, where)
+
+
+def _image(source: Any, extra: dict[str, Any], where: str) -> Media:
+    times = [extra.pop(key) for key in _TIME_KEYS if key in extra]
+    _none_left(extra, _TIME_KEYS, where)
+    time = times[0] if times else None
+    if isinstance(time, Sequence) and not isinstance(time, str) and len(time) == 1:
+        time = time[0]
+    return Media("image", source, time=None if time is None else _number(time, "time", where))
+
+
+def _video(source: Any, extra: dict[str, Any], where: str) -> Media:
+    options = {_VIDEO_KEYS[key]: value for key, value in extra.items() if key in _VIDEO_KEYS and value is not None}
+    _none_left({key for key in extra if key not in _VIDEO_KEYS}, _VIDEO_KEYS, where)
+    for name in ("fps", "start", "end"):
+        if name in options:
+            options[name] = _number(options[name], name, where)
+    if "max_frames" in options:
+        options["max_frames"] = int(_number(options["max_frames"], "max_frames", where))
+    if "timestamps" in options:
+        options["timestamps"] = [_number(time, "timestamps", where) for time in options["timestamps"]]
+    return Media("video", source, options)
+
+
+def _none_left(extra: Any, known: Any, where: str) -> None:
+    if extra:
+        raise InputError(f"{where}: unknown key {sorted(extra)[0]!r}; known are {', '.join(known)}")
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {name} is {value!r}; give a number") from error

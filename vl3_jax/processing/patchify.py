@@ -1,0 +1,92 @@
+"""Pixels to patches, merge block by merge block, and the DiffFP mask straight from uint8 patches."""
+
+import numpy as np
+
+from vl3_jax.processing import diff_pruning
+from vl3_jax.processing.packed_batch import PATCH_DIM
+from vl3_jax.processing.resize import PATCH
+
+RESCALE = np.float32(1 / 255)
+_CHANNEL_DIM = PATCH * PATCH
+_CHUNK_BYTES = 32 * 2**20
+
+
+def patchify(frames: np.ndarray, merge: int = 1) -> np.ndarray:
+    """Cuts frames of one size into patches.
+
+    Args:
+      frames: [t, h, w, 3] uint8; h and w are multiples of 14 * merge.
+      merge: the side of a merge block in patches.
+
+    Returns:
+      [t * (h / 14) * (w / 14), 588] uint8. Frames follow each other; in a frame blocks of merge x merge patches
+      in raster order, in a block patches in raster order; a patch is ordered channel, row, column.
+    """
+    count, height, width, channels = frames.shape
+    rows, columns = height // (PATCH * merge), width // (PATCH * merge)
+    blocks = frames.reshape(count, rows, merge, PATCH, columns, merge, PATCH, channels)
+    return blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, PATCH_DIM)
+
+
+def normalise(patches: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """[..., 588] uint8 -> float32: scaled to 0..1, then (x - mean) / std of each channel ([3] each)."""
+    scaled = patches.astype(np.float32) * RESCALE
+    per_value = [np.repeat(np.asarray(values, np.float32), _CHANNEL_DIM) for values in (mean, std)]
+    return (scaled - per_value[0]) / per_value[1]
+
+
+def pruning_mask(
+    patches: np.ndarray,
+    frames: int,
+    merge: int,
+    threshold: float,
+    min_tokens: int,
+    mean: np.ndarray,
+    std: np.ndarray,
+) -> np.ndarray:
+    """`diff_pruning.keep_mask` of normalised float32 pixels, without ever holding them.
+
+    With one std for all channels the change of a block is a sum of integers, so nearly all blocks are
+    decided exactly from uint8; those whose change is within the float32 error of the threshold, and pictures
+    with several stds, go through the float32 arithmetic. The result is the same.
+
+    Args:
+      patches: [frames * blocks * merge^2, 588] uint8, as from `patchify`.
+      frames: how many.
+      merge: as in `patchify`.
+      threshold: see `keep_mask`.
+      min_tokens: see `keep_mask`.
+      mean: [3] of the normalisation.
+      std: [3] of the normalisation.
+
+    Returns:
+      [frames * blocks] bool.
+    """
+    blocks = patches.reshape(frames, -1, merge**2, PATCH_DIM)
+    keep = np.ones(blocks.shape[:2], bool)
+    per_chunk = max(1, _CHUNK_BYTES // max(blocks[0].nbytes, 1))
+    for start in range(1, frames, per_chunk):
+        stop = min(start + per_chunk, frames)
+        keep[start:stop] = _changed(blocks[start - 1 : stop], threshold, mean, std)
+    too_few = keep.sum(axis=1) < min_tokens
+    keep[too_few, :min_tokens] = True
+    return keep.reshape(-1)
+
+
+def _changed(blocks: np.ndarray, threshold: float, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """[t, m, merge^2, 588] uint8 -> [t - 1, m] bool: the change from the frame before exceeds the threshold."""
+    before, after = blocks[:-1], blocks[1:]
+    values = blocks.shape[2] * blocks.shape[3]
+    difference = np.maximum(before, after) - np.minimum(before, after)
+    change = difference.reshape(*difference.shape[:2], values).sum(axis=-1, dtype=np.uint32) / (values * std[0])
+    keep = change > threshold
+    # float32 normalises each value to within 1e-6, hence the mean change (times 255) to within 1e-3.
+    unsure = np.abs(change - threshold) < 1e-3 * max(1.0, threshold)
+    if len(set(std)) > 1:
+        unsure[:] = True
+    frame, block = np.nonzero(unsure)
+    for here in np.array_split(np.arange(len(frame)), len(frame) * values // _CHUNK_BYTES + 1):
+        pair = np.stack([before[frame[here], block[here]], after[frame[here], block[here]]])
+        pixels = normalise(pair, mean, std).reshape(2, len(here), values)
+        keep[frame[here], block[here]] = diff_pruning.keep_mask(pixels, threshold, 0)[1]
+    return keep

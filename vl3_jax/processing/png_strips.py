@@ -1,0 +1,116 @@
+"""Very large PNG files at a fraction of their size, without ever holding them whole.
+
+The compressed rows are inflated as a stream. A few hundred rows at a time become a small PNG of their
+own, which Pillow decodes; row filters refer to the row above, so each strip is led by the last decoded row
+of the one before, stored unfiltered. Every strip is averaged down at once.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+_MAGIC = b"\x89PNG\r\n\x1a\n"
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG colour type, at 8 bits a channel
+_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
+_STRIP_BYTES = 2**24
+_READ_BYTES = 2**20
+
+
+def readable(file: BinaryIO) -> bool:
+    """Whether the PNG in `file` has 8-bit channels in plain row order."""
+    header = chunk_data(file, b"IHDR")
+    return header is not None and header[8] == 8 and header[12] == 0
+
+
+def reduced(file: BinaryIO, factor: int) -> Image.Image:
+    """The PNG in `file`, averaged over factor x factor pixels, in RGB.
+
+    Raises:
+      ValueError: the data ends early or is damaged.
+    """
+    header = chunk_data(file, b"IHDR")
+    width, height, _, colour = struct.unpack(">IIBB", header[:10])
+    palette = chunk_data(file, b"PLTE") if colour == 3 else None
+    row_bytes = 1 + width * _CHANNELS[colour]
+    rows_at_once = max(1, _STRIP_BYTES // (row_bytes * factor)) * factor
+    result = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    above, done = None, 0
+    for rows in _strips(file, row_bytes, rows_at_once, height):
+        strip = _decode(rows, above, header, colour, palette, len(rows) // row_bytes)
+        above = np.asarray(strip)[-1].tobytes()
+        result.paste(strip.convert("RGB").reduce(factor), (0, done // factor))
+        done += len(rows) // row_bytes
+    if done < height:
+        raise ValueError(f"only {done} of {height} rows are there")
+    return result
+
+
+def _decode(
+    rows: bytes, above: bytes | None, header: bytes, colour: int, palette: bytes | None, count: int
+) -> Image.Image:
+    lead = b"" if above is None else b"\0" + above
+    size = header[:4] + struct.pack(">I", count + bool(lead))
+    chunks = [(b"IHDR", size + header[8:])]
+    if palette is not None:
+        chunks.append((b"PLTE", palette))
+    chunks += [(b"IDAT", zlib.compress(lead + rows, 0)), (b"IEND", b"")]
+    small = Image.open(io.BytesIO(_MAGIC + b"".join(_chunk(*chunk) for chunk in chunks)))
+    small.load()
+    if small.mode != _MODES[colour]:
+        raise ValueError(f"unexpected pixel layout {small.mode}")
+    return small.crop((0, bool(lead), *small.size))
+
+
+def _strips(file: BinaryIO, row_bytes: int, rows: int, height: int) -> Iterator[bytes]:
+    """The filtered rows, `rows` at a time."""
+    inflater, pending, left = zlib.decompressobj(), bytearray(), height
+    for data in _idat(file):
+        while data and left:
+            pending += inflater.decompress(data, _STRIP_BYTES)
+            data = inflater.unconsumed_tail
+            while left and len(pending) >= row_bytes * min(rows, left):
+                end = row_bytes * min(rows, left)
+                yield bytes(pending[:end])
+                del pending[:end]
+                left -= end // row_bytes
+
+
+def _idat(file: BinaryIO) -> Iterator[bytes]:
+    for kind, length in _chunks(file):
+        while kind == b"IDAT" and length:
+            data = file.read(min(length, _READ_BYTES))
+            if not data:
+                return
+            length -= len(data)
+            yield data
+
+
+def chunk_data(file: BinaryIO, wanted: bytes) -> bytes | None:
+    """Data of the first chunk of that kind; None if there is none. The file is left where it was."""
+    before = file.tell()
+    try:
+        return next((file.read(length) for kind, length in _chunks(file) if kind == wanted), None)
+    finally:
+        file.seek(before)
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Kind and length of each chunk, the file standing at its data."""
+    position = len(_MAGIC)
+    while True:
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        length, kind = struct.unpack(">I4s", head)
+        yield kind, length
+        position += 12 + length
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

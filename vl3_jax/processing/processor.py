@@ -1,0 +1,212 @@
+"""The processor: a conversation with pictures and videos in, one sample of the packed batch out.
+
+processor = Processor.from_folder("checkpoint")
+processed = processor([{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, "What happens?"]}])
+processed.sample                                      # goes to packed_batch.pack
+"""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vl3_jax.errors import InputError
+from vl3_jax.processing import chat, images, labels, messages, patchify, resize, videos
+from vl3_jax.processing.clips import Clip, PlanChangedError, SamplingOptions
+from vl3_jax.processing.config import ProcessorConfig
+from vl3_jax.processing.packed_batch import PATCH_DIM, Sample, Visual
+from vl3_jax.processing.resize import PATCH
+from vl3_jax.processing.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownVideo:
+    """Which frames of a video the model saw: source indices, and the times written before them (None: none)."""
+
+    name: str
+    indices: list[int]
+    timestamps: list[float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Processed:
+    """A prompt ready for the model.
+
+    Attributes:
+      sample: its arrays.
+      videos: one entry for each video, in order of appearance.
+      visual_tokens: vision tokens left after pruning.
+      visual_tokens_before_pruning: and before.
+      notes: what the user should be told of damaged or reduced media, one line each.
+    """
+
+    sample: Sample
+    videos: list[ShownVideo]
+    visual_tokens: int
+    visual_tokens_before_pruning: int
+    notes: list[str]
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """Token ids, placeholders of surviving vision tokens included."""
+        return self.sample.tokens.tolist()
+
+
+class Processor:
+    """Turns conversations into samples. Safe to call from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer, config: ProcessorConfig | None = None):
+        self.tokenizer = tokenizer
+        self.config = config or ProcessorConfig()
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike, **overrides: Any) -> "Processor":
+        """Reads tokenizer and settings of a checkpoint folder; `overrides` are fields of `ProcessorConfig`."""
+        return cls(Tokenizer.from_folder(folder), ProcessorConfig.from_folder(folder, **overrides))
+
+    def __call__(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        add_system_prompt: bool = False,
+        supervise: bool = False,
+        rng: np.random.Generator | None = None,
+        trainer_streams: bool = False,
+    ) -> Processed:
+        """Processes one conversation.
+
+        Args:
+          conversation: messages, see `messages.parse_messages`.
+          add_generation_prompt: end with the opening of an assistant turn.
+          add_system_prompt: begin with the official system prompt, if there is no other.
+          supervise: set `target_weight` for training, see `labels.target_weights`.
+          rng: for the balancing of stream decisions.
+          trainer_streams: see `chat.Style`.
+
+        Raises:
+          InputError: bad message, medium or setting; names it.
+        """
+        turns = messages.parse_messages(conversation)
+        if add_system_prompt:
+            turns = chat.with_default_system(turns)
+        media = [medium for turn in turns for medium in turn.media]
+        opened = [self._open(medium) for medium in media]
+        visuals = self._visuals(media, opened)
+
+        style = chat.Style(self.config.native_placeholders, trainer_streams)
+        shown = [
+            chat.Shown(
+                visual.keep.reshape(visual.grid[0], -1).sum(axis=1).tolist(), getattr(source, "timestamps", None)
+            )
+            for visual, source in zip(visuals, opened, strict=True)
+        ]
+        rendered = chat.render(turns, shown, self.tokenizer, style)
+        tokens = [turn.tokens for turn in rendered]
+        is_vision = [turn.is_vision for turn in rendered]
+        weights = [np.zeros(turn.tokens.shape, np.float32) for turn in rendered]
+        if supervise:
+            weights = labels.target_weights(rendered, self.tokenizer, rng, trainer_streams)
+        if add_generation_prompt:
+            opening = np.array(chat.generation_prompt(self.tokenizer), np.int32)
+            tokens, is_vision = [*tokens, opening], [*is_vision, np.zeros(opening.shape, bool)]
+            weights = [*weights, np.zeros(opening.shape, np.float32)]
+        return Processed(
+            sample=Sample(
+                np.concatenate(tokens), np.concatenate(is_vision), visuals, target_weight=np.concatenate(weights)
+            ),
+            videos=[ShownVideo(c.name, list(c.indices), c.timestamps) for c in opened if isinstance(c, Clip)],
+            visual_tokens=sum(visual.num_tokens for visual in visuals),
+            visual_tokens_before_pruning=sum(len(visual.keep) for visual in visuals),
+            notes=[note for source in opened for note in source.notes],
+        )
+
+    def _open(self, medium: messages.Media) -> images.Picture | Clip:
+        if medium.kind == "image":
+            return images.open_picture(medium.source)
+        options = dict(medium.options)
+        timestamps = options.pop("timestamps", None)
+        if isinstance(medium.source, np.ndarray | list | tuple):
+            unfit = sorted(set(options) - {"max_frames"})
+            if unfit:
+                raise InputError(f"video frames: {unfit[0]} does not apply to frames already chosen; leave it out")
+            return videos.open_video(medium.source, SamplingOptions(**options) if options else None, timestamps)
+        defaults = SamplingOptions(
+            fps=self.config.fps,
+            max_frames=self.config.max_frames,
+            preprocess=self.config.preprocess,
+            threads=self.config.threads,
+        )
+        return videos.open_video(medium.source, dataclasses.replace(defaults, **options), timestamps)
+
+    def _visuals(self, media: Sequence[messages.Media], opened: Sequence[images.Picture | Clip]) -> list[Visual]:
+        """Resizes everything to the sizes that the whole prompt allows."""
+        merges = [self.config.image_merge if m.kind == "image" else self.config.video_merge for m in media]
+        with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 4)) as pool:
+            while True:  # again, when a damaged video turns out shorter than planned: the sizes depend on it
+                items = [_item(source, merge) for source, merge in zip(opened, merges, strict=True)]
+                sizes = resize.target_sizes(
+                    items, self.config.preprocess, self.config.min_tokens, self.config.max_tokens
+                )
+                try:
+                    return [
+                        self._visual(source, item, size, pool)
+                        for source, item, size in zip(opened, items, sizes, strict=True)
+                    ]
+                except PlanChangedError:
+                    continue
+
+    def _visual(
+        self, source: images.Picture | Clip, item: resize.Item, size: tuple[int, int], pool: ThreadPoolExecutor
+    ) -> Visual:
+        grid = (item.frames, size[0] // PATCH, size[1] // PATCH)
+        frames = source.frames() if isinstance(source, Clip) else (source.load() for _ in range(1))
+        patches = _resized_patches(frames, grid, item.merge, pool)
+        config = self.config
+        keep = None
+        if isinstance(source, Clip) and config.prune_threshold is not None and item.frames > 1:
+            keep = patchify.pruning_mask(
+                patches,
+                item.frames,
+                item.merge,
+                config.prune_threshold,
+                config.prune_min_tokens,
+                config.image_mean,
+                config.image_std,
+            )
+        return Visual(patches, grid, item.merge, keep)
+
+
+def _item(source: images.Picture | Clip, merge: int) -> resize.Item:
+    frames = len(source.indices) if isinstance(source, Clip) else 1
+    return resize.Item(source.height, source.width, merge, frames, source.name)
+
+
+def _resized_patches(
+    frames: Iterator[Image.Image], grid: tuple[int, int, int], merge: int, pool: ThreadPoolExecutor
+) -> np.ndarray:
+    """[t * gh * gw, 588] uint8. Frames are resized while the next ones are decoded; few are held at a time."""
+    count, rows, columns = grid
+    patches = np.empty((count, rows * columns, PATCH_DIM), np.uint8)
+
+    def put(image: Image.Image, place: np.ndarray) -> None:
+        resized = resize.resize(image, (rows * PATCH, columns * PATCH))
+        place[:] = patchify.patchify(np.asarray(resized)[None], merge)
+
+    _drain(pool.submit(put, image, place) for image, place in zip(frames, patches, strict=True))
+    return patches.reshape(-1, PATCH_DIM)
+
+
+def _drain(tasks: Iterable[Future], ahead: int = 8) -> None:
+    """Starts tasks no more than `ahead` of the oldest unfinished one."""
+    waiting: collections.deque[Future] = collections.deque()
+    for task in tasks:
+        waiting.append(task)
+        if len(waiting) > ahead:
+            waiting.popleft().result()
+    while waiting:
+        waiting.popleft().result()
