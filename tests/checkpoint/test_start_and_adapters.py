@@ -110,7 +110,9 @@ def test_lora_is_merged(tmp_path, base_layout, extra_kind):
     assert convert("hf", run, tmp_path / "o") == 0
     for name, spec in name_map(base_layout, config).tensors.items():
         found = slice_of(tmp_path / "o", spec.leaf, spec.layer)
-        np.testing.assert_allclose(found, spec.to_leaf(merged[name]), rtol=1e-6, atol=1e-6)
+        # The trainer's files do not say how many heads the tower has; its bytes are the same for any number.
+        wanted = spec.to_leaf(merged[name]).reshape(found.shape)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_lora_that_does_not_fit_is_refused(tmp_path, capfd):
@@ -150,8 +152,8 @@ def test_projector_alone_over_its_base(tmp_path, base_layout):
         np.testing.assert_array_equal(
             slice_of(tmp_path / "o", spec.leaf), spec.to_leaf(tensor.astype(DTYPES["bfloat16"]))
         )
-    embed = {"official": "model.embed_tokens.weight", "qwen2": "model.embed_tokens.weight"}[base_layout]
-    np.testing.assert_array_equal(slice_of(tmp_path / "o", "llm/embed/embedding"), base[embed])
+    found = slice_of(tmp_path / "o", "llm/embed/embedding")
+    np.testing.assert_array_equal(found, base["model.embed_tokens.weight"])
     bias = navit["post_layernorm.bias"] if base_layout == "qwen2" else base["model.vision_encoder.post_layernorm.bias"]
     np.testing.assert_array_equal(slice_of(tmp_path / "o", "vision/post_ln/bias"), bias)
     for layout in ("official", "native"):

@@ -27,15 +27,24 @@ def all_media() -> list[pathlib.Path]:
 
 
 def numbered_frame(number: int, height: int, width: int) -> np.ndarray:
-    """A flat picture whose brightness tells its number."""
-    return np.full((height, width, 3), 8 + number % 60 * 4, np.uint8)
+    """A picture whose left half tells the tens and whose right half the units of its number, in grey levels of 20."""
+    frame = np.empty((height, width, 3), np.uint8)
+    frame[:, : width // 2], frame[:, width // 2 :] = 20 + number // 10 % 10 * 20, 20 + number % 10 * 20
+    return frame
 
 
-def write_video(path, times_ms, height=64, width=96, codec="mpeg4", gop=12, **options) -> None:
+def number_in(frame: np.ndarray) -> int:
+    """The number of such a picture, modulo 100."""
+    halves = np.split(frame.astype(float), 2, axis=1)
+    tens, units = (round((half.mean() - 20) / 20) for half in halves)
+    return tens * 10 + units
+
+
+def write_video(path, times_ms, height=64, width=96, codec="mpeg4", pixels="yuv420p", gop=12, **options) -> None:
     """A video of numbered frames at these times."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options={key: str(value) for key, value in options.items()})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
         stream.codec_context.gop_size = gop
         stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         for number, time in enumerate(times_ms):

@@ -4,6 +4,8 @@ import numpy as np
 
 # float32 against the reference implementation, per stage (see `relative_error`).
 PARITY = 1e-4
+# The same for logits over the whole way, from files to logits.
+END_TO_END = 1e-3
 # A deliberate mistake must show at least this much.
 MUTANT = 10 * PARITY
 # float32 attention in blocks against dense float32, absolute, on inputs of unit variance.

@@ -154,7 +154,7 @@ def _native_ids(files, config_json, config: ModelConfig) -> tuple[int, int]:
     image, video = known.get(tokens.NATIVE_IMAGE, 151_655), known.get(tokens.NATIVE_VIDEO, 151_656)
     if max(image, video) < config.text.vocab_size:
         return image, video
-    image = config_json.get("image_token_index", config.text.vocab_size - 1)
+    image = min(config_json.get("image_token_index", 151_665), config.text.vocab_size - 1)
     return image, image - 1
 
 
@@ -164,7 +164,7 @@ def _released_config(config_json, ids, config: ModelConfig, dtype: str) -> dict[
     released["vision_encoder"] = None
     released["vision_encoder_config"] = _tower_section(config)
     released["tie_word_embeddings"] = config.text.tie_word_embeddings
-    released.setdefault("image_token_index", ids.get(tokens.OFFICIAL_IMAGE, 151_665))
+    released.setdefault("image_token_index", _official_id(config_json, ids, config))
     _set_dtype(released, dtype)
     return released
 
@@ -176,12 +176,19 @@ def _official_config(files_kind: str, config_json, ids, config: ModelConfig, dty
         "torch_dtype": dtype,
         **_text_keys(config_json),
         **text_section(config),
-        "image_token_index": ids.get(tokens.OFFICIAL_IMAGE, 151_665),
+        "image_token_index": _official_id(config_json, ids, config),
         "mm_projector_type": "mlp2x_gelu",
         "use_token_compression": compress,
         "vision_encoder": None,
         "vision_encoder_config": _tower_section(config),
     }
+
+
+def _official_id(config_json: Mapping[str, Any], ids: Mapping[str, int], config: ModelConfig) -> int:
+    """Id of `<image>`: the tokenizer's; without tokenizer files the released one, where the vocabulary has it."""
+    if tokens.OFFICIAL_IMAGE in ids:
+        return ids[tokens.OFFICIAL_IMAGE]
+    return 151_665 if config.text.vocab_size > 151_665 else config_json.get("image_token_id", 151_665)
 
 
 def _tower_section(config: ModelConfig) -> dict[str, Any]:

@@ -4,6 +4,8 @@ Neither the repository's Python nor its pickles are downloaded. A broken downloa
 finished files stay in the hub cache and unfinished ones are asked for from their last byte on.
 """
 
+import concurrent.futures
+import functools
 import pathlib
 import re
 
@@ -27,6 +29,7 @@ CARRIED_FILES = (
     "special_tokens_map.json",
 )
 _ADAPTER_FILES = ("adapter_config.json",)
+_PARALLEL = 4  # files fetched at a time
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -50,12 +53,11 @@ def download(source: str, token: str | None = None) -> pathlib.Path:
     try:
         info = huggingface_hub.HfApi().model_info(repository, revision=revision or None, token=token)
         wanted = _wanted(repository, [sibling.rfilename for sibling in info.siblings or []])
-        folder = huggingface_hub.snapshot_download(
-            repository,
-            revision=info.sha or revision or None,
-            allow_patterns=[_literal(name) for name in wanted],
-            token=token,
+        fetch = functools.partial(
+            huggingface_hub.hf_hub_download, repository, revision=info.sha or revision or None, token=token
         )
+        with concurrent.futures.ThreadPoolExecutor(_PARALLEL) as pool:
+            files = list(pool.map(fetch, wanted))
     except errors.GatedRepoError:
         raise InputError(f"{source}: gated; accept its terms on its Hub page, then `hf auth login`") from None
     except errors.RevisionNotFoundError:
@@ -82,7 +84,7 @@ def download(source: str, token: str | None = None) -> pathlib.Path:
         raise InputError(
             f"{source}: the Hub cannot be reached ({_first_line(error)}); run the same command again, it continues"
         ) from None
-    return pathlib.Path(folder)
+    return pathlib.Path(files[0]).parent
 
 
 def _wanted(repository: str, names: list[str]) -> list[str]:
@@ -99,11 +101,6 @@ def _wanted(repository: str, names: list[str]) -> list[str]:
         weights = [*sharded, "model.safetensors.index.json"]
     adapter = [name for name in top if name in _ADAPTER_FILES]
     return [*[name for name in top if name in CARRIED_FILES], *adapter, *weights]
-
-
-def _literal(name: str) -> str:
-    """`name` with the characters of fnmatch patterns escaped."""
-    return re.sub(r"([*?\[])", r"[\1]", name)
 
 
 def _code(error) -> int | None:

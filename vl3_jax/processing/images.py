@@ -157,14 +157,18 @@ def _from_opener(opener: Callable[[], Image.Image], name: str) -> Picture:
     factor = _reduction(image, name)
 
     def decode() -> Image.Image:
-        pixels = _pixels(opener(), factor)
-        return pixels.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else pixels
+        source = opener()
+        pixels = _pixels(source, factor)
+        turn = _UPRIGHT.get(orientation)
+        return pixels if turn is None else pixels.transpose(turn)
 
     notes = [] if factor == 1 else [f"{name}: {width} x {height} pixels, decoded at 1/{factor} of its size"]
     return Picture(name, *((width, height) if orientation in _SIDEWAYS else (height, width)), decode, notes)
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow turns these itself
+        return 1
     if image.format == "PNG":  # its own getexif would decode the whole file to look behind the pixels
         exif = png_strips.chunk_data(image.fp, b"eXIf") if getattr(image, "fp", None) else None
         if exif:

@@ -1,0 +1,178 @@
+"""A loopback server in the place of the Hub: which files are asked for, resuming, and refusals in one line."""
+
+import hashlib
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from checkpoint.checkpoint_files import assert_same_tensors, read_tensors, tiny, write_folder
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """Serves one model, `vl3/tiny`; `cut` breaks the first answer for the weights after that many bytes."""
+
+    def __init__(self, folder):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.requests, self.cut, self.token = folder, [], None, None
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_arguments):
+        pass
+
+    def answer(self, code: int, body: bytes = b"", **headers):
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        hub: Hub = self.server
+        hub.requests.append((self.command, self.path, self.headers.get("Range")))
+        if self.path.split("/")[1:3] == ["vl3", "private"] or "vl3/private" in self.path:
+            return self.answer(401, b"{}", X_Error_Message="Invalid username or password.")
+        if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+            return self.answer(401, b"{}", X_Error_Message="Invalid username or password.")
+        if found := re.fullmatch(r"/api/models/vl3/tiny(/revision/(\w+))?(\?.*)?", self.path):
+            if found[2] not in (None, "main", "v2", COMMIT):
+                return self.answer(404, b"{}", X_Error_Code="RevisionNotFound", X_Error_Message="Invalid rev id")
+            siblings = [{"rfilename": name} for name in sorted(os.listdir(hub.folder))]
+            body = {"id": "vl3/tiny", "modelId": "vl3/tiny", "sha": COMMIT, "siblings": siblings, "private": False}
+            return self.answer(200, json.dumps(body).encode(), Content_Type="application/json")
+        if found := re.fullmatch(r"/vl3/tiny/resolve/\w+/(.+)", self.path):
+            return self.serve_file(hub, found[1])
+        return self.answer(404, b"{}", X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
+
+    def serve_file(self, hub: Hub, name: str):
+        content = (hub.folder / name).read_bytes()
+        tag = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
+        if self.headers.get("Range"):
+            start = int(re.match(r"bytes=(\d+)-", self.headers["Range"])[1])
+            part = content[start:]
+            return self.answer(206, part, Content_Range=f"bytes {start}-{len(content) - 1}/{len(content)}", **tag)
+        if self.command == "GET" and hub.cut and name.endswith(".safetensors"):
+            # Promises everything, sends a part and hangs up.
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            for key, value in tag.items():
+                self.send_header(key.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(content[: hub.cut])
+            self.wfile.flush()
+            self.close_connection = True
+            return None
+        return self.answer(200, content, **tag)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    folder = tmp_path / "repository"
+    write_folder(folder, "official", tiny(), shards=2)
+    (folder / "modeling_videollama3.py").write_text("raise SystemExit('never run')")
+    (folder / "pytorch_model.bin").write_bytes(b"x" * 100)
+    (folder / "README.md").write_text("a model")
+    (folder / "training_args.json").write_text("{}")
+    server = Hub(folder)
+    yield server
+    server.shutdown()
+
+
+def convert(hub: Hub, tmp_path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+    }
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy"):
+        environment.pop(name, None)
+    environment["NO_PROXY"] = "127.0.0.1"
+    command = [sys.executable, "-m", "vl3_jax.cli.main", "convert", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_right_files_and_no_others(hub, tmp_path):
+    done = convert(hub, tmp_path, "hf", "vl3/tiny@v2", str(tmp_path / "o"))
+    assert done.returncode == 0, done.stderr
+    fetched = {path.rsplit("/", 1)[1] for command, path, _ in hub.requests if "/resolve/" in path and command == "GET"}
+    wanted = {name for name in os.listdir(hub.folder) if name.endswith((".safetensors", ".json"))}
+    assert fetched == wanted - {"training_args.json"}
+    assert any("/revision/v2" in path for _, path, _ in hub.requests)
+    done = convert(hub, tmp_path, "export", str(tmp_path / "o"), str(tmp_path / "a"), "--format", "official")
+    assert done.returncode == 0, done.stderr
+    assert_same_tensors(read_tensors(tmp_path / "a"), read_tensors(hub.folder))
+
+
+def test_a_broken_download_is_resumed(hub, tmp_path):
+    hub.cut = 200_000
+    done = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"))
+    resumed = [int(re.match(r"bytes=(\d+)-", wanted)[1]) for _, _, wanted in hub.requests if wanted]
+    assert hub.cut in resumed, (hub.requests, done.stderr)
+    if done.returncode:  # the library gave up: one line, and the same command goes on
+        assert done.returncode == 2
+        hub.cut = None
+        done = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "o" / "_METADATA").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("vl3/nothing", ["404", "no such model on the Hub"]),
+        ("vl3/private", ["401", "hf auth login"]),
+        ("vl3/tiny@v9", ["no revision 'v9'"]),
+    ],
+)
+def test_refusals_in_one_line(hub, tmp_path, name, words):
+    done = convert(hub, tmp_path, "hf", name, str(tmp_path / "o"))
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith(f"vl3 convert: {name}")
+    for word in words:
+        assert word in lines[0]
+    assert not (tmp_path / "o").exists()
+
+
+def test_token_and_server_that_is_gone(hub, tmp_path):
+    hub.token = "hf_secret"
+    assert convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o")).returncode == 2
+    done = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"), "--token", "hf_secret")
+    assert done.returncode == 0, done.stderr
+    hub.shutdown()
+    hub.server_close()
+    done = convert(hub, tmp_path, "hf", "vl3/other", str(tmp_path / "o2"))
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_repository_of_pickles_only(hub, tmp_path):
+    for file in hub.folder.glob("*.safetensors"):
+        file.unlink()
+    done = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"))
+    assert done.returncode == 2
+    assert "no safetensors" in done.stderr

@@ -1,0 +1,155 @@
+"""SIGKILL at random moments: what is left never loads as something wrong, and the same command finishes."""
+
+import dataclasses
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from checkpoint.checkpoint_files import assert_same_tensors, read_tensors, renamed, tiny, write_folder
+from vl3_jax.checkpoint import compare, open_source, write_orbax
+from vl3_jax.cli.main import main
+from vl3_jax.errors import InputError
+from vl3_jax.model import ModelConfig, TextConfig
+
+# The job of the command line with a pause after each piece, so that a kill meets it at work.
+CHILD = """
+import sys, time
+from vl3_jax.checkpoint import jobs
+from vl3_jax.cli.main import main
+
+mark, commit = jobs.Job.mark, jobs.Job.commit
+
+def slow_mark(self, key):
+    time.sleep(0.004)
+    mark(self, key)
+    time.sleep(0.004)
+
+def slow_commit(self):
+    time.sleep(0.05)
+    commit(self)
+    time.sleep(0.05)
+
+jobs.Job.mark, jobs.Job.commit = slow_mark, slow_commit
+print("ready", flush=True)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def many_layers() -> ModelConfig:
+    config = tiny(tied=False)
+    text: TextConfig = dataclasses.replace(config.text, num_layers=6)
+    return dataclasses.replace(config, text=text)
+
+
+def kill_at(arguments: list[str], delay: float) -> bool:
+    """Starts the job and kills it `delay` seconds after it is ready; whether it was still running."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, "convert", *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert child.stdout.readline() == b"ready\n"
+    time.sleep(delay)
+    running = child.poll() is None
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    return running
+
+
+def loads_wrong(folder, wanted) -> bool:
+    """Whether `folder` opens as a checkpoint and is not the one that is `wanted`, value for value."""
+    try:
+        source = open_source(folder)
+    except InputError:
+        return False
+    return not compare(source, open_source(wanted), logits=False, quiet=True).equal
+
+
+def check_kills(tmp_path, kills: int, seed: int, direction: str) -> None:
+    config = many_layers()
+    tensors = write_folder(tmp_path / "in", "official", config)
+    source, target, options = tmp_path / "in", tmp_path / "out", []
+    if direction == "export":
+        write_orbax(open_source(tmp_path / "in"), tmp_path / "orbax", quiet=True)
+        source, options = tmp_path / "orbax", ["--format", "native"]
+    arguments = ["hf" if direction == "hf" else "export", str(source), str(target), *options]
+    started = time.monotonic()
+    reference = subprocess.run(
+        [sys.executable, "-c", CHILD, "convert", *arguments[:2], str(tmp_path / "whole"), *options], capture_output=True
+    )
+    assert reference.returncode == 0, reference.stderr
+    longest = min(2.5, time.monotonic() - started)
+    rng, interrupted = random.Random(seed), 0
+    for _ in range(kills):
+        interrupted += kill_at(arguments, rng.uniform(0, longest / 4))
+        for folder in (target, tmp_path / "out.converting"):
+            assert not folder.exists() or not loads_wrong(folder, tmp_path / "in")
+        if target.exists():
+            break
+    assert interrupted > 0
+    assert main(["convert", *arguments]) == 0
+    assert main(["convert", *arguments]) == 0  # once more: nothing left to do
+    assert not (tmp_path / "out.converting").exists()
+    result = target
+    if direction == "hf":
+        assert main(["convert", "export", str(target), str(tmp_path / "back"), "--format", "native"]) == 0
+        result = tmp_path / "back"
+    assert_same_tensors(read_tensors(result), renamed(tensors, "official", "native", config))
+
+
+@pytest.mark.parametrize("direction", ["hf", "export"])
+def test_killed_three_times(tmp_path, direction):
+    check_kills(tmp_path, kills=3, seed=0, direction=direction)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["hf", "export"])
+def test_killed_twenty_times(tmp_path, direction):
+    check_kills(tmp_path, kills=20, seed=1, direction=direction)
+
+
+def test_written_pieces_are_not_written_again(tmp_path, monkeypatch):
+    """The record decides what is skipped; a recorded piece whose file is gone or short is written again."""
+    from vl3_jax.checkpoint import orbax_write
+
+    write_folder(tmp_path / "in", "official", tiny())
+    written, original = [], orbax_write._write_slice
+
+    def failing(source, path, layer, *rest):
+        if len(written) == 40:
+            raise KeyboardInterrupt
+        original(source, path, layer, *rest)
+        written.append((path, layer))
+
+    monkeypatch.setattr(orbax_write, "WORKERS", 1)
+    monkeypatch.setattr(orbax_write, "_write_slice", failing)
+    assert main(["convert", "hf", str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    first, partial = list(written), tmp_path / "out.converting"
+    assert len(first) == 40
+    (partial / "vision.patch_embed.bias" / "0").unlink()
+    chunk = partial / "vision.layers.ln1.scale" / "1.0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    written.clear()
+    monkeypatch.setattr(orbax_write, "_write_slice", lambda *a: (original(*a), written.append(a[1:3])))
+    assert main(["convert", "hf", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    assert set(written) & set(first) == {("vision/patch_embed/bias", None), ("vision/layers/ln1/scale", 1)}
+    source = open_source(tmp_path / "in")
+    assert len(set(written) | set(first)) == sum(len(spec.tensors) for spec in source.leaves.values())
+
+
+def test_another_source_starts_over(tmp_path, monkeypatch, capfd):
+    from vl3_jax.checkpoint import jobs, orbax_write
+
+    write_folder(tmp_path / "a", "official", tiny(), seed=1)
+    tensors = write_folder(tmp_path / "b", "official", tiny(), seed=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(orbax_write, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["convert", "hf", str(tmp_path / "a"), str(tmp_path / "out")]) == 1
+    assert jobs.Job
+    assert main(["convert", "hf", str(tmp_path / "b"), str(tmp_path / "out")]) == 0
+    assert "starting over" in capfd.readouterr().err
+    assert main(["convert", "export", str(tmp_path / "out"), str(tmp_path / "back"), "--format", "official"]) == 0
+    assert_same_tensors(read_tensors(tmp_path / "back"), tensors)
