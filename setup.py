@@ -26,7 +26,7 @@ setup(
         # Compiling for a TPU on a machine without one. jax 0.10 pairs with this libtpu; later ones with later.
         "plan": ["libtpu==0.0.42.1; python_version < '3.12'", "libtpu; python_version >= '3.12'"],
         "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
-        "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.12"],
+        "test": ["hypothesis>=6.100", "ipykernel", "nbclient", "pytest>=8.0", "ruff>=0.12", "setuptools>=77"],
         # The reference implementation that the parity tests compare with; without it they are skipped.
         "parity": ["torch==2.13.0", "torchvision==0.28.0", "transformers>=5.23"],
     },
