@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vl3_jax.model.quantize import QuantizedKernel
+
 
 def einsum(equation: str, *operands: jax.Array, out_dtype: DTypeLike | None = None) -> jax.Array:
     """`jnp.einsum` under the precision policy; the result has `out_dtype`, or the operands' own type."""
@@ -18,17 +20,21 @@ def einsum(equation: str, *operands: jax.Array, out_dtype: DTypeLike | None = No
     return jnp.einsum(equation, *operands, precision=precision, preferred_element_type=out_dtype or dtype)
 
 
-def linear(x: jax.Array, kernel: jax.Array, num_in: int = 1) -> jax.Array:
+def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel, num_in: int = 1) -> jax.Array:
     """Contracts the last `num_in` dimensions of `x` with the first `num_in` of `kernel`, cast to `x`'s type.
 
     Args:
       x: [..., *in_shape].
-      kernel: [*in_shape, *out_shape].
+      kernel: [*in_shape, *out_shape]; a quantised one is scaled after the product.
 
     Returns:
       [..., *out_shape], in the type of `x`.
     """
     in_shape, out_shape = kernel.shape[:num_in], kernel.shape[num_in:]
+    quantized = isinstance(kernel, QuantizedKernel)
+    matrix = (kernel.values if quantized else kernel).astype(x.dtype).reshape(math.prod(in_shape), -1)
     flat = x.reshape(*x.shape[: x.ndim - num_in], math.prod(in_shape))
-    matrix = kernel.astype(x.dtype).reshape(math.prod(in_shape), math.prod(out_shape))
-    return einsum("...i,io->...o", flat, matrix).reshape(*flat.shape[:-1], *out_shape)
+    product = einsum("...i,io->...o", flat, matrix)
+    if quantized:
+        product = (product * kernel.scale.reshape(-1)).astype(x.dtype)
+    return product.reshape(*flat.shape[:-1], *out_shape)

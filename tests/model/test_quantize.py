@@ -1,0 +1,44 @@
+"""int8 weights: close to the model they came from, in a fraction of its memory."""
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from support.forward import forward
+from support.samples import random_sample, random_visual, shape_for
+from support.weights import random_params
+from vl3_jax.model import VideoLLaMA3, preset
+from vl3_jax.model.quantize import QuantizedKernel, quantize_leaf
+from vl3_jax.processing.packed_batch import pack
+
+
+def test_logits_stay_close_and_memory_shrinks():
+    model = VideoLLaMA3(preset("mid"))
+    params = random_params(model.config)
+    leaves = {path: quantize_leaf(path, jax.device_put(leaf)) for path, leaf in flatten_dict(params, sep="/").items()}
+    quantized = unflatten_dict(leaves, sep="/")
+    rng = np.random.default_rng(0)
+    rows = [[random_sample(rng, [random_visual(rng, (2, 4, 6), 2)], text=20)]]
+    batch = pack(rows, shape_for(rows))
+    expected, logits = (np.asarray(forward(model, tree, batch))[0, :40] for tree in (params, quantized))
+    error = np.sqrt(np.mean((logits - expected) ** 2) / np.mean(expected**2))
+    bytes_before, bytes_after = (sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (params, quantized))
+    print(f"int8: relative error {error:.3f}, {bytes_after / bytes_before:.2f} of the float32 bytes")
+    assert 0 < error < 0.05
+    assert bytes_after < 0.35 * bytes_before
+
+
+def test_every_channel_has_its_own_scale():
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((2, 4, 8, 16)).astype(np.float32) * np.geomspace(0.01, 100, 16, dtype=np.float32)
+    result = quantize_leaf("llm/layers/attn/out/kernel", jax.device_put(kernel))
+    assert isinstance(result, QuantizedKernel)
+    assert result.scale.shape == (2, 1, 1, 16)
+    error = np.abs(result.values * np.asarray(result.scale) - kernel)
+    assert np.all(error <= np.asarray(result.scale) * 0.5001)
+
+
+def test_what_is_small_or_sensitive_stays():
+    for path in ("llm/embed/embedding", "vision/patch_embed/kernel", "projector/fc1/kernel", "llm/norm/scale"):
+        leaf = jax.numpy.ones((4, 4))
+        assert quantize_leaf(path, leaf) is leaf
