@@ -228,3 +228,18 @@ def test_help_reads_like_a_manual():
     )
     for heading in ("model:", "question:", "looking at media:", "decoding", "output:", "examples:", "exit codes:"):
         assert heading in result.stdout
+
+
+def test_int8_weights_answer(capsys, checkpoint):
+    answer = ask(capsys, checkpoint, "--quantize", "int8", "--image", PICTURE, "What is it?")
+    assert len(answer["token_ids"]) == 8 or answer["finish_reason"] == "stop"
+
+
+def test_a_terminal_is_told_of_every_frame(capsys, assistant):
+    from vl3_jax.cli.generation_flags import show_frames
+
+    assistant.processor.on_frame = show_frames
+    assistant.chat("Q", videos=[VIDEO], max_visual_tokens=300, max_new_tokens=2)
+    shown = capsys.readouterr().err
+    assert shown.endswith("\n")
+    assert f"{VIDEO}: frame 1 of" in shown

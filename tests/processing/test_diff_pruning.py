@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vl3_jax.processing.diff_pruning import keep_mask
@@ -56,6 +56,7 @@ def clip_of(frames, blocks, still, seed):
     return normalised(pixels)
 
 
+@settings(deadline=None)
 @given(clip=clips(), threshold=st.sampled_from([0.0, 0.1, 1.0]), min_tokens=st.integers(0, 3))
 def test_numpy_and_jax_agree(clip, threshold, min_tokens):
     blocks = clip_of(*clip)
@@ -70,6 +71,7 @@ def test_bfloat16_pixels_are_compared_in_bfloat16():
     assert np.mean(np.asarray(keep_mask(low)) != keep_mask(blocks)) < 0.2
 
 
+@settings(deadline=None)
 @given(clip=clips(), merge=st.sampled_from([1, 2]))
 def test_the_reference_keeps_the_same(clip, merge):
     torch = pytest.importorskip("torch", reason="the reference is not installed: pip install -e '.[parity]'")

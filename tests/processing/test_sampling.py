@@ -58,7 +58,7 @@ def test_native_indices_are_those_of_torch(total, rate, fps):
     torch = pytest.importorskip("torch")
     count = math.floor(min(max(total / rate * fps, 4), 180, total))
     expected = torch.arange(0, total, total / count).int().tolist()
-    assert sampling.native(total, rate, fps, 180).indices == expected
+    assert sampling.native(total, rate, fps, 180).indices == [index for index in expected if index < total]
 
 
 @st.composite

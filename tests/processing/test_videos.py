@@ -95,11 +95,12 @@ def test_windows(tmp_path):
     assert shown(start=8.0) == [(89, 8.0), (99, 9.0)]
     assert shown(end=2.0) == [(9, 0.0), (19, 1.0)]
     assert shown(start=2.5, end=5.5, precise_time=True) == [(39, 2.5), (39, 3.5), (49, 4.5)]
-    assert shown(start=2.0, end=2.9) == [(23, 2.3)]  # by index: the middle of frames 19 to 28, at index / rate
+    # By index: the middle of frames 19 to 28, labelled index / rate; 101 frames in 10.04 s are the rate.
+    assert shown(start=2.0, end=2.9) == [(24, pytest.approx(24 * 10.04 / 101))]
     assert shown(fps=2.0, end=2.0) == [(4, 0.0), (9, 0.5), (14, 1.0), (19, 1.5)]
     assert [time for _, time in shown(max_frames=3)] == [0.0, 4.0, 9.0]
-    assert [time for _, time in shown(preprocess="native", max_frames=4)] == [0.0, 2.5, 5.0, 7.5]
-    assert [time for _, time in shown(preprocess="native", start=5, end=9)] == [5.0, 6.0, 7.0, 8.0]
+    assert [number for number, _ in shown(preprocess="native", max_frames=4)] == [0, 25, 50, 75]
+    assert [number for number, _ in shown(preprocess="native", start=5, end=9)] == [51, 61, 71, 81]
 
 
 def test_a_short_video_shows_its_middle_frame(tmp_path):

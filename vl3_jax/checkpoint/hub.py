@@ -1,14 +1,19 @@
 """Fetching a model from the Hugging Face Hub: weights as safetensors, json and tokenizer files, nothing else.
 
-Neither the repository's Python nor its pickles are downloaded. A broken download continues where it stopped:
-finished files stay in the hub cache and unfinished ones are asked for from their last byte on.
+Neither the repository's Python nor its pickles are downloaded. Files that the hub cache has already are used from
+there; others go to `$HF_HOME/vl3`, where a broken download continues from its last byte (the library itself drops
+unfinished files when its process ends).
 """
 
 import concurrent.futures
-import functools
+import errno
 import pathlib
 import re
+import shutil
+import urllib.parse
 
+from vl3_jax.checkpoint.download import BrokenDownload, download_file
+from vl3_jax.checkpoint.progress import note, progress_bar
 from vl3_jax.errors import InputError
 
 # Small files that travel with the weights, in either direction.
@@ -39,7 +44,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def download(source: str, token: str | None = None) -> pathlib.Path:
-    """Fetches `owner/name[@revision]` into the hub cache and returns its folder.
+    """Fetches `owner/name[@revision]` and returns the folder it is in.
 
     The token defaults to the one of `hf auth login` or HF_TOKEN; HF_ENDPOINT names another server.
 
@@ -53,11 +58,10 @@ def download(source: str, token: str | None = None) -> pathlib.Path:
     try:
         info = huggingface_hub.HfApi().model_info(repository, revision=revision or None, token=token)
         wanted = _wanted(repository, [sibling.rfilename for sibling in info.siblings or []])
-        fetch = functools.partial(
-            huggingface_hub.hf_hub_download, repository, revision=info.sha or revision or None, token=token
-        )
-        with concurrent.futures.ThreadPoolExecutor(_PARALLEL) as pool:
-            files = list(pool.map(fetch, wanted))
+        folder = _fetch(repository, info.sha or revision or "main", token, wanted)
+        reference = _home(repository) / "refs" / (revision or "main")
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        reference.write_text(folder.name)
     except errors.GatedRepoError:
         raise InputError(f"{source}: gated; accept its terms on its Hub page, then `hf auth login`") from None
     except errors.RevisionNotFoundError:
@@ -67,24 +71,95 @@ def download(source: str, token: str | None = None) -> pathlib.Path:
     except errors.LocalEntryNotFoundError:
         raise InputError(f"{source}: not in the local cache and the Hub cannot be reached; check the network") from None
     except errors.OfflineModeIsEnabled:
+        if folder := _offline_copy(repository, revision):
+            return folder
         raise InputError(f"{source}: HF_HUB_OFFLINE is set and the model is not in the cache; unset it") from None
     except errors.HfHubHTTPError as error:
         raise InputError(f"{source}: {_status(error)}the Hub refused the request; {_advice(error)}") from None
     except errors.HFValidationError as error:
         raise InputError(f"{source}: not a folder here and not a Hub id ({_first_line(error)})") from None
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno == 28:
+    except (OSError, RuntimeError, BrokenDownload) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise InputError(f"{source}: no space left in the hub cache; set HF_HOME to a larger disk") from None
         raise InputError(
             f"{source}: the download broke off ({_first_line(error)}); run the same command again, it continues"
         ) from None
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "requests", "urllib3"):
+        if not _is_transport(error):
             raise
+        if folder := _offline_copy(repository, revision):
+            note(f"note: the Hub cannot be reached; using {folder}")
+            return folder
         raise InputError(
             f"{source}: the Hub cannot be reached ({_first_line(error)}); run the same command again, it continues"
         ) from None
-    return pathlib.Path(files[0]).parent
+    return folder
+
+
+def _fetch(repository: str, revision: str, token: str | None, names: list[str]) -> pathlib.Path:
+    """All of `names` into one folder: linked from the hub cache where they are, downloaded where they are not."""
+    import huggingface_hub
+    from huggingface_hub.utils import build_hf_headers
+
+    folder = _home(repository) / revision
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = build_hf_headers(token=token)
+    missing = []
+    for name in names:
+        cached = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(cached, str) and not (folder / name).exists():
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(cached)
+        if not (folder / name).exists():
+            url = huggingface_hub.hf_hub_url(repository, name, revision=revision)
+            metadata = huggingface_hub.get_hf_file_metadata(url, token=token)
+            if metadata.size is None:
+                raise RuntimeError(f"the server does not say how long {name} is")
+            missing.append((name, url, metadata))
+    total = sum(metadata.size for _, _, metadata in missing)
+    if total > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    def get(name: str, url: str, metadata) -> None:
+        place = metadata.location or url
+        # A storage server has its own signature in the address and must not see the token.
+        ours = urllib.parse.urlsplit(place).netloc == urllib.parse.urlsplit(url).netloc
+        sent = headers if ours else {key: headers[key] for key in headers if key.lower() != "authorization"}
+        download_file(place, folder / name, metadata.size, metadata.etag, sent, bar)
+
+    with (
+        progress_bar(total, "download", quiet=not missing) as bar,
+        concurrent.futures.ThreadPoolExecutor(_PARALLEL) as pool,
+    ):
+        for done in [pool.submit(get, *file) for file in missing]:
+            done.result()
+    return folder
+
+
+def _offline_copy(repository: str, revision: str) -> pathlib.Path | None:
+    """What an earlier run fetched, for when the Hub cannot be asked."""
+    from huggingface_hub import constants
+
+    place = _home(repository)
+    reference = place / "refs" / (revision or "main")
+    folder = place / (reference.read_text() if reference.is_file() else revision or "main")
+    if folder.is_dir() and not any(folder.glob("*.partial")) and any(folder.glob("*.safetensors")):
+        return folder
+    cached = pathlib.Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    reference = cached / "refs" / (revision or "main")
+    snapshot = cached / "snapshots" / (reference.read_text() if reference.is_file() else revision or "main")
+    return snapshot if snapshot.is_dir() else None
+
+
+def _home(repository: str) -> pathlib.Path:
+    from huggingface_hub import constants
+
+    return pathlib.Path(constants.HF_HOME) / "vl3" / repository.replace("/", "--")
+
+
+def _is_transport(error: Exception) -> bool:
+    """Whether the connection failed, in whichever HTTP library huggingface_hub uses."""
+    return type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
 
 
 def _wanted(repository: str, names: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +66,7 @@ def load(
     base: str | None = None,
     token: str | None = None,
     quiet: bool = True,
+    convert: Callable[[str, "jax.Array"], Any] | None = None,
 ) -> Checkpoint:
     """Restores a checkpoint to any mesh and dtype.
 
@@ -79,16 +80,23 @@ def load(
       shardings: nested dict of shardings like the parameters, or one for all of them; wins over `mesh`.
       base, token: see `vl3_jax.checkpoint.open_hf`.
       quiet: no progress bar.
+      convert: given each leaf's path and array as it arrives; what it returns takes the leaf's place.
 
     Raises:
       InputError: what `open_source` raises, or a damaged array; one line.
     """
     opened = open_source(source, base=base, token=token)
-    return load_source(opened, dtype=dtype, mesh=mesh, shardings=shardings, quiet=quiet)
+    return load_source(opened, dtype=dtype, mesh=mesh, shardings=shardings, quiet=quiet, convert=convert)
 
 
 def load_source(
-    opened: Source, *, dtype: Any = None, mesh: Any = None, shardings: Any = None, quiet: bool = True
+    opened: Source,
+    *,
+    dtype: Any = None,
+    mesh: Any = None,
+    shardings: Any = None,
+    quiet: bool = True,
+    convert: Callable[[str, "jax.Array"], Any] | None = None,
 ) -> Checkpoint:
     """`load` for a source that is open already."""
     target = None if dtype is None else float_dtype(getattr(dtype, "name", None) or _dtype_name(dtype))
@@ -98,7 +106,8 @@ def load_source(
     arrays = {}
     with progress_bar(total, "load", quiet=quiet) as bar, concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         for path, spec in opened.leaves.items():
-            arrays[path] = _place(opened, path, spec.shape, dtypes[path], placements[path], pool)
+            array = _place(opened, path, spec.shape, dtypes[path], placements[path], pool)
+            arrays[path] = array if convert is None else convert(path, array)
             bar.update(spec.size * dtypes[path].itemsize)
     return Checkpoint(nested(arrays), opened.config, opened.files, opened.kind, opened.files_kind, opened)
 

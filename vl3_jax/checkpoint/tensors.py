@@ -114,8 +114,8 @@ def open_url(url: str):
         import fsspec
 
         return fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise InputError(f"{url}: reading it needs a package that is not there ({error}); pip install gcsfs") from None
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url}: cannot be read here ({error}); gs:// needs `pip install gcsfs`") from None
 
 
 def is_url(path: str | os.PathLike) -> bool:

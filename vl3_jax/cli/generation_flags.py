@@ -17,6 +17,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="of weights and activations (default: float32 on a CPU)"
     )
+    group.add_argument("--quantize", choices=["int8"], help="weights in int8: half of bfloat16's memory")
     group.add_argument("--hub-token", metavar="TOKEN", help="for a private Hub repository")
 
 
@@ -71,16 +72,26 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_model(arguments: argparse.Namespace):
-    """Loads --model, telling a terminal what is going on."""
+    """Loads --model, telling a terminal what is going on: loading, decoding frames, compiling."""
     from vl3_jax.inference.assistant import load
 
-    return load(
+    if not sys.stderr.isatty():
+        return load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, token=arguments.hub_token)
+    assistant = load(
         arguments.model,
         dtype=arguments.dtype,
+        quantize=arguments.quantize,
         token=arguments.hub_token,
-        quiet=not sys.stderr.isatty(),
-        notify=say if sys.stderr.isatty() else lambda line: None,
+        quiet=False,
+        notify=say,
     )
+    assistant.processor.on_frame = show_frames
+    return assistant
+
+
+def show_frames(name: str, done: int, total: int) -> None:
+    """A counter that stays on its line until the last frame is decoded."""
+    print(f"\r{name}: frame {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def say(line: str) -> None:

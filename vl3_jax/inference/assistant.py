@@ -160,7 +160,8 @@ class Assistant:
             else:
                 known = sorted([*SAMPLING_SETTINGS, *PROCESSOR_SETTINGS, *VIDEO_SETTINGS, "prune"])
                 raise InputError(f"unknown setting {name!r}; known are {', '.join(known)}")
-        processor = Processor(self.processor.tokenizer, dataclasses.replace(self.processor.config, **changes))
+        config = dataclasses.replace(self.processor.config, **changes)
+        processor = Processor(self.processor.tokenizer, config, self.processor.on_frame)
         return _Settings(Sampling(**sampling), processor, video)
 
     def _process(self, conversations: Sequence[Messages], chosen: "_Settings") -> tuple[list[Processed], float]:
@@ -256,6 +257,7 @@ def load(
     *,
     dtype: str | None = None,
     mesh=None,
+    quantize: str | None = None,
     token: str | None = None,
     quiet: bool = True,
     notify: Callable[[str], None] = lambda line: None,
@@ -266,6 +268,7 @@ def load(
       source: an Orbax folder, a training workdir, a Hugging Face folder read in place, or a Hub id.
       dtype: "float32" or "bfloat16", of weights and activations; by default float32 on a CPU, else bfloat16.
       mesh: places the parameters over several devices (`vl3_jax.parallel.mesh.make_mesh`).
+      quantize: "int8" stores the layers' weights in int8 (see `vl3_jax.model.quantize`).
       token: of a private Hub repository.
       quiet: no progress bar.
       notify: called with a line before something slow.
@@ -278,11 +281,15 @@ def load(
     from vl3_jax.checkpoint import load as load_checkpoint
     from vl3_jax.inference import compilation_cache
     from vl3_jax.model import VideoLLaMA3
+    from vl3_jax.model.quantize import quantize_leaf
 
     compilation_cache.enable()
     started = time.perf_counter()
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    checkpoint = load_checkpoint(source, dtype=dtype, mesh=mesh, token=token, quiet=quiet)
+    if quantize not in (None, "int8"):
+        raise InputError(f"quantize is {quantize!r}: use int8 or leave it out")
+    convert = quantize_leaf if quantize else None
+    checkpoint = load_checkpoint(source, dtype=dtype, mesh=mesh, token=token, quiet=quiet, convert=convert)
     processor = Processor.from_folder(checkpoint.files)
     defaults = GenerationDefaults.read(checkpoint.files, processor.tokenizer.stop_ids)
     look = {"image_mean": processor.config.image_mean, "image_std": processor.config.image_std}

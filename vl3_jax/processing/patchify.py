@@ -6,7 +6,7 @@ from vl3_jax.processing import diff_pruning
 from vl3_jax.processing.packed_batch import PATCH_DIM
 from vl3_jax.processing.resize import PATCH
 
-RESCALE = np.float32(1 / 255)
+_SCALED = (np.arange(256) / 255).astype(np.float32)  # grey levels in 0..1, rounded once
 _CHANNEL_DIM = PATCH * PATCH
 _CHUNK_BYTES = 32 * 2**20
 
@@ -30,9 +30,8 @@ def patchify(frames: np.ndarray, merge: int = 1) -> np.ndarray:
 
 def normalise(patches: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     """[..., 588] uint8 -> float32: scaled to 0..1, then (x - mean) / std of each channel ([3] each)."""
-    scaled = patches.astype(np.float32) * RESCALE
     per_value = [np.repeat(np.asarray(values, np.float32), _CHANNEL_DIM) for values in (mean, std)]
-    return (scaled - per_value[0]) / per_value[1]
+    return (_SCALED[patches] - per_value[0]) / per_value[1]
 
 
 def pruning_mask(

@@ -8,7 +8,7 @@ processed.sample                                      # goes to packed_batch.pac
 import collections
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -60,9 +60,16 @@ class Processed:
 class Processor:
     """Turns conversations into samples. Safe to call from several threads."""
 
-    def __init__(self, tokenizer: Tokenizer, config: ProcessorConfig | None = None):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: ProcessorConfig | None = None,
+        on_frame: Callable[[str, int, int], None] = lambda name, done, total: None,
+    ):
+        """`on_frame` is told of each decoded frame: the video's name, how many are done, of how many."""
         self.tokenizer = tokenizer
         self.config = config or ProcessorConfig()
+        self.on_frame = on_frame
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike, **overrides: Any) -> "Processor":
@@ -164,8 +171,9 @@ class Processor:
         self, source: images.Picture | Clip, item: resize.Item, size: tuple[int, int], pool: ThreadPoolExecutor
     ) -> Visual:
         grid = (item.frames, size[0] // PATCH, size[1] // PATCH)
-        frames = source.frames() if isinstance(source, Clip) else (source.load() for _ in range(1))
-        patches = _resized_patches(frames, grid, item.merge, pool)
+        frames = self._watched(source) if isinstance(source, Clip) else (source.load() for _ in range(1))
+        scale = resize.resize_frame if isinstance(source, Clip) else resize.resize_picture
+        patches = _resized_patches(frames, scale, grid, item.merge, pool)
         config = self.config
         keep = None
         if isinstance(source, Clip) and config.prune_threshold is not None and item.frames > 1:
@@ -180,6 +188,11 @@ class Processor:
             )
         return Visual(patches, grid, item.merge, keep)
 
+    def _watched(self, clip: Clip) -> Iterator[Image.Image]:
+        for done, frame in enumerate(clip.frames(), start=1):
+            self.on_frame(clip.name, done, len(clip.indices))
+            yield frame
+
 
 def _item(source: images.Picture | Clip, merge: int) -> resize.Item:
     frames = len(source.indices) if isinstance(source, Clip) else 1
@@ -187,14 +200,18 @@ def _item(source: images.Picture | Clip, merge: int) -> resize.Item:
 
 
 def _resized_patches(
-    frames: Iterator[Image.Image], grid: tuple[int, int, int], merge: int, pool: ThreadPoolExecutor
+    frames: Iterator[Image.Image],
+    scale: Callable[[Image.Image, tuple[int, int]], Image.Image],
+    grid: tuple[int, int, int],
+    merge: int,
+    pool: ThreadPoolExecutor,
 ) -> np.ndarray:
     """[t * gh * gw, 588] uint8. Frames are resized while the next ones are decoded; few are held at a time."""
     count, rows, columns = grid
     patches = np.empty((count, rows * columns, PATCH_DIM), np.uint8)
 
     def put(image: Image.Image, place: np.ndarray) -> None:
-        resized = resize.resize(image, (rows * PATCH, columns * PATCH))
+        resized = scale(image, (rows * PATCH, columns * PATCH))
         place[:] = patchify.patchify(np.asarray(resized)[None], merge)
 
     _drain(pool.submit(put, image, place) for image, place in zip(frames, patches, strict=True))

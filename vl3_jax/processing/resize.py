@@ -58,9 +58,21 @@ def target_sizes(
     return [_uniform(item, min_tokens, max_tokens * item.factor**2 // frames) for item in items]
 
 
-def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Bicubic, antialiased, in uint8, to `size` = (height, width)."""
+def resize_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Bicubic, antialiased, in uint8, to `size` = (height, width): exactly what the installed Pillow does."""
     return image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+
+
+def resize_frame(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The same for a video frame, width before height.
+
+    That is the order of torchvision, which the transformers port resizes videos with, and of Pillow before 13. From
+    13 on Pillow begins with the height where the width grows and the height shrinks, and rounding in between makes
+    a fifth of the values differ, some by 8 grey levels.
+    """
+    if size[1] > image.width and size[0] < image.height:
+        image = resize_picture(image, (image.height, size[1]))
+    return resize_picture(image, size)
 
 
 def _uniform(item: Item, min_tokens: int, max_pixels: int) -> tuple[int, int]:

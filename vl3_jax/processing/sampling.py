@@ -114,7 +114,8 @@ def native(
         return Selection([], [])
     count = math.floor(min(max(length / rate * fps, min_frames), max_frames, length))
     step = length / count
-    # The port steps in float32, which decides where a product is a hair below an integer.
+    # The port steps in float32, which decides where a product is a hair below an integer. Where that takes it past
+    # the last frame, it fails; here the pick is left out.
     picks = (np.arange(math.ceil(length / step)) * step).astype(np.float32).astype(int)
-    indices = [first + min(int(pick), length - 1) for pick in picks]
+    indices = [first + int(pick) for pick in picks if pick < length]
     return Selection(indices, [index / rate for index in indices])
