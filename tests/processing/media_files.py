@@ -1,7 +1,6 @@
 """Where the test media lie, and videos made on the spot."""
 
 import json
-import os
 import pathlib
 from fractions import Fraction
 
@@ -12,14 +11,6 @@ DATA = pathlib.Path(__file__).parent.parent / "data"
 MEDIA = DATA / "media"
 TOKENIZER = DATA / "tokenizer"
 EXPECTED = json.loads((MEDIA / "expected_sampling.json").read_text())
-
-
-def media_file(name: str) -> pathlib.Path | None:
-    """A file of tests/data/media, or of the larger set that VL3_MEDIA points to."""
-    for folder in (MEDIA, pathlib.Path(os.environ.get("VL3_MEDIA", MEDIA))):
-        if (folder / name).exists():
-            return folder / name
-    return None
 
 
 def all_media() -> list[pathlib.Path]:
