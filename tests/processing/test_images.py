@@ -1,6 +1,10 @@
 """Pictures of every kind come out upright and in RGB, or are refused with the file's name."""
 
 import io
+import struct
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -161,3 +165,26 @@ def test_a_large_damaged_png_is_refused(monkeypatch):
     monkeypatch.setattr(images, "MAX_WHOLE_PIXELS", 100_000)
     with pytest.raises(InputError, match="damaged picture"):
         open_picture(saved(ramp("RGB"), "PNG")[:-1000]).load()
+
+
+@pytest.mark.slow
+def test_a_png_of_400_megapixels_stays_below_half_a_gigabyte(tmp_path):
+    """Against 1.6 GB for the whole picture."""
+    side = 20_000
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    packer = zlib.compressobj(1)
+    row = b"\1" + bytes([7, 1, 2] * side)
+    data = b"".join([*(packer.compress(row) for _ in range(side)), packer.flush()])
+    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_strips._chunk(*chunk) for chunk in chunks))
+    code = (
+        "import sys; from vl3_jax.processing.images import open_picture\n"
+        "def peak(): return [int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM')][0]\n"
+        "idle = peak(); picture = open_picture(sys.argv[1]); picture.load(); print(picture.height, peak() - idle)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "huge.png"], capture_output=True, text=True, check=True
+    )
+    height, kilobytes = map(int, run.stdout.split())
+    assert height == side
+    assert kilobytes < 500_000

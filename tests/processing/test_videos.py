@@ -11,7 +11,7 @@ from PIL import Image
 
 from processing.media_files import EXPECTED, MEDIA, number_in, write_sound, write_video
 from vl3_jax.errors import InputError
-from vl3_jax.processing import frame_table, sampling, video_file
+from vl3_jax.processing import frame_selection, frame_table, video_file
 from vl3_jax.processing.clips import PlanChangedError, SamplingOptions
 from vl3_jax.processing.videos import open_video
 
@@ -45,11 +45,11 @@ def test_one_frame_per_second_is_what_ffmpeg_gives(record):
         shown = [float(clip._table.starts[index] * clip._table.unit) for index in clip.indices]
         np.testing.assert_allclose(shown, expected["source_times"], atol=1e-4)
     colours = np.array([frame.mean((0, 1)) for frame in frames])
-    evenly = sampling.cap_indices(len(frames), len(expected["mean_rgb"]))
+    evenly = frame_selection.cap_indices(len(frames), len(expected["mean_rgb"]))
     np.testing.assert_allclose(colours[evenly], expected["mean_rgb"], atol=1)
     assert hashlib.sha256(b"".join(frame.tobytes() for frame in frames)).hexdigest() == expected["sha256"]
     if "capped_180" in record:
-        kept = sampling.cap_indices(expected["frames"], 180)
+        kept = frame_selection.cap_indices(expected["frames"], 180)
         assert (kept[:8], kept[-8:], sum(kept)) == tuple(record["capped_180"].values())
         assert open_video(path).indices == [clip.indices[position] for position in kept]
 

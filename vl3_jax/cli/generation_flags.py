@@ -12,7 +12,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="M",
-        help="an Orbax folder, a training workdir, a Hugging Face folder (read in place) or a Hub id owner/name@revision",
+        help="an Orbax folder, a training workdir, a Hugging Face folder (read in place), a Hub id owner/name@rev",
     )
     group.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="of weights and activations (default: float32 on a CPU)"

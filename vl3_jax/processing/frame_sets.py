@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vl3_jax.errors import InputError
-from vl3_jax.processing import images, sampling
+from vl3_jax.processing import frame_selection, images
 from vl3_jax.processing.clips import Clip, SamplingOptions
 
 _MILLISECOND = Fraction(1, 1000)
@@ -32,7 +32,7 @@ class FolderClip(Clip):
             raise InputError(
                 f"{folder}: no pictures in this folder; give a folder of PNG or JPEG frames, or a video file"
             )
-        rate = sampling.FOLDER_FPS
+        rate = frame_selection.FOLDER_FPS
         chosen = _at_constant_rate(folder, len(files), rate, options)
         self.indices, self.timestamps = chosen.indices, chosen.timestamps
         self._files = [os.path.join(folder, files[index]) for index in self.indices]
@@ -66,14 +66,16 @@ class AnimationClip(Clip):
         chosen = self._select(durations, kind, options)
         self.indices, self.timestamps = chosen.indices, chosen.timestamps
 
-    def _select(self, durations: list[float], kind: str | None, options: SamplingOptions) -> sampling.Selection:
+    def _select(self, durations: list[float], kind: str | None, options: SamplingOptions) -> frame_selection.Selection:
         total = len(durations)
         seconds = sum(durations) / 1000
         if options.preprocess == "native":
             return _at_constant_rate(self.name, total, total / seconds, options)
         window = None not in (options.start, options.end) and options.end - options.start < 1
         if kind == "GIF" or window:
-            return _at_constant_rate(self.name, total, sampling.GIF_FPS if kind == "GIF" else total / seconds, options)
+            return _at_constant_rate(
+                self.name, total, frame_selection.GIF_FPS if kind == "GIF" else total / seconds, options
+            )
         _check_start(self.name, seconds, options)
         begin = options.start or 0.0
         offset = round(begin * 1000)
@@ -82,10 +84,10 @@ class AnimationClip(Clip):
         starts = [start - offset for start in [0, *ends[:-1]] if start < stop]
         first = sum(start < 0 for start in starts)
         first = min(first, len(starts) - 1)  # a window inside the last frame shows that frame
-        chosen = sampling.by_ticks(starts[first:], stop - offset, _MILLISECOND, options.exact_fps, begin)
-        chosen = sampling.Selection([first + index for index in chosen.indices], chosen.timestamps)
+        chosen = frame_selection.by_ticks(starts[first:], stop - offset, _MILLISECOND, options.exact_fps, begin)
+        chosen = frame_selection.Selection([first + index for index in chosen.indices], chosen.timestamps)
         chosen = chosen.capped(options.max_frames)
-        return chosen if chosen.indices else sampling.Selection([(first + len(starts)) // 2], [begin])
+        return chosen if chosen.indices else frame_selection.Selection([(first + len(starts)) // 2], [begin])
 
     def frames(self) -> Iterator[Image.Image]:
         """See `Clip.frames`."""
@@ -121,7 +123,7 @@ class ArrayClip(Clip):
             raise InputError("video frames: the list is empty; give at least one frame")
         if timestamps is not None and len(timestamps) != len(frames):
             raise InputError(f"video frames: {len(frames)} frames but {len(timestamps)} timestamps; give one for each")
-        self.indices = sampling.cap_indices(len(frames), max_frames)
+        self.indices = frame_selection.cap_indices(len(frames), max_frames)
         self.timestamps = None if timestamps is None else [float(timestamps[index]) for index in self.indices]
         self._frames = frames
         first = images.open_picture(frames[self.indices[0]])
@@ -132,14 +134,14 @@ class ArrayClip(Clip):
         return (images.open_picture(self._frames[index]).load() for index in self.indices)
 
 
-def _at_constant_rate(name: str, total: int, rate: float, options: SamplingOptions) -> sampling.Selection:
+def _at_constant_rate(name: str, total: int, rate: float, options: SamplingOptions) -> frame_selection.Selection:
     _check_start(name, total / rate, options)
-    rule = sampling.native if options.preprocess == "native" else sampling.by_index
+    rule = frame_selection.native if options.preprocess == "native" else frame_selection.by_index
     chosen = rule(total, rate, options.fps, options.max_frames, options.start, options.end)
     if chosen.indices:
         return chosen
     begin = options.start or 0.0
-    return sampling.Selection([min(int(begin * rate), total - 1)], [begin])
+    return frame_selection.Selection([min(int(begin * rate), total - 1)], [begin])
 
 
 def _check_start(name: str, seconds: float, options: SamplingOptions) -> None:

@@ -1,5 +1,6 @@
 """When each frame of a video file is shown, found out without decoding it where the container tells."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from fractions import Fraction
@@ -7,7 +8,7 @@ from fractions import Fraction
 import av
 
 _REORDERING = ("h264", "hevc")  # AVI knows no presentation times, so theirs are made up
-_FAR = 64  # packets; shorter stretches are decoded through rather than skipped
+_FAR = 16  # packets; shorter stretches are decoded through rather than skipped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,34 +43,48 @@ class FrameTable:
         return float(self.end * self.unit)
 
 
-def scan_packets(container: av.container.InputContainer, stream: av.VideoStream, stop: float | None) -> FrameTable:
-    """Reads the container's packets, decoding none. `stop`: seconds after which no frame matters.
+def scan_packets(
+    container: av.container.InputContainer, stream: av.VideoStream, stop: float | None
+) -> tuple[FrameTable, av.VideoFrame | None]:
+    """Reads the container's packets, decoding only the first frame, which tells the size.
 
     If packets lack times, or two share one, the table is empty: use `scan_frames`.
+
+    Args:
+      container: freshly opened.
+      stream: of the container.
+      stop: seconds after which no frame matters; None reads all.
+
+    Returns:
+      The table, and the first frame, None if nothing could be decoded.
     """
+    packets, durations, complete, usable = [], {}, True, True
     if container.format.name == "avi" and stream.codec_context.name in _REORDERING:
-        return _table(stream, container, [], 0)
-    packets, durations, shown, complete = [], {}, [], True
+        usable = False
+    first = None
     try:
         for packet in container.demux(stream):
+            if first is None:  # at the end of the file an empty packet brings out what the decoder holds back
+                with contextlib.suppress(av.FFmpegError, EOFError):
+                    first = next(iter(packet.decode()), None)
             if not packet.size:
                 continue
-            if packet.pts is None:
-                return _table(stream, container, [], 0)
+            usable = usable and packet.pts is not None and packet.pts not in durations
+            if not usable and first is not None:
+                break
             packets.append((packet.pts, packet.is_keyframe))
             if not packet.is_discard:
-                shown.append(packet.pts)
                 durations[packet.pts] = packet.duration or 0
             if stop is not None and packet.dts is not None and packet.dts * stream.time_base > stop:
                 complete = False
                 break
     except (av.FFmpegError, OSError):
         pass  # cut off or damaged: what came before stands, and the shortfall is noticed by its length
-    if len(durations) < len(shown):
-        return _table(stream, container, [], 0)
-    shown.sort()
-    table = _table(stream, container, shown, durations[shown[-1]] if shown else 0)
-    return dataclasses.replace(table, packets=packets, complete=complete)
+    if not usable or not durations:
+        return _table(stream, container, [], 0), first
+    starts = sorted(durations)
+    table = _table(stream, container, starts, durations[starts[-1]])
+    return dataclasses.replace(table, packets=packets, complete=complete), first
 
 
 def scan_frames(container: av.container.InputContainer, stream: av.VideoStream) -> FrameTable:

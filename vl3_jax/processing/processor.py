@@ -160,23 +160,33 @@ class Processor:
                     items, self.config.preprocess, self.config.min_tokens, self.config.max_tokens
                 )
                 try:
-                    return [
-                        self._visual(source, item, size, pool)
-                        for source, item, size in zip(opened, items, sizes, strict=True)
-                    ]
+                    return self._resized(opened, items, sizes, pool)
                 except PlanChangedError:
                     continue
 
-    def _visual(
-        self, source: images.Picture | Clip, item: resize.Item, size: tuple[int, int], pool: ThreadPoolExecutor
-    ) -> Visual:
-        grid = (item.frames, size[0] // PATCH, size[1] // PATCH)
-        frames = self._watched(source) if isinstance(source, Clip) else (source.load() for _ in range(1))
-        scale = resize.resize_frame if isinstance(source, Clip) else resize.resize_picture
-        patches = _resized_patches(frames, scale, grid, item.merge, pool)
+    def _resized(
+        self,
+        opened: Sequence[images.Picture | Clip],
+        items: Sequence[resize.Item],
+        sizes: Sequence[tuple[int, int]],
+        pool: ThreadPoolExecutor,
+    ) -> list[Visual]:
+        """Pictures side by side in the pool, videos one after the other, their frames in the pool."""
+        pictures = {
+            index: pool.submit(_picture, source, items[index], sizes[index])
+            for index, source in enumerate(opened)
+            if isinstance(source, images.Picture)
+        }
+        return [
+            pictures[index].result() if index in pictures else self._video(source, items[index], sizes[index], pool)
+            for index, source in enumerate(opened)
+        ]
+
+    def _video(self, clip: Clip, item: resize.Item, size: tuple[int, int], pool: ThreadPoolExecutor) -> Visual:
+        patches = _resized_frames(self._watched(clip), item, size, pool)
         config = self.config
         keep = None
-        if isinstance(source, Clip) and config.prune_threshold is not None and item.frames > 1:
+        if config.prune_threshold is not None and item.frames > 1:
             keep = patchify.pruning_mask(
                 patches,
                 item.frames,
@@ -186,7 +196,7 @@ class Processor:
                 config.image_mean,
                 config.image_std,
             )
-        return Visual(patches, grid, item.merge, keep)
+        return Visual(patches, _grid(item, size), item.merge, keep)
 
     def _watched(self, clip: Clip) -> Iterator[Image.Image]:
         for done, frame in enumerate(clip.frames(), start=1):
@@ -199,20 +209,24 @@ def _item(source: images.Picture | Clip, merge: int) -> resize.Item:
     return resize.Item(source.height, source.width, merge, frames, source.name)
 
 
-def _resized_patches(
-    frames: Iterator[Image.Image],
-    scale: Callable[[Image.Image, tuple[int, int]], Image.Image],
-    grid: tuple[int, int, int],
-    merge: int,
-    pool: ThreadPoolExecutor,
+def _grid(item: resize.Item, size: tuple[int, int]) -> tuple[int, int, int]:
+    return item.frames, size[0] // PATCH, size[1] // PATCH
+
+
+def _picture(picture: images.Picture, item: resize.Item, size: tuple[int, int]) -> Visual:
+    pixels = np.asarray(resize.resize_picture(picture.load(), size))
+    return Visual(patchify.patchify(pixels[None], item.merge), _grid(item, size), item.merge)
+
+
+def _resized_frames(
+    frames: Iterator[Image.Image], item: resize.Item, size: tuple[int, int], pool: ThreadPoolExecutor
 ) -> np.ndarray:
     """[t * gh * gw, 588] uint8. Frames are resized while the next ones are decoded; few are held at a time."""
-    count, rows, columns = grid
+    count, rows, columns = _grid(item, size)
     patches = np.empty((count, rows * columns, PATCH_DIM), np.uint8)
 
     def put(image: Image.Image, place: np.ndarray) -> None:
-        resized = scale(image, (rows * PATCH, columns * PATCH))
-        place[:] = patchify.patchify(np.asarray(resized)[None], merge)
+        place[:] = patchify.patchify(np.asarray(resize.resize_frame(image, size))[None], item.merge)
 
     _drain(pool.submit(put, image, place) for image, place in zip(frames, patches, strict=True))
     return patches.reshape(-1, PATCH_DIM)

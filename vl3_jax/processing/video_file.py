@@ -12,12 +12,13 @@ import av
 from PIL import Image
 
 from vl3_jax.errors import InputError
-from vl3_jax.processing import frame_table, sampling
+from vl3_jax.processing import frame_selection, frame_table
 from vl3_jax.processing.clips import Clip, PlanChangedError, SamplingOptions
 from vl3_jax.processing.frame_table import FrameTable
 
 _INDEX_BASED_BELOW = 1  # second; shorter windows take frames by index, as the reference does
 _SHORT_BY = 0.5  # seconds missing at the end before a file is called cut off
+_SMALL = 200_000  # pixels in a frame; below, handing frames between threads costs more than it gains
 # Codecs whose non-reference frames nothing depends on, so that unwanted ones need no decoding.
 _SKIPPABLE = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 _TURNS = {90: [("transpose", "cclock")], -90: [("transpose", "clock")], 180: [("hflip", None), ("vflip", None)]}
@@ -29,14 +30,12 @@ class FileClip(Clip):
     def __init__(self, source: str | bytes, name: str, options: SamplingOptions):
         self.name, self.notes = name, []
         self._source, self._options = source, options
-        with self._opened() as (container, stream):
-            first = next(frame_table.decoded_frames(container, stream), None)
-            if first is None:
-                raise InputError(f"{name}: no picture in it could be decoded; replace the file")
-            turned = _rotation(first) in (90, -90)
-            self.height, self.width = (first.width, first.height) if turned else (first.height, first.width)
-        with self._opened() as (container, stream):
-            self._table = frame_table.scan_packets(container, stream, self._no_need_beyond())
+        with self._opened(threads=1) as (container, stream):
+            self._table, first = frame_table.scan_packets(container, stream, self._no_need_beyond())
+        if first is None:
+            raise InputError(f"{name}: no picture in it could be decoded; replace the file")
+        turned = _rotation(first) in (90, -90)
+        self.height, self.width = (first.width, first.height) if turned else (first.height, first.width)
         if not self._table.starts:
             self._table = self._decoded_table()
         self._select()
@@ -61,7 +60,7 @@ class FileClip(Clip):
             raise PlanChangedError(self.name)
 
     @contextlib.contextmanager
-    def _opened(self):
+    def _opened(self, threads: int | None = None):
         source = io.BytesIO(self._source) if isinstance(self._source, bytes) else os.fspath(self._source)
         try:
             container = av.open(source, metadata_errors="replace")
@@ -75,8 +74,10 @@ class FileClip(Clip):
             stream = streams[0]
             if stream.codec_context is None:
                 raise InputError(f"{self.name}: no decoder for its video track; convert it to H.264 in MP4")
-            stream.thread_type = "AUTO"
-            stream.codec_context.thread_count = self._options.threads
+            if threads is None:
+                threads = self._options.threads or (1 if self.height * self.width < _SMALL else 0)
+            stream.thread_type = "NONE" if threads == 1 else "AUTO"
+            stream.codec_context.thread_count = threads
             yield container, stream
 
     def _no_need_beyond(self) -> float | None:
@@ -101,11 +102,11 @@ class FileClip(Clip):
             raise InputError(f"{self.name}: start {options.start} s is not before its end at {table.seconds:.2f} s")
         if options.preprocess == "native":
             total = len(table.starts)
-            chosen = sampling.native(
+            chosen = frame_selection.native(
                 total, table.rate, options.fps, options.max_frames, start=options.start, end=options.end
             )
         elif None not in (options.start, options.end) and options.end - options.start < _INDEX_BASED_BELOW:
-            chosen = sampling.by_index(
+            chosen = frame_selection.by_index(
                 len(table.starts), table.rate, options.fps, options.max_frames, options.start, options.end
             )
         else:
@@ -134,14 +135,14 @@ class FileClip(Clip):
                         return
 
 
-def _by_ticks(table: FrameTable, options: SamplingOptions) -> sampling.Selection:
+def _by_ticks(table: FrameTable, options: SamplingOptions) -> frame_selection.Selection:
     """The official rule over the whole file, or over a window whose ticks begin at its start."""
     unit, fps = table.unit, options.exact_fps
     label_start = float(table.stream_start)
     if options.start is None and options.end is None:
         origin = _round(table.container_start / unit)
         starts = [start - origin for start in table.starts]
-        return sampling.by_ticks(starts, table.end - origin, unit, fps, label_start)
+        return frame_selection.by_ticks(starts, table.end - origin, unit, fps, label_start)
     begin = max(Fraction(options.start or 0), table.stream_start)
     if options.precise_time:
         return _on_absolute_ticks(table, options, begin)
@@ -150,14 +151,14 @@ def _by_ticks(table: FrameTable, options: SamplingOptions) -> sampling.Selection
     # A window that ends inside the file ends for FFmpeg with the next frame.
     end = table.starts[last] if last < len(table.starts) else table.end
     starts = [start - origin for start in table.starts[first:last]]
-    chosen = sampling.by_ticks(starts, end - origin, unit, fps, float(begin))
+    chosen = frame_selection.by_ticks(starts, end - origin, unit, fps, float(begin))
     count = len(chosen.indices)
     if options.end is not None:
         count = min(count, math.ceil((Fraction(options.end) - begin) * fps + 1))
-    return sampling.Selection([first + index for index in chosen.indices[:count]], chosen.timestamps[:count])
+    return frame_selection.Selection([first + index for index in chosen.indices[:count]], chosen.timestamps[:count])
 
 
-def _on_absolute_ticks(table: FrameTable, options: SamplingOptions, begin: Fraction) -> sampling.Selection:
+def _on_absolute_ticks(table: FrameTable, options: SamplingOptions, begin: Fraction) -> frame_selection.Selection:
     """Ticks anchored at the beginning of the file, those in the window; their labels still begin at its start.
 
     Start and length are rounded to whole ticks, and a first tick that is half a tick late is repeated: so does FFmpeg.
@@ -165,23 +166,23 @@ def _on_absolute_ticks(table: FrameTable, options: SamplingOptions, begin: Fract
     fps = options.exact_fps
     origin = _round(table.container_start / table.unit)
     starts = [start - origin for start in table.starts]
-    whole = sampling.by_ticks(starts, table.end - origin, table.unit, fps, 0.0)
+    whole = frame_selection.by_ticks(starts, table.end - origin, table.unit, fps, 0.0)
     first = _round(begin * fps)
     picks = whole.indices[first:]
     if picks and first - begin * fps == Fraction(1, 2):
         picks = picks[:1] + picks
     if options.end is not None:
         picks = picks[: _round((Fraction(options.end) - begin) * fps)]
-    return sampling.Selection(picks, sampling.tick_labels(len(picks), fps, float(begin)))
+    return frame_selection.Selection(picks, frame_selection.tick_labels(len(picks), fps, float(begin)))
 
 
-def _middle_frame(table: FrameTable, options: SamplingOptions) -> sampling.Selection:
+def _middle_frame(table: FrameTable, options: SamplingOptions) -> frame_selection.Selection:
     """For a window too short for any frame of its own: the frame in its middle, labelled with its start."""
     first, last = _window(table, options)
     if last <= first:  # between two frames: the one on display
         first, last = max(first - 1, 0), max(first, 1)
     label = options.start if options.start is not None else float(table.stream_start)
-    return sampling.Selection([(first + last) // 2 if last - first > 1 else first], [label])
+    return frame_selection.Selection([(first + last) // 2 if last - first > 1 else first], [label])
 
 
 def _window(table: FrameTable, options: SamplingOptions) -> tuple[int, int]:

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl3_jax.processing import sampling
+from vl3_jax.processing import frame_selection
 
 MS = Fraction(1, 1000)
 
 
 def ticks(frames, rate, fps=1, max_frames=180):
     unit = 1 / Fraction(rate)
-    return sampling.by_ticks(range(frames), frames, unit, Fraction(fps), 0.0).capped(max_frames)
+    return frame_selection.by_ticks(range(frames), frames, unit, Fraction(fps), 0.0).capped(max_frames)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_official_choices(frames, rate, indices, labels):
     ],
 )
 def test_native_choices(frames, rate, indices, labels, count):
-    chosen = sampling.native(frames, rate, fps=1, max_frames=180)
+    chosen = frame_selection.native(frames, rate, fps=1, max_frames=180)
     assert len(chosen.indices) == count
     assert chosen.indices[: len(indices)] == indices
     assert [f"{time:.1f}" for time in chosen.timestamps[: len(labels)]] == labels
@@ -58,7 +58,7 @@ def test_native_indices_are_those_of_torch(total, rate, fps):
     torch = pytest.importorskip("torch")
     count = math.floor(min(max(total / rate * fps, 4), 180, total))
     expected = torch.arange(0, total, total / count).int().tolist()
-    assert sampling.native(total, rate, fps, 180).indices == [index for index in expected if index < total]
+    assert frame_selection.native(total, rate, fps, 180).indices == [index for index in expected if index < total]
 
 
 @st.composite
@@ -72,7 +72,7 @@ def timelines(draw):
 def test_each_tick_shows_the_last_frame_begun_in_or_before_it(timeline, fps):
     times, last = timeline
     fps, end = Fraction(fps), times[-1] + last
-    chosen = sampling.by_ticks(times, end, MS, fps, 0.0)
+    chosen = frame_selection.by_ticks(times, end, MS, fps, 0.0)
     assert len(chosen.indices) == math.floor(end * MS * fps)
     for tick, index in enumerate(chosen.indices):
         assert index == max(i for i, time in enumerate(times) if math.floor(time * MS * fps) <= tick)
@@ -105,12 +105,12 @@ def test_the_rule_is_that_of_the_filter(rate, fps):
 
 
 def test_ticks_before_the_first_frame_show_its_tick():
-    assert sampling.by_ticks([1600, 1700, 2500], 4000, MS, Fraction(1), 1.6).indices == [1, 1, 2, 2]
+    assert frame_selection.by_ticks([1600, 1700, 2500], 4000, MS, Fraction(1), 1.6).indices == [1, 1, 2, 2]
 
 
 @given(count=st.integers(0, 3000), cap=st.integers(1, 400))
 def test_a_cap_keeps_the_ends_and_the_order(count, cap):
-    kept = sampling.cap_indices(count, cap)
+    kept = frame_selection.cap_indices(count, cap)
     assert len(kept) == min(count, cap)
     assert kept == sorted(set(kept))
     if count and cap > 1:
@@ -118,9 +118,9 @@ def test_a_cap_keeps_the_ends_and_the_order(count, cap):
 
 
 def test_index_based_choices():
-    assert sampling.by_index(10, 3.0, 1, 180).indices == [1, 4, 7]  # a folder of ten pictures
-    assert sampling.by_index(38, 25.0, 1, 180) == sampling.Selection([12, 37], [0.48, 1.48])  # a GIF
-    assert sampling.by_index(2, 3.0, 1, 180).indices == [1]
-    assert sampling.by_index(1000, 3.0, 1, 4).indices == [0, 333, 666, 999]  # longer than the cap in seconds
-    assert sampling.by_index(190, 25.0, 1, 180, 2.0, 2.9).indices == [60]  # frames 49 to 71, one step
-    assert sampling.by_index(190, 25.0, 1, 180, 0.0, 0.02).indices == []
+    assert frame_selection.by_index(10, 3.0, 1, 180).indices == [1, 4, 7]  # a folder of ten pictures
+    assert frame_selection.by_index(38, 25.0, 1, 180) == frame_selection.Selection([12, 37], [0.48, 1.48])  # a GIF
+    assert frame_selection.by_index(2, 3.0, 1, 180).indices == [1]
+    assert frame_selection.by_index(1000, 3.0, 1, 4).indices == [0, 333, 666, 999]  # longer than the cap in seconds
+    assert frame_selection.by_index(190, 25.0, 1, 180, 2.0, 2.9).indices == [60]  # frames 49 to 71, one step
+    assert frame_selection.by_index(190, 25.0, 1, 180, 0.0, 0.02).indices == []
