@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import resource
 import shutil
 import statistics
 import subprocess
@@ -92,8 +93,9 @@ def anonymous_bytes(pid: int) -> int:
     return 0
 
 
-def run_measured(arguments: list[str]) -> tuple[float, int]:
-    """(seconds, peak of RssAnon in bytes) of `python arguments` in a child process."""
+def run_measured(arguments: list[str]) -> tuple[float, float, int]:
+    """(seconds, seconds of processor time, peak of RssAnon in bytes) of `python arguments` in a child process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     child = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.DEVNULL)
     peak = 0
@@ -103,14 +105,15 @@ def run_measured(arguments: list[str]) -> tuple[float, int]:
     seconds = time.perf_counter() - started
     if child.returncode:
         raise SystemExit(f"python {' '.join(arguments)} failed with {child.returncode}")
-    return seconds, peak
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peak
 
 
 def bench(name: str, parent: pathlib.Path | None, rounds: int) -> bool:
     """One model both ways; whether memory stayed below the limit."""
     config = model_sizes(name)
     largest = max(spec.size for spec in name_map("official", config).tensors.values()) * 2
-    start_up, _ = run_measured(["-c", "import vl3_jax.checkpoint"])
+    start_up, _, _ = run_measured(["-c", "import vl3_jax.checkpoint"])
     within = True
     with tempfile.TemporaryDirectory(prefix="vl3-conversion-", dir=parent) as temporary:
         folder = pathlib.Path(temporary)
@@ -124,12 +127,13 @@ def bench(name: str, parent: pathlib.Path | None, rounds: int) -> bool:
             ("official -> Orbax", official, orbax, ["hf", str(official), str(orbax)]),
             ("Orbax -> native", orbax, native, ["export", str(orbax), str(native), "--format", "native"]),
         ):
-            copies, conversions, peak = [], [], 0
+            copies, conversions, processor, peak = [], [], [], 0
             for _ in range(rounds):
                 shutil.rmtree(target, ignore_errors=True)
                 copies.append(timed_copy(source, folder / "copy"))
-                seconds, anonymous = run_measured(["-m", "vl3_jax.cli.main", "convert", *arguments])
+                seconds, busy, anonymous = run_measured(["-m", "vl3_jax.cli.main", "convert", *arguments])
                 conversions.append(seconds)
+                processor.append(busy)
                 peak = max(peak, anonymous)
             copy, seconds = statistics.median(copies), statistics.median(conversions)
             within &= peak <= LIMIT + largest
@@ -140,7 +144,11 @@ def bench(name: str, parent: pathlib.Path | None, rounds: int) -> bool:
                 f"(limit {(LIMIT + largest) / 1e9:.2f})",
                 flush=True,
             )
-            print(f"    all: conversions {_listed(conversions)} s, copies {_listed(copies)} s", flush=True)
+            print(
+                f"    all: conversions {_listed(conversions)} s (processor {_listed(processor)} s), "
+                f"copies {_listed(copies)} s",
+                flush=True,
+            )
     return within
 
 

@@ -20,7 +20,7 @@ from vl3_jax.checkpoint.transpose import copy_view, scratch
 from vl3_jax.errors import InputError
 
 SHARD_BYTES = 5 * 10**9
-_PIECE_BYTES = 64 * 2**20  # tensors larger than this pass through memory in rows
+_PIECE_BYTES = 16 * 2**20  # tensors larger than this pass through memory in rows
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 

@@ -25,8 +25,8 @@ from vl3_jax.checkpoint.sources import Source
 from vl3_jax.checkpoint.transpose import scratch
 from vl3_jax.errors import InputError
 
-_CHUNK_BYTES = 32 * 2**20
-_PIECE_BYTES = 64 * 2**20  # what one worker holds in memory at a time
+_CHUNK_BYTES = 8 * 2**20
+_PIECE_BYTES = 16 * 2**20  # what one worker holds in memory at a time
 # lm_head (D, V) is split over the vocabulary, so that its Hugging Face rows are read in pieces too.
 _CHUNK_AXIS = {"llm/lm_head/kernel": 1}
 _ZARR_DTYPES = {"bfloat16": "bfloat16", "float16": "<f2", "float32": "<f4"}
@@ -160,7 +160,7 @@ def _array_name(path: str) -> str:
 
 
 def chunk_shape(spec: LeafSpec, dtype: np.dtype) -> tuple[int, ...]:
-    """One layer a chunk, cut along one axis into equal parts of at most 32 MiB where an axis allows it."""
+    """One layer a chunk, cut along one axis into equal parts of at most 8 MiB where an axis allows it."""
     shape = [1, *spec.shape[1:]] if spec.stacked else list(spec.shape)
     axis = _CHUNK_AXIS.get(spec.path, 1 if spec.stacked else 0)
     nbytes = math.prod(shape) * dtype.itemsize
