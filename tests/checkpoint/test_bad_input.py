@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from checkpoint.checkpoint_files import (
+from support.hf_folders import (
     assert_same_tensors,
     read_tensors,
     renamed,

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from checkpoint.checkpoint_files import assert_same_tensors, read_tensors, tiny, write_folder
+from support.hf_folders import assert_same_tensors, read_tensors, tiny, write_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

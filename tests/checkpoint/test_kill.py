@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from checkpoint.checkpoint_files import assert_same_tensors, read_tensors, renamed, tiny, write_folder
+from support.hf_folders import assert_same_tensors, read_tensors, renamed, tiny, write_folder
 from vl3_jax.checkpoint import compare, open_source, write_orbax
 from vl3_jax.cli.main import main
 from vl3_jax.errors import InputError

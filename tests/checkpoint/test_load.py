@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoint.checkpoint_files import read_tensors, tiny, write_folder
+from support.hf_folders import read_tensors, tiny, write_folder
 from vl3_jax.checkpoint import load, name_map, open_source, write_orbax
 from vl3_jax.errors import InputError
 from vl3_jax.model import abstract_params, param_axes

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint.checkpoint_files import random_tensors, tiny
+from support.hf_folders import random_tensors, tiny
 from vl3_jax.checkpoint import LAYOUTS, name_map
 from vl3_jax.checkpoint.transpose import copy_view
 from vl3_jax.model import abstract_params, preset

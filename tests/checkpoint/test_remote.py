@@ -4,7 +4,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from checkpoint.checkpoint_files import tiny, write_folder
+from support.hf_folders import tiny, write_folder
 from vl3_jax.checkpoint import OrbaxSource, load, name_map
 from vl3_jax.cli.main import main
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from checkpoint.checkpoint_files import (
+from support.hf_folders import (
     DTYPES,
     assert_same_tensors,
     read_tensors,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from checkpoint.checkpoint_files import (
+from support.hf_folders import (
     DTYPES,
     random_tensors,
     siglip_extras,
@@ -66,7 +66,7 @@ def test_init_from_any_tower(tmp_path, vision, tied):
 
 
 def vision_fields(config) -> dict:
-    from checkpoint.checkpoint_files import vision_json
+    from support.hf_folders import vision_json
 
     return vision_json(config)
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from checkpoint.checkpoint_files import tiny, tokenizer_files, write_folder, write_json
 from support import reference
+from support.hf_folders import tiny, tokenizer_files, write_folder, write_json
 from support.samples import random_sample, random_visual
 from vl3_jax.cli.main import main
 

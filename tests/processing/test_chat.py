@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from processing.media_files import TOKENIZER
+from support.media import TOKENIZER
 from vl3_jax.errors import InputError
 from vl3_jax.processing import chat
 from vl3_jax.processing.chat import Shown, Style, render, time_label, with_default_system

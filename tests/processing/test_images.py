@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from processing.media_files import MEDIA
+from support.media import MEDIA
 from vl3_jax.errors import InputError
 from vl3_jax.processing import images, png_strips
 from vl3_jax.processing.images import open_picture

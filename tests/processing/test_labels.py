@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from processing.media_files import TOKENIZER
+from support.media import TOKENIZER
 from vl3_jax.processing.chat import Shown, Style, render
 from vl3_jax.processing.labels import target_weights
 from vl3_jax.processing.messages import parse_messages

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from processing.media_files import MEDIA, TOKENIZER, all_media, write_video
+from support.media import MEDIA, TOKENIZER, all_media, write_video
 from vl3_jax.errors import InputError
 from vl3_jax.processing.config import ProcessorConfig
 from vl3_jax.processing.diff_pruning import keep_mask

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from processing.media_files import MEDIA, TOKENIZER
+from support.media import MEDIA, TOKENIZER
 from vl3_jax.processing.config import ProcessorConfig
 from vl3_jax.processing.patchify import normalise
 from vl3_jax.processing.processor import Processor

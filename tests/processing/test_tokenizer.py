@@ -7,7 +7,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processing.media_files import TOKENIZER
+from support.media import TOKENIZER
 from vl3_jax.errors import InputError
 from vl3_jax.processing.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from processing.media_files import EXPECTED, MEDIA, number_in, write_sound, write_video
+from support.media import EXPECTED, MEDIA, number_in, write_sound, write_video
 from vl3_jax.errors import InputError
 from vl3_jax.processing import frame_selection, frame_table, video_file
 from vl3_jax.processing.clips import PlanChangedError, SamplingOptions

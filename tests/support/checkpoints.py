@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from checkpoint.checkpoint_files import write_folder
+from support.hf_folders import write_folder
 from support.weights import random_params
 from vl3_jax.checkpoint.names import name_map
 from vl3_jax.model import ModelConfig, preset
