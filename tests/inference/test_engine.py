@@ -14,7 +14,9 @@ from support.weights import random_params
 from vl3_jax.errors import InputError
 from vl3_jax.inference.engine import Engine, Timings
 from vl3_jax.inference.sampling import Knobs, Sampling, choose
-from vl3_jax.model import KVCache, VideoLLaMA3, decode, encode, preset, unembed
+from vl3_jax.model import KVCache, VideoLLaMA3, abstract_params, decode, encode, param_axes, preset, unembed
+from vl3_jax.parallel.mesh import make_mesh
+from vl3_jax.parallel.rules import shardings
 from vl3_jax.processing.packed_batch import pack
 
 MODEL = VideoLLaMA3(preset("tiny"))
@@ -148,3 +150,14 @@ def test_logprobs_are_those_of_the_model():
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(InputError):
         Sampling(**bad)
+
+
+def test_a_sharded_model_answers_as_one_device_does():
+    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+    placed = shardings(abstract_params(MODEL.config), param_axes(MODEL.config), mesh)
+    sharded = Engine(MODEL, jax.device_put(PARAMS, placed), stop_ids=(), mesh=mesh)
+    samples = some_samples()
+    assert run(sharded, samples) == run(engine(), samples)
+    before = sharded.compiled_programs
+    assert run(sharded, samples) == run(engine(), samples)
+    assert sharded.compiled_programs == before

@@ -67,11 +67,10 @@ def _as_matrix(view: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarra
         return None
     inner = order[0]
     columns, rows = int(np.prod(view.shape[:inner])), int(np.prod(view.shape[inner:]))
-    source, target = view.transpose(order).view(), out.view()
     try:
-        source.shape = (rows, columns)
-        target.shape = (columns, rows)
-    except AttributeError:
+        source = view.transpose(order).reshape((rows, columns), copy=False)
+        target = out.reshape((columns, rows), copy=False)
+    except ValueError:  # not without a copy
         return None
     contiguous = source.strides[1] == source.itemsize and target.strides[1] == target.itemsize
     return (source, target) if contiguous else None

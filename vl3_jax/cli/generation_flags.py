@@ -18,7 +18,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=["float32", "bfloat16"], help="of weights and activations (default: float32 on a CPU)"
     )
     group.add_argument("--quantize", choices=["int8"], help="weights in int8: half of bfloat16's memory")
-    group.add_argument("--hub-token", metavar="TOKEN", help="for a private Hub repository")
+    group.add_argument("--token", metavar="TOKEN", help="for a private Hub repository")
 
 
 def add_media(parser: argparse.ArgumentParser) -> None:
@@ -76,12 +76,12 @@ def load_model(arguments: argparse.Namespace):
     from vl3_jax.inference.assistant import load
 
     if not sys.stderr.isatty():
-        return load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, token=arguments.hub_token)
+        return load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, token=arguments.token)
     assistant = load(
         arguments.model,
         dtype=arguments.dtype,
         quantize=arguments.quantize,
-        token=arguments.hub_token,
+        token=arguments.token,
         quiet=False,
         notify=say,
     )

@@ -294,5 +294,5 @@ def load(
     defaults = GenerationDefaults.read(checkpoint.files, processor.tokenizer.stop_ids)
     look = {"image_mean": processor.config.image_mean, "image_std": processor.config.image_std}
     config = dataclasses.replace(checkpoint.config, vision=dataclasses.replace(checkpoint.config.vision, **look))
-    engine = Engine(VideoLLaMA3(config, dtype=dtype), checkpoint.params, defaults.stop_ids, notify=notify)
+    engine = Engine(VideoLLaMA3(config, dtype=dtype), checkpoint.params, defaults.stop_ids, notify=notify, mesh=mesh)
     return Assistant(engine, processor, defaults, time.perf_counter() - started)

@@ -4,6 +4,7 @@ A batch runs through three programs: `encode` (only where there is something to 
 decodes a few tokens at a time so that text can be streamed. Each is compiled once for each bucket of sizes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -19,6 +20,7 @@ from vl3_jax.errors import InputError
 from vl3_jax.inference.buckets import bucket, power_of_two
 from vl3_jax.inference.sampling import Knobs, Sampling, choose
 from vl3_jax.model import KVCache, VideoLLaMA3, decode, encode, unembed
+from vl3_jax.parallel.rules import constrain
 from vl3_jax.processing.packed_batch import BatchShape, Sample, pack
 
 STEPS_PER_CALL = 8
@@ -44,6 +46,24 @@ class DecodeState:
     done: jax.Array
     generated: jax.Array
     key: jax.Array
+
+    def placed(self) -> "DecodeState":
+        """Keeps every array where the rules want it, so that each call takes what the one before gave."""
+        cache = self.cache
+        heads, slots = (None, "batch", None, "kv_heads", None), ("batch", None)
+        return self.replace(
+            cache=cache.replace(
+                keys=constrain(cache.keys, *heads),
+                values=constrain(cache.values, *heads),
+                segment_ids=constrain(cache.segment_ids, *slots),
+                positions=constrain(cache.positions, *slots),
+                length=constrain(cache.length, "batch"),
+            ),
+            token=constrain(self.token, "batch"),
+            position=constrain(self.position, "batch"),
+            done=constrain(self.done, "batch"),
+            generated=constrain(self.generated, "batch", None),
+        )
 
 
 @dataclasses.dataclass
@@ -74,6 +94,7 @@ class Engine:
       stop_ids: tokens that end an answer.
       cache_dtype: type of the key/value cache; the model's own by default.
       notify: called with a line of text before something slow (compiling).
+      mesh: where the parameters are sharded; None on one device.
     """
 
     def __init__(
@@ -83,12 +104,14 @@ class Engine:
         stop_ids: Sequence[int],
         cache_dtype: DTypeLike | None = None,
         notify: Callable[[str], None] = lambda line: None,
+        mesh: jax.sharding.Mesh | None = None,
     ):
         self.model = model
         self.params = params
         self.stop_ids = tuple(stop_ids)
         self.cache_dtype = cache_dtype or model.dtype
         self.notify = notify
+        self.mesh = mesh
         self._programs: dict[tuple, Callable] = {}
 
     @property
@@ -133,12 +156,14 @@ class Engine:
             (self.params, *text, jax.random.key(sampling.seed), knobs, stops),
         )
         made, alive = 1, len(samples)
+        more = (self.model, STEPS_PER_CALL, sampling.logprobs)
+        if sampling.max_new_tokens > 1:  # compiled before the first word, not in the middle of the answer
+            self._program(timings, _extend, more, (self.params, state, knobs, stops, np.int32(0)))
         yield _fetch(step, alive)
         while made < sampling.max_new_tokens and not np.all(state.done[:alive]):
             count = min(STEPS_PER_CALL, sampling.max_new_tokens - made)
-            static = (self.model, STEPS_PER_CALL, sampling.logprobs)
             arguments = (self.params, state, knobs, stops, np.int32(count))
-            state, step = self._call(timings, "decode", _extend, static, arguments)
+            state, step = self._call(timings, "decode", _extend, more, arguments)
             made += count
             yield _fetch(jax.tree.map(lambda x, n=count: x[:, :n], step), alive)
 
@@ -155,18 +180,24 @@ class Engine:
         )
 
     def _call(self, timings: Timings, phase: str, function: Callable, static: tuple, arguments: tuple):
-        """Runs `function`, compiling it first where this combination of shapes is new."""
-        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments[1:]))
-        signature = (function.__name__, static[1:], shapes)
+        """Runs `function` to its end, its time counted to `phase`."""
+        program = self._program(timings, function, static, arguments)
         started = time.perf_counter()
-        if signature not in self._programs:
-            self.notify(f"compiling {function.__name__.strip('_')} for this size")
-            self._programs[signature] = function.lower(*static, *arguments).compile()
-            timings.compile += time.perf_counter() - started
-            started = time.perf_counter()
-        result = jax.block_until_ready(self._programs[signature](*arguments))
+        result = jax.block_until_ready(program(*arguments))
         setattr(timings, phase, getattr(timings, phase) + time.perf_counter() - started)
         return result
+
+    def _program(self, timings: Timings, function: Callable, static: tuple, arguments: tuple) -> Callable:
+        """The compiled form of `function` for these shapes; compiled here where they are new."""
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments[1:]))
+        signature = (function.__name__, static[1:], shapes)
+        if signature not in self._programs:
+            started = time.perf_counter()
+            self.notify(f"compiling {function.__name__.strip('_')} for this size")
+            with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
+                self._programs[signature] = function.lower(*static, *arguments).compile()
+            timings.compile += time.perf_counter() - started
+        return self._programs[signature]
 
 
 def _fetch(step: Step, rows: int) -> Step:
@@ -207,7 +238,7 @@ def _prefill(
         key=key,
     )
     state, column = _next_token(model, params, hidden, state, knobs, stops, logprobs)
-    return state, tuple(None if leaf is None else leaf[:, None] for leaf in column)
+    return state.placed(), tuple(None if leaf is None else leaf[:, None] for leaf in column)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4,))
@@ -233,7 +264,7 @@ def _extend(model, steps, logprobs, params, state, knobs, stops, count):
         return index + 1, state, tuple(all_.at[:, index].set(one) for all_, one in zip(columns, new, strict=True))
 
     _, state, columns = jax.lax.while_loop(unfinished, one_step, (jnp.int32(0), state, columns))
-    return state, (*columns, *(None,) * (4 - len(columns)))
+    return state.placed(), (*columns, *(None,) * (4 - len(columns)))
 
 
 def _next_token(model, params, hidden, state, knobs, stops, logprobs):
