@@ -1,0 +1,1 @@
+"""From annotation files to packed batches: sources, index, planning, assembly, mixtures."""

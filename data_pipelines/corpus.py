@@ -1,0 +1,210 @@
+"""The data sets of a mixture, opened: any sample by its number, and what it takes of a row."""
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.examples import Examples
+from data_pipelines.index import Index, find_index, index_key
+from data_pipelines.indexing import build_index, tokenizer_hash
+from data_pipelines.lengths import Room, room
+from data_pipelines.media import Media
+from data_pipelines.problems import Problem, ProblemLog
+from data_pipelines.rooms import Rooms, joined, rooms_of
+from data_pipelines.settings import fingerprint
+from data_pipelines.sources import Source, open_source
+from vl3_jax.errors import InputError
+from vl3_jax.processing.packed_batch import Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A data set of a mixture.
+
+    Attributes:
+      name: of the data set.
+      annotations: files, see `sources.open_source`.
+      media: folder or URL that media paths are relative to.
+      task: what it teaches; the loss is told for each task.
+      weight: how many times each sample is seen in an epoch. It counts samples: a video of 10,000 tokens weighs as
+        much as a caption.
+      size: samples expected; None is unknown.
+      kind: of `sources.KINDS`; None tells it by the file's ending.
+      index: folder for its indices; None is `<first annotation file>.vl3index`.
+    """
+
+    name: str
+    annotations: tuple[str, ...]
+    media: str = ""
+    task: str = ""
+    weight: float = 1.0
+    size: int | None = None
+    kind: str | None = None
+    index: str | None = None
+
+    @property
+    def index_folder(self) -> str:
+        """Where its indices lie."""
+        if self.index:
+            return self.index
+        if "://" in self.annotations[0]:
+            raise InputError(f"{self.name}: its annotations are remote; name a local folder for the index")
+        return self.annotations[0].replace("*", "_") + ".vl3index"
+
+    def open(self) -> Source:
+        """Its records."""
+        return open_source(self.annotations, self.kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """An entry with its records and index."""
+
+    entry: Entry
+    source: Source
+    index: Index
+
+    @property
+    def media(self) -> Media:
+        return Media(self.entry.media)
+
+
+class Corpus:
+    """Data sets behind one another: sample numbers count through all of them, bad ones included."""
+
+    def __init__(self, datasets: Sequence[Dataset], examples: Examples):
+        if not datasets:
+            raise InputError("no data sets; name at least one with its annotation file")
+        for dataset in datasets:
+            if dataset.entry.weight < 0:
+                raise InputError(f"{dataset.entry.name}: weight {dataset.entry.weight}; give 0 or more")
+            if len(dataset.index) != len(dataset.source):
+                raise InputError(f"{dataset.entry.name}: {len(dataset.source)} samples, indexed {len(dataset.index)}")
+        self.datasets, self.examples = list(datasets), examples
+        self.settings = examples.settings
+        self.tasks = sorted({dataset.entry.task for dataset in datasets})
+        self._ends = list(itertools.accumulate(len(dataset.index) for dataset in datasets))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @functools.cached_property
+    def rooms_by_dataset(self) -> list[Rooms]:
+        """What samples take of a row, by data set."""
+        return [rooms_of(dataset.index, self.settings, dataset.entry.name) for dataset in self.datasets]
+
+    @functools.cached_property
+    def rooms(self) -> Rooms:
+        """The same of all, by sample number."""
+        return joined(self.rooms_by_dataset)
+
+    def room(self, number: int) -> Room:
+        """Of one usable sample."""
+        dataset, local = self.locate(number)
+        return room(dataset.index[local], self.settings)
+
+    def locate(self, number: int) -> tuple[Dataset, int]:
+        """The data set of a sample number, and its number there."""
+        rank = int(np.searchsorted(self._ends, number, side="right"))
+        return self.datasets[rank], number - (self._ends[rank - 1] if rank else 0)
+
+    def sample(self, number: int, seed: Sequence[int]) -> Sample | Problem:
+        """Reads one usable sample; the same for equal seeds."""
+        dataset, local = self.locate(number)
+        task = self.tasks.index(dataset.entry.task)
+        place = room(dataset.index[local], self.settings)
+        try:
+            record = dataset.source[local]
+        except InputError as error:  # the file itself went away
+            return Problem("missing file", dataset.entry.name, str(error), dataset.entry.annotations[0])
+        return self.examples.sample(record, dataset.media, place, [*seed, number], task)
+
+    def log(self) -> ProblemLog:
+        """What is known to be bad before anything is read: from the indices, and what fits no row."""
+        log = ProblemLog()
+        for dataset, rooms in zip(self.datasets, self.rooms_by_dataset, strict=True):
+            log.add(dataset.index.problems(), len(dataset.index))
+            log.add(rooms.problems, 0)
+        return log
+
+    def identity(self) -> str:
+        """A fingerprint of everything that the order and content of the samples depend on."""
+        shape = dataclasses.asdict(self.settings.shape)
+        config = dataclasses.asdict(self.settings.processor) | {"threads": 0}
+        parts: list[Any] = [shape, config, self.settings.max_frame_patches, self.settings.trainer_streams]
+        parts += [[d.entry.name, d.entry.weight, d.entry.task, d.index.folder.name] for d in self.datasets]
+        return fingerprint(parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"datasets": self.datasets, "examples": self.examples}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+
+def open_corpus(
+    entries: Sequence[Entry],
+    examples: Examples,
+    build: bool = False,
+    workers: int = 0,
+    on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Corpus:
+    """Opens data sets with their indices; one with counts of kept tokens is preferred.
+
+    Args:
+      entries: of the mixture.
+      examples: with tokenizer and settings.
+      build: make indices that are missing (without kept counts), instead of raising.
+      workers: processes that make them.
+      on_progress: told the data set, how many of its samples are indexed, of how many.
+
+    Raises:
+      InputError: names every data set that is missing or not indexed.
+    """
+    require_present(entries)
+    datasets, unindexed = [], []
+    tokenizer = tokenizer_hash(examples)
+    for entry in entries:
+        source = entry.open()
+        keys = [index_key(source.stamp(), tokenizer, examples.settings, kept) for kept in (True, False)]
+        index = find_index(entry.index_folder, keys)
+        if index is None and build:
+            report = functools.partial(on_progress, entry.name)
+            media = Media(entry.media)
+            index = build_index(source, media, examples, entry.index_folder, workers=workers, on_progress=report)
+        if index is None:
+            unindexed.append(entry.name)
+        else:
+            datasets.append(Dataset(entry, source, index))
+    if unindexed:
+        raise InputError(
+            f"not indexed with these settings: {', '.join(unindexed)}; run `vl3 data index` with the same configuration"
+        )
+    return Corpus(datasets, examples)
+
+
+def missing(entries: Sequence[Entry]) -> dict[str, str]:
+    """Entries whose annotation files are not there, each with the first such file."""
+    found = {}
+    for entry in entries:
+        for path in entry.annotations:
+            local = path.split(":")[0] if entry.kind == "tfds" else path
+            if "://" not in path and "*" not in path and not os.path.exists(os.path.expanduser(local)):
+                found[entry.name] = path
+                break
+    return found
+
+
+def require_present(entries: Sequence[Entry]) -> None:
+    """InputError with all that is missing at once."""
+    absent = missing(entries)
+    if absent:
+        listed = ", ".join(f"{name} ({path})" for name, path in absent.items())
+        raise InputError(
+            f"{len(absent)} of {len(entries)} data sets are not there: {listed}; fetch them or leave them out"
+        )

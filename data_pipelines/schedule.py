@@ -1,0 +1,55 @@
+"""Which rows make up each step of a training run: the same on every host."""
+
+import dataclasses
+
+import numpy as np
+
+from data_pipelines.corpus import Corpus
+from data_pipelines.planning import Rows, epoch_order, plan_rows
+from data_pipelines.settings import fingerprint
+from vl3_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step: rows of sample numbers, fewer than the others at the end of an epoch."""
+
+    number: int
+    epoch: int
+    rows: list[np.ndarray]
+
+
+class Schedule:
+    """Step s of epoch e uses rows [s * G, (s + 1) * G) of the epoch's plan; the last step of an epoch may lack some.
+
+    Args:
+      corpus: of the run.
+      rows_per_step: G, on all hosts together.
+      epochs: how many; all are planned at once.
+      seed: of order and rows.
+    """
+
+    def __init__(self, corpus: Corpus, rows_per_step: int, epochs: int = 1, seed: int = 0):
+        if rows_per_step < 1 or epochs < 1:
+            raise InputError(f"{rows_per_step} rows a step and {epochs} epochs; give at least 1 of each")
+        self.rows_per_step, self.seed = rows_per_step, seed
+        usable = [rooms.usable for rooms in corpus.rooms_by_dataset]
+        weights = [dataset.entry.weight for dataset in corpus.datasets]
+        self.epochs: list[Rows] = []
+        for epoch in range(epochs):
+            order = epoch_order(usable, weights, seed, epoch)
+            self.epochs.append(plan_rows(corpus.rooms, order, corpus.settings.shape, (seed, epoch)))
+        self._ends = np.cumsum([-(-len(rows) // rows_per_step) for rows in self.epochs])
+        if not self._ends[-1]:
+            raise InputError("not one usable sample in the data; `vl3 data check` lists what is wrong with them")
+        self.identity = fingerprint([corpus.identity(), rows_per_step, seed])
+
+    def __len__(self) -> int:
+        """Steps of all epochs."""
+        return int(self._ends[-1])
+
+    def __getitem__(self, step: int) -> Step:
+        epoch = int(np.searchsorted(self._ends, step, side="right"))
+        first = (step - (int(self._ends[epoch - 1]) if epoch else 0)) * self.rows_per_step
+        rows = self.epochs[epoch]
+        return Step(step, epoch, [rows[row] for row in range(first, min(first + self.rows_per_step, len(rows)))])

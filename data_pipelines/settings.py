@@ -1,0 +1,64 @@
+"""The settings of a training run's data, and which of them an index depends on."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from vl3_jax.errors import InputError
+from vl3_jax.processing.config import ProcessorConfig
+from vl3_jax.processing.packed_batch import BatchShape
+
+TRAINING_LENGTH = 16_384
+TRAINING_MAX_TOKENS = 10_240
+TRAINING_MAX_FRAME_PATCHES = 16_384
+
+
+def training_shape(patches: int, image_merge: int) -> BatchShape:
+    """A training row of 16,384 tokens and so many patches.
+
+    Images of merge size 1 may fill the row with vision tokens; else there are at most a quarter as many as patches.
+    """
+    vision_tokens = min(TRAINING_LENGTH, patches if image_merge == 1 else patches // 4)
+    return BatchShape(TRAINING_LENGTH, patches, vision_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """How records become rows.
+
+    Attributes:
+      shape: capacities of a row.
+      processor: merge sizes, frames per second, pruning; its `max_tokens` caps one sample. One decoder thread for
+        each video, because several samples are read at a time.
+      max_frame_patches: no picture or frame is larger.
+      trainer_streams: live streams as the official trainer writes and learns them, see `chat.Style`.
+    """
+
+    shape: BatchShape = dataclasses.field(default_factory=lambda: training_shape(40_960, 1))
+    processor: ProcessorConfig = dataclasses.field(
+        default_factory=lambda: ProcessorConfig(max_tokens=TRAINING_MAX_TOKENS, threads=1)
+    )
+    max_frame_patches: int = TRAINING_MAX_FRAME_PATCHES
+    trainer_streams: bool = False
+
+    def __post_init__(self):
+        shape = self.shape
+        for name in ("length", "patches", "vision_tokens", "vision_rows", "samples"):
+            if getattr(shape, name) < 1:
+                raise InputError(f"{name} is {getattr(shape, name)}; give at least 1")
+        if shape.vision_tokens > shape.length:
+            raise InputError(f"vision_tokens {shape.vision_tokens} exceed length {shape.length}; lower them")
+
+    def index_key(self, kept: bool) -> dict[str, Any]:
+        """What the lengths of an index depend on; with kept counts, also on sizes and pruning."""
+        config = dataclasses.asdict(self.processor)
+        config.pop("threads")
+        always = ("fps", "max_frames", "preprocess", "native_placeholders")
+        chosen = config if kept else {name: config[name] for name in always}
+        return {"trainer_streams": self.trainer_streams, "kept": kept, **chosen}
+
+
+def fingerprint(value: Any) -> str:
+    """16 hexadecimal digits of anything that JSON can hold."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,135 @@
+"""Annotation files: JSON lines, or one JSON list, read record by record through byte offsets."""
+
+import json
+import mmap
+import re
+
+import numpy as np
+
+from data_pipelines.problems import NOT_JSON, NOT_UTF8, BadSampleError, Problem
+from data_pipelines.sources.base import ByteFile, Record, Source
+from vl3_jax.errors import InputError
+
+_CHUNK = 2**24
+_BOM = b"\xef\xbb\xbf"
+# Strings are matched whole, so that brackets inside them do not count. The last one may be cut off.
+_STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|[\[\]{},]', re.DOTALL)
+
+
+class AnnotationFile(Source):
+    """One file in the official format; whether lines or a list is told by its first character."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+        self._file = ByteFile(path)
+        size = self._size()
+        start = self._first_character(size)
+        self._is_list = size > start and self._file.read(start, start + 1) == b"["
+        if self._is_list:
+            self._starts, self._stops = _list_elements(self._content(), start)
+            self._lines = None
+        else:
+            self._starts, self._stops, self._lines = _lines(self._file, size, start)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Record | Problem:
+        start, stop = int(self._starts[index]), int(self._stops[index])
+        try:
+            return Record(_parsed(self._file.read(start, stop)), f"{self.path}, line {self._line(index)}")
+        except BadSampleError as error:
+            return error.at(f"{self.path}, line {self._line(index)}")
+
+    def stamp(self) -> list:
+        """See `Source.stamp`."""
+        return ["annotations", len(self), *self._file.stamp()]
+
+    def _line(self, index: int) -> int:
+        if self._lines is not None:
+            return int(self._lines[index]) + 1
+        before, line = int(self._starts[index]), 1
+        for start in range(0, before, _CHUNK):
+            line += self._file.read(start, min(start + _CHUNK, before)).count(b"\n")
+        return line
+
+    def _size(self) -> int:
+        try:
+            return self._file.size
+        except OSError as error:
+            raise InputError(f"{self.path}: {error.strerror or 'cannot be read'}; check the annotation file") from None
+
+    def _first_character(self, size: int) -> int:
+        head = self._file.read(0, min(size, 4096))
+        position = len(_BOM) if head.startswith(_BOM) else 0
+        return position + len(head[position:]) - len(head[position:].lstrip())
+
+    def _content(self):
+        if "://" in self.path:
+            return self._file.read(0, self._file.size)
+        with open(self.path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _parsed(text: bytes):
+    try:
+        return json.loads(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadSampleError(
+            NOT_UTF8, f"byte {error.start} of the record is no UTF-8; save the file as UTF-8"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise BadSampleError(NOT_JSON, f"{error.msg} at character {error.pos + 1} of the record") from None
+    except RecursionError:
+        raise BadSampleError(NOT_JSON, "nested too deeply") from None
+
+
+def _lines(file: ByteFile, size: int, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Starts, stops and numbers (from 0) of the lines that are not blank."""
+    ends = [np.empty(0, np.int64)]
+    for start in range(0, size, _CHUNK):
+        chunk = np.frombuffer(file.read(start, min(start + _CHUNK, size)), np.uint8)
+        ends.append(np.flatnonzero(chunk == ord("\n")) + start)
+    stops = np.concatenate(ends)
+    if size and (not len(stops) or stops[-1] < size - 1):
+        stops = np.append(stops, size)
+    starts = np.concatenate([[0], stops[:-1] + 1]).astype(np.int64)[: len(stops)]
+    # Lines shorter than any record are looked at; in files of millions there are few.
+    blank = [i for i in np.flatnonzero(stops - starts < 8) if not file.read(int(starts[i]), int(stops[i])).strip()]
+    keep = np.ones(len(starts), bool)
+    keep[blank] = False
+    starts[:1] = np.minimum(np.maximum(starts[:1], first), stops[:1])
+    return starts[keep], stops[keep], np.flatnonzero(keep).astype(np.int32)
+
+
+def _list_elements(content, opening: int) -> tuple[np.ndarray, np.ndarray]:
+    """Byte ranges between the commas of the outer list. What follows a damaged place becomes one bad record."""
+    starts, stops = [], []
+    depth, begin = 0, opening + 1
+    end = None
+    for match in _STRUCTURE.finditer(content, opening):
+        character = match.group()
+        if character in (b"{", b"["):
+            depth += 1
+        elif character in (b"}", b"]"):
+            depth -= 1
+            if depth == 0:
+                end = match.start()
+                break
+        elif character == b"," and depth == 1:
+            starts.append(begin)
+            stops.append(match.start())
+            begin = match.end()
+    end = len(content) if end is None else end
+    if starts or content[begin:end].strip():
+        starts.append(begin)
+        stops.append(end)
+    trimmed = [_trim(content, *bounds) for bounds in zip(starts, stops, strict=True)]
+    return np.array([t[0] for t in trimmed], np.int64), np.array([t[1] for t in trimmed], np.int64)
+
+
+def _trim(content, start: int, stop: int) -> tuple[int, int]:
+    """Without blanks before the element, so that its line number is its own."""
+    piece = content[start:stop]
+    return start + len(piece) - len(piece.lstrip()), stop

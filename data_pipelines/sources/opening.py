@@ -1,0 +1,98 @@
+"""Opens a source by what its path looks like, or by the kind that the configuration names."""
+
+import glob
+import importlib
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipelines.problems import Problem
+from data_pipelines.sources.base import Record, Source
+from data_pipelines.sources.tfds_source import folder_and_split
+from vl3_jax.errors import InputError
+
+# Kind -> module and class. Imported when used, for their libraries may be missing.
+KINDS = {
+    "annotations": ("annotation_file", "AnnotationFile"),
+    "array_record": ("array_records", "ArrayRecords"),
+    "tfds": ("tfds_source", "TfdsSource"),
+    "webdataset": ("webdataset", "WebDataset"),
+    "parquet": ("parquet", "ParquetFile"),
+}
+_ENDINGS = {
+    ".json": "annotations",
+    ".jsonl": "annotations",
+    ".array_record": "array_record",
+    ".arrayrecord": "array_record",
+    ".tar": "webdataset",
+    ".parquet": "parquet",
+}
+
+
+class Concatenated(Source):
+    """Several sources, one after the other."""
+
+    def __init__(self, sources: Sequence[Source]):
+        super().__init__()
+        self._sources = list(sources)
+        self._ends = np.cumsum([len(source) for source in self._sources])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Record | Problem:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self._sources[number][index - (int(self._ends[number - 1]) if number else 0)]
+
+    def stamp(self) -> list:
+        """See `Source.stamp`."""
+        return [source.stamp() for source in self._sources]
+
+
+def open_source(paths: str | Sequence[str], kind: str | None = None) -> Source:
+    """Opens files as one source.
+
+    Args:
+      paths: one or several; a local one may hold `*`. A TFDS path is its version folder, with `:train[:50%]` for
+        a split.
+      kind: one of `KINDS`; told by the ending if not given.
+
+    Raises:
+      InputError: nothing there, or an unknown kind; names the path.
+    """
+    names = [name for path in ([paths] if isinstance(paths, str) else paths) for name in _expanded(path)]
+    opened = [_open(name, kind or _kind(name)) for name in names]
+    return opened[0] if len(opened) == 1 else Concatenated(opened)
+
+
+def _expanded(path: str) -> list[str]:
+    path = os.path.expanduser(path)
+    if "*" not in path or "://" in path:
+        return [path]
+    found = sorted(glob.glob(path))
+    if not found:
+        raise InputError(f"{path}: no file has such a name; check the path")
+    return found
+
+
+def _kind(path: str) -> str:
+    for ending, kind in _ENDINGS.items():
+        if path.lower().endswith(ending):
+            return kind
+    if ".array_record-" in path or ".arrayrecord-" in path:  # name.array_record-00000-of-00010
+        return "array_record"
+    if os.path.exists(os.path.join(folder_and_split(path)[0], "dataset_info.json")):
+        return "tfds"
+    if not os.path.exists(path) and "://" not in path:
+        raise InputError(f"{path}: no such file; check the path")
+    raise InputError(f"{path}: unknown kind of data; name it as one of {', '.join(KINDS)}")
+
+
+def _open(path: str, kind: str) -> Source:
+    if kind not in KINDS:
+        raise InputError(f"{path}: unknown kind {kind!r}; use one of {', '.join(KINDS)}")
+    module, name = KINDS[kind]
+    if kind != "tfds" and "://" not in path and not os.path.exists(path):
+        raise InputError(f"{path}: no such file; check the path")
+    return getattr(importlib.import_module(f"data_pipelines.sources.{module}"), name)(path)

@@ -1,0 +1,66 @@
+"""Parquet files with embedded media: columns as in the official records, media as bytes or {bytes, path}."""
+
+import bisect
+import collections
+import functools
+import itertools
+
+from data_pipelines.problems import Problem
+from data_pipelines.sources.base import ByteFile, Record, Source
+from vl3_jax.errors import InputError
+
+_GROUPS_HELD = 4  # row groups in memory, for neighbours are often asked for together
+
+
+class ParquetFile(Source):
+    """One file. Rows come out of whole row groups, so small groups (some hundred rows) suit random order."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+        metadata = self._open_file.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._firsts = [0, *itertools.accumulate(sizes)]
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    def __getitem__(self, index: int) -> Record | Problem:
+        group = bisect.bisect_right(self._firsts, index) - 1
+        with self._lock:
+            table = self._group(group)
+        row = table.slice(index - self._firsts[group], 1).to_pylist()[0]
+        return Record(row, f"{self.path}, row {index + 1}")
+
+    def stamp(self) -> list:
+        """See `Source.stamp`."""
+        return ["parquet", len(self), *ByteFile(self.path).stamp()]
+
+    def _group(self, group: int):
+        held = self._open_groups
+        if group not in held:
+            while len(held) >= _GROUPS_HELD:
+                held.popitem(last=False)
+            held[group] = self._open_file.read_row_group(group)
+        held.move_to_end(group)
+        return held[group]
+
+    @functools.cached_property
+    def _open_groups(self) -> collections.OrderedDict:
+        return collections.OrderedDict()
+
+    @functools.cached_property
+    def _open_file(self):
+        try:
+            from pyarrow import parquet
+
+            if "://" not in self.path:
+                return parquet.ParquetFile(self.path)
+            import fsspec
+
+            return parquet.ParquetFile(fsspec.open(self.path, "rb").open())
+        except ImportError as error:
+            raise InputError(f"{self.path}: reading Parquet needs `pip install pyarrow`") from error
+        except (OSError, ValueError) as error:
+            text = " ".join(str(error).split())
+            raise InputError(f"{self.path}: not a Parquet file that can be read ({text})") from error

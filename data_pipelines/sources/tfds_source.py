@@ -1,0 +1,124 @@
+"""TFDS data sets through their random access source; TensorFlow is not imported.
+
+Features are those of the official records: `conversations` (a sequence of {from, value}) or one text feature `json`
+with the whole annotation; `image`, a picture or a sequence of them; `video`, the bytes of a file. A video may also be
+a sequence of pictures, `frames`, with their `timestamps`. A single picture stays encoded until it is needed; TFDS
+itself decodes sequences.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.problems import BAD_RECORD, BadSampleError, Problem
+from data_pipelines.sources.base import Record, Source
+from vl3_jax.errors import InputError
+
+_DEFAULT_SPLIT = "train"
+_MEDIA = ("image", "video", "frames")
+
+
+def folder_and_split(path: str) -> tuple[str, str]:
+    """`folder:train[:50%]` -> its two halves; without a split the whole of `train`."""
+    found = re.fullmatch(r"(.*?)(?::(\w+(?:\[.*\])?))?", path)
+    return found[1], found[2] or _DEFAULT_SPLIT
+
+
+class TfdsSource(Source):
+    """A split of a prepared data set: `folder/name/1.0.0` or `folder/name/1.0.0:train[:50%]`."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+        self._folder, self._split = folder_and_split(path)
+        self._length = len(self._open_data)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record | Problem:
+        where = f"{self.path}, record {index + 1}"
+        try:
+            return Record(_fields(self._open_data[index]), where)
+        except BadSampleError as error:
+            return error.at(where)
+        except Exception as error:  # TFDS lets the errors of its file formats through
+            text = " ".join(str(error).split()) or type(error).__name__
+            return BadSampleError(BAD_RECORD, f"cannot be read ({text})").at(where)
+
+    def stamp(self) -> list:
+        """See `Source.stamp`."""
+        info = self._open_builder.info
+        return ["tfds", info.full_name, self._split, len(self), info.splits[self._split.split("[")[0]].num_bytes]
+
+    @functools.cached_property
+    def _open_builder(self):
+        try:
+            import tensorflow_datasets as tfds
+
+            return tfds.builder_from_directory(self._folder)
+        except ImportError as error:
+            raise InputError(f"{self.path}: needs `pip install tensorflow-datasets` ({error})") from error
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{self.path}: not a prepared TFDS data set ({text}); give its version folder") from error
+
+    @functools.cached_property
+    def _open_data(self):
+        import tensorflow_datasets as tfds
+
+        features = self._open_builder.info.features
+        single = "image" in features and isinstance(features["image"], tfds.features.Image)
+        skip = {"image": tfds.decode.SkipDecoding()} if single else None
+        try:
+            return self._open_builder.as_data_source(self._split, decoders=skip)
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{self.path}: split {self._split!r} cannot be opened ({text})") from error
+
+
+def _fields(features: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: _plain(value) for name, value in features.items() if name not in _MEDIA}
+    if isinstance(fields.get("json"), str):
+        try:
+            fields |= json.loads(fields.pop("json"))
+        except (ValueError, TypeError) as error:
+            raise BadSampleError(BAD_RECORD, f'its "json" is not an object ({error})') from None
+    for key in ("conversations", "conversation"):
+        if isinstance(fields.get(key), Mapping):  # a sequence of features comes as a feature of sequences
+            columns = fields[key]
+            fields[key] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for key in ("image", "video"):
+        if key in features:
+            fields[key] = _as_list(features[key])
+    if "frames" in features:
+        fields["video"] = [_as_list(features["frames"])]
+    return fields
+
+
+def _as_list(value: Any) -> list[Any]:
+    """A medium or several; arrays are pictures unless they hold objects."""
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        value = value.tolist()
+    items = value if isinstance(value, list | tuple) else [value]
+    return [item for item in items if isinstance(item, np.ndarray) or item]
+
+
+def _plain(value: Any) -> Any:
+    """Text comes as bytes; what is no text stays bytes."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return [_plain(item) for item in value.tolist()]
+    return value.item() if isinstance(value, np.generic) else value

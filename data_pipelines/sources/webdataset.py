@@ -1,0 +1,118 @@
+"""WebDataset tars by byte offset: no unpacking, no library, any order.
+
+Members of one sample share the name up to the first dot of its last part. The annotation is its `.json`, in the
+official format; media that it names are looked up among the members, and where it names none, all picture or video
+members are meant, in the order of the tar. A `.txt` without `.json` is the caption of the sample's pictures.
+"""
+
+import json
+import os
+import tarfile
+from typing import Any
+
+from data_pipelines.problems import BAD_RECORD, MISSING, NOT_JSON, NOT_UTF8, BadSampleError, Problem
+from data_pipelines.sources.base import ByteFile, Record, Source
+from vl3_jax.errors import InputError
+
+_ENDINGS = {
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    "video": (".mp4", ".webm", ".mkv", ".avi", ".mov"),
+}
+
+
+class WebDataset(Source):
+    """One tar. A tar that is cut off gives the samples before the cut, and its last one as a problem."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        if path.endswith((".gz", ".tgz", ".zst", ".bz2", ".xz")):
+            raise InputError(f"{path}: a compressed tar has no random access; unpack it to .tar")
+        self.path = path
+        self._file = ByteFile(path)
+        self._samples = _samples(path, self._file.size)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Record | Problem:
+        key, members = self._samples[index]
+        where = f"{self.path}, sample {key}"
+        try:
+            return Record(self._fields(members), where)
+        except BadSampleError as error:
+            return error.at(where)
+
+    def stamp(self) -> list:
+        """See `Source.stamp`."""
+        return ["webdataset", len(self), *self._file.stamp()]
+
+    def _fields(self, members: dict[str, tuple[int, int]]) -> dict[str, Any]:
+        by_kind = {
+            kind: [name for name in members if name.lower().endswith(endings)] for kind, endings in _ENDINGS.items()
+        }
+        annotation = next((name for name in members if name.endswith(".json")), None)
+        if annotation:
+            try:
+                fields = json.loads(self._read(annotation, members).decode())
+            except UnicodeDecodeError:
+                raise BadSampleError(NOT_UTF8, f"{annotation} is no UTF-8") from None
+            except json.JSONDecodeError as error:
+                raise BadSampleError(NOT_JSON, f"{annotation}: {error.msg} at character {error.pos + 1}") from None
+            if not isinstance(fields, dict):
+                raise BadSampleError(BAD_RECORD, f"{annotation} holds a {type(fields).__name__}, not an object")
+        else:
+            fields = {"conversations": self._caption(members)}
+        named = {kind: fields.get(kind) for kind in _ENDINGS}
+        for kind, names in by_kind.items():
+            wanted = named[kind] or ([] if any(named.values()) else names)
+            wanted = [wanted] if isinstance(wanted, str) else wanted
+            fields[kind] = [{"path": name, "bytes": self._medium(name, members)} for name in wanted]
+        return fields
+
+    def _caption(self, members: dict[str, tuple[int, int]]) -> list[dict[str, str]]:
+        name = next((name for name in members if name.endswith(".txt")), None)
+        if name is None:
+            raise BadSampleError(BAD_RECORD, "neither a .json nor a .txt member; add the annotation")
+        try:
+            text = self._read(name, members).decode().strip()
+        except UnicodeDecodeError:
+            raise BadSampleError(NOT_UTF8, f"{name} is no UTF-8") from None
+        return [{"from": "human", "value": ""}, {"from": "gpt", "value": text}]
+
+    def _medium(self, name: Any, members: dict[str, tuple[int, int]]) -> bytes:
+        found = next((member for member in members if member == name or os.path.basename(member) == name), None)
+        if found is None:
+            raise BadSampleError(MISSING, f"{name} is not in the tar beside its annotation")
+        return self._read(found, members)
+
+    def _read(self, name: str, members: dict[str, tuple[int, int]]) -> bytes:
+        start, length = members[name]
+        content = self._file.read(start, start + length)
+        if len(content) < length:
+            raise BadSampleError(BAD_RECORD, f"{name} is cut off; fetch the tar again")
+        return content
+
+
+def _samples(path: str, size: int) -> list[tuple[str, dict[str, tuple[int, int]]]]:
+    """Key -> member names with start and length, in the order of the tar."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with _opened(path) as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # else it keeps every header
+                if member.isfile():
+                    folder, base = os.path.split(member.name)
+                    key = os.path.join(folder, base.split(".", 1)[0])
+                    samples.setdefault(key, {})[member.name] = (member.offset_data, member.size)
+    except tarfile.TarError as error:
+        if not samples:
+            raise InputError(f"{path}: not a tar that can be read ({error}); fetch it again") from None
+    return list(samples.items())
+
+
+def _opened(path: str) -> tarfile.TarFile:
+    if "://" not in path:
+        return tarfile.open(path, "r:")
+    import fsspec
+
+    return tarfile.open(fileobj=fsspec.open(path, "rb").open(), mode="r:")

@@ -1,0 +1,156 @@
+"""Small data sets on disk: pictures and videos of a few patches, annotations of every kind, known bad ones."""
+
+import json
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.corpus import Corpus, Entry, open_corpus
+from data_pipelines.examples import Examples
+from data_pipelines.settings import DataSettings
+from support.media import TOKENIZER as TOKENIZER
+from support.media import write_video
+from vl3_jax.processing.config import ProcessorConfig
+from vl3_jax.processing.packed_batch import BatchShape, Sample
+
+SETTINGS = DataSettings(
+    BatchShape(length=512, patches=1024, vision_tokens=512, samples=8),
+    ProcessorConfig(max_tokens=128, min_tokens=4, image_merge=2, threads=1, max_frames=6),
+    max_frame_patches=256,
+)
+
+
+def turns(question, answer):
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def write_media(folder: pathlib.Path, pictures: int = 4, videos: int = 3) -> None:
+    """p0.png, ... of noise; v0.mp4, ... of numbered frames, 2, 3, ... seconds long; still, a folder of frames."""
+    rng = np.random.default_rng(0)
+    for number in range(pictures):
+        height, width = rng.integers(20, 300, 2)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"p{number}.png")
+    for number in range(videos):
+        write_video(folder / f"v{number}.mp4", range(0, 1000 * (number + 2), 200))
+    (folder / "still").mkdir()
+    frame = rng.integers(0, 256, (84, 112, 3), np.uint8)
+    for number in range(9):
+        frame[:28, :28] = 20 * number
+        Image.fromarray(frame).save(folder / "still" / f"{number}.png")
+
+
+def good_records(count: int, pictures: int = 4, videos: int = 3, seed: int = 0) -> list[dict]:
+    """Text, pictures, videos, both, and streams; every record says its own number."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for number in range(count):
+        said = turns(f"Question {number}?", f"Answer {number} " + "word " * int(rng.integers(1, 30)))
+        picture, video = f"p{rng.integers(pictures)}.png", f"v{rng.integers(videos)}.mp4"
+        kind = number % 5
+        if kind == 1:
+            records.append({"image": [picture], "conversations": said})
+        elif kind == 2:
+            records.append({"video": [video], "conversations": said})
+        elif kind == 3:
+            records.append({"image": [picture, "p0.png"], "video": video, "conversations": said})
+        elif kind == 4:
+            stream = [
+                {"role": "user", "content": f"Tell {number}.", "time": 0.0},
+                {"role": "assistant", "content": "It began.", "time": 0.5},
+                {"role": "assistant", "content": "It goes on.", "time": 1.5},
+            ]
+            records.append({"video": [video], "stream": True, "start_time": 0.0, "conversation": stream})
+        else:
+            records.append({"conversations": said})
+    return records
+
+
+def write_lines(path: pathlib.Path, records: list) -> str:
+    """JSON lines; bytes among the records are written as they are."""
+    lines = [record if isinstance(record, bytes) else json.dumps(record).encode() for record in records]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return str(path)
+
+
+def bad_records(folder: pathlib.Path) -> list:
+    """One of each kind that training must survive."""
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "noise.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    whole = (folder / "p0.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    movie = (folder / "v2.mp4").read_bytes()
+    (folder / "noise.mp4").write_bytes(movie[: len(movie) // 3])
+    return [
+        b'{"conversations": [',
+        b'{"caf\xe9": 1}',
+        {"conversations": []},
+        {"image": ["gone.png"], "conversations": turns("Q", "A")},
+        {"image": ["empty.png"], "conversations": turns("Q", "A")},
+        {"image": ["noise.png"], "conversations": turns("Q", "A")},
+        {"image": ["cut.png"], "conversations": turns("Q", "A")},
+        {"video": ["noise.mp4"], "conversations": turns("Q", "A")},
+        {"video": ["gone.mp4"], "conversations": turns("Q", "A")},
+        {"image": ["p0.png"], "conversations": turns("<image> <image>", "A")},
+    ]
+
+
+def make_corpus(folder: pathlib.Path, records: dict[str, list], settings: DataSettings = SETTINGS, **weights) -> Corpus:
+    """A corpus of annotation files `<name>.jsonl` in a folder with media."""
+    entries = [
+        Entry(name, (write_lines(folder / f"{name}.jsonl", rows),), str(folder), name[:1], weights.get(name, 1.0))
+        for name, rows in records.items()
+    ]
+    return open_corpus(entries, Examples(TOKENIZER, settings), build=True)
+
+
+def unpacked(batch: dict[str, np.ndarray], row: int, segment: int) -> dict[str, np.ndarray]:
+    """What a segment (from 1) of a packed row says: ids, weights, placeholders, patches of its vision tokens."""
+    here = batch["segment_ids"][row] == segment
+    slots = batch["vision_slot"][row][here]
+    named = batch["token_patches"][row][slots[slots >= 0]]
+    patches = batch["patches"][row].reshape(-1, 588)
+    vision_row = np.arange(batch["patch_segment"].shape[1])[:, None]
+    frames = (batch["patch_segment"][row] + 10_000 * vision_row).reshape(-1)
+    weight = np.roll(batch["loss_weight"][row][here], 1)
+    return {
+        "tokens": batch["tokens"][row][here],
+        "targets": batch["targets"][row][here][:-1],
+        "positions": batch["positions"][row][here],
+        "weight": weight,
+        "is_vision": slots >= 0,
+        "patches": np.concatenate([patches[n[n >= 0]] for n in named]) if len(named) else patches[:0],
+        "frames": frames[named[:, 0]],
+    }
+
+
+def expected(sample: Sample) -> dict[str, np.ndarray]:
+    """The same from the sample itself (but for `frames`, which only tell vision tokens of one frame from others)."""
+    kept = [
+        visual.patches.reshape(len(visual.keep), -1, 588)[visual.keep].reshape(-1, 588) for visual in sample.visuals
+    ]
+    frames = [
+        np.repeat(np.arange(visual.grid[0]), visual.tokens_per_frame)[visual.keep] + 1000 * n
+        for n, visual in enumerate(sample.visuals)
+    ]
+    weight = sample.target_weight.copy()
+    weight[:1] = 0
+    return {
+        "tokens": sample.tokens,
+        "targets": sample.tokens[1:],
+        "positions": np.arange(len(sample.tokens)),
+        "weight": weight,
+        "is_vision": sample.is_vision,
+        "patches": np.concatenate([*kept, np.empty((0, 588), np.uint8)]),
+        "frames": np.concatenate([*frames, np.empty(0, int)]),
+    }
+
+
+def assert_holds(batch: dict[str, np.ndarray], row: int, segment: int, sample: Sample) -> None:
+    """The segment gives back the sample exactly."""
+    found, wanted = unpacked(batch, row, segment), expected(sample)
+    for one in (found, wanted):  # numbered in order of appearance
+        order = {frame: number for number, frame in enumerate(dict.fromkeys(one["frames"].tolist()))}
+        one["frames"] = [order[frame] for frame in one["frames"].tolist()]
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)

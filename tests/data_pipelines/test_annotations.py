@@ -1,0 +1,153 @@
+"""The official record format: what becomes of every kind of record, and the reason for each that is refused."""
+
+import pytest
+
+from data_pipelines import problems
+from data_pipelines.annotations import Conversation, StreamTurn, to_conversation
+from data_pipelines.media import Media
+from data_pipelines.problems import Problem, ProblemLog, TooManyProblemsError
+
+WHERE = "a.jsonl, line 7"
+ASK, ANSWER = {"from": "human", "value": "Which?"}, {"from": "gpt", "value": " That. "}
+
+
+@pytest.fixture
+def media(tmp_path):
+    for name in ("a.png", "b.png", "a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    return Media(str(tmp_path))
+
+
+def human(text):
+    return {"from": "human", "value": text}
+
+
+def contents(record, media):
+    """(role, parts) of each message; media by their base names."""
+    found = to_conversation(record, WHERE, media)
+    assert isinstance(found, Conversation), found
+
+    def short(part):
+        return part if isinstance(part, str) else "@" + part[part["type"]].rsplit("/", 1)[1]
+
+    return [(m["role"], [short(part) for part in m["content"]]) for m in found.messages]
+
+
+def test_pictures_stand_where_their_tags_are(media):
+    record = {"image": ["a.png", "b.png"], "conversations": [human("First: <image> Second:<image>\nSame?"), ANSWER]}
+    expected = [("user", ["First:", "@a.png", "Second:", "@b.png", "Same?"]), ("assistant", [" That. "])]
+    assert contents(record, media) == expected
+
+
+def test_a_string_is_one_medium_and_without_tags_media_come_first(media):
+    assert contents({"image": "a.png", "conversations": [ASK, ANSWER]}, media)[0] == ("user", ["@a.png", "Which?"])
+    record = {"image": ["a.png", "b.png"], "conversations": [ASK, ANSWER]}
+    assert contents(record, media)[0][1] == ["@a.png", "@b.png", "Which?"]
+
+
+def test_pictures_and_several_videos_together(media):
+    text = "<video> then <image> then <video> end"
+    record = {"image": ["a.png"], "video": ["a.mp4", "b.mp4"], "conversations": [human(text), ANSWER]}
+    assert contents(record, media)[0][1] == ["@a.mp4", "then", "@a.png", "then", "@b.mp4", "end"]
+    record["conversations"] = [human("<image> only"), ANSWER]
+    assert contents(record, media)[0][1] == ["@a.mp4", "@b.mp4", "@a.png", "only"]
+
+
+@pytest.mark.parametrize("none", [{}, {"image": None}, {"image": []}, {"video": "", "image": None}])
+def test_text_alone_keeps_its_tags_as_text(media, none):
+    record = {**none, "conversations": [human(" what is <image> in HTML? "), ANSWER]}
+    assert contents(record, media)[0][1] == ["what is <image> in HTML?"]
+
+
+def test_roles(media):
+    turns = [ANSWER, {"from": "system", "value": "Be brief."}, ASK, {"from": "gpt", "value": "<image>"}]
+    found = contents({"image": "a.png", "conversations": turns}, media)
+    assert found == [
+        ("system", ["Be brief."]),
+        ("user", ["@a.png", "Which?"]),
+        ("assistant", ["<image>"]),
+    ]
+
+
+def test_windows_of_a_video(media):
+    record = {"video": ["a.mp4"], "start_time": 1, "end_time": 2.5, "conversations": [ASK, ANSWER]}
+    part = to_conversation(record, WHERE, media).messages[0]["content"][0]
+    assert (part["start_time"], part["end_time"]) == (1.0, 2.5)
+
+
+def test_a_stream_ends_with_the_frame_before_its_last_turn(media):
+    turns = [
+        {"role": "assistant", "content": "A pen.", "time": 24.2},
+        {"role": "user", "content": "Tell me.", "time": 12.0},
+    ]
+    record = {"video": ["a.mp4"], "stream": True, "start_time": 12.0, "end_time": 47.0, "conversation": turns}
+    found = to_conversation(record, WHERE, media)
+    assert found.stream == (StreamTurn("user", "Tell me.", 12.0), StreamTurn("assistant", "A pen.", 24.2))
+    assert found.stream_start == 12.0
+    assert found.messages[0]["content"][0]["end_time"] == 25.0
+
+
+STREAM = {"video": ["a.mp4"], "stream": True}
+BAD = {
+    "a list": ([1], problems.BAD_RECORD),
+    "no turns": ({}, problems.BAD_RECORD),
+    "turns as text": ({"conversations": "hi"}, problems.BAD_RECORD),
+    "an odd turn": ({"conversations": [ASK, "yes"]}, problems.BAD_RECORD),
+    "a number said": ({"conversations": [ASK, {"from": "gpt", "value": 3}]}, problems.BAD_RECORD),
+    "empty": ({"conversations": []}, problems.EMPTY),
+    "answers only": ({"conversations": [ANSWER, ANSWER]}, problems.EMPTY),
+    "a question only": ({"conversations": [ASK]}, problems.EMPTY),
+    "no answer": ({"conversations": [ASK, ASK]}, problems.EMPTY),
+    "two tags": ({"image": "a.png", "conversations": [human("<image><image>"), ANSWER]}, problems.TAGS),
+    "one tag": ({"image": ["a.png", "b.png"], "conversations": [human("<image>"), ANSWER]}, problems.TAGS),
+    "missing": ({"image": "c.png", "conversations": [ASK, ANSWER]}, problems.MISSING),
+    "a number as file": ({"image": [3], "conversations": [ASK, ANSWER]}, problems.BAD_RECORD),
+    "odd time": ({"video": "a.mp4", "start_time": "x", "conversations": [ASK, ANSWER]}, problems.BAD_RECORD),
+    "stream unsaid": ({**STREAM, "conversation": [{"role": "user", "content": "a", "time": 1}]}, problems.EMPTY),
+    "stream untimed": ({**STREAM, "conversation": [{"role": "assistant", "content": "a"}]}, problems.BAD_RECORD),
+    "stream role": ({**STREAM, "conversation": [{"role": "x", "content": "a", "time": 1}]}, problems.BAD_RECORD),
+    "two streams": (
+        {**STREAM, "video": ["a.mp4", "b.mp4"], "conversation": [{"role": "assistant", "content": "a", "time": 1}]},
+        problems.BAD_RECORD,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_record_gives_its_reason_and_place(media, name):
+    record, kind = BAD[name]
+    problem = to_conversation(record, WHERE, media)
+    assert isinstance(problem, Problem)
+    assert (problem.kind, problem.where) == (kind, WHERE)
+    assert problem.message
+    assert "\n" not in str(problem)
+
+
+def test_remote_media(tmp_path):
+    import fsspec
+
+    with fsspec.open("memory://bucket/x/a.png", "wb") as file:
+        file.write(b"pixels")
+    media = Media("memory://bucket/x")
+    record = {"image": "a.png", "conversations": [ASK, ANSWER]}
+    assert to_conversation(record, WHERE, media).messages[0]["content"][0]["image"] == b"pixels"
+    record["image"] = "none.png"
+    problem = to_conversation(record, WHERE, media)
+    assert (problem.kind, problem.file) == (problems.MISSING, "memory://bucket/x/none.png")
+
+
+def test_the_log_counts_names_the_worst_files_and_stops():
+    log = ProblemLog()
+    log.add([Problem(problems.MISSING, f"a.jsonl, line {n}", "gone", "bad.png") for n in range(6)], 100)
+    log.add([Problem(problems.EMPTY, "b.jsonl, line 1", "no turns", "b.jsonl")], 20)
+    table = log.table()
+    assert "7 of 120" in table
+    assert table.splitlines()[-2].split() == ["6", "bad.png"]
+    assert table.count("gone") == 3
+    log.check(0.06, 100)
+    log.check(0.05, 200)
+    with pytest.raises(TooManyProblemsError, match=r"7 of 120.*5\.0%") as stopped:
+        log.check(0.05, 100)
+    assert stopped.value.table == table
+    with pytest.raises(TooManyProblemsError, match="40 of 200"):
+        log.check(0.05, 100, bad=40, seen=200)

@@ -1,0 +1,158 @@
+"""The index: right, the same however it is made, resumable, and bound to its settings and content."""
+
+import dataclasses
+import os
+import pathlib
+import pickle
+import shutil
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+from corpora import SETTINGS, TOKENIZER, bad_records, good_records, turns, write_lines, write_media
+
+from data_pipelines import indexing, problems
+from data_pipelines.examples import Examples
+from data_pipelines.index import Index
+from data_pipelines.indexing import WorkerDiedError, build_index
+from data_pipelines.media import Media
+from data_pipelines.problems import Problem
+from data_pipelines.sources import open_source
+from vl3_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    write_media(folder)
+    write_lines(folder / "a.jsonl", [*good_records(20), *bad_records(folder), *good_records(5)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return Examples(TOKENIZER, SETTINGS)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    monkeypatch.setattr(indexing, "CHUNK", 6)
+    monkeypatch.setattr(indexing, "CHUNK_KEPT", 6)
+
+
+def contents(index):
+    return {path.name: path.read_bytes() for path in sorted(index.folder.iterdir())}
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_index_holds_what_measuring_gives(folder, examples, tmp_path, kept):
+    source, media = open_source(str(folder / "a.jsonl")), Media(str(folder))
+    seen = []
+    index = build_index(source, media, examples, tmp_path, kept, on_progress=lambda *done: seen.append(done))
+    assert seen == [(n, 35) for n in (0, 6, 12, 18, 24, 30, 35)]
+    index = pickle.loads(pickle.dumps(index))
+    expected = [examples.lengths(source[n], media, kept) for n in range(len(source))]
+    good = [not isinstance(lengths, Problem) for lengths in expected]
+    assert index.good.tolist() == good
+    for number, (lengths, streamed) in enumerate(zip(expected, index, strict=True)):
+        if good[number]:
+            assert index[number] == streamed == lengths
+    assert list(index.problems()) == [lengths for lengths in expected if isinstance(lengths, Problem)]
+    log = index.log()
+    assert (log.seen, log.bad) == (35, good.count(False))
+    assert os.listdir(tmp_path) == [index.folder.name]
+
+
+def test_workers_and_resumption_change_nothing(folder, examples, tmp_path):
+    source, media = open_source(str(folder / "a.jsonl")), Media(str(folder))
+    whole = contents(build_index(source, media, examples, tmp_path / "one"))
+    assert contents(build_index(source, media, examples, tmp_path / "two", workers=2)) == whole
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(done, total):
+        if done >= 18:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        build_index(source, media, examples, tmp_path / "three", on_progress=stop)
+    starts = []
+    again = build_index(source, media, examples, tmp_path / "three", on_progress=lambda done, _: starts.append(done))
+    assert starts[0] == 18
+    assert contents(again) == whole
+    build_index(source, media, examples, tmp_path / "three", on_progress=lambda done, _: starts.append(done))
+    assert starts[-1] == 35
+    assert starts.count(35) == 2
+
+
+def test_an_index_belongs_to_its_settings_and_content(folder, examples, tmp_path):
+    media = Media(str(folder))
+
+    def built(examples=examples, path=folder / "a.jsonl", kept=False):
+        return build_index(open_source(str(path)), media, examples, tmp_path / "index", kept).folder.name
+
+    def changed(**values):
+        return Examples(TOKENIZER, dataclasses.replace(SETTINGS, **values))
+
+    first = built()
+    assert built() == first
+    assert built(changed(shape=dataclasses.replace(SETTINGS.shape, length=600))) == first  # planning alone uses it
+    sampled = changed(processor=dataclasses.replace(SETTINGS.processor, fps=2.0))
+    larger = changed(processor=dataclasses.replace(SETTINGS.processor, max_tokens=64))
+    other = write_lines(tmp_path / "a.jsonl", good_records(20))
+    names = [first, built(kept=True), built(sampled), built(path=other), built(larger, kept=True)]
+    assert built(larger) == first
+    assert len(set(names)) == len(names)
+    (tmp_path / "elsewhere").mkdir()
+    assert built(path=shutil.copy(folder / "a.jsonl", tmp_path / "elsewhere")) == first
+
+
+def test_a_damaged_index_is_named(folder, examples, tmp_path):
+    index = build_index(open_source(str(folder / "a.jsonl")), Media(str(folder)), examples, tmp_path)
+    (index.folder / "media.npy").write_bytes(b"")
+    with pytest.raises(InputError, match="index again"):
+        Index(index.folder)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="choose a folder"):
+        build_index(open_source(str(folder / "a.jsonl")), Media(), examples, tmp_path / "file" / "x")
+
+
+def test_a_killed_worker_is_an_error_and_the_rest_can_be_done_later(folder, examples, tmp_path):
+    write_lines(tmp_path / "long.jsonl", good_records(3000))
+    source = open_source(str(tmp_path / "long.jsonl"))
+
+    def kill():
+        while True:
+            for child in psutil.Process().children():
+                if "spawn_main" in " ".join(child.cmdline()) and list(tmp_path.glob("index/*.parts/*")):
+                    child.send_signal(signal.SIGKILL)
+                    return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(WorkerDiedError, match="goes on where it stopped"):
+        build_index(source, Media(str(folder)), examples, tmp_path / "index", workers=2)
+    killer.join()
+    (parts,) = pathlib.Path(tmp_path / "index").iterdir()
+    assert list(parts.glob("*.npz"))
+
+
+def test_late_starts_and_turned_videos(examples, tmp_path):
+    """The frame count comes from packets alone, and is what decoding gives."""
+    from support.media import all_media
+
+    paths = [p for p in all_media() if p.parent.name != "images" and p.name != "bunny_long.mp4"]
+    records = [{"video": [str(path)], "conversations": turns("Q", "A")} for path in paths]
+    source = open_source(write_lines(tmp_path / "a.jsonl", records))
+    index = build_index(source, Media(), examples, tmp_path / "index")
+    bad = {pathlib.Path(problem.file).name: problem.kind for problem in index.problems()}
+    assert bad == dict.fromkeys(["city_no_index.mp4", "city_truncated.mp4"], problems.UNREADABLE)
+    counts = {path.name: lengths.media[0].frames for path, lengths in zip(paths, index, strict=True) if lengths.media}
+    assert counts["city_one_frame.mp4"] == 1
+    assert counts["tree.avi"] == SETTINGS.processor.max_frames
+    np.testing.assert_array_equal(index[[p.name for p in paths].index("city_rotated90.mp4")].media[0].height, 360)

@@ -1,0 +1,269 @@
+"""Batches: what is in them, and that hosts, workers, threads and interruptions change nothing of it."""
+
+import dataclasses
+import hashlib
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import psutil
+import pytest
+from corpora import SETTINGS, assert_holds, bad_records, good_records, make_corpus, turns, write_media
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines import devices
+from data_pipelines.loader import DataWorkerError, Loader
+from data_pipelines.problems import TooManyProblemsError
+from data_pipelines.schedule import Schedule
+from support.samples import random_sample, random_visual
+from vl3_jax.errors import InputError
+from vl3_jax.parallel.mesh import make_mesh
+from vl3_jax.processing.packed_batch import BatchShape, pack
+
+ROWS, EPOCHS = 6, 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    write_media(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(folder):
+    return make_corpus(folder, {"a": good_records(60), "b": good_records(25, seed=1)}, b=2.0)
+
+
+def digest(batch):
+    hashes = {name: hashlib.sha256(np.ascontiguousarray(array).tobytes()) for name, array in batch.arrays.items()}
+    return {name: found.hexdigest() for name, found in hashes.items()} | {"samples": batch.samples.tolist()}
+
+
+def digests(corpus, **options):
+    with Loader(corpus, ROWS, **{"epochs": EPOCHS, "seed": 3, **options}) as loader:
+        return [digest(batch) for batch in loader]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus):
+    return digests(corpus, threads=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 3))
+def test_unpacking_gives_back_every_sample(seed, vision_rows):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(rng.integers(1, 4)):
+        row = []
+        for _ in range(rng.integers(0, 5)):
+            merges = rng.integers(1, 3, rng.integers(0, 4))
+            grids = [(int(rng.integers(1, 4)), *(int(m * rng.integers(1, 4)) for _ in range(2))) for m in merges]
+            visuals = [random_visual(rng, g, int(m), still=0.5) for g, m in zip(grids, merges, strict=True)]
+            row.append(random_sample(rng, visuals, text=int(rng.integers(1, 9))))
+        rows.append(row)
+    batch = pack(rows, BatchShape(1500, 1500 // vision_rows, 1000, vision_rows, samples=5))
+    for number, row in enumerate(rows):
+        for segment, sample in enumerate(row, start=1):
+            assert_holds(batch, number, segment, sample)
+
+
+def test_batches_hold_the_samples_they_name(corpus):
+    seen = []
+    with Loader(corpus, ROWS, threads=2) as loader:
+        for batch in loader:
+            assert batch.arrays["tokens"].shape == (ROWS, SETTINGS.shape.length)
+            assert batch.samples.shape == (ROWS, SETTINGS.shape.samples)
+            for row, members in enumerate(batch.samples):
+                for segment, number in enumerate(members[members >= 0].tolist(), start=1):
+                    sample = corpus.sample(number, (0, 0))
+                    assert_holds(batch.arrays, row, segment, sample)
+                    task = corpus.tasks[batch.arrays["sample_task"][row, segment - 1]]
+                    assert task == corpus.locate(number)[0].entry.task
+                    seen.append(number)
+                used = batch.arrays["segment_ids"][row].max()
+                assert used == (members >= 0).sum()
+    assert sorted(seen) == sorted([*range(60), *range(60, 85), *range(60, 85)])
+    assert loader.log.seen == len(seen)
+    assert loader.log.bad == 0
+
+
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
+def test_workers_change_nothing(corpus, uninterrupted, workers):
+    assert digests(corpus, workers=workers) == uninterrupted
+
+
+def test_threads_change_nothing(corpus, uninterrupted):
+    assert digests(corpus, threads=5) == uninterrupted
+
+
+def test_an_epoch_holds_every_sample_once(corpus, uninterrupted):
+    schedule = Schedule(corpus, ROWS, EPOCHS, 3)
+    steps = [-(-len(rows) // ROWS) for rows in schedule.epochs]
+    assert len(uninterrupted) == len(schedule) == sum(steps)
+    for last, count in zip(np.cumsum(steps), steps, strict=True):
+        epoch = uninterrupted[last - count : last]
+        numbers = np.array([batch["samples"] for batch in epoch]).ravel()
+        assert sorted(numbers[numbers >= 0].tolist()) == sorted([*range(60), *[*range(60, 85)] * 2])
+    assert uninterrupted[0] != uninterrupted[steps[0]]
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 3])
+def test_hosts_share_each_step(corpus, uninterrupted, hosts):
+    each = ROWS // hosts
+    loaders = [
+        Loader(corpus, ROWS, epochs=EPOCHS, seed=3, rows=slice(host * each, (host + 1) * each), threads=1)
+        for host in range(hosts)
+    ]
+    for step, parts in enumerate(zip(*loaders, strict=True)):
+        arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
+        samples = np.concatenate([part.samples for part in parts])
+        assert digest(dataclasses.replace(parts[0], arrays=arrays, samples=samples)) == uninterrupted[step]
+
+
+@pytest.mark.parametrize(("after", "workers", "threads"), [(1, 0, 3), (7, 2, None)])
+def test_a_resumed_run_is_the_uninterrupted_one(corpus, uninterrupted, tmp_path, after, workers, threads):
+    with Loader(corpus, ROWS, epochs=EPOCHS, seed=3) as loader:
+        for _ in range(after):
+            batch = next(loader)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(tmp_path / "saved", ocp.args.Composite(data=ocp.args.JsonSave(batch.state)))
+        state = checkpointer.restore(tmp_path / "saved", ocp.args.Composite(data=ocp.args.JsonRestore())).data
+    assert state == {"step": after, "plan": loader.schedule.identity}
+    assert digests(corpus, state=state, workers=workers, threads=threads) == uninterrupted[after:]
+    host = Loader(corpus, ROWS, epochs=EPOCHS, seed=3, rows=slice(2, 4), state=state)
+    batch = next(host)
+    assert (batch.step, batch.samples.tolist()) == (after, uninterrupted[after]["samples"][2:4])
+    host.close()
+
+
+def test_resuming_after_a_hundred_steps(folder):
+    records = [{"conversations": turns(f"Q{n}", "word " * (n % 60))} for n in range(900)]
+    shape = BatchShape(length=256, patches=64, vision_tokens=64, samples=8)
+    corpus = make_corpus(folder, {"texts": records}, dataclasses.replace(SETTINGS, shape=shape))
+    whole = [digest(batch) for batch in Loader(corpus, 1)]
+    assert len(whole) > 120
+    state = {"step": 100, "plan": Schedule(corpus, 1).identity}
+    assert [digest(batch) for batch in Loader(corpus, 1, state=state, threads=3)] == whole[100:]
+    finished = state | {"step": len(whole)}
+    assert list(Loader(corpus, 1, state=finished)) == []
+
+
+def test_a_state_of_other_data_is_refused(corpus):
+    state = {"step": 3, "plan": Schedule(corpus, ROWS, seed=1).identity}
+    with pytest.raises(InputError, match="step 3 was saved with other data"):
+        Loader(corpus, ROWS, seed=2, state=state)
+    with pytest.raises(InputError, match="at least 1"):
+        Loader(corpus, 0)
+
+
+@pytest.mark.parametrize("vision_rows", [1, 2])
+def test_what_fails_in_a_planned_row_leaves_its_place_empty(folder, tmp_path, vision_rows):
+    shape = dataclasses.replace(SETTINGS.shape, vision_rows=vision_rows, patches=1024 // vision_rows)
+    records = [*good_records(30), {"image": ["late.png"], "conversations": turns("Q", "A")}]
+    (folder / "late.png").write_bytes((folder / "p0.png").read_bytes())
+    corpus = make_corpus(folder, {"late": records}, dataclasses.replace(SETTINGS, shape=shape))
+    before = list(Loader(corpus, 2))
+    (folder / "late.png").unlink()
+    with Loader(corpus, 2) as loader:
+        after = list(loader)
+    assert (loader.log.seen, loader.log.bad) == (31, 1)
+    assert loader.log.kinds == {"missing file": 1}
+    assert "late.jsonl, line 31" in loader.log.table()
+    emptied = 0
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one.samples, other.samples)
+        for row, members in enumerate(other.samples):
+            for segment, number in enumerate(members[members >= 0].tolist(), start=1):
+                if number != 30:
+                    assert_holds(other.arrays, row, segment, corpus.sample(number, (0, 0)))
+                    continue
+                here = other.arrays["segment_ids"][row] == segment
+                assert (here.sum(), other.arrays["loss_weight"][row][here].sum()) == (1, 0)
+                emptied += 1
+    assert emptied == 1
+
+
+def test_bad_records_of_every_kind_are_skipped_and_counted(folder):
+    bad = bad_records(folder)
+    corpus = make_corpus(folder, {"mixed": [*good_records(30), *bad, *good_records(30)]})
+    known = corpus.log()
+    assert known.bad == len(bad) - 1  # one picture shows its damage only when decoded
+    with pytest.raises(TooManyProblemsError, match=r"of 70 samples are bad.*`vl3 data check`"):
+        Loader(corpus, 4)
+    with Loader(corpus, 4, bad_share=0.5, threads=2) as loader:
+        numbers = np.concatenate([batch.samples.ravel() for batch in loader])
+    assert sorted(numbers[numbers >= 0].tolist()) == [*range(30), 36, *range(40, 70)]
+    assert loader.log.kinds == {"unreadable media": 1}
+    assert "cut.png" in loader.log.table()
+
+
+def test_a_run_whose_data_goes_bad_stops(folder, tmp_path):
+    write_media(tmp_path)
+    corpus = make_corpus(tmp_path, {"bad": good_records(400)})
+    for video in tmp_path.glob("*.mp4"):
+        video.unlink()
+    with Loader(corpus, 4) as loader, pytest.raises(TooManyProblemsError, match=r"allowed") as stopped:
+        for _ in loader:
+            pass
+    assert "missing file" in stopped.value.table
+    assert loader.log.seen < 300
+
+
+def test_hosts_agree_to_stop(corpus):
+    """One host's data is bad, another's is not: both stop, at the same step."""
+    stopped = []
+    for _ in range(2):
+        calls = []
+
+        def agree(counts, calls=calls):
+            calls.append(counts)
+            return counts + np.array([100, 1000])  # the other host's
+
+        loader = Loader(corpus, 1, epochs=2, agree=agree, threads=1)
+        with loader, pytest.raises(TooManyProblemsError, match="100 of 1,"):
+            stopped.extend(batch.step for batch in loader)
+        assert len(calls) == 1
+    assert stopped == [*range(19)] * 2
+
+
+def test_a_killed_worker_is_a_clear_error(corpus):
+    with Loader(corpus, 1, epochs=50, workers=2) as loader:
+        next(loader)
+        before = {child.pid for child in psutil.Process().children(recursive=True)}
+        workers = [psutil.Process(pid) for pid in before]
+        victim = next(p for p in workers if "spawn_main" in " ".join(p.cmdline()) or "grain" in " ".join(p.cmdline()))
+        victim.send_signal(signal.SIGKILL)
+        begin = time.monotonic()
+        with pytest.raises(DataWorkerError, match="a data worker died at step"):
+            for _ in loader:
+                pass
+        assert time.monotonic() - begin < 15
+
+
+def test_batches_on_a_mesh(corpus):
+    mesh = make_mesh({"data": 2, "fsdp": -1}, jax.devices()[:4])
+    rows = 8
+    assert devices.rows_of_this_host(mesh, rows) == slice(0, rows)
+    plain = list(Loader(corpus, rows, threads=1))
+    with Loader(corpus, rows, threads=2) as loader:
+        placed = list(devices.to_devices(loader, mesh, rows))
+    assert len(placed) == len(plain)
+    for one, other in zip(plain, placed, strict=True):
+        assert one.state == other.state
+        for name, array in one.arrays.items():
+            np.testing.assert_array_equal(array, np.asarray(other.arrays[name]))
+            assert len(other.arrays[name].sharding.device_set) == 4
+            assert other.arrays[name].addressable_shards[0].data.shape[0] == 2
+
+
+def test_states_are_json(corpus):
+    batch = next(Loader(corpus, ROWS))
+    assert json.loads(json.dumps(batch.state)) == batch.state

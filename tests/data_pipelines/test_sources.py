@@ -1,0 +1,235 @@
+"""Every kind of source gives the same records in any order, across processes, and the bad ones with their place."""
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipelines import problems
+from data_pipelines.problems import Problem
+from data_pipelines.sources import Record, array_records, open_source
+from vl3_jax.errors import InputError
+
+RECORDS = [
+    {"conversations": [{"from": "human", "value": f'Q{n} "é]{{ \\ 漢'}, {"from": "gpt", "value": "A" * n}], "id": n}
+    for n in range(20)
+]
+
+
+def fields(source):
+    return [source[index].fields for index in range(len(source))]
+
+
+def write_lines(path, lines):
+    path.write_bytes(b"\n".join(lines))
+    return str(path)
+
+
+def as_json(record):
+    return json.dumps(record, ensure_ascii=False).encode()
+
+
+def test_lines(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [b"", *map(as_json, RECORDS), b"  ", b""])
+    source = open_source(path)
+    assert fields(source) == RECORDS
+    assert source[3].where == f"{path}, line 5"
+    again = pickle.loads(pickle.dumps(source))
+    assert fields(again) == RECORDS
+    assert again.stamp() == source.stamp()
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_one_list(tmp_path, indent, mark):
+    path = tmp_path / "a.json"
+    text = json.dumps(RECORDS, ensure_ascii=False, indent=indent)
+    path.write_bytes(mark + b"\n " + text.encode())
+    source = open_source(str(path))
+    assert fields(source) == RECORDS
+    lines = text.splitlines()
+    expected = 2 if indent is None else 2 + [i for i, line in enumerate(lines) if line == "  {"][3]
+    assert source[3].where == f"{path}, line {expected}"
+
+
+@given(
+    st.lists(st.recursive(st.none() | st.text() | st.integers(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)))
+)
+def test_any_list_is_split_at_its_own_commas(tmp_path_factory, values):
+    values = [{"v": value} for value in values]
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
+    assert [
+        source_record.fields for source_record in map(open_source(str(path)).__getitem__, range(len(values)))
+    ] == values
+    lines = path.with_suffix(".jsonl")
+    lines.write_bytes(b"".join(as_json(value) + b"\r\n" for value in values))
+    assert fields(open_source(str(lines))) == values
+
+
+def test_bad_lines_are_problems_and_the_rest_goes_on(tmp_path):
+    lines = [as_json(RECORDS[0]), b"{", b'{"caf\xe9": 1}', as_json(RECORDS[1]), b'{"cut": "off']
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    found = [open_source(path)[index] for index in range(5)]
+    assert [type(item) for item in found] == [Record, Problem, Problem, Record, Problem]
+    assert [item.where for item in found] == [f"{path}, line {n}" for n in range(1, 6)]
+    assert [found[i].kind for i in (1, 2, 4)] == [problems.NOT_JSON, problems.NOT_UTF8, problems.NOT_JSON]
+    assert found[1].file == path
+
+
+def test_a_list_that_is_cut_off_gives_what_is_whole(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(json.dumps(RECORDS[:3]).encode()[:-40])
+    source = open_source(str(path))
+    assert [type(source[index]) for index in range(len(source))] == [Record, Record, Problem]
+
+
+def test_empty_files(tmp_path):
+    for name, content in (("a.jsonl", b""), ("b.jsonl", b"\n\n"), ("c.json", b"[]"), ("d.json", b" [ ] ")):
+        (tmp_path / name).write_bytes(content)
+        assert len(open_source(str(tmp_path / name))) == 0
+
+
+def test_several_files_and_patterns(tmp_path):
+    for number in range(3):
+        write_lines(tmp_path / f"part{number}.jsonl", map(as_json, RECORDS[number * 5 : number * 5 + 5]))
+    write_lines(tmp_path / "part1b.jsonl", [])
+    source = open_source(str(tmp_path / "part*.jsonl"))
+    assert fields(source) == RECORDS[:15]
+    assert source[7].where.endswith("part1.jsonl, line 3")
+
+
+@pytest.mark.parametrize("path", ["none.jsonl", "none*.jsonl", "none", "none.tar"])
+def test_what_is_not_there_is_named(tmp_path, path):
+    with pytest.raises(InputError, match=r"none.*: no"):
+        open_source(str(tmp_path / path))
+    with pytest.raises(InputError, match="unknown kind 'x'"):
+        open_source(str(tmp_path), "x")
+
+
+def test_remote_lines():
+    import fsspec
+
+    with fsspec.open("memory://bucket/a.jsonl", "wb") as file:
+        file.write(b"\n".join(map(as_json, RECORDS)))
+    source = open_source("memory://bucket/a.jsonl")
+    assert fields(pickle.loads(pickle.dumps(source))) == RECORDS
+
+
+def test_array_record(tmp_path):
+    module = pytest.importorskip("array_record.python.array_record_module")
+    path = str(tmp_path / "a.array_record")
+    media = [{"path": "a.png", "bytes": b"\x89PNG"}, {"path": "b.png", "bytes": b"second"}]
+    record = {**RECORDS[0], "image": media, "video": [{"path": "c.mp4", "bytes": b"third"}]}
+    writer = module.ArrayRecordWriter(path, "group_size:1")
+    for content in (array_records.encode(record), array_records.encode(RECORDS[1]), array_records.encode(record)[:-2]):
+        writer.write(content)
+    writer.close()
+    source = pickle.loads(pickle.dumps(open_source(path)))
+    assert (source[0].fields, source[1].fields) == (record, RECORDS[1])
+    assert source[2].kind == problems.BAD_RECORD
+    assert source[1].where == f"{path}, record 2"
+    (tmp_path / "b.array_record").write_bytes(b"no shard")
+    with pytest.raises(InputError, match=r"b\.array_record"):
+        open_source(str(tmp_path / "b.array_record"))
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return str(path)
+
+
+def test_webdataset(tmp_path):
+    named = {**RECORDS[0], "image": ["x.right.png", "x.left.png"]}
+    path = write_tar(
+        tmp_path / "a.tar",
+        [
+            ("d/x.json", as_json(named)),
+            ("d/x.left.png", b"left"),
+            ("d/x.right.png", b"right"),
+            ("d/y.jpg", b"picture"),
+            ("d/y.txt", b" a caption\n"),
+            ("d/z.json", b"{"),
+            ("d/w.json", as_json({**RECORDS[0], "image": "gone.png"})),
+            ("d/v.json", as_json(RECORDS[2])),
+            ("d/v.mp4", b"video" * 1000),
+        ],
+    )
+    source = pickle.loads(pickle.dumps(open_source(path)))
+    assert [source[i].where.split("sample ")[1] for i in range(5)] == ["d/x", "d/y", "d/z", "d/w", "d/v"]
+    assert [medium["bytes"] for medium in source[0].fields["image"]] == [b"right", b"left"]
+    assert source[1].fields["conversations"][1]["value"] == "a caption"
+    assert source[1].fields["image"] == [{"path": "d/y.jpg", "bytes": b"picture"}]
+    assert [source[2].kind, source[3].kind] == [problems.NOT_JSON, problems.MISSING]
+    assert source[4].fields["video"][0]["bytes"] == b"video" * 1000
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes((tmp_path / "a.tar").read_bytes()[: 9 * 1024 + 4096])
+    source = open_source(str(cut))
+    assert source[len(source) - 1].kind in (problems.BAD_RECORD, problems.NOT_JSON)
+    assert isinstance(source[0], Record)
+
+
+def test_parquet(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{**RECORDS[n], "image": [{"bytes": bytes([n]), "path": f"{n}.png"}]} for n in range(20)]
+    path = str(tmp_path / "a.parquet")
+    parquet.write_table(arrow.Table.from_pylist(rows), path, row_group_size=3)
+    source = pickle.loads(pickle.dumps(open_source(path)))
+    order = np.random.default_rng(0).permutation(20)
+    assert [source[int(n)].fields for n in order] == [rows[n] for n in order]
+    assert source[4].where == f"{path}, row 5"
+
+
+TFDS_WRITER = """
+import sys, numpy as np
+import tensorflow_datasets as tfds
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
+            "image": tfds.features.Sequence(tfds.features.Image(encoding_format="png")),
+            "conversations": tfds.features.Sequence({"from": tfds.features.Text(), "value": tfds.features.Text()})}))
+    def _split_generators(self, manager):
+        return {"train": self._generate_examples()}
+    def _generate_examples(self):
+        for n in range(6):
+            turns = [{"from": "human", "value": f"Q{n}"}, {"from": "gpt", "value": "é"}]
+            yield n, {"image": [sys.argv[2]] * (n % 3), "conversations": turns}
+Tiny(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_tfds_without_tensorflow(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    from PIL import Image
+
+    Image.new("RGB", (8, 4), "red").save(tmp_path / "red.png")
+    subprocess.run(
+        [sys.executable, "-c", TFDS_WRITER, str(tmp_path), str(tmp_path / "red.png")], check=True, capture_output=True
+    )
+    folder = tmp_path / "tiny" / "1.0.0"
+    source = pickle.loads(pickle.dumps(open_source(str(folder))))
+    assert len(source) == 6
+    found = {record.fields["conversations"][0]["value"]: record.fields for record in map(source.__getitem__, range(6))}
+    assert set(found) == {f"Q{n}" for n in range(6)}
+    assert found["Q4"]["conversations"][1] == {"from": "gpt", "value": "é"}
+    assert [len(found[f"Q{n}"]["image"]) for n in range(6)] == [0, 1, 2, 0, 1, 2]
+    np.testing.assert_array_equal(found["Q1"]["image"][0], np.full((4, 8, 3), [255, 0, 0]))
+    assert len(open_source(f"{folder}:train[:50%]")) == 3
+    with pytest.raises(InputError, match="split 'test'"):
+        open_source(f"{folder}:test")
+    assert "tensorflow" not in sys.modules
