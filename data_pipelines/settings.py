@@ -14,15 +14,6 @@ TRAINING_MAX_TOKENS = 10_240
 TRAINING_MAX_FRAME_PATCHES = 16_384
 
 
-def training_shape(patches: int, image_merge: int) -> BatchShape:
-    """A training row of 16,384 tokens and so many patches.
-
-    Images of merge size 1 may fill the row with vision tokens; else there are at most a quarter as many as patches.
-    """
-    vision_tokens = min(TRAINING_LENGTH, patches if image_merge == 1 else patches // 4)
-    return BatchShape(TRAINING_LENGTH, patches, vision_tokens)
-
-
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
     """How records become rows.
@@ -35,7 +26,7 @@ class DataSettings:
       trainer_streams: live streams as the official trainer writes and learns them, see `chat.Style`.
     """
 
-    shape: BatchShape = dataclasses.field(default_factory=lambda: training_shape(40_960, 1))
+    shape: BatchShape = dataclasses.field(default_factory=lambda: BatchShape(TRAINING_LENGTH, 40_960, TRAINING_LENGTH))
     processor: ProcessorConfig = dataclasses.field(
         default_factory=lambda: ProcessorConfig(max_tokens=TRAINING_MAX_TOKENS, threads=1)
     )

@@ -17,8 +17,9 @@ from corpora import SETTINGS, TOKENIZER, bad_records, good_records, turns, write
 from data_pipelines import indexing, problems
 from data_pipelines.examples import Examples
 from data_pipelines.index import Index
-from data_pipelines.indexing import WorkerDiedError, build_index
+from data_pipelines.indexing import build_index
 from data_pipelines.media import Media
+from data_pipelines.pool import WorkerDiedError
 from data_pipelines.problems import Problem
 from data_pipelines.sources import open_source
 from vl3_jax.errors import InputError
@@ -128,14 +129,14 @@ def test_a_killed_worker_is_an_error_and_the_rest_can_be_done_later(folder, exam
     def kill():
         while True:
             for child in psutil.Process().children():
-                if "spawn_main" in " ".join(child.cmdline()) and list(tmp_path.glob("index/*.parts/*")):
+                if "spawn_main" in " ".join(child.cmdline()) and list(tmp_path.glob("index/*.parts/*.npz")):
                     child.send_signal(signal.SIGKILL)
                     return
             time.sleep(0.01)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(WorkerDiedError, match="goes on where it stopped"):
+    with pytest.raises(WorkerDiedError, match="go on where they stopped"):
         build_index(source, Media(str(folder)), examples, tmp_path / "index", workers=2)
     killer.join()
     (parts,) = pathlib.Path(tmp_path / "index").iterdir()

@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "the newcomer's first command: a whole question-and-answer run on this machine",
     "ask": "answer one question about pictures and videos",
     "chat": "a conversation about pictures and videos, in the terminal",
+    "data": "training data: index, check, statistics, pictures of packed rows, shards",
     "convert": "checkpoints: Hugging Face to Orbax and back, stage-1 starts, tables, comparisons",
 }
 

@@ -1,0 +1,47 @@
+"""Stage 4, video-centric fine-tuning: long, live and timed video beside pictures and text (paper, table 4)."""
+
+from data_pipelines.mixtures import Group, mixture
+
+VIDEO_GENERAL = [
+    "LLaVA-Video-178K",
+    "ShareGPT4o-Video",
+    "FineVideo",
+    "CinePile",
+    "ShareGemini-k400",
+    "ShareGemini-WebVID",
+    "VCG-Human",
+    "VCG-Plus",
+    "VideoLLaMA2-in-house",
+    "temporal-grounding-in-house",
+    "VideoRefer",
+    "Panda-synthetic-in-house",
+]
+GROUPS = [
+    Group("video", 3_030_000, VIDEO_GENERAL, {"Panda-synthetic-in-house": 242_000}),
+    Group(
+        "streaming",
+        36_200,
+        ["ActivityNet-stream", "YouCook2-stream", "Ego4D-narration", "Ego4D-livechat"],
+    ),
+    Group(
+        "temporal grounding",
+        205_000,
+        [
+            "ActivityNet-grounding",
+            "YouCook2-grounding",
+            "ViTT",
+            "QuerYD",
+            "HiREST",
+            "Charades-STA",
+            "Moment-10M",
+            "COIN",
+        ],
+    ),
+    Group("image", 880_000, ["LLaVA-SFT-665K", "LLaVA-OV-SI"], {"LLaVA-SFT-665K": 665_000}),
+    Group("text", 1_560_000, ["Magpie", "Tulu-3"]),
+]
+
+
+def get_config():
+    """5.72 million samples; pictures and videos at merge size 2."""
+    return mixture(GROUPS, image_merge=2)
