@@ -33,6 +33,7 @@ from data_pipelines.loader import Assembler, Loader
 from data_pipelines.planning import epoch_order, fill_of, plan_rows
 from data_pipelines.rooms import rooms_of
 from data_pipelines.schedule import Schedule
+from vl3_jax import config_file
 from vl3_jax.processing import chat, images, patchify, processor, resize
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -65,7 +66,7 @@ def main() -> None:
 
 def plan() -> None:
     """Fill and planning speed."""
-    settings = mixtures.settings_of(mixtures.load(str(ROOT / "configs/data/stage4.py")))
+    settings = mixtures.settings_of(config_file.load(str(ROOT / "configs/data/stage4.py")))
     lengths = stage4_lengths(PLANNED)
     begin = time.perf_counter()
     rooms = rooms_of(lengths, settings)
@@ -79,7 +80,7 @@ def plan() -> None:
 
 def stage4_lengths(count: int) -> list[Lengths]:
     """Samples in the proportions of table 4, with lengths drawn to match what such data looks like."""
-    amounts = mixtures.load(str(ROOT / "configs/data/stage4.py")).amounts
+    amounts = config_file.load(str(ROOT / "configs/data/stage4.py")).amounts
     share = np.array(list(amounts.values())) / sum(amounts.values())
     rng = np.random.default_rng(0)
     drawn = []
@@ -139,7 +140,7 @@ def real_corpus(folder: pathlib.Path, records: list[dict]) -> Corpus:
     """Indexed, with the settings of stage 4."""
     path = folder / "real.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    settings = mixtures.settings_of(mixtures.load(str(ROOT / "configs/data/stage4.py")))
+    settings = mixtures.settings_of(config_file.load(str(ROOT / "configs/data/stage4.py")))
     return open_corpus([Entry("real", (str(path),), str(MEDIA))], Examples(TOKENIZER, settings), build=True)
 
 

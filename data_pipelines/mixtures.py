@@ -5,9 +5,7 @@ settings below and `datasets`, each {task, annotations, media, weight, size, kin
 are below `root`.
 """
 
-import ast
 import dataclasses
-import importlib.util
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +14,7 @@ import ml_collections
 
 from data_pipelines.corpus import Entry
 from data_pipelines.settings import TRAINING_LENGTH, TRAINING_MAX_FRAME_PATCHES, TRAINING_MAX_TOKENS, DataSettings
+from vl3_jax import config_file
 from vl3_jax.errors import InputError
 from vl3_jax.processing.config import ProcessorConfig
 from vl3_jax.processing.diff_pruning import DEFAULT_THRESHOLD
@@ -87,56 +86,8 @@ def mixture(groups: Sequence[Group] = (), **settings: Any) -> ml_collections.Con
                 "index": "",
             }
     for key, value in settings.items():
-        set_value(config, key, value)
+        config_file.set_value(config, key, value)
     return config
-
-
-def load(path: str, changes: Sequence[str] = ()) -> ml_collections.ConfigDict:
-    """The configuration of a file, with changes such as `datasets.TextCaps.weight=2`.
-
-    Raises:
-      InputError: no such file or no `get_config` in it; a change of something that is not there.
-    """
-    if not os.path.exists(path):
-        raise InputError(f"{path}: no such configuration; see configs/data/")
-    spec = importlib.util.spec_from_file_location("vl3_data_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise InputError(f"{path}: has no get_config(); see configs/data/ for examples")
-    return changed(module.get_config(), changes)
-
-
-def changed(config: ml_collections.ConfigDict, changes: Sequence[str]) -> ml_collections.ConfigDict:
-    """The configuration itself, after changes `key=value`. InputError for a key that is not there."""
-    for change in changes:
-        key, separator, text = change.partition("=")
-        if not separator:
-            raise InputError(f"{change}: give a change as key=value")
-        set_value(config, key, text)
-    return config
-
-
-def set_value(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
-    """Sets `a.b.c`; text is read as a Python value of the type that was there."""
-    *parents, last = key.split(".")
-    place = config
-    for name in [*parents, last]:
-        if not isinstance(place, ml_collections.ConfigDict) or name not in place:
-            raise InputError(f"{key}: no such setting ({name!r} is unknown)")
-        if name is not last:
-            place = place[name]
-    if isinstance(value, str) and isinstance(place[last], tuple) and value[:1] not in "([":
-        value = (value,)  # one path needs no brackets
-    if isinstance(value, str) and not isinstance(place[last], str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise InputError(f"{key}={value}: give a value like {place[last]!r}") from None
-    try:
-        place[last] = float(value) if isinstance(place[last], float) and isinstance(value, int) else value
-    except TypeError as error:
-        raise InputError(f"{key}={value}: {error}") from None
 
 
 def settings_of(config: ml_collections.ConfigDict) -> DataSettings:

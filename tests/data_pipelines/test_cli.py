@@ -9,6 +9,7 @@ from PIL import Image
 
 from data_pipelines import mixtures
 from data_pipelines.sources import open_source
+from vl3_jax import config_file
 from vl3_jax.cli.main import main
 from vl3_jax.errors import InputError
 
@@ -142,7 +143,7 @@ def test_bad_flags(capsys, flags, message):
 )
 def test_stage_mixtures(stage, amount, count, patches, image_merge, pruned):
     path = f"configs/data/stage{stage}.py"
-    config = mixtures.load(path, ["root=/d"])
+    config = config_file.load(path, ["root=/d"])
     assert sum(config.amounts.values()) / 1e6 == pytest.approx(amount, abs=0.01)
     entries, settings = mixtures.entries_of(config), mixtures.settings_of(config)
     assert len(entries) == count
@@ -152,11 +153,13 @@ def test_stage_mixtures(stage, amount, count, patches, image_merge, pruned):
     assert (settings.processor.prune_threshold is not None) == pruned
     name = entries[0].name
     assert entries[0].annotations == (f"/d/{name}/annotations.jsonl",)
-    other = mixtures.load(path, [f"datasets.{name}.weight=2", f"datasets.{name}.annotations=/x/a.tar", "root=gs://b"])
+    other = config_file.load(
+        path, [f"datasets.{name}.weight=2", f"datasets.{name}.annotations=/x/a.tar", "root=gs://b"]
+    )
     assert mixtures.entries_of(other)[0].weight == 2.0
     assert mixtures.entries_of(other)[0].annotations == ("/x/a.tar",)
     assert mixtures.entries_of(other)[1].media.startswith("gs://b/")
-    assert len(mixtures.entries_of(mixtures.load(path, [f"datasets.{name}.weight=0"]))) == count - 1
+    assert len(mixtures.entries_of(config_file.load(path, [f"datasets.{name}.weight=0"]))) == count - 1
 
 
 def test_a_mixture_names_each_data_set_once():

@@ -14,6 +14,7 @@ from data_pipelines import mixtures
 from data_pipelines.corpus import Corpus, Entry, missing, open_corpus, require_present
 from data_pipelines.examples import Examples
 from data_pipelines.problems import ProblemLog, to_json
+from vl3_jax import config_file
 from vl3_jax.errors import InputError
 
 EPILOG = """examples:
@@ -74,11 +75,11 @@ def _config(arguments: argparse.Namespace):
     if bool(arguments.config) == bool(arguments.annotations):
         raise InputError("give either --config or --annotations")
     if arguments.config:
-        return mixtures.load(arguments.config, arguments.set)
+        return config_file.load(arguments.config, arguments.set)
     config = mixtures.mixture([mixtures.Group("", 0, ["data"])], root="")
     config.datasets.data.annotations = tuple(arguments.annotations)
     config.datasets.data.media = arguments.media
-    return mixtures.changed(config, arguments.set)
+    return config_file.changed(config, arguments.set)
 
 
 def _entries(arguments: argparse.Namespace, config) -> list[Entry]:
