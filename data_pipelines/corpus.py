@@ -14,6 +14,7 @@ from data_pipelines.index import Index, find_index, index_key
 from data_pipelines.indexing import build_index, tokenizer_hash
 from data_pipelines.lengths import Room, room
 from data_pipelines.media import Media
+from data_pipelines.planning import Rows, epoch_order, plan_rows
 from data_pipelines.problems import Problem, ProblemLog
 from data_pipelines.rooms import Rooms, joined, rooms_of
 from data_pipelines.settings import fingerprint
@@ -35,7 +36,8 @@ class Entry:
         much as a caption.
       size: samples expected; None is unknown.
       kind: of `sources.KINDS`; None tells it by the file's ending.
-      index: folder for its indices; None is `<first annotation file>.vl3index`.
+      index: folder for its indices; None is `<first annotation file>.vl3index`, or for remote files a folder of the
+        user's cache.
     """
 
     name: str
@@ -49,11 +51,12 @@ class Entry:
 
     @property
     def index_folder(self) -> str:
-        """Where its indices lie."""
+        """Where its indices lie: where it says, beside its annotations, or in the user's cache if they are remote."""
         if self.index:
             return self.index
         if "://" in self.annotations[0]:
-            raise InputError(f"{self.name}: its annotations are remote; name a local folder for the index")
+            cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+            return os.path.join(cache, "vl3_jax", "indices")
         return self.annotations[0].replace("*", "_") + ".vl3index"
 
     def open(self) -> Source:
@@ -89,6 +92,7 @@ class Corpus:
         self.settings = examples.settings
         self.tasks = sorted({dataset.entry.task for dataset in datasets})
         self._ends = list(itertools.accumulate(len(dataset.index) for dataset in datasets))
+        self._planned: dict[tuple[int, int], Rows] = {}
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -102,6 +106,14 @@ class Corpus:
     def rooms(self) -> Rooms:
         """The same of all, by sample number."""
         return joined(self.rooms_by_dataset)
+
+    def epoch_rows(self, seed: int, epoch: int) -> Rows:
+        """The rows of an epoch, planned when first asked for."""
+        if (seed, epoch) not in self._planned:
+            usable = [rooms.usable for rooms in self.rooms_by_dataset]
+            order = epoch_order(usable, [dataset.entry.weight for dataset in self.datasets], seed, epoch)
+            self._planned[seed, epoch] = plan_rows(self.rooms, order, self.settings.shape, (seed, epoch))
+        return self._planned[seed, epoch]
 
     def room(self, number: int) -> Room:
         """Of one usable sample."""

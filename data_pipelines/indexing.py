@@ -58,8 +58,9 @@ def build_index(
     paths = {span: parts_folder / f"{size}-{span[0]:012d}.npz" for span in spans}
     undone = [(*span, paths[span]) for span in spans if not paths[span].exists()]
     done = total - sum(stop - start for start, stop, _ in undone)
+    read = source if kept else source.outline()
     on_progress(done, total)
-    with contextlib.closing(each_span(_index_span, (source, media, examples, kept), undone, workers)) as finished:
+    with contextlib.closing(each_span(_index_span, (read, media, examples, kept), undone, workers)) as finished:
         for (start, stop, _), _ in finished:
             done += stop - start
             on_progress(done, total)

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 
 from data_pipelines.corpus import Corpus
-from data_pipelines.planning import Rows, epoch_order, plan_rows
 from data_pipelines.settings import fingerprint
 from vl3_jax.errors import InputError
 
@@ -33,12 +32,7 @@ class Schedule:
         if rows_per_step < 1 or epochs < 1:
             raise InputError(f"{rows_per_step} rows a step and {epochs} epochs; give at least 1 of each")
         self.rows_per_step, self.seed = rows_per_step, seed
-        usable = [rooms.usable for rooms in corpus.rooms_by_dataset]
-        weights = [dataset.entry.weight for dataset in corpus.datasets]
-        self.epochs: list[Rows] = []
-        for epoch in range(epochs):
-            order = epoch_order(usable, weights, seed, epoch)
-            self.epochs.append(plan_rows(corpus.rooms, order, corpus.settings.shape, (seed, epoch)))
+        self.epochs = [corpus.epoch_rows(seed, epoch) for epoch in range(epochs)]
         self._ends = np.cumsum([-(-len(rows) // rows_per_step) for rows in self.epochs])
         if not self._ends[-1]:
             raise InputError("not one usable sample in the data; `vl3 data check` lists what is wrong with them")

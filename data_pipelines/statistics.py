@@ -68,11 +68,8 @@ def summaries(corpus: Corpus) -> list[Summary]:
 
 def epoch_fill(corpus: Corpus, seed: int = 0) -> tuple[int, int, Fill]:
     """Samples and rows of the first epoch, and how full the rows are."""
-    usable = [rooms.usable for rooms in corpus.rooms_by_dataset]
-    weights = [dataset.entry.weight for dataset in corpus.datasets]
-    order = epoch_order(usable, weights, seed, 0)
-    rows = plan_rows(corpus.rooms, order, corpus.settings.shape, (seed, 0))
-    return len(order), len(rows), fill_of(rows, corpus.rooms, corpus.settings.shape)
+    rows = corpus.epoch_rows(seed, 0)
+    return len(rows.samples), len(rows), fill_of(rows, corpus.rooms, corpus.settings.shape)
 
 
 def suggest_budgets(corpus: Corpus, patches: Sequence[int] = _PATCHES) -> list[Budget]:

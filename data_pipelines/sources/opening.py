@@ -14,11 +14,12 @@ from vl3_jax.errors import InputError
 
 # Kind -> module and class. Imported when used, for their libraries may be missing.
 KINDS = {
-    "annotations": ("annotation_file", "AnnotationFile"),
-    "array_record": ("array_records", "ArrayRecords"),
-    "tfds": ("tfds_source", "TfdsSource"),
-    "webdataset": ("webdataset", "WebDataset"),
-    "parquet": ("parquet", "ParquetFile"),
+    "annotations": ("sources.annotation_file", "AnnotationFile"),
+    "array_record": ("sources.array_records", "ArrayRecords"),
+    "tfds": ("sources.tfds_source", "TfdsSource"),
+    "webdataset": ("sources.webdataset", "WebDataset"),
+    "parquet": ("sources.parquet", "ParquetFile"),
+    "synthetic": ("synthetic.source", "Synthetic"),
 }
 _ENDINGS = {
     ".json": "annotations",
@@ -77,6 +78,8 @@ def _expanded(path: str) -> list[str]:
 
 
 def _kind(path: str) -> str:
+    if path.startswith("synthetic://"):
+        return "synthetic"
     for ending, kind in _ENDINGS.items():
         if path.lower().endswith(ending):
             return kind
@@ -95,4 +98,4 @@ def _open(path: str, kind: str) -> Source:
     module, name = KINDS[kind]
     if kind != "tfds" and "://" not in path and not os.path.exists(path):
         raise InputError(f"{path}: no such file; check the path")
-    return getattr(importlib.import_module(f"data_pipelines.sources.{module}"), name)(path)
+    return getattr(importlib.import_module(f"data_pipelines.{module}"), name)(path)

@@ -6,6 +6,7 @@ Each subcommand is a module of this package with two functions: `add_arguments(p
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ COMMANDS = {
     "demo": "the newcomer's first command: a whole question-and-answer run on this machine",
     "ask": "answer one question about pictures and videos",
     "chat": "a conversation about pictures and videos, in the terminal",
+    "train": "train a stage, or fine-tune; the same command goes on after an interruption",
     "data": "training data: index, check, statistics, pictures of packed rows, shards",
     "convert": "checkpoints: Hugging Face to Orbax and back, stage-1 starts, tables, comparisons",
 }
@@ -25,7 +27,8 @@ EXIT_FAILURE, EXIT_BAD_INPUT = 1, 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `vl3 argv`. Returns 0 when done, 2 for bad input; other exceptions pass (exit code 1)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    # --config.a.b=1 changes a setting of the configuration, in every command that takes one.
+    argv = [re.sub(r"^--config\.", "--set=", word) for word in (sys.argv[1:] if argv is None else argv)]
     chosen = argv[0] if argv and argv[0] in COMMANDS else None
     arguments = _parser(chosen).parse_args(argv)
     try:

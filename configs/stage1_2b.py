@@ -1,0 +1,24 @@
+"""Stage 1 of the 2B, vision encoder adaptation.
+
+Tower and projector learn on pictures with captions, the language model is frozen.
+
+    vl3 convert init --vision google/siglip-so400m-patch14-384 --llm Qwen/Qwen2.5-1.5B-Instruct START
+    vl3 train --config configs/stage1_2b.py --workdir RUNS/stage1_2b \
+        --config.start=START --config.data.root=DATA
+"""
+
+import pathlib
+
+from vl3_jax.training.config import training_config
+
+MIXTURE = pathlib.Path(__file__).parent / "data" / "stage1.py"
+
+
+def get_config(variant: str = ""):
+    """16,384 tokens and 16,384 patches a row."""
+    return training_config(
+        variant,
+        model="2b",
+        data=MIXTURE,
+        rates={"vision": 1e-5, "projector": 1e-3, "llm": 0.0},
+    )

@@ -1,0 +1,109 @@
+"""The data of a run: its corpus, how many rows make a step, how many steps there are."""
+
+import contextlib
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from data_pipelines import devices, mixtures
+from data_pipelines.corpus import Corpus, Entry, open_corpus
+from data_pipelines.examples import Examples
+from data_pipelines.loader import Loader
+from data_pipelines.schedule import Schedule
+from vl3_jax.errors import InputError
+
+ROW_AXES = ("data", "fsdp")  # of the mesh, which split the rows of a step
+
+
+def open_data(config: ConfigDict, tokenizer: str) -> Corpus:
+    """The data sets of a configuration; indices that are missing are made (`vl3 data index` does so beforehand)."""
+    return _opened(mixtures.entries_of(config.data), Examples(tokenizer, mixtures.settings_of(config.data)))
+
+
+def open_held_out(config: ConfigDict, corpus: Corpus) -> Corpus | None:
+    """The data that is only looked at, under the settings of training; None if there is none."""
+    if not config.eval.annotations or not config.eval.every:
+        return None
+    entry = Entry("held out", tuple(config.eval.annotations), config.eval.media)
+    return _opened([entry], corpus.examples)
+
+
+def rows_of_a_step(config: ConfigDict, corpus: Corpus, mesh: Mesh, before: int | None = None) -> int:
+    """Rows on all hosts together.
+
+    Args:
+      config: gives them (`batch.rows`), or how many samples they should hold on average (`batch.samples`).
+      corpus: tells how many samples a row holds.
+      mesh: what it splits rows into divides them.
+      before: what they came to when this run began.
+
+    Raises:
+      InputError: the mesh, or accumulation, does not divide the rows.
+    """
+    parts = config.batch.accumulation
+    for axis in ROW_AXES:
+        parts *= mesh.shape[axis]
+    given = before or config.batch.rows
+    if given % parts:
+        split = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in ROW_AXES)
+        raise InputError(
+            f"{given} rows of a step do not divide into {parts} parts (mesh {split}, accumulation "
+            f"{config.batch.accumulation}); change batch.rows, mesh or batch.accumulation"
+        )
+    if given:
+        return given
+    rows = corpus.epoch_rows(config.seed, 0)
+    samples_in_a_row = max(len(rows.samples), 1) / max(len(rows), 1)
+    return max(round(config.batch.samples / samples_in_a_row / parts), 1) * parts
+
+
+def steps_of_the_run(config: ConfigDict, corpus: Corpus, rows: int) -> tuple[int, int]:
+    """Steps and epochs: `config.steps`, in as many epochs as that takes, or those of `config.epochs`."""
+    if not config.steps:
+        return len(Schedule(corpus, rows, config.epochs, config.seed)), config.epochs
+    epochs = 1
+    while len(Schedule(corpus, rows, epochs, config.seed)) < config.steps:
+        epochs += 1
+    return config.steps, epochs
+
+
+def loader_of(
+    config: ConfigDict, corpus: Corpus, mesh: Mesh, rows: int, epochs: int = 1, place: dict[str, Any] | None = None
+) -> Loader:
+    """Reads this host's part of each step, from `place` on."""
+    return Loader(
+        corpus,
+        rows,
+        epochs=epochs,
+        seed=config.seed,
+        rows=devices.rows_of_this_host(mesh, rows),
+        workers=config.loader.workers,
+        threads=config.loader.threads or None,
+        state=place,
+        bad_share=config.loader.bad_share,
+        agree=devices.add_over_hosts if jax.process_count() > 1 else None,
+    )
+
+
+def _opened(entries: list[Entry], examples: Examples) -> Corpus:
+    """Opens data sets; the first process indexes what is not indexed, the others where it did not do so for them."""
+    bars: dict[str, tqdm] = {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            bars[name] = tqdm(desc=f"index {name}", total=total, unit=" samples", mininterval=1.0)
+        bars[name].update(done - bars[name].n)
+
+    def opened() -> Corpus:
+        return open_corpus(entries, examples, build=True, on_progress=progress)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: [bar.close() for bar in bars.values()])
+        first = opened() if jax.process_index() == 0 else None
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("indexed")
+        return first or opened()
