@@ -14,6 +14,14 @@ ATTENTION = 2e-5
 REORDERED = 1e-5
 # Likewise for gradients, which sum over every token.
 GRADIENT = 1e-4
+# Steps of Adam on another mesh than before, against the same steps on the same mesh, in units of the change: where a
+# gradient nearly vanishes, rounding decides the sign of a step.
+RESUMED_ON_ANOTHER_MESH = 5e-3
+# The change of a parameter over ten AdamW steps against the reference's optimizer, in norm: where a gradient is all
+# rounding, AdamW's division by its own size makes it as large as any other.
+UPDATE = 5e-3
+# bfloat16 storage of the first moment against float32: the change of all parameters over a few steps, in norm.
+BFLOAT16_MOMENT = 1e-2
 # Where the two best logits of the reference are closer than this, greedy decoding may go either way.
 GREEDY_MARGIN = 1e-3
 
@@ -23,3 +31,10 @@ def relative_error(ours, reference) -> float:
     ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
     assert ours.shape == reference.shape, (ours.shape, reference.shape)
     return float(np.abs(ours - reference).max() / np.sqrt(np.mean(reference**2)))
+
+
+def relative_norm(ours, reference) -> float:
+    """The norm of the difference over the norm of the reference."""
+    ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
+    assert ours.shape == reference.shape, (ours.shape, reference.shape)
+    return float(np.linalg.norm((ours - reference).ravel()) / np.linalg.norm(reference.ravel()))

@@ -19,12 +19,12 @@ from vl3_jax.errors import InputError
 
 EPILOG = """examples:
   vl3 data check --annotations train.jsonl --media media/
-  vl3 data index --config configs/data/stage4.py --set root=/data --tokenizer CHECKPOINT --workers 16
-  vl3 data stats --config configs/data/stage4.py --set root=/data --tokenizer CHECKPOINT --suggest-budgets
+  vl3 data index --config configs/stage4_2b.py --config.data.root=/data --tokenizer CHECKPOINT --workers 16
+  vl3 data stats --config configs/data/stage4.py --config.root=/data --tokenizer CHECKPOINT --suggest-budgets
   vl3 data show  --annotations train.jsonl --media media/ --tokenizer CHECKPOINT --row 3 --out row.png
   vl3 data write --annotations train.jsonl --media media/ --out shards/
 
-The same configuration (file and --set) must be given to index, stats, show and training: an index belongs to it.
+The same configuration (file and changes of it) must be given to index, stats, show and training: an index belongs to it.
 exit codes: 0 done, 1 problems found (check) or a failure of ours, 2 bad input"""
 _UNLIKE = 0.1  # a data set whose size differs by more from what was expected is worth a line
 
@@ -60,10 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _command(commands, name: str, summary: str, needs_tokenizer: bool = True) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary)
     data = parser.add_argument_group("data")
-    data.add_argument("--config", metavar="FILE", help="a mixture, such as configs/data/stage4.py")
+    data.add_argument("--config", metavar="FILE", help="of a run, or of a mixture (configs/data/stage4.py)")
     data.add_argument("--annotations", nargs="+", metavar="FILE", help="instead: annotation files or shards")
     data.add_argument("--media", default="", metavar="DIR", help="folder or URL of the media (with --annotations)")
-    data.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the config")
+    data.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as --config.KEY=VALUE")
     data.add_argument("--skip-missing", action="store_true", help="leave out data sets that are not on disk")
     data.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (0: none)")
     if needs_tokenizer:
@@ -75,7 +75,8 @@ def _config(arguments: argparse.Namespace):
     if bool(arguments.config) == bool(arguments.annotations):
         raise InputError("give either --config or --annotations")
     if arguments.config:
-        return config_file.load(arguments.config, arguments.set)
+        config = config_file.load(arguments.config, arguments.set)
+        return config.data if "data" in config else config  # of a training run, or a mixture alone
     config = mixtures.mixture([mixtures.Group("", 0, ["data"])], root="")
     config.datasets.data.annotations = tuple(arguments.annotations)
     config.datasets.data.media = arguments.media

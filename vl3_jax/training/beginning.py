@@ -151,6 +151,7 @@ def _as_trained(files: dict[str, bytes], config: ConfigDict) -> dict[str, bytes]
     }
     changes = {
         "processor_config.json": settings,
+        "preprocessor_config.json": {"min_tokens": data.min_tokens},
         "config.json": {"use_token_compression": bool(data.prune_threshold)},
     }
     changed = dict(files)

@@ -83,6 +83,9 @@ def train(config: ConfigDict, workdir: str) -> int:
         done = checkpoints.latest or 0
         reporter = Reporter(workdir, total, done, jax.process_index() == 0, config.log.tensorboard)
         stack.callback(reporter.close)
+        if done >= total:
+            reporter.say(f"{workdir}: all {total} steps are done")
+            return done
         reporter.say(describe(config, mesh, corpus, optimizer, target, shardings, rows, total))
         stack.enter_context(jax.set_mesh(mesh))
         state = place = None
@@ -104,7 +107,7 @@ def train(config: ConfigDict, workdir: str) -> int:
         # ------------------------------------------------------------------------------------------------------- loop
         loader = stack.enter_context(data.loader_of(config, corpus, mesh, rows, epochs, place))
         held_out = HeldOut(config, model, corpus, mesh, rows)
-        tally = Tally(StepFlops(begin.model, optimizer.settings.rates), corpus.tasks, mesh)
+        tally = Tally(StepFlops(begin.model, optimizer.settings.rates, config.lora.rank), corpus.tasks, mesh)
         batches = devices.to_devices(tally.watched(loader), mesh, rows)
         stop = stack.enter_context(StopRequest())
         unseen: collections.deque[tuple[Batch, Any]] = collections.deque()

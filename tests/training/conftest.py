@@ -1,0 +1,6 @@
+"""Modules of this folder import one another by name."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))

@@ -1,0 +1,54 @@
+"""Small runs of `vl3 train`, in this process and in others."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vl3_jax.cli.main import main
+from vl3_jax.training.groups import flatten
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+
+
+def command(config: str, workdir: os.PathLike, *changes: str) -> list[str]:
+    """The arguments of `vl3` for a mock run."""
+    changes = [f"--config.{change}" for change in changes]
+    return ["train", "--config", f"{CONFIGS / config}.py:mock", "--workdir", os.fspath(workdir), *changes]
+
+
+def run(config: str, workdir: os.PathLike, *changes: str) -> int:
+    """Trains in this process; the exit code."""
+    return main(command(config, workdir, "log.tensorboard=False", *changes))
+
+
+def start(config: str, workdir: os.PathLike, *changes: str, devices: int = 1, flags=(), **options) -> subprocess.Popen:
+    """Trains in a process of its own."""
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    arguments = [*command(config, workdir, "log.tensorboard=False", *changes), *flags]
+    return subprocess.Popen([sys.executable, "-m", "vl3_jax.cli.main", *arguments], env=environment, **options)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def params(workdir: os.PathLike, step: int) -> dict[str, np.ndarray]:
+    """The parameters of a checkpoint, by path."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(pathlib.Path(workdir).absolute() / "checkpoints" / str(step) / "params")
+    return {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
+
+
+def reports(workdir: os.PathLike) -> list[dict]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]

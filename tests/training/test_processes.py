@@ -1,0 +1,109 @@
+"""Two real processes as one job, killed and started again; and writers of checkpoints killed at random moments."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from runs import free_port, params, reports, start
+
+SETTINGS = ("mesh.fsdp=8", "checkpoint.every=4", "steps=20")
+PATIENCE = 400  # seconds
+
+
+def pair(workdir, *changes):
+    """Both processes of a job, four devices each."""
+    port = free_port()
+    ranks = [["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process-id", str(i)] for i in (0, 1)]
+    return [
+        start("stage3_2b", workdir, *SETTINGS, *changes, devices=4, flags=rank, stderr=subprocess.DEVNULL)
+        for rank in ranks
+    ]
+
+
+def finish(processes):
+    """Exit codes."""
+    return [process.wait(PATIENCE) for process in processes]
+
+
+@pytest.mark.slow
+def test_a_job_with_a_killed_process_ends_with_the_same_weights(tmp_path):
+    assert finish(pair(tmp_path / "whole")) == [0, 0]
+    processes = pair(tmp_path / "killed")
+    deadline = time.monotonic() + PATIENCE
+    while not (tmp_path / "killed" / "checkpoints" / "8").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    processes[1].send_signal(signal.SIGKILL)
+    processes[1].wait()
+    time.sleep(1)
+    processes[0].kill()
+    processes[0].wait()
+    assert max(int(step.name) for step in (tmp_path / "killed" / "checkpoints").iterdir() if step.name.isdigit()) < 20
+    assert finish(pair(tmp_path / "killed")) == [0, 0]
+    whole, again = params(tmp_path / "whole", 20), params(tmp_path / "killed", 20)
+    for path, value in whole.items():
+        np.testing.assert_array_equal(again[path], value, err_msg=path)
+    last = [[line for line in reports(tmp_path / name) if line["step"] == 20][-1] for name in ("whole", "killed")]
+    assert last[0]["loss"] == last[1]["loss"]
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_both_after_the_same_step(tmp_path):
+    processes = pair(tmp_path / "run", "steps=400")
+    deadline = time.monotonic() + PATIENCE
+    while not (tmp_path / "run" / "checkpoints" / "4").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    processes[1].send_signal(signal.SIGTERM)
+    assert finish(processes) == [0, 0]
+    steps = [int(step.name) for step in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert 4 < max(steps) < 400
+    assert reports(tmp_path / "run")[-1]["step"] == max(steps)
+
+
+WRITER = """
+import sys, itertools, pathlib
+import jax, numpy as np
+from etils import epath
+sys.path.insert(0, sys.argv[2])
+from tiny import optimizer_of, start_params
+from vl3_jax.training.checkpoints import Checkpoints
+from vl3_jax.training.state import TrainState, new_state
+
+optimizer = optimizer_of()
+state = new_state(optimizer, jax.tree.map(jax.numpy.asarray, start_params()))
+checkpoints = Checkpoints(epath.Path(sys.argv[1]), optimizer, 1, 2, False)
+first = (checkpoints.latest or 0) + 1
+print("ready", flush=True)
+for step in itertools.count(first):
+    marked = jax.tree.map(lambda leaf: jax.numpy.full_like(leaf, step), state)
+    checkpoints.save(step, marked, {"step": step})
+"""
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_whenever_writing_is_killed_the_last_whole_checkpoint_loads(times, tmp_path):
+    rng = random.Random(times)
+    here = str(pathlib.Path(__file__).parent)
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(here).parent), "XLA_FLAGS": ""}
+    for _ in range(times):
+        command = [sys.executable, "-c", WRITER, str(tmp_path), here]
+        writer = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert writer.stdout.readline() == b"ready\n"
+        time.sleep(rng.uniform(0.0, 1.5))
+        writer.kill()
+        writer.wait()
+        steps = [int(step.name) for step in (tmp_path / "checkpoints").iterdir() if step.name.isdigit()]
+        if not steps:
+            continue  # killed before the first was whole
+        newest = max(steps)
+        for path, value in params(tmp_path, newest).items():
+            assert (value == newest).all(), path
+        place = tmp_path / "checkpoints" / str(newest) / "data" / "metadata"
+        assert json.loads(place.read_text()) == {"step": newest}
+    assert steps

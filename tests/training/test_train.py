@@ -1,0 +1,209 @@
+"""`vl3 train` as a person drives it: stages, stopping, resuming, errors, and what other commands make of a workdir."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from runs import CONFIGS, command, params, reports, run
+
+from support.tolerances import RESUMED_ON_ANOTHER_MESH as RESUMED
+from vl3_jax import config_file
+from vl3_jax.cli.main import main
+from vl3_jax.training.loop import NotFiniteError
+from vl3_jax.training.reporting import Reporter
+
+TINY = ("steps=4", "checkpoint.every=2", "log.every=2", "mesh.fsdp=8")
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """The four stages on drawn data, each from the former's checkpoint."""
+    folder = tmp_path_factory.mktemp("stages")
+    before = ()
+    for stage in (1, 2, 3, 4):
+        workdir = folder / f"stage{stage}"
+        assert run(f"stage{stage}_2b", workdir, *TINY, *before) == 0
+        before = (f"start={workdir}",)
+    return folder
+
+
+def test_each_stage_learns_what_it_should(stages):
+    after = {stage: params(stages / f"stage{stage}", 4) for stage in (1, 2, 3, 4)}
+    first = params(stages / "stage1", 2)
+    assert set(after[1]) == set(after[4]) == set(first)
+    for path, value in first.items():
+        changed = not np.array_equal(value, after[1][path])
+        assert changed == (not path.startswith("llm/")), path
+    for stage in (2, 3, 4):
+        for path in after[stage]:
+            assert not np.array_equal(after[stage][path], after[stage - 1][path]), (stage, path)
+
+
+def test_a_stage_tells_what_it_did(stages):
+    for stage in (1, 2, 3, 4):
+        lines = reports(stages / f"stage{stage}")
+        assert [line["step"] for line in lines] == [2, 4]
+        for line in lines:
+            assert 5 < line["loss"] < 8
+            assert 0 < line["fill"] <= 1
+            assert line["tflops/device"] > 0
+            assert line["tokens/s"] > line["vision tokens/s"] > 0
+            assert 0 <= line["data wait"] <= 1
+    pruned = [reports(stages / f"stage{stage}")[-1]["kept"] for stage in (1, 3)]
+    assert pruned[0] == 1 > pruned[1]
+
+
+def test_a_workdir_is_a_model(stages, tmp_path, capsys):
+    picture = tmp_path / "p.png"
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)).save(picture)
+    capsys.readouterr()
+    model = ["--model", str(stages / "stage4"), "--image", str(picture), "--max-new-tokens", "3", "--json"]
+    assert main(["ask", *model, "What is this?"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["token_ids"]) <= 3
+    assert answer["visual_tokens"] == 6  # pictures at merge size 2, as they were learned
+    assert main(["convert", "export", str(stages / "stage4"), str(tmp_path / "out"), "--format", "native"]) == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert main(["convert", "verify", str(stages / "stage4"), str(tmp_path / "out")]) == 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert run("stage3_2b", workdir / "run", *TINY, "steps=6") == 0
+    return workdir / "run"
+
+
+def stop_after(step, monkeypatch, number=signal.SIGTERM):
+    """Sends this process a signal while a step is at work."""
+    original = Reporter.step
+
+    def observed(self, done):
+        original(self, done)
+        if done == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Reporter, "step", observed)
+
+
+def test_a_stopped_run_goes_on_exactly(whole, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        assert run("stage3_2b", tmp_path / "run", *TINY, "steps=6") == 0
+    assert "stopped after step 3 of 6" in capsys.readouterr().err
+    assert reports(tmp_path / "run")[-1]["step"] == 3
+    assert run("stage3_2b", tmp_path / "run", *TINY, "steps=6") == 0
+    for path, value in params(whole, 6).items():
+        np.testing.assert_array_equal(params(tmp_path / "run", 6)[path], value, err_msg=path)
+    losses = [[line["loss"] for line in reports(workdir) if line["step"] == 6] for workdir in (whole, tmp_path / "run")]
+    assert losses[0] == losses[1]
+    assert run("stage3_2b", tmp_path / "run", *TINY, "steps=6") == 0
+    assert "all 6 steps are done" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_another_mesh(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        assert run("stage3_2b", tmp_path / "run", *TINY, "steps=6") == 0
+    changes = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", "loader.threads=3", "log.every=1")
+    assert run("stage3_2b", tmp_path / "run", *TINY, "steps=6", *changes) == 0
+    # The loss of the last two steps together, as the whole run reported it.
+    last = [line for line in reports(tmp_path / "run") if line["step"] > 4]
+    expected = reports(whole)[-1]["loss"]
+    assert min(line["loss"] for line in last) <= expected <= max(line["loss"] for line in last)
+    before, ours, theirs = params(whole, 4), params(tmp_path / "run", 6), params(whole, 6)
+    for path in ("llm/embed/embedding", "projector/fc2/kernel", "vision/layers/mlp/fc2/kernel"):
+        step = np.linalg.norm(theirs[path] - before[path])
+        assert np.linalg.norm(ours[path] - theirs[path]) < RESUMED * step, path
+
+
+def test_held_out_data_profile_and_curves(tmp_path):
+    changes = ("eval.annotations=synthetic://dev/digit?count=40", "eval.every=2", "profile.start=1", "profile.steps=1")
+    arguments = command("stage3_2b", tmp_path / "run", *TINY, *changes)
+    assert main(arguments) == 0
+    held_out = [line for line in reports(tmp_path / "run") if "held-out loss" in line]
+    assert [line["step"] for line in held_out] == [2, 4]
+    assert held_out[0]["held-out loss"] != held_out[1]["held-out loss"]
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_adapters(tmp_path, monkeypatch):
+    start = ("random_start=False", f"start={tmp_path / 'base'}")
+    assert run("stage3_2b", tmp_path / "base", "steps=1", "mesh.fsdp=8") == 0
+    lora = (*TINY, *start, "lora.rank=4")
+    assert run("finetune_lora", tmp_path / "whole", *lora) == 0
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        assert run("finetune_lora", tmp_path / "run", *lora) == 0
+    assert run("finetune_lora", tmp_path / "run", *lora) == 0
+    base, merged, again = params(tmp_path / "base", 1), params(tmp_path / "whole", 4), params(tmp_path / "run", 4)
+    for path, value in base.items():
+        changed = not np.array_equal(value, merged[path])
+        adapted = path.startswith("llm/layers/") and path.endswith("kernel")
+        assert changed == (adapted or path.startswith("projector/")), path
+        np.testing.assert_array_equal(merged[path], again[path], err_msg=path)
+
+
+def test_what_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(NotFiniteError, match=r"step \d: loss .*; its samples are drawn #"):
+        run("stage3_2b", tmp_path / "run", *TINY, "steps=8", "optimizer.rates.llm=1e30", "optimizer.clip=0.0")
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        ("stage3_2b", ["optimizer.rate=1"], "optimizer.rate: no such setting: 'rate' is unknown"),
+        ("stage3_2b", ["random_start=False"], "no start: give --config.start=CHECKPOINT"),
+        ("stage3_2b", ["start=/nowhere"], "/nowhere"),
+        ("stage3_2b", ["mesh.tensor=3"], "does not cover 8 devices"),
+        ("stage3_2b", ["batch.rows=12"], "12 rows of a step do not divide into 8 parts (mesh data 1 x fsdp 8"),
+        ("stage3_2b", ["batch.rows=8", "batch.accumulation=3"], "do not divide into 24 parts"),
+        ("stage3_2b", ["optimizer.groups=[('vision/.*', 'vision')]"], "is in no group"),
+        ("stage3_2b", ["seed=many"], "seed=many: give a value like 42"),
+    ],
+)
+def test_mistakes_are_one_line(config, changes, message, tmp_path, capsys):
+    assert run(config, tmp_path / "run", *changes) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert message in error[-1]
+    assert error[-1].startswith("vl3 train: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_something_else(whole, tmp_path, capsys):
+    assert run("stage3_2b", whole, *TINY, "steps=6", "seed=1") == 2
+    assert "belongs to a run with seed = 42, now it is 1" in capsys.readouterr().err
+    (tmp_path / "mine.txt").write_text("mine")
+    assert run("stage3_2b", tmp_path, *TINY) == 2
+    assert "holds something that is no training run" in capsys.readouterr().err
+
+
+PAPER = {1: (1e-5, 1e-3, 0.0), 2: (2e-6, 1e-5, 1e-5), 3: (2e-6, 1e-5, 1e-5), 4: (2e-6, 1e-5, 1e-5)}
+
+
+@pytest.mark.parametrize("size", ["2b", "7b"])
+@pytest.mark.parametrize("stage", PAPER)
+def test_the_papers_numbers(stage, size):
+    config = config_file.load(f"{CONFIGS}/stage{stage}_{size}.py")
+    assert tuple(config.optimizer.rates[name] for name in ("vision", "projector", "llm")) == PAPER[stage]
+    data = config.data
+    assert (data.length, data.max_tokens, data.fps, data.max_frames) == (16_384, 10_240, 1, 180)
+    assert (data.image_merge, data.video_merge) == (2 if stage == 4 else 1, 2)
+    assert data.prune_threshold == (0.1 if stage > 2 else 0)
+    assert (config.optimizer.warmup_ratio, config.optimizer.clip, config.batch.samples) == (0.03, 1.0, 128)
+    assert config.model == size
+    assert config.epochs == 1
+
+
+def test_other_configurations_load():
+    for name in ("finetune_video", "finetune_image", "finetune_lora"):
+        config = config_file.load(f"{CONFIGS}/{name}.py")
+        assert config.start.startswith("DAMO-NLP-SG/")
+        assert jax.tree.leaves(config.to_dict())
