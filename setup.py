@@ -18,7 +18,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["vl3_jax", "vl3_jax.*", "data_pipelines", "data_pipelines.*"]),
-    package_data={"vl3_jax": ["assets/*"]},
+    package_data={"data_pipelines": ["synthetic/tokenizer.json", "synthetic/pictures/*"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "tpu": ["jax[tpu]"],

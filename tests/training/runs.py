@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import numpy as np
-import orbax.checkpoint as ocp
 
+from vl3_jax.checkpoint import load
 from vl3_jax.cli.main import main
 from vl3_jax.training.groups import flatten
 
@@ -44,8 +44,7 @@ def free_port() -> int:
 
 def params(workdir: os.PathLike, step: int) -> dict[str, np.ndarray]:
     """The parameters of a checkpoint, by path."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(pathlib.Path(workdir).absolute() / "checkpoints" / str(step) / "params")
+    tree = load(pathlib.Path(workdir) / "checkpoints" / str(step)).params
     return {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-import data_pipelines.synthetic
 from data_pipelines.mixtures import Group, mixture
+from data_pipelines.synthetic.tokenizer import TOKENIZER
 from vl3_jax import config_file
 from vl3_jax.errors import InputError
 from vl3_jax.training import lora
@@ -20,7 +20,6 @@ MOCK = "mock"
 MOCK_RATE = 1e-3
 RECORD = "config.json"
 DRAWN = "synthetic://train/stage3?count=400"  # samples that are drawn when they are read
-TOKENIZER = pathlib.Path(data_pipelines.synthetic.__file__).parent / "tokenizer.json"
 
 
 def training_config(

@@ -1,0 +1,120 @@
+"""What each stage of the tiny model's training is made of: shares of its samples, by task.
+
+Tasks of one thing come before those of two, and every stage goes on with all that was learned before it.
+"""
+
+from collections.abc import Mapping
+
+STAGES: Mapping[int, Mapping[str, float]] = {
+    # Language alone.
+    0: {"addition": 25, "copy": 15, "recall": 30, "boxes": 10, "times": 20},
+    # The tower learns to see: names, colours, captions.
+    1: {
+        "digit": 16,
+        "fashion": 20,
+        "shape": 7,
+        "colour": 7,
+        "caption": 18,
+        "talk": 18,
+        "addition": 4,
+        "copy": 2,
+        "recall": 4,
+        "boxes": 2,
+        "times": 2,
+    },
+    # Where and how many: reading, boxes, counting; first questions about two things.
+    2: {
+        "ocr": 16,
+        "box": 12,
+        "count": 8,
+        "position": 7,
+        "talk": 10,
+        "talk_of_two": 6,
+        "colour_of": 3,
+        "digit": 7,
+        "fashion": 10,
+        "shape": 2,
+        "colour": 3,
+        "caption": 6,
+        "addition": 4,
+        "copy": 1,
+        "recall": 2,
+        "boxes": 1,
+        "times": 2,
+    },
+    # Two things, two pictures, first videos.
+    3: {
+        "pair": 8,
+        "same": 6,
+        "talk_of_two": 8,
+        "colour_of": 4,
+        "box_of_two": 5,
+        "caption_of_two": 5,
+        "video_name": 4,
+        "motion": 4,
+        "order": 3,
+        "when": 6,
+        "ocr": 10,
+        "box": 7,
+        "count": 5,
+        "position": 4,
+        "talk": 3,
+        "digit": 4,
+        "fashion": 7,
+        "shape": 1,
+        "colour": 1,
+        "caption": 3,
+        "addition": 3,
+        "copy": 1,
+        "recall": 1,
+        "boxes": 1,
+        "times": 2,
+    },
+    # Video above all.
+    4: {
+        "motion": 6,
+        "order": 8,
+        "when": 9,
+        "when_of_two": 6,
+        "talk_of_times": 7,
+        "static": 6,
+        "stream": 10,
+        "video_name": 3,
+        "pair": 4,
+        "same": 4,
+        "talk_of_two": 4,
+        "colour_of": 2,
+        "box_of_two": 4,
+        "caption_of_two": 3,
+        "ocr": 7,
+        "box": 4,
+        "count": 3,
+        "position": 2,
+        "talk": 1,
+        "digit": 2,
+        "fashion": 4,
+        "shape": 1,
+        "colour": 1,
+        "caption": 1,
+        "addition": 2,
+        "copy": 0.5,
+        "recall": 0.5,
+        "boxes": 0.5,
+        "times": 1,
+    },
+}
+
+
+def shares(stage: int) -> dict[str, float]:
+    """Shares of a stage's tasks, which add up to 1."""
+    weights = STAGES[stage]
+    total = sum(weights.values())
+    return {task: weight / total for task, weight in weights.items()}
+
+
+def sources(stage: int, count: int, seed: int = 0, split: str = "train") -> dict[str, str]:
+    """A source for each task of a stage, as `data_pipelines.synthetic.source` takes it; `count` samples in all."""
+    return {
+        task: f"synthetic://{split}/{task}?count={max(round(share * count), 1)}&seed={seed}"
+        for task, share in shares(stage).items()
+    }

@@ -1,0 +1,1 @@
+"""The tasks, by kind; `data_pipelines.synthetic.registry` lists them."""
