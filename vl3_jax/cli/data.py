@@ -24,7 +24,7 @@ EPILOG = """examples:
   vl3 data show  --annotations train.jsonl --media media/ --tokenizer CHECKPOINT --row 3 --out row.png
   vl3 data write --annotations train.jsonl --media media/ --out shards/
 
-The same configuration (file and changes of it) must be given to index, stats, show and training: an index belongs to it.
+The same configuration (file and changes) must be given to index, stats, show and training: an index belongs to it.
 exit codes: 0 done, 1 problems found (check) or a failure of ours, 2 bad input"""
 _UNLIKE = 0.1  # a data set whose size differs by more from what was expected is worth a line
 

@@ -1,6 +1,7 @@
 """`vl3 train`: one command for every stage; the same command goes on after an interruption."""
 
 import argparse
+import os
 
 EPILOG = """examples:
   vl3 train --config configs/stage1_2b.py:mock --workdir /tmp/stage1
@@ -32,10 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains."""
+    import jax
+
     from vl3_jax import compilation_cache, config_file
     from vl3_jax.parallel import processes
 
     config = config_file.load(arguments.config, arguments.set)
+    if config.cpu_devices and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     processes.start(arguments.coordinator, arguments.processes, arguments.process_id)
     compilation_cache.enable()
 

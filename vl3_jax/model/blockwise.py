@@ -19,7 +19,7 @@ from jax import lax
 
 from vl3_jax.model.einsum import einsum
 
-BLOCK = 256
+BLOCK, SHORT_BLOCK = 256, 64  # of long rows and of short ones, whose segments are short too
 MASKED = -1e30  # a finite stand-in for -inf: differences of two of them stay finite
 
 
@@ -46,7 +46,7 @@ def blockwise_attention(
     rows, length, heads, width = q.shape
     kv_length, kv_heads = k.shape[1:3]
     group = heads // kv_heads
-    q_block, kv_block = min(BLOCK, _round_up(length, 8)), min(BLOCK, _round_up(kv_length, 8))
+    q_block, kv_block = _block_size(length), _block_size(kv_length)
 
     q_labels = Labels(*(_pad(x, q_block) for x in q_labels))
     kv_labels = Labels(*(_pad(x, kv_block) for x in kv_labels))
@@ -175,6 +175,11 @@ def _attend_backward(causal, scale, residuals, d_out):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _block_size(length: int) -> int:
+    """A sixteenth of the row, within bounds: every pair of blocks has a fixed cost, too."""
+    return min(max(length // 16 // 8 * 8, SHORT_BLOCK), BLOCK, _round_up(length, 8))
 
 
 def _round_up(size: int, multiple: int) -> int:

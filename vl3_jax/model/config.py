@@ -134,6 +134,19 @@ PRESETS: dict[str, ModelConfig] = {
             vocab_size=512,
         ),
     ),
+    # The default model of the package, small enough to be trained on a laptop; its vocabulary is its tokenizer's.
+    "nano": ModelConfig(
+        vision=VisionConfig(hidden_size=96, intermediate_size=384, num_layers=4, num_heads=4),
+        text=TextConfig(
+            hidden_size=128,
+            intermediate_size=384,
+            num_layers=4,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            vocab_size=1024,
+        ),
+    ),
     "mid": ModelConfig(
         vision=VisionConfig(hidden_size=384, intermediate_size=1024, num_layers=12, num_heads=6),
         text=TextConfig(

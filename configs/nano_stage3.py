@@ -1,0 +1,27 @@
+"""Stage 3 of nano: two things, two pictures, first videos.
+
+Which belongs to which; names, motion, order and times in short clips.
+
+    vl3 train --config configs/nano_stage3.py --workdir RUNS/nano3 --config.start=RUNS/nano2
+"""
+
+from data_pipelines.synthetic.mixture import stage_mixture
+from vl3_jax.training.config import training_config
+
+
+def get_config():
+    """Everything learns: there is no pretrained part to keep."""
+    return training_config(
+        "",
+        model="nano",
+        data=stage_mixture(3, samples=150_000),
+        rates={"vision": 2e-3, "projector": 2e-3, "llm": 2e-3},
+        optimizer__kind="muon",
+        batch__rows=8,
+        steps=1200,
+        dtype="float32",
+        mesh__data=-1,
+        mesh__fsdp=1,
+        cpu_devices=2,
+        checkpoint__every=100,
+    )
