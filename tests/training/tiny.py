@@ -1,10 +1,12 @@
 """Tiny models, batches and runs of the training step, shared by the tests of its numerics."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 
+from support.forward import forward
 from support.samples import random_sample, random_visual, shape_for
 from support.weights import random_params
 from vl3_jax.model import VideoLLaMA3, preset
@@ -39,6 +41,20 @@ def short_batch(rows: int = 8) -> dict:
 
 
 @functools.cache
+def split_batch(rows: int = 8) -> dict:
+    """The like with two vision rows, so that a mesh can split those as well."""
+    rng = np.random.default_rng(1)
+
+    def row(i: int):
+        visuals = [random_visual(rng, (2, 4, 4), 2, still=0.4 * (i % 2))]
+        return [random_sample(rng, visuals, text=3 + i % 2, task=i % TASKS)]
+
+    samples = [row(i) for i in range(rows)]
+    shape = dataclasses.replace(shape_for(samples, vision_rows=2), patches=16, vision_tokens=16)
+    return weighted(pack(samples, shape))
+
+
+@functools.cache
 def long_batch(rows: int = 8) -> dict:
     """Rows with a pruned video and a picture over two vision rows, longer than a block of dense attention."""
     rng = np.random.default_rng(1)
@@ -65,6 +81,19 @@ def optimizer_for(params=None, **settings):
     return make_optimizer(OptimizerSettings(**settings), start_params() if params is None else params)
 
 
+def quick(function, *arguments, **options):
+    """The function's value, compiled as fast as can be."""
+    return jax.jit(function, compiler_options=QUICK, **options)(*arguments)
+
+
+_logits = jax.jit(forward.__wrapped__, static_argnums=0, compiler_options=QUICK)
+
+
+def logits(params: dict, batch: dict) -> np.ndarray:
+    """[B, L, vocab] of the tiny model."""
+    return np.asarray(_logits(MODEL, params, batch))
+
+
 _compiled = {}
 
 
@@ -77,8 +106,8 @@ class Run:
         if mesh is not None:
             self.shardings = state_shardings(abstract_state(optimizer, params), model.config, mesh)
             batch = jax.device_put(batch, batch_shardings(batch, mesh))
-        make = jax.jit(functools.partial(new_state, optimizer), out_shardings=self.shardings)
-        self.batch, self.state, self.metrics = batch, make(params), []
+        start = quick(functools.partial(new_state, optimizer), params, out_shardings=self.shardings)
+        self.batch, self.state, self.metrics = batch, start, []
         key = (repr(optimizer.settings), model, mesh, str(jax.eval_shape(lambda: (params, batch))), str(options))
         if key not in _compiled:
             step = make_train_step(model, optimizer, tasks=TASKS, shardings=self.shardings, **options)

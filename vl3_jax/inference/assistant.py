@@ -278,8 +278,8 @@ def load(
     """
     import jax
 
-    from vl3_jax.checkpoint import load as load_checkpoint
     from vl3_jax import compilation_cache
+    from vl3_jax.checkpoint import load as load_checkpoint
     from vl3_jax.model import VideoLLaMA3
     from vl3_jax.model.quantize import quantize_leaf
 

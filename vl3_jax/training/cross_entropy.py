@@ -15,6 +15,7 @@ Letters: B rows, L positions, D width, V vocabulary; in the loops t tokens and v
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +139,7 @@ def _run(function, hidden, unembedding, tokens, options):
         gathered=tuple(axis for axis in vocab if axis in of_tokens),
         width=width,
         summed=tuple(axis for axis in of_tokens if axis not in vocab + width),
-        copies=_product(mesh.shape[axis] for axis in width if axis not in of_tokens),
+        copies=math.prod(mesh.shape[axis] for axis in width if axis not in of_tokens),
     )
     token_spec = PartitionSpec(*hidden_spec[:2])
     in_specs = (hidden_spec, spec, *[token_spec] * len(tokens))
@@ -151,15 +152,11 @@ def _axes(entry) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def _product(sizes) -> int:
-    return functools.reduce(lambda a, b: a * b, sizes, 1)
-
-
 def _forward(hidden, unembedding, targets, wanted, *, layout):
     """Losses and log-sum-exps, [B, L] float32 each, 0 where not wanted."""
     layout = layout.fitted(wanted.size)
     order, count = _compact(wanted, layout)
-    x, y = _take(hidden, order, 2), _take(targets, order, 2)
+    x, y = _take(hidden, order), _take(targets, order)
     tile, tiles = layout.token_block, -(-count // layout.token_block)
 
     def over_vocabulary(j, state):
@@ -185,20 +182,18 @@ def _forward(hidden, unembedding, targets, wanted, *, layout):
         peak, picked = highest, lax.psum(picked, layout.parted)
     done = jnp.arange(len(order)) < count
     log_total = jnp.where(done, peak + jnp.log(jnp.where(done, total, 1.0)), 0.0)
-    losses = jnp.where(done, log_total - picked, 0.0)
-    length = wanted.size
-    return tuple(
-        jnp.zeros(length, jnp.float32).at[order[:length]].set(array[:length], unique_indices=True).reshape(wanted.shape)
-        for array in (losses, log_total)
-    )
+    inverse = jnp.argsort(order[: wanted.size]).reshape(wanted.shape)
+    return jnp.where(done, log_total - picked, 0.0)[inverse], log_total[inverse]
 
 
 def _backward(hidden, unembedding, targets, wanted, log_total, d_losses, *, layout, trained):
     """Gradients of hidden, in its type, and of the unembedding in its own (zeros unless `trained`)."""
     layout = layout.fitted(wanted.size)
     order, count = _compact(wanted, layout)
-    x, y, log_total, d_losses = (_take(array, order, 2) for array in (hidden, targets, log_total, d_losses))
-    d_losses = jnp.where(jnp.arange(len(order)) < count, d_losses, 0.0)
+    x, y, log_total, d_losses = (_take(array, order) for array in (hidden, targets, log_total, d_losses))
+    done = jnp.arange(len(order)) < count
+    # The rest of the last tile: a probability of zero, for an infinite one would not be 0 times a gradient of 0.
+    d_losses, log_total = jnp.where(done, d_losses, 0.0), jnp.where(done, log_total, -MASKED)
     tile, tiles = layout.token_block, -(-count // layout.token_block)
     letters = layout.block_letters
 
@@ -227,8 +222,8 @@ def _backward(hidden, unembedding, targets, wanted, log_total, d_losses, *, layo
     d_x, d_unembedding = lax.fori_loop(0, _num_blocks(unembedding, layout), over_vocabulary, start)
     if layout.parted:
         d_x = lax.psum(d_x, layout.parted)
-    inverse = jnp.argsort(order[: wanted.size])
-    d_hidden = d_x.astype(hidden.dtype)[inverse].reshape(hidden.shape)
+    inverse = jnp.argsort(order[: wanted.size]).reshape(wanted.shape)
+    d_hidden = jnp.take(d_x.astype(hidden.dtype), inverse, axis=0, mode="clip")
     return d_hidden, d_unembedding if trained else jnp.zeros_like(unembedding)
 
 
@@ -239,8 +234,8 @@ def _compact(wanted, layout):
     return jnp.pad(order, (0, -flat.size % layout.token_block)), flat.sum(dtype=jnp.int32)
 
 
-def _take(array, order, leading):
-    return array.reshape(-1, *array.shape[leading:])[order]
+def _take(array, order):
+    return jnp.take(array.reshape(-1, *array.shape[2:]), order, axis=0, mode="clip")
 
 
 def _num_blocks(unembedding, layout) -> int:
@@ -249,7 +244,7 @@ def _num_blocks(unembedding, layout) -> int:
 
 def _vocab_rows(unembedding, layout) -> int:
     """Rows of the vocabulary that this device adds to a block."""
-    gathered = _product(lax.axis_size(axis) for axis in layout.gathered)
+    gathered = math.prod(lax.axis_size(axis) for axis in layout.gathered)
     return min(max(layout.vocab_block // gathered, 1), unembedding.shape[layout.vocab_axis])
 
 

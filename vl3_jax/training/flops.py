@@ -12,7 +12,7 @@ import numpy as np
 
 from vl3_jax.model.config import ModelConfig
 
-MODULES = ("vision", "projector", "llm")
+_MODULES = ("vision", "projector", "llm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _segment_lengths(segments: np.ndarray) -> np.ndarray:
 
 
 def step_flops(
-    config: ModelConfig, work: Work, trained: Collection[str] = MODULES, lora_rank: int = 0
+    config: ModelConfig, work: Work, trained: Collection[str] = _MODULES, lora_rank: int = 0
 ) -> dict[str, float]:
     """FLOPs of the forward and backward passes over `work`.
 
@@ -86,7 +86,7 @@ def step_flops(
     query, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     layer = 2 * out * query + 2 * out * kv + 3 * out * text.intermediate_size
     adapter = _adapter_sides(out, query, kv, text.intermediate_size)
-    learns = {name: name in trained for name in (*MODULES, "lora")}
+    learns = {name: name in trained for name in (*_MODULES, "lora")}
     below_projector = learns["vision"]
     below_llm = below_projector or learns["projector"]
     # Gradients reach a decoder layer's input for the layers and embeddings below it, too.
@@ -133,8 +133,8 @@ class StepFlops:
 
     def __init__(self, config: ModelConfig, rates: Mapping[str, float | None], lora_rank: int = 0):
         trained = {group for group, rate in rates.items() if rate}
-        own = trained - {*MODULES, "lora"}
-        self._config, self._trained, self._rank = config, trained | set(MODULES if own else ()), lora_rank
+        own = trained - {*_MODULES, "lora"}
+        self._config, self._trained, self._rank = config, trained | set(_MODULES if own else ()), lora_rank
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> float:
         """FLOPs of a step over the packed batch."""
