@@ -7,11 +7,15 @@ import signal
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from runs import CONFIGS, command, params, reports, run
 
+from support.tolerances import REORDERED, relative_error
 from support.tolerances import RESUMED_ON_ANOTHER_MESH as RESUMED
 from vl3_jax import config_file
+from vl3_jax.checkpoint import load
 from vl3_jax.cli.main import main
+from vl3_jax.training.groups import flatten
 from vl3_jax.training.loop import NotFiniteError
 from vl3_jax.training.reporting import Reporter
 
@@ -58,8 +62,6 @@ def test_a_stage_tells_what_it_did(stages):
 
 def test_a_workdir_is_a_model(stages, tmp_path, capsys):
     picture = tmp_path / "p.png"
-    from PIL import Image
-
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)).save(picture)
     capsys.readouterr()
     model = ["--model", str(stages / "stage4"), "--image", str(picture), "--max-new-tokens", "3", "--json"]
@@ -149,6 +151,11 @@ def test_adapters(tmp_path, monkeypatch):
         adapted = path.startswith("llm/layers/") and path.endswith("kernel")
         assert changed == (adapted or path.startswith("projector/")), path
         np.testing.assert_array_equal(merged[path], again[path], err_msg=path)
+    assert main(["convert", "export", str(tmp_path / "base"), str(tmp_path / "hf"), "--format", "official"]) == 0
+    assert main(["convert", "export", str(tmp_path / "whole"), str(tmp_path / "peft"), "--format", "peft"]) == 0
+    for path, value in flatten(load(tmp_path / "peft", base=str(tmp_path / "hf")).params).items():
+        assert relative_error(value, merged[path]) <= REORDERED, path
+    assert main(["convert", "export", str(tmp_path / "base"), str(tmp_path / "none"), "--format", "peft"]) == 2
 
 
 def test_what_is_not_finite_stops_the_run(tmp_path):

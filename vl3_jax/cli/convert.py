@@ -6,6 +6,7 @@ from vl3_jax.errors import InputError
 
 _DTYPES = ("bfloat16", "float16", "float32")
 _LAYOUTS = ("native", "official")
+_ADAPTERS = "peft"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("source", metavar="SRC", help="Orbax folder, training workdir, or a Hugging Face folder")
     action.add_argument("target", metavar="DST", help="folder to write; the same command resumes")
     action.add_argument(
-        "--format", choices=_LAYOUTS, required=True, help="native: transformers; official: the released remote code"
+        "--format",
+        choices=(*_LAYOUTS, _ADAPTERS),
+        required=True,
+        help="native: transformers; official: the released remote code; peft: what a LoRA run learned",
     )
     action.add_argument("--dtype", choices=_DTYPES, help="stored type (default: as in SRC)")
 
@@ -61,6 +65,11 @@ def _hf(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    if arguments.format == _ADAPTERS:
+        from vl3_jax.training.adapter_runs import export_adapters
+
+        export_adapters(arguments.source, arguments.target)
+        return 0
     from vl3_jax.checkpoint import open_source, write_hf
 
     write_hf(open_source(arguments.source), arguments.target, arguments.format, _dtype(arguments.dtype))

@@ -19,7 +19,8 @@ from vl3_jax.training.optimizer import Optimizer
 from vl3_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
-_PARAMS, _TRAINING, _DATA = "params", "training", "data"
+TRAINING, LEARNED = "training", "learned"
+_PARAMS, _DATA = "params", "data"
 
 
 class Checkpoints:
@@ -35,7 +36,7 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.Path, optimizer: Optimizer, every: int, keep: int, adapted: bool):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(workdir / FOLDER, options=options, item_names=(_PARAMS, _TRAINING, _DATA))
+        self._manager = ocp.CheckpointManager(workdir / FOLDER, options=options, item_names=(_PARAMS, TRAINING, _DATA))
         self._optimizer, self._every, self._adapted = optimizer, every, adapted
 
     @property
@@ -54,7 +55,7 @@ class Checkpoints:
         params = jax.jit(merge_adapters)(state.params) if self._adapted else state.params
         items = {
             _PARAMS: ocp.args.StandardSave(params),
-            _TRAINING: ocp.args.StandardSave(self._training(state)),
+            TRAINING: ocp.args.StandardSave(self._training(state)),
             _DATA: ocp.args.JsonSave(place),
         }
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -71,13 +72,13 @@ class Checkpoints:
           target: shapes and shardings; those of another mesh than the one that saved are fine.
           base: of a run with adapters, its state at step 0.
         """
-        wanted = {_TRAINING: ocp.args.StandardRestore(self._training(target))}
+        wanted = {TRAINING: ocp.args.StandardRestore(self._training(target))}
         if not self._adapted:
             wanted[_PARAMS] = ocp.args.StandardRestore(target.params)
         found = self._manager.restore(step, args=ocp.args.Composite(**wanted))
-        training = found[_TRAINING]
+        training = found[TRAINING]
         if self._adapted:
-            learned = training["learned"]
+            learned = training[LEARNED]
             params = map_paths(lambda path, leaf: learned.get(path, leaf), base.params)
         else:
             params = found[_PARAMS]
@@ -94,5 +95,5 @@ class Checkpoints:
     def _training(self, state: TrainState) -> dict[str, Any]:
         kept = {"step": state.step, "opt_state": state.opt_state}
         if self._adapted:
-            kept["learned"] = flatten(split(state.params, self._optimizer.mask)[0])
+            kept[LEARNED] = flatten(split(state.params, self._optimizer.mask)[0])
         return kept

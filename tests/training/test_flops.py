@@ -1,0 +1,135 @@
+"""The count of a step's FLOPs against what the traced program multiplies, and against counts by hand."""
+
+import functools
+import math
+
+import jax
+import jax.extend
+import numpy as np
+import pytest
+from tiny import MODEL, long_batch
+
+from vl3_jax.model import abstract_params, preset
+from vl3_jax.training import (
+    MODULES,
+    WITH_LORA,
+    StepFlops,
+    Work,
+    add_adapters,
+    assign,
+    batch_loss,
+    count_work,
+    merge,
+    peak_flops,
+    split,
+    step_flops,
+    trainable_mask,
+)
+
+RANK = 4
+
+
+def products(jaxpr, times: int = 1) -> int:
+    """FLOPs of the matrix products of a program; the loops over blocks of attention and of the loss are left out."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+            total += times * 2 * depth * math.prod(eqn.outvars[0].aval.shape)
+        elif eqn.primitive.name != "while":
+            length = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+            for sub in jax.extend.core.jaxprs_in_params(eqn.params):
+                total += products(sub, times * length)
+    return total
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [(), ("projector",), ("vision", "projector"), ("llm",), ("vision",), ("vision", "projector", "llm"), ("lora",)],
+    ids=lambda trained: "+".join(trained) or "evaluation",
+)
+def test_matrix_products_are_those_of_the_program(trained):
+    batch, adapted = long_batch(2), "lora" in trained
+    params = abstract_params(MODEL.config)
+    if adapted:
+        params = jax.eval_shape(functools.partial(add_adapters, rank=RANK), params, jax.random.key(0))
+
+    def loss(trainable, frozen, batch):
+        return batch_loss(MODEL, merge(trainable, frozen), batch).loss
+
+    if trained:
+        groups = assign(params, WITH_LORA if adapted else MODULES)
+        rates = {group: float(group in trained) for group in set(jax.tree.leaves(groups))}
+        program = jax.make_jaxpr(jax.grad(loss))(*split(params, trainable_mask(groups, rates)), batch)
+    else:
+        program = jax.make_jaxpr(loss)(params, jax.tree.map(lambda leaf: None, params), batch)
+    # Without pairs and targets nothing but linear layers is left; padding is multiplied like everything else.
+    tokens, vision = batch["tokens"].size, batch["token_patches"][..., 0].size
+    work = Work(batch["patch_segment"].size, 0, vision, tokens, 0, 0)
+    flops = step_flops(MODEL.config, work, trained, RANK if adapted else 0)
+    assert products(program.jaxpr) == flops["total" if trained else "forward"]
+
+
+def test_work_is_counted_without_padding():
+    segments = np.array([[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0]])
+    patches = np.array([[[1, 1, 2, 2, 2, 2], [1, 0, 0, 0, 0, 0]], [[0] * 6, [1, 1, 1, 0, 0, 0]]])
+    named = np.array([[[0, 1, -1, -1], [-1] * 4], [[5, -1, -1, -1], [6, -1, -1, -1]]])
+    weight = np.array([[0, 0.5, 0, 2, -1, 0], [0] * 6])
+    batch = {"segment_ids": segments, "patch_segment": patches, "token_patches": named, "loss_weight": weight}
+    work = count_work(batch)
+    assert work == Work(10, 4 + 16 + 1 + 9, 3, 6, 6 + 3 + 1, 3)
+    assert work + work == Work(20, 60, 6, 12, 20, 6)
+    text = {name: batch[name] for name in ("segment_ids", "loss_weight")}
+    assert count_work(text) == Work(0, 0, 0, 6, 10, 3)
+
+
+def test_attention_and_unembedding_by_hand():
+    config = preset("tiny")
+    only = {"patches": 0, "patch_pairs": 0, "vision_tokens": 0, "tokens": 0, "token_pairs": 0, "supervised": 0}
+    # Two products of 2 FLOPs for each pair and channel, in each of two layers; both have gradients for both inputs.
+    tower = step_flops(config, Work(**only | {"patch_pairs": 100}), ("projector",))
+    assert tower["vision"] == tower["forward"] == 2 * 2 * 2 * 100 * 64
+    tower = step_flops(config, Work(**only | {"patch_pairs": 100}), ("vision",))
+    assert tower["total"] == 3 * tower["forward"]
+    decoder = step_flops(config, Work(**only | {"token_pairs": 100}))
+    assert decoder["llm"] == 3 * 2 * 2 * 2 * 100 * 64
+    assert step_flops(config, Work(**only | {"supervised": 7}))["unembed"] == 3 * 7 * 2 * 64 * 512
+    assert step_flops(config, Work(**only | {"supervised": 7}), ("projector",))["unembed"] == 2 * 7 * 2 * 64 * 512
+
+
+def test_a_released_size_costs_what_is_known_of_it():
+    """The tower's forward pass at 16,384 patches is about 14 TFLOP, the 2B decoder's products 43."""
+    config = preset("2b")
+    tower = step_flops(config, Work(16_384, 64 * 256**2, 0, 0, 0, 0), ())
+    decoder = step_flops(config, Work(0, 0, 0, 16_384, 0, 0), ())
+    assert 13e12 < tower["forward"] < 15e12
+    assert 42e12 < decoder["forward"] < 45e12
+
+
+def test_a_run_counts_what_learns():
+    batch = long_batch(2)
+    forward = StepFlops(MODEL.config, {"vision": None, "projector": 0, "llm": None})(batch)
+    stage_1 = StepFlops(MODEL.config, {"vision": 1e-5, "projector": 1e-3, "llm": 0})(batch)
+    everything = StepFlops(MODEL.config, {"vision": 2e-6, "projector": 1e-5, "llm": 1e-5})(batch)
+    assert forward < stage_1 < everything <= 3 * forward
+    assert StepFlops(MODEL.config, {"all of it": 1e-5})(batch) == everything
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("cpu", None),
+    ],
+)
+def test_peak_rates(kind, peak):
+    assert peak_flops(kind) == peak

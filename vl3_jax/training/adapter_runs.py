@@ -1,0 +1,51 @@
+"""The adapters of a training run, as a PEFT folder."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from vl3_jax.checkpoint import open_source
+from vl3_jax.checkpoint.hf_config import read_json
+from vl3_jax.checkpoint.orbax_tree import nested
+from vl3_jax.errors import InputError
+from vl3_jax.model.einsum import LoraKernel
+from vl3_jax.training.checkpoints import FOLDER, LEARNED, TRAINING
+from vl3_jax.training.config import RECORD
+from vl3_jax.training.groups import map_paths
+from vl3_jax.training.lora_export import write_adapters
+
+
+def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Writes what the newest checkpoint of a LoRA run learned: adapters, and modules that were trained whole.
+
+    Raises:
+      InputError: not the workdir of a run with adapters; one line.
+    """
+    record = pathlib.Path(workdir) / RECORD
+    if not record.is_file():
+        raise InputError(f"{workdir}: not the workdir of a training run (no {RECORD}); give that of a LoRA run")
+    config = read_json(record)["config"]
+    rank, alpha = config["lora"]["rank"], config["lora"]["alpha"]
+    steps = [int(step.name) for step in (epath.Path(workdir) / FOLDER).glob("*") if step.name.isdigit()]
+    if not rank or not steps:
+        raise InputError(f"{workdir}: a run without adapters; export it with --format native or official")
+    learned = _restored(epath.Path(workdir) / FOLDER / str(max(steps)) / TRAINING)[LEARNED]
+    adapted = {path.rsplit("/", 1)[0] for path in learned if path.endswith(("/kernel/a", "/kernel/b"))}
+    leaves = {path: leaf for path, leaf in learned.items() if path.rsplit("/", 1)[0] not in adapted}
+    for path in adapted:
+        leaves[path] = LoraKernel(None, learned[f"{path}/a"], learned[f"{path}/b"], alpha / rank)
+    params = nested(leaves)
+    whole = map_paths(lambda path, _: not path.endswith(("/kernel/a", "/kernel/b")), params)
+    write_adapters(target, params, open_source(workdir).config, base=config["start"], whole=whole)
+
+
+def _restored(folder: epath.Path) -> dict:
+    """The arrays of a folder in this host's memory, whatever mesh wrote them."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(folder).item_metadata.tree
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return checkpointer.restore(folder, restore_args=arguments)
