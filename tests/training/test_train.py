@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from runs import CONFIGS, command, params, reports, run
 
-from support.tolerances import REORDERED, relative_error
+from support.tolerances import REORDERED
 from support.tolerances import RESUMED_ON_ANOTHER_MESH as RESUMED
 from vl3_jax import config_file
 from vl3_jax.checkpoint import load
@@ -154,7 +154,7 @@ def test_adapters(tmp_path, monkeypatch):
     assert main(["convert", "export", str(tmp_path / "base"), str(tmp_path / "hf"), "--format", "official"]) == 0
     assert main(["convert", "export", str(tmp_path / "whole"), str(tmp_path / "peft"), "--format", "peft"]) == 0
     for path, value in flatten(load(tmp_path / "peft", base=str(tmp_path / "hf")).params).items():
-        assert relative_error(value, merged[path]) <= REORDERED, path
+        np.testing.assert_allclose(value, merged[path], rtol=REORDERED, atol=REORDERED, err_msg=path)
     assert main(["convert", "export", str(tmp_path / "base"), str(tmp_path / "none"), "--format", "peft"]) == 2
 
 
