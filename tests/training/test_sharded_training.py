@@ -13,7 +13,7 @@ from vl3_jax.training import flatten
 
 STEPS = 20
 # The last one's vision rows are split over `tensor`, and its microbatches are cut out of split rows: there the compiler
-# got the projector's gradient wrong until `batch_loss` said where its output lives.
+# got the projector's gradient wrong until the projector said where its output lives.
 MESHES = [
     ({"fsdp": 8}, short_batch, 1),
     ({"data": 2, "fsdp": 4}, short_batch, 1),

@@ -153,7 +153,10 @@ class Projector(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width, out = self.config.vision.hidden_size, self.config.text.hidden_size
         hidden = self._linear("fc1", width, out, ("vision_embed", "mlp"))(x)
-        return self._linear("fc2", out, out, ("embed", "mlp"))(ACTIVATIONS[self.config.projector_act](hidden))
+        features = self._linear("fc2", out, out, ("embed", "mlp"))(ACTIVATIONS[self.config.projector_act](hidden))
+        # Left open, the compiler may split the width over `tensor`, and on a mesh of data, fsdp and tensor get the
+        # backward product wrong (jax 0.10.2: its rows come in the order of another mesh axis).
+        return constrain(features, "batch", None, None)
 
     def _linear(self, name: str, fan_in: int, fan_out: int, axes: tuple[str, str]) -> Linear:
         init = fan_in_uniform(fan_in)

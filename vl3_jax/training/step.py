@@ -26,9 +26,7 @@ def batch_loss(model: VideoLLaMA3, params: Any, batch: Batch, tasks: int = 1) ->
     if "patches" in batch:
         vision = (batch[name] for name in ("patches", "patch_segment", "patch_hw", "token_patches"))
         with jax.named_scope("encode"):
-            # Left open, the compiler may split the width over `tensor`, and on a mesh of data, fsdp and tensor get the
-            # projector's backward product wrong (jax 0.10.2: its rows come in the order of another mesh axis).
-            features = constrain(encode(model, params, *vision), "batch", None, None)
+            features = encode(model, params, *vision)
     text = (batch[name] for name in ("vision_slot", "segment_ids", "positions"))
     with jax.named_scope("decode"):
         hidden, _ = decode(model, params, batch["tokens"], features, *text)
