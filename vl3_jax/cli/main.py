@@ -17,7 +17,9 @@ COMMANDS = {
     "demo": "the newcomer's first command: a whole question-and-answer run on this machine",
     "ask": "answer one question about pictures and videos",
     "chat": "a conversation about pictures and videos, in the terminal",
+    "eval": "questions with known answers, asked in batches and scored",
     "train": "train a stage, or fine-tune; the same command goes on after an interruption",
+    "plan": "whether a training step fits a TPU slice, before there is a TPU",
     "data": "training data: index, check, statistics, pictures of packed rows, shards",
     "convert": "checkpoints: Hugging Face to Orbax and back, stage-1 starts, tables, comparisons",
 }

@@ -10,21 +10,19 @@ from ml_collections import ConfigDict
 from data_pipelines.corpus import Corpus
 from data_pipelines.planning import fill_of
 from vl3_jax.training.groups import flatten
-from vl3_jax.training.optimizer import Optimizer
-from vl3_jax.training.state import TrainState
+from vl3_jax.training.program import Program
 
 
 def describe(
     config: ConfigDict,
     mesh: Mesh,
     corpus: Corpus,
-    optimizer: Optimizer,
-    state: TrainState,
-    shardings: TrainState,
+    program: Program,
     rows: int,
     total: int,
 ) -> str:
-    """Several lines of text; `state` holds shapes."""
+    """Several lines of text."""
+    optimizer, state = program.optimizer, program.target
     shape = corpus.settings.shape
     planned = corpus.epoch_rows(config.seed, 0)
     fill = fill_of(planned, corpus.rooms, shape)
@@ -34,20 +32,20 @@ def describe(
         f"data      {len(planned.samples):,} samples an epoch in {len(planned):,} rows of {shape.length:,} tokens and "
         f"{shape.patches * shape.vision_rows:,} patches, {fill.either:.0%} full",
         f"steps     {total:,} of {rows} rows, about {rows * len(planned.samples) / max(len(planned), 1):.0f} samples",
-        f"memory    {_bytes_a_device(state, shardings) / 2**30:.2f} GiB a device for parameters and optimizer",
+        f"memory    {bytes_a_device(state) / 2**30:.2f} GiB a device for parameters and optimizer",
         f"{'parameter':44} {'shape':>24} {'type':>9}  {'on the mesh':30} learning rate",
     ]
-    groups, masks, places = flatten(optimizer.groups), flatten(optimizer.mask), flatten(shardings.params)
+    groups, masks = flatten(optimizer.groups), flatten(optimizer.mask)
     for path, leaf in flatten(state.params).items():
-        split = ", ".join("x".join(names) if isinstance(names, tuple) else names or "-" for names in places[path].spec)
+        split = ", ".join("x".join(names) if isinstance(names, tuple) else names or "-" for names in leaf.sharding.spec)
         rate = f"{groups[path]} {optimizer.settings.rates[groups[path]]:.1e}" if masks[path] else "frozen"
         size = " x ".join(map(str, leaf.shape))
         lines.append(f"{path:44} {size:>24} {leaf.dtype.name:>9}  {split or 'everywhere':30} {rate}")
     return "\n".join(lines)
 
 
-def _bytes_a_device(state: Any, shardings: Any) -> int:
-    sizes = jax.tree.map(
-        lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize, state, shardings
+def bytes_a_device(shapes: Any) -> int:
+    """What one device holds of a tree of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)
     )
-    return sum(jax.tree.leaves(sizes))

@@ -1,0 +1,102 @@
+"""What a run computes, put together from its configuration: model, optimizer, state and step, on a mesh.
+
+Nothing is allocated or compiled here, so that a mesh of devices which are not there can be planned for.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vl3_jax.model import VideoLLaMA3, abstract_params
+from vl3_jax.model.config import ModelConfig
+from vl3_jax.training import lora
+from vl3_jax.training.optimizer import Optimizer, OptimizerSettings, make_optimizer
+from vl3_jax.training.state import TrainState, new_state, state_shardings
+from vl3_jax.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A run's computation.
+
+    Attributes:
+      model: structure and numerics.
+      optimizer: resolved for the parameters.
+      fresh: starting weights (without adapters) -> the state at step 0.
+      target: shapes and types of the state, each with its sharding.
+      step: (state, batch) -> (state, metrics), see `make_train_step`.
+    """
+
+    model: VideoLLaMA3
+    optimizer: Optimizer
+    fresh: Callable[[Any], TrainState]
+    target: TrainState
+    step: Callable
+
+    @property
+    def shardings(self) -> TrainState:
+        """Where the state lives."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.target)
+
+
+def make_program(config: ConfigDict, sizes: ModelConfig, mesh: Mesh, steps: int, tasks: int) -> Program:
+    """Puts a run together.
+
+    Args:
+      config: from `training_config`.
+      sizes: of the model.
+      mesh: of devices, or of their descriptions.
+      steps: of the whole run, for the schedule.
+      tasks: how many have a loss of their own.
+
+    Raises:
+      InputError: groups, rates or adapters that do not fit the model.
+    """
+    remat = config.remat
+    model = VideoLLaMA3(sizes, jnp.dtype(config.dtype), jnp.dtype(config.param_dtype), remat.vision, remat.text)
+    adapt = _adapters(config)
+    shapes = jax.eval_shape(adapt, abstract_params(sizes, config.param_dtype))
+    optimizer = make_optimizer(_optimizer_settings(config, steps), shapes)
+    cast = functools.partial(new_state, optimizer, param_dtype=config.param_dtype, frozen_dtype=config.frozen_dtype)
+    target = jax.eval_shape(cast, shapes)
+    shardings = state_shardings(target, sizes, mesh)
+    step = make_train_step(model, optimizer, accumulation=config.batch.accumulation, tasks=tasks, shardings=shardings)
+    return Program(model, optimizer, lambda params: cast(adapt(params)), _placed(target, shardings), step)
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def _adapters(config: ConfigDict) -> Callable[[Any], Any]:
+    """What puts adapters into parameters, where there are to be any."""
+    if not config.lora.rank:
+        return lambda params: params
+    key = jax.random.key(config.seed)
+    patterns = tuple(config.lora.patterns)
+    return lambda params: lora.add_adapters(params, key, patterns, config.lora.rank, config.lora.alpha)
+
+
+def _optimizer_settings(config: ConfigDict, steps: int) -> OptimizerSettings:
+    chosen = config.optimizer
+    return OptimizerSettings(
+        rates=dict(chosen.rates),
+        steps=steps,
+        patterns=tuple(map(tuple, chosen.groups)),
+        warmup_ratio=chosen.warmup_ratio,
+        kind=chosen.kind,
+        b1=chosen.b1,
+        b2=chosen.b2,
+        eps=chosen.eps,
+        weight_decay=chosen.weight_decay,
+        clip_norm=chosen.clip or None,
+        mu_dtype=chosen.first_moment_dtype,
+    )
