@@ -7,9 +7,9 @@ EPILOG = """examples:
   vl3 plan --config configs/stage4_7b.py --topology v5e:8x8
   vl3 plan --config configs/stage4_2b.py --topology v5litepod-16 --config.mesh.fsdp=8 --config.mesh.data=2 --json
 
-The real train step is compiled by the real TPU compiler on this machine (pip install 'vl3_jax[plan]', Linux on x86), which
-takes minutes for the large models. Topologies are the compiler's names (v5e:8x8) or the cloud's (v5litepod-64, v5p-128,
-v6e-64). Without batch.rows a step has one row for each part that the mesh splits rows into.
+The real train step is compiled by the real TPU compiler on this machine (pip install 'vl3_jax[plan]', Linux on x86),
+which takes minutes for the large models. Topologies are the compiler's names (v5e:8x8) or the cloud's (v5litepod-64,
+v5p-128, v6e-64). Without batch.rows a step has one row for each part that the mesh splits rows into.
 exit codes: 0 it fits, 1 it does not, 2 bad input"""
 
 

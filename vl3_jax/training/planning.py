@@ -213,7 +213,7 @@ def rendered(plan: Plan, mfu: float = MFU, samples: int = 0) -> str:
     chips = plan.topology.chips
     axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one chip"
     lines = [
-        f"{plan.topology.name}: {chips} chips, mesh {axes}, {plan.rows} rows of {plan.tokens // plan.rows:,} tokens a step",
+        f"{plan.topology.name}: {chips} chips, mesh {axes}; a step has {plan.rows} rows, {plan.tokens:,} tokens",
         f"HBM a chip    {_gib(plan.peak)} of {_gib(plan.limit)} GiB: "
         + (
             f"it fits, {_gib(plan.headroom)} to spare (arguments {_gib(plan.arguments)})"
