@@ -8,6 +8,8 @@ HERE = pathlib.Path(__file__).parent
 REQUIREMENTS = [
     line for line in (HERE / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")
 ]
+# gs:// paths: gcsfs opens them; Orbax asks google-cloud-storage, and its control client where folders are real.
+GCS = ["gcsfs>=2025.2", "google-cloud-storage>=2.18", "google-cloud-storage-control>=1.3"]
 
 setup(
     name="vl3_jax",
@@ -18,15 +20,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["vl3_jax", "vl3_jax.*", "data_pipelines", "data_pipelines.*"]),
-    package_data={"data_pipelines": ["synthetic/tokenizer.json", "synthetic/pictures/*"]},
+    package_data={"data_pipelines": ["synthetic/tokenizer.json", "synthetic/pictures/*"], "vl3_jax": ["nano/*"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         # Compiling for a TPU on a machine without one. jax 0.10 pairs with this libtpu; later ones with later.
         "plan": ["libtpu==0.0.42.1; python_version < '3.12'", "libtpu; python_version >= '3.12'"],
+        "gcs": GCS,
         "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
-        "test": ["hypothesis>=6.100", "ipykernel", "nbclient", "pytest>=8.0", "ruff>=0.12", "setuptools>=77"],
+        "test": [*GCS, "hypothesis>=6.100", "ipykernel", "nbclient", "pytest>=8.0", "ruff>=0.12", "setuptools>=77"],
         # The reference implementation that the parity tests compare with; without it they are skipped.
         "parity": ["torch==2.13.0", "torchvision==0.28.0", "transformers>=5.23"],
     },

@@ -77,7 +77,7 @@ def _frames(arrays: Mapping[str, np.ndarray], row: int) -> list[tuple[Image.Imag
             here = np.flatnonzero(numbers == frame)
             owners = owner[vision_row * per_row + here]
             segment = int(owners.max())
-            scaled = Image.fromarray(_assembled(patches[vision_row][here], patch_hw[vision_row][here], owners > 0))
+            scaled = Image.fromarray(assembled(patches[vision_row][here], patch_hw[vision_row][here], owners > 0))
             width = max(1, min(round(scaled.width * _FRAME / scaled.height), _WIDTH - 8))
             colour = colour_of(segment) if segment else (90, 90, 90)
             found.append((scaled.resize((width, _FRAME), Image.Resampling.BILINEAR), colour))
@@ -94,8 +94,8 @@ def _owners(arrays: Mapping[str, np.ndarray], row: int) -> np.ndarray:
     return owner
 
 
-def _assembled(patches: np.ndarray, places: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """[n, 588], [n, 2], [n] bool -> [h, w, 3] uint8."""
+def assembled(patches: np.ndarray, places: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """One frame: patches [n, 588] uint8, their row and column [n, 2], and which are kept [n] -> [h, w, 3] uint8."""
     rows, columns = places.max(axis=0) + 1
     image = np.zeros((rows, columns, PATCH, PATCH, 3), np.uint8)
     pixels = patches.reshape(-1, 3, PATCH, PATCH).transpose(0, 2, 3, 1)

@@ -3,9 +3,10 @@
 import math
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
+
+from etils import epath
 
 from vl3_jax.checkpoint import templates, tokens
 from vl3_jax.checkpoint.hf_config import read_json, text_section, vision_section
@@ -53,12 +54,12 @@ _TOKENIZER_FILES = (
 
 def carry_files(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Copies the known small files of `source` into the folder `target`, byte for byte."""
-    target = pathlib.Path(target)
+    target = epath.Path(target)
     target.mkdir(parents=True, exist_ok=True)
     for name in CARRIED_FILES:
         file = pathlib.Path(source) / name
         if file.is_file():
-            shutil.copyfile(file, target / name)
+            (target / name).write_bytes(file.read_bytes())
 
 
 def export_files(

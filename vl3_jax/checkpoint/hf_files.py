@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 from vl3_jax.checkpoint.hf_config import read_json
 from vl3_jax.checkpoint.hub import CARRIED_FILES
-from vl3_jax.checkpoint.tensors import Overlay, SafetensorsFile, TensorFiles, is_url, open_url
+from vl3_jax.checkpoint.places import entries, is_url, open_url, reaching
+from vl3_jax.checkpoint.tensors import Overlay, SafetensorsFile, TensorFiles
 from vl3_jax.checkpoint.torch_pickle import TorchFile
 from vl3_jax.errors import InputError
 
@@ -26,13 +27,10 @@ class Folder:
         self.location = os.fspath(location).rstrip("/")
         self.remote = is_url(self.location)
         if self.remote:
-            filesystem, key = open_url(self.location)
-            try:
-                listing = filesystem.ls(key, detail=False)
-            except FileNotFoundError:
-                raise InputError(f"{location}: no such folder; check the address") from None
-            self.names = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in listing)
-            self.local = self._fetch_small(filesystem, key)
+            self.names = sorted(entries(self.location))
+            if not self.names:
+                raise InputError(f"{location}: no such folder; check the address")
+            self.local = self._fetch_small()
         else:
             self.local = pathlib.Path(self.location)
             if not self.local.is_dir():
@@ -42,12 +40,14 @@ class Folder:
     def path(self, name: str) -> str:
         return f"{self.location}/{name}"
 
-    def _fetch_small(self, filesystem, key: str) -> pathlib.Path:
+    def _fetch_small(self) -> pathlib.Path:
+        filesystem, key = open_url(self.location)
         local = pathlib.Path(tempfile.mkdtemp(prefix="vl3-remote-"))
         self._cleanup = weakref.finalize(self, shutil.rmtree, local, ignore_errors=True)
         for name in self.names:
             if name in CARRIED_FILES or name.endswith(".index.json") or name == "adapter_config.json":
-                filesystem.get_file(f"{key.rstrip('/')}/{name}", os.fspath(local / name))
+                with reaching(self.location):
+                    filesystem.get_file(f"{key.rstrip('/')}/{name}", os.fspath(local / name))
         return local
 
 

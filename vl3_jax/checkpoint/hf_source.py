@@ -12,9 +12,10 @@ from vl3_jax.checkpoint.assets import pixel_statistics
 from vl3_jax.checkpoint.hf_config import MODEL_TYPES, model_type_of, parse_config, read_json
 from vl3_jax.checkpoint.hf_files import Folder, open_file, open_weights
 from vl3_jax.checkpoint.names import LAYOUTS, PARTS, name_map
+from vl3_jax.checkpoint.places import is_url
 from vl3_jax.checkpoint.progress import note
 from vl3_jax.checkpoint.sources import TensorSource
-from vl3_jax.checkpoint.tensors import Overlay, Renamed, SafetensorsFile, TensorFiles, is_url
+from vl3_jax.checkpoint.tensors import Overlay, Renamed, SafetensorsFile, TensorFiles
 from vl3_jax.checkpoint.torch_pickle import TorchFile
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig, VisionConfig

@@ -1,7 +1,8 @@
 """Jobs that write a folder: built beside its place, resumed from a record, moved there in one rename.
 
 A folder under construction is `<name>.converting` and never looks complete: what a reader needs to recognise it is
-written last. Killing the job at any moment and running the same command again continues it.
+written last. Killing the job at any moment and running the same command again continues it. Under gs://, where nothing
+can be renamed at once, the folder is built in its place, in the same order.
 """
 
 import contextlib
@@ -14,12 +15,13 @@ import shutil
 import threading
 from collections.abc import Iterator
 
+from vl3_jax.checkpoint.places import check_bucket, entries, is_url, place, reaching
 from vl3_jax.checkpoint.progress import human_bytes, note
-from vl3_jax.checkpoint.tensors import is_url
 from vl3_jax.errors import InputError
 
 _RECORD = ".vl3_record.jsonl"
 _STAMP = ".vl3_complete.json"
+_BEGUN = ".vl3_begun.json"
 
 
 class Job:
@@ -39,7 +41,7 @@ class Job:
           InputError: `target` is something else already, or another process is writing it.
         """
         if is_url(os.fspath(target)):
-            raise InputError(f"{target}: writing goes to local folders; convert to one and copy it there")
+            raise InputError(f"{target}: exports go to local folders; write it to one and copy it there")
         self.target = pathlib.Path(os.path.abspath(target))
         self.folder = self.target.with_name(self.target.name + ".converting")
         self.fingerprint, self.done = fingerprint, set()
@@ -88,6 +90,10 @@ class Job:
                 continue
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
+    def claims(self, key: tuple) -> bool:
+        """Whether an earlier run may have written this piece; its files tell whether they are whole."""
+        return key in self.done
+
     def forget(self, key: tuple) -> None:
         """Takes back a piece that the record has and the folder has not."""
         self.done.discard(key)
@@ -130,11 +136,76 @@ class Job:
             )
 
 
+class BucketJob:
+    """One folder under gs:// being written; see `Job`.
+
+    Objects appear whole or not at all, so the folder is the record: a piece is done when its objects have their sizes.
+    """
+
+    def __init__(self, target: str | os.PathLike, fingerprint: str):
+        """Starts or resumes the job that `fingerprint` identifies.
+
+        Raises:
+          InputError: `target` is something else already, is forbidden, or has no bucket.
+        """
+        self.target = self.folder = place(target)
+        self.fingerprint = fingerprint
+        check_bucket(self.target)
+        names = entries(self.folder)
+        self.finished = _STAMP in names and self._is_ours(_STAMP)
+        self._resumed = _BEGUN in names and self._is_ours(_BEGUN)
+        if self.finished or self._resumed:
+            return
+        if names and (_STAMP in names or _BEGUN not in names):
+            raise InputError(f"{self.target}: exists already and is something else; choose another name or remove it")
+        with writing(self.target):
+            if names:
+                note(f"note: {self.target} was begun from another source or dtype; starting over")
+                self.folder.rmtree()
+            self._write(_BEGUN)
+
+    def _is_ours(self, name: str) -> bool:
+        with reaching(self.target), contextlib.suppress(ValueError, KeyError):
+            return json.loads((self.folder / name).read_text())["fingerprint"] == self.fingerprint
+        return False
+
+    def _write(self, name: str) -> None:
+        (self.folder / name).write_text(json.dumps({"fingerprint": self.fingerprint}) + "\n")
+
+    def claims(self, _key: tuple) -> bool:
+        """See `Job.claims`."""
+        return self._resumed
+
+    def mark(self, key: tuple) -> None:
+        """The objects themselves are the mark."""
+
+    def check_space(self, needed: int) -> None:
+        """A bucket is never full."""
+
+    def commit(self) -> None:
+        """Says that the folder is finished."""
+        with writing(self.target):
+            self._write(_STAMP)
+            (self.folder / _BEGUN).unlink()
+
+    def __enter__(self) -> "BucketJob":
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        """Nothing is held."""
+
+
+def open_job(target: str | os.PathLike, fingerprint: str) -> Job | BucketJob:
+    """The job that writes `target`, wherever that is."""
+    return (BucketJob if is_url(target) else Job)(target, fingerprint)
+
+
 @contextlib.contextmanager
 def writing(target: str | os.PathLike) -> Iterator[None]:
     """Turns a full disk and a forbidden folder into one line each, whichever library reports them."""
     try:
-        yield
+        with reaching(target):
+            yield
     except InputError:
         raise
     except Exception as error:

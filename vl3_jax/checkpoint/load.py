@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vl3_jax.checkpoint import packaged
 from vl3_jax.checkpoint.hf_source import open_hf
 from vl3_jax.checkpoint.names import PARTS
 from vl3_jax.checkpoint.orbax_tree import OrbaxSource, find_tree, nested, tree_key
 from vl3_jax.checkpoint.orbax_write import WORKERS
 from vl3_jax.checkpoint.progress import progress_bar
 from vl3_jax.checkpoint.sources import Source
-from vl3_jax.checkpoint.tensors import float_dtype, is_url
+from vl3_jax.checkpoint.tensors import float_dtype
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
 
@@ -47,13 +48,14 @@ class Checkpoint:
 
 
 def open_source(source: str | os.PathLike, parts=PARTS, base: str | None = None, token: str | None = None) -> Source:
-    """An Orbax folder, a training workdir, a Hugging Face folder or URL, or a Hub id, opened but not read.
+    """An Orbax folder or training workdir, a Hugging Face folder, both on a disk or gs://, or a Hub id; not read yet.
 
     Raises:
       InputError: nothing there, or something that does not fit; one line.
     """
-    if not is_url(source) and find_tree(source) is not None:
-        return OrbaxSource(source)
+    source = packaged.resolve(source)
+    if (tree := find_tree(source)) is not None:
+        return OrbaxSource(source, tree)
     return open_hf(source, parts=parts, base=base, token=token)
 
 
@@ -74,7 +76,7 @@ def load(
     the host holds a leaf or two at a time, and on the CPU the buffer itself becomes the array.
 
     Args:
-      source: Orbax folder, training workdir, Hugging Face folder (any layout, read in place), URL or Hub id.
+      source: Orbax folder, training workdir, Hugging Face folder (any layout, read in place), gs:// URL, Hub id.
       dtype: "bfloat16", "float16", "float32" (or the dtype); as stored by default.
       mesh: places the parameters by the rules of `vl3_jax.parallel.rules`.
       shardings: nested dict of shardings like the parameters, or one for all of them; wins over `mesh`.

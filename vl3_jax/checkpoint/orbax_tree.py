@@ -1,89 +1,132 @@
 """Parameter trees in Orbax folders: what `vl3 convert` writes and what a training run saves.
 
-Arrays are opened with tensorstore, so that a slice, a shard or another dtype is read straight from the file; the
-layout itself is Orbax's own (`_METADATA`, zarr or zarr3, with or without OCDBT).
+Arrays are opened with tensorstore, so that a slice, a shard or another dtype is read straight from the file or object;
+the layout itself is Orbax's own (`_METADATA`, zarr or zarr3, with or without OCDBT).
 """
 
 import json
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import tensorstore as ts
+from etils import epath
 
 from vl3_jax.checkpoint.hf_config import from_dict, read_json, to_dict
+from vl3_jax.checkpoint.hf_files import Folder, file_stamps
 from vl3_jax.checkpoint.names import PARTS, name_map
+from vl3_jax.checkpoint.places import entries, exists, is_url, kvstore, place, reaching
 from vl3_jax.checkpoint.sources import Source
 from vl3_jax.checkpoint.tensors import FLOATS
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
 
 METADATA = "_METADATA"
+COMMITTED = "commit_success.txt"
 MODEL_INFO = "vl3.json"  # sizes of the model and what its files are, beside `_METADATA` or in a folder above it
 ASSETS = "assets"  # config.json, tokenizer and processor files, beside vl3.json
+_STEPS = "checkpoints"  # of a workdir: the folder with its steps
 _ITEMS = ("params", "state", "default", "pytree")  # names under which a checkpoint manager keeps the tree
+_GCS_CACHE = {"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}}  # for the inner nodes of OCDBT's trees
+_GCS_COALESCING = {  # neighbours in one data file of OCDBT come in one request
+    "experimental_read_coalescing_threshold_bytes": 2**20,
+    "experimental_read_coalescing_merged_bytes": 64 * 2**20,
+    "experimental_read_coalescing_interval": "1ms",
+}
 
 
-def find_tree(location: str | os.PathLike) -> pathlib.Path | None:
-    """The folder with `_METADATA`: itself, an item of a step, or the newest step of a training workdir."""
-    location = pathlib.Path(location)
-    for folder in (location, *(location / item for item in _ITEMS)):
-        if (folder / METADATA).is_file():
-            return folder
-    for parent in (location / "checkpoints", location):
-        if not parent.is_dir():
-            continue
-        steps = sorted((int(entry.name), entry) for entry in parent.iterdir() if re.fullmatch(r"\d+", entry.name))
-        for _, step in reversed(steps):
-            if (found := find_tree(step)) is not None:
+def find_tree(location: str | os.PathLike) -> epath.Path | None:
+    """The folder with `_METADATA`: itself, an item of a step, or the newest step of a training workdir.
+
+    Args:
+      location: a local folder or one under gs://; None for other URLs and for Hub ids.
+
+    Raises:
+      InputError: gs:// that may not be listed, or without its clients; one line.
+    """
+    if is_url(location) and not os.fspath(location).startswith("gs://"):
+        return None
+    folder = place(location)
+    names = entries(folder)
+    if (found := _tree_in(folder, names)) is not None:
+        return found
+    below = entries(folder / _STEPS) if _STEPS in names else {}
+    for parent, inside in ((folder / _STEPS, below), (folder, names)):
+        for step in sorted((name for name in inside if re.fullmatch(r"\d+", name)), key=int, reverse=True):
+            files = entries(parent / step)
+            # On a disk a step gets its name when it is whole; under gs:// it gets this file then.
+            whole = COMMITTED in files or not is_url(folder)
+            if whole and (found := _tree_in(parent / step, files)) is not None:
                 return found
     return None
+
+
+def _tree_in(folder: epath.Path, names: Collection[str]) -> epath.Path | None:
+    """`folder` or its item with `_METADATA`."""
+    if METADATA in names:
+        return folder
+    return next((folder / item for item in _ITEMS if item in names and METADATA in entries(folder / item)), None)
 
 
 class OrbaxSource(Source):
     """The parameters in an Orbax folder; optimizer and other state beside them is not touched."""
 
-    def __init__(self, location: str | os.PathLike):
+    def __init__(self, location: str | os.PathLike, tree: epath.Path | None = None):
         """Opens the folder and checks names, shapes and dtypes against the model's sizes.
+
+        Args:
+          location: of an Orbax folder or a training workdir, local or under gs://.
+          tree: what `find_tree` found there, where that is known already.
 
         Raises:
           InputError: not a checkpoint of this package, or one whose arrays do not fit; one line.
         """
         self.kind, self.location = "orbax", os.fspath(location)
-        tree = find_tree(location)
+        tree = tree or find_tree(location)
         if tree is None:
             raise InputError(f"{location}: no Orbax checkpoint in it (no {METADATA}); check the path")
-        self.tree = tree.absolute()
+        self.tree = tree
         self.info_path = self._find_info()
         info = read_json(self.info_path)
         self.config = from_dict(info.get("config", {}), self.info_path)
         self.parts = tuple(info.get("parts", PARTS))
-        self.files = self.info_path.parent / ASSETS
+        self.files = self._local_files(self.info_path.parent / ASSETS)
         self.files_kind = info.get("files_kind", "official")
         self.leaves = name_map("official", self.config, self.parts).leaves
         metadata = read_json(self.tree / METADATA)
         self._stores = self._open(metadata)
         self.dtypes = {path: store.dtype.numpy_dtype for path, store in self._stores.items()}
 
-    def _find_info(self) -> pathlib.Path:
+    def _find_info(self) -> epath.Path:
+        top = 3 if is_url(self.tree) else 1  # parts of the path of a bucket, of a disk
         for folder in (self.tree, *list(self.tree.parents)[:3]):
-            if (folder / MODEL_INFO).is_file():
+            if len(folder.parts) >= top and exists(folder / MODEL_INFO):
                 return folder / MODEL_INFO
         raise InputError(f"{self.location}: an Orbax folder without {MODEL_INFO}, so the sizes are unknown; convert it")
+
+    def _local_files(self, assets: epath.Path) -> pathlib.Path:
+        """The folder itself, or a copy of it for as long as this source is there."""
+        if not is_url(assets) or not exists(assets):
+            return pathlib.Path(assets)
+        self._copy = Folder(assets)
+        return self._copy.local
 
     def _open(self, metadata: dict[str, Any]) -> dict[str, ts.TensorStore]:
         keys = self._param_keys(metadata)
         missing = [path for path in self.leaves if path not in keys]
         unexpected = [path for path in keys if path not in self.leaves]
+        context = ts.Context(_GCS_CACHE if is_url(self.tree) else {})
+        ocdbt = "manifest.ocdbt" in entries(self.tree)
         try:
             futures = {
-                path: ts.open(self._spec(keys[path], metadata), read=True, open=True)
+                path: ts.open(self._spec(keys[path], metadata, ocdbt), read=True, open=True, context=context)
                 for path in self.leaves
                 if path in keys
             }
-            stores = {path: future.result() for path, future in futures.items()}
+            with reaching(self.location):
+                stores = {path: future.result() for path, future in futures.items()}
         except (ValueError, RuntimeError, OSError) as error:
             raise InputError(f"{self.tree}: an array is damaged ({str(error).splitlines()[0]}); restore it") from None
         shapes = [
@@ -123,15 +166,16 @@ class OrbaxSource(Source):
         root = min(roots, key=len)
         return {"/".join(key[len(root) :]): key for key in every if key[: len(root)] == root}
 
-    def _spec(self, key: tuple[str, ...], metadata: dict[str, Any]) -> dict[str, Any]:
+    def _spec(self, key: tuple[str, ...], metadata: dict[str, Any], ocdbt: bool) -> dict[str, Any]:
         name = ".".join(key)
-        if (self.tree / "manifest.ocdbt").exists():
-            kvstore = {"driver": "ocdbt", "base": f"file://{self.tree}", "path": f"{name}/"}
-        else:
-            kvstore = {"driver": "file", "path": f"{self.tree / name}/"}
+        store = kvstore(self.tree / name)
+        if ocdbt:
+            store = {"driver": "ocdbt", "base": kvstore(self.tree), "path": f"{name}/"}
+            if is_url(self.tree):
+                store |= {"cache_pool": "cache_pool#ocdbt", **_GCS_COALESCING}
         return {
             "driver": "zarr3" if metadata.get("use_zarr3") else "zarr",
-            "kvstore": kvstore,
+            "kvstore": store,
             # A chunk that is not there is a damaged checkpoint, not zeros.
             "fill_missing_data_reads": not metadata.get("store_array_data_equal_to_fill_value", False),
             "recheck_cached_data": False,
@@ -145,8 +189,7 @@ class OrbaxSource(Source):
 
     def stamps(self) -> list:
         """See `Source.stamps`."""
-        paths = [self.tree / METADATA, self.info_path]
-        return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+        return file_stamps([os.fspath(self.tree / METADATA), os.fspath(self.info_path)])
 
 
 def model_info(config: ModelConfig, parts: Sequence[str], files_kind: str) -> str:

@@ -5,21 +5,23 @@ a chunk is then read at the speed of the disk, and a layer, a shard or a resumed
 """
 
 import concurrent.futures
+import functools
 import json
 import math
 import os
 import pathlib
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import tensorstore as ts
 
 from vl3_jax.checkpoint.assets import carry_files
-from vl3_jax.checkpoint.jobs import Job, writing
+from vl3_jax.checkpoint.jobs import BucketJob, Job, open_job, writing
 from vl3_jax.checkpoint.names import LeafSpec
-from vl3_jax.checkpoint.orbax_tree import ASSETS, METADATA, MODEL_INFO, model_info, tree_key
+from vl3_jax.checkpoint.orbax_tree import ASSETS, COMMITTED, METADATA, MODEL_INFO, model_info, tree_key
+from vl3_jax.checkpoint.places import entries, is_url, kvstore, place
 from vl3_jax.checkpoint.progress import note, progress_bar
 from vl3_jax.checkpoint.sources import Source
 from vl3_jax.checkpoint.transpose import scratch
@@ -43,25 +45,27 @@ def write_orbax(
 
     Args:
       source: any checkpoint.
-      target: a local folder that does not exist yet.
+      target: a folder that does not exist yet, local or under gs://.
       dtype: type to store; each leaf keeps its own by default.
       quiet: no progress bar.
 
     Raises:
-      InputError: `target` is taken, or its disk is too small.
+      InputError: `target` is taken or forbidden, or its disk is too small.
     """
     dtypes = {path: np.dtype(dtype or source.dtypes[path]) for path in source.leaves}
-    with Job(target, source.fingerprint(to="orbax", dtype=str(dtype), layout=1)) as job:
+    with open_job(target, source.fingerprint(to="orbax", dtype=str(dtype), layout=1)) as job:
         if job.finished:
             note(f"{job.target} is complete already")
             return
         report_casts(source, dtypes)
         pieces = [(path, tensor.layer) for path, spec in source.leaves.items() for tensor in spec.tensors]
-        for piece in pieces:
-            if piece in job.done and not _chunks_there(job.folder, source.leaves[piece[0]], piece[1], dtypes[piece[0]]):
-                job.forget(piece)
+        found = functools.cache(lambda path: entries(job.folder / _array_name(path)))
+        left = [
+            (path, layer)
+            for path, layer in pieces
+            if not job.claims((path, layer)) or not _chunks_there(found(path), source.leaves[path], layer, dtypes[path])
+        ]
         sizes = {(p, layer): _slice_size(source.leaves[p], layer) * dtypes[p].itemsize for p, layer in pieces}
-        left = [piece for piece in pieces if piece not in job.done]
         job.check_space(sum(sizes[piece] for piece in left))
         total = sum(sizes.values())
         with (
@@ -84,7 +88,7 @@ def report_casts(source: Source, dtypes: dict[str, np.dtype]) -> None:
         note(f"note: {count} of {len(dtypes)} leaves are cast from {before} to {after}")
 
 
-def _write_pieces(source: Source, job: Job, pieces, dtypes, sizes, bar) -> None:
+def _write_pieces(source: Source, job: Job | BucketJob, pieces, dtypes, sizes, bar) -> None:
     context = ts.Context({"file_io_sync": False})
     specs = {path: _array_spec(job.folder, spec, dtypes[path]) for path, spec in source.leaves.items()}
     opened = {path: ts.open(spec, open=True, create=True, context=context) for path, spec in specs.items()}
@@ -137,10 +141,10 @@ def warn_nan(location: str, names: Collection[str]) -> None:
         note(f"warning: {location}: NaN in {len(names)} of its tensors: {shown}")
 
 
-def _array_spec(folder: pathlib.Path, spec: LeafSpec, dtype: np.dtype) -> dict:
+def _array_spec(folder: pathlib.PurePath, spec: LeafSpec, dtype: np.dtype) -> dict:
     return {
         "driver": "zarr",
-        "kvstore": {"driver": "file", "path": f"{folder / _array_name(spec.path)}/"},
+        "kvstore": kvstore(folder / _array_name(spec.path)),
         "metadata": {
             "shape": list(spec.shape),
             "chunks": list(chunk_shape(spec, dtype)),
@@ -174,21 +178,20 @@ def _slice_size(spec: LeafSpec, layer: int | None) -> int:
     return spec.size if layer is None else spec.size // spec.shape[0]
 
 
-def _chunks_there(folder: pathlib.Path, spec: LeafSpec, layer: int | None, dtype: np.dtype) -> bool:
-    """Whether all chunks of a recorded piece are in the folder with their full size."""
+def _chunks_there(found: Mapping[str, int], spec: LeafSpec, layer: int | None, dtype: np.dtype) -> bool:
+    """Whether all chunks of a piece are in `found`, the sizes of an array's files, with their full size."""
     chunk = chunk_shape(spec, dtype)
     grid = [size // step for size, step in zip(spec.shape, chunk, strict=True)]
     nbytes = math.prod(chunk) * dtype.itemsize
     for index in np.ndindex(*grid):
         if layer is not None and index[0] != layer:
             continue
-        file = folder / _array_name(spec.path) / ".".join(map(str, index))
-        if not file.is_file() or file.stat().st_size != nbytes:
+        if found.get(".".join(map(str, index))) != nbytes:
             return False
     return True
 
 
-def _finish(source: Source, job: Job, dtypes: dict[str, np.dtype]) -> None:
+def _finish(source: Source, job: Job | BucketJob, dtypes: dict[str, np.dtype]) -> None:
     """Everything small; what makes the folder a checkpoint comes last."""
     carry_files(source.files, job.folder / ASSETS)
     (job.folder / MODEL_INFO).write_text(model_info(source.config, source.parts, source.files_kind))
@@ -216,10 +219,8 @@ def _finish(source: Source, job: Job, dtypes: dict[str, np.dtype]) -> None:
         "custom_metadata": {},
     }
     (job.folder / "_CHECKPOINT_METADATA").write_text(json.dumps(step))
-    (job.folder / "commit_success.txt").write_text("")
-    metadata = job.folder / (METADATA + ".partial")
-    metadata.write_text(json.dumps(tree))
-    metadata.rename(job.folder / METADATA)
+    (job.folder / COMMITTED).write_text("")
+    (job.folder / METADATA).write_text(json.dumps(tree))
 
 
 def write_model_info(folder: str | os.PathLike, source: Source) -> None:
@@ -227,8 +228,8 @@ def write_model_info(folder: str | os.PathLike, source: Source) -> None:
 
     Orbax checkpoints below it are then read by `vl3_jax.load`, `vl3 convert export` and the rest.
     """
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
+    folder = place(folder)
+    if not is_url(folder) and not folder.is_dir():
         raise InputError(f"{folder}: no such folder; create it first")
     carry_files(source.files, folder / ASSETS)
     (folder / MODEL_INFO).write_text(model_info(source.config, source.parts, source.files_kind))

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
+from vl3_jax.checkpoint.places import is_url, open_url
 from vl3_jax.errors import InputError
 
 # Names in a safetensors header; the ones a model may be stored in are `FLOATS`.
@@ -106,20 +107,6 @@ class RemoteFile:
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         return memoryview(self._filesystem.cat_file(self._key, start=offset, end=offset + nbytes))
-
-
-def open_url(url: str):
-    """(fsspec filesystem, key) of a URL such as gs://bucket/folder."""
-    try:
-        import fsspec
-
-        return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{url}: cannot be read here ({error}); gs:// needs `pip install gcsfs`") from None
-
-
-def is_url(path: str | os.PathLike) -> bool:
-    return "://" in os.fspath(path)
 
 
 class SafetensorsFile(TensorFiles):

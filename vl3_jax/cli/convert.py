@@ -15,13 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     action = actions.add_parser("hf", help="Hugging Face folder or Hub id -> Orbax folder")
     action.add_argument("source", metavar="SRC", help="folder, gs:// folder or owner/name[@revision]")
-    action.add_argument("target", metavar="DST", help="Orbax folder to write; the same command resumes")
+    action.add_argument("target", metavar="DST", help="Orbax folder to write, local or gs://; the same command resumes")
     action.add_argument("--dtype", choices=_DTYPES, help="stored type (default: as in SRC)")
     action.add_argument("--base", help="base model of an adapter or a projector alone (default: what its files name)")
     action.add_argument("--token", help="Hub token (default: HF_TOKEN or `hf auth login`)")
 
     action = actions.add_parser("export", help="Orbax folder or training workdir -> Hugging Face folder")
-    action.add_argument("source", metavar="SRC", help="Orbax folder, training workdir, or a Hugging Face folder")
+    action.add_argument(
+        "source", metavar="SRC", help="Orbax folder, training workdir or Hugging Face folder, local or gs://"
+    )
     action.add_argument("target", metavar="DST", help="folder to write; the same command resumes")
     action.add_argument(
         "--format",
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = actions.add_parser("init", help="SigLIP + Qwen2.5 -> the Orbax folder that stage 1 starts from")
     action.add_argument("--vision", required=True, metavar="DIR", help="SigLIP, its tower, SigLIP-NaViT; folder or id")
     action.add_argument("--llm", required=True, metavar="DIR", help="Qwen2.5; folder or Hub id")
-    action.add_argument("target", metavar="DST", help="Orbax folder to write; the same command resumes")
+    action.add_argument("target", metavar="DST", help="Orbax folder to write, local or gs://; the same command resumes")
     action.add_argument("--seed", type=int, default=0, help="of the fresh projector (default 0)")
     action.add_argument("--dtype", choices=_DTYPES, help="stored type (default: as in the inputs)")
     action.add_argument("--token", help="Hub token (default: HF_TOKEN or `hf auth login`)")

@@ -1,67 +1,130 @@
-"""`vl3 demo`: one whole question-and-answer run, from pixels to tokens, on this machine.
-
-There are no trained weights in the package yet, so the model is tiny and random, and says so.
-"""
+"""`vl3 demo`: six questions about pictures and clips that the model has never seen, answered on this machine."""
 
 import argparse
+import pathlib
 import time
+from typing import Any
 
-import numpy as np
+from data_pipelines.synthetic import parsing
+from vl3_jax.cli import demo_report
+from vl3_jax.errors import InputError
 
-from vl3_jax.processing.diff_pruning import keep_mask
-from vl3_jax.processing.packed_batch import PATCH_DIM, Sample, Visual
+EPILOG = """Pictures and clips are drawn anew from held-out handwritten digits and things to wear; another --seed draws
+others. The report shows them as the model saw them: what the frame pruner left out is dim.
 
-FRAMES, GRID = 8, 12  # a clip of 8 frames, 12 x 12 patches each
-QUESTION = np.arange(20, 40)  # stands for a tokenised question: the tiny model has no tokenizer
+exit codes: 0 done, 2 bad input (one line on stderr says which), 1 a failure of ours"""
+
+# Of an even and an odd seed.
+TASKS = (("digit", "ocr", "box", "motion", "when", "static"), ("fashion", "count", "box", "motion", "when", "stream"))
+_RIGHT = 0.5  # overlap of a box or span with the true one from which it counts as right
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights and the clip")
-    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.epilog = EPILOG
+    parser.add_argument("--model", metavar="M", help="any checkpoint that `vl3 ask` takes (default: nano)")
+    parser.add_argument("--seed", type=int, default=0, help="of the questions (default: 0)")
+    parser.add_argument("--out", default="demo.html", metavar="FILE", help="the report (default: demo.html)")
+    parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="of an answer (default: 48)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prunes, encodes and answers about a drawn clip, and prints what each step did."""
-    import jax
+    """Asks, prints and writes the report."""
+    from vl3_jax.checkpoint import packaged
 
-    from vl3_jax.inference.engine import Engine, Timings
-    from vl3_jax.inference.sampling import Sampling
-    from vl3_jax.model import VideoLLaMA3, init_params, preset
+    if arguments.model is None and not packaged.has_weights():
+        from vl3_jax.cli import random_demo
 
-    config = preset("tiny")
-    model = VideoLLaMA3(config)
-    params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(arguments.seed))
-    engine = Engine(model, params, stop_ids=())
-    clip = moving_square(arguments.seed)
-    sample = Sample(
-        tokens=np.concatenate([np.zeros(clip.num_tokens, int), QUESTION]),
-        is_vision=np.arange(clip.num_tokens + len(QUESTION)) < clip.num_tokens,
-        visuals=[clip],
-    )
-    sampling = Sampling(max_new_tokens=arguments.max_new_tokens, seed=arguments.seed)
+        return random_demo.run(arguments)
+    return _demo(arguments)
 
-    started, timings = time.perf_counter(), Timings()
-    answer = np.concatenate([step.tokens[0] for step in engine.generate([sample], sampling, timings)])
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from vl3_jax.checkpoint import packaged
+    from vl3_jax.evaluation.answering import Answerer
+    from vl3_jax.inference.assistant import load
+
+    report = pathlib.Path(arguments.out)
+    if not report.absolute().parent.is_dir():
+        raise InputError(f"{report}: there is no folder {report.parent}; make it or choose another --out")
+    if arguments.seed < 0:
+        raise InputError(f"seed {arguments.seed}: give 0 or more")
+    model = arguments.model or packaged.NANO
+    assistant = load(model)
+    answerer = Answerer(assistant, batch=1)
+    size = f"{model}, {assistant.engine.model.config.num_parameters:,} parameters"
+    print(f"{size}; seconds include compiling, which a second run does without")
+    outcomes = []
+    for number, task in enumerate(TASKS[arguments.seed % 2], start=1):
+        one = answered(answerer, task, arguments.seed, arguments.max_new_tokens)
+        outcomes.append(one)
+        print(f"\n{number}. {one.question}  ({task})")
+        print(f"   answer  {demo_report.spoken(one.answer)}")
+        print(f"   truth   {demo_report.spoken(one.truth)}")
+        print(f"   {'right' if one.right else 'wrong'}{f', {one.note}' if one.note else ''}; {one.facts}", flush=True)
+    right = sum(one.right for one in outcomes)
+    demo_report.write(report, outcomes, size)
+    print(f"\n{right} of {len(outcomes)} right; pictures, clips and answers are in {report}")
+
+
+def answered(answerer, task: str, seed: int, max_new_tokens: int) -> demo_report.Outcome:
+    """Asks the first held-out question of a task and a seed.
+
+    Args:
+      answerer: see `vl3_jax.evaluation.answering`.
+      task: of the synthetic tasks.
+      seed: of the question.
+      max_new_tokens: of the answer.
+    """
+    from data_pipelines.synthetic.registry import STREAM, TASKS, example
+    from vl3_jax.evaluation import nano, streams
+
+    drawn = example(task, "test", seed, 0)
+    question = nano.question(task, drawn, 0)
+    truth = question.truth
+    started = time.perf_counter()
+    if TASKS[task].media == STREAM:
+        (stream,) = streams.watch(answerer, [(question.media(), question.text)], max_new_tokens)
+        visuals, answer, prompt, new = [stream.visual], stream.words, len(stream.tokens), stream.new_tokens
+        right, note, boxes = [_plain(word) for word in answer] == [_plain(word) for word in truth["words"]], "", {}
+    else:
+        processed = answerer.process(question.media(), question.text)
+        (reply,) = answerer.answer([processed.sample], max_new_tokens)
+        visuals, answer, prompt = processed.sample.visuals, reply.text, len(processed.sample.tokens)
+        new = reply.new_tokens
+        right, note, boxes = _judged(task, answer, truth)
     seconds = time.perf_counter() - started
+    kept, before = sum(one.num_tokens for one in visuals), sum(len(one.keep) for one in visuals)
+    facts = f"{kept} of {before} vision tokens kept, {prompt} tokens of prompt, {new} of answer, {seconds:.2f} s"
+    return demo_report.Outcome(
+        task=task,
+        question=question.text,
+        answer=answer,
+        truth=truth["words"] if "words" in truth else truth["answer"],
+        right=right,
+        note=note,
+        boxes=boxes,
+        visuals=list(visuals),
+        times=drawn.clip.times if drawn.clip else None,
+        facts=facts,
+    )
 
-    print(f"device    {jax.devices()[0].device_kind}, {config.num_parameters:,} random parameters")
-    print(f"clip      {FRAMES} frames, {len(clip.patches)} patches, {len(clip.keep)} vision tokens")
-    print(f"pruned    {len(clip.keep) - clip.num_tokens} tokens that do not differ from the frame before")
-    print(f"prompt    {len(sample.tokens)} tokens; {len(answer)} generated: {' '.join(map(str, answer))}")
-    print(f"seconds   {seconds:.1f} in all: compile {timings.compile:.1f}, prefill {timings.prefill:.3f}, ", end="")
-    print(f"decode {timings.decode:.3f} ({(len(answer) - 1) / max(timings.decode, 1e-9):.0f} tokens/s)")
-    print("The weights are random: the run is real, the answer is noise. Load a checkpoint for answers.")
+
+def _judged(task: str, answer: str, truth: dict[str, Any]) -> tuple[bool, str, dict[str, list[float]]]:
+    """Whether it is right, how good it is, and the boxes to be drawn."""
+    from data_pipelines.synthetic import scoring
+    from data_pipelines.synthetic.registry import BOX, SPAN, TASKS
+
+    metric, value = TASKS[task].metric, scoring.score(task, answer, truth)
+    if metric == SPAN:
+        return value >= _RIGHT, f"overlap {value:.2f}", {}
+    if metric == BOX:
+        found = {"truth": parsing.parse_boxes(truth["answer"])[0]}
+        if given := parsing.parse_boxes(answer):
+            found["answer"] = given[0]
+        return value >= _RIGHT, f"overlap {scoring.best_iou(answer, truth):.2f}", found
+    return value == 1, "", {}
 
 
-def moving_square(seed: int) -> Visual:
-    """A bright square crossing a still background of noise, cut into patches and pruned."""
-    rng = np.random.default_rng(seed)
-    size = GRID * 14
-    frames = np.repeat(rng.integers(0, 64, (1, size, size, 3), np.uint8), FRAMES, axis=0)
-    for index, frame in enumerate(frames):
-        left = index * (size - 28) // (FRAMES - 1)
-        frame[70:98, left : left + 28] = 255
-    blocks = frames.reshape(FRAMES, GRID // 2, 2, 14, GRID // 2, 2, 14, 3).transpose(0, 1, 4, 2, 5, 7, 3, 6)
-    keep = keep_mask(blocks.reshape(FRAMES, -1, 4 * PATCH_DIM).astype(np.float32) / 127.5 - 1)
-    return Visual(np.ascontiguousarray(blocks).reshape(-1, PATCH_DIM), (FRAMES, GRID, GRID), 2, keep.reshape(-1))
+def _plain(word: str | None) -> str | None:
+    return None if word is None else parsing.normalise(word)

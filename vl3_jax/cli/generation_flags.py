@@ -5,14 +5,15 @@ import sys
 from typing import Any
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """--model and how to load it."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
-        required=True,
+        required=required,
         metavar="M",
-        help="an Orbax folder, a training workdir, a Hugging Face folder (read in place), a Hub id owner/name@rev",
+        help="nano (the package's own), an Orbax folder, a training workdir, a Hugging Face folder (read in place), "
+        "a Hub id owner/name@rev",
     )
     group.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="of weights and activations (default: float32 on a CPU)"

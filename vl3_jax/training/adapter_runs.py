@@ -1,7 +1,6 @@
 """The adapters of a training run, as a PEFT folder."""
 
 import os
-import pathlib
 
 import jax
 import numpy as np
@@ -10,10 +9,11 @@ from etils import epath
 
 from vl3_jax.checkpoint import open_source
 from vl3_jax.checkpoint.hf_config import read_json
-from vl3_jax.checkpoint.orbax_tree import nested
+from vl3_jax.checkpoint.orbax_tree import find_tree, nested
+from vl3_jax.checkpoint.places import entries, place
 from vl3_jax.errors import InputError
 from vl3_jax.model.einsum import LoraKernel
-from vl3_jax.training.checkpoints import FOLDER, LEARNED, TRAINING
+from vl3_jax.training.checkpoints import LEARNED, TRAINING
 from vl3_jax.training.config import RECORD
 from vl3_jax.training.groups import map_paths
 from vl3_jax.training.lora_export import write_adapters
@@ -25,15 +25,15 @@ def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike) -> No
     Raises:
       InputError: not the workdir of a run with adapters; one line.
     """
-    record = pathlib.Path(workdir) / RECORD
-    if not record.is_file():
+    folder = place(workdir)
+    if RECORD not in entries(folder):
         raise InputError(f"{workdir}: not the workdir of a training run (no {RECORD}); give that of a LoRA run")
-    config = read_json(record)["config"]
+    config = read_json(folder / RECORD)["config"]
     rank, alpha = config["lora"]["rank"], config["lora"]["alpha"]
-    steps = [int(step.name) for step in (epath.Path(workdir) / FOLDER).glob("*") if step.name.isdigit()]
-    if not rank or not steps:
+    tree = find_tree(folder)
+    if not rank or tree is None:
         raise InputError(f"{workdir}: a run without adapters; export it with --format native or official")
-    learned = _restored(epath.Path(workdir) / FOLDER / str(max(steps)) / TRAINING)[LEARNED]
+    learned = _restored(tree.parent / TRAINING)[LEARNED]
     adapted = {path.rsplit("/", 1)[0] for path in learned if path.endswith(("/kernel/a", "/kernel/b"))}
     leaves = {path: leaf for path, leaf in learned.items() if path.rsplit("/", 1)[0] not in adapted}
     for path in adapted:

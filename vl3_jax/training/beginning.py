@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from vl3_jax.checkpoint import assets, load_source, open_source
 from vl3_jax.checkpoint.names import PARTS
 from vl3_jax.checkpoint.orbax_tree import ASSETS, MODEL_INFO, model_info
+from vl3_jax.checkpoint.places import check_bucket, entries, reaching
 from vl3_jax.checkpoint.sources import Source
 from vl3_jax.errors import InputError
 from vl3_jax.model import VideoLLaMA3, init_params, preset
@@ -100,29 +101,34 @@ def prepare_workdir(workdir: epath.Path, config: ConfigDict, begin: Beginning, r
     if jax.process_index():
         return
     folder = workdir / ASSETS
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in _as_trained(begin.files, config).items():
-        (folder / name).write_bytes(content)
     parts = [part for part in PARTS if part != "head" or not begin.model.text.tie_word_embeddings]
-    (workdir / MODEL_INFO).write_text(model_info(begin.model, parts, "official"))
-    (workdir / RECORD).write_text(json.dumps(record(config, rows), indent=1) + "\n")
+    with reaching(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        # First, for hosts that only now look whose workdir this is.
+        (workdir / RECORD).write_text(json.dumps(record(config, rows), indent=1) + "\n")
+        folder.mkdir(exist_ok=True)
+        for name, content in _as_trained(begin.files, config).items():
+            (folder / name).write_bytes(content)
+        (workdir / MODEL_INFO).write_text(model_info(begin.model, parts, "official"))
 
 
 def recorded_rows(workdir: epath.Path, config: ConfigDict) -> int | None:
     """The rows of a step of the run that the workdir belongs to; None for a new workdir.
 
     Raises:
-      InputError: the workdir is of another run, or holds something else.
+      InputError: the workdir is of another run, holds something else, or is out of reach.
     """
-    path = workdir / RECORD
-    if path.exists():
+    check_bucket(workdir)
+    path, names = workdir / RECORD, entries(workdir)
+    if RECORD in names:
         try:
-            found = json.loads(path.read_text())
+            with reaching(workdir):
+                found = json.loads(path.read_text())
             check_same_run(workdir, found, config)
             return found["rows"]
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{path}: not the record of a run; give another --workdir") from None
-    if workdir.exists() and any(workdir.iterdir()):
+    if names:
         raise InputError(f"{workdir}: holds something that is no training run; give another --workdir")
     return None
 

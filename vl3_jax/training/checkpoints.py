@@ -7,12 +7,14 @@
 A step's folder gets its name when it is complete, so whenever a job is killed, the last complete one is there.
 """
 
+import re
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from vl3_jax.checkpoint.places import reaching
 from vl3_jax.training.groups import flatten, map_paths, split
 from vl3_jax.training.lora import merge_adapters
 from vl3_jax.training.optimizer import Optimizer
@@ -32,11 +34,16 @@ class Checkpoints:
       every: steps between two; 0 keeps the last state only.
       keep: how many of the newest stay; 0 keeps all.
       adapted: the parameters have adapters. Their base is not kept: resuming takes it from the run's start.
+
+    Raises:
+      InputError: gs:// whose bucket may not be looked at; one line.
     """
 
     def __init__(self, workdir: epath.Path, optimizer: Optimizer, every: int, keep: int, adapted: bool):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(workdir / FOLDER, options=options, item_names=(_PARAMS, TRAINING, _DATA))
+        items = (_PARAMS, TRAINING, _DATA)
+        with reaching(workdir):
+            self._manager = ocp.CheckpointManager(workdir / FOLDER, options=options, item_names=items)
         self._optimizer, self._every, self._adapted = optimizer, every, adapted
 
     @property
@@ -54,7 +61,7 @@ class Checkpoints:
             return
         params = jax.jit(merge_adapters)(state.params) if self._adapted else state.params
         items = {
-            _PARAMS: ocp.args.StandardSave(params),
+            _PARAMS: ocp.args.StandardSave(params, _layer_by_layer(params)),
             TRAINING: ocp.args.StandardSave(self._training(state)),
             _DATA: ocp.args.JsonSave(place),
         }
@@ -97,3 +104,13 @@ class Checkpoints:
         if self._adapted:
             kept[LEARNED] = flatten(split(state.params, self._optimizer.mask)[0])
         return kept
+
+
+def _layer_by_layer(params: Any) -> Any:
+    """How Orbax is to store parameters: one layer a chunk, so that who reads a layer need not read all of them."""
+
+    def of_leaf(path, _leaf) -> ocp.SaveArgs:
+        stacked = "layers" in re.split(r"\W+", jax.tree_util.keystr(path))
+        return ocp.SaveArgs(shard_axes=(0,)) if stacked else ocp.SaveArgs()
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)

@@ -15,7 +15,18 @@ from vl3_jax.training import lora
 from vl3_jax.training.groups import MODULES, WITH_LORA
 
 # A run that is gone on with may change these: they move work around, but do not change what is learned.
-FREE = ("mesh", "cpu_devices", "remat", "loader", "log", "checkpoint", "eval", "profile", "batch.accumulation")
+FREE = (
+    "mesh",
+    "cpu_devices",
+    "expect_devices",
+    "remat",
+    "loader",
+    "log",
+    "checkpoint",
+    "eval",
+    "profile",
+    "batch.accumulation",
+)
 MOCK = "mock"
 MOCK_RATE = 1e-3
 RECORD = "config.json"
@@ -51,6 +62,7 @@ def training_config(
             "remat": {"vision": "full", "text": "full"},  # names of model/remat.py
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "context": 1},  # -1: what is left
             "cpu_devices": 0,  # into how many a CPU is split, where there is nothing else; 0: one
+            "expect_devices": 0,  # of all hosts together; a job that finds another number ends; 0: any
             "batch": {
                 "samples": 128,  # of a step on average; decides the rows of a step where they are not given
                 "rows": 0,  # of a step, on all hosts; 0: from `samples`, rounded to what the mesh divides

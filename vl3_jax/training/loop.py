@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from data_pipelines import devices
 from data_pipelines.corpus import Corpus
 from data_pipelines.loader import Batch
+from vl3_jax.checkpoint import places
 from vl3_jax.parallel.mesh import make_mesh
-from vl3_jax.training import data, lora
+from vl3_jax.training import data, lora, preflight
 from vl3_jax.training.beginning import find_beginning, prepare_workdir, recorded_rows
 from vl3_jax.training.checkpoints import Checkpoints
 from vl3_jax.training.description import describe
@@ -45,9 +46,10 @@ def train(config: ConfigDict, workdir: str) -> int:
       NotFiniteError: see there.
       TooManyProblemsError, DataWorkerError: from the data.
     """
-    workdir = epath.Path(workdir)
+    workdir = places.place(workdir)
     with contextlib.ExitStack() as stack:
         # -------------------------------------------------------------------------------------------- mesh and data
+        preflight.check(config, workdir)
         rows_before = recorded_rows(workdir, config)
         mesh = make_mesh(dict(config.mesh))
         begin = find_beginning(config)

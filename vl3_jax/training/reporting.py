@@ -3,12 +3,16 @@
 import datetime
 import json
 import math
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 
 from etils import epath
 from tqdm import tqdm
+
+from vl3_jax.checkpoint.places import is_url
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -37,7 +41,7 @@ class Reporter:
             mininterval=0.5 if sys.stderr.isatty() else 10.0,
             dynamic_ncols=True,
         )
-        self._writer = None
+        self._writer = self._buffer = None
         if not active:
             return
         workdir = epath.Path(workdir)
@@ -48,7 +52,11 @@ class Reporter:
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(str(workdir / TENSORBOARD), purge_step=done)
+            self._events = workdir / TENSORBOARD
+            if is_url(workdir):
+                # What tensorboardX has for gs:// writes in a thread; after an error there the run would wait forever.
+                self._buffer = tempfile.TemporaryDirectory(prefix="vl3-events-")
+            self._writer = SummaryWriter(self._buffer.name if self._buffer else str(self._events), purge_step=done)
 
     def step(self, number: int) -> None:
         """Step `number` (from 1) is done."""
@@ -67,6 +75,7 @@ class Reporter:
             for name, value in values.items():
                 self._writer.add_scalar(name.replace(" ", "_"), value, step)
             self._writer.flush()
+            self._copy_events()
 
     def say(self, text: str) -> None:
         """A line for the person at the terminal, above the bar."""
@@ -78,9 +87,16 @@ class Reporter:
         self._bar.close()
         if self._writer is not None:
             self._writer.close()
+            self._copy_events()
+
+    def _copy_events(self) -> None:
+        """Event files to the object store, whole, as they are now."""
+        if self._buffer is not None:
+            for file in os.scandir(self._buffer.name):
+                (self._events / file.name).write_bytes(epath.Path(file.path).read_bytes())
 
     def _append(self) -> None:
-        if "://" in str(self._path):
+        if is_url(self._path):
             self._rewrite()
             return
         with open(self._path, "a", encoding="utf-8") as file:

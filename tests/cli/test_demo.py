@@ -1,0 +1,112 @@
+"""`vl3 demo` on a tiny random checkpoint: what it prints, and its report."""
+
+import base64
+import dataclasses
+import html
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.synthetic.registry import example
+from support.small_checkpoint import write_small_checkpoint
+from vl3_jax.checkpoint import packaged
+from vl3_jax.cli import demo, demo_report
+from vl3_jax.cli.main import main
+from vl3_jax.processing.packed_batch import Visual
+from vl3_jax.processing.patchify import patchify
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return str(write_small_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small"))
+
+
+def test_asks_six_questions_and_reports_them(capsys, checkpoint, tmp_path):
+    seed = 1  # with a stream
+    report = tmp_path / "demo.html"
+    arguments = ["--model", checkpoint, "--seed", str(seed), "--max-new-tokens", "8", "--out", str(report)]
+    assert main(["demo", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert str(report) in text
+    assert re.search(r"\d of 6 right", text)
+    page = report.read_text()
+    assert "://" not in page
+    pictures = 0
+    for task in demo.TASKS[seed]:
+        drawn = example(task, "test", seed, 0)
+        assert drawn.question in text
+        assert html.escape(drawn.question) in page
+        truth = drawn.truth.get("words", drawn.answer)
+        assert f"truth   {demo_report.spoken(truth)}" in text
+        assert html.escape(demo_report.spoken(truth)) in page
+        pictures += drawn.clip.frames if drawn.clip else len(drawn.media)
+        for time in drawn.clip.times if drawn.clip else ():
+            assert f"{time:.1f} s" in page
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(found) == pictures
+    first = Image.open(io.BytesIO(base64.b64decode(found[0])))
+    assert min(first.size) >= 56
+    assert 'class="box truth"' in page
+
+
+def test_pruned_patches_are_dim():
+    frames = np.full((2, 28, 56, 3), 200, np.uint8)
+    visual = Visual(patchify(frames, 2), (2, 2, 4), 2, np.array([True, True, False, True]))
+    first, second = demo_report.shown_frames(visual)
+    assert np.array_equal(first, frames[0])
+    assert np.array_equal(second[:, 28:], frames[1][:, 28:])
+    assert second[:, :28].max() < 150
+
+
+def outcome(**changes):
+    visual = Visual(np.zeros((4, 588), np.uint8), (1, 2, 2))
+    base = demo_report.Outcome("digit", "Q?", "<b>7</b>", "7", False, "", {}, [visual], None, "1 token")
+    return dataclasses.replace(base, **changes)
+
+
+def test_what_a_model_writes_is_text_in_the_report(tmp_path):
+    film = Visual(np.zeros((8, 588), np.uint8), (2, 2, 2))
+    stream = outcome(answer=[None, "<i>1"], truth=["1", None], visuals=[film], times=[0.0, 1.0], right=True)
+    boxes = {"truth": [0, 0, 500, 500], "answer": [100, 100, 900, 1000]}
+    demo_report.write(tmp_path / "report.html", [outcome(boxes=boxes), stream], "a & b")
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;7&lt;/b&gt; ✗" in page
+    assert "<b>" not in page
+    assert "1.0 s: “&lt;i&gt;1”" in page
+    assert "a &amp; b: 1 of 2 right" in page
+    assert "left:10.0%;top:10.0%;width:80.0%;height:90.0%" in page
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "truth", "right"),
+    [
+        ("digit", " 7.", {"answer": "7"}, True),
+        ("box", "[[0,0,500,900]]", {"answer": "<ref>the 4</ref>[[0,0,500,1000]]"}, True),
+        ("box", "nowhere", {"answer": "<ref>the 4</ref>[[0,0,500,1000]]"}, False),
+        ("when", "0.0-4.0 s", {"answer": "1.0-4.0 s", "span": [1.0, 4.0]}, True),
+        ("when", "0.0-1.0 s", {"answer": "1.0-4.0 s", "span": [1.0, 4.0]}, False),
+    ],
+)
+def test_answers_are_marked(task, answer, truth, right):
+    marked, note, boxes = demo._judged(task, answer, truth)
+    assert marked == right
+    assert bool(note) == (task != "digit")
+    assert set(boxes) == ({"truth", "answer"} if "[[" in answer else {"truth"} if task == "box" else set())
+
+
+def test_bad_input_is_one_line(capsys, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(packaged, "FOLDER", tmp_path)
+    for arguments, message in [
+        (["--model", "nano"], "vl3 train"),
+        (["--model", checkpoint, "--out", str(tmp_path / "no" / "demo.html")], "no folder"),
+        (["--model", checkpoint, "--seed", "-1"], "seed"),
+        (["--model", checkpoint, "--max-new-tokens", "0", "--out", str(tmp_path / "demo.html")], "max new tokens"),
+    ]:
+        assert main(["demo", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("vl3 demo: ")
+        assert message in error
+        assert error.count("\n") == 1

@@ -1,0 +1,11 @@
+"""A tiny random model for all of these tests."""
+
+import pytest
+
+import vl3_jax as vl3
+from support.small_checkpoint import write_small_checkpoint
+
+
+@pytest.fixture(scope="session")
+def assistant(tmp_path_factory):
+    return vl3.load(write_small_checkpoint(tmp_path_factory.mktemp("evaluation") / "small"))

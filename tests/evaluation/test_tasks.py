@@ -1,0 +1,69 @@
+"""Tasks by name, their questions, and the blind swap of media."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines.synthetic.registry import JUDGED, example
+from vl3_jax.errors import InputError
+from vl3_jax.evaluation.tasks import Selection, blind, find
+
+
+def test_a_family_is_all_of_its_tasks_and_none_comes_twice():
+    assert [task.name for task in find(["nano"])] == [f"nano/{name}" for name in JUDGED]
+    names = [task.name for task in find(["nano/stream", "nano/digit", "nano/stream"])]
+    assert names == ["nano/stream", "nano/digit"]
+    assert len(find(["nano/digit", "nano"])) == len(JUDGED)
+
+
+@pytest.mark.parametrize("name", ["", "digit", "nano/", "nano/tennis", "video_mme"])
+def test_unknown_tasks_are_one_line(name):
+    with pytest.raises(InputError, match="unknown") as error:
+        find([name])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_questions_are_those_of_the_generator(name):
+    (task,) = find([f"nano/{name}"])
+    questions = task.questions(Selection(count=3, seed=5))
+    assert len({one.id for one in questions}) == 3
+    for number, question in enumerate(questions):
+        drawn = example(name, "test", 5, number)
+        media = question.media()
+        assert question.text == drawn.question
+        assert bool(media) == task.has_media
+        for part, medium in zip(media, drawn.media, strict=True):
+            assert np.array_equal(part[part["type"]], medium.pixels())
+        assert json.loads(json.dumps(question.truth)) == {k: v for k, v in drawn.truth.items() if k != "media"}
+    assert task.is_stream == (name == "stream")
+
+
+@pytest.mark.parametrize("name", [name for name in JUDGED if name not in ("addition", "stream")])
+def test_true_answers_score_1_and_fit(name, assistant):
+    (task,) = find([f"nano/{name}"])
+    questions = task.questions(Selection(count=20))
+    answers = [example(name, "test", 7, number).answer for number in range(20)]
+    scores = task.evaluate(answers, [one.truth for one in questions])
+    assert scores["score"] == 1
+    assert scores["count"] == 20
+    tokens = max(len(assistant.processor.tokenizer.encode(answer)) for answer in answers)
+    assert tokens < task.max_new_tokens
+
+
+def test_blind_gives_each_question_the_media_of_another():
+    (task,) = find(["nano/digit"])
+    questions = task.questions(Selection(count=4))
+    swapped = blind(questions)
+    assert [(one.id, one.text, one.truth) for one in swapped] == [(one.id, one.text, one.truth) for one in questions]
+    for one, other in zip(swapped, [*questions[1:], questions[0]], strict=True):
+        assert np.array_equal(one.media()[0]["image"], other.media()[0]["image"])
+    with pytest.raises(InputError, match="at least 2"):
+        blind(questions[:1])
+
+
+@pytest.mark.parametrize("values", [{"count": 0}, {"seed": -1}])
+def test_impossible_selections_are_refused(values):
+    with pytest.raises(InputError):
+        Selection(**values)

@@ -1,0 +1,247 @@
+"""A Cloud Storage server in this process: buckets in memory behind the parts of its HTTP interface that are called.
+
+What calls what (gcsfs 2026.10, google-cloud-storage 3.17, tensorstore 0.1.86, Orbax 0.12.8):
+
+    gcsfs (epath, fsspec)     objects: description, list, ranged media download, resumable upload, delete
+    google-cloud-storage      bucket: description (Orbax asks for its kind of namespace); objects: list
+    tensorstore               objects: ranged media download, list, media upload with preconditions
+"""
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import http.server
+import itertools
+import json
+import os
+import re
+import threading
+import urllib.parse
+from collections.abc import Iterator
+
+_REFUSALS = {
+    401: "Anonymous caller does not have storage.objects.get access. Permission denied on resource.",
+    403: "nobody@example.com does not have storage.objects access. Permission denied on resource.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """An object: its bytes, and a number that grows whenever one is written."""
+
+    data: bytes
+    generation: int
+
+    def description(self, bucket: str, name: str, url: str) -> dict:
+        """What the JSON interface tells of it."""
+        minutes, seconds = divmod(self.generation, 60)
+        when = f"2026-01-01T{minutes // 60 % 24:02d}:{minutes % 60:02d}:{seconds:02d}.000Z"
+        path = f"/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}"
+        return {
+            "kind": "storage#object",
+            "id": f"{bucket}/{name}/{self.generation}",
+            "bucket": bucket,
+            "name": name,
+            "size": str(len(self.data)),
+            "generation": str(self.generation),
+            "metageneration": "1",
+            "contentType": "application/octet-stream",
+            "storageClass": "STANDARD",
+            "timeCreated": when,
+            "updated": when,
+            "md5Hash": base64.b64encode(hashlib.md5(self.data).digest()).decode(),
+            "selfLink": url + path,
+            "mediaLink": f"{url}/download{path}?alt=media",
+        }
+
+
+class FakeGcs(http.server.ThreadingHTTPServer):
+    """The server. `with FakeGcs("bucket") as gcs:` answers at `gcs.url` until the block ends.
+
+    Attributes:
+      buckets: name -> objects by name.
+      refused: bucket -> 401 or 403, the answer to everything.
+      read_only: buckets that answer 403 to whatever changes them.
+      stalled: end of the names whose upload is never answered; `stalling` is set when one came.
+      log: "METHOD path" of each request.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, *buckets: str):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.buckets: dict[str, dict[str, Stored]] = {name: {} for name in buckets}
+        self.refused: dict[str, int] = {}
+        self.read_only: set[str] = set()
+        self.stalled: str | None = None
+        self.stalling = threading.Event()
+        self.log: list[str] = []
+        self.uploads: dict[str, tuple[str, str, bytearray]] = {}
+        self.lock = threading.RLock()
+        self._generations = itertools.count(1)
+
+    @contextlib.contextmanager
+    def environment(self) -> Iterator[None]:
+        """Leads the clients of this process and of those it starts here, without credentials."""
+        variables = {
+            "STORAGE_EMULATOR_HOST": self.url,
+            "TENSORSTORE_GCS_HTTP_URL": self.url,
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it would ask Google for the kind of bucket, over gRPC
+            "NO_GCE_CHECK": "true",
+            "GOOGLE_CLOUD_PROJECT": "nobody",
+        }
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                os.environ.update({name: value} if value is not None else {})
+
+    def put(self, bucket: str, name: str, data: bytes) -> dict:
+        """Stores an object; its description."""
+        with self.lock:
+            stored = self.buckets[bucket][name] = Stored(data, next(self._generations))
+        return stored.description(bucket, name, self.url)
+
+    def names(self, bucket: str, prefix: str = "") -> list[str]:
+        """Names of the objects, sorted."""
+        with self.lock:
+            return sorted(name for name in self.buckets[bucket] if name.startswith(prefix))
+
+    def handle_error(self, *_args) -> None:
+        """Clients that hang up are no news."""
+
+    def __enter__(self) -> "FakeGcs":
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Refused(Exception):
+    """An answer that is not a success."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = 2**20  # an answer is one packet; two would wait for each other's acknowledgement
+    server: FakeGcs
+
+    def log_message(self, *_args) -> None:
+        """Says nothing."""
+
+    def _answer(self, status: int, body: bytes | dict = b"", **headers: str) -> None:
+        if isinstance(body, dict):
+            body, headers = json.dumps(body).encode(), {"Content-Type": "application/json", **headers}
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _handle(self) -> None:
+        path, _, query = self.path.partition("?")
+        self.query = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.log.append(f"{self.command} {urllib.parse.unquote(self.path)}")
+        try:
+            self._route(path)
+        except _Refused as refused:
+            self._answer(refused.status, {"error": {"code": refused.status, "message": refused.message}})
+
+    do_GET = do_POST = do_PUT = do_DELETE = _handle
+
+    def _route(self, path: str) -> None:
+        found = re.fullmatch(r"(/upload|/download)?/storage/v1/b/([^/]+)(/o(?:/(.*))?)?", path)
+        if found is None:
+            raise _Refused(400, f"the fake does not know {self.command} {path}")
+        kind, bucket, objects, name = found.groups()
+        self._check(bucket)
+        if not objects:
+            return self._answer(200, {"kind": "storage#bucket", "id": bucket, "name": bucket, "location": "US"})
+        if kind == "/upload":
+            return self._upload(bucket)
+        return self._list(bucket) if name is None else self._object(bucket, urllib.parse.unquote(name))
+
+    def _check(self, bucket: str) -> None:
+        status = self.server.refused.get(bucket)
+        if bucket in self.server.read_only and self.command != "GET":
+            status = 403
+        if status:
+            raise _Refused(status, _REFUSALS[status])
+        if bucket not in self.server.buckets:
+            raise _Refused(404, "The specified bucket does not exist.")
+
+    def _object(self, bucket: str, name: str) -> None:
+        stored = self.server.buckets[bucket].get(name)
+        if stored is None:
+            raise _Refused(404, f"No such object: {bucket}/{name}")
+        if self.command == "DELETE":
+            del self.server.buckets[bucket][name]
+            return self._answer(204)
+        if self.query.get("alt") != "media":
+            return self._answer(200, stored.description(bucket, name, self.server.url))
+        generation, size = {"X_Goog_Generation": str(stored.generation)}, len(stored.data)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted is None:
+            return self._answer(200, stored.data, **generation)
+        start, stop = int(wanted[1]), min(size, int(wanted[2] or size) + 1)
+        if start >= size:
+            raise _Refused(416, "The requested range cannot be satisfied.")
+        self._answer(206, stored.data[start:stop], Content_Range=f"bytes {start}-{stop - 1}/{size}", **generation)
+
+    def _list(self, bucket: str) -> None:
+        prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter")
+        first, end = self.query.get("startOffset", ""), self.query.get("endOffset")
+        with self.server.lock:
+            objects = sorted(self.server.buckets[bucket].items())
+        items, prefixes = [], []
+        for name, stored in objects:
+            if not name.startswith(prefix) or name < first or (end is not None and name >= end):
+                continue
+            cut = name.find(delimiter, len(prefix)) if delimiter else -1
+            if cut < 0:
+                items.append(stored.description(bucket, name, self.server.url))
+            elif name[: cut + 1] not in prefixes[-1:]:
+                prefixes.append(name[: cut + 1])
+        self._answer(200, {"kind": "storage#objects", "items": items, "prefixes": prefixes})
+
+    def _upload(self, bucket: str) -> None:
+        kind, uploads = self.query.get("uploadType"), self.server.uploads
+        if "upload_id" in self.query:
+            return self._continue(*uploads[self.query["upload_id"]])
+        if kind == "resumable":
+            key = f"upload{len(uploads)}"
+            uploads[key] = (bucket, self.query["name"], bytearray())
+            place = f"{self.server.url}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={key}"
+            return self._answer(200, {}, Location=place)
+        if kind != "media":
+            raise _Refused(400, f"the fake does not know uploads of type {kind}")
+        stored = self.server.buckets[bucket].get(self.query["name"])
+        wanted = self.query.get("ifGenerationMatch")
+        if wanted is not None and int(wanted) != (stored.generation if stored else 0):
+            raise _Refused(412, "At least one of the pre-conditions you specified did not hold.")
+        self._store(bucket, self.query["name"], self.body)
+
+    def _continue(self, bucket: str, name: str, data: bytearray) -> None:
+        """One piece of a resumable upload; `Content-Range: bytes 0-99/*` while more is to come."""
+        data += self.body
+        if self.headers.get("Content-Range", "").endswith("/*"):
+            return self._answer(308, Range=f"bytes=0-{len(data) - 1}")
+        self._store(bucket, name, bytes(data))
+
+    def _store(self, bucket: str, name: str, data: bytes) -> None:
+        if self.server.stalled and name.endswith(self.server.stalled):
+            self.server.stalling.set()
+            threading.Event().wait()
+        self._answer(200, self.server.put(bucket, name, data))
