@@ -1,8 +1,10 @@
 """Eight host devices for the sharding tests and a compilation cache of this run, set before anything imports jax."""
 
 import atexit
+import gc
 import os
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -23,3 +25,12 @@ def gcs():
     pytest.importorskip("gcsfs")
     with FakeGcs() as server, server.environment():
         yield server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_more_programs_than_needed():
+    """Each compiled program takes memory maps, of which a process may have 65,530: enough for part of the tests."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
