@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# What happens on one host of a TPU slice: called over ssh by tpu_vm.sh, after it copied this repository to ~/vl3_jax.
+#
+#   worker.sh install                                    a Python of its own with this package, in ~/vl3_env
+#   worker.sh start [flags of local.py] -- [arguments of vl3 train]
+#   worker.sh stop | status | logs [lines]
+set -euo pipefail
+
+unit=vl3-train
+code="$HOME/vl3.exit" # the exit code of the job, once it has ended
+log="$HOME/vl3.log"
+
+install() {
+  # The images of TPU machines have an older Python than this package needs.
+  export PATH="$HOME/.local/bin:$PATH"
+  command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+  [[ -x "$HOME/vl3_env/bin/python" ]] || uv venv --quiet --python 3.12 "$HOME/vl3_env"
+  uv pip install --quiet --python "$HOME/vl3_env/bin/python" "$HOME/vl3_jax[tpu,gcs]"
+}
+
+# A unit of systemd outlives the connection, and ends with the machine: SIGTERM, then time to save.
+start() {
+  stop
+  rm -f "$code"
+  # shellcheck disable=SC2016 # the inner shell expands them
+  sudo systemd-run --quiet --unit "$unit" --uid "$(id -u)" --gid "$(id -g)" \
+    --property "WorkingDirectory=$HOME/vl3_jax" --property KillMode=mixed --property TimeoutStopSec=660 \
+    --property "StandardOutput=append:$log" --property "StandardError=append:$log" --setenv "HOME=$HOME" \
+    bash -c 'trap "kill -TERM \$job" TERM
+      "$@" & job=$!
+      until wait $job; code=$?; ! kill -0 $job 2>/dev/null; do :; done
+      echo "$code" >"$HOME/vl3.exit"
+      exit "$code"' \
+    worker "$HOME/vl3_env/bin/python" launch/local.py "$@"
+}
+
+stop() {
+  sudo systemctl stop "$unit" 2>/dev/null || true
+  sudo systemctl reset-failed "$unit" 2>/dev/null || true
+}
+
+status() {
+  if systemctl is-active --quiet "$unit"; then
+    echo running
+  elif [[ -s "$code" ]]; then
+    echo "exit $(<"$code")"
+  else
+    echo "not running"
+  fi
+}
+
+logs() {
+  tail -n "${1:-1000}" -F "$log"
+}
+
+command=${1:-}
+shift || true
+case "$command" in
+  install | start | stop | status | logs) "$command" "$@" ;;
+  *)
+    echo "worker.sh: install, start, stop, status or logs" >&2
+    exit 2
+    ;;
+esac
