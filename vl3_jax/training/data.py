@@ -44,21 +44,27 @@ def rows_of_a_step(config: ConfigDict, corpus: Corpus, mesh: Mesh, before: int |
     Raises:
       InputError: the mesh, or accumulation, does not divide the rows.
     """
-    parts = config.batch.accumulation
-    for axis in ROW_AXES:
-        parts *= mesh.shape[axis]
     given = before or config.batch.rows
-    if given % parts:
-        split = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in ROW_AXES)
-        raise InputError(
-            f"{given} rows of a step do not divide into {parts} parts (mesh {split}, accumulation "
-            f"{config.batch.accumulation}); change batch.rows, mesh or batch.accumulation"
-        )
+    parts = row_parts(config, mesh, given)
     if given:
         return given
     rows = corpus.epoch_rows(config.seed, 0)
     samples_in_a_row = max(len(rows.samples), 1) / max(len(rows), 1)
     return max(round(config.batch.samples / samples_in_a_row / parts), 1) * parts
+
+
+def row_parts(config: ConfigDict, mesh: Mesh, rows: int) -> int:
+    """Into how many parts mesh and accumulation cut the rows of a step. InputError where they do not divide `rows`."""
+    parts = config.batch.accumulation
+    for axis in ROW_AXES:
+        parts *= mesh.shape[axis]
+    if rows % parts:
+        split = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in ROW_AXES)
+        raise InputError(
+            f"{rows} rows of a step do not divide into {parts} parts (mesh {split}, accumulation "
+            f"{config.batch.accumulation}); change batch.rows, mesh or batch.accumulation"
+        )
+    return parts
 
 
 def steps_of_the_run(config: ConfigDict, corpus: Corpus, rows: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.parallel.topologies import CHIPS
 
 _MODULES = ("vision", "projector", "llm")
 
@@ -145,11 +146,11 @@ class StepFlops:
 # TPU: cloud.google.com/tpu/docs, the pages "TPU v4", "v5e", "v5p", "v6e" (a device is a chip; v2 and v3 are not listed,
 # theirs are half chips). GPU: NVIDIA's data sheets, without sparsity: H100 SXM5, PCIe and NVL, H200 SXM, A100.
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
-    ("tpu v4", 275e12),
-    ("tpu v5 lite", 197e12),
-    ("tpu v5e", 197e12),
-    ("tpu v5", 459e12),
-    ("tpu v6", 918e12),
+    ("tpu v4", CHIPS["v4"].flops),
+    ("tpu v5 lite", CHIPS["v5e"].flops),
+    ("tpu v5e", CHIPS["v5e"].flops),
+    ("tpu v5", CHIPS["v5p"].flops),
+    ("tpu v6", CHIPS["v6e"].flops),
     ("h100 pcie", 756e12),
     ("h100 nvl", 835e12),
     ("h100", 989e12),

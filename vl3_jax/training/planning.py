@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.topologies import Topology
 
-MFU = 0.4  # of the estimate of speed; what a good run reaches
 # How full rows are, and of what: measured in the proportions of stage 4 (docs/benchmarks.md).
 TOKEN_FILL, PATCH_FILL = 0.69, 0.97
 SAMPLES_A_ROW, FRAME_PATCHES, SUPERVISED = 2.35, 400, 0.15
@@ -98,14 +97,13 @@ def compile_plan(config: ConfigDict, slice_: Topology) -> Plan:
     from vl3_jax.parallel.mesh import make_mesh
     from vl3_jax.parallel.rules import batch_shardings
     from vl3_jax.processing.packed_batch import pack
+    from vl3_jax.training.data import row_parts
     from vl3_jax.training.program import make_program
 
     mesh = make_mesh(dict(config.mesh), devices)
     sizes, shape = preset(config.model), mixtures.settings_of(config.data).shape
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.batch.accumulation
+    parts = row_parts(config, mesh, config.batch.rows)
     rows = config.batch.rows or parts
-    if rows % parts:
-        raise InputError(f"batch.rows {rows} do not divide into {parts} parts; change batch.rows or mesh")
     program = make_program(config, sizes, mesh, _STEPS, _TASKS)
     arrays = {
         name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype) for name, array in pack([[]], shape).items()
@@ -202,7 +200,7 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-def rendered(plan: Plan, mfu: float = MFU, samples: int = 0) -> str:
+def rendered(plan: Plan, mfu: float, samples: int = 0) -> str:
     """The plan for a person to read.
 
     Args:

@@ -17,7 +17,7 @@ from vl3_jax.model import VideoLLaMA3, abstract_params
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.training import lora
 from vl3_jax.training.optimizer import Optimizer, OptimizerSettings, make_optimizer
-from vl3_jax.training.state import TrainState, new_state, state_shardings
+from vl3_jax.training.state import TrainState, abstract_state, new_state, state_shardings
 from vl3_jax.training.step import make_train_step
 
 
@@ -64,7 +64,7 @@ def make_program(config: ConfigDict, sizes: ModelConfig, mesh: Mesh, steps: int,
     shapes = jax.eval_shape(adapt, abstract_params(sizes, config.param_dtype))
     optimizer = make_optimizer(_optimizer_settings(config, steps), shapes)
     cast = functools.partial(new_state, optimizer, param_dtype=config.param_dtype, frozen_dtype=config.frozen_dtype)
-    target = jax.eval_shape(cast, shapes)
+    target = abstract_state(optimizer, shapes, config.param_dtype, config.frozen_dtype)
     shardings = state_shardings(target, sizes, mesh)
     step = make_train_step(model, optimizer, accumulation=config.batch.accumulation, tasks=tasks, shardings=shardings)
     return Program(model, optimizer, lambda params: cast(adapt(params)), _placed(target, shardings), step)

@@ -6,7 +6,6 @@ import math
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 
 from etils import epath
@@ -104,29 +103,6 @@ class Reporter:
 
     def _rewrite(self) -> None:
         self._path.write_text("".join(self._lines))
-
-
-class Stopwatch:
-    """Where the time between two reports went: seconds in all, and seconds spent waiting for data."""
-
-    def __init__(self):
-        self._began = time.perf_counter()
-        self._waited = 0.0
-
-    def waiting(self, iterator):
-        """The next element; the time until it is there counts as waiting. None when there is none."""
-        begin = time.perf_counter()
-        element = next(iterator, None)
-        self._waited += time.perf_counter() - begin
-        return element
-
-    def lap(self) -> tuple[float, float]:
-        """Seconds since the last lap, and the share of them spent waiting."""
-        now = time.perf_counter()
-        seconds = max(now - self._began, 1e-9)
-        share = self._waited / seconds
-        self._began, self._waited = now, 0.0
-        return seconds, share
 
 
 def _before(path: epath.Path, step: int) -> list[str]:
