@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.tolerances import ATTENTION
+from vl3_jax.kernels import blockwise
+from vl3_jax.kernels.blockwise import blockwise_attention
+from vl3_jax.kernels.dense import dense_attention
+from vl3_jax.kernels.labels import Labels
 from vl3_jax.model import attention as attention_module
-from vl3_jax.model import blockwise
-from vl3_jax.model.attention import attention, dense_attention
-from vl3_jax.model.blockwise import Labels, blockwise_attention
+from vl3_jax.model.attention import attention
 
 LENGTH = 640  # two and a half blocks: inner edges, an outer edge and padding
 

@@ -14,7 +14,7 @@ from support.hf_folders import write_folder
 from support.tolerances import REORDERED, relative_error
 from vl3_jax.checkpoint import load, name_map
 from vl3_jax.errors import InputError
-from vl3_jax.model.einsum import LoraKernel, linear
+from vl3_jax.model.linear import LoraKernel, linear
 from vl3_jax.model.quantize import quantize_leaf
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import batch_shardings

@@ -5,11 +5,11 @@ by shape: a few queries against many keys are one dense product; everything else
 """
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from vl3_jax.model.blockwise import MASKED, Labels, blockwise_attention
-from vl3_jax.model.einsum import einsum
+from vl3_jax.kernels.blockwise import blockwise_attention
+from vl3_jax.kernels.dense import dense_attention
+from vl3_jax.kernels.labels import Labels
 from vl3_jax.parallel.rules import current_mesh, partition_spec
 
 # Up to this many queries the scores are no larger than a few keys' worth of activations.
@@ -76,20 +76,3 @@ def _on_one_device(q, k, v, q_segment, kv_segment, q_position, kv_position, *, c
     backend = dense_attention if q.shape[1] <= FEW_QUERIES else blockwise_attention
     scale = shape[-1] ** -0.5
     return backend(q, k, v, Labels(*labels[:2]), Labels(*labels[2:]), causal=causal, scale=scale).reshape(shape)
-
-
-def dense_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, q_labels: Labels, kv_labels: Labels, *, causal: bool, scale: float
-) -> jax.Array:
-    """Same contract as `blockwise_attention`, with all [B, H, L, S] scores at once."""
-    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
-    scores = einsum("blkgd,bskd->bkgls", grouped, k, out_dtype=jnp.float32) * scale
-    allowed = (q_labels.segment[:, :, None] == kv_labels.segment[:, None]) & (q_labels.segment[:, :, None] > 0)
-    if causal:
-        allowed &= kv_labels.position[:, None] <= q_labels.position[:, :, None]
-    allowed = allowed[:, None, None]
-    peak = jnp.max(scores, axis=-1, keepdims=True, where=allowed, initial=MASKED)
-    weights = jnp.exp(jnp.where(allowed, scores - jax.lax.stop_gradient(peak), MASKED))
-    total = weights.sum(-1, keepdims=True)
-    weights = weights / jnp.where(total == 0.0, 1.0, total)
-    return einsum("bkgls,bskd->blkgd", weights.astype(v.dtype), v).reshape(q.shape)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from vl3_jax.kernels.einsum import einsum
 from vl3_jax.model.attention import attention
 from vl3_jax.model.cache import KVCache, write
 from vl3_jax.model.config import TextConfig
-from vl3_jax.model.einsum import einsum
 from vl3_jax.model.layers import ACTIVATIONS, KERNEL_INIT, Linear, RMSNorm
 from vl3_jax.model.remat import remat
 from vl3_jax.model.rope import rotary_angles, rotate

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import Initializer
 from jax.typing import DTypeLike
 
-from vl3_jax.model.einsum import linear
+from vl3_jax.model.linear import linear
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),

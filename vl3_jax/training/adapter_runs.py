@@ -12,7 +12,7 @@ from vl3_jax.checkpoint.hf_config import read_json
 from vl3_jax.checkpoint.orbax_tree import find_tree, nested
 from vl3_jax.checkpoint.places import entries, place
 from vl3_jax.errors import InputError
-from vl3_jax.model.einsum import LoraKernel
+from vl3_jax.model.linear import LoraKernel
 from vl3_jax.training.checkpoints import LEARNED, TRAINING
 from vl3_jax.training.config import RECORD
 from vl3_jax.training.groups import map_paths

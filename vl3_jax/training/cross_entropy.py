@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from vl3_jax.model.blockwise import MASKED
-from vl3_jax.model.einsum import einsum
+from vl3_jax.kernels.einsum import einsum
+from vl3_jax.kernels.labels import MASKED
 from vl3_jax.parallel.rules import current_mesh, partition_spec
 
 TOKEN_BLOCK = 1024

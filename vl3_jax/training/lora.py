@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from vl3_jax.errors import InputError
-from vl3_jax.model.einsum import LoraKernel, einsum
+from vl3_jax.kernels.einsum import einsum
+from vl3_jax.model.linear import LoraKernel
 from vl3_jax.model.quantize import QuantizedKernel
 from vl3_jax.training.groups import leaf_path
 

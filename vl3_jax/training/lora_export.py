@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from vl3_jax.checkpoint.names import LeafSpec, name_map
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
-from vl3_jax.model.einsum import LoraKernel
+from vl3_jax.model.linear import LoraKernel
 from vl3_jax.training.groups import flatten, leaf_path
 
 PREFIX = "base_model.model."

@@ -17,17 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vl3_jax.model.einsum import einsum
+from vl3_jax.kernels.einsum import einsum
+from vl3_jax.kernels.labels import MASKED, Labels, active_blocks, blocks, pad, round_up
 
 BLOCK, SHORT_BLOCK = 256, 64  # of long rows and of short ones, whose segments are short too
-MASKED = -1e30  # a finite stand-in for -inf: differences of two of them stay finite
-
-
-class Labels(NamedTuple):
-    """What decides who attends to whom: [B, length] int32 each."""
-
-    segment: jax.Array
-    position: jax.Array
 
 
 def blockwise_attention(
@@ -48,15 +41,15 @@ def blockwise_attention(
     group = heads // kv_heads
     q_block, kv_block = _block_size(length), _block_size(kv_length)
 
-    q_labels = Labels(*(_pad(x, q_block) for x in q_labels))
-    kv_labels = Labels(*(_pad(x, kv_block) for x in kv_labels))
+    q_labels = Labels(*(pad(x, q_block) for x in q_labels))
+    kv_labels = Labels(*(pad(x, kv_block) for x in kv_labels))
     pairs = _block_pairs(q_labels, kv_labels, q_block, kv_block, causal)
-    q_labels = Labels(*(jnp.repeat(_blocks(x, q_block), group, axis=-1) for x in q_labels))
-    kv_labels = Labels(*(_blocks(x, kv_block) for x in kv_labels))
+    q_labels = Labels(*(jnp.repeat(blocks(x, q_block), group, axis=-1) for x in q_labels))
+    kv_labels = Labels(*(blocks(x, kv_block) for x in kv_labels))
 
-    q_blocks = _blocks(_pad(q.reshape(rows, length, kv_heads, group, width), q_block), q_block)
+    q_blocks = blocks(pad(q.reshape(rows, length, kv_heads, group, width), q_block), q_block)
     q_blocks = q_blocks.transpose(0, 1, 3, 2, 4, 5).reshape(rows, -1, kv_heads, q_block * group, width)
-    k_blocks, v_blocks = (_blocks(_pad(x, kv_block), kv_block).swapaxes(2, 3) for x in (k, v))
+    k_blocks, v_blocks = (blocks(pad(x, kv_block), kv_block).swapaxes(2, 3) for x in (k, v))
 
     out = _attend(q_blocks, k_blocks, v_blocks, q_labels, kv_labels, pairs, causal, scale)
     out = out.reshape(rows, -1, kv_heads, q_block, group, width).transpose(0, 1, 3, 2, 4, 5)
@@ -71,20 +64,7 @@ class _Pairs(NamedTuple):
 
 
 def _block_pairs(q: Labels, kv: Labels, q_block: int, kv_block: int, causal: bool) -> _Pairs:
-    """Bounds each block by its segments; exact for sorted rows, never too small for others."""
-    far = jnp.iinfo(jnp.int32).max
-    q_segment, q_position = _blocks(q.segment, q_block), _blocks(q.position, q_block)
-    kv_segment, kv_position = _blocks(kv.segment, kv_block), _blocks(kv.position, kv_block)
-    q_first = jnp.where(q_segment > 0, q_segment, far).min(-1)[:, :, None]
-    kv_first = jnp.where(kv_segment > 0, kv_segment, far).min(-1)[:, None, :]
-    q_last, kv_last = q_segment.max(-1)[:, :, None], kv_segment.max(-1)[:, None, :]
-    active = (q_first <= kv_last) & (kv_first <= q_last)
-    if causal:
-        # Where the only segment in common is the queries' last and the keys' first, positions decide.
-        latest_query = jnp.where(q_segment == q_last, q_position, -1).max(-1)[:, :, None]
-        first_keys = kv_segment == kv_first.swapaxes(1, 2)
-        earliest_key = jnp.where(first_keys, kv_position, far).min(-1)[:, None, :]
-        active &= (kv_first < q_last) | (earliest_key <= latest_query)
+    active = active_blocks(q, kv, q_block, kv_block, causal)
     order = jnp.argsort(~active, axis=-1, stable=True).astype(jnp.int32)
     return _Pairs(order, active.sum(-1, dtype=jnp.int32))
 
@@ -179,19 +159,4 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 def _block_size(length: int) -> int:
     """A sixteenth of the row, within bounds: every pair of blocks has a fixed cost, too."""
-    return min(max(length // 16 // 8 * 8, SHORT_BLOCK), BLOCK, _round_up(length, 8))
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
-def _pad(x: jax.Array, block: int) -> jax.Array:
-    """Fills dimension 1 with zeros up to a whole number of blocks."""
-    missing = _round_up(x.shape[1], block) - x.shape[1]
-    return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
-
-
-def _blocks(x: jax.Array, block: int) -> jax.Array:
-    """[B, length, ...] -> [B, blocks, block, ...]."""
-    return x.reshape(x.shape[0], -1, block, *x.shape[2:])
+    return min(max(length // 16 // 8 * 8, SHORT_BLOCK), BLOCK, round_up(length, 8))
