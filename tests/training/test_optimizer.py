@@ -104,7 +104,8 @@ def test_muon_takes_the_matrices():
     assert dimensions["vision/layers/attn/out/kernel"] == ((1, 2), (3,))
     assert dimensions["llm/layers/mlp/down/kernel"] == ((1,), (2,))
     assert dimensions["projector/fc2/kernel"] == ((0,), (1,))
-    for path in ("llm/embed/embedding", "vision/patch_embed/kernel", "llm/norm/scale", "llm/layers/attn/q/bias"):
+    assert dimensions["vision/patch_embed/kernel"] == ((0,), (1,))
+    for path in ("llm/embed/embedding", "llm/norm/scale", "llm/layers/attn/q/bias"):
         assert dimensions[path] is None
     assert matrix_dimensions("llm/lm_head/kernel") is None
     assert matrix_dimensions("llm/layers/attn/q/kernel/a") is None

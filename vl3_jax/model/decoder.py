@@ -13,7 +13,7 @@ from vl3_jax.kernels.einsum import einsum
 from vl3_jax.model.attention import attention
 from vl3_jax.model.cache import KVCache, write
 from vl3_jax.model.config import TextConfig
-from vl3_jax.model.layers import ACTIVATIONS, KERNEL_INIT, Linear, RMSNorm
+from vl3_jax.model.layers import ACTIVATIONS, EMBEDDING_INIT, Linear, RMSNorm
 from vl3_jax.model.remat import remat
 from vl3_jax.model.rope import rotary_angles, rotate
 from vl3_jax.parallel.rules import constrain
@@ -94,7 +94,7 @@ class Embedding(nn.Module):
 
     def setup(self):
         shape = (self.config.vocab_size, self.config.hidden_size)
-        init = nn.with_logical_partitioning(KERNEL_INIT, ("vocab", "embed"))
+        init = nn.with_logical_partitioning(EMBEDDING_INIT, ("vocab", "embed"))
         self.embedding = self.param("embedding", init, shape, self.param_dtype)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:

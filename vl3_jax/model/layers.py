@@ -1,5 +1,6 @@
 """The small Linen modules that tower, projector and decoder share."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": nn.silu,
 }
 
-KERNEL_INIT = nn.initializers.normal(0.02)
+EMBEDDING_INIT = nn.initializers.normal(0.02)
 
 
 def fan_in_uniform(fan_in: int) -> Initializer:
@@ -32,19 +33,22 @@ class Linear(nn.Module):
       shape: (*in_shape, *out_shape) of the kernel; the bias has out_shape.
       axes: logical axis names of the kernel's dimensions.
       num_in: how many of them are contracted.
+      kernel_init: by default normal with variance 1 / fan-in, which serves narrow models as well as wide ones.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     num_in: int = 1
     use_bias: bool = True
-    kernel_init: Initializer = KERNEL_INIT
+    kernel_init: Initializer | None = None
     bias_init: Initializer = nn.initializers.zeros
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel_init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+        fan_in = math.prod(self.shape[: self.num_in])
+        kernel_init = self.kernel_init or nn.initializers.normal(fan_in**-0.5)
+        kernel_init = nn.with_logical_partitioning(kernel_init, self.axes)
         y = linear(x, self.param("kernel", kernel_init, self.shape, self.param_dtype), self.num_in)
         if self.use_bias:
             bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[self.num_in :])

@@ -184,11 +184,12 @@ def _scale_like_adam(dimensions: Callable[[Any], Any]) -> optax.GradientTransfor
 def matrix_dimensions(path: str) -> optax.contrib.MuonDimensionNumbers | None:
     """Which dimensions of a kernel are its rows and columns (stacked layers are apart); None for what is no matrix.
 
-    Attention kernels are [layers, D, heads, head_dim] and back. Embeddings, the output head and adapters are left to
-    AdamW, like biases and norms.
+    Attention kernels are [layers, D, heads, head_dim] and back. Text embeddings, the output head and adapters are left
+    to AdamW, like biases and norms. The patch embedding is a matrix like others: its inputs are nearly the same in all
+    patches but for a few directions, which carry the picture and which AdamW finds late.
     """
     *modules, module, kind = path.split("/")
-    if kind != "kernel" or not ("layers" in modules or modules == ["projector"]):
+    if kind != "kernel" or not ("layers" in modules or modules == ["projector"] or module == "patch_embed"):
         return None
     first = int("layers" in modules)
     if module == "out":
