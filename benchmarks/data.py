@@ -1,9 +1,8 @@
-"""Data pipelines: how full planned rows are, how fast they are planned and read, and whether memory stays flat.
+"""Data pipelines: how fast samples are read, and whether memory stays flat (`vl3 bench packer` plans rows).
 
-    python benchmarks/data.py [plan] [speed] [memory] [--samples N] [--rounds N] [--threads N]
+    python benchmarks/data.py [speed] [memory] [--samples N] [--rounds N] [--threads N]
 
-`plan` draws lengths in the proportions of stage 4 (configs/data/stage4.py) and packs them into rows of 16,384 tokens
-and 40,960 patches. `speed` reads real pictures and videos (those of tests/data) with questions through the loader, and
+`speed` reads real pictures and videos (those of tests/data) with questions through the loader, and
 the same samples through the transformers port's processor, in turns; then once in one thread, to tell where the time
 goes. `memory` reads 2,000 samples and prints the process's resident memory on the way.
 
@@ -28,12 +27,10 @@ from data_pipelines import loader as loading
 from data_pipelines import mixtures
 from data_pipelines.corpus import Corpus, Entry, open_corpus
 from data_pipelines.examples import Examples
-from data_pipelines.lengths import Lengths, Medium
 from data_pipelines.loader import Assembler, Loader
-from data_pipelines.planning import epoch_order, fill_of, plan_rows
-from data_pipelines.rooms import rooms_of
 from data_pipelines.schedule import Schedule
 from vl3_jax import config_file
+from vl3_jax.bench.torchvision_ops import declare_operators
 from vl3_jax.processing import chat, images, patchify, processor, resize
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -41,62 +38,24 @@ TESTS = ROOT / "tests"
 TOKENIZER = TESTS / "data" / "tokenizer"
 MEDIA = TESTS / "data" / "media"
 VIDEOS = ("bunny_long.mp4", "city_night.mp4", "earth_night.mp4", "squirrel_flight.mp4", "tree.avi")
-PLANNED = 300_000  # samples drawn for `plan`
 MEMORY_SAMPLES = 2_000
 
 
 def main() -> None:
     """Runs the chosen parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help="plan, speed, memory; all if none is named")
+    parser.add_argument("parts", nargs="*", metavar="part", help="speed, memory; both if none is named")
     parser.add_argument("--samples", type=int, default=48, help="read by `speed` in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
-    for part in arguments.parts or ("plan", "speed", "memory"):
-        if part == "plan":
-            plan()
-        elif part == "speed":
+    for part in arguments.parts or ("speed", "memory"):
+        if part == "speed":
             speed(arguments.samples, arguments.rounds, arguments.threads)
         elif part == "memory":
             memory(arguments.threads)
         else:
-            parser.error(f"{part}: no such part; choose plan, speed or memory")
-
-
-def plan() -> None:
-    """Fill and planning speed."""
-    settings = mixtures.settings_of(config_file.load(str(ROOT / "configs/data/stage4.py")))
-    lengths = stage4_lengths(PLANNED)
-    begin = time.perf_counter()
-    rooms = rooms_of(lengths, settings)
-    order = epoch_order([rooms.usable], [1.0], 0, 0)
-    rows = plan_rows(rooms, order, settings.shape, (0, 0))
-    seconds = time.perf_counter() - begin
-    fill = fill_of(rows, rooms, settings.shape)
-    print(f"{len(order):,} samples in {len(rows):,} rows; planned {len(order) / seconds:,.0f} samples/s")
-    print(f"fill: tokens {fill.tokens:.3f}, patches {fill.patches:.3f}, larger of both {fill.either:.3f}")
-
-
-def stage4_lengths(count: int) -> list[Lengths]:
-    """Samples in the proportions of table 4, with lengths drawn to match what such data looks like."""
-    amounts = config_file.load(str(ROOT / "configs/data/stage4.py")).amounts
-    share = np.array(list(amounts.values())) / sum(amounts.values())
-    rng = np.random.default_rng(0)
-    drawn = []
-    for kind in rng.choice(list(amounts), count, p=share):
-        if kind == "text":
-            drawn.append(Lengths(int(np.clip(rng.lognormal(6.5, 0.7), 20, 16_000))))
-        elif kind == "image":
-            height, width = rng.integers(240, 1100, 2)
-            drawn.append(Lengths(int(rng.lognormal(5.5, 0.6)), (Medium(False, int(height), int(width)),)))
-        else:
-            seconds = rng.lognormal(3.4, 0.9) if kind == "video" else rng.uniform(20, 120)
-            frames = int(np.clip(seconds, 2, 180))
-            height, width = [(256, 340), (336, 596), (360, 640), (480, 854), (720, 1280)][rng.integers(5)]
-            text = int(rng.lognormal(4.8, 0.7)) + 9 * frames
-            drawn.append(Lengths(text, (Medium(True, height, width, frames),)))
-    return drawn
+            parser.error(f"{part}: no such part; choose speed or memory")
 
 
 def speed(samples: int, rounds: int, threads: int | None) -> None:
@@ -153,9 +112,6 @@ def read(corpus: Corpus, threads: int | None) -> int:
 def reference(corpus: Corpus) -> Callable[[dict], int] | None:
     """The port's processing of one record, returning its vision tokens; None where it is not installed."""
     try:
-        sys.path.insert(0, str(TESTS))
-        from support.torchvision_ops import declare_operators
-
         declare_operators()
         from PIL import Image
         from transformers import PreTrainedTokenizerFast

@@ -25,14 +25,14 @@ from fractions import Fraction
 
 import av
 
+from vl3_jax.bench.processor import ask, port, shown
 from vl3_jax.errors import InputError
 from vl3_jax.processing.config import ProcessorConfig
-from vl3_jax.processing.processor import Processed, Processor
+from vl3_jax.processing.processor import Processor
 from vl3_jax.processing.tokenizer import Tokenizer
 
 TESTS = pathlib.Path(__file__).parent.parent / "tests"
 TOKENIZER = TESTS / "data" / "tokenizer"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 HOUR = 3600
 MEMORY_AIM = 600e6  # bytes above idle
 
@@ -55,21 +55,10 @@ def main() -> None:
         hour(arguments.clip)
 
 
-def ask(processor: Processor, path: pathlib.Path) -> Processed:
-    """Processes one medium and a question."""
-    kind = "image" if path.suffix in PICTURES else "video"
-    return processor([{"role": "user", "content": [{"type": kind, kind: str(path)}, "What happens?"]}])
-
-
-def shown_by(processor: Processor, path: pathlib.Path) -> int:
-    """Frames that the model would see."""
-    return ask(processor, path).sample.visuals[0].grid[0]
-
-
 def readable(path: pathlib.Path) -> bool:
     """Whether there is anything to compare."""
     try:
-        ask(Processor(Tokenizer.from_folder(TOKENIZER)), path)
+        shown(Processor(Tokenizer.from_folder(TOKENIZER)), path)
     except InputError:
         return False
     return True
@@ -77,17 +66,19 @@ def readable(path: pathlib.Path) -> bool:
 
 def compare(media: list[pathlib.Path], rounds: int) -> None:
     """Ours and theirs in turns, best of `rounds` each."""
-    port = reference()
+    theirs, missing = port()
+    if missing:
+        print(f"{missing}: only our own speed", file=sys.stderr)
     tokenizer = Tokenizer.from_folder(TOKENIZER)
     modes = {mode: Processor(tokenizer, ProcessorConfig(preprocess=mode)) for mode in ("official", "native")}
     heads = ("frames", "official/s", "native/s", "port/s", "native : port")
     print(f"{'medium':28}", *(f"{head:>14}" for head in heads))
     for path in media:
         runs: dict[str, Callable[[], int]] = {
-            mode: functools.partial(shown_by, processor, path) for mode, processor in modes.items()
+            mode: functools.partial(shown, processor, path) for mode, processor in modes.items()
         }
-        if port is not None:
-            runs["port"] = functools.partial(port, path)
+        if theirs is not None:
+            runs["port"] = functools.partial(theirs, path)
         speeds, frames = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0)
         for _ in range(rounds):
             for name, run in runs.items():
@@ -98,45 +89,10 @@ def compare(media: list[pathlib.Path], rounds: int) -> None:
                     print(f"  {name} on {path.name}: {' '.join(str(error).split())[:80]}", file=sys.stderr)
                     continue
                 speeds[name] = max(speeds[name], frames[name] / (time.perf_counter() - begin))
-        theirs = speeds.get("port", 0.0)
-        ratio = f"{speeds['native'] / theirs:13.2f}x" if theirs else f"{'-':>14}"
+        other = speeds.get("port", 0.0)
+        ratio = f"{speeds['native'] / other:13.2f}x" if other else f"{'-':>14}"
         ours = f"{speeds['official']:14.1f} {speeds['native']:14.1f}"
-        print(f"{path.name:28} {frames['native']:14} {ours} {theirs:14.1f} {ratio}")
-
-
-def reference() -> Callable[[pathlib.Path], int] | None:
-    """The port's processing of one file, which returns the number of frames; None where it is not installed."""
-    try:
-        sys.path.insert(0, str(TESTS))
-        from support.torchvision_ops import declare_operators
-
-        declare_operators()
-        from PIL import Image
-        from transformers.models.video_llama_3.image_processing_video_llama_3 import VideoLlama3ImageProcessor
-        from transformers.models.video_llama_3.video_processing_video_llama_3 import VideoLlama3VideoProcessor
-        from transformers.video_utils import load_video
-    except ImportError as error:
-        print(f"the port is not here ({error}): only our own speed", file=sys.stderr)
-        return None
-    grey = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    pictures = VideoLlama3ImageProcessor(size={"shortest_edge": 16 * 196, "longest_edge": 16_384 * 196}, **grey)
-    videos = VideoLlama3VideoProcessor(
-        size={"shortest_edge": 16 * 784, "longest_edge": 16_384 * 784},
-        use_token_compression=True,
-        max_frames=180,
-        min_frames=4,
-        **grey,
-    )
-
-    def run(path: pathlib.Path) -> int:
-        if path.suffix in PICTURES:
-            return len(pictures(Image.open(path).convert("RGB"), return_tensors="pt")["image_grid_thw"])
-        choose = functools.partial(videos.sample_frames, fps=1)
-        frames, metadata = load_video(str(path), backend="pyav", sample_indices_fn=choose)
-        result = videos([frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
-        return int(result["video_grid_thw"][0, 0])
-
-    return run
+        print(f"{path.name:28} {frames['native']:14} {ours} {other:14.1f} {ratio}")
 
 
 def hour(clip: pathlib.Path) -> None:
@@ -184,9 +140,9 @@ def print_memory(path: pathlib.Path) -> None:
     processed = ask(processor, path)
     seconds = time.perf_counter() - begin
     above = peak_memory() - idle
-    (shown,) = processed.videos
+    (video,) = processed.videos
     print(
-        f"{len(shown.indices)} frames, {processed.visual_tokens} tokens, {seconds:.1f} s, "
+        f"{len(video.indices)} frames, {processed.visual_tokens} tokens, {seconds:.1f} s, "
         f"peak {above / 1e6:.0f} MB above idle ({idle / 1e6:.0f} MB); aim {MEMORY_AIM / 1e6:.0f} MB"
     )
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from support.reference import model_inputs, reference_model, tensors, torch
+from support.reference import reference_model, torch
 from support.samples import random_sample, random_visual
 from support.tolerances import GREEDY_MARGIN
-from support.weights import native_params
+from vl3_jax.bench.reference import model_inputs, native_params, tensors
 from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.sampling import Sampling
 from vl3_jax.model import VideoLLaMA3, preset

@@ -1,65 +1,21 @@
 """Attention in blocks against dense attention, forward and backward, over layouts of every kind."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.attention import labels_of, oracle, random_qkv, value_and_gradients
 from support.tolerances import ATTENTION
 from vl3_jax.kernels import blockwise
 from vl3_jax.kernels.blockwise import blockwise_attention
+from vl3_jax.kernels.choice import FEW_QUERIES
 from vl3_jax.kernels.dense import dense_attention
-from vl3_jax.kernels.labels import Labels
-from vl3_jax.model import attention as attention_module
+from vl3_jax.kernels.labels import Labels, active_blocks, visits
 from vl3_jax.model.attention import attention
 
 LENGTH = 640  # two and a half blocks: inner edges, an outer edge and padding
-
-
-def oracle(q, k, v, q_labels, kv_labels, causal):
-    """Attention as its definition reads, in float64, looping over nothing but the formula."""
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    group = q.shape[2] // k.shape[2]
-    k, v = np.repeat(k, group, 2), np.repeat(v, group, 2)
-    scores = np.einsum("blhd,bshd->bhls", q, k) * q.shape[-1] ** -0.5
-    allowed = (q_labels.segment[:, :, None] == kv_labels.segment[:, None]) & (q_labels.segment[:, :, None] > 0)
-    if causal:
-        allowed &= kv_labels.position[:, None] <= q_labels.position[:, :, None]
-    scores = np.where(allowed[:, None], scores, -np.inf)
-    peak = scores.max(-1, keepdims=True)
-    weights = np.exp(scores - np.where(np.isfinite(peak), peak, 0))
-    weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
-    return np.einsum("bhls,bshd->blhd", weights, v)
-
-
-def labels_of(lengths: list[int], size: int, padding_first: bool = False) -> Labels:
-    """One row: segments of these lengths, cut at `size`, padding at one end."""
-    segment = np.concatenate([np.full(n, i) for i, n in enumerate(lengths, 1)] or [[]])[:size].astype(np.int32)
-    position = np.concatenate([np.arange(n) for n in lengths] or [[]])[:size].astype(np.int32)
-    pad = (size - len(segment), 0) if padding_first else (0, size - len(segment))
-    return Labels(np.pad(segment, pad)[None], np.pad(position, pad)[None])
-
-
-def random_qkv(rows, length, kv_length, heads, kv_heads, width, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 3)
-    q = jax.random.normal(keys[0], (rows, length, heads, width))
-    return q, *(jax.random.normal(key, (rows, kv_length, kv_heads, width)) for key in keys[1:])
-
-
-@functools.partial(jax.jit, static_argnames=("backend", "causal"))
-def value_and_gradients(backend, q, k, v, q_labels, kv_labels, causal):
-    scale = q.shape[-1] ** -0.5
-
-    def weighted(q, k, v):
-        out = backend(q, k, v, q_labels, kv_labels, causal=causal, scale=scale)
-        return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
-
-    (_, out), gradients = jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True)(q, k, v)
-    return out, gradients
 
 
 def assert_equal_to_dense(qkv, q_labels, kv_labels, causal):
@@ -119,11 +75,11 @@ def test_rows_without_anything_to_see_are_zero():
 def test_only_blocks_that_share_a_segment_are_visited():
     """64 frames of one block each: 64 pairs of blocks instead of 4096; causal text: the lower triangle."""
     frames = labels_of([blockwise.BLOCK] * 64, 64 * blockwise.BLOCK)
-    pairs = blockwise._block_pairs(frames, frames, blockwise.BLOCK, blockwise.BLOCK, causal=False)
+    pairs = visits(active_blocks(frames, frames, blockwise.BLOCK, blockwise.BLOCK, causal=False))
     np.testing.assert_array_equal(pairs.count, np.ones((1, 64)))
     np.testing.assert_array_equal(pairs.order[0, :, 0], np.arange(64))
     text = labels_of([8 * blockwise.BLOCK] * 2, 16 * blockwise.BLOCK)
-    pairs = blockwise._block_pairs(text, text, blockwise.BLOCK, blockwise.BLOCK, causal=True)
+    pairs = visits(active_blocks(text, text, blockwise.BLOCK, blockwise.BLOCK, causal=True))
     np.testing.assert_array_equal(pairs.count[0], [*range(1, 9), *range(1, 9)])
 
 
@@ -145,7 +101,7 @@ def test_causal_attention_asks_for_positions():
 
 
 def test_few_queries_take_the_dense_product():
-    few = attention_module.FEW_QUERIES
+    few = FEW_QUERIES
     labels = labels_of([300], 300)
     q, k, v = random_qkv(1, few, 300, 2, 2, 16)
     q_labels = Labels(labels.segment[:, -few:], labels.position[:, -few:])

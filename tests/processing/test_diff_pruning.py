@@ -75,7 +75,7 @@ def test_bfloat16_pixels_are_compared_in_bfloat16():
 @given(clip=clips(), merge=st.sampled_from([1, 2]))
 def test_the_reference_keeps_the_same(clip, merge):
     torch = pytest.importorskip("torch", reason="the reference is not installed: pip install -e '.[parity]'")
-    from support.torchvision_ops import declare_operators
+    from vl3_jax.bench.torchvision_ops import declare_operators
 
     declare_operators()
     from transformers.models.video_llama_3.video_processing_video_llama_3 import VideoLlama3VideoProcessor

@@ -25,7 +25,7 @@ QUESTION = "What is it? 中文 3.14"
 @pytest.fixture(scope="module")
 def port():
     """The port's classes; its torchvision path only where torchvision is installed."""
-    from support.torchvision_ops import declare_operators
+    from vl3_jax.bench.torchvision_ops import declare_operators
 
     declare_operators()
     from transformers import PreTrainedTokenizerFast

@@ -109,7 +109,7 @@ def test_mixed_merge_sizes_share_one_scale(picture, video):
 @given(height=sides, width=sides, merge=st.sampled_from([1, 2]), frames=st.integers(1, 200))
 def test_native_is_the_transformers_rule(height, width, merge, frames):
     pytest.importorskip("transformers")
-    from support.torchvision_ops import declare_operators
+    from vl3_jax.bench.torchvision_ops import declare_operators
 
     declare_operators()
     from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import smart_resize

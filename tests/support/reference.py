@@ -9,48 +9,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from support.torchvision_ops import declare_operators
+from vl3_jax.bench.reference import model_inputs, reference_config
+from vl3_jax.bench.torchvision_ops import declare_operators
 from vl3_jax.model import ModelConfig
-from vl3_jax.processing.packed_batch import Sample, Visual
+from vl3_jax.processing.packed_batch import Sample
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install -e '.[parity]'")
 declare_operators()
-from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration  # noqa: E402
+from transformers import VideoLlama3ForConditionalGeneration  # noqa: E402
 
-IMAGE_ID, VIDEO_ID = 500, 501
 # Over 1/sqrt(fan in): sharp attention, and a tower MLP whose share of the residual stream is not lost.
 GAINS = {"q_proj": 1.5, "k_proj": 1.5, "fc2": 6.0}
-
-
-def reference_config(config: ModelConfig) -> VideoLlama3Config:
-    vision, text = config.vision, config.text
-    return VideoLlama3Config(
-        vision_config={
-            "hidden_size": vision.hidden_size,
-            "intermediate_size": vision.intermediate_size,
-            "num_hidden_layers": vision.num_layers,
-            "num_attention_heads": vision.num_heads,
-            "patch_size": vision.patch_size,
-        },
-        text_config={
-            "model_type": "qwen2",
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "num_hidden_layers": text.num_layers,
-            "num_attention_heads": text.num_heads,
-            "num_key_value_heads": text.num_kv_heads,
-            "head_dim": text.head_dim,
-            "vocab_size": text.vocab_size,
-            "rms_norm_eps": text.rms_norm_eps,
-            "rope_parameters": {"rope_type": "default", "rope_theta": text.rope_theta},
-            "tie_word_embeddings": text.tie_word_embeddings,
-            "bos_token_id": None,
-            "eos_token_id": None,
-        },
-        tie_word_embeddings=text.tie_word_embeddings,
-        image_token_id=IMAGE_ID,
-        video_token_id=VIDEO_ID,
-    )
 
 
 def reference_model(config: ModelConfig, seed: int = 0) -> VideoLlama3ForConditionalGeneration:
@@ -74,48 +43,6 @@ def reference_model(config: ModelConfig, seed: int = 0) -> VideoLlama3ForConditi
                 parameter.normal_(0.0, gain * parameter[0].numel() ** -0.5)
     model.tie_weights()
     return model
-
-
-def tensors(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The state dict as `save_pretrained` writes it: tied tensors once."""
-    state = {name: value.numpy() for name, value in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del state["lm_head.weight"]
-    return state
-
-
-def normalise(patches: np.ndarray) -> np.ndarray:
-    return ((patches.astype(np.float32) * np.float32(1 / 255)) - np.float32(0.5)) / np.float32(0.5)
-
-
-def model_inputs(samples: list[Sample]) -> dict[str, torch.Tensor]:
-    """The reference's own inputs for a batch of samples, padded on the right."""
-    length = max(len(sample.tokens) for sample in samples)
-    ids = np.zeros((len(samples), length), np.int64)
-    mask = np.zeros((len(samples), length), np.int64)
-    images, videos = [], []
-    for row, sample in enumerate(samples):
-        tokens = sample.tokens.astype(np.int64)
-        marks = [np.full(v.num_tokens, VIDEO_ID if is_video(v) else IMAGE_ID) for v in sample.visuals]
-        if marks:
-            tokens[sample.is_vision] = np.concatenate(marks)
-        ids[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = 1
-        for visual in sample.visuals:
-            (videos if is_video(visual) else images).append(visual)
-    inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-    for visuals, pixels, prefix in ((images, "pixel_values", "image"), (videos, "pixel_values_videos", "video")):
-        if visuals:
-            inputs[pixels] = torch.tensor(np.concatenate([normalise(v.patches) for v in visuals]))
-            inputs[f"{prefix}_grid_thw"] = torch.tensor([v.grid for v in visuals])
-            inputs[f"{prefix}_merge_sizes"] = torch.tensor([v.merge for v in visuals])
-    if videos:
-        inputs["video_compression_mask"] = torch.tensor(np.concatenate([v.keep for v in videos]))
-    return inputs
-
-
-def is_video(visual: Visual) -> bool:
-    return visual.grid[0] > 1
 
 
 @dataclasses.dataclass

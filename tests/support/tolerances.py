@@ -10,6 +10,8 @@ END_TO_END = 1e-3
 MUTANT = 10 * PARITY
 # float32 attention in blocks against dense float32, absolute, on inputs of unit variance.
 ATTENTION = 2e-5
+# The same in bfloat16, against dense float32 of the same numbers.
+ATTENTION_BFLOAT16 = 2e-2
 # The same mathematics in another order or on other devices, float32, relative.
 REORDERED = 1e-5
 # Likewise for gradients, which sum over every token.

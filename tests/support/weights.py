@@ -4,21 +4,8 @@ import math
 
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
-from vl3_jax.checkpoint.names import name_map
 from vl3_jax.model import ModelConfig, abstract_params
-
-
-def native_params(tensors: dict[str, np.ndarray], config: ModelConfig) -> dict:
-    """The parameter tree of a transformers state dict; every tensor is used and every leaf filled."""
-    names = name_map("native", config)
-    assert set(tensors) == set(names.tensors), set(tensors) ^ set(names.tensors)
-    leaves = {}
-    for path, leaf in names.leaves.items():
-        slices = [spec.to_leaf(tensors[spec.name]) for spec in leaf.tensors]
-        leaves[path] = np.stack(slices) if leaf.stacked else slices[0]
-    return unflatten_dict(leaves, sep="/")
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> dict:

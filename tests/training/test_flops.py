@@ -1,15 +1,24 @@
 """The count of a step's FLOPs against what the traced program multiplies, and against counts by hand."""
 
+import dataclasses
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.extend
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import MODEL, long_batch
 
-from vl3_jax.model import abstract_params, preset
+from support.forward import TEXT_KEYS, VISION_KEYS
+from support.samples import random_sample, random_visual, shape_for
+from vl3_jax.kernels.dense import dense_attention
+from vl3_jax.kernels.labels import Labels
+from vl3_jax.model import VideoLLaMA3, abstract_params, decode, decoder, encode, preset, unembed, vision
+from vl3_jax.processing.packed_batch import pack
 from vl3_jax.training import (
     MODULES,
     WITH_LORA,
@@ -133,3 +142,40 @@ def test_a_run_counts_what_learns():
 )
 def test_peak_rates(kind, peak):
     assert peak_flops(kind) == peak
+
+
+def test_the_compiler_counts_the_same(monkeypatch):
+    """Of a model without loops: layers unrolled, attention and logits whole. Elementwise work is the difference."""
+
+    def whole(q, k, v, *labels, causal, **_):
+        shape = q.shape
+        q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
+        everything = Labels(*(jnp.ones(q.shape[:2], jnp.int32),) * 2)
+        return dense_attention(q, k, v, everything, everything, causal=causal, scale=1.0).reshape(shape)
+
+    monkeypatch.setattr(vision, "attention", whole)
+    monkeypatch.setattr(decoder, "attention", whole)
+    monkeypatch.setattr(nn, "scan", functools.partial(nn.scan, unroll=True))
+    config = preset("mid")
+    config = dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, num_layers=3),
+        text=dataclasses.replace(config.text, num_layers=2),
+    )
+    model, tokens, patches = VideoLLaMA3(config), 512, 256
+    picture = random_visual(np.random.default_rng(0), (1, 16, 16), 1)
+    sample = random_sample(np.random.default_rng(0), [picture], text=(tokens - patches) // 2)
+    batch = pack([[sample]], shape_for([[sample]]))
+
+    def loss(params):
+        features = encode(model, params, *(batch[name] for name in VISION_KEYS))
+        hidden, _ = decode(model, params, batch["tokens"], features, *(batch[name] for name in TEXT_KEYS))
+        logits = unembed(model, params, hidden)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).sum()
+
+    # Masked pairs are multiplied here like the others.
+    work = Work(patches, patches**2, patches, tokens, tokens**2, tokens)
+    params = abstract_params(config)
+    for function, trained in ((loss, ()), (jax.grad(loss), ("vision", "projector", "llm"))):
+        counted = jax.jit(function).lower(params).cost_analysis()["flops"]
+        assert counted == pytest.approx(step_flops(config, work, trained)["total"], rel=0.02)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny import QUICK, optimizer_for
 
-from support.reference import model_inputs, reference_model, tensors, torch
+from support.reference import reference_model, torch
 from support.samples import random_sample, random_visual, shape_for
 from support.tolerances import PARITY, REORDERED, UPDATE, relative_norm
-from support.weights import native_params
+from vl3_jax.bench.reference import model_inputs, native_params, tensors
 from vl3_jax.model import VideoLLaMA3, preset
 from vl3_jax.processing.packed_batch import pack
 from vl3_jax.training import batch_loss, flatten, make_train_step, new_state

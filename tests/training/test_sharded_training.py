@@ -12,11 +12,13 @@ from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.training import flatten
 
 STEPS = 20
-# The last one's vision rows are split over `tensor`, and its microbatches are cut out of split rows: there the compiler
-# got the projector's gradient wrong until the projector said where its output lives.
+# With `context`, the slices of a row lie on several devices and attention goes round in a ring. The last one's vision
+# rows are split over `tensor`, and its microbatches are cut out of split rows: there the compiler got the projector's
+# gradient wrong until the projector said where its output lives.
 MESHES = [
     ({"fsdp": 8}, short_batch, 1),
     ({"data": 2, "fsdp": 4}, short_batch, 1),
+    ({"fsdp": 4, "context": 2}, short_batch, 1),
     ({"data": 2, "fsdp": 2, "tensor": 2}, split_batch, 2),
 ]
 
@@ -36,7 +38,7 @@ def on_mesh(sizes: tuple, batch, accumulation: int) -> Run:
     return run
 
 
-@pytest.mark.parametrize(("sizes", "batch", "accumulation"), MESHES, ids=["fsdp", "data-fsdp", "data-fsdp-tensor"])
+@pytest.mark.parametrize(("sizes", "batch", "accumulation"), MESHES, ids=["-".join(sizes) for sizes, *_ in MESHES])
 def test_a_mesh_changes_nothing(sizes, batch, accumulation):
     expected, params = one_device(batch)
     assert expected[-1] <= 0.95 * expected[0]

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a stage, or fine-tune; the same command goes on after an interruption",
     "plan": "whether a training step fits a TPU slice, before there is a TPU",
     "data": "training data: index, check, statistics, pictures of packed rows, shards",
+    "bench": "how fast this machine is, beside transformers where it is installed",
     "convert": "checkpoints: Hugging Face to Orbax and back, stage-1 starts, tables, comparisons",
 }
 

@@ -10,15 +10,16 @@ Shapes: B rows, L queries, S keys, K key/value heads, G query heads for each of 
 G heads of a group are G rows of a block, so a block of queries is [K, block * G, D].
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vl3_jax.kernels.backend import Backend, attend
 from vl3_jax.kernels.einsum import einsum
-from vl3_jax.kernels.labels import MASKED, Labels, active_blocks, blocks, pad, round_up
+from vl3_jax.kernels.labels import Labels, Visits, active_blocks, blocks, pad, round_up, visits
+from vl3_jax.kernels.online_softmax import absorb, finish, nothing
 
 BLOCK, SHORT_BLOCK = 256, 64  # of long rows and of short ones, whose segments are short too
 
@@ -36,42 +37,46 @@ def blockwise_attention(
     Returns:
       [B, L, H, D] in the type of q; zeros where nothing may be attended to.
     """
-    rows, length, heads, width = q.shape
-    kv_length, kv_heads = k.shape[1:3]
-    group = heads // kv_heads
-    q_block, kv_block = _block_size(length), _block_size(kv_length)
+    return attend(BLOCKWISE, q, k, v, q_labels, kv_labels, causal, scale)
 
+
+class _Blocks(NamedTuple):
+    """The operands, cut up."""
+
+    q: jax.Array  # [B, q blocks, K, q_block * G, D]
+    k: jax.Array  # [B, kv blocks, K, kv_block, D]
+    v: jax.Array
+    q_labels: Labels  # [B, q blocks, q_block * G]
+    kv_labels: Labels  # [B, kv blocks, kv_block]
+    visits: Visits  # of each block of queries
+
+
+def _cut(q, k, v, q_labels, kv_labels, causal) -> _Blocks:
+    group = q.shape[2] // k.shape[2]
+    q_block, kv_block = _block_size(q.shape[1]), _block_size(k.shape[1])
     q_labels = Labels(*(pad(x, q_block) for x in q_labels))
     kv_labels = Labels(*(pad(x, kv_block) for x in kv_labels))
-    pairs = _block_pairs(q_labels, kv_labels, q_block, kv_block, causal)
-    q_labels = Labels(*(jnp.repeat(blocks(x, q_block), group, axis=-1) for x in q_labels))
-    kv_labels = Labels(*(blocks(x, kv_block) for x in kv_labels))
-
-    q_blocks = blocks(pad(q.reshape(rows, length, kv_heads, group, width), q_block), q_block)
-    q_blocks = q_blocks.transpose(0, 1, 3, 2, 4, 5).reshape(rows, -1, kv_heads, q_block * group, width)
-    k_blocks, v_blocks = (blocks(pad(x, kv_block), kv_block).swapaxes(2, 3) for x in (k, v))
-
-    out = _attend(q_blocks, k_blocks, v_blocks, q_labels, kv_labels, pairs, causal, scale)
-    out = out.reshape(rows, -1, kv_heads, q_block, group, width).transpose(0, 1, 3, 2, 4, 5)
-    return out.reshape(rows, -1, heads, width)[:, :length]
+    return _Blocks(
+        _cut_heads(q, k.shape[2]),
+        *(blocks(pad(x, kv_block), kv_block).swapaxes(2, 3) for x in (k, v)),
+        Labels(*(jnp.repeat(blocks(x, q_block), group, axis=-1) for x in q_labels)),
+        Labels(*(blocks(x, kv_block) for x in kv_labels)),
+        visits(active_blocks(q_labels, kv_labels, q_block, kv_block, causal)),
+    )
 
 
-class _Pairs(NamedTuple):
-    """For each block of queries the blocks of keys to visit: order[b, i, :count[b, i]]."""
-
-    order: jax.Array  # [B, q blocks, kv blocks] int32
-    count: jax.Array  # [B, q blocks] int32
-
-
-def _block_pairs(q: Labels, kv: Labels, q_block: int, kv_block: int, causal: bool) -> _Pairs:
-    active = active_blocks(q, kv, q_block, kv_block, causal)
-    order = jnp.argsort(~active, axis=-1, stable=True).astype(jnp.int32)
-    return _Pairs(order, active.sum(-1, dtype=jnp.int32))
+def _cut_heads(x: jax.Array, kv_heads: int) -> jax.Array:
+    """[B, L, K * G, ...] -> [B, blocks, K, block * G, ...]."""
+    block = _block_size(x.shape[1])
+    x = blocks(pad(x, block), block)
+    x = x.reshape(*x.shape[:3], kv_heads, -1, *x.shape[4:]).swapaxes(2, 3)
+    return x.reshape(*x.shape[:3], -1, *x.shape[5:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _attend(q, k, v, q_labels, kv_labels, pairs, causal, scale):
-    return _forward(q, k, v, q_labels, kv_labels, pairs, causal, scale)[0]
+def _join_heads(x: jax.Array, length: int, group: int) -> jax.Array:
+    """[B, blocks, K, block * G, ...] -> [B, L, K * G, ...]."""
+    x = x.reshape(*x.shape[:3], -1, group, *x.shape[4:]).swapaxes(2, 3)
+    return x.reshape(x.shape[0], -1, x.shape[3] * group, *x.shape[5:])[:, :length]
 
 
 def _scores(q, k, q_labels, kv_labels, causal, scale):
@@ -82,47 +87,36 @@ def _scores(q, k, q_labels, kv_labels, causal, scale):
     return einsum("krd,ksd->krs", q, k, out_dtype=jnp.float32) * scale, allowed
 
 
-def _forward(q, k, v, q_labels, kv_labels, pairs, causal, scale):
+def _forward(q, k, v, q_labels, kv_labels, *, causal, scale, dtype):
+    length, group = q.shape[1], q.shape[2] // k.shape[2]
+    q, k, v, q_labels, kv_labels, visits = _cut(q, k, v, q_labels, kv_labels, causal)
     rows, q_count, kv_heads, height, width = q.shape
 
     def one_block(index):
         b, i = index
         q_here, labels_here = q[b, i], Labels(*(x[b, i] for x in q_labels))
 
-        def visit(step, carry):
-            peak, total, out = carry
-            j = pairs.order[b, i, step]
+        def visit(step, so_far):
+            j = visits.order[b, i, step]
             keys_here = Labels(*(x[b, j] for x in kv_labels))
             scores, allowed = _scores(q_here, k[b, j], labels_here, keys_here, causal, scale)
-            new_peak = jnp.maximum(peak, jnp.where(allowed, scores, MASKED).max(-1))
-            weights = jnp.where(allowed, jnp.exp(scores - new_peak[..., None]), 0.0)
-            shrink = jnp.exp(peak - new_peak)
-            value = einsum("krs,ksd->krd", weights.astype(v.dtype), v[b, j], out_dtype=jnp.float32)
-            return new_peak, total * shrink + weights.sum(-1), out * shrink[..., None] + value
+            return absorb(so_far, scores, allowed, v[b, j], "krs,ksd->krd")
 
-        start = (
-            jnp.full((kv_heads, height), MASKED, jnp.float32),
-            jnp.zeros((kv_heads, height), jnp.float32),
-            jnp.zeros((kv_heads, height, width), jnp.float32),
-        )
-        peak, total, out = lax.fori_loop(0, pairs.count[b, i], visit, start)
-        total = jnp.where(total == 0.0, 1.0, total)
-        return (out / total[..., None]).astype(q.dtype), peak + jnp.log(total)
+        start = nothing((kv_heads, height, width))
+        out, log_total = finish(lax.fori_loop(0, visits.count[b, i], visit, start))
+        return out.astype(dtype), log_total[..., 0]
 
-    out, log_total = lax.map(one_block, (jnp.repeat(jnp.arange(rows), q_count), jnp.tile(jnp.arange(q_count), rows)))
-    return out.reshape(q.shape), log_total.reshape(rows, q_count, kv_heads, height)
+    results = lax.map(one_block, (jnp.repeat(jnp.arange(rows), q_count), jnp.tile(jnp.arange(q_count), rows)))
+    return tuple(_join_heads(x.reshape(rows, q_count, *x.shape[1:]), length, group) for x in results)
 
 
-def _attend_forward(q, k, v, q_labels, kv_labels, pairs, causal, scale):
-    out, log_total = _forward(q, k, v, q_labels, kv_labels, pairs, causal, scale)
-    return out, (q, k, v, q_labels, kv_labels, pairs, out, log_total)
-
-
-def _attend_backward(causal, scale, residuals, d_out):
-    q, k, v, q_labels, kv_labels, pairs, out, log_total = residuals
+def _backward(q, k, v, q_labels, kv_labels, out, log_total, d_out, *, causal, scale, dtype):
+    length, kv_length, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    cut = _cut(q, k, v, q_labels, kv_labels, causal)
+    out, log_total, d_out = (_cut_heads(x, k.shape[2]) for x in (out, log_total, d_out))
 
     def one_row(row):
-        q, k, v, q_labels, kv_labels, pairs, out, log_total, d_out = row
+        (q, k, v, q_labels, kv_labels, visits), out, log_total, d_out = row
 
         def one_block(carry, i):
             q_here, d_out_here = q[i], d_out[i]
@@ -131,7 +125,7 @@ def _attend_backward(causal, scale, residuals, d_out):
 
             def visit(step, carry):
                 d_q, d_k, d_v = carry
-                j = pairs.order[i, step]
+                j = visits.order[i, step]
                 keys_here = Labels(*(x[j] for x in kv_labels))
                 scores, allowed = _scores(q_here, k[j], labels_here, keys_here, causal, scale)
                 weights = jnp.where(allowed, jnp.exp(scores - log_total[i][..., None]), 0.0)
@@ -143,18 +137,19 @@ def _attend_backward(causal, scale, residuals, d_out):
                 return d_q, d_k.at[j].add(d_k_here), d_v.at[j].add(d_v_here)
 
             start = (jnp.zeros(q_here.shape, jnp.float32), *carry)
-            d_q, d_k, d_v = lax.fori_loop(0, pairs.count[i], visit, start)
-            return (d_k, d_v), d_q.astype(q.dtype)
+            d_q, d_k, d_v = lax.fori_loop(0, visits.count[i], visit, start)
+            return (d_k, d_v), d_q.astype(dtype)
 
         start = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
         (d_k, d_v), d_q = lax.scan(one_block, start, jnp.arange(q.shape[0]))
-        return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype)
+        return d_q, d_k.astype(dtype), d_v.astype(dtype)
 
-    gradients = lax.map(one_row, (q, k, v, q_labels, kv_labels, pairs, out, log_total, d_out))
-    return (*gradients, None, None, None)
+    d_q, d_k, d_v = lax.map(one_row, (cut, out, log_total, d_out))
+    d_k, d_v = (_join_heads(x, kv_length, 1) for x in (d_k, d_v))
+    return _join_heads(d_q, length, group), d_k, d_v
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
+BLOCKWISE = Backend(_forward, _backward)
 
 
 def _block_size(length: int) -> int:

@@ -37,6 +37,19 @@ def active_blocks(q: Labels, kv: Labels, q_block: int, kv_block: int, causal: bo
     return active
 
 
+class Visits(NamedTuple):
+    """For each block of one side the blocks of the other to visit: order[b, i, :count[b, i]]."""
+
+    order: jax.Array  # [B, blocks, blocks of the other side] int32
+    count: jax.Array  # [B, blocks] int32
+
+
+def visits(active: jax.Array) -> Visits:
+    """The true entries along the last axis of `active_blocks` (or of its transpose), in order."""
+    order = jnp.argsort(~active, axis=-1, stable=True).astype(jnp.int32)
+    return Visits(order, active.sum(-1, dtype=jnp.int32))
+
+
 def round_up(size: int, multiple: int) -> int:
     """The next whole number of `multiple`."""
     return -(-size // multiple) * multiple

@@ -149,9 +149,10 @@ class DecoderAttention(nn.Module):
             keys_values = tuple(
                 write(layers, layer, slots, new) for layers, new in zip(keys_values, (k, v), strict=True)
             )
-            k, v = (layers[layer].astype(q.dtype) for layers in keys_values)
+            k, v = keys_values
         with jax.named_scope("attention"):
-            out = attention(q, k, v, segment_ids, kv_segment_ids, positions, kv_positions, causal=True)
+            labels = (segment_ids, kv_segment_ids, positions, kv_positions)
+            out = attention(q, k, v, *labels, causal=True, layer=None if keys_values is None else layer)
         shape, axes = (heads, head_dim, width), ("heads", "head_dim", "embed")
         out = Linear(shape, axes, num_in=2, use_bias=False, param_dtype=self.param_dtype, name="out")(out)
         return out, keys_values

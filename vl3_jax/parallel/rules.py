@@ -7,7 +7,7 @@ The mesh has up to four axes: `data` (whole copies of the weights), `fsdp` (weig
 from collections.abc import Mapping, Sequence
 
 import jax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 
@@ -60,6 +60,16 @@ def current_mesh() -> AbstractMesh | None:
     """The mesh of the enclosing `jax.set_mesh`, or None outside one (or inside a `shard_map`)."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.are_all_axes_manual else mesh
+
+
+def target_device() -> AbstractDevice | jax.Device:
+    """What the enclosing trace is compiled for; its `platform` and `device_kind`.
+
+    A device of the mesh, also inside a `shard_map` and also where the mesh is of devices that are not there; without
+    a mesh the default device.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device or jax.devices()[0]
+    return jax.devices(device)[0] if isinstance(device, str) else device
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -1,0 +1,82 @@
+"""The TPU kernels at full size through the real TPU compiler, without a TPU: forward and backward."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vl3_jax.model.attention import attention
+from vl3_jax.parallel.mesh import make_mesh
+from vl3_jax.parallel.topologies import topology
+from vl3_jax.training import planning
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'"
+)
+
+SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+# heads, key/value heads, channels, tokens, causal
+TOWER, TEXT_2B, TEXT_7B = (16, 16, 72, 40_960, False), (12, 2, 128, 16_384, True), (28, 4, 128, 16_384, True)
+
+
+def compiled_text(generation, heads, kv_heads, width, length, causal, rows=1, context=1, dtype=jnp.bfloat16):
+    """The program of output and gradients for four chips, `rows` on each, or on each `context` of them."""
+    mesh = make_mesh({"fsdp": -1, "context": context}, planning._devices(topology(SLICES[generation])))
+    split = NamedSharding(mesh, PartitionSpec("fsdp", "context"))
+
+    def shape(*sizes, dtype=dtype):
+        return jax.ShapeDtypeStruct((rows * mesh.shape["fsdp"], length, *sizes), dtype, sharding=split)
+
+    def run(q, k, v, segment, position, d_out):
+        out, pull_back = jax.vjp(
+            lambda q, k, v: attention(q, k, v, segment, segment, position, position, causal=causal), q, k, v
+        )
+        return out, pull_back(d_out)
+
+    q, k, labels = shape(heads, width), shape(kv_heads, width), shape(dtype=jnp.int32)
+    with jax.set_mesh(mesh), planning._quiet():
+        return jax.jit(run).lower(q, k, k, labels, labels, q).compile().as_text()
+
+
+def assert_runs_the_kernels(text, times=1):
+    calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    names = [name for line in calls for name in ("forward_kernel", "d_q_kernel", "d_kv_kernel") if f"%{name}" in line]
+    assert sorted(names) == sorted(["d_kv_kernel", "d_q_kernel", "forward_kernel"] * times)
+    assert len(calls) == 3 * times
+
+
+@pytest.mark.parametrize(
+    ("generation", "shape"),
+    [
+        ("v5e", TEXT_2B),
+        pytest.param("v5e", TOWER, marks=pytest.mark.slow),
+        pytest.param("v5e", TEXT_7B, marks=pytest.mark.slow),
+        *(
+            pytest.param(generation, shape, marks=pytest.mark.slow)
+            for generation in ("v5p", "v6e")
+            for shape in (TOWER, TEXT_2B, TEXT_7B)
+        ),
+    ],
+)
+def test_at_full_size(generation, shape):
+    assert_runs_the_kernels(compiled_text(generation, *shape))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [TOWER, TEXT_7B])
+def test_in_float32(shape):
+    assert_runs_the_kernels(compiled_text("v5e", *shape, dtype=jnp.float32))
+
+
+@pytest.mark.slow
+def test_the_longest_schedule_fits_the_scalar_memory():
+    """Five rows of the tower in one call, of 128,000 pairs of blocks."""
+    assert_runs_the_kernels(compiled_text("v5e", *TOWER, rows=5))
+
+
+@pytest.mark.slow
+def test_in_a_ring():
+    """Float32 results of bfloat16 operands: of the slices that come by, and of the last."""
+    assert_runs_the_kernels(compiled_text("v5e", *TEXT_7B, context=2), times=2)

@@ -1,0 +1,56 @@
+"""The training loss and its gradients in chunks, beside all logits at once, with the released vocabulary."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from vl3_jax.bench.settings import Settings
+from vl3_jax.bench.table import OURS, Row, Table
+from vl3_jax.bench.timing import in_turns
+from vl3_jax.kernels.einsum import einsum
+from vl3_jax.model import preset
+from vl3_jax.training.cross_entropy import token_losses
+
+PLAIN = "plain logits"
+
+
+def measure(settings: Settings) -> Table:
+    """Value and gradients for hidden states and unembedding."""
+    text = preset("tiny" if settings.small else "2b").text
+    tokens = settings.pick(64, 1024, 4096)
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden = jax.random.normal(keys[0], (1, tokens, text.hidden_size), settings.dtype)
+    unembedding = 0.02 * jax.random.normal(keys[1], (text.vocab_size, text.hidden_size), settings.dtype)
+    targets = jax.random.randint(keys[2], (1, tokens), 0, text.vocab_size)
+    sides = {
+        side: settings.compiled(
+            jax.value_and_grad(functools.partial(summed, losses), argnums=(0, 1)), hidden, unembedding, targets
+        )
+        for side, losses in ((OURS, chunked), (PLAIN, plain))
+    }
+    seconds = in_turns(sides, settings.rounds)
+    flops = 3 * 2 * tokens * text.hidden_size * text.vocab_size
+    case = f"{tokens:,} tokens, {text.vocab_size:,} rows of {text.hidden_size:,}"
+    rows = [
+        Row(case, side, seconds[side], tokens, "tokens", flops, {"temporaries MB": run.temporaries / 1e6})
+        for side, run in sides.items()
+    ]
+    return Table("loss", f"cross-entropy, {settings.dtype}, forward and backward", rows)
+
+
+def summed(losses, hidden: jax.Array, unembedding: jax.Array, targets: jax.Array) -> jax.Array:
+    """The sum of the losses [B, L] that `losses` computes."""
+    return losses(hidden, unembedding, targets).sum()
+
+
+def chunked(hidden: jax.Array, unembedding: jax.Array, targets: jax.Array) -> jax.Array:
+    """As training computes it."""
+    return token_losses(hidden, unembedding, targets, jnp.ones(targets.shape, bool))
+
+
+def plain(hidden: jax.Array, unembedding: jax.Array, targets: jax.Array) -> jax.Array:
+    """With all logits in memory."""
+    logits = einsum("bld,vd->blv", hidden, unembedding, out_dtype=jnp.float32)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked

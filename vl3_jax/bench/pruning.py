@@ -1,0 +1,64 @@
+"""The frame pruner's mask over a video: one array operation, beside loops over frames and blocks."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from vl3_jax.bench import reference
+from vl3_jax.bench.settings import Settings
+from vl3_jax.bench.table import OURS, Row, Table
+from vl3_jax.bench.timing import in_turns
+from vl3_jax.processing.diff_pruning import DEFAULT_MIN_TOKENS, DEFAULT_THRESHOLD, keep_mask
+from vl3_jax.processing.packed_batch import PATCH_DIM
+from vl3_jax.processing.patchify import pruning_mask
+
+ON_DEVICE, FROM_BYTES, LOOP = "compiled by JAX", "from uint8 patches", "loop"
+_MERGE, _STILL = 2, 0.5
+
+
+def measure(settings: Settings) -> Table:
+    """Half of the blocks stay as they are from frame to frame."""
+    frames, blocks = settings.pick((6, 8), (180, 84), (180, 84))
+    rng = np.random.default_rng(0)
+    patches = rng.integers(0, 256, (frames, blocks, _MERGE**2 * PATCH_DIM), np.uint8)
+    for frame in range(1, frames):
+        still = rng.random(blocks) < _STILL
+        patches[frame, still] = patches[frame - 1, still]
+    pixels = reference.normalise(patches)
+    flat, grey = patches.reshape(-1, PATCH_DIM), np.full(3, 0.5)
+    sides = {
+        OURS: lambda: keep_mask(pixels),
+        FROM_BYTES: lambda: pruning_mask(flat, frames, _MERGE, DEFAULT_THRESHOLD, DEFAULT_MIN_TOKENS, grey, grey),
+        ON_DEVICE: settings.compiled(keep_mask, jnp.asarray(pixels)),
+        LOOP: lambda: looped(pixels),
+    }
+    missing = reference.why_missing()
+    if not missing:
+        sides[reference.SIDE] = _theirs(pixels)
+    kept = {side: int(np.sum(np.asarray(run()))) for side, run in sides.items()}
+    seconds = in_turns(sides, settings.rounds)
+    case = f"{frames} frames of {blocks} blocks"
+    rows = [Row(case, side, time, frames, "frames", None, {"kept": kept[side]}) for side, time in seconds.items()]
+    return Table("pruning", "which vision tokens of a video are kept", rows, (missing,) if missing else ())
+
+
+def looped(pixels: np.ndarray) -> np.ndarray:
+    """The mask, block by block."""
+    frames, blocks, _ = pixels.shape
+    keep = np.ones((frames, blocks), bool)
+    for frame in range(1, frames):
+        for block in range(blocks):
+            change = 255 * np.mean(np.abs(pixels[frame, block] - pixels[frame - 1, block]))
+            keep[frame, block] = change > DEFAULT_THRESHOLD
+        if keep[frame].sum() < DEFAULT_MIN_TOKENS:
+            keep[frame, :DEFAULT_MIN_TOKENS] = True
+    return keep
+
+
+def _theirs(pixels: np.ndarray):
+    import torch
+    from transformers.models.video_llama_3.video_processing_video_llama_3 import VideoLlama3VideoProcessor
+
+    frames, blocks, _ = pixels.shape
+    flat, merge = torch.tensor(pixels.reshape(-1, PATCH_DIM)), torch.tensor([_MERGE])
+    grid = torch.tensor([[frames, _MERGE * blocks, _MERGE]])
+    return lambda: VideoLlama3VideoProcessor._get_compression_mask(None, flat, grid, merge).numpy()
