@@ -2,7 +2,7 @@
 
 A file of `configs/data/` has `get_config()`, which returns `mixture(...)`: an `ml_collections.ConfigDict` with the
 settings below and `datasets`, each {task, annotations, media, weight, size, kind, index}. Relative paths of a data set
-are below `root`.
+are below `root`; `{seed}` in an annotation path stands for the setting `seed`.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from vl3_jax.processing.diff_pruning import DEFAULT_THRESHOLD
 from vl3_jax.processing.packed_batch import BatchShape
 
 ANNOTATIONS = "annotations.jsonl"
+SEED = "{seed}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ def mixture(groups: Sequence[Group] = (), **settings: Any) -> ml_collections.Con
     config = ml_collections.ConfigDict(
         {
             "root": "data",
+            "seed": 0,  # of data that is drawn
             "length": TRAINING_LENGTH,
             "patches": 40_960,
             "vision_rows": 1,
@@ -120,7 +122,7 @@ def entries_of(config: ml_collections.ConfigDict) -> list[Entry]:
     return [
         Entry(
             name,
-            tuple(_below(config.root, path) for path in one.annotations),
+            tuple(_below(config.root, path.replace(SEED, str(config.seed))) for path in one.annotations),
             _below(config.root, one.media),
             one.task,
             float(one.weight),

@@ -52,11 +52,11 @@ def processes(arguments: argparse.Namespace, port: int | str) -> list[Process]:
     command = (sys.executable, "-m", "vl3_jax.cli.main", "train", *arguments.train)
     count, found = arguments.processes, []
     for rank in range(count):
-        environment = {}
+        environment = dict(arguments.compiler)
         if arguments.cpu_devices:
             flag = f"--xla_force_host_platform_device_count={arguments.cpu_devices}"
             others = [word for word in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in word]
-            environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*others, flag])}
+            environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*others, flag])}
         if arguments.gpus:
             each = arguments.gpus // count
             visible = ",".join(str(number) for number in range(rank * each, (rank + 1) * each))
@@ -236,6 +236,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--grace-seconds", type=float, default=600, metavar="S", help="to save after SIGTERM (600)")
     parser.add_argument("--port", type=int, default=0, help="of the coordinator; any free one unless given")
+    parser.add_argument("--xla-flags", metavar="G", help="compiler flags for v5e, v5p, v6e or gpu (none)")
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="of TPUs in the job, for --xla-flags (1)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and end")
     parser.add_argument("train", nargs=argparse.REMAINDER, metavar="-- ARGUMENTS", help="of `vl3 train`")
     arguments = parser.parse_args(argv)
@@ -249,6 +251,15 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--processes is at least 1, the other numbers are not negative")
     if arguments.gpus % arguments.processes:
         parser.error(f"{arguments.gpus} GPUs cannot be shared out evenly among {arguments.processes} processes")
+    arguments.compiler = {}
+    if arguments.xla_flags:
+        from vl3_jax.errors import InputError
+        from vl3_jax.parallel.xla_flags import environment
+
+        try:
+            arguments.compiler = environment(arguments.xla_flags, arguments.slices)
+        except InputError as error:
+            parser.error(f"--xla-flags: {error}")
     return arguments
 
 

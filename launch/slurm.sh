@@ -11,6 +11,7 @@
 #   --restarts K         of the job inside an allocation, when it fails (3)
 #   --hang-seconds S     without a report, after which the job counts as dead (1800)
 #   --grace-seconds S    to save before an allocation ends (300)
+#   --xla-flags          the compiler's flags for GPUs (vl3_jax/parallel/xla_flags.py)
 #   --sbatch FLAG        one more for sbatch, such as --partition=gpu; may be repeated
 #   --dry-run            print what would be run
 #
@@ -29,11 +30,12 @@ do_it() {
   [[ -n "$dry" ]] || "$@"
 }
 
-nodes=1 gpus=8 time='' name=vl3 python=python3 restarts=3 hang=1800 grace=300 dry='' inside='' sbatch_flags=() job=()
+nodes=1 gpus=8 time='' name=vl3 python=python3 restarts=3 hang=1800 grace=300 dry='' inside='' xla=() sbatch_flags=() job=()
 while (($#)); do
   case "$1" in
     --dry-run) dry=1 ;;
     --inside) inside=1 ;; # the batch script itself
+    --xla-flags) xla=(--xla-flags) ;;
     --)
       shift
       job=("$@")
@@ -66,7 +68,7 @@ done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 own=(--nodes "$nodes" --gpus-per-node "$gpus" --python "$python" --restarts "$restarts" --hang-seconds "$hang"
-  --grace-seconds "$grace")
+  --grace-seconds "$grace" "${xla[@]}")
 if [[ -z "$inside" ]]; then
   # Inside, this file is a copy in SLURM's own folder, so the job begins in the repository.
   do_it sbatch --job-name "$name" --nodes "$nodes" --ntasks-per-node 1 --gpus-per-node "$gpus" --exclusive \
@@ -80,7 +82,7 @@ JAX_LOCAL_DEVICE_IDS=$(seq -s , 0 $((gpus - 1)))
 export JAX_LOCAL_DEVICE_IDS PYTHONUNBUFFERED=1
 [[ "${job[*]}" == *expect_devices* ]] || job+=("--config.expect_devices=$((nodes * gpus))")
 command=(srun --nodes "$nodes" --ntasks-per-node 1 --kill-on-bad-exit=0 "$python" launch/local.py
-  --restarts "$restarts" --hang-seconds "$hang" --grace-seconds "$grace" -- "${job[@]}")
+  --restarts "$restarts" --hang-seconds "$hang" --grace-seconds "$grace" "${xla[@]/%/=gpu}" -- "${job[@]}")
 if [[ -n "$dry" ]]; then
   do_it "${command[@]}"
   exit

@@ -23,6 +23,7 @@
 #   --restarts K         of the job on its machines, when it fails (20)
 #   --hang-seconds S     without a report, after which the job counts as dead (1800)
 #   --poll S             seconds between two looks of `watch` (60)
+#   --xla-flags          the compiler's flags for this chip (vl3_jax/parallel/xla_flags.py)
 #   --keep               `watch` does not delete the slice at the end
 #   --dry-run            print what would be run
 #
@@ -30,7 +31,7 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-name='' zone='' project='' topology='' nodes=1 spot='' runtime='' restarts=20 hang=1800 poll=60 keep='' dry=''
+name='' zone='' project='' topology='' nodes=1 spot='' runtime='' restarts=20 hang=1800 poll=60 keep='' dry='' xla=''
 create_flags=() job=()
 
 fail() {
@@ -50,6 +51,7 @@ read_arguments() {
     case "$1" in
       --spot) spot=1 ;;
       --keep) keep=1 ;;
+      --xla-flags) xla=1 ;;
       --dry-run) dry=1 ;;
       --)
         shift
@@ -151,6 +153,10 @@ run() {
   if [[ -n "$topology" && "${job[*]}" != *expect_devices* ]]; then
     read_topology
     expect=("--config.expect_devices=$((chips * nodes))")
+  fi
+  if [[ -n "$xla" ]]; then
+    read_topology
+    flags+=(--xla-flags "$kind" --slices "$nodes")
   fi
   on_all "bash vl3_jax/launch/worker.sh start$(printf ' %q' "${flags[@]}" -- "${job[@]}" "${expect[@]}")"
 }

@@ -2,19 +2,18 @@
 
 from ml_collections import ConfigDict
 
-from data_pipelines.mixtures import Group, mixture
+from data_pipelines.mixtures import SEED, Group, mixture
 from data_pipelines.synthetic.stages import sources
 
 
-def stage_mixture(stage: int, samples: int, seed: int = 0) -> ConfigDict:
-    """What a stage learns from.
+def stage_mixture(stage: int, samples: int) -> ConfigDict:
+    """What a stage learns from. With the setting `seed`, which is that of the drawing, every stage draws its own.
 
     Args:
       stage: 0 to 4.
       samples: of an epoch; they are drawn when they are read.
-      seed: of the drawing.
     """
-    found = sources(stage, samples, seed)
+    found = sources(stage, samples, f"{SEED}{stage}")
     config = mixture(
         [Group(task, 0, [task]) for task in found],
         root="",

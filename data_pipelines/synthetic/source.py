@@ -29,7 +29,7 @@ from vl3_jax.errors import InputError
 
 SCHEME = "synthetic"
 # Modules whose text does not change what is drawn.
-_NOT_DRAWING = ("__init__", "__main__", "parsing", "scoring", "source", "stages", "tokenizer", "writing")
+_NOT_DRAWING = ("__init__", "__main__", "mixture", "parsing", "scoring", "source", "stages", "tokenizer", "writing")
 _STRIDE, _PERIOD = 2_654_435_769, 2**32  # of the golden ratio: every stretch of samples has all tasks in proportion
 
 

@@ -8,18 +8,18 @@ from collections.abc import Mapping
 STAGES: Mapping[int, Mapping[str, float]] = {
     # Language alone.
     0: {"addition": 25, "copy": 15, "recall": 30, "boxes": 10, "times": 20},
-    # The tower learns to see: names, colours, captions.
+    # The tower learns to see: names above all, for until it knows forms nothing else about a picture can be learned.
     1: {
-        "digit": 16,
-        "fashion": 20,
-        "shape": 7,
-        "colour": 7,
-        "caption": 18,
-        "talk": 18,
-        "addition": 4,
-        "copy": 2,
-        "recall": 4,
-        "boxes": 2,
+        "digit": 38,
+        "fashion": 30,
+        "shape": 10,
+        "colour": 3,
+        "caption": 2,
+        "talk": 2,
+        "addition": 8,
+        "copy": 1,
+        "recall": 3,
+        "boxes": 1,
         "times": 2,
     },
     # Where and how many: reading, boxes, counting; first questions about two things.

@@ -80,6 +80,8 @@ def rendered(arguments: argparse.Namespace) -> str:
     pod = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     # A supervisor saves within the time that the cluster gives, less a little to end by itself.
     own = ["--hang-seconds", str(arguments.hang_seconds), "--grace-seconds", str(max(arguments.grace_seconds - 20, 1))]
+    if arguments.xla_flags:
+        own += ["--xla-flags", slice_.chip.name, "--slices", str(arguments.slices)]
     train = ["--config", arguments.config, "--workdir", arguments.workdir, *changes]
     pod["containers"][0]["args"] = [*own, "--", *train]
     if arguments.service_account:
@@ -106,6 +108,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-restarts", type=int, default=50, help="of the whole job (50)")
     parser.add_argument("--hang-seconds", type=int, default=1800, help="without a report, then it restarts (1800)")
     parser.add_argument("--grace-seconds", type=int, default=600, help="to save before a machine goes (600)")
+    parser.add_argument("--xla-flags", action="store_true", help="the compiler's flags for this chip")
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, changes = parser.parse_known_args(argv)
     for change in changes:

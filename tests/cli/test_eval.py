@@ -54,6 +54,17 @@ def test_asks_prints_saves_and_scores_again(capsys, checkpoint, tmp_path):
     assert "blind" in failure(capsys, *command[1:], "--tasks", "nano/digit", "--blind")
 
 
+def test_other_media_and_every_token(capsys, checkpoint, tmp_path):
+    command = ["eval", "--model", checkpoint, "--tasks", "nano/addition,nano/static", "--count", "2", "--blind"]
+    assert main([*command, "--no-prune", "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["task", "nano/static", "mean"]  # sums have no media
+    assert lines[1].split()[-1] == "100%"
+    settings = json.loads((tmp_path / "run.json").read_text())
+    assert (settings["blind"], settings["prune"]) == (True, False)
+    assert "blind" in failure(capsys, *command[1:-1], "--no-prune", "--out", tmp_path)
+
+
 def test_bad_commands_are_one_line(capsys, checkpoint, tmp_path):
     good = ["--model", checkpoint, "--tasks", "nano", "--out", tmp_path / "out"]
     assert "--model" in failure(capsys, "--tasks", "nano", "--out", tmp_path)

@@ -87,7 +87,7 @@ def export_files(
         out["config.json"] = tokens.dump(_native_config(files, files_kind, config_json, config, dtype))
         out |= {name: tokens.dump(content) for name, content in _native_processors(files, config).items()}
         out["chat_template.jinja"] = templates.NATIVE.encode()
-        return out
+        return out | tokens.end_files(files)
     ids, changed = tokens.with_official_tokens(files)
     out |= changed
     processors = _official_processors(files, files_kind, config)

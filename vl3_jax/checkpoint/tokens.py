@@ -9,6 +9,7 @@ from vl3_jax.checkpoint.hf_config import read_json
 OFFICIAL_IMAGE = "<image>"
 OFFICIAL_TOKENS = (OFFICIAL_IMAGE, "<|stream_start|>", "<|stream_end|>")
 NATIVE_IMAGE, NATIVE_VIDEO = "<|image_pad|>", "<|video_pad|>"
+_END_OF_TURN, _END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
 
 
 def known_tokens(files: pathlib.Path) -> dict[str, int]:
@@ -61,6 +62,25 @@ def with_official_tokens(files: pathlib.Path) -> tuple[dict[str, int], dict[str,
             _add(name, content, new)
             changed[name] = dump(content)
     return ids, changed
+
+
+def end_files(files: pathlib.Path) -> dict[str, bytes]:
+    """What tells transformers where an answer ends, for a tokenizer.json that has come without it."""
+    known = known_tokens(files)
+    if not {_END_OF_TURN, _END_OF_TEXT} <= set(known):
+        return {}
+    contents = {
+        "generation_config.json": {
+            "eos_token_id": [known[_END_OF_TURN], known[_END_OF_TEXT]],
+            "pad_token_id": known[_END_OF_TEXT],
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": _END_OF_TURN,
+            "pad_token": _END_OF_TEXT,
+        },
+    }
+    return {name: dump(content) for name, content in contents.items() if not (files / name).is_file()}
 
 
 def _add(file: str, content: dict[str, Any], new: dict[str, int]) -> None:

@@ -1,0 +1,101 @@
+"""nano in transformers: its native export answers the questions of every kind as it does here."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vl3_jax as vl3
+from support import reference
+from support.small_checkpoint import write_small_checkpoint
+from support.tolerances import GREEDY_MARGIN
+from vl3_jax.checkpoint import packaged
+from vl3_jax.cli.main import main
+from vl3_jax.evaluation.tasks import Selection, find
+
+torch = reference.torch
+KINDS = {"text": "addition", "picture": "box", "two pictures": "pair", "clip": "static"}
+COUNT = 4  # questions of each kind
+NEW_TOKENS = 28  # more than a true answer has
+MERGED = (
+    28  # pixels of a merged token: sides of so many are not resampled, which torchvision does otherwise than Pillow
+)
+
+
+@pytest.fixture(scope="module", params=["random", "packaged"])
+def pair(request, tmp_path_factory):
+    """The model loaded by us, and its export loaded by transformers with its processor."""
+    from transformers import AutoProcessor, VideoLlama3ForConditionalGeneration
+
+    if request.param == "packaged" and not packaged.has_weights():
+        pytest.skip("the package has no trained weights yet")
+    folder = tmp_path_factory.mktemp("nano")
+    if request.param == "random":
+        source = write_small_checkpoint(folder / "official", size="nano")
+        (source / "generation_config.json").unlink()
+    else:
+        source = packaged.FOLDER
+    assert main(["convert", "export", str(source), str(folder / "native"), "--format", "native"]) == 0
+    model = VideoLlama3ForConditionalGeneration.from_pretrained(folder / "native").eval()
+    return vl3.load(source), model, AutoProcessor.from_pretrained(folder / "native")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_answers_are_the_same(pair, kind):
+    assistant, model, processor = pair
+    (task,) = find([f"nano/{KINDS[kind]}"])
+    questions = [one for one in task.questions(Selection(count=30)) if not resampled(one)][:COUNT]
+    assert len(questions) == COUNT
+    answers, decided = [], 0
+    for question in questions:
+        inputs = inputs_of(processor, question)
+        content = [*question.media(), {"type": "text", "text": question.text}]
+        ours = assistant.answer([{"role": "user", "content": content}], max_new_tokens=NEW_TOKENS)
+        sample = ours.processed.sample
+        ids = inputs["input_ids"][0].numpy()
+        seen = np.zeros(len(ids), bool) if sample.is_vision is None else sample.is_vision
+        np.testing.assert_array_equal(sample.tokens[~seen], ids[~seen])
+        if sample.visuals:
+            name = "pixel_values" if "pixel_values" in inputs else "pixel_values_videos"
+            pixels = np.concatenate([visual.patches for visual in sample.visuals])
+            np.testing.assert_array_equal(pixels, np.rint((inputs[name].numpy() + 1) * 127.5))
+        out = model.generate(
+            **inputs,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        theirs = out.sequences[0, len(ids) :].tolist()
+        margins = [float(-np.diff(torch.topk(step[0], 2).values.numpy())[0]) for step in out.logits]
+        until = next((place for place, margin in enumerate(margins) if margin < GREEDY_MARGIN), len(theirs))
+        decided += until == len(theirs)
+        assert ours.token_ids[:until] == theirs[:until]
+        answers.append(tuple(theirs))
+    assert len(set(answers)) > 1
+    assert decided >= COUNT / 2
+
+
+def resampled(question) -> bool:
+    sides = [side for part in question.media() for side in part[part["type"]].shape[-3:-1]]
+    return any(side % MERGED for side in sides)
+
+
+def inputs_of(processor, question) -> dict:
+    """What transformers' own processor makes of a question."""
+    from transformers.video_utils import VideoMetadata
+
+    media = question.media()
+    marks = "".join("<|image_pad|>\n" if part["type"] == "image" else "<|video_pad|>\n" for part in media)
+    text = f"<|im_start|>user\n{marks}{question.text}<|im_end|>\n<|im_start|>assistant\n"
+    given = {"text": [text], "return_tensors": "pt"}
+    pictures = [Image.fromarray(part["image"]) for part in media if part["type"] == "image"]
+    clips = [part["video"] for part in media if part["type"] == "video"]
+    if pictures:
+        given["images"] = pictures
+    if clips:
+        given["videos"] = [torch.tensor(clip).permute(0, 3, 1, 2) for clip in clips]
+        given["video_metadata"] = [
+            VideoMetadata(total_num_frames=len(clip), fps=1, frames_indices=list(range(len(clip)))) for clip in clips
+        ]
+    unused = ("video_metadata", "token_type_ids", "mm_token_type_ids")
+    return {name: value for name, value in dict(processor(**given)).items() if name not in unused}

@@ -1,0 +1,85 @@
+"""Compiler flags by generation, and whether the compilers here know them."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vl3_jax.errors import InputError
+from vl3_jax.parallel import xla_flags
+from vl3_jax.parallel.xla_flags import GENERATIONS, GPU, environment
+
+TOPOLOGIES = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}
+COMPILE = """
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+
+devices = topologies.get_topology_desc(sys.argv[1], platform="tpu").devices
+mesh = jax.sharding.Mesh(np.array(devices), ("fsdp",))
+split = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16, sharding=jax.NamedSharding(mesh, jax.P("fsdp")))
+jax.jit(lambda a, b: jnp.tanh(a @ b).sum()).lower(split, split).compile()
+"""
+
+
+def compiled_for(generation: str, flags: str) -> subprocess.CompletedProcess:
+    off_the_cloud = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
+    given = os.environ | off_the_cloud | {"LIBTPU_INIT_ARGS": flags, "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", COMPILE, TOPOLOGIES[generation]]
+    return subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'")
+@pytest.mark.parametrize("generation", TOPOLOGIES)
+def test_the_compiler_takes_all_of_them(generation):
+    (flags,) = environment(generation, slices=2, existing={}).values()
+    done = compiled_for(generation, flags)
+    assert done.returncode == 0, done.stderr[-1000:]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'")
+def test_the_compiler_would_refuse_an_unknown_one():
+    done = compiled_for("v5e", "--xla_tpu_no_such_flag=true")
+    assert done.returncode != 0
+    assert "xla_tpu_no_such_flag" in done.stderr
+
+
+@pytest.mark.parametrize(("more", "code"), [("", 0), (" --xla_gpu_no_such_flag=true", 1)])
+def test_jaxlib_takes_those_of_gpus(more, code):
+    flags = environment(GPU, existing={})["XLA_FLAGS"] + more
+    given = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+    assert bool(done.returncode) == bool(code), done.stderr[-1000:]
+
+
+def test_what_is_there_already_comes_last():
+    found = environment("v5e", existing={"LIBTPU_INIT_ARGS": "--mine=1  --xla_enable_async_all_gather=false"})
+    words = found["LIBTPU_INIT_ARGS"].split()
+    assert words[-2:] == ["--mine=1", "--xla_enable_async_all_gather=false"]
+    assert words.count("--xla_tpu_enable_async_collective_fusion=true") == 1
+
+
+def test_several_slices_have_flags_of_their_own():
+    for generation in GENERATIONS:
+        (one,), (two,) = (environment(generation, slices, {}).values() for slices in (1, 2))
+        assert ("data_parallel" in two) == (generation != GPU)
+        assert "data_parallel" not in one
+
+
+def test_the_command(capsys, monkeypatch):
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    assert xla_flags.main(["v6e", "--slices", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("LIBTPU_INIT_ARGS=--xla_")
+    assert "--xla_tpu_scoped_vmem_limit_kib=98304 " in printed
+    assert printed.count("\n") == 1
+    assert xla_flags.main(["v9"]) == 2
+    assert capsys.readouterr().err == "xla_flags: generation 'v9': give one of v5e, v5p, v6e, gpu\n"
+    with pytest.raises(InputError, match="v9"):
+        environment("v9")

@@ -1,0 +1,118 @@
+"""Compiler flags for training, in groups by what they are for, and the environment that sets them.
+
+    export "$(python -m vl3_jax.parallel.xla_flags v5e)"
+
+They are advice of those who publish them, not measured by us; the defaults of the compiler are a fair choice, too.
+Accepted by libtpu 0.0.42.1 and jaxlib 0.10.2; other versions may know fewer, and end with the name of the first that
+they do not know. What the environment holds already comes after ours, and wins.
+
+Sources:
+  OpenXLA     openxla.org/xla/flags_guidance
+  MaxText     github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py
+  JAX         docs.jax.dev, "GPU performance tips"
+  NVIDIA      docs.nvidia.com/jax-toolbox, "Tips for High-Performance LLMs with JAX and XLA"
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from vl3_jax.errors import InputError
+
+Flags = Mapping[str, str]
+
+# Weights that fsdp splits are gathered while products run: a gather becomes steps of the products around it.
+# Mostly defaults. OpenXLA ("v5e/Async"), MaxText (CF_FOR_ALL_GATHER).
+OVERLAP_ALL_GATHER: Flags = {
+    "xla_enable_async_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+}
+
+# The same for sums of gradients over `data`. Not a default. OpenXLA ("v5e/Async"), MaxText (CF_FOR_ALL_REDUCE).
+OVERLAP_ALL_REDUCE: Flags = {
+    "xla_enable_async_all_reduce": "true",
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+}
+
+# On-chip memory that one operation may use, in KiB; the rest holds what is fetched ahead. The default is 16 MiB. For
+# the 128 MiB of a v6e, and models bound by arithmetic. MaxText (DENSE_VMEM_LIMIT_FLAG); its meaning: OpenXLA.
+LARGE_SCRATCHPAD: Flags = {"xla_tpu_scoped_vmem_limit_kib": "98304"}
+
+# Several slices: sums of gradients over the data-centre network run beside the backward pass, also for gradients of
+# different sizes. Can take more memory. OpenXLA ("TPU XLA flags"), MaxText (DATA_PARALLEL_OVERLAP).
+ACROSS_SLICES: Flags = {
+    "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
+    "xla_tpu_data_parallel_opt_different_sized_ops": "true",
+}
+
+# GPU: collectives run beside kernels, across iterations of the loop over layers, too. JAX, NVIDIA.
+GPU_OVERLAP: Flags = {
+    "xla_gpu_enable_latency_hiding_scheduler": "true",
+    "xla_gpu_enable_pipelined_all_gather": "true",
+    "xla_gpu_enable_pipelined_reduce_scatter": "true",
+    "xla_gpu_enable_pipelined_all_reduce": "true",
+    "xla_gpu_enable_while_loop_double_buffering": "true",
+}
+
+# GPU: small collectives are joined up to these bytes, so that a layer's weights are one gather. JAX, NVIDIA.
+GPU_COMBINE: Flags = {
+    "xla_gpu_all_gather_combine_threshold_bytes": "1073741824",
+    "xla_gpu_reduce_scatter_combine_threshold_bytes": "1073741824",
+    "xla_gpu_all_reduce_combine_threshold_bytes": "1073741824",
+}
+
+GPU = "gpu"
+# By generation; a group named twice is set once.
+GENERATIONS: Mapping[str, Sequence[Flags]] = {
+    "v5e": (OVERLAP_ALL_GATHER, OVERLAP_ALL_REDUCE),
+    "v5p": (OVERLAP_ALL_GATHER,),
+    "v6e": (OVERLAP_ALL_GATHER, LARGE_SCRATCHPAD),
+    GPU: (GPU_OVERLAP, GPU_COMBINE),
+}
+
+
+def environment(generation: str, slices: int = 1, existing: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variable that sets the flags of a generation, to be there before JAX starts.
+
+    Args:
+      generation: "v5e", "v5p", "v6e" or "gpu".
+      slices: of TPUs, joined by the data-centre network.
+      existing: the environment so far; its own flags follow ours. None: this process's.
+
+    Returns:
+      {"LIBTPU_INIT_ARGS": "--flag=value ..."}, for GPUs {"XLA_FLAGS": ...}.
+
+    Raises:
+      InputError: an unknown generation.
+    """
+    if generation not in GENERATIONS:
+        raise InputError(f"generation {generation!r}: give one of {', '.join(GENERATIONS)}")
+    groups = [*GENERATIONS[generation], *([ACROSS_SLICES] if slices > 1 and generation != GPU else [])]
+    flags = {name: value for group in groups for name, value in group.items()}
+    variable = "XLA_FLAGS" if generation == GPU else "LIBTPU_INIT_ARGS"
+    own = (os.environ if existing is None else existing).get(variable, "").split()
+    return {variable: " ".join([*(f"--{name}={value}" for name, value in flags.items()), *own])}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints `VARIABLE=value`."""
+    parser = argparse.ArgumentParser(prog="xla_flags", description="Compiler flags, to be exported by a shell.")
+    parser.add_argument("generation", help=", ".join(GENERATIONS))
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="of TPUs in the job (1)")
+    arguments = parser.parse_args(argv)
+    try:
+        found = environment(arguments.generation, arguments.slices)
+    except InputError as error:
+        print(f"xla_flags: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(f"{name}={value}" for name, value in found.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
