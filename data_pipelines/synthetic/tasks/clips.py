@@ -6,7 +6,7 @@ from data_pipelines.synthetic.formats import span_answer
 from data_pipelines.synthetic.samples import Example
 from data_pipelines.synthetic.scenes import Clip, Track
 from data_pipelines.synthetic.studio import CELL, READABLE, Region, Studio
-from data_pipelines.synthetic.things import Thing
+from data_pipelines.synthetic.things import Thing, make_thing
 from data_pipelines.synthetic.vocabulary import COLOURS, DIRECTIONS
 
 SHOWN = ("What is shown?", "What does the video show?", "Name what you see.")
@@ -117,7 +117,7 @@ def static(studio: Studio) -> Example:
     else:
         question, answer = SHOWN, name
         if studio.chance(0.5):
-            light = studio.thing("shape", "square", "white", _BLINK)
+            light = make_thing(studio.rng, studio.bank, "shape", "square", "white", _BLINK, varied=False)
             tracks.append(Track(light, tuple((x + CELL - 15, y + 3) if n % 2 else None for n in range(frames))))
     return _ask(studio, question, answer, studio.clip(height, width, frames, *tracks, noisy=0))
 

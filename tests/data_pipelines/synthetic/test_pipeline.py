@@ -18,7 +18,7 @@ from data_pipelines.synthetic.__main__ import main
 from data_pipelines.synthetic.encoding import encode_clip, encode_picture
 from data_pipelines.synthetic.registry import JUDGED, TASKS, examples
 from data_pipelines.synthetic.source import Request, Synthetic, parse
-from data_pipelines.synthetic.stages import sources
+from data_pipelines.synthetic.stages import shares, sources
 from data_pipelines.synthetic.writing import write
 from vl3_jax.errors import InputError
 from vl3_jax.processing import images, videos
@@ -145,7 +145,7 @@ def test_tasks_come_in_proportion():
 def test_the_sources_of_a_stage():
     opened = {task: Synthetic(path) for task, path in sources(2, 10_000, seed=5).items()}
     assert abs(sum(map(len, opened.values())) - 10_000) < 20
-    assert len(opened["ocr"]) == 1600
+    assert len(opened["ocr"]) == round(10_000 * shares(2)["ocr"])
     assert all(source.task_of(3) == task for task, source in opened.items())
     assert opened["digit"].request.seed == 5
 
