@@ -21,6 +21,7 @@ def get_config():
         tokenizer=str(TOKENIZER),
         optimizer__kind="muon",
         batch__rows=8,
+        batch__accumulation=1,
         steps=500,
         dtype="float32",
         frozen_dtype="float32",

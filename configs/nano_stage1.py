@@ -18,6 +18,7 @@ def get_config():
         rates={"vision": 1e-2, "projector": 1e-2, "llm": 1.5e-3},
         optimizer__kind="muon",
         batch__rows=8,
+        batch__accumulation=1,
         steps=1200,
         dtype="float32",
         mesh__data=-1,

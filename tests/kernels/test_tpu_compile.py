@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vl3_jax.model.attention import attention
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.topologies import topology
-from vl3_jax.training import planning
+from vl3_jax.planning import compiler
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'"
@@ -23,7 +23,7 @@ TOWER, TEXT_2B, TEXT_7B = (16, 16, 72, 40_960, False), (12, 2, 128, 16_384, True
 
 def compiled_text(generation, heads, kv_heads, width, length, causal, rows=1, context=1, dtype=jnp.bfloat16):
     """The program of output and gradients for four chips, `rows` on each, or on each `context` of them."""
-    mesh = make_mesh({"fsdp": -1, "context": context}, planning._devices(topology(SLICES[generation])))
+    mesh = make_mesh({"fsdp": -1, "context": context}, compiler.chips(topology(SLICES[generation])))
     split = NamedSharding(mesh, PartitionSpec("fsdp", "context"))
 
     def shape(*sizes, dtype=dtype):
@@ -36,7 +36,7 @@ def compiled_text(generation, heads, kv_heads, width, length, causal, rows=1, co
         return out, pull_back(d_out)
 
     q, k, labels = shape(heads, width), shape(kv_heads, width), shape(dtype=jnp.int32)
-    with jax.set_mesh(mesh), planning._quiet():
+    with jax.set_mesh(mesh), compiler.quiet():
         return jax.jit(run).lower(q, k, k, labels, labels, q).compile().as_text()
 
 

@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from vl3_jax.errors import InputError
 from vl3_jax.model import PRESETS, TextConfig, VisionConfig, abstract_params, param_axes, preset
 
 
@@ -28,7 +29,7 @@ def test_the_tree_has_the_parameters_of_the_configuration(name):
 
 
 def test_impossible_sizes_are_refused():
-    with pytest.raises(ValueError, match="unknown preset '3b'; known: 2b"):
+    with pytest.raises(InputError, match="no model is called '3b'; there are 2b"):
         preset("3b")
     with pytest.raises(ValueError, match="divisible by 4"):
         VisionConfig(hidden_size=100, num_heads=16)

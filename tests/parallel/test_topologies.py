@@ -1,9 +1,13 @@
 """Names of TPU slices."""
 
+import importlib.util
+
 import pytest
 
 from vl3_jax.errors import InputError
+from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.topologies import topology
+from vl3_jax.planning import compiler
 
 
 @pytest.mark.parametrize(
@@ -27,3 +31,33 @@ def test_names(name, compiler, chips):
 def test_mistakes_are_told(name):
     with pytest.raises(InputError, match="topology"):
         topology(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "larger"), [("v5e:4x4", "v5e:4x8"), ("v5e:4x8", "v5e:8x8"), ("v5p:2x2x1", "v5p:2x2x2")]
+)
+def test_twice_as_large(name, larger):
+    assert topology(name).doubled().name == larger
+
+
+def test_several_slices():
+    assert topology("v5e:4x4", 3).chips == 48
+    with pytest.raises(InputError, match="0 slices"):
+        topology("v5e:4x4", 0)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'")
+class TestChips:
+    """As the TPU compiler describes them."""
+
+    @pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v5e:1x1", "v6e:2x4"])
+    def test_one_device_a_chip(self, name):
+        assert len(compiler.chips(topology(name))) == topology(name).chips
+
+    def test_only_copies_of_the_weights_meet_between_slices(self):
+        chips = compiler.chips(topology("v5e:2x2", 2))
+        mesh = make_mesh({"data": 4, "fsdp": 2}, chips)
+        slices = [{chip.slice_index for chip in copy.flat} for copy in mesh.devices]
+        assert slices == [{0}, {0}, {1}, {1}]
+        with pytest.raises(InputError, match=r"mesh\.data is 1, make it a multiple of 2"):
+            make_mesh({"fsdp": 8}, chips)

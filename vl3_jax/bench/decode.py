@@ -17,44 +17,53 @@ from vl3_jax.model import decode, unembed
 from vl3_jax.processing.packed_batch import Sample
 
 NO_CACHE = "without a cache"
+BATCHES = (1, 8)
 Phases = tuple[float, float]  # seconds of prefill (tower and first token included) and of the other tokens
 
 
 def measure(settings: Settings) -> Table:
-    """One prompt, half of it a picture, answered greedily."""
+    """Prompts, half of each a picture, answered greedily, one and several at a time."""
     both = weights(settings)
     prompt, new = settings.pick((64, 8), (1024, 128), (1024, 256))
     sample = question(np.random.default_rng(0), prompt, prompt // 2)
+    rows = []
+    for batch in BATCHES:
+        rows += _rows(settings, both, [sample] * batch, prompt, new)
+    notes = () if settings.accelerator else ("in miniature: there is no accelerator here",)
+    title = f"{settings.model}, {settings.dtype}, greedy, of {settings.bandwidth / 1e9:,.3g} GB/s"
+    return Table("decode", title, rows, notes + both.notes)
+
+
+def _rows(settings: Settings, both: Weights, samples: list[Sample], prompt: int, new: int) -> list[Row]:
+    batch = len(samples)
     engine = Engine(both.model, both.params, stop_ids=())
-    sides = {OURS: lambda: ours(engine, sample, new)}
+    sides = {OURS: lambda: ours(engine, samples, new)}
     if both.reference is not None:
-        inputs = reference.model_inputs([sample])
+        inputs = reference.model_inputs(samples)
         inputs = {name: value.to(both.reference.device) for name, value in inputs.items()}
         sides[reference.SIDE] = lambda: theirs(both.reference, inputs, new)
-    again = _whole(settings, both, prompt + new)
+    plain = _whole(settings, both, batch, prompt + new)
     found: dict[str, list[Phases]] = {side: [] for side in (*sides, NO_CACHE)}
     for number in range(settings.rounds + 1):
-        for side, run in (*sides.items(), (NO_CACHE, lambda: _timed(again))):
+        for side, run in (*sides.items(), (NO_CACHE, lambda: _timed(plain))):
             phases = run()
             if number:
                 found[side].append(phases)
     prefill, decoding = ({side: statistics.median(p[i] for p in all_) for side, all_ in found.items()} for i in (0, 1))
-    rows = [Row(f"prefill of {prompt:,} tokens", side, prefill[side], prompt, "tokens") for side in sides]
-    case, traffic = f"{new} tokens after them", _traffic(both, prompt + new // 2)
+    asked = f"{batch} x {prompt:,} tokens"
+    rows = [Row(f"prefill of {asked}", side, prefill[side], batch * prompt, "tokens") for side in sides]
+    traffic = _traffic(both, batch, prompt + new // 2)
     for side in found:
-        amount = new - 1 if side in sides else 1
-        rate = traffic * amount / decoding[side]
-        used = {"of the bandwidth": rate / settings.bandwidth} if side in sides else {}
-        rows.append(Row(case, side, decoding[side], amount, "tokens", None, used))
-    notes = () if settings.accelerator else ("in miniature: there is no accelerator here",)
-    title = f"{settings.model}, {settings.dtype}, batch 1, greedy, of {settings.bandwidth / 1e9:,.3g} GB/s"
-    return Table("decode", title, rows, notes + both.notes)
+        steps = new - 1 if side in sides else 1
+        used = {"of the bandwidth": traffic * steps / decoding[side] / settings.bandwidth} if side in sides else {}
+        rows.append(Row(f"{new} tokens after {asked}", side, decoding[side], batch * steps, "tokens", None, used))
+    return rows
 
 
-def ours(engine: Engine, sample: Sample, new: int) -> Phases:
-    """Generates `new` tokens."""
+def ours(engine: Engine, samples: list[Sample], new: int) -> Phases:
+    """Generates `new` tokens for each."""
     timings = Timings()
-    list(engine.generate([sample], Sampling(new), timings))
+    list(engine.generate(samples, Sampling(new), timings))
     return timings.prefill, timings.decode
 
 
@@ -69,10 +78,10 @@ def theirs(model, inputs: dict, new: int) -> Phases:
     return seconds[0], seconds[1] - seconds[0]
 
 
-def _whole(settings: Settings, both: Weights, length: int):
+def _whole(settings: Settings, both: Weights, batch: int, length: int):
     """One more token the plain way: the decoder over everything so far."""
-    segment = jnp.ones((1, length), jnp.int32)
-    position = jnp.arange(length, dtype=jnp.int32)[None]
+    segment = jnp.ones((batch, length), jnp.int32)
+    position = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segment.shape)
 
     def next_token(params: dict) -> jax.Array:
         hidden, _ = decode(both.model, params, segment, None, -segment, segment, position)
@@ -87,9 +96,9 @@ def _timed(run) -> Phases:
     return 0.0, time.perf_counter() - begin
 
 
-def _traffic(both: Weights, length: int) -> float:
-    """Bytes that a token reads: the decoder's weights, those of the unembedding included, and the cache."""
+def _traffic(both: Weights, batch: int, length: int) -> float:
+    """Bytes that a step reads: the decoder's weights, those of the unembedding included, and the cache of each row."""
     text, item = both.model.config.text, jnp.dtype(both.model.dtype).itemsize
     looked_up = 0 if text.tie_word_embeddings else text.vocab_size * text.hidden_size
     cached = 2 * text.num_layers * text.num_kv_heads * text.head_dim
-    return item * (text.num_parameters - looked_up + cached * length)
+    return item * (text.num_parameters - looked_up + batch * cached * length)

@@ -5,6 +5,8 @@ Sources: the released `config.json` files (arXiv 2501.13106; DAMO-NLP-SG/VideoLL
 
 import dataclasses
 
+from vl3_jax.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -164,7 +166,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The configuration called `name`; ValueError names the known ones."""
+    """The configuration called `name`; InputError names the known ones."""
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+        raise InputError(f"no model is called {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from vl3_jax.errors import InputError
@@ -18,7 +19,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
       devices: all of the process group's devices unless given.
 
     Raises:
-      InputError: an unknown axis, or sizes whose product is not the number of devices.
+      InputError: an unknown axis, sizes whose product is not the number of devices, or several TPU slices that `data`
+        does not keep apart.
     """
     devices = jax.devices() if devices is None else list(devices)
     unknown = set(sizes) - set(MESH_AXES)
@@ -32,6 +34,19 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         raise InputError(
             f"mesh {dict(sizes)} does not cover {len(devices)} devices: the sizes must multiply to {len(devices)}"
         )
-    if devices[0].platform == "tpu":
-        return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
-    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    grid = _tpu_grid(shape, devices) if devices[0].platform == "tpu" else np.asarray(devices).reshape(shape)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _tpu_grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The chips in an order that makes neighbours on an axis neighbours in the torus."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices)
+    data, *inner = shape
+    if data % slices:
+        raise InputError(
+            f"{slices} slices are joined by a slow network, over which only copies of the weights should meet: "
+            f"mesh.data is {data}, make it a multiple of {slices}"
+        )
+    return mesh_utils.create_hybrid_device_mesh((data // slices, *inner), (slices, 1, 1, 1), devices)

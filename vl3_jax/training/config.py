@@ -66,7 +66,7 @@ def training_config(
             "batch": {
                 "samples": 128,  # of a step on average; decides the rows of a step where they are not given
                 "rows": 0,  # of a step, on all hosts; 0: from `samples`, rounded to what the mesh divides
-                "accumulation": 1,  # parts of a step that go one after another
+                "accumulation": 0,  # parts of a step that go one after another; 0: a device has one row at a time
             },
             "epochs": 1,
             "steps": 0,  # stop after so many; 0: when the epochs are over
@@ -109,6 +109,7 @@ def _shrink(config: ConfigDict) -> None:
     config.dtype = config.frozen_dtype = "float32"
     config.remat = ConfigDict({"vision": "none", "text": "none"})
     config.batch.rows = 8
+    config.batch.accumulation = 1
     config.data.datasets = mixture([Group("drawn", 0, ["drawn"])]).datasets
     config.data.datasets.drawn.annotations = (DRAWN,)
     config.tokenizer = str(TOKENIZER)

@@ -14,9 +14,7 @@ from data_pipelines.corpus import Corpus, Entry, open_corpus
 from data_pipelines.examples import Examples
 from data_pipelines.loader import Loader
 from data_pipelines.schedule import Schedule
-from vl3_jax.errors import InputError
-
-ROW_AXES = ("data", "fsdp")  # of the mesh, which split the rows of a step
+from vl3_jax.training.rows import check_rows, rows_for_samples
 
 
 def open_data(config: ConfigDict, tokenizer: str) -> Corpus:
@@ -45,26 +43,11 @@ def rows_of_a_step(config: ConfigDict, corpus: Corpus, mesh: Mesh, before: int |
       InputError: the mesh, or accumulation, does not divide the rows.
     """
     given = before or config.batch.rows
-    parts = row_parts(config, mesh, given)
     if given:
+        check_rows(config, mesh, given)
         return given
     rows = corpus.epoch_rows(config.seed, 0)
-    samples_in_a_row = max(len(rows.samples), 1) / max(len(rows), 1)
-    return max(round(config.batch.samples / samples_in_a_row / parts), 1) * parts
-
-
-def row_parts(config: ConfigDict, mesh: Mesh, rows: int) -> int:
-    """Into how many parts mesh and accumulation cut the rows of a step. InputError where they do not divide `rows`."""
-    parts = config.batch.accumulation
-    for axis in ROW_AXES:
-        parts *= mesh.shape[axis]
-    if rows % parts:
-        split = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in ROW_AXES)
-        raise InputError(
-            f"{rows} rows of a step do not divide into {parts} parts (mesh {split}, accumulation "
-            f"{config.batch.accumulation}); change batch.rows, mesh or batch.accumulation"
-        )
-    return parts
+    return rows_for_samples(config, mesh, max(len(rows.samples), 1) / max(len(rows), 1))
 
 
 def steps_of_the_run(config: ConfigDict, corpus: Corpus, rows: int) -> tuple[int, int]:

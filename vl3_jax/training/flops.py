@@ -122,6 +122,30 @@ def _adapter_sides(out: int, query: int, kv: int, inner: int) -> int:
     return 2 * (out + query) + 2 * (out + kv) + 3 * (out + inner)
 
 
+def recomputed_flops(config: ModelConfig, work: Work, trained: Collection[str], remat: Mapping[str, str]) -> float:
+    """FLOPs of the layers' forward passes that the backward pass repeats.
+
+    Args:
+      config, work, trained: see `step_flops`.
+      remat: {"vision", "text": name from `vl3_jax.model.remat.POLICIES`}.
+    """
+    vision, text = config.vision, config.text
+    width, out = vision.hidden_size, text.hidden_size
+    query, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    # Of one position of a layer: the projections into attention and the MLP, and the one out of attention. That out of
+    # the MLP is never repeated, since nothing but the residual takes it.
+    tower_in, tower_out = 2 * (3 * width * width + width * vision.intermediate_size), 2 * width * width
+    text_in, text_out = 2 * (out * (query + 2 * kv) + 2 * out * text.intermediate_size), 2 * out * query
+
+    def repeated(policy: str, positions: int, inner: int, outer: int, pairs: int) -> int:
+        products = {"none": 0, "dots": 0, "outputs": inner, "full": inner + outer}[policy]
+        return positions * products + (0 if policy == "none" else pairs)
+
+    tower = repeated(remat["vision"], work.patches, tower_in, tower_out, work.patch_pairs * 4 * width)
+    decoder = repeated(remat["text"], work.tokens, text_in, text_out, work.token_pairs * 4 * query)
+    return float(("vision" in trained) * vision.num_layers * tower + bool(trained) * text.num_layers * decoder)
+
+
 class StepFlops:
     """Counts the FLOPs of steps of one run; of the rows that one host holds if given those.
 

@@ -59,7 +59,7 @@ def train(config: ConfigDict, workdir: str) -> int:
         total, epochs = data.steps_of_the_run(config, corpus, rows)
 
         # ------------------------------------------------------------------------------------------------------ model
-        program = make_program(config, begin.model, mesh, total, len(corpus.tasks))
+        program = make_program(config, begin.model, mesh, rows, total, len(corpus.tasks))
 
         # ------------------------------------------------------------------------------------------------------ state
         prepare_workdir(workdir, config, begin, rows)

@@ -17,6 +17,7 @@ from vl3_jax.model import VideoLLaMA3, abstract_params
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.training import lora
 from vl3_jax.training.optimizer import Optimizer, OptimizerSettings, make_optimizer
+from vl3_jax.training.rows import accumulation
 from vl3_jax.training.state import TrainState, abstract_state, new_state, state_shardings
 from vl3_jax.training.step import make_train_step
 
@@ -45,13 +46,14 @@ class Program:
         return jax.tree.map(lambda leaf: leaf.sharding, self.target)
 
 
-def make_program(config: ConfigDict, sizes: ModelConfig, mesh: Mesh, steps: int, tasks: int) -> Program:
+def make_program(config: ConfigDict, sizes: ModelConfig, mesh: Mesh, rows: int, steps: int, tasks: int) -> Program:
     """Puts a run together.
 
     Args:
       config: from `training_config`.
       sizes: of the model.
       mesh: of devices, or of their descriptions.
+      rows: of a step, on all hosts.
       steps: of the whole run, for the schedule.
       tasks: how many have a loss of their own.
 
@@ -66,7 +68,8 @@ def make_program(config: ConfigDict, sizes: ModelConfig, mesh: Mesh, steps: int,
     cast = functools.partial(new_state, optimizer, param_dtype=config.param_dtype, frozen_dtype=config.frozen_dtype)
     target = abstract_state(optimizer, shapes, config.param_dtype, config.frozen_dtype)
     shardings = state_shardings(target, sizes, mesh)
-    step = make_train_step(model, optimizer, accumulation=config.batch.accumulation, tasks=tasks, shardings=shardings)
+    parts = accumulation(config, mesh, rows)
+    step = make_train_step(model, optimizer, accumulation=parts, tasks=tasks, shardings=shardings)
     return Program(model, optimizer, lambda params: cast(adapt(params)), _placed(target, shardings), step)
 
 

@@ -1,0 +1,140 @@
+"""Plans of the released sizes on the slices that people rent: writes docs/plans.md.
+
+    python benchmarks/plans.py --record plans.jsonl [--jobs N] [--only 2b-stage4-v5e-16 ...] [--out docs/plans.md]
+
+Each step is compiled with the settings of its configuration, and where that leaves room, with less recomputation; where
+it does not fit, with one change after another until it does. Some minutes of one core a plan, some 50 plans; what is in
+the record is not compiled again, so it may be stopped at any time.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import importlib.metadata
+import multiprocessing
+import pathlib
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from vl3_jax import config_file
+from vl3_jax.parallel.topologies import topology
+from vl3_jax.planning.compiler import GIB
+from vl3_jax.planning.record import Record
+from vl3_jax.planning.report import axes
+from vl3_jax.planning.search import REMATS, smallest_change, with_settings
+from vl3_jax.planning.step import SAMPLES_A_ROW, Plan
+
+ROOT = pathlib.Path(__file__).parent.parent
+MODELS, STAGES = ("2b", "7b"), (1, 4)
+SLICES = ("v5e-16", "v5e-64", "v5e-256", "v5p-64", "v6e-64")
+MFU = 0.4
+ROOM = 0.3  # of the memory that must be free for a policy that keeps more to be worth a try
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One line of the table."""
+
+    model: str
+    stage: int
+    slice_: str
+
+    def __str__(self) -> str:
+        return f"{self.model}-stage{self.stage}-{self.slice_}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The plan of a configuration as it is, the best that was found, its settings, and the samples of the stage."""
+
+    plain: Plan
+    best: Plan | None
+    settings: dict[str, Any]
+    samples: int
+
+
+def outcome(cell: Cell, record: str) -> Outcome:
+    """Plans a cell; in a process of its own."""
+    config = config_file.load(ROOT / "configs" / f"stage{cell.stage}_{cell.model}.py")
+    samples, planner = sum(config.data.amounts.values()), Record(record)
+    plain = planner(config, topology(cell.slice_))
+    if not plain.fits:
+        settings, best = smallest_change(config, plain, planner) or ({}, None)
+        return Outcome(plain, best, settings, samples)
+    best, settings = plain, {}
+    for policy in REMATS[REMATS.index(plain.remat["text"]) + 1 :]:
+        if best.headroom < ROOM * best.topology.chip.hbm:
+            break
+        tried = {"remat.vision": policy, "remat.text": policy}
+        plan = planner(with_settings(config, tried), plain.topology)
+        if not plan.fits:
+            break
+        best, settings = plan, tried
+    return Outcome(plain, best, settings, samples)
+
+
+def line(cell: Cell, found: Outcome) -> str:
+    """A row of the table."""
+    plain, best, limit = found.plain, found.best, found.plain.topology.chip.hbm / GIB
+    cells = [cell.model, str(cell.stage), f"{cell.slice_} ({plain.topology.name})", axes(plain.mesh)]
+    cells.append(f"{plain.weight.peak / GIB:.2f} of {limit:.2f}" + ("" if plain.fits else ", **does not fit**"))
+    if best is None:
+        return "| " + " | ".join([*cells, "none found", "", "", ""]) + " |"
+    chips = best.topology.chips
+    steps = found.samples / SAMPLES_A_ROW / best.rows
+    seconds = best.useful_seconds / MFU
+    cells.append(", ".join(f"`{key}={value}`" for key, value in found.settings.items()) or "as it is")
+    cells.append(f"{best.weight.peak / GIB:.2f}")
+    cells += [f"{best.tokens / seconds / 1e3:,.0f}k", f"{steps * seconds / 3600 * chips:,.0f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def page(lines: list[str], versions: str) -> str:
+    """docs/plans.md."""
+    return f"""# Plans
+
+What `vl3 plan` says of the released sizes on common slices, written by `python benchmarks/plans.py --record FILE`:
+the real step of `configs/stageN_SIZE.py`, rows of 16,384 tokens and 40,960 patches, compiled for the slice by the TPU
+compiler ({versions}). Memory is the compiler's own figure, GiB a chip. Nothing of this ran on a TPU.
+
+Where a configuration leaves {ROOM:.0%} of the memory, policies that keep more were tried, the last that fits is shown;
+where it does not fit, the change that costs least. Tokens (padding included) a second and chip-hours of the stage's
+published data are arithmetic at {MFU:.0%} MFU: an assumption, not a measurement.
+
+| model | stage | slice | mesh | HBM | best setting | HBM then | tokens/s | chip-hours |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(lines)}
+"""
+
+
+def main() -> None:
+    """See the module's description."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", required=True, metavar="FILE", help="keeps plans")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="plans at a time, some GB of memory each (1)")
+    parser.add_argument("--only", nargs="+", metavar="CELL", help="such as 2b-stage4-v5e-16; writes no page")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs" / "plans.md", metavar="FILE")
+    arguments = parser.parse_args()
+    cells = [Cell(model, stage, name) for model in MODELS for stage in STAGES for name in SLICES]
+    if arguments.only:
+        unknown = set(arguments.only) - set(map(str, cells))
+        if unknown:
+            sys.exit(f"plans.py: no cell {sorted(unknown)[0]}; there are {', '.join(map(str, cells))}")
+        cells = [cell for cell in cells if str(cell) in arguments.only]
+    spawn = multiprocessing.get_context("spawn")
+    lines: dict[Cell, str] = {}
+    with concurrent.futures.ProcessPoolExecutor(arguments.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
+        waiting = {pool.submit(outcome, cell, arguments.record): cell for cell in cells}
+        for future in tqdm(concurrent.futures.as_completed(waiting), total=len(cells), unit=" cells"):
+            cell = waiting[future]
+            lines[cell] = line(cell, future.result())
+            tqdm.write(lines[cell])
+    if not arguments.only:
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
+        arguments.out.write_text(page([lines[cell] for cell in cells], versions))
+
+
+if __name__ == "__main__":
+    main()

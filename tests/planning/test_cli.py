@@ -1,0 +1,143 @@
+"""`vl3 plan`: with the TPU compiler, without a TPU."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from planning.made_up import MadeUp
+from vl3_jax.cli.main import main
+from vl3_jax.planning import compiler, record
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+BUDGETS = json.loads(pathlib.Path(__file__).with_name("budgets.json").read_text())
+STAGE_FOUR = ["--config", f"{CONFIGS}/stage4_2b.py", "--topology", "v5e:4x4"]
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'"
+)
+
+
+def plan(*flags):
+    """In a process of its own: this one's devices are its own affair."""
+    command = [sys.executable, "-m", "vl3_jax.cli.main", "plan", "--json", *flags]
+    done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr[-2000:]
+    return done.returncode, json.loads(done.stdout)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_step_keeps_to_its_budget(name):
+    """A change of the code that costs memory or collectives must be meant: then write the new numbers down."""
+    budget = BUDGETS[name]
+    config, topology, *changes = budget["plan"]
+    code, found = plan("--config", f"{CONFIGS / config}", "--topology", topology, *changes)
+    assert (code, found["fits"]) == (0, True)
+    memory = found["hbm_bytes_per_chip"]
+    counts = {kind: one["count"] for kind, one in found["collectives"].items()}
+    print(f"{name}: {memory}, {counts}")
+    assert 0 < memory["arguments"] < memory["peak"] < memory["limit"]
+    assert memory["peak"] <= 1.02 * budget["peak"]
+    assert counts == budget["collectives"]
+    assert found["tokens_per_step"] == found["rows"] * 512
+    assert found["flops_per_chip"] > 0
+    assert found["compile_seconds"] > 0
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "topology"), [("stage4_2b.py", "v5e-16"), ("stage4_7b.py", "v5e-64")])
+def test_stage_four_fits(config, topology):
+    """40,960 patches and 16,384 tokens a row, one row a chip at a time."""
+    code, found = plan("--config", f"{CONFIGS / config}", "--topology", topology)
+    memory = found["hbm_bytes_per_chip"]
+    seconds = found["compile_seconds"]
+    print(f"{config} on {topology}: {memory['peak'] / 2**30:.2f} GiB a chip, compiled in {seconds:.0f} s")
+    assert (code, found["fits"]) == (0, True)
+    assert memory["peak"] < 0.85 * memory["limit"]
+
+
+@needs_compiler
+def test_answering():
+    code, found = plan("--serve", "tiny", "--topology", "v5e:2x2", "--rows", "2", "--prompt", "512", "--new", "64")
+    memory = found["hbm_bytes_per_chip"]
+    assert (code, found["fits"], found["mesh"]["tensor"]) == (0, True, 2)
+    assert set(found["programs"]) == {"see", "prefill", "extend"}
+    for program in found["programs"].values():
+        assert memory["weights"] < program["arguments"] < program["peak"] <= memory["peak"] < memory["limit"]
+    assert found["programs"]["extend"]["arguments"] >= memory["weights"] + memory["cache"]
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would(monkeypatch, capsys):
+    monkeypatch.setattr(record, "plan_step", MadeUp(state=16, row=20))
+    assert main(["plan", *STAGE_FOUR]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "it does not fit, by 5.25" in lines[1]
+    assert lines[-1].startswith(
+        "it fits with --config.batch.accumulation=0 --config.mesh.fsdp=8 --config.mesh.context=2"
+    )
+    assert main(["plan", *STAGE_FOUR, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["change"] == {"batch.accumulation": 0, "mesh.fsdp": 8, "mesh.context": 2}
+    assert found["changed"]["fits"]
+    assert not found["fits"]
+    assert main(["plan", *STAGE_FOUR, "--no-change"]) == 1
+    assert "it fits with" not in capsys.readouterr().out
+
+
+def test_a_search_and_its_record(monkeypatch, capsys, tmp_path):
+    planner = MadeUp(state=64, row=3)
+    monkeypatch.setattr(record, "plan_step", planner)
+    flags = [*STAGE_FOUR, "--search", "--record", f"{tmp_path / 'plans.jsonl'}"]
+    assert main(["plan", *flags]) == 0
+    table = capsys.readouterr().out
+    made = len(planner.asked)
+    assert main(["plan", *flags]) == 0
+    assert capsys.readouterr().out == table
+    assert len(planner.asked) == made
+    assert main(["plan", *flags, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(plan["pareto"] for plan in found["plans"]) == sum(line.startswith("*") for line in table.splitlines())
+
+
+def test_a_search_that_is_stopped_shows_what_it_has(monkeypatch, capsys):
+    planner = MadeUp(state=16, row=1)
+
+    def interrupted(config, slice_):
+        if len(planner.asked) == 3:
+            raise KeyboardInterrupt
+        return planner(config, slice_)
+
+    monkeypatch.setattr(record, "plan_step", interrupted)
+    assert main(["plan", *STAGE_FOUR, "--search"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 1
+
+
+def test_the_compilers_refusal_is_read():
+    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. Exceeded by 2.75G"
+    assert compiler.bytes_needed(message) == int(18.5 * 2**30)
+    assert compiler.bytes_needed("something else") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config", "nowhere.py", "--topology", "v5e:2x2"], "nowhere.py: no such configuration"),
+        (["--config", f"{CONFIGS}/stage4_2b.py", "--topology", "v7:2x2"], "topology 'v7:2x2'"),
+        ([*STAGE_FOUR, "--mfu", "2"], "--mfu 2.0"),
+        ([*STAGE_FOUR, "--slices", "0"], "0 slices"),
+        (["--serve", "3b", "--topology", "v5e:2x2"], "3b"),
+        (["--serve", "2b", "--topology", "v5e:2x2", "--rows", "0"], "--rows"),
+        (["--serve", "2b", "--topology", "v5e:2x2", "--mesh", "tensor:4"], "--mesh tensor:4"),
+        (["--serve", "2b", "--topology", "v5e:2x2", "--prompt", "40000"], "exceed the context of 2b, 32768"),
+    ],
+)
+def test_mistakes_are_one_line(flags, message, capsys):
+    assert main(["plan", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -1,0 +1,106 @@
+"""Searching among plans: what is tried, what is passed over, which are the best, what makes a step fit."""
+
+import pathlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planning.made_up import MadeUp
+from vl3_jax import config_file
+from vl3_jax.parallel.topologies import topology
+from vl3_jax.planning import report, search
+from vl3_jax.planning.step import from_json
+
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "stage4_2b.py"
+V5E = topology("v5e:4x4")
+
+
+def config(*changes):
+    return config_file.load(CONFIG, changes)
+
+
+@settings(max_examples=20, deadline=None)
+@given(state=st.floats(0, 400), row=st.floats(0.1, 30))
+def test_nothing_that_fits_is_passed_over(state, row):
+    planner = MadeUp(state, row)
+    found = list(search.search(config(), V5E, planner))
+    assert len(found) == len(search.candidates(V5E)) == len(planner.asked) + sum(plan is None for _, plan in found)
+    for one, plan in found:
+        if plan is None:
+            assert not MadeUp(state, row)(search.with_settings(config(), one.settings(config())), V5E).fits
+
+
+@settings(max_examples=20, deadline=None)
+@given(state=st.floats(0, 100), row=st.floats(0.1, 10))
+def test_the_best_are_those_that_nothing_beats(state, row):
+    plans = [plan for _, plan in search.search(config(), V5E, MadeUp(state, row)) if plan]
+    best = search.pareto(plans, mfu=0.4)
+    fitting = [plan for plan in plans if plan.fits]
+    assert bool(best) == bool(fitting)
+    for plan in fitting:
+        beaten = [
+            other
+            for other in fitting
+            if other.speed(0.4) >= plan.speed(0.4)
+            and other.weight.peak <= plan.weight.peak
+            and (other.speed(0.4), other.weight.peak) != (plan.speed(0.4), plan.weight.peak)
+        ]
+        assert not (plan in best and beaten)
+        if not beaten:
+            assert any((one.speed(0.4), one.weight.peak) == (plan.speed(0.4), plan.weight.peak) for one in best)
+
+
+@pytest.mark.parametrize(("name", "slices", "count"), [("v5e:1x1", 1, 1), ("v5e:4x4", 1, 4), ("v5p:2x2x2", 4, 4)])
+def test_meshes_cover_the_slices(name, slices, count):
+    slice_ = topology(name, slices)
+    found = search.meshes(slice_)
+    assert len(found) == count
+    for mesh in found:
+        assert mesh["data"] * mesh["fsdp"] * mesh["tensor"] * mesh["context"] == slice_.chips
+        assert mesh["data"] % slices == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "row", "changes", "expected"),
+    [
+        (16, 6, ["batch.rows=48", "batch.accumulation=1"], {"batch.accumulation": 3}),
+        (16, 6, ["remat.text=none", "remat.vision=dots"], {"remat.text": "full", "remat.vision": "full"}),
+        (200, 2, ["mesh.data=4", "mesh.fsdp=4"], {"mesh.data": 1, "mesh.fsdp": 16}),
+        (16, 20, [], {"batch.accumulation": 0, "mesh.fsdp": 8, "mesh.context": 2}),
+        (240, 4, [], {"optimizer.first_moment_dtype": "bfloat16"}),
+        (400, 0.1, [], {"topology": "v5e:4x8", "batch.rows": 0}),
+        (900, 1, [], None),
+    ],
+)
+def test_the_smallest_change_that_fits(state, row, changes, expected):
+    planner = MadeUp(state, row)
+    chosen = config(*changes)
+    plan = planner(chosen, V5E)
+    assert not plan.fits
+    found = search.smallest_change(chosen, plan, planner)
+    if expected is None:
+        assert found is None
+        assert "no change" in report.rendered_change(None, None)
+        return
+    change, fitting = found
+    assert change == expected
+    assert fitting.fits
+    text = report.rendered_change(change, fitting)
+    assert all(
+        f"{key.replace('topology', '--topology')}" in text and f"{value}" in text for key, value in change.items()
+    )
+
+
+def test_the_table_has_every_candidate():
+    found = list(search.search(config(), V5E, MadeUp(64, 3)))
+    lines = report.table(found, 0.4).splitlines()
+    assert len(lines) == 1 + len(found) + 1
+    assert sum(line.startswith("*") for line in lines) == len(search.pareto([p for _, p in found if p], 0.4)) > 0
+    assert sum("does not fit" in line for line in lines) == sum(bool(p) and not p.fits for _, p in found) > 0
+    assert sum("passed over" in line for line in lines) == sum(p is None for _, p in found) > 0
+
+
+def test_a_plan_survives_json():
+    plan = MadeUp(16, 2)(config(), V5E)
+    assert from_json(plan.as_json(), V5E) == plan
