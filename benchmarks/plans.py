@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 MODELS, STAGES = ("2b", "7b"), (1, 4)
 SLICES = ("v5e-16", "v5e-64", "v5e-256", "v5p-64", "v6e-64")
 MFU = 0.4
-ROOM = 0.3  # of the memory that must be free for a policy that keeps more to be worth a try
+ROOM = 0.5  # of the memory that must be free for a policy that keeps more to be worth a try
 
 
 @dataclasses.dataclass(frozen=True)

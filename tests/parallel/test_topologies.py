@@ -40,6 +40,11 @@ def test_twice_as_large(name, larger):
     assert topology(name).doubled().name == larger
 
 
+@pytest.mark.parametrize("name", ["v5e-256", "v5p:8x8x8"])
+def test_the_largest_slice(name):
+    assert topology(name).doubled() is None
+
+
 def test_several_slices():
     assert topology("v5e:4x4", 3).chips == 48
     with pytest.raises(InputError, match="0 slices"):

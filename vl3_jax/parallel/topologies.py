@@ -83,8 +83,10 @@ class Topology:
         """As the compiler takes it, "v5e:8x8"."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
-    def doubled(self) -> "Topology":
-        """A slice of twice as many chips: its shortest side doubled, the last of these."""
+    def doubled(self) -> "Topology | None":
+        """A slice of twice as many chips, its shortest side doubled, the last of these; None if this is the largest."""
+        if math.prod(self.shape) >= max(_SHAPES_2D if self.chip.dimensions == 2 else _SHAPES_3D):
+            return None
         side = max(range(len(self.shape)), key=lambda place: (-self.shape[place], place))
         shape = tuple(size * (1 + (place == side)) for place, size in enumerate(self.shape))
         return dataclasses.replace(self, shape=shape)
