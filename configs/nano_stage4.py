@@ -19,7 +19,7 @@ def get_config():
         optimizer__kind="muon",
         batch__rows=8,
         batch__accumulation=1,
-        steps=1600,
+        steps=2000,
         dtype="float32",
         mesh__data=-1,
         mesh__fsdp=1,

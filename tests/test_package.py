@@ -1,5 +1,6 @@
 """What holds for the package as a whole: imports, the command, the first command of the README."""
 
+import re
 import subprocess
 import sys
 
@@ -48,9 +49,10 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys):
     assert error == "vl3 demo: max new tokens is 0: ask for at least 1\n"
 
 
-def test_demo_prunes_answers_and_says_that_its_weights_are_random(capsys):
-    assert main(["demo", "--max-new-tokens", "9"]) == 0
+def test_demo_answers_with_the_weights_of_the_package(capsys, tmp_path):
+    assert main(["demo", "--out", str(tmp_path / "demo.html")]) == 0
     text = capsys.readouterr().out
-    assert "9 generated" in text
-    assert "288 vision tokens" in text
-    assert "weights are random" in text
+    assert text.startswith("nano, 1,452,704 parameters")
+    right = int(re.search(r"(\d) of 6 right", text)[1])
+    assert right >= 4
+    assert (tmp_path / "demo.html").stat().st_size > 10_000

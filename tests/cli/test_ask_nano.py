@@ -1,12 +1,10 @@
-"""`vl3 ask` with a model of nano's size, its own weights where the package has them, on each kind of real file."""
+"""`vl3 ask` with nano on each kind of real file."""
 
 import json
 
 import pytest
 
 from support.media import MEDIA
-from support.small_checkpoint import write_small_checkpoint
-from vl3_jax.checkpoint import packaged
 from vl3_jax.cli.main import main
 
 PICTURES = ["images/handwriting.png", "images/chart_seattle_rain.png", "images/huckleberry_page.jpg"]
@@ -14,26 +12,19 @@ CLIPS = ["city.gif", "city.webp", "city_vp9.webm", "city_odd_355x201.avi", "city
 SMALL = ["--max-visual-tokens", "300", "--max-new-tokens", "8"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    if packaged.has_weights():
-        return packaged.NANO
-    return str(write_small_checkpoint(tmp_path_factory.mktemp("checkpoint") / "nano", size="nano"))
-
-
 @pytest.mark.parametrize("file", [*PICTURES, *(f"edge/{name}" for name in CLIPS)])
-def test_it_answers(model, capsys, file):
+def test_it_answers(capsys, file):
     flag = "--image" if file in PICTURES else "--video"
-    assert main(["ask", "--model", model, "--json", *SMALL, flag, str(MEDIA / file), "What is shown?"]) == 0
+    assert main(["ask", "--model", "nano", "--json", *SMALL, flag, str(MEDIA / file), "What is shown?"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert 0 < answer["visual_tokens"] <= answer["visual_tokens_before_pruning"] <= 300
     assert answer["token_ids"]
     assert answer["finish_reason"] in ("stop", "length")
 
 
-def test_it_explains(model, capsys):
+def test_it_explains(capsys):
     file = MEDIA / "edge" / "city_no_index.mp4"
-    assert main(["ask", "--model", model, "--video", str(file), "What is shown?"]) == 2
+    assert main(["ask", "--model", "nano", "--video", str(file), "What is shown?"]) == 2
     error = capsys.readouterr().err
     assert file.name in error
     assert error.count("\n") == 1

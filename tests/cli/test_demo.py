@@ -12,7 +12,6 @@ from PIL import Image
 
 from data_pipelines.synthetic.registry import example
 from support.small_checkpoint import write_small_checkpoint
-from vl3_jax.checkpoint import packaged
 from vl3_jax.cli import demo, demo_report
 from vl3_jax.cli.main import main
 from vl3_jax.processing.packed_batch import Visual
@@ -97,10 +96,9 @@ def test_answers_are_marked(task, answer, truth, right):
     assert set(boxes) == ({"truth", "answer"} if "[[" in answer else {"truth"} if task == "box" else set())
 
 
-def test_bad_input_is_one_line(capsys, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(packaged, "FOLDER", tmp_path)
+def test_bad_input_is_one_line(capsys, checkpoint, tmp_path):
     for arguments, message in [
-        (["--model", "nano"], "vl3 train"),
+        (["--model", str(tmp_path / "nowhere")], "nowhere"),
         (["--model", checkpoint, "--out", str(tmp_path / "no" / "demo.html")], "no folder"),
         (["--model", checkpoint, "--seed", "-1"], "seed"),
         (["--model", checkpoint, "--max-new-tokens", "0", "--out", str(tmp_path / "demo.html")], "max new tokens"),

@@ -26,8 +26,6 @@ def pair(request, tmp_path_factory):
     """The model loaded by us, and its export loaded by transformers with its processor."""
     from transformers import AutoProcessor, VideoLlama3ForConditionalGeneration
 
-    if request.param == "packaged" and not packaged.has_weights():
-        pytest.skip("the package has no trained weights yet")
     folder = tmp_path_factory.mktemp("nano")
     if request.param == "random":
         source = write_small_checkpoint(folder / "official", size="nano")

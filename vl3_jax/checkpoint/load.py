@@ -48,7 +48,7 @@ class Checkpoint:
 
 
 def open_source(source: str | os.PathLike, parts=PARTS, base: str | None = None, token: str | None = None) -> Source:
-    """An Orbax folder or training workdir, a Hugging Face folder, both on a disk or gs://, or a Hub id; not read yet.
+    """Opens an Orbax folder, training workdir or Hugging Face folder (disk or gs://), Hub id or "nano"; reads nothing.
 
     Raises:
       InputError: nothing there, or something that does not fit; one line.
@@ -76,7 +76,7 @@ def load(
     the host holds a leaf or two at a time, and on the CPU the buffer itself becomes the array.
 
     Args:
-      source: Orbax folder, training workdir, Hugging Face folder (any layout, read in place), gs:// URL, Hub id.
+      source: "nano", Orbax folder, training workdir, Hugging Face folder (any layout, read in place), gs://, Hub id.
       dtype: "bfloat16", "float16", "float32" (or the dtype); as stored by default.
       mesh: places the parameters by the rules of `vl3_jax.parallel.rules`.
       shardings: nested dict of shardings like the parameters, or one for all of them; wins over `mesh`.

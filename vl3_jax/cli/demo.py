@@ -31,16 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Asks, prints and writes the report."""
     from vl3_jax.checkpoint import packaged
-
-    if arguments.model is None and not packaged.has_weights():
-        from vl3_jax.cli import random_demo
-
-        return random_demo.run(arguments)
-    return _demo(arguments)
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    from vl3_jax.checkpoint import packaged
     from vl3_jax.evaluation.answering import Answerer
     from vl3_jax.inference.assistant import load
 

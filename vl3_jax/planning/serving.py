@@ -18,6 +18,7 @@ from vl3_jax.model.quantize import quantize_leaf
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import batch_shardings, partition_spec
 from vl3_jax.parallel.topologies import Topology
+from vl3_jax.planning import report
 from vl3_jax.planning.compiler import GIB, Weight, chips, weigh
 from vl3_jax.processing.packed_batch import BatchShape, pack
 
@@ -92,12 +93,11 @@ class ServingPlan:
         }
 
     def __str__(self) -> str:
-        axes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items() if size > 1) or "one chip"
         chip, load = self.topology.chip, self.load
         verdict = "it fits" if self.fits else "it does not fit: fewer rows, patches or tokens, --quantize, more chips"
         lines = [
-            f"{self.topology.name}: {self.topology.chips} chips, mesh {axes}; {load.rows} rows of {load.prompt:,} + "
-            f"{load.new:,} tokens and {load.patches:,} patches",
+            f"{self.topology.name}: {self.topology.chips} chips, mesh {report.axes(self.mesh)}; {load.rows} rows of "
+            f"{load.prompt:,} + {load.new:,} tokens and {load.patches:,} patches",
             f"HBM a chip    {self.peak / GIB:.2f} of {chip.hbm / GIB:.2f} GiB: {verdict}",
             f"  weights     {self.weights / GIB:6.2f} GiB",
             f"  cache       {self.cache / GIB:6.2f} GiB",
