@@ -63,7 +63,7 @@ def losses(runs: Sequence[Sequence[Mapping[str, Any]]], path: os.PathLike) -> No
                     label = None
         for stage, begin in enumerate(ends[:-1]):
             place.axvline(begin, color="0.8", lw=0.8)
-            place.text(begin, 1, f" stage {stage}", transform=place.get_xaxis_transform(), fontsize=7, va="top")
+            place.text(begin, 1, f" {stage}", transform=place.get_xaxis_transform(), fontsize=7, va="top")
         place.set_title(title, fontsize=10, loc="left")
         place.set_yscale("log")
         if place.get_legend_handles_labels()[0]:
@@ -72,7 +72,7 @@ def losses(runs: Sequence[Sequence[Mapping[str, Any]]], path: os.PathLike) -> No
     for place in places[:, 0]:
         place.set_ylabel("loss of a supervised token, nats")
     for place in places[1]:
-        place.set_xlabel("steps")
+        place.set_xlabel("steps; the lines begin stages 0 to 4")
     _save(figure, path)
 
 

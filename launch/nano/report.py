@@ -75,7 +75,7 @@ def accuracy(tasks: Mapping[str, Mapping[str, Any]]) -> str:
     for name, one in tasks.items():
         values = [_percent(one[key]) if key in one else "" for key in columns.values() if key]
         rows.append([name.partition("/")[2], METRICS[one["metric"]], *values])
-    means = [_percent(_mean(tasks, key)) for key in columns.values() if key]
+    means = ["" if key == "goal" else _percent(_mean(tasks, key)) for key in columns.values() if key]
     return _markdown([list(columns), *rows, ["mean", "", *means]])
 
 
