@@ -104,6 +104,7 @@ def test_what_the_kernels_refuse_goes_in_plain_blocks(capability, width, dtypes,
 
 
 TRITON_CALL = "__gpu$xla.gpu.triton"
+H200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
 
 
 def lowered_for_cuda(length, heads, kv_heads, width, causal, dtype) -> str:
@@ -114,8 +115,11 @@ def lowered_for_cuda(length, heads, kv_heads, width, causal, dtype) -> str:
 
     q, kv = shape((1, length, heads, width), dtype), shape((1, length, kv_heads, width), dtype)
     labels = Labels(*[shape((1, length), jnp.int32)] * 2)
-    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, kv, kv, labels)
-    return traced.lower(lowering_platforms=("cuda",)).as_text()
+    # One axis of one device: newer versions of jax ask the mesh which GPU it is.
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), (jax.sharding.AxisType.Explicit,), abstract_device=H200)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, kv, kv, labels)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])

@@ -62,5 +62,10 @@ def _program() -> str:
     for name in ("kernels", "model", "parallel", "planning", "training"):
         for path in sorted((folder / name).glob("*.py")):
             digest.update(path.read_bytes())
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu")]
+    versions = [f"{one.name} {one.version}" for name in ("jax", "libtpu") for one in _installed(name)]
     return " ".join([digest.hexdigest(), *versions])
+
+
+def _installed(name: str) -> list[importlib.metadata.Distribution]:
+    """None or one."""
+    return list(importlib.metadata.distributions(name=name))[:1]
