@@ -1,7 +1,6 @@
 """A few queries against a cache: the same as dense attention to one layer, but only slots in use are read."""
 
 import functools
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from support.compiler import needs_compiler
 from support.tolerances import ATTENTION, ATTENTION_BFLOAT16, REORDERED, relative_error
 from vl3_jax.kernels import decode, tpu_decode
 from vl3_jax.kernels.decode import blockwise_decode_attention, used_blocks
@@ -196,7 +196,7 @@ for rows, length, heads, kv_heads, slots, dtype in [
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'")
+@needs_compiler
 @pytest.mark.parametrize("topology", ["v5e:2x2", pytest.param("v6e:2x2", marks=pytest.mark.slow)])
 def test_compiles_for_tpus_without_a_copy_of_a_layer(topology):
     """Written to and read in a loop over layers, as the decoder does."""

@@ -1,20 +1,17 @@
 """The TPU kernels at full size through the real TPU compiler, without a TPU: forward and backward."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from support.compiler import needs_compiler
 from vl3_jax.model.attention import attention
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.topologies import topology
 from vl3_jax.planning import compiler
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'"
-)
+pytestmark = needs_compiler
 
 SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # heads, key/value heads, channels, tokens, causal

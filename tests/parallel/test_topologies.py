@@ -1,9 +1,8 @@
 """Names of TPU slices."""
 
-import importlib.util
-
 import pytest
 
+from support.compiler import needs_compiler
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.topologies import topology
@@ -51,7 +50,7 @@ def test_several_slices():
         topology("v5e:4x4", 0)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'")
+@needs_compiler
 class TestChips:
     """As the TPU compiler describes them."""
 

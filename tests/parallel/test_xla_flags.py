@@ -1,12 +1,12 @@
 """Compiler flags by generation, and whether the compilers here know them."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 
 import pytest
 
+from support.compiler import needs_compiler
 from vl3_jax.errors import InputError
 from vl3_jax.parallel import xla_flags
 from vl3_jax.parallel.xla_flags import GENERATIONS, GPU, environment
@@ -34,7 +34,7 @@ def compiled_for(generation: str, flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=given, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'")
+@needs_compiler
 @pytest.mark.parametrize("generation", TOPOLOGIES)
 def test_the_compiler_takes_all_of_them(generation):
     (flags,) = environment(generation, slices=2, existing={}).values()
@@ -42,7 +42,7 @@ def test_the_compiler_takes_all_of_them(generation):
     assert done.returncode == 0, done.stderr[-1000:]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'")
+@needs_compiler
 def test_the_compiler_would_refuse_an_unknown_one():
     done = compiled_for("v5e", "--xla_tpu_no_such_flag=true")
     assert done.returncode != 0

@@ -1,6 +1,5 @@
 """`vl3 plan`: with the TPU compiler, without a TPU."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -10,15 +9,13 @@ import sys
 import pytest
 
 from planning.made_up import MadeUp
+from support.compiler import needs_compiler
 from vl3_jax.cli.main import main
 from vl3_jax.planning import compiler, record
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 BUDGETS = json.loads(pathlib.Path(__file__).with_name("budgets.json").read_text())
 STAGE_FOUR = ["--config", f"{CONFIGS}/stage4_2b.py", "--topology", "v5e:4x4"]
-needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'"
-)
 
 
 def plan(*flags):

@@ -1,7 +1,6 @@
 """The loss in tiles against the plain one, value and gradient, on one device and on meshes."""
 
 import functools
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from tiny import QUICK
 
+from support.compiler import needs_compiler
 from support.tolerances import REORDERED, relative_norm
 from vl3_jax.errors import InputError
 from vl3_jax.model import preset
@@ -184,7 +184,7 @@ print("temporaries", step.compile().memory_analysis().temp_size_in_bytes)
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'")
+@needs_compiler
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_memory_on_a_tpu(dtype):
     """Compiled for one v5e: logits would take 10 GB, loss and gradients take 0.7 GB at most beside their results."""

@@ -1,12 +1,13 @@
 """What a benchmark ran on: hardware and versions."""
 
-import importlib.metadata
 import os
 import pathlib
 import platform
 from typing import Any
 
 import jax
+
+from vl3_jax.versions import version
 
 _PACKAGES = ("vl3_jax", "jax", "jaxlib", "libtpu", "flax", "numpy", "torch", "transformers", "av", "pillow")
 
@@ -21,7 +22,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "versions": {name: found for name in _PACKAGES if (found := version(name))},
     }
 
 
@@ -31,10 +32,3 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

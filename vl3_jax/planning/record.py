@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -13,6 +12,7 @@ import vl3_jax
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.topologies import Topology
 from vl3_jax.planning.step import Plan, from_json, plan_step
+from vl3_jax.versions import version
 
 
 class Record:
@@ -62,10 +62,4 @@ def _program() -> str:
     for name in ("kernels", "model", "parallel", "planning", "training"):
         for path in sorted((folder / name).glob("*.py")):
             digest.update(path.read_bytes())
-    versions = [f"{one.name} {one.version}" for name in ("jax", "libtpu") for one in _installed(name)]
-    return " ".join([digest.hexdigest(), *versions])
-
-
-def _installed(name: str) -> list[importlib.metadata.Distribution]:
-    """None or one."""
-    return list(importlib.metadata.distributions(name=name))[:1]
+    return " ".join([digest.hexdigest(), *(f"{name} {version(name)}" for name in ("jax", "libtpu"))])

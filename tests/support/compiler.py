@@ -1,0 +1,9 @@
+"""Where the TPU compiler is not installed."""
+
+import importlib.util
+
+import pytest
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'"
+)
