@@ -92,7 +92,7 @@ class Corpus:
         self.settings = examples.settings
         self.tasks = sorted({dataset.entry.task for dataset in datasets})
         self._ends = list(itertools.accumulate(len(dataset.index) for dataset in datasets))
-        self._planned: dict[tuple[int, int], Rows] = {}
+        self.planned: dict[str, Rows] = {}  # rows of epochs, by what they follow from
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -109,11 +109,12 @@ class Corpus:
 
     def epoch_rows(self, seed: int, epoch: int) -> Rows:
         """The rows of an epoch, planned when first asked for."""
-        if (seed, epoch) not in self._planned:
+        key = fingerprint([self.identity(), seed, epoch])
+        if key not in self.planned:
             usable = [rooms.usable for rooms in self.rooms_by_dataset]
             order = epoch_order(usable, [dataset.entry.weight for dataset in self.datasets], seed, epoch)
-            self._planned[seed, epoch] = plan_rows(self.rooms, order, self.settings.shape, (seed, epoch))
-        return self._planned[seed, epoch]
+            self.planned[key] = plan_rows(self.rooms, order, self.settings.shape, (seed, epoch))
+        return self.planned[key]
 
     def room(self, number: int) -> Room:
         """Of one usable sample."""

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from data_pipelines.lengths import place_frames
 from data_pipelines.rooms import Rooms
@@ -90,7 +91,9 @@ def plan_rows(rooms: Rooms, order: np.ndarray, shape: BatchShape, seed: Sequence
     needs = np.stack([rooms.tokens, rooms.vision_tokens, rooms.patches, np.ones_like(rooms.tokens)])
     packer = _Packer(shape, rooms.frames, window)
     rows: list[list[int]] = []
-    for start in range(0, len(order), window):
+    # Millions of samples take minutes; thousands are done before a bar would show.
+    windows = tqdm(range(0, len(order), window), desc="plan rows", unit=" windows", delay=5.0, mininterval=1.0)
+    for start in windows:
         chunk = order[start : start + window]
         needed = needs[:, chunk]
         size = np.maximum(needed[_TOKENS] / shape.length, needed[_PATCHES] / (shape.patches * shape.vision_rows))

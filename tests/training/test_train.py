@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from runs import CONFIGS, command, params, reports, run
 
+from data_pipelines import corpus
 from support.tolerances import REORDERED
 from support.tolerances import RESUMED_ON_ANOTHER_MESH as RESUMED
 from vl3_jax import config_file
@@ -58,6 +59,14 @@ def test_a_stage_tells_what_it_did(stages):
             assert 0 <= line["data wait"] <= 1
     pruned = [reports(stages / f"stage{stage}")[-1]["kept"] for stage in (1, 3)]
     assert pruned[0] == 1 > pruned[1]
+
+
+def test_rows_are_planned_once(stages, monkeypatch):
+    def plan_rows(*_):
+        raise AssertionError("planned again")
+
+    monkeypatch.setattr(corpus, "plan_rows", plan_rows)
+    assert run("stage1_2b", stages / "stage1", *TINY) == 0
 
 
 def test_a_workdir_is_a_model(stages, tmp_path, capsys):

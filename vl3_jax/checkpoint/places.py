@@ -96,6 +96,16 @@ def exists(file: epath.Path) -> bool:
     return file.name in entries(file.parent) if is_url(file) else file.exists()
 
 
+def write_whole(file: epath.Path, content: bytes) -> None:
+    """Writes a file that is there whole or not at all."""
+    if is_url(file):  # an object is not there before its last byte
+        file.write_bytes(content)
+        return
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(file)
+
+
 def _size(entry: os.DirEntry) -> int:
     try:
         return entry.stat().st_size

@@ -19,6 +19,7 @@ from vl3_jax.training.checkpoints import Checkpoints
 from vl3_jax.training.description import describe
 from vl3_jax.training.evaluation import HeldOut
 from vl3_jax.training.flops import StepFlops
+from vl3_jax.training.planned_rows import keep_rows, recall_rows
 from vl3_jax.training.program import make_program
 from vl3_jax.training.reporting import Reporter
 from vl3_jax.training.stopping import StopRequest
@@ -55,6 +56,7 @@ def train(config: ConfigDict, workdir: str) -> int:
         begin = find_beginning(config)
         tokenizer = stack.enter_context(begin.local_files())
         corpus = data.open_data(config, tokenizer)
+        recall_rows(corpus, workdir)
         rows = data.rows_of_a_step(config, corpus, mesh, rows_before)
         total, epochs = data.steps_of_the_run(config, corpus, rows)
 
@@ -63,6 +65,7 @@ def train(config: ConfigDict, workdir: str) -> int:
 
         # ------------------------------------------------------------------------------------------------------ state
         prepare_workdir(workdir, config, begin, rows)
+        keep_rows(corpus, workdir)
         adapted = config.lora.rank > 0
         keeping = config.checkpoint
         checkpoints = Checkpoints(workdir, program.optimizer, keeping.every, keeping.keep, adapted)
