@@ -10,7 +10,6 @@ the record is not compiled again, so it may be stopped at any time.
 import argparse
 import concurrent.futures
 import dataclasses
-import importlib.metadata
 import multiprocessing
 import pathlib
 import sys
@@ -25,6 +24,7 @@ from vl3_jax.planning.record import Record
 from vl3_jax.planning.report import axes
 from vl3_jax.planning.search import REMATS, smallest_change, with_settings
 from vl3_jax.planning.step import SAMPLES_A_ROW, Plan
+from vl3_jax.versions import version
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODELS, STAGES = ("2b", "7b"), (1, 4)
@@ -132,7 +132,7 @@ def main() -> None:
             lines[cell] = line(cell, future.result())
             tqdm.write(lines[cell])
     if not arguments.only:
-        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
+        versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "libtpu"))
         arguments.out.write_text(page([lines[cell] for cell in cells], versions))
 
 
