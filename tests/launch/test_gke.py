@@ -164,6 +164,13 @@ def test_failures_restart_all_and_bad_input_ends_all():
     assert job["template"]["spec"]["restartPolicy"] == "Never"  # as a policy for exit codes demands
 
 
+def test_processes_of_the_loader_have_room_for_their_rows():
+    pod = pod_of(rendered("--topology", "v5e:8x8"))
+    mounted = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume["emptyDir"] for volume in pod["volumes"]}
+    assert volumes[mounted["/dev/shm"]] == {"medium": "Memory"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
