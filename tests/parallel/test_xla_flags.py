@@ -65,6 +65,11 @@ def test_what_is_there_already_comes_last():
     assert words.count("--xla_tpu_enable_async_collective_fusion=true") == 1
 
 
+def test_only_a_v5e_fuses_collectives():
+    for generation in GENERATIONS:
+        assert ("collective_fusion" in str(environment(generation, existing={}))) == (generation == "v5e")
+
+
 def test_several_slices_have_flags_of_their_own():
     for generation in GENERATIONS:
         (one,), (two,) = (environment(generation, slices, {}).values() for slices in (1, 2))

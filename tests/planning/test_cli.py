@@ -39,7 +39,7 @@ def test_a_step_keeps_to_its_budget(name):
     print(f"{name}: {memory}, {counts}")
     assert 0 < memory["arguments"] < memory["peak"] < memory["limit"]
     assert memory["peak"] <= 1.02 * budget["peak"]
-    assert counts == budget["collectives"]
+    assert not {kind: count for kind, count in counts.items() if count > budget["collectives"].get(kind, 0)}
     assert found["tokens_per_step"] == found["rows"] * 512
     assert found["flops_per_chip"] > 0
     assert found["compile_seconds"] > 0

@@ -3,8 +3,8 @@
     export "$(python -m vl3_jax.parallel.xla_flags v5e)"
 
 They are advice of those who publish them, not measured by us; the defaults of the compiler are a fair choice, too.
-Accepted by libtpu 0.0.42.1 and jaxlib 0.10.2; other versions may know fewer, and end with the name of the first that
-they do not know. What the environment holds already comes after ours, and wins.
+Accepted by libtpu 0.0.42.1 and 0.0.50.1, jaxlib 0.10.2 and 0.12.0; other versions may know fewer, and end with the name
+of the first that they do not know. What the environment holds already comes after ours, and wins.
 
 Sources:
   OpenXLA     openxla.org/xla/flags_guidance
@@ -22,18 +22,22 @@ from vl3_jax.errors import InputError
 
 Flags = Mapping[str, str]
 
-# Weights that fsdp splits are gathered while products run: a gather becomes steps of the products around it.
-# Mostly defaults. OpenXLA ("v5e/Async"), MaxText (CF_FOR_ALL_GATHER).
+# Weights that fsdp splits are gathered while products run. Mostly defaults. OpenXLA, MaxText (CF_FOR_ALL_GATHER).
 OVERLAP_ALL_GATHER: Flags = {
     "xla_enable_async_all_gather": "true",
-    "xla_tpu_enable_async_collective_fusion": "true",
-    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
-    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
     "xla_tpu_overlap_compute_collective_tc": "true",
 }
 
+# A gather becomes steps of the products around it. libtpu 0.0.50 refuses it on anything but a v5e, where it can hang or
+# give wrong results. OpenXLA ("v5e/Async"), MaxText (CF_FOR_ALL_GATHER).
+FUSE_ALL_GATHER: Flags = {
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+}
+
 # The same for sums of gradients over `data`. Not a default. OpenXLA ("v5e/Async"), MaxText (CF_FOR_ALL_REDUCE).
-OVERLAP_ALL_REDUCE: Flags = {
+FUSE_ALL_REDUCE: Flags = {
     "xla_enable_async_all_reduce": "true",
     "xla_tpu_enable_async_collective_fusion": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
@@ -69,7 +73,7 @@ GPU_COMBINE: Flags = {
 GPU = "gpu"
 # By generation; a group named twice is set once.
 GENERATIONS: Mapping[str, Sequence[Flags]] = {
-    "v5e": (OVERLAP_ALL_GATHER, OVERLAP_ALL_REDUCE),
+    "v5e": (OVERLAP_ALL_GATHER, FUSE_ALL_GATHER, FUSE_ALL_REDUCE),
     "v5p": (OVERLAP_ALL_GATHER,),
     "v6e": (OVERLAP_ALL_GATHER, LARGE_SCRATCHPAD),
     GPU: (GPU_OVERLAP, GPU_COMBINE),
