@@ -96,7 +96,7 @@ def check(jobset):
     try:
         import jsonschema
     except ImportError:
-        pytest.skip("needs jsonschema")
+        pytest.skip("needs jsonschema: pip install -e '.[test]'")
     jsonschema.validate(jobset, JOBSET)
     try:
         import kubernetes_validate

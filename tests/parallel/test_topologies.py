@@ -6,7 +6,7 @@ from support.compiler import needs_compiler
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.topologies import topology
-from vl3_jax.planning import compiler
+from vl3_jax.planning import compiler, search
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,19 @@ class TestChips:
     @pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v5e:1x1", "v6e:2x4"])
     def test_one_device_a_chip(self, name):
         assert len(compiler.chips(topology(name))) == topology(name).chips
+
+    @pytest.mark.parametrize(("name", "slices"), [("v5e:4x4", 1), ("v5e:16x16", 1), ("v5p:4x4x4", 1), ("v6e:4x4", 2)])
+    def test_meshes_need_not_follow_the_shape_of_a_slice(self, name, slices):
+        slice_ = topology(name, slices)
+        chips = compiler.chips(slice_)
+        for sizes in search.meshes(slice_):
+            mesh = make_mesh(sizes, chips)
+            assert dict(mesh.shape) == sizes
+            assert len(set(mesh.devices.flat)) == slice_.chips
+            for pair in mesh.devices.reshape(-1, sizes["tensor"] * sizes["context"]):
+                one, other = pair[0], pair[-1]
+                hops = sum(abs(here - there) for here, there in zip(one.coords, other.coords, strict=True))
+                assert hops == len(pair) - 1, "chips that share a row are neighbours"
 
     def test_only_copies_of_the_weights_meet_between_slices(self):
         chips = compiler.chips(topology("v5e:2x2", 2))

@@ -42,11 +42,12 @@ def _tpu_grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray
     """The chips in an order that makes neighbours on an axis neighbours in the torus."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return mesh_utils.create_device_mesh(shape, devices)
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     data, *inner = shape
     if data % slices:
         raise InputError(
             f"{slices} slices are joined by a slow network, over which only copies of the weights should meet: "
             f"mesh.data is {data}, make it a multiple of {slices}"
         )
-    return mesh_utils.create_hybrid_device_mesh((data // slices, *inner), (slices, 1, 1, 1), devices)
+    within, across = (data // slices, *inner), (slices, 1, 1, 1)
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
