@@ -3,13 +3,14 @@
     python benchmarks/plans.py --record plans.jsonl [--jobs N] [--only 2b-stage4-v5e-16 ...] [--out docs/plans.md]
 
 Each step is compiled with the settings of its configuration, and where that leaves room, with less recomputation; where
-it does not fit, with one change after another until it does. Some minutes of one core a plan, some 50 plans; what is in
+it does not fit, with one change after another until it does. Some minutes of one core a plan, some 40 plans; what is in
 the record is not compiled again, so it may be stopped at any time.
 """
 
 import argparse
 import concurrent.futures
 import dataclasses
+import math
 import multiprocessing
 import pathlib
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vl3_jax import config_file
+from vl3_jax.model import preset
 from vl3_jax.parallel.topologies import topology
 from vl3_jax.planning.compiler import GIB
 from vl3_jax.planning.record import Record
@@ -30,7 +32,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 MODELS, STAGES = ("2b", "7b"), (1, 4)
 SLICES = ("v5e-16", "v5e-64", "v5e-256", "v5p-64", "v6e-64")
 MFU = 0.4
-ROOM = 0.5  # of the memory that must be free for a policy that keeps more to be worth a try
+SPARE = 0.1  # of the memory, left free by what is called best
+# What a policy takes of memory, beside the one before it; less than any of the plans so far. Decides what is tried.
+GROWTH = {"outputs": 1.4, "dots": 4.0, "none": 2.8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +45,18 @@ class Cell:
     stage: int
     slice_: str
 
+    @property
+    def config(self) -> pathlib.Path:
+        """Of the stage."""
+        return ROOT / "configs" / f"stage{self.stage}_{self.model}.py"
+
     def __str__(self) -> str:
         return f"{self.model}-stage{self.stage}-{self.slice_}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The plan of a configuration as it is, the best that was found, its settings, and the samples of the stage."""
+    """A configuration's plan (with `split`), the best that was found, its settings, and the samples of the stage."""
 
     plain: Plan
     best: Plan | None
@@ -57,22 +66,29 @@ class Outcome:
 
 def outcome(cell: Cell, record: str) -> Outcome:
     """Plans a cell; in a process of its own."""
-    config = config_file.load(ROOT / "configs" / f"stage{cell.stage}_{cell.model}.py")
-    samples, planner = sum(config.data.amounts.values()), Record(record)
-    plain = planner(config, topology(cell.slice_))
+    config, slice_, planner = config_file.load(cell.config), topology(cell.slice_), Record(record)
+    settings, samples = split(config.model, slice_.chips), sum(config.data.amounts.values())
+    config = with_settings(config, settings)
+    plain = planner(config, slice_)
     if not plain.fits:
-        settings, best = smallest_change(config, plain, planner) or ({}, None)
-        return Outcome(plain, best, settings, samples)
-    best, settings = plain, {}
+        change, best = smallest_change(config, plain, planner) or ({}, None)
+        return Outcome(plain, best, settings | change, samples)
+    best, most = plain, (1 - SPARE) * slice_.chip.hbm
     for policy in REMATS[REMATS.index(plain.remat["text"]) + 1 :]:
-        if best.headroom < ROOM * best.topology.chip.hbm:
+        if best.weight.peak * GROWTH[policy] > most:
             break
         tried = {"remat.vision": policy, "remat.text": policy}
-        plan = planner(with_settings(config, tried), plain.topology)
-        if not plan.fits:
+        plan = planner(with_settings(config, tried), slice_)
+        if not plan.fits or plan.weight.peak > most:
             break
-        best, settings = plan, tried
+        best, settings = plan, settings | tried
     return Outcome(plain, best, settings, samples)
+
+
+def split(model: str, chips: int) -> dict[str, int]:
+    """The mesh where that of the configurations, fsdp over all chips, would leave the tower whole on each of them."""
+    fsdp = math.gcd(chips, preset(model).vision.hidden_size)
+    return {"mesh.data": chips // fsdp, "mesh.fsdp": fsdp} if fsdp < chips else {}
 
 
 def line(cell: Cell, found: Outcome) -> str:
@@ -99,9 +115,11 @@ What `vl3 plan` says of the released sizes on common slices, written by `python 
 the real step of `configs/stageN_SIZE.py`, rows of 16,384 tokens and 40,960 patches, compiled for the slice by the TPU
 compiler ({versions}). Memory is the compiler's own figure, GiB a chip. Nothing of this ran on a TPU.
 
-Where a configuration leaves {ROOM:.0%} of the memory, policies that keep more were tried, the last that fits is shown;
-where it does not fit, the change that costs least. Tokens (padding included) a second and chip-hours of the stage's
-published data are arithmetic at {MFU:.0%} MFU: an assumption, not a measurement.
+Best is the setting that recomputes least and leaves {SPARE:.0%} of the memory; where a configuration does not fit, the
+change that costs least. On 256 chips there are two copies of the weights, each over 128 chips: `fsdp` over all of them
+does not divide the tower's width, 1,152, and would leave a whole tower on every chip. Tokens a second (padding
+included) and chip-hours of the stage's published data are arithmetic at {MFU:.0%} MFU: an assumption, not a
+measurement.
 
 | model | stage | slice | mesh | HBM | best setting | HBM then | tokens/s | chip-hours |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
