@@ -25,7 +25,7 @@ from vl3_jax.planning.compiler import GIB
 from vl3_jax.planning.record import Record
 from vl3_jax.planning.report import axes
 from vl3_jax.planning.search import REMATS, smallest_change, with_settings
-from vl3_jax.planning.step import SAMPLES_A_ROW, Plan
+from vl3_jax.planning.step import SAMPLES_A_ROW, TOKEN_FILL, Plan
 from vl3_jax.versions import version
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -103,7 +103,7 @@ def line(cell: Cell, found: Outcome) -> str:
     seconds = best.useful_seconds / MFU
     cells.append(", ".join(f"`{key}={value}`" for key, value in found.settings.items()) or "as it is")
     cells.append(f"{best.weight.peak / GIB:.2f}")
-    cells += [f"{best.tokens / seconds / 1e3:,.0f}k", f"{steps * seconds / 3600 * chips:,.0f}"]
+    cells += [f"{best.tokens * TOKEN_FILL / seconds / 1e3:,.0f}k", f"{steps * seconds / 3600 * chips:,.0f}"]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -117,8 +117,8 @@ compiler ({versions}). Memory is the compiler's own figure, GiB a chip. Nothing 
 
 Best is the setting that recomputes least and leaves {SPARE:.0%} of the memory; where a configuration does not fit, the
 change that costs least. On 256 chips there are two copies of the weights, each over 128 chips: `fsdp` over all of them
-does not divide the tower's width, 1,152, and would leave a whole tower on every chip. Tokens a second (padding
-included) and chip-hours of the stage's published data are arithmetic at {MFU:.0%} MFU: an assumption, not a
+does not divide the tower's width, 1,152, and would leave a whole tower on every chip. Tokens a second (without
+padding) and chip-hours of the stage's published data are arithmetic at {MFU:.0%} MFU: an assumption, not a
 measurement.
 
 | model | stage | slice | mesh | HBM | best setting | HBM then | tokens/s | chip-hours |
