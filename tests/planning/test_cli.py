@@ -114,9 +114,22 @@ def test_a_search_that_is_stopped_shows_what_it_has(monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 1
 
 
-def test_the_compilers_refusal_is_read():
-    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. Exceeded by 2.75G"
-    assert compiler.bytes_needed(message) == int(18.5 * 2**30)
+@pytest.mark.parametrize(
+    ("message", "gib"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. Exceeded by 2.75G",
+            18.5,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (19.21G) "
+            "exceeds available HBM (15.75G).",
+            19.21,
+        ),
+    ],
+)
+def test_the_compilers_refusal_is_read(message, gib):
+    assert compiler.bytes_needed(message) == int(gib * 2**30)
     assert compiler.bytes_needed("something else") is None
 
 

@@ -17,6 +17,8 @@ from vl3_jax.parallel.collectives import Traffic, collectives
 from vl3_jax.parallel.topologies import Topology
 
 GIB = 2**30
+# "Used 18.50G of 15.75G hbm", after placing buffers; "HLO temporaries (19.21G) exceeds available HBM", before.
+_REFUSAL = re.compile(r"(?:[Uu]sed |temporaries \()(?P<size>[\d.]+)(?P<unit>[KMGT])(?: of|\) exceeds)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +87,8 @@ def weigh(lowered: Any) -> tuple[Weight, Any]:
 
 def bytes_needed(message: str) -> int | None:
     """Bytes that a program would need, from the compiler's refusal; None if that was about something else."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", message)
-    return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]]) if found else None
+    found = _REFUSAL.search(message)
+    return int(float(found["size"]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found["unit"]]) if found else None
 
 
 @contextlib.contextmanager
