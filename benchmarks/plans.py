@@ -97,12 +97,12 @@ def line(cell: Cell, found: Outcome) -> str:
     cells = [cell.model, str(cell.stage), f"{cell.slice_} ({plain.topology.name})", axes(plain.mesh)]
     cells.append(f"{plain.weight.peak / GIB:.2f} of {limit:.2f}" + ("" if plain.fits else ", **does not fit**"))
     if best is None:
-        return "| " + " | ".join([*cells, "none found", "", "", ""]) + " |"
+        return "| " + " | ".join([*cells, "none found", "", "", "", ""]) + " |"
     chips = best.topology.chips
     steps = found.samples / SAMPLES_A_ROW / best.rows
     seconds = best.useful_seconds / MFU
     cells.append(", ".join(f"`{key}={value}`" for key, value in found.settings.items()) or "as it is")
-    cells.append(f"{best.weight.peak / GIB:.2f}")
+    cells += [f"{best.weight.peak / GIB:.2f}", str(best.rows)]
     cells += [f"{best.tokens * TOKEN_FILL / seconds / 1e3:,.0f}k", f"{steps * seconds / 3600 * chips:,.0f}"]
     return "| " + " | ".join(cells) + " |"
 
@@ -117,12 +117,14 @@ compiler ({versions}). Memory is the compiler's own figure, GiB a chip. Nothing 
 
 Best is the setting that recomputes least and leaves {SPARE:.0%} of the memory; where a configuration does not fit, the
 change that costs least. On 256 chips there are two copies of the weights, each over 128 chips: `fsdp` over all of them
-does not divide the tower's width, 1,152, and would leave a whole tower on every chip. Tokens a second (without
-padding) and chip-hours of the stage's published data are arithmetic at {MFU:.0%} MFU: an assumption, not a
-measurement.
+does not divide the tower's width, 1,152, and would leave a whole tower on every chip. Tokens a second (without padding)
+and chip-hours of the stage's published data are arithmetic at {MFU:.0%} MFU: an assumption, not a measurement.
 
-| model | stage | slice | mesh | HBM | best setting | HBM then | tokens/s | chip-hours |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+A step of the recipe has 128 samples, which fill about 54 rows. Every chip works on a row of its own at least, so that a
+step on 256 chips is larger, unless `tensor` or `context` gives a row to several of them.
+
+| model | stage | slice | mesh | HBM | best setting | HBM then | rows a step | tokens/s | chip-hours |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(lines)}
 """
 

@@ -69,7 +69,8 @@ def test_meshes_cover_the_slices(name, slices, count):
         (200, 2, ["mesh.data=4", "mesh.fsdp=4"], {"mesh.data": 1, "mesh.fsdp": 16}),
         (16, 20, [], {"batch.accumulation": 0, "mesh.fsdp": 8, "mesh.context": 2}),
         (240, 4, [], {"optimizer.first_moment_dtype": "bfloat16"}),
-        (400, 0.1, [], {"topology": "v5e:4x8", "batch.rows": 0}),
+        (400, 0.1, [], {"topology": "v5e:4x8"}),
+        (400, 0.1, ["batch.rows=16"], {"topology": "v5e:4x8", "batch.rows": 0}),
         (900, 1, [], None),
     ],
 )

@@ -138,6 +138,8 @@ def smallest_change(config: ConfigDict, plan: Plan, planner: Planner) -> tuple[d
     larger = plan.topology.doubled()
     if larger is None:
         return None
-    rows = {"batch.rows": 0} if config.mesh.fsdp == -1 else {"batch.rows": 0, "mesh.fsdp": 2 * plan.mesh["fsdp"]}
-    found = planner(with_settings(config, rows), larger)
-    return ({"topology": larger.name, **rows}, found) if found.fits else None
+    settings = {"batch.rows": 0} if config.batch.rows else {}  # 0: from the samples of a step
+    if config.mesh.fsdp != -1:
+        settings["mesh.fsdp"] = 2 * plan.mesh["fsdp"]
+    found = planner(with_settings(config, settings), larger)
+    return ({"topology": larger.name, **settings}, found) if found.fits else None
