@@ -22,7 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["vl3_jax", "vl3_jax.*", "data_pipelines", "data_pipelines.*"]),
-    package_data={"data_pipelines": ["synthetic/tokenizer.json", "synthetic/pictures/*"], "vl3_jax": ["nano/*"]},
+    package_data={"data_pipelines": ["synthetic/tokenizer.json", "synthetic/images/*"], "vl3_jax": ["nano/*"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "tpu": ["jax[tpu]"],

@@ -25,13 +25,13 @@ import numpy as np
 
 from data_pipelines import loader as loading
 from data_pipelines import mixtures
-from data_pipelines.corpus import Corpus, Entry, open_corpus
-from data_pipelines.examples import Examples
-from data_pipelines.loader import Assembler, Loader
-from data_pipelines.schedule import Schedule
+from data_pipelines.loader import BatchBuilder, Loader
+from data_pipelines.mixture_dataset import DatasetSpec, MixtureDataset, open_mixture
+from data_pipelines.sample_builder import SampleBuilder
+from data_pipelines.step_plan import StepPlan
 from vl3_jax import config_file
 from vl3_jax.bench.torchvision_ops import declare_operators
-from vl3_jax.processing import chat, images, patchify, processor, resize
+from vl3_jax.processing import chat_template, images, patchify, processor, resize
 
 ROOT = pathlib.Path(__file__).parent.parent
 TESTS = ROOT / "tests"
@@ -62,9 +62,9 @@ def speed(samples: int, rounds: int, threads: int | None) -> None:
     """Samples and vision tokens per second beside the port, and where the time goes."""
     with tempfile.TemporaryDirectory() as folder:
         records = real_records(samples)
-        corpus = real_corpus(pathlib.Path(folder), records)
-        runs: dict[str, Callable[[], int]] = {"vl3_jax": lambda: read(corpus, threads)}
-        port = reference(corpus)
+        mixture = real_corpus(pathlib.Path(folder), records)
+        runs: dict[str, Callable[[], int]] = {"vl3_jax": lambda: read(mixture, threads)}
+        port = reference(mixture)
         if port is not None:
             runs["port"] = lambda: sum(map(port, records))
         best: dict[str, tuple[float, int]] = {}
@@ -78,7 +78,7 @@ def speed(samples: int, rounds: int, threads: int | None) -> None:
             print(f"{name:8} {samples / seconds:8.1f} samples/s {vision / seconds:10,.0f} vision tokens/s")
         if "port" in best:
             print(f"ratio    {best['port'][0] / best['vl3_jax'][0]:8.2f}x")
-        shares(corpus)
+        shares(mixture)
 
 
 def real_records(count: int) -> list[dict]:
@@ -95,21 +95,21 @@ def real_records(count: int) -> list[dict]:
     return records
 
 
-def real_corpus(folder: pathlib.Path, records: list[dict]) -> Corpus:
+def real_corpus(folder: pathlib.Path, records: list[dict]) -> MixtureDataset:
     """Indexed, with the settings of stage 4."""
     path = folder / "real.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    settings = mixtures.settings_of(config_file.load(str(ROOT / "configs/data/stage4.py")))
-    return open_corpus([Entry("real", (str(path),), str(MEDIA))], Examples(TOKENIZER, settings), build=True)
+    settings = mixtures.data_settings(config_file.load(str(ROOT / "configs/data/stage4.py")))
+    return open_mixture([DatasetSpec("real", (str(path),), str(MEDIA))], SampleBuilder(TOKENIZER, settings), build=True)
 
 
-def read(corpus: Corpus, threads: int | None) -> int:
+def read(mixture: MixtureDataset, threads: int | None) -> int:
     """Reads an epoch; returns its vision tokens."""
-    with Loader(corpus, 1, threads=threads) as batches:
+    with Loader(mixture, 1, threads=threads) as batches:
         return sum(int((batch.arrays["vision_slot"] >= 0).sum()) for batch in batches)
 
 
-def reference(corpus: Corpus) -> Callable[[dict], int] | None:
+def reference(mixture: MixtureDataset) -> Callable[[dict], int] | None:
     """The port's processing of one record, returning its vision tokens; None where it is not installed."""
     try:
         declare_operators()
@@ -122,7 +122,7 @@ def reference(corpus: Corpus) -> Callable[[dict], int] | None:
     except ImportError as error:
         print(f"the port is not here ({error}): only our own speed", file=sys.stderr)
         return None
-    settings = corpus.settings.processor
+    settings = mixture.settings.processor
     size = {"shortest_edge": 16 * 784, "longest_edge": settings.max_tokens * 784}
     grey = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     frames = {"max_frames": settings.max_frames, "min_frames": 4, "use_token_compression": True}
@@ -150,10 +150,10 @@ def reference(corpus: Corpus) -> Callable[[dict], int] | None:
     return run
 
 
-def shares(corpus: Corpus) -> None:
+def shares(mixture: MixtureDataset) -> None:
     """Processor time of each kind of work, over one epoch."""
-    schedule = Schedule(corpus, 1)
-    assemble = Assembler(corpus, schedule, slice(0, 1))
+    schedule = StepPlan(mixture, 1)
+    assemble = BatchBuilder(mixture, schedule, slice(0, 1))
     begin = time.process_time()
     with timed_parts() as spent:
         for step in range(len(schedule)):
@@ -195,11 +195,11 @@ def timed_parts() -> Iterator[dict[str, float]]:
             yield frame
 
     processor.Processor._watched = timed_frames
-    watch(images.Picture, "load", "decode")
-    watch(resize, "resize_picture", "resize")
+    watch(images.ImageReader, "load", "decode")
+    watch(resize, "resize_image", "resize")
     watch(patchify, "patchify", "patchify")
     watch(patchify, "pruning_mask", "mask")
-    watch(chat, "render", "tokenise")
+    watch(chat_template, "render", "tokenise")
     watch(loading, "pack", "assemble")
     try:
         yield spent
@@ -212,9 +212,9 @@ def timed_parts() -> Iterator[dict[str, float]]:
 def memory(threads: int | None) -> None:
     """Resident memory after each tenth of the samples."""
     with tempfile.TemporaryDirectory() as folder:
-        corpus = real_corpus(pathlib.Path(folder), real_records(MEMORY_SAMPLES))
+        mixture = real_corpus(pathlib.Path(folder), real_records(MEMORY_SAMPLES))
         seen, marks = 0, []
-        with Loader(corpus, 1, threads=threads) as batches:
+        with Loader(mixture, 1, threads=threads) as batches:
             for batch in batches:
                 seen += int((batch.samples >= 0).sum())
                 if seen >= (len(marks) + 1) * MEMORY_SAMPLES // 10:

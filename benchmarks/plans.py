@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from vl3_jax import config_file
 from vl3_jax.model import preset
-from vl3_jax.parallel.topologies import topology
+from vl3_jax.parallel.topologies import parse_topology
 from vl3_jax.planning.compiler import GIB
-from vl3_jax.planning.record import Record
+from vl3_jax.planning.plan_cache import PlanCache
+from vl3_jax.planning.plan_step import SAMPLES_A_ROW, TOKEN_FILL, Plan
 from vl3_jax.planning.report import axes
 from vl3_jax.planning.search import REMATS, smallest_change, with_settings
-from vl3_jax.planning.step import SAMPLES_A_ROW, TOKEN_FILL, Plan
 from vl3_jax.versions import version
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -43,7 +43,7 @@ class Cell:
 
     model: str
     stage: int
-    slice_: str
+    topology: str
 
     @property
     def config(self) -> pathlib.Path:
@@ -51,7 +51,7 @@ class Cell:
         return ROOT / "configs" / f"stage{self.stage}_{self.model}.py"
 
     def __str__(self) -> str:
-        return f"{self.model}-stage{self.stage}-{self.slice_}"
+        return f"{self.model}-stage{self.stage}-{self.topology}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,20 +66,20 @@ class Outcome:
 
 def outcome(cell: Cell, record: str) -> Outcome:
     """Plans a cell; in a process of its own."""
-    config, slice_, planner = config_file.load(cell.config), topology(cell.slice_), Record(record)
-    settings, samples = split(config.model, slice_.chips), sum(config.data.amounts.values())
+    config, topology, planner = config_file.load(cell.config), parse_topology(cell.topology), PlanCache(record)
+    settings, samples = split(config.model, topology.chips), sum(config.data.amounts.values())
     config = with_settings(config, settings)
-    plain = planner(config, slice_)
+    plain = planner(config, topology)
     if not plain.fits:
         change, best = smallest_change(config, plain, planner) or ({}, None)
         return Outcome(plain, best, settings | change, samples)
-    best, most = plain, (1 - SPARE) * slice_.chip.hbm
+    best, most = plain, (1 - SPARE) * topology.chip.hbm
     for policy in REMATS[REMATS.index(plain.remat["text"]) + 1 :]:
-        if best.weight.peak * GROWTH[policy] > most:
+        if best.memory.peak * GROWTH[policy] > most:
             break
         tried = {"remat.vision": policy, "remat.text": policy}
-        plan = planner(with_settings(config, tried), slice_)
-        if not plan.fits or plan.weight.peak > most:
+        plan = planner(with_settings(config, tried), topology)
+        if not plan.fits or plan.memory.peak > most:
             break
         best, settings = plan, settings | tried
     return Outcome(plain, best, settings, samples)
@@ -94,15 +94,15 @@ def split(model: str, chips: int) -> dict[str, int]:
 def line(cell: Cell, found: Outcome) -> str:
     """A row of the table."""
     plain, best, limit = found.plain, found.best, found.plain.topology.chip.hbm / GIB
-    cells = [cell.model, str(cell.stage), f"{cell.slice_} ({plain.topology.name})", axes(plain.mesh)]
-    cells.append(f"{plain.weight.peak / GIB:.2f} of {limit:.2f}" + ("" if plain.fits else ", **does not fit**"))
+    cells = [cell.model, str(cell.stage), f"{cell.topology} ({plain.topology.name})", axes(plain.mesh)]
+    cells.append(f"{plain.memory.peak / GIB:.2f} of {limit:.2f}" + ("" if plain.fits else ", **does not fit**"))
     if best is None:
         return "| " + " | ".join([*cells, "none found", "", "", "", ""]) + " |"
     chips = best.topology.chips
     steps = found.samples / SAMPLES_A_ROW / best.rows
     seconds = best.useful_seconds / MFU
     cells.append(", ".join(f"`{key}={value}`" for key, value in found.settings.items()) or "as it is")
-    cells += [f"{best.weight.peak / GIB:.2f}", str(best.rows)]
+    cells += [f"{best.memory.peak / GIB:.2f}", str(best.rows)]
     cells += [f"{best.tokens * TOKEN_FILL / seconds / 1e3:,.0f}k", f"{steps * seconds / 3600 * chips:,.0f}"]
     return "| " + " | ".join(cells) + " |"
 

@@ -25,10 +25,10 @@ from fractions import Fraction
 
 import av
 
-from vl3_jax.bench.processor import ask, port, shown
+from vl3_jax.bench.bench_processor import ask, port, shown
 from vl3_jax.errors import InputError
-from vl3_jax.processing.config import ProcessorConfig
 from vl3_jax.processing.processor import Processor
+from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.tokenizer import Tokenizer
 
 TESTS = pathlib.Path(__file__).parent.parent / "tests"

@@ -8,7 +8,7 @@ They sit on the language model of the released 2B; the projector learns too, the
 """
 
 from data_pipelines.mixtures import Group, mixture
-from vl3_jax.training.config import training_config
+from vl3_jax.training.run_config import training_config
 
 OWN_DATA = [Group("own", 0, ["train"])]
 
@@ -19,8 +19,8 @@ def get_config(variant: str = ""):
         variant,
         model="2b",
         data=mixture(OWN_DATA, image_merge=2, length=8192, patches=20_480, max_tokens=5120),
-        rates={"lora": 1e-4, "vision": 0.0, "projector": 1e-5, "llm": 0.0},
-        start="DAMO-NLP-SG/VideoLLaMA3-2B",
+        learning_rates={"lora": 1e-4, "vision": 0.0, "projector": 1e-5, "llm": 0.0},
+        init_from="DAMO-NLP-SG/VideoLLaMA3-2B",
         batch__samples=32,
         lora__rank=64,
         lora__alpha=16.0,

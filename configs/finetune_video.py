@@ -7,7 +7,7 @@ The settings of stage 4, from the released 2B, with half the budget.
 """
 
 from data_pipelines.mixtures import Group, mixture
-from vl3_jax.training.config import training_config
+from vl3_jax.training.run_config import training_config
 
 OWN_DATA = [Group("own", 0, ["train"])]
 
@@ -18,7 +18,7 @@ def get_config(variant: str = ""):
         variant,
         model="2b",
         data=mixture(OWN_DATA, image_merge=2, length=8192, patches=20_480, max_tokens=5120),
-        rates={"vision": 2e-6, "projector": 1e-5, "llm": 1e-5},
-        start="DAMO-NLP-SG/VideoLLaMA3-2B",
+        learning_rates={"vision": 2e-6, "projector": 1e-5, "llm": 1e-5},
+        init_from="DAMO-NLP-SG/VideoLLaMA3-2B",
         batch__samples=32,
     )

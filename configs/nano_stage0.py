@@ -7,7 +7,7 @@ The words, numbers and formats of all later answers, without pictures.
 
 from data_pipelines.synthetic.mixture import stage_mixture
 from data_pipelines.synthetic.tokenizer import TOKENIZER
-from vl3_jax.training.config import training_config
+from vl3_jax.training.run_config import training_config
 
 
 def get_config():
@@ -16,12 +16,12 @@ def get_config():
         "",
         model="nano",
         data=stage_mixture(0, samples=100_000),
-        rates={"vision": 0.0, "projector": 0.0, "llm": 5e-3},
-        random_start=True,
+        learning_rates={"vision": 0.0, "projector": 0.0, "llm": 5e-3},
+        random_init=True,
         tokenizer=str(TOKENIZER),
         optimizer__kind="muon",
         batch__rows=8,
-        batch__accumulation=1,
+        batch__grad_accum_steps=1,
         steps=500,
         dtype="float32",
         frozen_dtype="float32",

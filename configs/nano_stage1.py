@@ -2,11 +2,11 @@
 
 Names, colours and captions of single pictures, and the language of stage 0.
 
-    vl3 train --config configs/nano_stage1.py --workdir RUNS/nano1 --config.start=RUNS/nano0
+    vl3 train --config configs/nano_stage1.py --workdir RUNS/nano1 --config.init_from=RUNS/nano0
 """
 
 from data_pipelines.synthetic.mixture import stage_mixture
-from vl3_jax.training.config import training_config
+from vl3_jax.training.run_config import training_config
 
 
 def get_config():
@@ -15,10 +15,10 @@ def get_config():
         "",
         model="nano",
         data=stage_mixture(1, samples=240_000),
-        rates={"vision": 1e-2, "projector": 1e-2, "llm": 1.5e-3},
+        learning_rates={"vision": 1e-2, "projector": 1e-2, "llm": 1.5e-3},
         optimizer__kind="muon",
         batch__rows=8,
-        batch__accumulation=1,
+        batch__grad_accum_steps=1,
         steps=1200,
         dtype="float32",
         mesh__data=-1,

@@ -2,11 +2,11 @@
 
 Reading digits, boxes, counting, places; and what stage 1 knows.
 
-    vl3 train --config configs/nano_stage2.py --workdir RUNS/nano2 --config.start=RUNS/nano1
+    vl3 train --config configs/nano_stage2.py --workdir RUNS/nano2 --config.init_from=RUNS/nano1
 """
 
 from data_pipelines.synthetic.mixture import stage_mixture
-from vl3_jax.training.config import training_config
+from vl3_jax.training.run_config import training_config
 
 
 def get_config():
@@ -15,10 +15,10 @@ def get_config():
         "",
         model="nano",
         data=stage_mixture(2, samples=330_000),
-        rates={"vision": 5e-3, "projector": 5e-3, "llm": 2e-3},
+        learning_rates={"vision": 5e-3, "projector": 5e-3, "llm": 2e-3},
         optimizer__kind="muon",
         batch__rows=8,
-        batch__accumulation=1,
+        batch__grad_accum_steps=1,
         steps=1700,
         dtype="float32",
         mesh__data=-1,

@@ -2,11 +2,11 @@
 
 Which belongs to which; names, motion, order and times in short clips.
 
-    vl3 train --config configs/nano_stage3.py --workdir RUNS/nano3 --config.start=RUNS/nano2
+    vl3 train --config configs/nano_stage3.py --workdir RUNS/nano3 --config.init_from=RUNS/nano2
 """
 
 from data_pipelines.synthetic.mixture import stage_mixture
-from vl3_jax.training.config import training_config
+from vl3_jax.training.run_config import training_config
 
 
 def get_config():
@@ -15,10 +15,10 @@ def get_config():
         "",
         model="nano",
         data=stage_mixture(3, samples=260_000),
-        rates={"vision": 4e-3, "projector": 4e-3, "llm": 2e-3},
+        learning_rates={"vision": 4e-3, "projector": 4e-3, "llm": 2e-3},
         optimizer__kind="muon",
         batch__rows=8,
-        batch__accumulation=1,
+        batch__grad_accum_steps=1,
         steps=1400,
         dtype="float32",
         mesh__data=-1,

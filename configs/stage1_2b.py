@@ -4,12 +4,12 @@ Tower and projector learn on pictures with captions, the language model is froze
 
     vl3 convert init --vision google/siglip-so400m-patch14-384 --llm Qwen/Qwen2.5-1.5B-Instruct START
     vl3 train --config configs/stage1_2b.py --workdir RUNS/stage1_2b \
-        --config.start=START --config.data.root=DATA
+        --config.init_from=START --config.data.root=DATA
 """
 
 import pathlib
 
-from vl3_jax.training.config import training_config
+from vl3_jax.training.run_config import training_config
 
 MIXTURE = pathlib.Path(__file__).parent / "data" / "stage1.py"
 
@@ -20,5 +20,5 @@ def get_config(variant: str = ""):
         variant,
         model="2b",
         data=MIXTURE,
-        rates={"vision": 1e-5, "projector": 1e-3, "llm": 0.0},
+        learning_rates={"vision": 1e-5, "projector": 1e-3, "llm": 0.0},
     )

@@ -6,12 +6,12 @@ tuned 2B.
     vl3 convert export RUNS/stage4_2b RUNS/stage4_2b_exported --format official
     vl3 convert init --vision RUNS/stage4_2b_exported --llm Qwen/Qwen2.5-7B-Instruct START
     vl3 train --config configs/stage1_7b.py --workdir RUNS/stage1_7b \
-        --config.start=START --config.data.root=DATA
+        --config.init_from=START --config.data.root=DATA
 """
 
 import pathlib
 
-from vl3_jax.training.config import training_config
+from vl3_jax.training.run_config import training_config
 
 MIXTURE = pathlib.Path(__file__).parent / "data" / "stage1.py"
 
@@ -22,5 +22,5 @@ def get_config(variant: str = ""):
         variant,
         model="7b",
         data=MIXTURE,
-        rates={"vision": 1e-5, "projector": 1e-3, "llm": 0.0},
+        learning_rates={"vision": 1e-5, "projector": 1e-3, "llm": 0.0},
     )

@@ -3,12 +3,12 @@
 Everything learns: detailed captions, documents, charts, regions, text.
 
     vl3 train --config configs/stage2_7b.py --workdir RUNS/stage2_7b \
-        --config.start=RUNS/stage1_7b --config.data.root=DATA
+        --config.init_from=RUNS/stage1_7b --config.data.root=DATA
 """
 
 import pathlib
 
-from vl3_jax.training.config import training_config
+from vl3_jax.training.run_config import training_config
 
 MIXTURE = pathlib.Path(__file__).parent / "data" / "stage2.py"
 
@@ -19,5 +19,5 @@ def get_config(variant: str = ""):
         variant,
         model="7b",
         data=MIXTURE,
-        rates={"vision": 2e-6, "projector": 1e-5, "llm": 1e-5},
+        learning_rates={"vision": 2e-6, "projector": 1e-5, "llm": 1e-5},
     )

@@ -16,8 +16,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipelines.media import Media
-from data_pipelines.problems import BAD_RECORD, EMPTY, TAGS, BadSampleError, Problem
+from data_pipelines.media_resolver import MediaResolver
+from data_pipelines.sample_errors import BAD_RECORD, EMPTY, TAGS, BadSampleError, SampleError
 
 TAG_OF = {"image": "<image>", "video": "<video>"}
 _HUMAN, _SYSTEM = ("human", "user"), ("system",)
@@ -49,7 +49,9 @@ class Conversation:
     stream_start: float = 0.0
 
 
-def to_conversation(record: Mapping[str, Any], where: str, media: Media, fps: float = 1.0) -> Conversation | Problem:
+def to_conversation(
+    record: Mapping[str, Any], where: str, media: MediaResolver, fps: float = 1.0
+) -> Conversation | SampleError:
     """Converts one record; a bad one gives its problem.
 
     Args:
@@ -68,7 +70,7 @@ def to_conversation(record: Mapping[str, Any], where: str, media: Media, fps: fl
         return error.at(where)
 
 
-def _messages(record: Mapping[str, Any], media: Media) -> list[dict[str, Any]]:
+def _messages(record: Mapping[str, Any], media: MediaResolver) -> list[dict[str, Any]]:
     turns = [_turn(turn) for turn in _list_of_turns(record, "conversations")]
     while turns and turns[0][0] == "assistant":
         turns.pop(0)
@@ -125,7 +127,7 @@ def _split(text: str, queues: Mapping[str, Any]) -> list[Any]:
     return [next(queues[piece]) if piece in queues else piece.strip() for piece in pieces if piece.strip()]
 
 
-def _parts(record: Mapping[str, Any], kind: str, media: Media) -> list[dict[str, Any]]:
+def _parts(record: Mapping[str, Any], kind: str, media: MediaResolver) -> list[dict[str, Any]]:
     """The media of one kind as parts of a message."""
     found = record.get(kind)
     if found is None or (isinstance(found, str | bytes | Sequence) and not found):
@@ -142,7 +144,7 @@ def _parts(record: Mapping[str, Any], kind: str, media: Media) -> list[dict[str,
     return [{"type": kind, kind: media.find(value, kind), **options} for value in values]
 
 
-def _stream(record: Mapping[str, Any], where: str, media: Media, fps: float) -> Conversation:
+def _stream(record: Mapping[str, Any], where: str, media: MediaResolver, fps: float) -> Conversation:
     turns = sorted(map(_stream_turn, _list_of_turns(record, "conversation")), key=lambda turn: turn.time)
     if all(turn.role != "assistant" for turn in turns):
         raise BadSampleError(EMPTY, 'no turn of role "assistant", so nothing to learn; add what is said')

@@ -4,23 +4,23 @@ from collections.abc import Callable
 from typing import Any
 
 from data_pipelines.annotations import to_conversation
-from data_pipelines.corpus import Entry
-from data_pipelines.media import Media
-from data_pipelines.pool import each_span, spans_of
-from data_pipelines.problems import UNREADABLE, BadSampleError, Problem, from_exception
-from data_pipelines.sources import Source
+from data_pipelines.media_resolver import MediaResolver
+from data_pipelines.mixture_dataset import DatasetSpec
+from data_pipelines.parallel_map import chunk_ranges, parallel_map
+from data_pipelines.sample_errors import UNREADABLE, BadSampleError, SampleError, from_exception
+from data_pipelines.sources import RecordSource
 from vl3_jax.processing import images, messages, videos
-from vl3_jax.processing.clips import PlanChangedError, SamplingOptions
+from vl3_jax.processing.video_reader import FrameSamplingOptions, PlanChangedError
 
 CHUNK = 64
 
 
 def check(
-    entry: Entry,
+    spec: DatasetSpec,
     decode: bool = True,
     workers: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[int, list[Problem]]:
+) -> tuple[int, list[SampleError]]:
     """Number of samples, and what is wrong with the bad ones, in order.
 
     Args:
@@ -33,10 +33,10 @@ def check(
       InputError: the annotation file cannot be opened.
       WorkerDiedError: see there.
     """
-    source = entry.open()
+    source = spec.open()
     done, found = 0, {}
-    for (start, stop), problems in each_span(
-        _check_span, (source, Media(entry.media), decode), spans_of(len(source), CHUNK), workers
+    for (start, stop), problems in parallel_map(
+        _check_span, (source, MediaResolver(spec.media), decode), chunk_ranges(len(source), CHUNK), workers
     ):
         found[start] = problems
         done += stop - start
@@ -44,17 +44,17 @@ def check(
     return len(source), [problem for start in sorted(found) for problem in found[start]]
 
 
-def _check_span(source: Source, media: Media, decode: bool, start: int, stop: int) -> list[Problem]:
+def _check_span(source: RecordSource, media: MediaResolver, decode: bool, start: int, stop: int) -> list[SampleError]:
     found = [_problem(source, number, media, decode) for number in range(start, stop)]
     return [problem for problem in found if problem is not None]
 
 
-def _problem(source: Source, number: int, media: Media, decode: bool) -> Problem | None:
+def _problem(source: RecordSource, number: int, media: MediaResolver, decode: bool) -> SampleError | None:
     record = source[number]
-    if isinstance(record, Problem):
+    if isinstance(record, SampleError):
         return record
     conversation = to_conversation(record.fields, record.where, media)
-    if isinstance(conversation, Problem):
+    if isinstance(conversation, SampleError):
         return conversation
     try:
         for turn in messages.parse_messages(conversation.messages):
@@ -65,11 +65,11 @@ def _problem(source: Source, number: int, media: Media, decode: bool) -> Problem
     return None
 
 
-def _look_at(medium: messages.Media, decode: bool) -> None:
+def _look_at(medium: messages.MediaPart, decode: bool) -> None:
     if medium.kind == "image":
-        picture = images.open_picture(medium.source)
+        image = images.open_image(medium.source)
         if decode:
-            picture.load()
+            image.load()
         return
     clip = _opened(medium)
     try:
@@ -81,9 +81,9 @@ def _look_at(medium: messages.Media, decode: bool) -> None:
         raise BadSampleError(UNREADABLE, clip.notes[-1], clip.name)
 
 
-def _opened(medium: messages.Media) -> Any:
+def _opened(medium: messages.MediaPart) -> Any:
     options = dict(medium.options)
     timestamps = options.pop("timestamps", None)
     if isinstance(medium.source, list):
         return videos.open_video(medium.source, None, timestamps)
-    return videos.open_video(medium.source, SamplingOptions(**{"threads": 1, **options}), timestamps)
+    return videos.open_video(medium.source, FrameSamplingOptions(**{"threads": 1, **options}), timestamps)

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.lengths import Lengths, Medium
-from data_pipelines.problems import Problem, ProblemLog, from_json, to_json
+from data_pipelines.lengths import MediaInfo, SampleLengths
+from data_pipelines.sample_errors import SampleError, SampleErrorLog, from_json, to_json
 from data_pipelines.settings import DataSettings, fingerprint
 from vl3_jax.errors import InputError
 
@@ -44,33 +44,33 @@ class Index:
     def __len__(self) -> int:
         return len(self.text)
 
-    def __getitem__(self, number: int) -> Lengths:
+    def __getitem__(self, number: int) -> SampleLengths:
         """Lengths of a good sample."""
         media = self.media[self.offsets[number] : self.offsets[number + 1]].tolist()
-        return Lengths(int(self.text[number]), tuple(Medium(*medium) for medium in media))
+        return SampleLengths(int(self.text[number]), tuple(MediaInfo(*medium) for medium in media))
 
-    def __iter__(self) -> Iterator[Lengths]:
+    def __iter__(self) -> Iterator[SampleLengths]:
         """All samples in order, bad ones too, fast."""
         for start in range(0, len(self), 2**16):
             stop = min(start + 2**16, len(self))
             offsets = (self.offsets[start : stop + 1] - self.offsets[start]).tolist()
-            media = [Medium(*m) for m in self.media[self.offsets[start] : self.offsets[stop]].tolist()]
+            media = [MediaInfo(*m) for m in self.media[self.offsets[start] : self.offsets[stop]].tolist()]
             for number, text in enumerate(self.text[start:stop].tolist()):
-                yield Lengths(text, tuple(media[offsets[number] : offsets[number + 1]]))
+                yield SampleLengths(text, tuple(media[offsets[number] : offsets[number + 1]]))
 
     @property
     def good(self) -> np.ndarray:
         """[n] bool."""
         return np.asarray(self.text) != BAD
 
-    def problems(self) -> Iterator[Problem]:
+    def problems(self) -> Iterator[SampleError]:
         """Of the bad samples, in order."""
         with open(self.folder / "problems.jsonl", encoding="utf-8") as file:
             yield from map(from_json, file)
 
-    def log(self) -> ProblemLog:
+    def log(self) -> SampleErrorLog:
         """The problems, counted."""
-        log = ProblemLog()
+        log = SampleErrorLog()
         log.add(self.problems(), len(self))
         return log
 
@@ -107,11 +107,11 @@ class Part:
         self.text: list[int] = []
         self.counts: list[int] = []
         self.media: list[tuple] = []
-        self.problems: list[Problem] = []
+        self.problems: list[SampleError] = []
 
-    def add(self, found: Lengths | Problem) -> None:
+    def add(self, found: SampleLengths | SampleError) -> None:
         """One sample more."""
-        if isinstance(found, Problem):
+        if isinstance(found, SampleError):
             self.text.append(BAD)
             self.counts.append(0)
             self.problems.append(found)

@@ -6,11 +6,11 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from data_pipelines.examples import Examples
 from data_pipelines.index import Index, Part, find_index, folder_of, index_key, join_parts
-from data_pipelines.media import Media
-from data_pipelines.pool import each_span, spans_of
-from data_pipelines.sources import Source
+from data_pipelines.media_resolver import MediaResolver
+from data_pipelines.parallel_map import chunk_ranges, parallel_map
+from data_pipelines.sample_builder import SampleBuilder
+from data_pipelines.sources import RecordSource
 from vl3_jax.errors import InputError
 
 CHUNK = 1024  # samples; what is lost when a run is killed
@@ -18,9 +18,9 @@ CHUNK_KEPT = 32  # the same where media are decoded
 
 
 def build_index(
-    source: Source,
-    media: Media,
-    examples: Examples,
+    source: RecordSource,
+    media: MediaResolver,
+    examples: SampleBuilder,
     parent: str | os.PathLike,
     kept: bool = False,
     workers: int = 0,
@@ -41,7 +41,7 @@ def build_index(
       InputError: the folder cannot be written.
       WorkerDiedError: what is done so far is kept.
     """
-    key = index_key(source.stamp(), tokenizer_hash(examples), examples.settings, kept)
+    key = index_key(source.fingerprint(), tokenizer_hash(examples), examples.settings, kept)
     found = find_index(parent, [key])
     if found is not None:
         on_progress(len(found), len(found))
@@ -54,26 +54,32 @@ def build_index(
         raise InputError(f"{parts_folder}: {error.strerror}; choose a folder for indices that can be written") from None
     size = CHUNK_KEPT if kept else CHUNK
     total = len(source)
-    spans = spans_of(total, size)
+    spans = chunk_ranges(total, size)
     paths = {span: parts_folder / f"{size}-{span[0]:012d}.npz" for span in spans}
     undone = [(*span, paths[span]) for span in spans if not paths[span].exists()]
     done = total - sum(stop - start for start, stop, _ in undone)
     read = source if kept else source.outline()
     on_progress(done, total)
-    with contextlib.closing(each_span(_index_span, (read, media, examples, kept), undone, workers)) as finished:
+    with contextlib.closing(parallel_map(_index_span, (read, media, examples, kept), undone, workers)) as finished:
         for (start, stop, _), _ in finished:
             done += stop - start
             on_progress(done, total)
     return join_parts(list(paths.values()), folder, key)
 
 
-def tokenizer_hash(examples: Examples) -> str:
+def tokenizer_hash(examples: SampleBuilder) -> str:
     """Of the tokenizer file's content."""
     return hashlib.blake2b(pathlib.Path(examples.tokenizer_file).read_bytes(), digest_size=8).hexdigest()
 
 
 def _index_span(
-    source: Source, media: Media, examples: Examples, kept: bool, start: int, stop: int, path: pathlib.Path
+    source: RecordSource,
+    media: MediaResolver,
+    examples: SampleBuilder,
+    kept: bool,
+    start: int,
+    stop: int,
+    path: pathlib.Path,
 ) -> None:
     part = Part()
     for number in range(start, stop):

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from data_pipelines.problems import TOO_LONG, BadSampleError
+from data_pipelines.sample_errors import TOO_LONG, BadSampleError
 from data_pipelines.settings import DataSettings
 from vl3_jax.processing import resize
 from vl3_jax.processing.packed_batch import BatchShape
@@ -26,7 +26,7 @@ _TRIES = 40
 
 
 @dataclasses.dataclass(frozen=True)
-class Medium:
+class MediaInfo:
     """What the index knows of a picture or video: size, frames shown, and vision tokens left after pruning."""
 
     is_video: bool
@@ -37,15 +37,15 @@ class Medium:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lengths:
+class SampleLengths:
     """Text tokens of a sample (everything that is no vision token) and its media."""
 
     text: int
-    media: tuple[Medium, ...] = ()
+    media: tuple[MediaInfo, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
+class SampleSize:
     """What a sample takes of a row.
 
     Attributes:
@@ -67,12 +67,12 @@ class Room:
     cut: int = 0
 
 
-def room(lengths: Lengths, settings: DataSettings) -> Room:
+def compute_sample_size(lengths: SampleLengths, settings: DataSettings) -> SampleSize:
     """Applies the rule above. BadSampleError when the sample cannot be made to fit."""
     shape, limit = settings.shape, settings.processor.max_tokens
     if not lengths.media:
         tokens = min(lengths.text, shape.length)
-        return Room(tokens, 0, 0, (), limit, cut=lengths.text - tokens)
+        return SampleSize(tokens, 0, 0, (), limit, cut=lengths.text - tokens)
     budget, needed = limit, _needed(lengths.media, settings, limit)
     allowed = min(shape.vision_tokens, max(shape.length - lengths.text, shape.length // _MEDIA_FLOOR))
     for _ in range(_TRIES):
@@ -91,7 +91,7 @@ def room(lengths: Lengths, settings: DataSettings) -> Room:
     if budget == limit:  # pruning was counted at this size
         vision = sum(m.kept if m.kept != UNKNOWN else own for m, own in zip(lengths.media, needed.each, strict=True))
     tokens = min(lengths.text + vision, shape.length)
-    return Room(
+    return SampleSize(
         tokens,
         min(vision, tokens),
         needed.patches,
@@ -113,7 +113,7 @@ class _Needed:
         return sum(self.each)
 
 
-def _needed(media: tuple[Medium, ...], settings: DataSettings, budget: int) -> _Needed:
+def _needed(media: tuple[MediaInfo, ...], settings: DataSettings, budget: int) -> _Needed:
     config = settings.processor
     sizes = tuple((m.is_video, m.height, m.width, m.frames) for m in media)
     return _needed_for(sizes, config.image_merge, config.video_merge, config.preprocess, config.min_tokens, budget)
@@ -129,7 +129,7 @@ def _needed_for(
     budget: int,
 ) -> _Needed:
     items = [
-        resize.Item(height, width, video_merge if is_video else image_merge, frames)
+        resize.ResizeItem(height, width, video_merge if is_video else image_merge, frames)
         for is_video, height, width, frames in media
     ]
     sizes = resize.target_sizes(items, preprocess, min_tokens, budget)
@@ -154,10 +154,10 @@ def _excess(needed: _Needed, allowed: int, settings: DataSettings) -> float:
 
 
 def _fits_alone(frames: Sequence[tuple[int, int]], shape: BatchShape) -> bool:
-    return place_frames(frames, [shape.patches] * shape.vision_rows) is not None
+    return assign_frames(frames, [shape.patches] * shape.vision_rows) is not None
 
 
-def place_frames(frames: Sequence[tuple[int, int]], free: Sequence[int]) -> list[int] | None:
+def assign_frames(frames: Sequence[tuple[int, int]], free: Sequence[int]) -> list[int] | None:
     """Room left in each vision row after placing frames first-fit as `packed_batch.pack` does; None if they do not fit.
 
     Args:

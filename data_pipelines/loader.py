@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.corpus import Corpus
-from data_pipelines.examples import stand_in
-from data_pipelines.problems import Problem, ProblemLog, from_json, to_json
-from data_pipelines.schedule import Schedule
+from data_pipelines.mixture_dataset import MixtureDataset
+from data_pipelines.sample_builder import placeholder_sample
+from data_pipelines.sample_errors import SampleError, SampleErrorLog, from_json, to_json
+from data_pipelines.step_plan import StepPlan
 from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import Sample, pack
 
@@ -52,11 +52,11 @@ class Batch:
     state: dict[str, Any]
 
 
-class Assembler:
+class BatchBuilder:
     """Step number -> arrays. Runs in threads and worker processes."""
 
-    def __init__(self, corpus: Corpus, schedule: Schedule, rows: slice):
-        self._corpus, self._schedule, self._rows = corpus, schedule, rows
+    def __init__(self, mixture: MixtureDataset, schedule: StepPlan, rows: slice):
+        self._corpus, self._schedule, self._rows = mixture, schedule, rows
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """The arrays of this host's rows, and under "_" names what the loader itself needs."""
@@ -65,7 +65,7 @@ class Assembler:
         wanted = range(*self._rows.indices(self._schedule.rows_per_step))
         numbers = np.full((len(wanted), shape.samples), -1, np.int64)
         rows: list[list[Sample]] = []
-        problems: list[Problem] = []
+        problems: list[SampleError] = []
         for place, row in enumerate(wanted):
             members = planned.rows[row].tolist() if row < len(planned.rows) else []
             numbers[place, : len(members)] = members
@@ -73,12 +73,12 @@ class Assembler:
         lines = "".join(to_json(problem) + "\n" for problem in problems).encode()
         return {**pack(rows, shape), "_samples": numbers, "_problems": np.frombuffer(lines, np.uint8)}
 
-    def _sample(self, number: int, epoch: int, problems: list[Problem]) -> Sample:
+    def _sample(self, number: int, epoch: int, problems: list[SampleError]) -> Sample:
         found = self._corpus.sample(number, (self._schedule.seed, epoch))
         if isinstance(found, Sample):
             return found
         problems.append(found)
-        return stand_in(self._corpus.room(number), self._corpus.settings.shape.vision_rows)
+        return placeholder_sample(self._corpus.room(number), self._corpus.settings.shape.vision_rows)
 
 
 class Loader:
@@ -99,13 +99,13 @@ class Loader:
 
     Raises:
       InputError: the state belongs to other data; nothing to read.
-      TooManyProblemsError: at once if the index knows of too many, later from iteration.
+      TooManyBadSamplesError: at once if the index knows of too many, later from iteration.
       DataWorkerError: from iteration.
     """
 
     def __init__(
         self,
-        corpus: Corpus,
+        mixture: MixtureDataset,
         rows_per_step: int,
         *,
         epochs: int = 1,
@@ -115,15 +115,15 @@ class Loader:
         threads: int | None = None,
         state: Mapping[str, Any] | None = None,
         bad_share: float = BAD_SHARE,
-        log: ProblemLog | None = None,
-        agree: Callable[[np.ndarray], np.ndarray] | None = None,
+        log: SampleErrorLog | None = None,
+        reduce_counts: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
-        corpus.log().check(bad_share, 1)
-        self.log = ProblemLog() if log is None else log
-        self.schedule = Schedule(corpus, rows_per_step, epochs, seed)
-        self._assemble = Assembler(corpus, self.schedule, rows)
+        mixture.log().check(bad_share, 1)
+        self.log = SampleErrorLog() if log is None else log
+        self.schedule = StepPlan(mixture, rows_per_step, epochs, seed)
+        self._assemble = BatchBuilder(mixture, self.schedule, rows)
         self._workers, self._threads = workers, threads or os.cpu_count() or 1
-        self._bad_share, self._agree = bad_share, agree
+        self._bad_share, self._agree = bad_share, reduce_counts
         self._next = self._step_after(state)
         self._iterator: Iterator | None = None
 

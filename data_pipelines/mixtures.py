@@ -12,13 +12,13 @@ from typing import Any
 
 import ml_collections
 
-from data_pipelines.corpus import Entry
+from data_pipelines.mixture_dataset import DatasetSpec
 from data_pipelines.settings import TRAINING_LENGTH, TRAINING_MAX_FRAME_PATCHES, TRAINING_MAX_TOKENS, DataSettings
 from vl3_jax import config_file
 from vl3_jax.errors import InputError
-from vl3_jax.processing.config import ProcessorConfig
 from vl3_jax.processing.diff_pruning import DEFAULT_THRESHOLD
 from vl3_jax.processing.packed_batch import BatchShape
+from vl3_jax.processing.processor_config import ProcessorConfig
 
 ANNOTATIONS = "annotations.jsonl"
 SEED = "{seed}"
@@ -92,7 +92,7 @@ def mixture(groups: Sequence[Group] = (), **settings: Any) -> ml_collections.Con
     return config
 
 
-def settings_of(config: ml_collections.ConfigDict) -> DataSettings:
+def data_settings(config: ml_collections.ConfigDict) -> DataSettings:
     """How the records of this configuration become rows."""
     per_token = 1 if config.image_merge == 1 else 4
     possible = config.patches * config.vision_rows // per_token
@@ -117,10 +117,10 @@ def settings_of(config: ml_collections.ConfigDict) -> DataSettings:
     return DataSettings(shape, processor, config.max_frame_patches, config.trainer_streams)
 
 
-def entries_of(config: ml_collections.ConfigDict) -> list[Entry]:
+def dataset_specs(config: ml_collections.ConfigDict) -> list[DatasetSpec]:
     """The data sets of a configuration that are used at all."""
     return [
-        Entry(
+        DatasetSpec(
             name,
             tuple(_below(config.root, path.replace(SEED, str(config.seed))) for path in one.annotations),
             _below(config.root, one.media),

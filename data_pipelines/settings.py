@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from vl3_jax.errors import InputError
-from vl3_jax.processing.config import ProcessorConfig
 from vl3_jax.processing.packed_batch import BatchShape
+from vl3_jax.processing.processor_config import ProcessorConfig
 
 TRAINING_LENGTH = 16_384
 TRAINING_MAX_TOKENS = 10_240

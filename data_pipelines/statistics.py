@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.corpus import Corpus
 from data_pipelines.index import Index
-from data_pipelines.lengths import UNKNOWN, room
-from data_pipelines.planning import Fill, epoch_order, fill_of, plan_rows
-from data_pipelines.rooms import Rooms, joined, rooms_of
+from data_pipelines.lengths import UNKNOWN, compute_sample_size
+from data_pipelines.mixture_dataset import MixtureDataset
+from data_pipelines.packing import PackingEfficiency, epoch_order, packing_efficiency, plan_packing
+from data_pipelines.sample_sizes import SampleSizes, compute_sample_sizes, concatenate
 from data_pipelines.settings import DataSettings
 
 # TFLOP of a forward pass: the decoder (2B) per token at 16,384, the tower per patch at 41k.
@@ -40,49 +40,55 @@ class Budget:
 
     patches: int
     rows: int
-    fill: Fill
+    fill: PackingEfficiency
     shrunk: int
     tflop: float
 
 
-def summaries(corpus: Corpus) -> list[Summary]:
+def summaries(mixture: MixtureDataset) -> list[Summary]:
     """One for each data set."""
     found = []
-    for dataset, rooms in zip(corpus.datasets, corpus.rooms_by_dataset, strict=True):
-        usable = rooms.usable
+    for dataset, sample_sizes in zip(mixture.datasets, mixture.sample_sizes_by_dataset, strict=True):
+        usable = sample_sizes.usable
         found.append(
             Summary(
-                dataset.entry.name,
-                len(rooms),
+                dataset.spec.name,
+                len(sample_sizes),
                 int((~usable).sum()),
-                _spread(rooms.tokens[usable]),
-                _spread(rooms.vision_tokens[usable]),
-                _spread(rooms.patches[usable]),
-                _kept_share(dataset.index, corpus.settings, rooms),
-                rooms.shrunk,
-                rooms.cut,
+                _spread(sample_sizes.tokens[usable]),
+                _spread(sample_sizes.vision_tokens[usable]),
+                _spread(sample_sizes.patches[usable]),
+                _kept_share(dataset.index, mixture.settings, sample_sizes),
+                sample_sizes.shrunk,
+                sample_sizes.cut,
             )
         )
     return found
 
 
-def epoch_fill(corpus: Corpus, seed: int = 0) -> tuple[int, int, Fill]:
+def epoch_fill(mixture: MixtureDataset, seed: int = 0) -> tuple[int, int, PackingEfficiency]:
     """Samples and rows of the first epoch, and how full the rows are."""
-    rows = corpus.epoch_rows(seed, 0)
-    return len(rows.samples), len(rows), fill_of(rows, corpus.rooms, corpus.settings.shape)
+    rows = mixture.epoch_plan(seed, 0)
+    return len(rows.samples), len(rows), packing_efficiency(rows, mixture.sample_sizes, mixture.settings.shape)
 
 
-def suggest_budgets(corpus: Corpus, patches: Sequence[int] = _PATCHES) -> list[Budget]:
+def suggest_budgets(mixture: MixtureDataset, patches: Sequence[int] = _PATCHES) -> list[Budget]:
     """The same samples planned with other patch budgets, the cheapest for each sample first."""
     found = []
     for budget in patches:
-        settings = with_patches(corpus.settings, budget)
-        rooms = joined([rooms_of(dataset.index, settings, dataset.entry.name) for dataset in corpus.datasets])
-        order = epoch_order([rooms.usable], [1.0], 0, 0)[:_LOOKED_AT]
-        rows = plan_rows(rooms, order, settings.shape, (0, 0))
+        settings = with_patches(mixture.settings, budget)
+        sample_sizes = concatenate(
+            [compute_sample_sizes(dataset.index, settings, dataset.spec.name) for dataset in mixture.datasets]
+        )
+        order = epoch_order([sample_sizes.usable], [1.0], 0, 0)[:_LOOKED_AT]
+        rows = plan_packing(sample_sizes, order, settings.shape, (0, 0))
         row_tflop = settings.shape.length * _DECODER_TFLOP + budget * _TOWER_TFLOP
         tflop = len(rows) * row_tflop / max(len(order), 1)
-        found.append(Budget(budget, len(rows), fill_of(rows, rooms, settings.shape), rooms.shrunk, tflop))
+        found.append(
+            Budget(
+                budget, len(rows), packing_efficiency(rows, sample_sizes, settings.shape), sample_sizes.shrunk, tflop
+            )
+        )
     return sorted(found, key=lambda budget: budget.tflop)
 
 
@@ -100,12 +106,12 @@ def _spread(values: np.ndarray) -> tuple[float, float, float]:
     return float(values.mean()), float(np.median(values)), float(np.percentile(values, 99))
 
 
-def _kept_share(index: Index, settings: DataSettings, rooms: Rooms) -> float | None:
+def _kept_share(index: Index, settings: DataSettings, sample_sizes: SampleSizes) -> float | None:
     """Vision tokens left by pruning, of the samples whose videos the index counted; None if there are none."""
     left = before = 0
     for number, lengths in enumerate(index):
-        if rooms.usable[number] and any(medium.kept != UNKNOWN for medium in lengths.media):
+        if sample_sizes.usable[number] and any(medium.kept != UNKNOWN for medium in lengths.media):
             media = tuple(dataclasses.replace(medium, kept=UNKNOWN) for medium in lengths.media)
-            left += int(rooms.vision_tokens[number])
-            before += room(dataclasses.replace(lengths, media=media), settings).vision_tokens
+            left += int(sample_sizes.vision_tokens[number])
+            before += compute_sample_size(dataclasses.replace(lengths, media=media), settings).vision_tokens
     return left / before if before else None

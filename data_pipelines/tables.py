@@ -5,30 +5,30 @@ import time
 from typing import Any
 
 from data_pipelines import statistics
-from data_pipelines.corpus import Corpus
 from data_pipelines.loader import Loader
+from data_pipelines.mixture_dataset import MixtureDataset
 
 
-def collect(corpus: Corpus, budgets: bool = False, measure: int = 0, workers: int = 0) -> dict[str, Any]:
+def collect(mixture: MixtureDataset, budgets: bool = False, measure: int = 0, workers: int = 0) -> dict[str, Any]:
     """Lengths of each data set, fill of the first epoch; with `budgets` other capacities, with `measure` speed."""
-    samples, rows, fill = statistics.epoch_fill(corpus)
-    rooms = corpus.rooms
+    samples, rows, fill = statistics.epoch_fill(mixture)
+    sample_sizes = mixture.sample_sizes
     found: dict[str, Any] = {
-        "datasets": [dataclasses.asdict(one) for one in statistics.summaries(corpus)],
+        "datasets": [dataclasses.asdict(one) for one in statistics.summaries(mixture)],
         "epoch": {
             "samples": samples,
             "rows": rows,
             "fill": dataclasses.asdict(fill),
-            "shrunk": rooms.shrunk,
-            "cut": rooms.cut,
-            "cut_tokens": rooms.cut_tokens,
+            "shrunk": sample_sizes.shrunk,
+            "cut": sample_sizes.cut,
+            "cut_tokens": sample_sizes.cut_tokens,
         },
-        "shape": dataclasses.asdict(corpus.settings.shape),
+        "shape": dataclasses.asdict(mixture.settings.shape),
     }
     if budgets:
-        found["budgets"] = [dataclasses.asdict(one) for one in statistics.suggest_budgets(corpus)]
+        found["budgets"] = [dataclasses.asdict(one) for one in statistics.suggest_budgets(mixture)]
     if measure:
-        found["speed"] = _speed(corpus, measure, workers)
+        found["speed"] = _speed(mixture, measure, workers)
     return found
 
 
@@ -77,11 +77,11 @@ def _percent(fill: dict[str, float]) -> str:
     return f"tokens {fill['tokens']:.1%}, patches {fill['patches']:.1%}, larger of both {fill['either']:.1%}"
 
 
-def _speed(corpus: Corpus, steps: int, workers: int) -> dict[str, Any]:
+def _speed(mixture: MixtureDataset, steps: int, workers: int) -> dict[str, Any]:
     """Reads so many rows, the start of threads or workers included."""
     begin = time.perf_counter()
     tokens = vision = 0
-    with Loader(corpus, 1, workers=workers, bad_share=1.0) as loader:
+    with Loader(mixture, 1, workers=workers, bad_share=1.0) as loader:
         for _, batch in zip(range(steps), loader, strict=False):
             tokens += int((batch.arrays["segment_ids"] > 0).sum())
             vision += int((batch.arrays["vision_slot"] >= 0).sum())

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from vl3_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from vl3_jax.inference.assistant import Answer, Assistant, load
+    from vl3_jax.inference.chat_model import ChatModel, GenerationOutput, load
 
-__all__ = ["Answer", "Assistant", "InputError", "load"]
+__all__ = ["ChatModel", "GenerationOutput", "InputError", "load"]
 
 
 def __getattr__(name: str):
     if name in __all__:
-        from vl3_jax.inference import assistant
+        from vl3_jax.inference import chat_model
 
-        return getattr(assistant, name)
+        return getattr(chat_model, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

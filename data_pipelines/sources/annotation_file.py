@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 
-from data_pipelines.problems import NOT_JSON, NOT_UTF8, BadSampleError, Problem
-from data_pipelines.sources.base import ByteFile, Record, Source
+from data_pipelines.sample_errors import NOT_JSON, NOT_UTF8, BadSampleError, SampleError
+from data_pipelines.sources.base import ByteFile, Record, RecordSource
 from vl3_jax.errors import InputError
 
 _CHUNK = 2**24
@@ -16,7 +16,7 @@ _BOM = b"\xef\xbb\xbf"
 _STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|[\[\]{},]', re.DOTALL)
 
 
-class AnnotationFile(Source):
+class AnnotationFile(RecordSource):
     """One file in the official format; whether lines or a list is told by its first character."""
 
     def __init__(self, path: str):
@@ -35,16 +35,16 @@ class AnnotationFile(Source):
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, index: int) -> Record | Problem:
+    def __getitem__(self, index: int) -> Record | SampleError:
         start, stop = int(self._starts[index]), int(self._stops[index])
         try:
             return Record(_parsed(self._file.read(start, stop)), f"{self.path}, line {self._line(index)}")
         except BadSampleError as error:
             return error.at(f"{self.path}, line {self._line(index)}")
 
-    def stamp(self) -> list:
+    def fingerprint(self) -> list:
         """See `Source.stamp`."""
-        return ["annotations", len(self), *self._file.stamp()]
+        return ["annotations", len(self), *self._file.fingerprint()]
 
     def _line(self, index: int) -> int:
         if self._lines is not None:

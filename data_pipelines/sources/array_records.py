@@ -10,8 +10,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.problems import BAD_RECORD, BadSampleError, Problem
-from data_pipelines.sources.base import ByteFile, Record, Source
+from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, SampleError
+from data_pipelines.sources.base import ByteFile, Record, RecordSource
 from vl3_jax.errors import InputError
 
 _LENGTH = struct.Struct("<I")
@@ -23,13 +23,13 @@ def encode(fields: Mapping[str, Any]) -> bytes:
     blobs, header = [], dict(fields)
     position = 0
     for key in MEDIA_KEYS:
-        entries = []
+        specs = []
         for medium in header.get(key) or []:
-            entries.append({"path": medium["path"], "at": [position, position + len(medium["bytes"])]})
+            specs.append({"path": medium["path"], "at": [position, position + len(medium["bytes"])]})
             blobs.append(medium["bytes"])
             position += len(medium["bytes"])
-        if entries:
-            header[key] = entries
+        if specs:
+            header[key] = specs
     text = json.dumps(header, ensure_ascii=False).encode()
     return b"".join([_LENGTH.pack(len(text)), text, *blobs])
 
@@ -48,7 +48,7 @@ def decode(record: bytes) -> dict[str, Any]:
     return fields
 
 
-class ArrayRecords(Source):
+class ArrayRecords(RecordSource):
     """One shard."""
 
     def __init__(self, path: str):
@@ -61,7 +61,7 @@ class ArrayRecords(Source):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Record | Problem:
+    def __getitem__(self, index: int) -> Record | SampleError:
         where = f"{self.path}, record {index + 1}"
         try:
             return Record(decode(self._call("read", [index])[0]), where)
@@ -69,9 +69,9 @@ class ArrayRecords(Source):
             text = " ".join(str(error).split()) or type(error).__name__
             return BadSampleError(BAD_RECORD, f"damaged ({text}); write the shard anew").at(where)
 
-    def stamp(self) -> list:
+    def fingerprint(self) -> list:
         """See `Source.stamp`."""
-        return ["array_record", len(self), *ByteFile(self.path).stamp()]
+        return ["array_record", len(self), *ByteFile(self.path).fingerprint()]
 
     def _call(self, method: str, *arguments):
         try:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.problems import Problem
+from data_pipelines.sample_errors import SampleError
 
 _STAMP_BYTES = 64 * 2**10
 
@@ -21,7 +21,7 @@ class Record:
     where: str
 
 
-class Source(abc.ABC):
+class RecordSource(abc.ABC):
     """A sequence of records. Reading a bad one gives its problem, so that the rest goes on.
 
     Handles of files are opened when first needed, for each process anew.
@@ -34,13 +34,13 @@ class Source(abc.ABC):
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
-    def __getitem__(self, index: int) -> Record | Problem: ...
+    def __getitem__(self, index: int) -> Record | SampleError: ...
 
     @abc.abstractmethod
-    def stamp(self) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         """What tells this source's content from another's; for the index's fingerprint."""
 
-    def outline(self) -> "Source":
+    def outline(self) -> "RecordSource":
         """The same records as far as their lengths go, where that is cheaper than reading them."""
         return self
 
@@ -78,7 +78,7 @@ class ByteFile:
             self._connect()
         return self._remote[0].size(self._remote[1]) if self._remote else os.fstat(self._descriptor).st_size
 
-    def stamp(self) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         """Name, size and a hash of both ends: equal for a copy elsewhere, different after an edit of either end."""
         size = self.size
         ends = self.read(0, min(size, _STAMP_BYTES)) + self.read(max(size - _STAMP_BYTES, 0), size)

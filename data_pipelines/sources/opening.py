@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.problems import Problem
-from data_pipelines.sources.base import Record, Source
+from data_pipelines.sample_errors import SampleError
+from data_pipelines.sources.base import Record, RecordSource
 from data_pipelines.sources.tfds_source import folder_and_split
 from vl3_jax.errors import InputError
 
@@ -31,10 +31,10 @@ _ENDINGS = {
 }
 
 
-class Concatenated(Source):
+class Concatenated(RecordSource):
     """Several sources, one after the other."""
 
-    def __init__(self, sources: Sequence[Source]):
+    def __init__(self, sources: Sequence[RecordSource]):
         super().__init__()
         self._sources = list(sources)
         self._ends = np.cumsum([len(source) for source in self._sources])
@@ -42,16 +42,16 @@ class Concatenated(Source):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> Record | Problem:
+    def __getitem__(self, index: int) -> Record | SampleError:
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self._sources[number][index - (int(self._ends[number - 1]) if number else 0)]
 
-    def stamp(self) -> list:
+    def fingerprint(self) -> list:
         """See `Source.stamp`."""
-        return [source.stamp() for source in self._sources]
+        return [source.fingerprint() for source in self._sources]
 
 
-def open_source(paths: str | Sequence[str], kind: str | None = None) -> Source:
+def open_source(paths: str | Sequence[str], kind: str | None = None) -> RecordSource:
     """Opens files as one source.
 
     Args:
@@ -92,7 +92,7 @@ def _kind(path: str) -> str:
     raise InputError(f"{path}: unknown kind of data; name it as one of {', '.join(KINDS)}")
 
 
-def _open(path: str, kind: str) -> Source:
+def _open(path: str, kind: str) -> RecordSource:
     if kind not in KINDS:
         raise InputError(f"{path}: unknown kind {kind!r}; use one of {', '.join(KINDS)}")
     module, name = KINDS[kind]

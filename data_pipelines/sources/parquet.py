@@ -5,14 +5,14 @@ import collections
 import functools
 import itertools
 
-from data_pipelines.problems import Problem
-from data_pipelines.sources.base import ByteFile, Record, Source
+from data_pipelines.sample_errors import SampleError
+from data_pipelines.sources.base import ByteFile, Record, RecordSource
 from vl3_jax.errors import InputError
 
 _GROUPS_HELD = 4  # row groups in memory, for neighbours are often asked for together
 
 
-class ParquetFile(Source):
+class ParquetFile(RecordSource):
     """One file. Rows come out of whole row groups, so small groups (some hundred rows) suit random order."""
 
     def __init__(self, path: str):
@@ -25,16 +25,16 @@ class ParquetFile(Source):
     def __len__(self) -> int:
         return self._firsts[-1]
 
-    def __getitem__(self, index: int) -> Record | Problem:
+    def __getitem__(self, index: int) -> Record | SampleError:
         group = bisect.bisect_right(self._firsts, index) - 1
         with self._lock:
             table = self._group(group)
         row = table.slice(index - self._firsts[group], 1).to_pylist()[0]
         return Record(row, f"{self.path}, row {index + 1}")
 
-    def stamp(self) -> list:
+    def fingerprint(self) -> list:
         """See `Source.stamp`."""
-        return ["parquet", len(self), *ByteFile(self.path).stamp()]
+        return ["parquet", len(self), *ByteFile(self.path).fingerprint()]
 
     def _group(self, group: int):
         held = self._open_groups

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.problems import BAD_RECORD, BadSampleError, Problem
-from data_pipelines.sources.base import Record, Source
+from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, SampleError
+from data_pipelines.sources.base import Record, RecordSource
 from vl3_jax.errors import InputError
 
 _DEFAULT_SPLIT = "train"
@@ -28,7 +28,7 @@ def folder_and_split(path: str) -> tuple[str, str]:
     return found[1], found[2] or _DEFAULT_SPLIT
 
 
-class TfdsSource(Source):
+class TfdsSource(RecordSource):
     """A split of a prepared data set: `folder/name/1.0.0` or `folder/name/1.0.0:train[:50%]`."""
 
     def __init__(self, path: str):
@@ -40,7 +40,7 @@ class TfdsSource(Source):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Record | Problem:
+    def __getitem__(self, index: int) -> Record | SampleError:
         where = f"{self.path}, record {index + 1}"
         try:
             return Record(_fields(self._open_data[index]), where)
@@ -50,7 +50,7 @@ class TfdsSource(Source):
             text = " ".join(str(error).split()) or type(error).__name__
             return BadSampleError(BAD_RECORD, f"cannot be read ({text})").at(where)
 
-    def stamp(self) -> list:
+    def fingerprint(self) -> list:
         """See `Source.stamp`."""
         info = self._open_builder.info
         return ["tfds", info.full_name, self._split, len(self), info.splits[self._split.split("[")[0]].num_bytes]

@@ -10,8 +10,8 @@ import os
 import tarfile
 from typing import Any
 
-from data_pipelines.problems import BAD_RECORD, MISSING, NOT_JSON, NOT_UTF8, BadSampleError, Problem
-from data_pipelines.sources.base import ByteFile, Record, Source
+from data_pipelines.sample_errors import BAD_RECORD, MISSING, NOT_JSON, NOT_UTF8, BadSampleError, SampleError
+from data_pipelines.sources.base import ByteFile, Record, RecordSource
 from vl3_jax.errors import InputError
 
 _ENDINGS = {
@@ -20,7 +20,7 @@ _ENDINGS = {
 }
 
 
-class WebDataset(Source):
+class WebDataset(RecordSource):
     """One tar. A tar that is cut off gives the samples before the cut, and its last one as a problem."""
 
     def __init__(self, path: str):
@@ -34,7 +34,7 @@ class WebDataset(Source):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> Record | Problem:
+    def __getitem__(self, index: int) -> Record | SampleError:
         key, members = self._samples[index]
         where = f"{self.path}, sample {key}"
         try:
@@ -42,9 +42,9 @@ class WebDataset(Source):
         except BadSampleError as error:
             return error.at(where)
 
-    def stamp(self) -> list:
+    def fingerprint(self) -> list:
         """See `Source.stamp`."""
-        return ["webdataset", len(self), *self._file.stamp()]
+        return ["webdataset", len(self), *self._file.fingerprint()]
 
     def _fields(self, members: dict[str, tuple[int, int]]) -> dict[str, Any]:
         by_kind = {

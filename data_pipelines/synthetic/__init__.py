@@ -2,7 +2,7 @@
 
 example("digit", "test", seed=7, number=0)              one sample, not drawn yet: media, question, answer, truth
 write("folder", "test", {"digit": 200}, seed=7)         data sets on disk, in the ordinary annotation format
-Synthetic("synthetic://train/stage2?count=100000")      the same as a source for training, without files
+SyntheticSource("synthetic://train/stage2?count=100000")      the same as a source for training, without files
 evaluate("digit", answers, truths)                      score beside what a constant answer would reach
 """
 
@@ -12,17 +12,17 @@ _HOME = {
     "Example": "samples",
     "JUDGED": "registry",
     "STAGES": "stages",
-    "Synthetic": "source",
+    "SyntheticSource": "source",
     "TASKS": "registry",
     "evaluate": "scoring",
     "example": "registry",
     "examples": "registry",
-    "open_bank": "bank",
+    "open_image_pool": "image_pool",
     "score": "scoring",
     "shares": "stages",
     "sources": "stages",
     "train_tokenizer": "tokenizer",
-    "write": "writing",
+    "write": "dataset_writer",
     "write_tokenizer": "tokenizer",
 }
 __all__ = sorted(_HOME)

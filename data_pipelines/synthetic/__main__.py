@@ -8,9 +8,9 @@ import sys
 
 from tqdm import tqdm
 
-from data_pipelines.synthetic.bank import SPLITS
+from data_pipelines.synthetic.dataset_writer import write
+from data_pipelines.synthetic.image_pool import SPLITS
 from data_pipelines.synthetic.registry import JUDGED, TASKS, check_tasks
-from data_pipelines.synthetic.writing import write
 from vl3_jax.errors import InputError
 
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         with tqdm(total=len(tasks) * max(given.count, 0), unit=" samples", file=sys.stderr) as bar:
             counts = dict.fromkeys(tasks, given.count)
             written = write(
-                given.out, given.split, counts, given.seed, given.pictures, lambda task, done, total: bar.update()
+                given.out, given.split, counts, given.seed, given.images, lambda task, done, total: bar.update()
             )
     except InputError as error:
         print(error, file=sys.stderr)

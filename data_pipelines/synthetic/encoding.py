@@ -10,14 +10,14 @@ from PIL import Image
 _SECOND = Fraction(1)
 
 
-def encode_picture(pixels: np.ndarray) -> bytes:
+def encode_image(pixels: np.ndarray) -> bytes:
     """[h, w, 3] uint8 -> a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
-def encode_clip(frames: np.ndarray, codec: str = "qtrle") -> bytes:
+def encode_video(frames: np.ndarray, codec: str = "qtrle") -> bytes:
     """[t, h, w, 3] uint8 -> a QuickTime file (.mov), frame k shown from k to k + 1 s.
 
     Args:

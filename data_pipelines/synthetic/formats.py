@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from data_pipelines.synthetic.scenes import Box
-from data_pipelines.synthetic.things import Thing
-from data_pipelines.synthetic.vocabulary import PLACES, with_article
+from data_pipelines.synthetic.sprites import Sprite
+from data_pipelines.synthetic.vocabulary import POSITIONS, with_article
 
 BOX_FORMAT = "Answer in [[x0,y0,x1,y1]] format."
 
@@ -25,19 +25,19 @@ def span_answer(start: float, end: float) -> str:
     return f"{start:.1f}-{end:.1f} s"
 
 
-def place_of(box: Box, height: int, width: int) -> str:
+def position_of(box: Box, height: int, width: int) -> str:
     """In which ninth of the picture the middle of a box lies."""
     column = min(int((box[0] + box[2]) / 2 * 3 / width), 2)
     row = min(int((box[1] + box[3]) / 2 * 3 / height), 2)
-    return PLACES[row * 3 + column]
+    return POSITIONS[row * 3 + column]
 
 
-def place_phrase(place: str) -> str:
+def position_phrase(place: str) -> str:
     """'at the top left', 'on the left', 'in the middle'."""
     preposition = {"middle": "in", "left": "on", "right": "on"}.get(place, "at")
     return f"{preposition} the {place}"
 
 
-def thing_phrase(thing: Thing) -> str:
+def object_phrase(sprite: Sprite) -> str:
     """'a red circle', 'an orange bag', 'blue trousers'."""
-    return with_article(f"{thing.colour} {thing.name}")
+    return with_article(f"{sprite.colour} {sprite.name}")

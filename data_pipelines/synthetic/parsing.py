@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from data_pipelines.synthetic.vocabulary import ALL_NAMES, COLOURS, PLACES
+from data_pipelines.synthetic.vocabulary import ALL_NAMES, COLOURS, POSITIONS
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _FOUR = re.compile(rf"\[?\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]?", re.ASCII)
@@ -65,4 +65,4 @@ def _alternatives(words) -> str:
 
 
 _PHRASE = re.compile(rf"(?:\b({_alternatives(COLOURS)})\s+)?(?<![\w.-])({_alternatives(ALL_NAMES)})(?!\w|\.\d)")
-_PLACE = re.compile(rf"\b(?:at|on|in)\s+({_alternatives(PLACES)})\b")
+_PLACE = re.compile(rf"\b(?:at|on|in)\s+({_alternatives(POSITIONS)})\b")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from data_pipelines.synthetic.bank import Bank, open_bank
+from data_pipelines.synthetic.image_pool import ImagePool, open_image_pool
 from data_pipelines.synthetic.samples import Example
-from data_pipelines.synthetic.studio import Studio
-from data_pipelines.synthetic.tasks import clips, counting, grounding, naming, pairs, streaming, text
+from data_pipelines.synthetic.scene_sampler import SceneSampler
+from data_pipelines.synthetic.tasks import counting, grounding, naming, pairs, streaming, text, videos
 from vl3_jax.errors import InputError
 
 TEXT, IMAGE, IMAGES, VIDEO, STREAM = "text", "image", "images", "video", "stream"
@@ -18,7 +18,7 @@ EXACT, BOX, SPAN, CAPTION, SPEAK = "exact", "box", "span", "caption", "speak"
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class SyntheticTask:
     """A kind of question.
 
     Attributes:
@@ -31,7 +31,7 @@ class Task:
     """
 
     name: str
-    make: Callable[[Studio], Example]
+    make: Callable[[SceneSampler], Example]
     media: str
     metric: str = EXACT
     hard: bool = False
@@ -39,35 +39,35 @@ class Task:
 
 
 _TASKS = (
-    Task("addition", text.addition, TEXT),
-    Task("copy", text.copy, TEXT, judged=False),
-    Task("recall", text.recall, TEXT, judged=False),
-    Task("boxes", text.boxes, TEXT, BOX, judged=False),
-    Task("times", text.times, TEXT, judged=False),
-    Task("digit", naming.digit, IMAGE),
-    Task("fashion", naming.fashion, IMAGE),
-    Task("shape", naming.shape, IMAGE),
-    Task("colour", naming.colour, IMAGE),
-    Task("ocr", naming.number, IMAGE),
-    Task("count", counting.count, IMAGE),
-    Task("position", counting.position, IMAGE),
-    Task("box", grounding.box, IMAGE, BOX),
-    Task("caption", grounding.caption, IMAGE, CAPTION),
-    Task("talk", grounding.talk, IMAGE, judged=False),
-    Task("colour_of", naming.colour_of, IMAGE, hard=True),
-    Task("box_of_two", grounding.box_of_two, IMAGE, BOX, hard=True),
-    Task("caption_of_two", grounding.caption_of_two, IMAGE, CAPTION, hard=True),
-    Task("talk_of_two", grounding.talk_of_two, IMAGE, hard=True, judged=False),
-    Task("pair", pairs.pair, IMAGES),
-    Task("same", pairs.same, IMAGES, hard=True),
-    Task("video_name", clips.video_name, VIDEO),
-    Task("motion", clips.motion, VIDEO),
-    Task("order", clips.order, VIDEO, hard=True),
-    Task("when", clips.when, VIDEO, SPAN),
-    Task("when_of_two", clips.when_of_two, VIDEO, SPAN, hard=True),
-    Task("talk_of_times", clips.talk_of_times, VIDEO, hard=True, judged=False),
-    Task("static", clips.static, VIDEO),
-    Task("stream", streaming.stream, STREAM, SPEAK),
+    SyntheticTask("addition", text.addition, TEXT),
+    SyntheticTask("copy", text.copy, TEXT, judged=False),
+    SyntheticTask("recall", text.recall, TEXT, judged=False),
+    SyntheticTask("boxes", text.boxes, TEXT, BOX, judged=False),
+    SyntheticTask("times", text.times, TEXT, judged=False),
+    SyntheticTask("digit", naming.digit, IMAGE),
+    SyntheticTask("fashion", naming.fashion, IMAGE),
+    SyntheticTask("shape", naming.shape, IMAGE),
+    SyntheticTask("colour", naming.colour, IMAGE),
+    SyntheticTask("ocr", naming.number, IMAGE),
+    SyntheticTask("count", counting.count, IMAGE),
+    SyntheticTask("position", counting.position, IMAGE),
+    SyntheticTask("box", grounding.box, IMAGE, BOX),
+    SyntheticTask("caption", grounding.caption, IMAGE, CAPTION),
+    SyntheticTask("talk", grounding.talk, IMAGE, judged=False),
+    SyntheticTask("colour_of", naming.colour_of, IMAGE, hard=True),
+    SyntheticTask("box_of_two", grounding.box_of_two, IMAGE, BOX, hard=True),
+    SyntheticTask("caption_of_two", grounding.caption_of_two, IMAGE, CAPTION, hard=True),
+    SyntheticTask("talk_of_two", grounding.talk_of_two, IMAGE, hard=True, judged=False),
+    SyntheticTask("pair", pairs.pair, IMAGES),
+    SyntheticTask("same", pairs.same, IMAGES, hard=True),
+    SyntheticTask("video_name", videos.video_name, VIDEO),
+    SyntheticTask("motion", videos.motion, VIDEO),
+    SyntheticTask("order", videos.order, VIDEO, hard=True),
+    SyntheticTask("when", videos.when, VIDEO, SPAN),
+    SyntheticTask("when_of_two", videos.when_of_two, VIDEO, SPAN, hard=True),
+    SyntheticTask("talk_of_times", videos.talk_of_times, VIDEO, hard=True, judged=False),
+    SyntheticTask("static", videos.static, VIDEO),
+    SyntheticTask("stream", streaming.stream, STREAM, SPEAK),
 )
 TASKS = {task.name: task for task in _TASKS}
 JUDGED = tuple(task.name for task in _TASKS if task.judged)
@@ -82,7 +82,7 @@ def check_tasks(names: Iterable[str]) -> list[str]:
     return names
 
 
-def example(task: str, split: str, seed: int, number: int, bank: Bank | None = None) -> Example:
+def example(task: str, split: str, seed: int, number: int, image_pool: ImagePool | None = None) -> Example:
     """One sample; equal arguments give equal samples, whatever else was drawn.
 
     Args:
@@ -93,12 +93,12 @@ def example(task: str, split: str, seed: int, number: int, bank: Bank | None = N
       bank: other pictures than the split's own.
     """
     (name,) = check_tasks([task])
-    bank = bank or open_bank(split)
+    image_pool = image_pool or open_image_pool(split)
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), zlib.crc32(name.encode()), number])
-    return TASKS[name].make(Studio(rng, bank, split))
+    return TASKS[name].make(SceneSampler(rng, image_pool, split))
 
 
-def examples(task: str, split: str, seed: int, count: int, pictures: str | os.PathLike | None = None) -> list[Example]:
+def examples(task: str, split: str, seed: int, count: int, images: str | os.PathLike | None = None) -> list[Example]:
     """The first `count` samples; `pictures` is a file of others than the split's own."""
-    bank = open_bank(split, pictures)
-    return [example(task, split, seed, number, bank) for number in range(count)]
+    image_pool = open_image_pool(split, images)
+    return [example(task, split, seed, number, image_pool) for number in range(count)]

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipelines.synthetic.scenes import Clip, Still
+from data_pipelines.synthetic.scenes import Scene, SyntheticVideo
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class Example:
       said: of a live stream instead of `turns`: role, text and second of each utterance.
     """
 
-    media: tuple[Still | Clip, ...] = ()
+    media: tuple[Scene | SyntheticVideo, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()
     truth: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     said: tuple[tuple[str, str, float], ...] = ()
@@ -34,9 +34,9 @@ class Example:
         return self.turns[0][1] if self.turns else self.said[1][1]
 
     @property
-    def clip(self) -> Clip | None:
+    def clip(self) -> SyntheticVideo | None:
         """The clip, if it has one."""
-        return next((one for one in self.media if isinstance(one, Clip)), None)
+        return next((one for one in self.media if isinstance(one, SyntheticVideo)), None)
 
     def record(self, media: Sequence[Any], task: str) -> dict[str, Any]:
         """The annotation record.

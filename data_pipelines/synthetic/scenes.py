@@ -5,48 +5,48 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.synthetic.grounds import Ground
-from data_pipelines.synthetic.things import Thing
+from data_pipelines.synthetic.backgrounds import Background
+from data_pipelines.synthetic.sprites import Sprite
 
 Box = tuple[int, int, int, int]
 _NOISE = 3  # grey levels by which a noisy camera changes each value, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Placed:
+class PlacedObject:
     """A thing with the pixel of its upper left corner."""
 
-    thing: Thing
+    sprite: Sprite
     x: int
     y: int
 
     @property
     def box(self) -> Box:
         """x0, y0, x1, y1 in pixels; the last two just outside."""
-        return self.x, self.y, self.x + self.thing.width, self.y + self.thing.height
+        return self.x, self.y, self.x + self.sprite.width, self.y + self.sprite.height
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Still:
+class Scene:
     """A picture; later things cover earlier ones."""
 
     height: int
     width: int
-    ground: Ground
-    placed: tuple[Placed, ...]
+    background: Background
+    placed: tuple[PlacedObject, ...]
 
     def pixels(self) -> np.ndarray:
         """[h, w, 3] uint8."""
-        canvas = self.ground.draw(self.height, self.width)
+        canvas = self.background.draw(self.height, self.width)
         for one in self.placed:
-            one.thing.paste(canvas, one.x, one.y)
+            one.sprite.paste(canvas, one.x, one.y)
         return canvas
 
     def facts(self) -> dict[str, Any]:
         """What is in it, for JSON."""
         return {
             "size": [self.height, self.width],
-            "objects": [_facts(one.thing) | {"box": list(one.box)} for one in self.placed],
+            "objects": [_facts(one.sprite) | {"box": list(one.box)} for one in self.placed],
         }
 
 
@@ -54,7 +54,7 @@ class Still:
 class Track:
     """A thing in a clip: its corner in each frame, None where it is not to be seen."""
 
-    thing: Thing
+    sprite: Sprite
     corners: tuple[tuple[int, int] | None, ...]
 
     @property
@@ -64,7 +64,7 @@ class Track:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Clip:
+class SyntheticVideo:
     """A video of one frame a second; frame k is shown from k to k + 1 s.
 
     Attributes:
@@ -79,7 +79,7 @@ class Clip:
     height: int
     width: int
     frames: int
-    ground: Ground
+    background: Background
     tracks: tuple[Track, ...]
     noise_seed: int | None = None
 
@@ -90,30 +90,30 @@ class Clip:
 
     def pixels(self) -> np.ndarray:
         """[frames, h, w, 3] uint8."""
-        ground = self.ground.draw(self.height, self.width)
-        film = np.repeat(ground[None], self.frames, axis=0)
+        background = self.background.draw(self.height, self.width)
+        frames_array = np.repeat(background[None], self.frames, axis=0)
         for track in self.tracks:
             for frame, corner in enumerate(track.corners):
                 if corner is not None:
-                    track.thing.paste(film[frame], *corner)
-        return film if self.noise_seed is None else _noisy(film, self.noise_seed)
+                    track.sprite.paste(frames_array[frame], *corner)
+        return frames_array if self.noise_seed is None else _noisy(frames_array, self.noise_seed)
 
     def facts(self) -> dict[str, Any]:
         """What is in it, for JSON."""
         objects = []
         for track in self.tracks:
-            sides = track.thing.width, track.thing.height
+            sides = track.sprite.width, track.sprite.height
             boxes = [None if at is None else [*at, at[0] + sides[0], at[1] + sides[1]] for at in track.corners]
-            objects.append(_facts(track.thing) | {"boxes": boxes})
+            objects.append(_facts(track.sprite) | {"boxes": boxes})
         return {"size": [self.height, self.width], "frames": self.frames, "objects": objects}
 
 
-def _facts(thing: Thing) -> dict[str, Any]:
-    return {"kind": thing.kind, "name": thing.name, "colour": thing.colour, "picture": thing.number}
+def _facts(sprite: Sprite) -> dict[str, Any]:
+    return {"kind": sprite.kind, "name": sprite.name, "colour": sprite.colour, "picture": sprite.number}
 
 
-def _noisy(film: np.ndarray, seed: int) -> np.ndarray:
+def _noisy(frames_array: np.ndarray, seed: int) -> np.ndarray:
     spread = 2 * _NOISE + 1
-    random = np.frombuffer(np.random.default_rng(seed).bytes(film.size), np.uint8).reshape(film.shape)
-    lifted = np.clip(film, _NOISE, 255 - _NOISE)
+    random = np.frombuffer(np.random.default_rng(seed).bytes(frames_array.size), np.uint8).reshape(frames_array.shape)
+    lifted = np.clip(frames_array, _NOISE, 255 - _NOISE)
     return lifted - np.uint8(_NOISE) + random % np.uint8(spread)

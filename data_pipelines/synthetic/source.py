@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.sources.base import Record, Source
-from data_pipelines.synthetic.bank import Bank, open_bank
-from data_pipelines.synthetic.encoding import encode_clip
+from data_pipelines.sources.base import Record, RecordSource
+from data_pipelines.synthetic.encoding import encode_video
+from data_pipelines.synthetic.image_pool import ImagePool, open_image_pool
 from data_pipelines.synthetic.registry import check_tasks, example
 from data_pipelines.synthetic.samples import Example
-from data_pipelines.synthetic.scenes import Clip, Still
+from data_pipelines.synthetic.scenes import Scene, SyntheticVideo
 from data_pipelines.synthetic.stages import STAGES
 from vl3_jax.errors import InputError
 
@@ -49,7 +49,7 @@ class Request:
     tasks: Mapping[str, float]
     count: int = 1_000_000
     seed: int = 0
-    pictures: str | None = None
+    images: str | None = None
 
     def __post_init__(self):
         check_tasks(self.tasks)
@@ -63,8 +63,8 @@ class Request:
         """As a URL."""
         tasks = ",".join(name if weight == 1 else f"{name}={weight:g}" for name, weight in self.tasks.items())
         query = f"count={self.count}&seed={self.seed}"
-        if self.pictures:
-            query += f"&pictures={urllib.parse.quote(self.pictures, safe='/')}"
+        if self.images:
+            query += f"&pictures={urllib.parse.quote(self.images, safe='/')}"
         return f"{SCHEME}://{self.split}/{tasks}?{query}"
 
 
@@ -87,12 +87,12 @@ def parse(path: str) -> Request:
     except ValueError as error:
         raise InputError(f"{path}: {error}; weights, count and seed are numbers") from None
     try:
-        return Request(parts.netloc, tasks, pictures=query.get("pictures"), **numbers)
+        return Request(parts.netloc, tasks, images=query.get("pictures"), **numbers)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-class Synthetic(Source):
+class SyntheticSource(RecordSource):
     """Records with their media in memory: pictures and clips as arrays, the clip of a stream as the bytes of a file.
 
     Args:
@@ -107,7 +107,7 @@ class Synthetic(Source):
         weights = np.array(list(self.request.tasks.values()), float)
         self._names = list(self.request.tasks)
         self._ends = np.cumsum(weights / weights.sum())
-        open_bank(self.request.split, self.request.pictures)  # complain now, not in the first worker
+        open_image_pool(self.request.split, self.request.images)  # complain now, not in the first worker
 
     def __len__(self) -> int:
         return self.request.count
@@ -132,27 +132,27 @@ class Synthetic(Source):
         """One sample before it is drawn."""
         return example(self.task_of(index), self.request.split, self.request.seed, index, self._bank)
 
-    def outline(self) -> "Synthetic":
+    def outline(self) -> "SyntheticSource":
         """The same samples, black: of the same lengths and with the same stamp, several times as fast."""
-        return Synthetic(self.request, blank=True)
+        return SyntheticSource(self.request, blank=True)
 
-    def stamp(self) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         """See `Source.stamp`."""
         request = self.request
         return [SCHEME, request.split, dict(request.tasks), request.count, request.seed, self._bank.digest, code_hash()]
 
     @property
-    def _bank(self) -> Bank:
-        return open_bank(self.request.split, self.request.pictures)
+    def _bank(self) -> ImagePool:
+        return open_image_pool(self.request.split, self.request.images)
 
-    def _content(self, medium: Still | Clip, as_file: bool) -> np.ndarray | bytes:
+    def _content(self, medium: Scene | SyntheticVideo, as_file: bool) -> np.ndarray | bytes:
         if self._blank:
             size = (medium.height, medium.width, 3)
-            shape = (medium.frames, *size) if isinstance(medium, Clip) else size
+            shape = (medium.frames, *size) if isinstance(medium, SyntheticVideo) else size
             pixels = np.broadcast_to(np.zeros(1, np.uint8), shape)
         else:
             pixels = medium.pixels()
-        return encode_clip(pixels, "qtrle" if self._blank else "rawvideo") if as_file else pixels
+        return encode_video(pixels, "qtrle" if self._blank else "rawvideo") if as_file else pixels
 
 
 @functools.cache

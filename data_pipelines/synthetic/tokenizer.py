@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_pipelines.synthetic.registry import TASKS, examples
-from vl3_jax.processing import chat
+from vl3_jax.processing import chat_template
 from vl3_jax.processing.tokenizer import (
     END_OF_TEXT,
     IM_END,
@@ -111,10 +111,10 @@ def write_tokenizer(path: str | os.PathLike, size: int = SIZE, seed: int = 0) ->
 def texts(seed: int = 0) -> Iterator[str]:
     """What stands between the special tokens of prompts and answers of all tasks."""
     for second in range(_TIMES):
-        yield f"stream\n{chat.time_label(second)} "
-        yield f",{chat.time_label(second)}"
+        yield f"stream\n{chat_template.time_label(second)} "
+        yield f",{chat_template.time_label(second)}"
     for _ in range(_SYSTEM_PROMPTS):
-        yield f"system\n{chat.DEFAULT_SYSTEM_PROMPT}"
+        yield f"system\n{chat_template.DEFAULT_SYSTEM_PROMPT}"
     for word in _EVERYDAY.split():
         yield f"{word} {word} {word}"
     for task in TASKS:

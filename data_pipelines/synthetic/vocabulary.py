@@ -30,7 +30,7 @@ COLOURS = {
 ON_LIGHT = ("red", "green", "blue", "purple")  # those that are seen on a light ground
 
 # In reading order: row * 3 + column.
-PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
+POSITIONS = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 COUNTS = (1, 2, 3, 4, 5)
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import yaml
 
 from vl3_jax.errors import InputError
-from vl3_jax.parallel.topologies import Topology, topology
+from vl3_jax.parallel.topologies import Topology, parse_topology
 
 TEMPLATE = pathlib.Path(__file__).with_name("jobset.yaml")
 # Labels of the nodes, by the compiler's name of the chip.
@@ -36,16 +36,16 @@ _ONE_HOST = {(1, 1): 1, (2, 4): 8}  # slices of v5e and v6e that are a single ma
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
-def hosts_and_chips(slice_: Topology) -> tuple[int, int]:
+def hosts_and_chips(topology: Topology) -> tuple[int, int]:
     """Machines of a slice, and chips that each of them holds.
 
     Raises:
       InputError: a shape that machines do not divide.
     """
-    each = _ONE_HOST.get(slice_.shape, _CHIPS_A_HOST)
-    if slice_.chips % each:
-        raise InputError(f"topology {slice_.name}: its chips do not fill machines of {each}")
-    return slice_.chips // each, each
+    each = _ONE_HOST.get(topology.shape, _CHIPS_A_HOST)
+    if topology.chips % each:
+        raise InputError(f"topology {topology.name}: its chips do not fill machines of {each}")
+    return topology.chips // each, each
 
 
 def rendered(arguments: argparse.Namespace) -> str:
@@ -54,8 +54,8 @@ def rendered(arguments: argparse.Namespace) -> str:
     Raises:
       InputError: a name that Kubernetes refuses, a topology that there is not, a workdir that hosts do not share.
     """
-    slice_ = topology(arguments.topology)
-    hosts, chips = hosts_and_chips(slice_)
+    topology = parse_topology(arguments.topology)
+    hosts, chips = hosts_and_chips(topology)
     if not _NAME.fullmatch(arguments.name):
         raise InputError(f"--name {arguments.name}: small letters, digits and '-', at most 40, beginning with a letter")
     if not arguments.workdir.startswith("gs://"):
@@ -64,12 +64,12 @@ def rendered(arguments: argparse.Namespace) -> str:
         raise InputError("--slices and --grace-seconds are at least 1, the other numbers are not negative")
     changes = list(arguments.changes)
     if not any(change.startswith("--config.expect_devices=") for change in changes):
-        changes.append(f"--config.expect_devices={slice_.chips * arguments.slices}")
+        changes.append(f"--config.expect_devices={topology.chips * arguments.slices}")
     text = string.Template(TEMPLATE.read_text()).substitute(
         name=arguments.name,
         image=arguments.image,
-        accelerator=ACCELERATORS[slice_.chip.name],
-        shape=slice_.name.partition(":")[2],
+        accelerator=ACCELERATORS[topology.chip.name],
+        shape=topology.name.partition(":")[2],
         hosts=hosts,
         chips=chips,
         slices=arguments.slices,
@@ -81,7 +81,7 @@ def rendered(arguments: argparse.Namespace) -> str:
     # A supervisor saves within the time that the cluster gives, less a little to end by itself.
     own = ["--hang-seconds", str(arguments.hang_seconds), "--grace-seconds", str(max(arguments.grace_seconds - 20, 1))]
     if arguments.xla_flags:
-        own += ["--xla-flags", slice_.chip.name, "--slices", str(arguments.slices)]
+        own += ["--xla-flags", topology.chip.name, "--slices", str(arguments.slices)]
     train = ["--config", arguments.config, "--workdir", arguments.workdir, *changes]
     pod["containers"][0]["args"] = [*own, "--", *train]
     if arguments.service_account:

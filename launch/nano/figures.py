@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_pipelines.synthetic.registry import IMAGE, IMAGES, STREAM, TASKS, TEXT, VIDEO
 from data_pipelines.synthetic.samples import Example
-from data_pipelines.synthetic.scenes import Clip, Still
+from data_pipelines.synthetic.scenes import Scene, SyntheticVideo
 
 PANELS = {"text": (TEXT,), "one picture": (IMAGE,), "two pictures": (IMAGES,), "clips and streams": (VIDEO, STREAM)}
 _DOTS = 90  # per inch
@@ -109,9 +109,11 @@ def _answer(one: Example) -> str:
     return "→ " + ", ".join(f"{text} at {time:.0f} s" for role, text, time in one.said if role == "assistant")
 
 
-def _side_by_side(media: Sequence[Still | Clip]) -> np.ndarray:
+def _side_by_side(media: Sequence[Scene | SyntheticVideo]) -> np.ndarray:
     """[h, w, 3] uint8: pictures, or the frames of a clip, in a row on white."""
-    pictures = [frame for one in media for frame in (one.pixels() if isinstance(one, Clip) else [one.pixels()])]
+    pictures = [
+        frame for one in media for frame in (one.pixels() if isinstance(one, SyntheticVideo) else [one.pixels()])
+    ]
     height = max(len(picture) for picture in pictures)
     padded = [
         np.pad(picture, ((0, height - len(picture)), (0, _GAP), (0, 0)), constant_values=255) for picture in pictures

@@ -20,7 +20,7 @@ from typing import Any
 
 from data_pipelines.synthetic.registry import BOX, CAPTION, EXACT, JUDGED, SPAN, SPEAK, example
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.tasks import Selection
+from vl3_jax.evaluation.tasks import QuestionSelection
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIGURES = "nano"
@@ -112,7 +112,7 @@ def checks(tasks: Mapping[str, Mapping[str, Any]]) -> str:
 
 def questions() -> tuple[dict[str, Any], str]:
     """The first held-out question of each task, and their table."""
-    chosen = Selection()
+    chosen = QuestionSelection()
     drawn = {name: example(name, chosen.split, chosen.seed, 0) for name in JUDGED}
     rows = [["task", "question", "answer"]]
     for name, one in drawn.items():

@@ -65,7 +65,7 @@ def plan(arguments: argparse.Namespace) -> list[list[str]]:
     asked = ["--count", str(arguments.count)]
     for stage in STAGES:
         workdir = str(runs / f"nano{stage}")
-        start = [f"--config.start={runs / f'nano{stage - 1}'}"] if stage else []
+        start = [f"--config.init_from={runs / f'nano{stage - 1}'}"] if stage else []
         config = arguments.configs / f"nano_stage{stage}.py"
         found.append(["train", "--config", str(config), "--workdir", workdir, *start, *seeds])
         model = workdir

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vl3_jax.bench import inputs, loss, packer, packing, pruning, reference, step
+from vl3_jax.bench import bench_loss, bench_packer, bench_packing, bench_pruning, bench_step, inputs, reference
 from vl3_jax.bench.settings import Settings
 from vl3_jax.bench.table import OURS, Row, Table
 from vl3_jax.bench.timing import compiled, in_turns
 from vl3_jax.kernels import blockwise
 from vl3_jax.kernels.blockwise import blockwise_attention
-from vl3_jax.kernels.labels import Labels, active_blocks
+from vl3_jax.kernels.segment_info import SegmentInfo, active_blocks
 from vl3_jax.processing.diff_pruning import keep_mask
 from vl3_jax.processing.packed_batch import BatchShape
 
@@ -25,10 +25,10 @@ def attend(labels, q, k, v):
 
 
 def test_without_skipping_everything_is_computed_and_nothing_changes():
-    frames = Labels(*inputs.labels([256] * 16))
+    frames = SegmentInfo(*inputs.labels([256] * 16))
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 4096, 2, 16))
     packed = compiled(functools.partial(attend), frames, q, k, v)
-    with packing.skipping_nothing():
+    with bench_packing.skipping_nothing():
         assert np.all(blockwise.active_blocks(frames, frames, 256, 256, False))
         everything = compiled(functools.partial(attend), frames, q, k, v)
     assert np.asarray(blockwise.active_blocks(frames, frames, 256, 256, False)).sum() == 16
@@ -41,7 +41,7 @@ def test_without_skipping_everything_is_computed_and_nothing_changes():
 @pytest.mark.parametrize(("count", "length", "causal", "least"), [(64, 256, False, 64), (16, 1024, True, 13)])
 def test_how_much_a_full_row_skips(count, length, causal, least):
     """Pairs of blocks in rows of 16,384, beside those without skipping or of one causal sample."""
-    together, one = Labels(*inputs.labels([length] * count)), Labels(*inputs.labels([length * count]))
+    together, one = SegmentInfo(*inputs.labels([length] * count)), SegmentInfo(*inputs.labels([length * count]))
     visited, whole = (int(active_blocks(x, x, 256, 256, causal).sum()) for x in (together, one))
     assert whole / visited >= least
 
@@ -50,7 +50,7 @@ def test_losses_agree():
     keys = jax.random.split(jax.random.key(0), 3)
     hidden, matrix = jax.random.normal(keys[0], (1, 24, 16)), jax.random.normal(keys[1], (40, 16))
     targets = jax.random.randint(keys[2], (1, 24), 0, 40)
-    sides = [loss.summed(side, hidden, matrix, targets) for side in (loss.chunked, loss.plain)]
+    sides = [bench_loss.summed(side, hidden, matrix, targets) for side in (bench_loss.chunked, bench_loss.plain)]
     np.testing.assert_allclose(*sides, rtol=1e-5)
 
 
@@ -58,14 +58,16 @@ def test_masks_agree():
     pixels = np.random.default_rng(0).normal(size=(5, 6, 24)).astype(np.float32)
     pixels[2] = pixels[1]
     pixels[3, :4] = pixels[2, :4]
-    np.testing.assert_array_equal(pruning.looped(pixels), keep_mask(pixels))
+    np.testing.assert_array_equal(bench_pruning.looped(pixels), keep_mask(pixels))
 
 
 def test_rows_in_order_hold_what_fits():
-    rooms = packer.rooms_of(packer.lengths(300), packer.settings_of(packer.mixture(image_merge=2)))
+    rooms = bench_packer.compute_sample_sizes(
+        bench_packer.lengths(300), bench_packer.data_settings(bench_packer.mixture(image_merge=2))
+    )
     shape = BatchShape(16_384, 40_960, 10_240)
     order = np.flatnonzero(rooms.usable)
-    rows = packer.in_order(rooms, order, shape)
+    rows = bench_packer.in_order(rooms, order, shape)
     np.testing.assert_array_equal(rows.samples, order)
     for row in range(len(rows)):
         assert len(rows[row]) > 0
@@ -76,14 +78,14 @@ def test_rows_in_order_hold_what_fits():
 def test_a_step_has_the_loss_of_the_reference():
     pytest.importorskip("torch", reason="the reference is not installed: pip install -e '.[parity]'")
     both = inputs.weights(SMALL)
-    mean = functools.partial(step.mean_loss, both.model)
+    mean = functools.partial(bench_step.mean_loss, both.model)
     rng = np.random.default_rng(0)
     samples = [inputs.question(rng, 12, 4) for _ in range(3)]
-    packed, alone = (step.packed_rows(rows) for rows in ([samples], [[sample] for sample in samples]))
+    packed, alone = (bench_step.packed_rows(rows) for rows in ([samples], [[sample] for sample in samples]))
     ours, separate = (jax.jit(mean)(both.params, batch) for batch in (packed, alone))
     np.testing.assert_allclose(ours, separate, rtol=1e-5)
     model = both.reference.eval()
-    theirs = model(**step.reference_batch(model, samples)).loss.item()
+    theirs = model(**bench_step.reference_batch(model, samples)).loss.item()
     assert float(ours) == pytest.approx(theirs, rel=1e-4)
 
 

@@ -15,7 +15,7 @@ from vl3_jax.checkpoint import (
     name_map,
     open_source,
     orbax_write,
-    places,
+    paths,
     write_model_info,
 )
 from vl3_jax.cli.main import main
@@ -179,9 +179,12 @@ def test_exports_stay_local(bucket, capfd):
 def test_where_nobody_answers():
     import aiohttp
 
-    with pytest.raises(InputError, match="cannot be reached; check the network"), places.reaching("gs://models/model"):
+    with (
+        pytest.raises(InputError, match="cannot be reached; check the network"),
+        paths.translate_io_errors("gs://models/model"),
+    ):
         raise aiohttp.ServerDisconnectedError
-    with pytest.raises(FileNotFoundError), places.reaching("/models/model"):
+    with pytest.raises(FileNotFoundError), paths.translate_io_errors("/models/model"):
         raise FileNotFoundError
 
 

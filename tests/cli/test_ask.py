@@ -205,14 +205,14 @@ def test_chat_keeps_history_and_media(capsys, checkpoint, monkeypatch):
     lines = [f"/image {PICTURE}", "What is it?", "Sure?", "/image nowhere.png", "/dance", "/clear", "Hello", "/quit"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
     prompts = []
-    answer = vl3.Assistant.answer
+    answer = vl3.ChatModel.answer
 
     def recorded(self, messages, **settings):
         result = answer(self, messages, **settings)
         prompts.append((len(messages), result.processed.visual_tokens))
         return result
 
-    monkeypatch.setattr(vl3.Assistant, "answer", recorded)
+    monkeypatch.setattr(vl3.ChatModel, "answer", recorded)
     assert main(["chat", "--model", checkpoint, *SMALL]) == 0
     seen = prompts[0][1]
     assert prompts == [(1, seen), (3, seen), (1, 0)]

@@ -33,7 +33,7 @@ def test_asks_six_questions_and_reports_them(capsys, checkpoint, tmp_path):
     assert re.search(r"\d of 6 right", text)
     page = report.read_text()
     assert "://" not in page
-    pictures = 0
+    images = 0
     for task in demo.TASKS[seed]:
         drawn = example(task, "test", seed, 0)
         assert drawn.question in text
@@ -41,11 +41,11 @@ def test_asks_six_questions_and_reports_them(capsys, checkpoint, tmp_path):
         truth = drawn.truth.get("words", drawn.answer)
         assert f"truth   {demo_report.spoken(truth)}" in text
         assert html.escape(demo_report.spoken(truth)) in page
-        pictures += drawn.clip.frames if drawn.clip else len(drawn.media)
+        images += drawn.clip.frames if drawn.clip else len(drawn.media)
         for time in drawn.clip.times if drawn.clip else ():
             assert f"{time:.1f} s" in page
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(found) == pictures
+    assert len(found) == images
     first = Image.open(io.BytesIO(base64.b64decode(found[0])))
     assert min(first.size) >= 56
     assert 'class="box truth"' in page
@@ -62,7 +62,7 @@ def test_pruned_patches_are_dim():
 
 def outcome(**changes):
     visual = Visual(np.zeros((4, 588), np.uint8), (1, 2, 2))
-    base = demo_report.Outcome("digit", "Q?", "<b>7</b>", "7", False, "", {}, [visual], None, "1 token")
+    base = demo_report.DemoAnswer("digit", "Q?", "<b>7</b>", "7", False, "", {}, [visual], None, "1 token")
     return dataclasses.replace(base, **changes)
 
 

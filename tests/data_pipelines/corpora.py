@@ -6,13 +6,13 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from data_pipelines.corpus import Corpus, Entry, open_corpus
-from data_pipelines.examples import Examples
+from data_pipelines.mixture_dataset import DatasetSpec, MixtureDataset, open_mixture
+from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.settings import DataSettings
 from support.media import TOKENIZER as TOKENIZER
 from support.media import write_video
-from vl3_jax.processing.config import ProcessorConfig
 from vl3_jax.processing.packed_batch import BatchShape, Sample
+from vl3_jax.processing.processor_config import ProcessorConfig
 
 SETTINGS = DataSettings(
     BatchShape(length=512, patches=1024, vision_tokens=512, samples=8),
@@ -95,13 +95,15 @@ def bad_records(folder: pathlib.Path) -> list:
     ]
 
 
-def make_corpus(folder: pathlib.Path, records: dict[str, list], settings: DataSettings = SETTINGS, **weights) -> Corpus:
+def make_corpus(
+    folder: pathlib.Path, records: dict[str, list], settings: DataSettings = SETTINGS, **weights
+) -> MixtureDataset:
     """A corpus of annotation files `<name>.jsonl` in a folder with media."""
-    entries = [
-        Entry(name, (write_lines(folder / f"{name}.jsonl", rows),), str(folder), name[:1], weights.get(name, 1.0))
+    specs = [
+        DatasetSpec(name, (write_lines(folder / f"{name}.jsonl", rows),), str(folder), name[:1], weights.get(name, 1.0))
         for name, rows in records.items()
     ]
-    return open_corpus(entries, Examples(TOKENIZER, settings), build=True)
+    return open_mixture(specs, SampleBuilder(TOKENIZER, settings), build=True)
 
 
 def unpacked(batch: dict[str, np.ndarray], row: int, segment: int) -> dict[str, np.ndarray]:
@@ -133,7 +135,7 @@ def expected(sample: Sample) -> dict[str, np.ndarray]:
         np.repeat(np.arange(visual.grid[0]), visual.tokens_per_frame)[visual.keep] + 1000 * n
         for n, visual in enumerate(sample.visuals)
     ]
-    weight = sample.target_weight.copy()
+    weight = sample.loss_weight.copy()
     weight[:1] = 0
     return {
         "tokens": sample.tokens,

@@ -2,10 +2,10 @@
 
 import pytest
 
-from data_pipelines import problems
+from data_pipelines import sample_errors
 from data_pipelines.annotations import Conversation, StreamTurn, to_conversation
-from data_pipelines.media import Media
-from data_pipelines.problems import Problem, ProblemLog, TooManyProblemsError
+from data_pipelines.media_resolver import MediaResolver
+from data_pipelines.sample_errors import SampleError, SampleErrorLog, TooManyBadSamplesError
 
 WHERE = "a.jsonl, line 7"
 ASK, ANSWER = {"from": "human", "value": "Which?"}, {"from": "gpt", "value": " That. "}
@@ -15,7 +15,7 @@ ASK, ANSWER = {"from": "human", "value": "Which?"}, {"from": "gpt", "value": " T
 def media(tmp_path):
     for name in ("a.png", "b.png", "a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(b"x")
-    return Media(str(tmp_path))
+    return MediaResolver(str(tmp_path))
 
 
 def human(text):
@@ -89,26 +89,26 @@ def test_a_stream_ends_with_the_frame_before_its_last_turn(media):
 
 STREAM = {"video": ["a.mp4"], "stream": True}
 BAD = {
-    "a list": ([1], problems.BAD_RECORD),
-    "no turns": ({}, problems.BAD_RECORD),
-    "turns as text": ({"conversations": "hi"}, problems.BAD_RECORD),
-    "an odd turn": ({"conversations": [ASK, "yes"]}, problems.BAD_RECORD),
-    "a number said": ({"conversations": [ASK, {"from": "gpt", "value": 3}]}, problems.BAD_RECORD),
-    "empty": ({"conversations": []}, problems.EMPTY),
-    "answers only": ({"conversations": [ANSWER, ANSWER]}, problems.EMPTY),
-    "a question only": ({"conversations": [ASK]}, problems.EMPTY),
-    "no answer": ({"conversations": [ASK, ASK]}, problems.EMPTY),
-    "two tags": ({"image": "a.png", "conversations": [human("<image><image>"), ANSWER]}, problems.TAGS),
-    "one tag": ({"image": ["a.png", "b.png"], "conversations": [human("<image>"), ANSWER]}, problems.TAGS),
-    "missing": ({"image": "c.png", "conversations": [ASK, ANSWER]}, problems.MISSING),
-    "a number as file": ({"image": [3], "conversations": [ASK, ANSWER]}, problems.BAD_RECORD),
-    "odd time": ({"video": "a.mp4", "start_time": "x", "conversations": [ASK, ANSWER]}, problems.BAD_RECORD),
-    "stream unsaid": ({**STREAM, "conversation": [{"role": "user", "content": "a", "time": 1}]}, problems.EMPTY),
-    "stream untimed": ({**STREAM, "conversation": [{"role": "assistant", "content": "a"}]}, problems.BAD_RECORD),
-    "stream role": ({**STREAM, "conversation": [{"role": "x", "content": "a", "time": 1}]}, problems.BAD_RECORD),
+    "a list": ([1], sample_errors.BAD_RECORD),
+    "no turns": ({}, sample_errors.BAD_RECORD),
+    "turns as text": ({"conversations": "hi"}, sample_errors.BAD_RECORD),
+    "an odd turn": ({"conversations": [ASK, "yes"]}, sample_errors.BAD_RECORD),
+    "a number said": ({"conversations": [ASK, {"from": "gpt", "value": 3}]}, sample_errors.BAD_RECORD),
+    "empty": ({"conversations": []}, sample_errors.EMPTY),
+    "answers only": ({"conversations": [ANSWER, ANSWER]}, sample_errors.EMPTY),
+    "a question only": ({"conversations": [ASK]}, sample_errors.EMPTY),
+    "no answer": ({"conversations": [ASK, ASK]}, sample_errors.EMPTY),
+    "two tags": ({"image": "a.png", "conversations": [human("<image><image>"), ANSWER]}, sample_errors.TAGS),
+    "one tag": ({"image": ["a.png", "b.png"], "conversations": [human("<image>"), ANSWER]}, sample_errors.TAGS),
+    "missing": ({"image": "c.png", "conversations": [ASK, ANSWER]}, sample_errors.MISSING),
+    "a number as file": ({"image": [3], "conversations": [ASK, ANSWER]}, sample_errors.BAD_RECORD),
+    "odd time": ({"video": "a.mp4", "start_time": "x", "conversations": [ASK, ANSWER]}, sample_errors.BAD_RECORD),
+    "stream unsaid": ({**STREAM, "conversation": [{"role": "user", "content": "a", "time": 1}]}, sample_errors.EMPTY),
+    "stream untimed": ({**STREAM, "conversation": [{"role": "assistant", "content": "a"}]}, sample_errors.BAD_RECORD),
+    "stream role": ({**STREAM, "conversation": [{"role": "x", "content": "a", "time": 1}]}, sample_errors.BAD_RECORD),
     "two streams": (
         {**STREAM, "video": ["a.mp4", "b.mp4"], "conversation": [{"role": "assistant", "content": "a", "time": 1}]},
-        problems.BAD_RECORD,
+        sample_errors.BAD_RECORD,
     ),
 }
 
@@ -117,7 +117,7 @@ BAD = {
 def test_a_bad_record_gives_its_reason_and_place(media, name):
     record, kind = BAD[name]
     problem = to_conversation(record, WHERE, media)
-    assert isinstance(problem, Problem)
+    assert isinstance(problem, SampleError)
     assert (problem.kind, problem.where) == (kind, WHERE)
     assert problem.message
     assert "\n" not in str(problem)
@@ -128,26 +128,26 @@ def test_remote_media(tmp_path):
 
     with fsspec.open("memory://bucket/x/a.png", "wb") as file:
         file.write(b"pixels")
-    media = Media("memory://bucket/x")
+    media = MediaResolver("memory://bucket/x")
     record = {"image": "a.png", "conversations": [ASK, ANSWER]}
     assert to_conversation(record, WHERE, media).messages[0]["content"][0]["image"] == b"pixels"
     record["image"] = "none.png"
     problem = to_conversation(record, WHERE, media)
-    assert (problem.kind, problem.file) == (problems.MISSING, "memory://bucket/x/none.png")
+    assert (problem.kind, problem.file) == (sample_errors.MISSING, "memory://bucket/x/none.png")
 
 
 def test_the_log_counts_names_the_worst_files_and_stops():
-    log = ProblemLog()
-    log.add([Problem(problems.MISSING, f"a.jsonl, line {n}", "gone", "bad.png") for n in range(6)], 100)
-    log.add([Problem(problems.EMPTY, "b.jsonl, line 1", "no turns", "b.jsonl")], 20)
+    log = SampleErrorLog()
+    log.add([SampleError(sample_errors.MISSING, f"a.jsonl, line {n}", "gone", "bad.png") for n in range(6)], 100)
+    log.add([SampleError(sample_errors.EMPTY, "b.jsonl, line 1", "no turns", "b.jsonl")], 20)
     table = log.table()
     assert "7 of 120" in table
     assert table.splitlines()[-2].split() == ["6", "bad.png"]
     assert table.count("gone") == 3
     log.check(0.06, 100)
     log.check(0.05, 200)
-    with pytest.raises(TooManyProblemsError, match=r"7 of 120.*5\.0%") as stopped:
+    with pytest.raises(TooManyBadSamplesError, match=r"7 of 120.*5\.0%") as stopped:
         log.check(0.05, 100)
     assert stopped.value.table == table
-    with pytest.raises(TooManyProblemsError, match="40 of 200"):
+    with pytest.raises(TooManyBadSamplesError, match="40 of 200"):
         log.check(0.05, 100, bad=40, seen=200)

@@ -145,21 +145,21 @@ def test_stage_mixtures(stage, amount, count, patches, image_merge, pruned):
     path = f"configs/data/stage{stage}.py"
     config = config_file.load(path, ["root=/d"])
     assert sum(config.amounts.values()) / 1e6 == pytest.approx(amount, abs=0.01)
-    entries, settings = mixtures.entries_of(config), mixtures.settings_of(config)
-    assert len(entries) == count
+    specs, settings = mixtures.dataset_specs(config), mixtures.data_settings(config)
+    assert len(specs) == count
     assert (settings.shape.length, settings.shape.patches) == (16384, patches)
     assert settings.processor.max_tokens == 10240
     assert (settings.processor.image_merge, settings.processor.video_merge) == (image_merge, 2)
     assert (settings.processor.prune_threshold is not None) == pruned
-    name = entries[0].name
-    assert entries[0].annotations == (f"/d/{name}/annotations.jsonl",)
+    name = specs[0].name
+    assert specs[0].annotations == (f"/d/{name}/annotations.jsonl",)
     other = config_file.load(
         path, [f"datasets.{name}.weight=2", f"datasets.{name}.annotations=/x/a.tar", "root=gs://b"]
     )
-    assert mixtures.entries_of(other)[0].weight == 2.0
-    assert mixtures.entries_of(other)[0].annotations == ("/x/a.tar",)
-    assert mixtures.entries_of(other)[1].media.startswith("gs://b/")
-    assert len(mixtures.entries_of(config_file.load(path, [f"datasets.{name}.weight=0"]))) == count - 1
+    assert mixtures.dataset_specs(other)[0].weight == 2.0
+    assert mixtures.dataset_specs(other)[0].annotations == ("/x/a.tar",)
+    assert mixtures.dataset_specs(other)[1].media.startswith("gs://b/")
+    assert len(mixtures.dataset_specs(config_file.load(path, [f"datasets.{name}.weight=0"]))) == count - 1
 
 
 def test_a_mixture_names_each_data_set_once():

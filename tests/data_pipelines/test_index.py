@@ -14,13 +14,13 @@ import psutil
 import pytest
 from corpora import SETTINGS, TOKENIZER, bad_records, good_records, turns, write_lines, write_media
 
-from data_pipelines import indexing, problems
-from data_pipelines.examples import Examples
+from data_pipelines import indexing, sample_errors
 from data_pipelines.index import Index
 from data_pipelines.indexing import build_index
-from data_pipelines.media import Media
-from data_pipelines.pool import WorkerDiedError
-from data_pipelines.problems import Problem
+from data_pipelines.media_resolver import MediaResolver
+from data_pipelines.parallel_map import WorkerDiedError
+from data_pipelines.sample_builder import SampleBuilder
+from data_pipelines.sample_errors import SampleError
 from data_pipelines.sources import open_source
 from vl3_jax.errors import InputError
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def examples():
-    return Examples(TOKENIZER, SETTINGS)
+    return SampleBuilder(TOKENIZER, SETTINGS)
 
 
 @pytest.fixture(autouse=True)
@@ -50,25 +50,25 @@ def contents(index):
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_an_index_holds_what_measuring_gives(folder, examples, tmp_path, kept):
-    source, media = open_source(str(folder / "a.jsonl")), Media(str(folder))
+    source, media = open_source(str(folder / "a.jsonl")), MediaResolver(str(folder))
     seen = []
     index = build_index(source, media, examples, tmp_path, kept, on_progress=lambda *done: seen.append(done))
     assert seen == [(n, 35) for n in (0, 6, 12, 18, 24, 30, 35)]
     index = pickle.loads(pickle.dumps(index))
     expected = [examples.lengths(source[n], media, kept) for n in range(len(source))]
-    good = [not isinstance(lengths, Problem) for lengths in expected]
+    good = [not isinstance(lengths, SampleError) for lengths in expected]
     assert index.good.tolist() == good
     for number, (lengths, streamed) in enumerate(zip(expected, index, strict=True)):
         if good[number]:
             assert index[number] == streamed == lengths
-    assert list(index.problems()) == [lengths for lengths in expected if isinstance(lengths, Problem)]
+    assert list(index.problems()) == [lengths for lengths in expected if isinstance(lengths, SampleError)]
     log = index.log()
     assert (log.seen, log.bad) == (35, good.count(False))
     assert os.listdir(tmp_path) == [index.folder.name]
 
 
 def test_workers_and_resumption_change_nothing(folder, examples, tmp_path):
-    source, media = open_source(str(folder / "a.jsonl")), Media(str(folder))
+    source, media = open_source(str(folder / "a.jsonl")), MediaResolver(str(folder))
     whole = contents(build_index(source, media, examples, tmp_path / "one"))
     assert contents(build_index(source, media, examples, tmp_path / "two", workers=2)) == whole
 
@@ -91,13 +91,13 @@ def test_workers_and_resumption_change_nothing(folder, examples, tmp_path):
 
 
 def test_an_index_belongs_to_its_settings_and_content(folder, examples, tmp_path):
-    media = Media(str(folder))
+    media = MediaResolver(str(folder))
 
     def built(examples=examples, path=folder / "a.jsonl", kept=False):
         return build_index(open_source(str(path)), media, examples, tmp_path / "index", kept).folder.name
 
     def changed(**values):
-        return Examples(TOKENIZER, dataclasses.replace(SETTINGS, **values))
+        return SampleBuilder(TOKENIZER, dataclasses.replace(SETTINGS, **values))
 
     first = built()
     assert built() == first
@@ -113,13 +113,13 @@ def test_an_index_belongs_to_its_settings_and_content(folder, examples, tmp_path
 
 
 def test_a_damaged_index_is_named(folder, examples, tmp_path):
-    index = build_index(open_source(str(folder / "a.jsonl")), Media(str(folder)), examples, tmp_path)
+    index = build_index(open_source(str(folder / "a.jsonl")), MediaResolver(str(folder)), examples, tmp_path)
     (index.folder / "media.npy").write_bytes(b"")
     with pytest.raises(InputError, match="index again"):
         Index(index.folder)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="choose a folder"):
-        build_index(open_source(str(folder / "a.jsonl")), Media(), examples, tmp_path / "file" / "x")
+        build_index(open_source(str(folder / "a.jsonl")), MediaResolver(), examples, tmp_path / "file" / "x")
 
 
 def test_a_killed_worker_is_an_error_and_the_rest_can_be_done_later(folder, examples, tmp_path):
@@ -137,7 +137,7 @@ def test_a_killed_worker_is_an_error_and_the_rest_can_be_done_later(folder, exam
     killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(WorkerDiedError, match="go on where they stopped"):
-        build_index(source, Media(str(folder)), examples, tmp_path / "index", workers=2)
+        build_index(source, MediaResolver(str(folder)), examples, tmp_path / "index", workers=2)
     killer.join()
     (parts,) = pathlib.Path(tmp_path / "index").iterdir()
     assert list(parts.glob("*.npz"))
@@ -150,9 +150,9 @@ def test_late_starts_and_turned_videos(examples, tmp_path):
     paths = [p for p in all_media() if p.parent.name != "images" and p.name != "bunny_long.mp4"]
     records = [{"video": [str(path)], "conversations": turns("Q", "A")} for path in paths]
     source = open_source(write_lines(tmp_path / "a.jsonl", records))
-    index = build_index(source, Media(), examples, tmp_path / "index")
+    index = build_index(source, MediaResolver(), examples, tmp_path / "index")
     bad = {pathlib.Path(problem.file).name: problem.kind for problem in index.problems()}
-    assert bad == dict.fromkeys(["city_no_index.mp4", "city_truncated.mp4"], problems.UNREADABLE)
+    assert bad == dict.fromkeys(["city_no_index.mp4", "city_truncated.mp4"], sample_errors.UNREADABLE)
     counts = {path.name: lengths.media[0].frames for path, lengths in zip(paths, index, strict=True) if lengths.media}
     assert counts["city_one_frame.mp4"] == 1
     assert counts["tree.avi"] == SETTINGS.processor.max_frames

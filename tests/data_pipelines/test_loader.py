@@ -15,14 +15,14 @@ from corpora import SETTINGS, assert_holds, bad_records, good_records, make_corp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import devices
 from data_pipelines.loader import DataWorkerError, Loader
-from data_pipelines.problems import TooManyProblemsError
-from data_pipelines.schedule import Schedule
+from data_pipelines.sample_errors import TooManyBadSamplesError
+from data_pipelines.step_plan import StepPlan
 from support.samples import random_sample, random_visual
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.processing.packed_batch import BatchShape, pack
+from vl3_jax.training import device_feed
 
 ROWS, EPOCHS = 6, 4
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def corpus(folder):
+def mixture(folder):
     return make_corpus(folder, {"a": good_records(60), "b": good_records(25, seed=1)}, b=2.0)
 
 
@@ -44,14 +44,14 @@ def digest(batch):
     return {name: found.hexdigest() for name, found in hashes.items()} | {"samples": batch.samples.tolist()}
 
 
-def digests(corpus, **options):
-    with Loader(corpus, ROWS, **{"epochs": EPOCHS, "seed": 3, **options}) as loader:
+def digests(mixture, **options):
+    with Loader(mixture, ROWS, **{"epochs": EPOCHS, "seed": 3, **options}) as loader:
         return [digest(batch) for batch in loader]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(corpus):
-    return digests(corpus, threads=1)
+def uninterrupted(mixture):
+    return digests(mixture, threads=1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -73,18 +73,18 @@ def test_unpacking_gives_back_every_sample(seed, vision_rows):
             assert_holds(batch, number, segment, sample)
 
 
-def test_batches_hold_the_samples_they_name(corpus):
+def test_batches_hold_the_samples_they_name(mixture):
     seen = []
-    with Loader(corpus, ROWS, threads=2) as loader:
+    with Loader(mixture, ROWS, threads=2) as loader:
         for batch in loader:
             assert batch.arrays["tokens"].shape == (ROWS, SETTINGS.shape.length)
             assert batch.samples.shape == (ROWS, SETTINGS.shape.samples)
             for row, members in enumerate(batch.samples):
                 for segment, number in enumerate(members[members >= 0].tolist(), start=1):
-                    sample = corpus.sample(number, (0, 0))
+                    sample = mixture.sample(number, (0, 0))
                     assert_holds(batch.arrays, row, segment, sample)
-                    task = corpus.tasks[batch.arrays["sample_task"][row, segment - 1]]
-                    assert task == corpus.locate(number)[0].entry.task
+                    task = mixture.tasks[batch.arrays["sample_task"][row, segment - 1]]
+                    assert task == mixture.locate(number)[0].spec.task
                     seen.append(number)
                 used = batch.arrays["segment_ids"][row].max()
                 assert used == (members >= 0).sum()
@@ -96,16 +96,16 @@ def test_batches_hold_the_samples_they_name(corpus):
 @pytest.mark.parametrize(
     "workers", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
 )
-def test_workers_change_nothing(corpus, uninterrupted, workers):
-    assert digests(corpus, workers=workers) == uninterrupted
+def test_workers_change_nothing(mixture, uninterrupted, workers):
+    assert digests(mixture, workers=workers) == uninterrupted
 
 
-def test_threads_change_nothing(corpus, uninterrupted):
-    assert digests(corpus, threads=5) == uninterrupted
+def test_threads_change_nothing(mixture, uninterrupted):
+    assert digests(mixture, threads=5) == uninterrupted
 
 
-def test_an_epoch_holds_every_sample_once(corpus, uninterrupted):
-    schedule = Schedule(corpus, ROWS, EPOCHS, 3)
+def test_an_epoch_holds_every_sample_once(mixture, uninterrupted):
+    schedule = StepPlan(mixture, ROWS, EPOCHS, 3)
     steps = [-(-len(rows) // ROWS) for rows in schedule.epochs]
     assert len(uninterrupted) == len(schedule) == sum(steps)
     for last, count in zip(np.cumsum(steps), steps, strict=True):
@@ -116,10 +116,10 @@ def test_an_epoch_holds_every_sample_once(corpus, uninterrupted):
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 3])
-def test_hosts_share_each_step(corpus, uninterrupted, hosts):
+def test_hosts_share_each_step(mixture, uninterrupted, hosts):
     each = ROWS // hosts
     loaders = [
-        Loader(corpus, ROWS, epochs=EPOCHS, seed=3, rows=slice(host * each, (host + 1) * each), threads=1)
+        Loader(mixture, ROWS, epochs=EPOCHS, seed=3, rows=slice(host * each, (host + 1) * each), threads=1)
         for host in range(hosts)
     ]
     for step, parts in enumerate(zip(*loaders, strict=True)):
@@ -129,16 +129,16 @@ def test_hosts_share_each_step(corpus, uninterrupted, hosts):
 
 
 @pytest.mark.parametrize(("after", "workers", "threads"), [(1, 0, 3), (7, 2, None)])
-def test_a_resumed_run_is_the_uninterrupted_one(corpus, uninterrupted, tmp_path, after, workers, threads):
-    with Loader(corpus, ROWS, epochs=EPOCHS, seed=3) as loader:
+def test_a_resumed_run_is_the_uninterrupted_one(mixture, uninterrupted, tmp_path, after, workers, threads):
+    with Loader(mixture, ROWS, epochs=EPOCHS, seed=3) as loader:
         for _ in range(after):
             batch = next(loader)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(tmp_path / "saved", ocp.args.Composite(data=ocp.args.JsonSave(batch.state)))
         state = checkpointer.restore(tmp_path / "saved", ocp.args.Composite(data=ocp.args.JsonRestore())).data
     assert state == {"step": after, "plan": loader.schedule.identity}
-    assert digests(corpus, state=state, workers=workers, threads=threads) == uninterrupted[after:]
-    host = Loader(corpus, ROWS, epochs=EPOCHS, seed=3, rows=slice(2, 4), state=state)
+    assert digests(mixture, state=state, workers=workers, threads=threads) == uninterrupted[after:]
+    host = Loader(mixture, ROWS, epochs=EPOCHS, seed=3, rows=slice(2, 4), state=state)
     batch = next(host)
     assert (batch.step, batch.samples.tolist()) == (after, uninterrupted[after]["samples"][2:4])
     host.close()
@@ -147,21 +147,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(corpus, uninterrupted, tmp_path,
 def test_resuming_after_a_hundred_steps(folder):
     records = [{"conversations": turns(f"Q{n}", "word " * (n % 60))} for n in range(900)]
     shape = BatchShape(length=256, patches=64, vision_tokens=64, samples=8)
-    corpus = make_corpus(folder, {"texts": records}, dataclasses.replace(SETTINGS, shape=shape))
-    whole = [digest(batch) for batch in Loader(corpus, 1)]
+    mixture = make_corpus(folder, {"texts": records}, dataclasses.replace(SETTINGS, shape=shape))
+    whole = [digest(batch) for batch in Loader(mixture, 1)]
     assert len(whole) > 120
-    state = {"step": 100, "plan": Schedule(corpus, 1).identity}
-    assert [digest(batch) for batch in Loader(corpus, 1, state=state, threads=3)] == whole[100:]
+    state = {"step": 100, "plan": StepPlan(mixture, 1).identity}
+    assert [digest(batch) for batch in Loader(mixture, 1, state=state, threads=3)] == whole[100:]
     finished = state | {"step": len(whole)}
-    assert list(Loader(corpus, 1, state=finished)) == []
+    assert list(Loader(mixture, 1, state=finished)) == []
 
 
-def test_a_state_of_other_data_is_refused(corpus):
-    state = {"step": 3, "plan": Schedule(corpus, ROWS, seed=1).identity}
+def test_a_state_of_other_data_is_refused(mixture):
+    state = {"step": 3, "plan": StepPlan(mixture, ROWS, seed=1).identity}
     with pytest.raises(InputError, match="step 3 was saved with other data"):
-        Loader(corpus, ROWS, seed=2, state=state)
+        Loader(mixture, ROWS, seed=2, state=state)
     with pytest.raises(InputError, match="at least 1"):
-        Loader(corpus, 0)
+        Loader(mixture, 0)
 
 
 @pytest.mark.parametrize("vision_rows", [1, 2])
@@ -169,10 +169,10 @@ def test_what_fails_in_a_planned_row_leaves_its_place_empty(folder, tmp_path, vi
     shape = dataclasses.replace(SETTINGS.shape, vision_rows=vision_rows, patches=1024 // vision_rows)
     records = [*good_records(30), {"image": ["late.png"], "conversations": turns("Q", "A")}]
     (folder / "late.png").write_bytes((folder / "p0.png").read_bytes())
-    corpus = make_corpus(folder, {"late": records}, dataclasses.replace(SETTINGS, shape=shape))
-    before = list(Loader(corpus, 2))
+    mixture = make_corpus(folder, {"late": records}, dataclasses.replace(SETTINGS, shape=shape))
+    before = list(Loader(mixture, 2))
     (folder / "late.png").unlink()
-    with Loader(corpus, 2) as loader:
+    with Loader(mixture, 2) as loader:
         after = list(loader)
     assert (loader.log.seen, loader.log.bad) == (31, 1)
     assert loader.log.kinds == {"missing file": 1}
@@ -183,7 +183,7 @@ def test_what_fails_in_a_planned_row_leaves_its_place_empty(folder, tmp_path, vi
         for row, members in enumerate(other.samples):
             for segment, number in enumerate(members[members >= 0].tolist(), start=1):
                 if number != 30:
-                    assert_holds(other.arrays, row, segment, corpus.sample(number, (0, 0)))
+                    assert_holds(other.arrays, row, segment, mixture.sample(number, (0, 0)))
                     continue
                 here = other.arrays["segment_ids"][row] == segment
                 assert (here.sum(), other.arrays["loss_weight"][row][here].sum()) == (1, 0)
@@ -193,12 +193,12 @@ def test_what_fails_in_a_planned_row_leaves_its_place_empty(folder, tmp_path, vi
 
 def test_bad_records_of_every_kind_are_skipped_and_counted(folder):
     bad = bad_records(folder)
-    corpus = make_corpus(folder, {"mixed": [*good_records(30), *bad, *good_records(30)]})
-    known = corpus.log()
+    mixture = make_corpus(folder, {"mixed": [*good_records(30), *bad, *good_records(30)]})
+    known = mixture.log()
     assert known.bad == len(bad) - 1  # one picture shows its damage only when decoded
-    with pytest.raises(TooManyProblemsError, match=r"of 70 samples are bad.*`vl3 data check`"):
-        Loader(corpus, 4)
-    with Loader(corpus, 4, bad_share=0.5, threads=2) as loader:
+    with pytest.raises(TooManyBadSamplesError, match=r"of 70 samples are bad.*`vl3 data check`"):
+        Loader(mixture, 4)
+    with Loader(mixture, 4, bad_share=0.5, threads=2) as loader:
         numbers = np.concatenate([batch.samples.ravel() for batch in loader])
     assert sorted(numbers[numbers >= 0].tolist()) == [*range(30), 36, *range(40, 70)]
     assert loader.log.kinds == {"unreadable media": 1}
@@ -207,35 +207,35 @@ def test_bad_records_of_every_kind_are_skipped_and_counted(folder):
 
 def test_a_run_whose_data_goes_bad_stops(folder, tmp_path):
     write_media(tmp_path)
-    corpus = make_corpus(tmp_path, {"bad": good_records(400)})
+    mixture = make_corpus(tmp_path, {"bad": good_records(400)})
     for video in tmp_path.glob("*.mp4"):
         video.unlink()
-    with Loader(corpus, 4) as loader, pytest.raises(TooManyProblemsError, match=r"allowed") as stopped:
+    with Loader(mixture, 4) as loader, pytest.raises(TooManyBadSamplesError, match=r"allowed") as stopped:
         for _ in loader:
             pass
     assert "missing file" in stopped.value.table
     assert loader.log.seen < 300
 
 
-def test_hosts_agree_to_stop(corpus):
+def test_hosts_agree_to_stop(mixture):
     """One host's data is bad, another's is not: both stop, at the same step."""
     stopped = []
     for _ in range(2):
         calls = []
 
-        def agree(counts, calls=calls):
+        def reduce_counts(counts, calls=calls):
             calls.append(counts)
             return counts + np.array([100, 1000])  # the other host's
 
-        loader = Loader(corpus, 1, epochs=2, agree=agree, threads=1)
-        with loader, pytest.raises(TooManyProblemsError, match="100 of 1,"):
+        loader = Loader(mixture, 1, epochs=2, reduce_counts=reduce_counts, threads=1)
+        with loader, pytest.raises(TooManyBadSamplesError, match="100 of 1,"):
             stopped.extend(batch.step for batch in loader)
         assert len(calls) == 1
     assert stopped == [*range(19)] * 2
 
 
-def test_a_killed_worker_is_a_clear_error(corpus):
-    with Loader(corpus, 1, epochs=50, workers=2) as loader:
+def test_a_killed_worker_is_a_clear_error(mixture):
+    with Loader(mixture, 1, epochs=50, workers=2) as loader:
         next(loader)
         before = {child.pid for child in psutil.Process().children(recursive=True)}
         workers = [psutil.Process(pid) for pid in before]
@@ -248,13 +248,13 @@ def test_a_killed_worker_is_a_clear_error(corpus):
         assert time.monotonic() - begin < 15
 
 
-def test_batches_on_a_mesh(corpus):
+def test_batches_on_a_mesh(mixture):
     mesh = make_mesh({"data": 2, "fsdp": -1}, jax.devices()[:4])
     rows = 8
-    assert devices.rows_of_this_host(mesh, rows) == slice(0, rows)
-    plain = list(Loader(corpus, rows, threads=1))
-    with Loader(corpus, rows, threads=2) as loader:
-        placed = list(devices.to_devices(loader, mesh, rows))
+    assert device_feed.local_rows(mesh, rows) == slice(0, rows)
+    plain = list(Loader(mixture, rows, threads=1))
+    with Loader(mixture, rows, threads=2) as loader:
+        placed = list(device_feed.prefetch_to_device(loader, mesh, rows))
     assert len(placed) == len(plain)
     for one, other in zip(plain, placed, strict=True):
         assert one.state == other.state
@@ -264,6 +264,6 @@ def test_batches_on_a_mesh(corpus):
             assert other.arrays[name].addressable_shards[0].data.shape[0] == 2
 
 
-def test_states_are_json(corpus):
-    batch = next(Loader(corpus, ROWS))
+def test_states_are_json(mixture):
+    batch = next(Loader(mixture, ROWS))
     assert json.loads(json.dumps(batch.state)) == batch.state

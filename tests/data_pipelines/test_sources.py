@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines import problems
-from data_pipelines.problems import Problem
+from data_pipelines import sample_errors
+from data_pipelines.sample_errors import SampleError
 from data_pipelines.sources import Record, array_records, open_source
 from vl3_jax.errors import InputError
 
@@ -43,7 +43,7 @@ def test_lines(tmp_path):
     assert source[3].where == f"{path}, line 5"
     again = pickle.loads(pickle.dumps(source))
     assert fields(again) == RECORDS
-    assert again.stamp() == source.stamp()
+    assert again.fingerprint() == source.fingerprint()
 
 
 @pytest.mark.parametrize("indent", [None, 2])
@@ -78,9 +78,13 @@ def test_bad_lines_are_problems_and_the_rest_goes_on(tmp_path):
     lines = [as_json(RECORDS[0]), b"{", b'{"caf\xe9": 1}', as_json(RECORDS[1]), b'{"cut": "off']
     path = write_lines(tmp_path / "a.jsonl", lines)
     found = [open_source(path)[index] for index in range(5)]
-    assert [type(item) for item in found] == [Record, Problem, Problem, Record, Problem]
+    assert [type(item) for item in found] == [Record, SampleError, SampleError, Record, SampleError]
     assert [item.where for item in found] == [f"{path}, line {n}" for n in range(1, 6)]
-    assert [found[i].kind for i in (1, 2, 4)] == [problems.NOT_JSON, problems.NOT_UTF8, problems.NOT_JSON]
+    assert [found[i].kind for i in (1, 2, 4)] == [
+        sample_errors.NOT_JSON,
+        sample_errors.NOT_UTF8,
+        sample_errors.NOT_JSON,
+    ]
     assert found[1].file == path
 
 
@@ -88,7 +92,7 @@ def test_a_list_that_is_cut_off_gives_what_is_whole(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(json.dumps(RECORDS[:3]).encode()[:-40])
     source = open_source(str(path))
-    assert [type(source[index]) for index in range(len(source))] == [Record, Record, Problem]
+    assert [type(source[index]) for index in range(len(source))] == [Record, Record, SampleError]
 
 
 def test_empty_files(tmp_path):
@@ -134,7 +138,7 @@ def test_array_record(tmp_path):
     writer.close()
     source = pickle.loads(pickle.dumps(open_source(path)))
     assert (source[0].fields, source[1].fields) == (record, RECORDS[1])
-    assert source[2].kind == problems.BAD_RECORD
+    assert source[2].kind == sample_errors.BAD_RECORD
     assert source[1].where == f"{path}, record 2"
     (tmp_path / "b.array_record").write_bytes(b"no shard")
     with pytest.raises(InputError, match=r"b\.array_record"):
@@ -171,12 +175,12 @@ def test_webdataset(tmp_path):
     assert [medium["bytes"] for medium in source[0].fields["image"]] == [b"right", b"left"]
     assert source[1].fields["conversations"][1]["value"] == "a caption"
     assert source[1].fields["image"] == [{"path": "d/y.jpg", "bytes": b"picture"}]
-    assert [source[2].kind, source[3].kind] == [problems.NOT_JSON, problems.MISSING]
+    assert [source[2].kind, source[3].kind] == [sample_errors.NOT_JSON, sample_errors.MISSING]
     assert source[4].fields["video"][0]["bytes"] == b"video" * 1000
     cut = tmp_path / "cut.tar"
     cut.write_bytes((tmp_path / "a.tar").read_bytes()[: 9 * 1024 + 4096])
     source = open_source(str(cut))
-    assert source[len(source) - 1].kind in (problems.BAD_RECORD, problems.NOT_JSON)
+    assert source[len(source) - 1].kind in (sample_errors.BAD_RECORD, sample_errors.NOT_JSON)
     assert isinstance(source[0], Record)
 
 

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.answering import Answerer
-from vl3_jax.evaluation.records import ANSWERS, AnswerFile, read
+from vl3_jax.evaluation.answer_file import ANSWERS, AnswerFile, read
+from vl3_jax.evaluation.batch_generator import BatchGenerator
 from vl3_jax.evaluation.runner import ask, questions_of
-from vl3_jax.evaluation.tasks import Selection, find
+from vl3_jax.evaluation.tasks import QuestionSelection, find
 
-SELECTION = Selection(count=3, seed=1)
+SELECTION = QuestionSelection(count=3, seed=1)
 SETTINGS = {"model": "small", "count": 3}
 NAMES = ["nano/digit", "nano/static"]
 
@@ -19,7 +19,7 @@ def run(assistant, folder, names=NAMES, batch=4, prune=True, without_media=False
     """Answers by id, and how many were asked for."""
     with AnswerFile(folder, SETTINGS) as answers:
         asked = questions_of(find(names), SELECTION, without_media)
-        new = ask(Answerer(assistant, batch, prune), asked, answers, **options)
+        new = ask(BatchGenerator(assistant, batch, prune), asked, answers, **options)
     return {record["id"]: record for record in read(folder / ANSWERS)}, new
 
 
@@ -88,12 +88,14 @@ def test_without_pruning_every_token_is_seen(assistant, folder, tmp_path):
 
 
 def test_batches_share_compiled_programs(assistant):
-    answerer = Answerer(assistant, 4)
+    answerer = BatchGenerator(assistant, 4)
     (task,) = find(["nano/digit"])
-    shown = [answerer.process(one.media(), one.text).sample for one in task.questions(Selection(count=9, seed=3))]
-    answerer.answer(shown[:2], task.max_new_tokens, task.rooms)
+    shown = [
+        answerer.process(one.media(), one.text).sample for one in task.questions(QuestionSelection(count=9, seed=3))
+    ]
+    answerer.answer(shown[:2], task.max_new_tokens, task.bucket_sizes)
     before = assistant.engine.compiled_programs
-    together = answerer.answer(shown, task.max_new_tokens, task.rooms)
+    together = answerer.answer(shown, task.max_new_tokens, task.bucket_sizes)
     assert assistant.engine.compiled_programs == before
     assert len(together) == 9
 

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines.synthetic.registry import JUDGED, example
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.tasks import Selection, blind, find
+from vl3_jax.evaluation.tasks import QuestionSelection, find, without_media
 
 
 def test_a_family_is_all_of_its_tasks_and_none_comes_twice():
@@ -27,7 +27,7 @@ def test_unknown_tasks_are_one_line(name):
 @pytest.mark.parametrize("name", JUDGED)
 def test_questions_are_those_of_the_generator(name):
     (task,) = find([f"nano/{name}"])
-    questions = task.questions(Selection(count=3, seed=5))
+    questions = task.questions(QuestionSelection(count=3, seed=5))
     assert len({one.id for one in questions}) == 3
     for number, question in enumerate(questions):
         drawn = example(name, "test", 5, number)
@@ -43,7 +43,7 @@ def test_questions_are_those_of_the_generator(name):
 @pytest.mark.parametrize("name", [name for name in JUDGED if name not in ("addition", "stream")])
 def test_true_answers_score_1_and_fit(name, assistant):
     (task,) = find([f"nano/{name}"])
-    questions = task.questions(Selection(count=20))
+    questions = task.questions(QuestionSelection(count=20))
     answers = [example(name, "test", 7, number).answer for number in range(20)]
     scores = task.evaluate(answers, [one.truth for one in questions])
     assert scores["score"] == 1
@@ -54,16 +54,16 @@ def test_true_answers_score_1_and_fit(name, assistant):
 
 def test_blind_gives_each_question_the_media_of_another():
     (task,) = find(["nano/digit"])
-    questions = task.questions(Selection(count=4))
-    swapped = blind(questions)
+    questions = task.questions(QuestionSelection(count=4))
+    swapped = without_media(questions)
     assert [(one.id, one.text, one.truth) for one in swapped] == [(one.id, one.text, one.truth) for one in questions]
     for one, other in zip(swapped, [*questions[1:], questions[0]], strict=True):
         assert np.array_equal(one.media()[0]["image"], other.media()[0]["image"])
     with pytest.raises(InputError, match="at least 2"):
-        blind(questions[:1])
+        without_media(questions[:1])
 
 
 @pytest.mark.parametrize("values", [{"count": 0}, {"seed": -1}])
 def test_impossible_selections_are_refused(values):
     with pytest.raises(InputError):
-        Selection(**values)
+        QuestionSelection(**values)

@@ -8,9 +8,9 @@ import vl3_jax as vl3
 from support import reference
 from support.small_checkpoint import write_small_checkpoint
 from support.tolerances import GREEDY_MARGIN
-from vl3_jax.checkpoint import packaged
+from vl3_jax.checkpoint import bundled
 from vl3_jax.cli.main import main
-from vl3_jax.evaluation.tasks import Selection, find
+from vl3_jax.evaluation.tasks import QuestionSelection, find
 
 torch = reference.torch
 KINDS = {"text": "addition", "picture": "box", "two pictures": "pair", "clip": "static"}
@@ -31,7 +31,7 @@ def pair(request, tmp_path_factory):
         source = write_small_checkpoint(folder / "official", size="nano")
         (source / "generation_config.json").unlink()
     else:
-        source = packaged.FOLDER
+        source = bundled.FOLDER
     assert main(["convert", "export", str(source), str(folder / "native"), "--format", "native"]) == 0
     model = VideoLlama3ForConditionalGeneration.from_pretrained(folder / "native").eval()
     return vl3.load(source), model, AutoProcessor.from_pretrained(folder / "native")
@@ -41,7 +41,7 @@ def pair(request, tmp_path_factory):
 def test_greedy_answers_are_the_same(pair, kind):
     assistant, model, processor = pair
     (task,) = find([f"nano/{KINDS[kind]}"])
-    questions = [one for one in task.questions(Selection(count=30)) if not resampled(one)][:COUNT]
+    questions = [one for one in task.questions(QuestionSelection(count=30)) if not resampled(one)][:COUNT]
     assert len(questions) == COUNT
     answers, decided = [], 0
     for question in questions:
@@ -86,10 +86,10 @@ def inputs_of(processor, question) -> dict:
     marks = "".join("<|image_pad|>\n" if part["type"] == "image" else "<|video_pad|>\n" for part in media)
     text = f"<|im_start|>user\n{marks}{question.text}<|im_end|>\n<|im_start|>assistant\n"
     given = {"text": [text], "return_tensors": "pt"}
-    pictures = [Image.fromarray(part["image"]) for part in media if part["type"] == "image"]
+    images = [Image.fromarray(part["image"]) for part in media if part["type"] == "image"]
     clips = [part["video"] for part in media if part["type"] == "video"]
-    if pictures:
-        given["images"] = pictures
+    if images:
+        given["images"] = images
     if clips:
         given["videos"] = [torch.tensor(clip).permute(0, 3, 1, 2) for clip in clips]
         given["video_metadata"] = [

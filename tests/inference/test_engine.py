@@ -13,7 +13,7 @@ from support.tolerances import REORDERED, relative_error
 from support.weights import random_params
 from vl3_jax.errors import InputError
 from vl3_jax.inference.engine import Engine, Timings
-from vl3_jax.inference.sampling import Knobs, Sampling, choose
+from vl3_jax.inference.sampling import SamplingConfig, SamplingParams, sample_token
 from vl3_jax.model import KVCache, VideoLLaMA3, abstract_params, decode, encode, param_axes, preset, unembed
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import shardings
@@ -29,9 +29,9 @@ def engine() -> Engine:
 
 
 def run(engine: Engine, samples, sampling=None, timings=None) -> list[list[int]]:
-    steps = list(engine.generate(samples, sampling or Sampling(max_new_tokens=20), timings))
-    tokens, live = (np.concatenate([getattr(s, name) for s in steps], axis=1) for name in ("tokens", "live"))
-    return [row[alive].tolist() for row, alive in zip(tokens, live, strict=True)]
+    steps = list(engine.generate(samples, sampling or SamplingConfig(max_new_tokens=20), timings))
+    tokens, valid = (np.concatenate([getattr(s, name) for s in steps], axis=1) for name in ("tokens", "live"))
+    return [row[alive].tolist() for row, alive in zip(tokens, valid, strict=True)]
 
 
 def some_samples(seed=5):
@@ -92,7 +92,7 @@ def test_a_batch_answers_as_its_conversations_do_alone():
 def test_a_second_question_of_the_same_size_compiles_nothing():
     run(engine(), some_samples(7)[:1])
     before, timings = engine().compiled_programs, Timings()
-    run(engine(), some_samples(8)[:1], Sampling(max_new_tokens=17, temperature=0.7, top_k=5, seed=3), timings)
+    run(engine(), some_samples(8)[:1], SamplingConfig(max_new_tokens=17, temperature=0.7, top_k=5, seed=3), timings)
     assert engine().compiled_programs == before
     assert timings.compile == 0
     assert timings.decode > 0
@@ -110,7 +110,7 @@ def test_generation_ends_at_a_stop_token_of_each_row():
 
 def test_a_prompt_beyond_the_context_is_refused():
     with pytest.raises(InputError, match="context of 32768"):
-        next(engine().generate(some_samples(), Sampling(max_new_tokens=32_768)))
+        next(engine().generate(some_samples(), SamplingConfig(max_new_tokens=32_768)))
 
 
 def test_sampling_is_seeded_and_stays_in_the_allowed_set():
@@ -118,9 +118,9 @@ def test_sampling_is_seeded_and_stays_in_the_allowed_set():
     none = jnp.zeros((1, 4), bool)
 
     def draw(**settings):
-        knobs = Knobs.of(Sampling(temperature=1.0, **settings))
+        sampling_params = SamplingParams.of(SamplingConfig(temperature=1.0, **settings))
         keys = jax.random.split(jax.random.key(0), 400)
-        return np.asarray(jax.vmap(lambda key: choose(logits, none, key, knobs))(keys))[:, 0]
+        return np.asarray(jax.vmap(lambda key: sample_token(logits, none, key, sampling_params))(keys))[:, 0]
 
     assert set(draw()) == {0, 1, 2, 3}
     assert set(draw(top_k=2)) == {0, 1}
@@ -129,14 +129,14 @@ def test_sampling_is_seeded_and_stays_in_the_allowed_set():
     assert set(draw(top_p=0.01)) == {0}
     share = np.mean(draw(top_k=2) == 0)
     assert abs(share - 0.5 / 0.8) < 0.08
-    hot = Sampling(max_new_tokens=20, temperature=1.5, seed=1)
+    hot = SamplingConfig(max_new_tokens=20, temperature=1.5, seed=1)
     first, second = (run(engine(), some_samples()[:1], hot) for _ in range(2))
     assert first == second
-    assert first != run(engine(), some_samples()[:1], Sampling(max_new_tokens=20, temperature=1.5, seed=2))
+    assert first != run(engine(), some_samples()[:1], SamplingConfig(max_new_tokens=20, temperature=1.5, seed=2))
 
 
 def test_logprobs_are_those_of_the_model():
-    steps = list(engine().generate(some_samples()[1:2], Sampling(max_new_tokens=12, logprobs=3)))
+    steps = list(engine().generate(some_samples()[1:2], SamplingConfig(max_new_tokens=12, logprobs=3)))
     tokens = np.concatenate([step.tokens for step in steps], 1)
     ids = np.concatenate([step.logprob_ids for step in steps], 1)
     values = np.concatenate([step.logprobs for step in steps], 1)
@@ -149,7 +149,7 @@ def test_logprobs_are_those_of_the_model():
 @pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_new_tokens": 0}])
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(InputError):
-        Sampling(**bad)
+        SamplingConfig(**bad)
 
 
 def test_a_sharded_model_answers_as_one_device_does():

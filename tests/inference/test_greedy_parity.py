@@ -8,7 +8,7 @@ from support.samples import random_sample, random_visual
 from support.tolerances import GREEDY_MARGIN
 from vl3_jax.bench.reference import model_inputs, native_params, tensors
 from vl3_jax.inference.engine import Engine
-from vl3_jax.inference.sampling import Sampling
+from vl3_jax.inference.sampling import SamplingConfig
 from vl3_jax.model import VideoLLaMA3, preset
 
 
@@ -22,7 +22,7 @@ def test_greedy_text_equals_the_reference(penalty):
     visuals = [random_visual(rng, (1, 4, 6), 1), random_visual(rng, (3, 4, 4), 2, still=0.5)]
     sample = random_sample(rng, visuals)
     engine = Engine(VideoLLaMA3(config), params, stop_ids=())
-    steps = engine.generate([sample], Sampling(64, repetition_penalty=penalty))
+    steps = engine.generate([sample], SamplingConfig(64, repetition_penalty=penalty))
     ours = np.concatenate([step.tokens[0] for step in steps]).tolist()
 
     inputs = model_inputs([sample])

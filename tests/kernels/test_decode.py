@@ -12,11 +12,11 @@ import pytest
 
 from support.compiler import needs_compiler
 from support.tolerances import ATTENTION, ATTENTION_BFLOAT16, REORDERED, relative_error
-from vl3_jax.kernels import decode, tpu_decode
-from vl3_jax.kernels.decode import blockwise_decode_attention, used_blocks
+from vl3_jax.kernels import blockwise_decode, tpu_decode
+from vl3_jax.kernels.blockwise_decode import blockwise_decode_attention, used_blocks
 from vl3_jax.kernels.dense import dense_attention
-from vl3_jax.kernels.labels import Labels
-from vl3_jax.kernels.tpu_decode import tpu_decode_attention, tpu_decode_refusal
+from vl3_jax.kernels.segment_info import SegmentInfo
+from vl3_jax.kernels.tpu_decode import tpu_decode_attention, tpu_decode_unsupported_reason
 from vl3_jax.model.attention import attention
 from vl3_jax.parallel.mesh import make_mesh
 
@@ -36,25 +36,25 @@ def queries_of(rows, length, heads, width, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(1), (rows, length, heads, width)).astype(dtype)
 
 
-def ragged_labels(used: list[int], slots: int, length: int) -> tuple[Labels, Labels]:
+def ragged_labels(used: list[int], slots: int, length: int) -> tuple[SegmentInfo, SegmentInfo]:
     """Rows of which so many slots are written, and the newest `length` tokens of each; of an empty row, padding."""
     used = np.array(used, np.int32)[:, None]
     slot = np.arange(slots, dtype=np.int32)[None]
     q_position = used - length + np.arange(length, dtype=np.int32)
-    return Labels((q_position >= 0).astype(np.int32), q_position), Labels(
+    return SegmentInfo((q_position >= 0).astype(np.int32), q_position), SegmentInfo(
         (slot < used).astype(np.int32), slot + 0 * used
     )
 
 
-def dense(q, keys, values, q_labels, kv_labels, causal=True):
+def dense(q, keys, values, q_info, kv_info, causal=True):
     k, v = (x[LAYER].astype(jnp.float32) for x in (keys, values))
-    operands = (q.astype(jnp.float32), k, v, q_labels, kv_labels)
+    operands = (q.astype(jnp.float32), k, v, q_info, kv_info)
     return dense_attention(*operands, causal=causal, scale=q.shape[-1] ** -0.5)
 
 
-def run(kind, q, keys, values, q_labels, kv_labels, causal=True):
+def run(kind, q, keys, values, q_info, kv_info, causal=True):
     function = jax.jit(functools.partial(KINDS[kind], causal=causal, scale=q.shape[-1] ** -0.5))
-    return function(q, keys, values, jnp.int32(LAYER), q_labels, kv_labels)
+    return function(q, keys, values, jnp.int32(LAYER), q_info, kv_info)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,10 +62,10 @@ def run(kind, q, keys, values, q_labels, kv_labels, causal=True):
     ("length", "heads", "kv_heads", "width", "slots"), [(1, 12, 2, 128, 1024), (3, 7, 1, 16, 768), (16, 4, 4, 128, 96)]
 )
 def test_equal_to_dense(kind, length, heads, kv_heads, width, slots):
-    q_labels, kv_labels = ragged_labels([slots, 0, slots // 3, 1], slots, length)
+    q_info, kv_info = ragged_labels([slots, 0, slots // 3, 1], slots, length)
     q, cache = queries_of(4, length, heads, width), cache_of(4, slots, kv_heads, width)
-    out = run(kind, q, *cache, q_labels, kv_labels)
-    np.testing.assert_allclose(out, dense(q, *cache, q_labels, kv_labels), atol=ATTENTION)
+    out = run(kind, q, *cache, q_info, kv_info)
+    np.testing.assert_allclose(out, dense(q, *cache, q_info, kv_info), atol=ATTENTION)
     assert not np.any(out[1])
 
 
@@ -74,71 +74,71 @@ def test_equal_to_dense(kind, length, heads, kv_heads, width, slots):
 def test_equal_to_dense_with_slots_given_up_and_in_any_order(kind, causal):
     rng = np.random.default_rng(0)
     positions = rng.permuted(np.tile(np.arange(512, dtype=np.int32), (2, 1)), axis=1)
-    kv_labels = Labels(rng.integers(0, 4, (2, 512), np.int32), positions)
-    q_labels = Labels(np.array([[1, 3, 0], [2, 2, 9]], np.int32), np.array([[100, 400, 5], [0, 511, 7]], np.int32))
+    kv_info = SegmentInfo(rng.integers(0, 4, (2, 512), np.int32), positions)
+    q_info = SegmentInfo(np.array([[1, 3, 0], [2, 2, 9]], np.int32), np.array([[100, 400, 5], [0, 511, 7]], np.int32))
     q, cache = queries_of(2, 3, 4, 16), cache_of(2, 512, 2, 16)
-    out = run(kind, q, *cache, q_labels, kv_labels, causal)
-    np.testing.assert_allclose(out, dense(q, *cache, q_labels, kv_labels, causal), atol=ATTENTION)
+    out = run(kind, q, *cache, q_info, kv_info, causal)
+    np.testing.assert_allclose(out, dense(q, *cache, q_info, kv_info, causal), atol=ATTENTION)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("queries", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_a_cache_of_bfloat16(kind, queries):
-    q_labels, kv_labels = ragged_labels([300, 512], 512, 1)
+    q_info, kv_info = ragged_labels([300, 512], 512, 1)
     q, cache = queries_of(2, 1, 4, 128, queries), cache_of(2, 512, 2, 128, jnp.bfloat16)
-    out = run(kind, q, *cache, q_labels, kv_labels)
+    out = run(kind, q, *cache, q_info, kv_info)
     assert out.dtype == queries
     tolerance = ATTENTION if queries == jnp.float32 else ATTENTION_BFLOAT16
-    np.testing.assert_allclose(out.astype(jnp.float32), dense(q, *cache, q_labels, kv_labels), atol=tolerance)
+    np.testing.assert_allclose(out.astype(jnp.float32), dense(q, *cache, q_info, kv_info), atol=tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_out_of_use_are_not_read(kind):
     """They hold what no number can hide, as do the other layers."""
-    module = {"blockwise": decode, "tpu": tpu_decode}[kind]
+    module = {"blockwise": blockwise_decode, "tpu": tpu_decode}[kind]
     used = [1, 700, module.BLOCK, 0]
-    q_labels, kv_labels = ragged_labels(used, 2048, 1)
+    q_info, kv_info = ragged_labels(used, 2048, 1)
     q, cache = queries_of(4, 1, 4, 16), cache_of(4, 2048, 2, 16)
-    expected = dense(q, *cache, q_labels, kv_labels)
+    expected = dense(q, *cache, q_info, kv_info)
     for row, slots in enumerate(used):
         first_unused = -(-slots // module.BLOCK) * module.BLOCK
         cache = [x.at[:, row, first_unused:].set(np.nan) for x in cache]
     cache = [jnp.where(jnp.arange(3)[:, None, None, None, None] == LAYER, x, np.nan) for x in cache]
-    np.testing.assert_allclose(run(kind, q, *cache, q_labels, kv_labels), expected, atol=ATTENTION)
+    np.testing.assert_allclose(run(kind, q, *cache, q_info, kv_info), expected, atol=ATTENTION)
 
 
 def test_visits_follow_the_slots_in_use():
-    q_labels, kv_labels = ragged_labels([1, 256, 257, 1500, 0, 4096], 4096, 1)
-    order, count = used_blocks(q_labels, kv_labels, 256, causal=True)
+    q_info, kv_info = ragged_labels([1, 256, 257, 1500, 0, 4096], 4096, 1)
+    order, count = used_blocks(q_info, kv_info, 256, causal=True)
     np.testing.assert_array_equal(count, [1, 1, 2, 6, 0, 16])
     np.testing.assert_array_equal(order[3, :6], np.arange(6))
-    kv_labels.segment[5, :1024] = 0  # given up
-    order, count = used_blocks(q_labels, kv_labels, 256, causal=True)
+    kv_info.segment_ids[5, :1024] = 0  # given up
+    order, count = used_blocks(q_info, kv_info, 256, causal=True)
     np.testing.assert_array_equal(count, [1, 1, 2, 6, 0, 12])
     np.testing.assert_array_equal(order[5, :12], np.arange(4, 16))
 
 
-def over_cache(q, keys, values, layer, q_labels, kv_labels):
-    labels = (q_labels.segment, kv_labels.segment, q_labels.position, kv_labels.position)
+def over_cache(q, keys, values, layer, q_info, kv_info):
+    labels = (q_info.segment_ids, kv_info.segment_ids, q_info.positions, kv_info.positions)
     return attention(q, keys, values, *labels, causal=True, layer=layer)
 
 
 @pytest.mark.parametrize("length", [1, 24])
 def test_attention_to_a_layer_of_a_cache(length):
     """Few queries and many; on one device and on a mesh."""
-    q_labels, kv_labels = ragged_labels([512, 300, 30, 100], 512, length)
+    q_info, kv_info = ragged_labels([512, 300, 30, 100], 512, length)
     q, cache = queries_of(4, length, 4, 16), cache_of(4, 512, 2, 16)
-    expected = dense(q, *cache, q_labels, kv_labels)
-    operands = (q, *cache, jnp.int32(LAYER), q_labels, kv_labels)
+    expected = dense(q, *cache, q_info, kv_info)
+    operands = (q, *cache, jnp.int32(LAYER), q_info, kv_info)
     assert relative_error(jax.jit(over_cache)(*operands), expected) <= REORDERED
     with jax.set_mesh(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
         assert relative_error(jax.jit(over_cache)(*operands), expected) <= REORDERED
 
 
 def test_a_few_queries_copy_no_layer():
-    q_labels, kv_labels = ragged_labels([500], 8192, 1)
+    q_info, kv_info = ragged_labels([500], 8192, 1)
     q, cache = queries_of(1, 1, 4, 64), cache_of(1, 8192, 2, 64)
-    compiled = jax.jit(over_cache).lower(q, *cache, jnp.int32(LAYER), q_labels, kv_labels).compile()
+    compiled = jax.jit(over_cache).lower(q, *cache, jnp.int32(LAYER), q_info, kv_info).compile()
     one_layer = cache[0][0].nbytes
     assert compiled.memory_analysis().temp_size_in_bytes < one_layer / 4
 
@@ -148,7 +148,7 @@ def test_a_few_queries_copy_no_layer():
     [(512, 2, 72, "72 channels"), (96, 1, 128, "96 slots"), (96, 4, 128, None)],
 )
 def test_what_the_tpu_kernel_refuses(slots, kv_heads, width, reason):
-    found = tpu_decode_refusal(queries_of(1, 1, 4, width), cache_of(1, slots, kv_heads, width)[0])
+    found = tpu_decode_unsupported_reason(queries_of(1, 1, 4, width), cache_of(1, slots, kv_heads, width)[0])
     assert found is None if reason is None else reason in found
 
 
@@ -159,8 +159,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from vl3_jax.kernels.choice import decode_attention
-from vl3_jax.kernels.labels import Labels
+from vl3_jax.kernels.dispatch import decode_attention
+from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.cache import write
 
 mesh = Mesh(np.array(topologies.get_topology_desc(sys.argv[1], platform="tpu").devices[:1]), "x")
@@ -171,11 +171,11 @@ def shape(size, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(size, dtype, sharding=place)
 
 
-def step(q, keys, values, q_labels, kv_labels, slots, new):
+def step(q, keys, values, q_info, kv_info, slots, new):
     def layer(index, carry):
         q, *caches = carry
         caches = [write(cache, index, slots, new) for cache in caches]
-        return decode_attention(q, *caches, index, q_labels, kv_labels, causal=True, scale=0.1), *caches
+        return decode_attention(q, *caches, index, q_info, kv_info, causal=True, scale=0.1), *caches
 
     return jax.lax.fori_loop(0, keys.shape[0], layer, (q, keys, values))
 
@@ -184,7 +184,7 @@ for rows, length, heads, kv_heads, slots, dtype in [
     (1, 1, 12, 2, 16_384, jnp.bfloat16),
     (2, 16, 28, 4, 3072, jnp.float32),
 ]:
-    labels = [Labels(*[shape((rows, size))] * 2) for size in (length, slots)]
+    labels = [SegmentInfo(*[shape((rows, size))] * 2) for size in (length, slots)]
     cache = shape((8, rows, slots, kv_heads, 128), dtype)
     operands = shape((rows, length, heads, 128), dtype), cache, cache, *labels, shape((rows, length))
     with jax.set_mesh(mesh):

@@ -10,22 +10,22 @@ import pytest
 
 from support.attention import labels_of, random_qkv, value_and_gradients
 from support.tolerances import ATTENTION, ATTENTION_BFLOAT16
-from vl3_jax.kernels import choice
+from vl3_jax.kernels import dispatch
 from vl3_jax.kernels import gpu_attention as kernels
 from vl3_jax.kernels.blockwise import BLOCKWISE
 from vl3_jax.kernels.dense import dense_attention
 from vl3_jax.kernels.gpu_attention import gpu_attention
-from vl3_jax.kernels.labels import Labels, active_blocks, visits
+from vl3_jax.kernels.segment_info import SegmentInfo, active_block_schedule, active_blocks
 
 here = functools.partial(gpu_attention, interpret=jax.default_backend() != "gpu")
 TOLERANCE = {jnp.float32: ATTENTION, jnp.bfloat16: ATTENTION_BFLOAT16}
 
 
-def assert_equal_to_dense(qkv, q_labels, kv_labels, causal, dtype):
+def assert_equal_to_dense(qkv, q_info, kv_info, causal, dtype):
     low = [x.astype(dtype) for x in qkv]
-    out, gradients = value_and_gradients(here, *low, q_labels, kv_labels, causal)
+    out, gradients = value_and_gradients(here, *low, q_info, kv_info, causal)
     exact = [x.astype(jnp.float32) for x in low]
-    expected, expected_gradients = value_and_gradients(dense_attention, *exact, q_labels, kv_labels, causal)
+    expected, expected_gradients = value_and_gradients(dense_attention, *exact, q_info, kv_info, causal)
     assert {x.dtype for x in (out, *gradients)} == {jnp.dtype(dtype)}
     for ours, theirs in zip((out, *gradients), (expected, *expected_gradients), strict=True):
         ours = ours.astype(jnp.float32)
@@ -37,7 +37,7 @@ def assert_equal_to_dense(qkv, q_labels, kv_labels, causal, dtype):
 @pytest.mark.parametrize("causal", [False, True])
 def test_equal_to_dense(heads, kv_heads, width, causal, dtype):
     rows = [labels_of([90, 5, 60], 200), labels_of([], 200), labels_of([170], 200, padding_first=True)]
-    labels = Labels(*(np.concatenate(x) for x in zip(*rows, strict=True)))
+    labels = SegmentInfo(*(np.concatenate(x) for x in zip(*rows, strict=True)))
     assert_equal_to_dense(random_qkv(3, 200, 200, heads, kv_heads, width), labels, labels, causal, dtype)
 
 
@@ -46,9 +46,9 @@ def test_equal_to_dense_against_other_keys_in_any_order(seed):
     rng = np.random.default_rng(seed)
     kv = labels_of([70, 2, 1, 50, 90], 250)
     order = rng.permutation(250)
-    kv = Labels(np.where(rng.random((1, 250)) < 0.3, 0, kv.segment)[:, order], kv.position[:, order])
+    kv = SegmentInfo(np.where(rng.random((1, 250)) < 0.3, 0, kv.segment_ids)[:, order], kv.positions[:, order])
     picked = rng.integers(0, 250, 40)
-    q = Labels(kv.segment[:, picked], kv.position[:, picked])
+    q = SegmentInfo(kv.segment_ids[:, picked], kv.positions[:, picked])
     assert_equal_to_dense(random_qkv(1, 40, 250, 2, 1, 16, seed), q, kv, True, jnp.float32)
 
 
@@ -57,9 +57,9 @@ def test_blocks_that_share_nothing_are_not_read(monkeypatch):
     monkeypatch.setattr(kernels, "FORWARD", {4: kernels.Tiles(32, 32, 1, 1)})
     monkeypatch.setattr(kernels, "BACKWARD", {4: kernels.Tiles(32, 32, 1, 1)})
     labels = labels_of([32, 32, 32], 96)
-    kv_labels = Labels(np.where(labels.segment == 2, 9, labels.segment), labels.position)
+    kv_info = SegmentInfo(np.where(labels.segment_ids == 2, 9, labels.segment_ids), labels.positions)
     qkv = [x.at[:, 32:64].set(np.nan) for x in random_qkv(1, 96, 96, 2, 1, 16)]
-    out, gradients = value_and_gradients(here, *qkv, labels, kv_labels, False)
+    out, gradients = value_and_gradients(here, *qkv, labels, kv_info, False)
     for array in (out, *gradients):
         assert np.all(np.isfinite(array))
         assert not np.any(array[:, 32:64])
@@ -70,7 +70,7 @@ def test_blocks_that_share_nothing_are_not_read(monkeypatch):
 def test_visits_of_keys_are_those_of_queries_transposed():
     labels = labels_of([100, 28, 128], 256)
     active = active_blocks(labels, labels, 64, 32, causal=True)
-    there, back = visits(active), visits(active.swapaxes(1, 2))
+    there, back = active_block_schedule(active), active_block_schedule(active.swapaxes(1, 2))
     pairs = {(i, int(j)) for i in range(4) for j in there.order[0, i, : there.count[0, i]]}
     assert pairs == {(int(i), j) for j in range(8) for i in back.order[0, j, : back.count[0, j]]}
     assert pairs == {(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (2, 4), (2, 5), (3, 4), (3, 5), (3, 6), (3, 7)}
@@ -95,12 +95,12 @@ class Card(NamedTuple):
     ],
 )
 def test_what_the_kernels_refuse_goes_in_plain_blocks(capability, width, dtypes, reason, monkeypatch):
-    for module in (choice, kernels):
+    for module in (dispatch, kernels):
         monkeypatch.setattr(module, "target_device", lambda: Card(capability))
     q, k, v = (jax.ShapeDtypeStruct((1, 512, 4, width), dtype) for dtype in dtypes)
-    found = kernels.gpu_refusal(q, k, v, True)
+    found = kernels.gpu_unsupported_reason(q, k, v, True)
     assert found is None if reason is None else reason in found
-    assert choice.choose_backend(q, k, v, True) == (BLOCKWISE if reason else kernels.gpu_backend())
+    assert dispatch.select_backend(q, k, v, True) == (BLOCKWISE if reason else kernels.gpu_backend())
 
 
 TRITON_CALL = "__gpu$xla.gpu.triton"
@@ -114,7 +114,7 @@ def lowered_for_cuda(length, heads, kv_heads, width, causal, dtype) -> str:
         return jnp.sum(gpu_attention(q, k, v, labels, labels, causal=causal, scale=0.1).astype(jnp.float32))
 
     q, kv = shape((1, length, heads, width), dtype), shape((1, length, kv_heads, width), dtype)
-    labels = Labels(*[shape((1, length), jnp.int32)] * 2)
+    labels = SegmentInfo(*[shape((1, length), jnp.int32)] * 2)
     # One axis of one device: newer versions of jax ask the mesh which GPU it is.
     mesh = jax.sharding.AbstractMesh((1,), ("x",), (jax.sharding.AxisType.Explicit,), abstract_device=H200)
     with jax.sharding.use_abstract_mesh(mesh):

@@ -14,8 +14,8 @@ from support.tolerances import REORDERED, relative_error, relative_norm
 from vl3_jax.kernels.backend import Backend
 from vl3_jax.kernels.blockwise import BLOCKWISE
 from vl3_jax.kernels.gpu_attention import gpu_backend
-from vl3_jax.kernels.labels import Labels
 from vl3_jax.kernels.ring import ring_attention
+from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
 from vl3_jax.parallel.mesh import make_mesh
 
@@ -23,14 +23,14 @@ LENGTH = 328  # of four devices, 82 each: segments cross their borders
 SPLIT = PartitionSpec(None, "context")
 
 
-def packed_rows(rows: int) -> Labels:
+def packed_rows(rows: int) -> SegmentInfo:
     layouts = [[200, 9, 60], [LENGTH], [], [30] * 8]
     labels = [labels_of(layouts[i % 4], LENGTH, padding_first=i % 3 == 2) for i in range(rows)]
-    return Labels(*(np.concatenate(x) for x in zip(*labels, strict=True)))
+    return SegmentInfo(*(np.concatenate(x) for x in zip(*labels, strict=True)))
 
 
-def through_attention(q, k, v, q_labels, kv_labels, *, causal, scale):
-    segments, positions = zip(q_labels, kv_labels, strict=True)
+def through_attention(q, k, v, q_info, kv_info, *, causal, scale):
+    segments, positions = zip(q_info, kv_info, strict=True)
     return attention(q, k, v, *segments, *positions, causal=causal)
 
 
@@ -50,12 +50,12 @@ def in_a_ring(local, devices=4):
     """`ring_attention` over whole arrays."""
     mesh = make_mesh({"context": devices}, jax.devices()[:devices])
 
-    def whole(q, k, v, q_labels, kv_labels, *, causal, scale):
+    def whole(q, k, v, q_info, kv_info, *, causal, scale):
         split = functools.partial(ring_attention, causal=causal, scale=scale, axis="context", local=local)
-        labels = Labels(SPLIT, SPLIT)
+        labels = SegmentInfo(SPLIT, SPLIT)
         specs = (SPLIT, SPLIT, SPLIT, labels, labels)
         return jax.shard_map(split, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False)(
-            q, k, v, q_labels, kv_labels
+            q, k, v, q_info, kv_info
         )
 
     return whole

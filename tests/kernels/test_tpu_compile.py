@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from support.compiler import needs_compiler
 from vl3_jax.model.attention import attention
 from vl3_jax.parallel.mesh import make_mesh
-from vl3_jax.parallel.topologies import topology
+from vl3_jax.parallel.topologies import parse_topology
 from vl3_jax.planning import compiler
 
 pytestmark = needs_compiler
@@ -20,15 +20,15 @@ TOWER, TEXT_2B, TEXT_7B = (16, 16, 72, 40_960, False), (12, 2, 128, 16_384, True
 
 def compiled_text(generation, heads, kv_heads, width, length, causal, rows=1, context=1, dtype=jnp.bfloat16):
     """The program of output and gradients for four chips, `rows` on each, or on each `context` of them."""
-    mesh = make_mesh({"fsdp": -1, "context": context}, compiler.chips(topology(SLICES[generation])))
+    mesh = make_mesh({"fsdp": -1, "context": context}, compiler.topology_devices(parse_topology(SLICES[generation])))
     split = NamedSharding(mesh, PartitionSpec("fsdp", "context"))
 
     def shape(*sizes, dtype=dtype):
         return jax.ShapeDtypeStruct((rows * mesh.shape["fsdp"], length, *sizes), dtype, sharding=split)
 
-    def run(q, k, v, segment, position, d_out):
+    def run(q, k, v, segment_ids, positions, d_out):
         out, pull_back = jax.vjp(
-            lambda q, k, v: attention(q, k, v, segment, segment, position, position, causal=causal), q, k, v
+            lambda q, k, v: attention(q, k, v, segment_ids, segment_ids, positions, positions, causal=causal), q, k, v
         )
         return out, pull_back(d_out)
 

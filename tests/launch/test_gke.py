@@ -6,7 +6,7 @@ import pytest
 import yaml
 from launched_scripts import LAUNCH, launched
 
-from vl3_jax.parallel.topologies import topology
+from vl3_jax.parallel.topologies import parse_topology
 
 JOB = ("--name", "s4", "--image", "registry/vl3", "--config", "configs/stage4_7b.py", "--workdir", "gs://bucket/run")
 
@@ -129,7 +129,7 @@ def test_a_slice_is_asked_for_as_the_cluster_names_it(name, label, shape, hosts,
     assert job["parallelism"] == job["completions"] == hosts
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
     assert pod["containers"][0]["resources"]["requests"] == {"google.com/tpu": chips}
-    assert pod["containers"][0]["args"][-1] == f"--config.expect_devices={topology(name).chips}"
+    assert pod["containers"][0]["args"][-1] == f"--config.expect_devices={parse_topology(name).chips}"
 
 
 def test_the_cluster_would_take_it():

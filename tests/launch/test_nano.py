@@ -97,7 +97,7 @@ def test_a_dry_run_prints_the_commands():
     lines = found.stdout.splitlines()
     assert [line.split()[1] for line in lines] == ["train", "eval"] * 4 + ["train", "convert"] + ["eval"] * 3
     assert all("--config.seed=3 --config.data.seed=3" in line for line in lines if "train" in line)
-    assert [f"--config.start=R/nano{stage}" in found.stdout for stage in range(5)] == [True] * 4 + [False]
+    assert [f"--config.init_from=R/nano{stage}" in found.stdout for stage in range(5)] == [True] * 4 + [False]
     assert lines[-2].endswith("--tasks nano/digit,nano/static --out R/blind --count 200 --blind")
     assert lines[-1].endswith("--tasks nano/static --out R/unpruned --count 200 --no-prune")
 
@@ -176,7 +176,7 @@ def test_the_recipe_in_miniature(runs):
         assert (runs / f"nano{stage}" / "checkpoints" / "2").is_dir()
         config = json.loads((runs / f"nano{stage}" / "config.json").read_text())["config"]
         assert (config["seed"], config["data"]["seed"]) == (3, 3)
-        assert config["start"] == (str(runs / f"nano{stage - 1}") if stage else "")
+        assert config["init_from"] == (str(runs / f"nano{stage - 1}") if stage else "")
         assert list(scores(runs / f"eval{stage}")) == TASKS
     assert (runs / "export" / "model.safetensors").is_file()
     assert (runs / "export" / "tokenizer.json").is_file()

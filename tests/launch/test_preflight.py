@@ -27,9 +27,9 @@ jax.distributed.initialize(sys.argv[2], 2, rank)
 def step():
     if rank:
         raise InputError("no such bucket")
-preflight.with_all(lambda: None)
+preflight.run_on_all_hosts(lambda: None)
 try:
-    preflight.with_all(step)
+    preflight.run_on_all_hosts(step)
 except InputError as error:
     print("found", error)
 """

@@ -58,7 +58,7 @@ def dry(*arguments, script="tpu_vm.sh"):
     ],
 )
 def test_create_knows_the_names_of_topologies(topology, flags):
-    from vl3_jax.parallel.topologies import topology as known
+    from vl3_jax.parallel.topologies import parse_topology as known
 
     assert dry("create", *SLICE, "--topology", topology) == [
         f"{QR} create s4 {flags} --node-id s4 --zone us-west4-a",

@@ -10,18 +10,18 @@ from support.attention import labels_of, oracle, random_qkv, value_and_gradients
 from support.tolerances import ATTENTION
 from vl3_jax.kernels import blockwise
 from vl3_jax.kernels.blockwise import blockwise_attention
-from vl3_jax.kernels.choice import FEW_QUERIES
 from vl3_jax.kernels.dense import dense_attention
-from vl3_jax.kernels.labels import Labels, active_blocks, visits
+from vl3_jax.kernels.dispatch import FEW_QUERIES
+from vl3_jax.kernels.segment_info import SegmentInfo, active_block_schedule, active_blocks
 from vl3_jax.model.attention import attention
 
 LENGTH = 640  # two and a half blocks: inner edges, an outer edge and padding
 
 
-def assert_equal_to_dense(qkv, q_labels, kv_labels, causal):
-    out, gradients = value_and_gradients(blockwise_attention, *qkv, q_labels, kv_labels, causal)
-    dense, dense_gradients = value_and_gradients(dense_attention, *qkv, q_labels, kv_labels, causal)
-    np.testing.assert_allclose(dense, oracle(*qkv, q_labels, kv_labels, causal), atol=ATTENTION, rtol=0)
+def assert_equal_to_dense(qkv, q_info, kv_info, causal):
+    out, gradients = value_and_gradients(blockwise_attention, *qkv, q_info, kv_info, causal)
+    dense, dense_gradients = value_and_gradients(dense_attention, *qkv, q_info, kv_info, causal)
+    np.testing.assert_allclose(dense, oracle(*qkv, q_info, kv_info, causal), atol=ATTENTION, rtol=0)
     np.testing.assert_allclose(out, dense, atol=ATTENTION, rtol=0)
     for ours, theirs in zip(gradients, dense_gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=ATTENTION, rtol=ATTENTION)
@@ -49,9 +49,9 @@ def test_blocks_equal_dense_against_a_cache_with_holes(data, causal, seed):
     kv = labels_of(data.draw(layouts), LENGTH)
     order = rng.permutation(LENGTH) if data.draw(st.booleans()) else np.arange(LENGTH)
     holes = rng.random(LENGTH) < data.draw(st.sampled_from([0.0, 0.3, 0.95]))
-    kv = Labels(np.where(holes, 0, kv.segment)[:, order], kv.position[:, order])
+    kv = SegmentInfo(np.where(holes, 0, kv.segment_ids)[:, order], kv.positions[:, order])
     queries = rng.integers(0, LENGTH, 300)
-    q = Labels(np.where(rng.random((1, 300)) < 0.2, 0, kv.segment[:, queries]), kv.position[:, queries])
+    q = SegmentInfo(np.where(rng.random((1, 300)) < 0.2, 0, kv.segment_ids[:, queries]), kv.positions[:, queries])
     assert_equal_to_dense(random_qkv(1, 300, LENGTH, 2, 1, 16, seed), q, kv, causal)
 
 
@@ -59,7 +59,7 @@ def test_blocks_equal_dense_against_a_cache_with_holes(data, causal, seed):
 @pytest.mark.parametrize("causal", [False, True])
 def test_blocks_equal_dense_in_the_released_shapes(heads, kv_heads, width, causal):
     rows = [labels_of([300, 5, 90], 420), labels_of([], 420), labels_of([100], 420, padding_first=True)]
-    labels = Labels(*(np.concatenate(x) for x in zip(*rows, strict=True)))
+    labels = SegmentInfo(*(np.concatenate(x) for x in zip(*rows, strict=True)))
     assert_equal_to_dense(random_qkv(3, 420, 420, heads, kv_heads, width), labels, labels, causal)
 
 
@@ -75,11 +75,11 @@ def test_rows_without_anything_to_see_are_zero():
 def test_only_blocks_that_share_a_segment_are_visited():
     """64 frames of one block each: 64 pairs of blocks instead of 4096; causal text: the lower triangle."""
     frames = labels_of([blockwise.BLOCK] * 64, 64 * blockwise.BLOCK)
-    pairs = visits(active_blocks(frames, frames, blockwise.BLOCK, blockwise.BLOCK, causal=False))
+    pairs = active_block_schedule(active_blocks(frames, frames, blockwise.BLOCK, blockwise.BLOCK, causal=False))
     np.testing.assert_array_equal(pairs.count, np.ones((1, 64)))
     np.testing.assert_array_equal(pairs.order[0, :, 0], np.arange(64))
     text = labels_of([8 * blockwise.BLOCK] * 2, 16 * blockwise.BLOCK)
-    pairs = visits(active_blocks(text, text, blockwise.BLOCK, blockwise.BLOCK, causal=True))
+    pairs = active_block_schedule(active_blocks(text, text, blockwise.BLOCK, blockwise.BLOCK, causal=True))
     np.testing.assert_array_equal(pairs.count[0], [*range(1, 9), *range(1, 9)])
 
 
@@ -104,6 +104,6 @@ def test_few_queries_take_the_dense_product():
     few = FEW_QUERIES
     labels = labels_of([300], 300)
     q, k, v = random_qkv(1, few, 300, 2, 2, 16)
-    q_labels = Labels(labels.segment[:, -few:], labels.position[:, -few:])
-    out = attention(q, k, v, q_labels.segment, labels.segment, q_labels.position, labels.position, causal=True)
-    np.testing.assert_allclose(out, oracle(q, k, v, q_labels, labels, True), atol=ATTENTION)
+    q_info = SegmentInfo(labels.segment_ids[:, -few:], labels.positions[:, -few:])
+    out = attention(q, k, v, q_info.segment_ids, labels.segment_ids, q_info.positions, labels.positions, causal=True)
+    np.testing.assert_allclose(out, oracle(q, k, v, q_info, labels, True), atol=ATTENTION)

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from planning.made_up import MadeUp
+from planning.fake_plans import MadeUp
 from support.compiler import needs_compiler
 from vl3_jax.cli.main import main
-from vl3_jax.planning import compiler, record
+from vl3_jax.planning import compiler, plan_cache
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 BUDGETS = json.loads(pathlib.Path(__file__).with_name("budgets.json").read_text())
@@ -70,16 +70,16 @@ def test_answering():
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would(monkeypatch, capsys):
-    monkeypatch.setattr(record, "plan_step", MadeUp(state=16, row=20))
+    monkeypatch.setattr(plan_cache, "plan_step", MadeUp(state=16, row=20))
     assert main(["plan", *STAGE_FOUR]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "it does not fit, by 5.25" in lines[1]
     assert lines[-1].startswith(
-        "it fits with --config.batch.accumulation=0 --config.mesh.fsdp=8 --config.mesh.context=2"
+        "it fits with --config.batch.grad_accum_steps=0 --config.mesh.fsdp=8 --config.mesh.context=2"
     )
     assert main(["plan", *STAGE_FOUR, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["change"] == {"batch.accumulation": 0, "mesh.fsdp": 8, "mesh.context": 2}
+    assert found["change"] == {"batch.grad_accum_steps": 0, "mesh.fsdp": 8, "mesh.context": 2}
     assert found["changed"]["fits"]
     assert not found["fits"]
     assert main(["plan", *STAGE_FOUR, "--no-change"]) == 1
@@ -88,7 +88,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(monkeypatch, capsys):
 
 def test_a_search_and_its_record(monkeypatch, capsys, tmp_path):
     planner = MadeUp(state=64, row=3)
-    monkeypatch.setattr(record, "plan_step", planner)
+    monkeypatch.setattr(plan_cache, "plan_step", planner)
     flags = [*STAGE_FOUR, "--search", "--record", f"{tmp_path / 'plans.jsonl'}"]
     assert main(["plan", *flags]) == 0
     table = capsys.readouterr().out
@@ -104,12 +104,12 @@ def test_a_search_and_its_record(monkeypatch, capsys, tmp_path):
 def test_a_search_that_is_stopped_shows_what_it_has(monkeypatch, capsys):
     planner = MadeUp(state=16, row=1)
 
-    def interrupted(config, slice_):
+    def interrupted(config, topology):
         if len(planner.asked) == 3:
             raise KeyboardInterrupt
-        return planner(config, slice_)
+        return planner(config, topology)
 
-    monkeypatch.setattr(record, "plan_step", interrupted)
+    monkeypatch.setattr(plan_cache, "plan_step", interrupted)
     assert main(["plan", *STAGE_FOUR, "--search"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 1
 

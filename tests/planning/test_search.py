@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planning.made_up import MadeUp
+from planning.fake_plans import MadeUp
 from vl3_jax import config_file
-from vl3_jax.parallel.topologies import topology
+from vl3_jax.parallel.topologies import parse_topology
 from vl3_jax.planning import report, search
-from vl3_jax.planning.step import from_json
+from vl3_jax.planning.plan_step import from_json
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "stage4_2b.py"
-V5E = topology("v5e:4x4")
+V5E = parse_topology("v5e:4x4")
 
 
 def config(*changes):
@@ -43,31 +43,31 @@ def test_the_best_are_those_that_nothing_beats(state, row):
             other
             for other in fitting
             if other.speed(0.4) >= plan.speed(0.4)
-            and other.weight.peak <= plan.weight.peak
-            and (other.speed(0.4), other.weight.peak) != (plan.speed(0.4), plan.weight.peak)
+            and other.memory.peak <= plan.memory.peak
+            and (other.speed(0.4), other.memory.peak) != (plan.speed(0.4), plan.memory.peak)
         ]
         assert not (plan in best and beaten)
         if not beaten:
-            assert any((one.speed(0.4), one.weight.peak) == (plan.speed(0.4), plan.weight.peak) for one in best)
+            assert any((one.speed(0.4), one.memory.peak) == (plan.speed(0.4), plan.memory.peak) for one in best)
 
 
 @pytest.mark.parametrize(("name", "slices", "count"), [("v5e:1x1", 1, 1), ("v5e:4x4", 1, 4), ("v5p:2x2x2", 4, 4)])
 def test_meshes_cover_the_slices(name, slices, count):
-    slice_ = topology(name, slices)
-    found = search.meshes(slice_)
+    topology = parse_topology(name, slices)
+    found = search.meshes(topology)
     assert len(found) == count
     for mesh in found:
-        assert mesh["data"] * mesh["fsdp"] * mesh["tensor"] * mesh["context"] == slice_.chips
+        assert mesh["data"] * mesh["fsdp"] * mesh["tensor"] * mesh["context"] == topology.chips
         assert mesh["data"] % slices == 0
 
 
 @pytest.mark.parametrize(
     ("state", "row", "changes", "expected"),
     [
-        (16, 6, ["batch.rows=48", "batch.accumulation=1"], {"batch.accumulation": 3}),
+        (16, 6, ["batch.rows=48", "batch.grad_accum_steps=1"], {"batch.grad_accum_steps": 3}),
         (16, 6, ["remat.text=none", "remat.vision=dots"], {"remat.text": "full", "remat.vision": "full"}),
         (200, 2, ["mesh.data=4", "mesh.fsdp=4"], {"mesh.data": 1, "mesh.fsdp": 16}),
-        (16, 20, [], {"batch.accumulation": 0, "mesh.fsdp": 8, "mesh.context": 2}),
+        (16, 20, [], {"batch.grad_accum_steps": 0, "mesh.fsdp": 8, "mesh.context": 2}),
         (240, 4, [], {"optimizer.first_moment_dtype": "bfloat16"}),
         (400, 0.1, [], {"topology": "v5e:4x8"}),
         (400, 0.1, ["batch.rows=16"], {"topology": "v5e:4x8", "batch.rows": 0}),

@@ -5,9 +5,9 @@ import pytest
 
 from support.media import TOKENIZER
 from vl3_jax.errors import InputError
-from vl3_jax.processing import chat
-from vl3_jax.processing.chat import Shown, Style, render, time_label, with_default_system
-from vl3_jax.processing.messages import Media, parse_messages
+from vl3_jax.processing import chat_template
+from vl3_jax.processing.chat_template import PromptStyle, VisualTokenCounts, render, time_label, with_default_system
+from vl3_jax.processing.messages import MediaPart, parse_messages
 from vl3_jax.processing.tokenizer import Tokenizer
 
 IMAGE = {"type": "image", "image": "a.png"}
@@ -28,7 +28,7 @@ def prompt(tokenizer, messages, shown=(), style=None, ask=True, system=False):
     turns = parse_messages(messages)
     rendered = render(with_default_system(turns) if system else turns, shown, tokenizer, style)
     ids = [token for turn in rendered for token in turn.tokens.tolist()]
-    return ids + (chat.generation_prompt(tokenizer) if ask else [])
+    return ids + (chat_template.generation_prompt(tokenizer) if ask else [])
 
 
 CREATED, HELPFUL = "VideoLLaMA3 created by Alibaba DAMO Academy", "a helpful assistant to help people understand"
@@ -59,51 +59,51 @@ CASES = {
     ),
     "image": (
         [user(IMAGE, {"type": "text", "text": "What is it?"})],
-        [Shown([1])],
+        [VisualTokenCounts([1])],
         {},
         f"<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n{ASK}",
     ),
     "two images": (
         [user("Image1: ", IMAGE, "Image2: ", IMAGE, "Same city?")],
-        [Shown([1]), Shown([1])],
+        [VisualTokenCounts([1]), VisualTokenCounts([1])],
         {},
         f"<|im_start|>user\nImage1: <image>\nImage2: <image>\nSame city?<|im_end|>\n{ASK}",
     ),
     "video": (
         [user(VIDEO, "What happens?")],
-        [Shown([1, 1, 1], [0, 1, 2])],
+        [VisualTokenCounts([1, 1, 1], [0, 1, 2])],
         {},
         f"<|im_start|>user\nTime 0.0s:<image>,Time 1.0s:<image>,Time 2.0s:<image>\nWhat happens?<|im_end|>\n{ASK}",
     ),
     "pruned video": (
         [user(VIDEO, "Q")],
-        [Shown([3, 1, 2], [0, 10, 20.05])],
+        [VisualTokenCounts([3, 1, 2], [0, 10, 20.05])],
         {},
         "<|im_start|>user\nTime 0.0s:<image><image><image>,Time 10.0s:<image>,Time 20.1s:<image><image>\n"
         f"Q<|im_end|>\n{ASK}",
     ),
     "video without times": (
         [user(VIDEO, "Q")],
-        [Shown([1, 1])],
+        [VisualTokenCounts([1, 1])],
         {},
         f"<|im_start|>user\n<image>,<image>\nQ<|im_end|>\n{ASK}",
     ),
     "several turns": (
         [user(IMAGE, "Q1"), {"role": "assistant", "content": "A1"}, user("Q2")],
-        [Shown([1])],
+        [VisualTokenCounts([1])],
         {},
         "<|im_start|>user\n<image>\nQ1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n"
         f"<|im_start|>user\nQ2<|im_end|>\n{ASK}",
     ),
     "image then video": (
         [user(IMAGE, VIDEO, "Q")],
-        [Shown([2]), Shown([1], [0.0])],
+        [VisualTokenCounts([2]), VisualTokenCounts([1], [0.0])],
         {},
         f"<|im_start|>user\n<image><image>\nTime 0.0s:<image>\nQ<|im_end|>\n{ASK}",
     ),
     "stream, released": (
         STREAM,
-        [Shown([1]), Shown([1])],
+        [VisualTokenCounts([1]), VisualTokenCounts([1])],
         {"ask": False},
         "<|stream_start|>stream\nTime 1.0s: <image>\n<|stream_end|>"
         "<|stream_start|>stream\nTime 2.0s: <image>\n<|stream_end|>"
@@ -111,20 +111,20 @@ CASES = {
     ),
     "stream, trainer": (
         STREAM,
-        [Shown([1]), Shown([1])],
-        {"ask": False, "style": Style(trainer_streams=True)},
+        [VisualTokenCounts([1]), VisualTokenCounts([1])],
+        {"ask": False, "style": PromptStyle(trainer_streams=True)},
         "<|stream_start|>stream\n<image>\n<|stream_end|>\n" * 2 + "<|im_start|>assistant\nHe sits.<|im_end|>\n",
     ),
     "native": (
         [user(IMAGE, VIDEO, "Q")],
-        [Shown([2]), Shown([1, 1], [0.0, 1.08])],
-        {"style": Style(native_placeholders=True)},
+        [VisualTokenCounts([2]), VisualTokenCounts([1, 1], [0.0, 1.08])],
+        {"style": PromptStyle(native_placeholders=True)},
         "<|im_start|>user\n<|image_pad|><|image_pad|>\nTime 0.0s:<|video_pad|>,Time 1.1s:<|video_pad|>\n"
         f"Q<|im_end|>\n{ASK}",
     ),
     "text that begins with newlines": (
         [user(IMAGE, "\n\n  Q")],
-        [Shown([1])],
+        [VisualTokenCounts([1])],
         {},
         f"<|im_start|>user\n<image>\n\n\n  Q<|im_end|>\n{ASK}",
     ),
@@ -138,10 +138,15 @@ def test_the_ids_are_those_of_the_whole_text(tokenizer, case):
 
 
 def test_golden_ids(tokenizer):
-    assert chat.generation_prompt(tokenizer) == [151644, 77091, 198]
+    assert chat_template.generation_prompt(tokenizer) == [151644, 77091, 198]
     assert tokenizer.encode(time_label(1)) == [1462, 220, 16, 13, 15, 82, 25]
     assert tokenizer.encode(time_label(10.0)) == [1462, 220, 16, 15, 13, 15, 82, 25]
-    ids = prompt(tokenizer, [user(IMAGE, "Describe the image.")], [Shown([10549])], Style(native_placeholders=True))
+    ids = prompt(
+        tokenizer,
+        [user(IMAGE, "Describe the image.")],
+        [VisualTokenCounts([10549])],
+        PromptStyle(native_placeholders=True),
+    )
     tail = [198, 74785, 279, 2168, 13, 151645, 198, 151644, 77091, 198]
     assert ids == [151644, 872, 198] + [151655] * 10549 + tail
 
@@ -166,7 +171,9 @@ def test_typed_special_tokens_stay_text(tokenizer, typed, role):
 
 
 def test_placeholders_are_marked(tokenizer):
-    (turn,) = render(parse_messages([user(IMAGE, VIDEO)]), [Shown([2]), Shown([1, 3], [0, 1])], tokenizer)
+    (turn,) = render(
+        parse_messages([user(IMAGE, VIDEO)]), [VisualTokenCounts([2]), VisualTokenCounts([1, 3], [0, 1])], tokenizer
+    )
     np.testing.assert_array_equal(turn.is_vision, turn.tokens == 151665)
     assert turn.is_vision.sum() == 6
 
@@ -184,14 +191,14 @@ def test_placeholders_are_marked(tokenizer):
 )
 def test_forms_of_a_video(part):
     options = {"fps": 2.0, "max_frames": 64, "start": 1.0, "end": 5.5}
-    assert parse_messages([user(part)])[0].parts == [Media("video", "a.mp4", options)]
+    assert parse_messages([user(part)])[0].parts == [MediaPart("video", "a.mp4", options)]
 
 
 @pytest.mark.parametrize("key", ["time", "timestamp", "timestamps"])
 @pytest.mark.parametrize("value", [3, [3.0]])
 def test_forms_of_a_picture(key, value):
     for part in ({"type": "image", "image": "a.png"}, {"image": {"image_path": "a.png"}}):
-        assert parse_messages([user({**part, key: value})])[0].parts == [Media("image", "a.png", {}, 3.0)]
+        assert parse_messages([user({**part, key: value})])[0].parts == [MediaPart("image", "a.png", {}, 3.0)]
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_a_cap_keeps_the_ends_and_the_order(count, cap):
 
 def test_index_based_choices():
     assert frame_selection.by_index(10, 3.0, 1, 180).indices == [1, 4, 7]  # a folder of ten pictures
-    assert frame_selection.by_index(38, 25.0, 1, 180) == frame_selection.Selection([12, 37], [0.48, 1.48])  # a GIF
+    assert frame_selection.by_index(38, 25.0, 1, 180) == frame_selection.FrameSelection([12, 37], [0.48, 1.48])  # a GIF
     assert frame_selection.by_index(2, 3.0, 1, 180).indices == [1]
     assert frame_selection.by_index(1000, 3.0, 1, 4).indices == [0, 333, 666, 999]  # longer than the cap in seconds
     assert frame_selection.by_index(190, 25.0, 1, 180, 2.0, 2.9).indices == [60]  # frames 49 to 71, one step

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from support.media import MEDIA
 from vl3_jax.errors import InputError
 from vl3_jax.processing import images, png_strips
-from vl3_jax.processing.images import open_picture
+from vl3_jax.processing.images import open_image
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (21, 33, 4), np.uint8)
 
@@ -25,7 +25,7 @@ def saved(image, kind, **options):
 
 
 def pixels(source):
-    picture = open_picture(source)
+    picture = open_image(source)
     array = np.asarray(picture.load())
     assert array.shape == (picture.height, picture.width, 3)
     return array
@@ -106,14 +106,14 @@ def test_arrays():
 )
 def test_what_is_no_picture_is_refused_in_one_line(source, message):
     with pytest.raises(InputError, match=message) as caught:
-        open_picture(source).load()
+        open_image(source).load()
     assert "\n" not in str(caught.value)
 
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "empty.png").touch()
     with pytest.raises(InputError, match=r"empty\.png: the file is empty"):
-        open_picture(tmp_path / "empty.png")
+        open_image(tmp_path / "empty.png")
 
 
 def ramp(mode, height=403, width=301):
@@ -128,7 +128,7 @@ def test_a_large_png_is_reduced_strip_by_strip(mode, monkeypatch):
     monkeypatch.setattr(images, "MAX_REDUCED_PIXELS", 10_000)
     monkeypatch.setattr(png_strips, "_STRIP_BYTES", 20_000)
     image = ramp(mode)
-    picture = open_picture(saved(image, "PNG"))
+    picture = open_image(saved(image, "PNG"))
     assert (picture.height, picture.width) == (403, 301)
     assert "301 x 403 pixels, decoded at 1/4 of its size" in picture.notes[0]
     np.testing.assert_array_equal(np.asarray(picture.load()), np.asarray(image.convert("RGB").reduce(4)))
@@ -138,7 +138,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction(monkeypatch):
     monkeypatch.setattr(images, "MAX_WHOLE_PIXELS", 100_000)
     monkeypatch.setattr(images, "MAX_REDUCED_PIXELS", 10_000)
     image = ramp("RGB")
-    picture = open_picture(saved(image, "JPEG", quality=95))
+    picture = open_image(saved(image, "JPEG", quality=95))
     assert (picture.height, picture.width) == (403, 301)
     reduced = picture.load()
     assert reduced.size == (76, 101)
@@ -158,13 +158,13 @@ def test_a_large_jpeg_is_decoded_at_a_fraction(monkeypatch):
 def test_a_large_picture_that_cannot_be_bounded_is_refused(data, monkeypatch):
     monkeypatch.setattr(images, "MAX_WHOLE_PIXELS", 100_000)
     with pytest.raises(InputError, match=r"301 x 403 pixels are too many to decode.*save it smaller"):
-        open_picture(data)
+        open_image(data)
 
 
 def test_a_large_damaged_png_is_refused(monkeypatch):
     monkeypatch.setattr(images, "MAX_WHOLE_PIXELS", 100_000)
     with pytest.raises(InputError, match="damaged picture"):
-        open_picture(saved(ramp("RGB"), "PNG")[:-1000]).load()
+        open_image(saved(ramp("RGB"), "PNG")[:-1000]).load()
 
 
 @pytest.mark.slow
@@ -178,9 +178,9 @@ def test_a_png_of_400_megapixels_stays_below_half_a_gigabyte(tmp_path):
     chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_strips._chunk(*chunk) for chunk in chunks))
     code = (
-        "import sys; from vl3_jax.processing.images import open_picture\n"
+        "import sys; from vl3_jax.processing.images import open_image\n"
         "def peak(): return [int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM')][0]\n"
-        "idle = peak(); picture = open_picture(sys.argv[1]); picture.load(); print(picture.height, peak() - idle)"
+        "idle = peak(); picture = open_image(sys.argv[1]); picture.load(); print(picture.height, peak() - idle)"
     )
     run = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "huge.png"], capture_output=True, text=True, check=True

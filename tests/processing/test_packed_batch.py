@@ -51,7 +51,7 @@ def test_unpacking_gives_back_every_sample(rows, vision_rows, spare):
             np.testing.assert_array_equal(row["tokens"][here], sample.tokens)
             np.testing.assert_array_equal(row["positions"][here], np.arange(len(sample.tokens)))
             np.testing.assert_array_equal(row["targets"][here][:-1], sample.tokens[1:])
-            np.testing.assert_array_equal(row["loss_weight"][here], [*sample.target_weight[1:], 0])
+            np.testing.assert_array_equal(row["loss_weight"][here], [*sample.loss_weight[1:], 0])
             np.testing.assert_array_equal(row["vision_slot"][here] >= 0, sample.is_vision)
             assert row["sample_task"][number - 1] == sample.task
             slots = row["vision_slot"][here][sample.is_vision]

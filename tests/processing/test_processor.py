@@ -8,10 +8,10 @@ from PIL import Image
 
 from support.media import MEDIA, TOKENIZER, all_media, write_video
 from vl3_jax.errors import InputError
-from vl3_jax.processing.config import ProcessorConfig
 from vl3_jax.processing.diff_pruning import keep_mask
 from vl3_jax.processing.patchify import normalise, patchify
 from vl3_jax.processing.processor import Processor
+from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.tokenizer import Tokenizer
 
 TREE, HAND = str(MEDIA / "videos/tree.avi"), str(MEDIA / "images/handwriting.png")
@@ -116,7 +116,7 @@ def test_frames_with_and_without_times(tokenizer):
 def test_training_targets(tokenizer):
     conversation = [*user(image(HAND), "Q"), {"role": "assistant", "content": "A"}]
     processed = Processor(tokenizer)(conversation, add_generation_prompt=False, supervise=True)
-    learned = processed.sample.tokens[processed.sample.target_weight > 0]
+    learned = processed.sample.tokens[processed.sample.loss_weight > 0]
     assert learned.tolist() == [*tokenizer.encode("A"), 151645]
 
 

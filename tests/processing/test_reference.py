@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from support.media import MEDIA, TOKENIZER
-from vl3_jax.processing.config import ProcessorConfig
 from vl3_jax.processing.patchify import normalise
 from vl3_jax.processing.processor import Processor
+from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.tokenizer import Tokenizer
 from vl3_jax.processing.videos import open_video
 
@@ -152,9 +152,9 @@ def test_native_frames_are_the_ports(port, name):
 
 
 def _native_options():
-    from vl3_jax.processing.clips import SamplingOptions
+    from vl3_jax.processing.video_reader import FrameSamplingOptions
 
-    return SamplingOptions(preprocess="native")
+    return FrameSamplingOptions(preprocess="native")
 
 
 def _without_pruning():

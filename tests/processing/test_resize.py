@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vl3_jax.errors import InputError
-from vl3_jax.processing.resize import Item, target_sizes
+from vl3_jax.processing.resize import ResizeItem, target_sizes
 
 GOLDEN = [  # input, merge 1, merge 2; (height, width), one picture, 16384 tokens
     ((1080, 1920), (1078, 1918), (1092, 1932)),
@@ -45,16 +45,16 @@ def tokens(size, item):
 def test_one_picture(size, merge_1, merge_2, mode):
     if mode == "native" and max(size) > 200 * min(size):
         with pytest.raises(InputError, match=r"thin\.png: 4000 x 14 pixels.*crop"):
-            target_sizes([Item(*size, 1, name="thin.png")], mode)
+            target_sizes([ResizeItem(*size, 1, name="thin.png")], mode)
         return
-    assert target_sizes([Item(*size, 1)], mode) == [merge_1]
-    assert target_sizes([Item(*size, 2)], mode) == [merge_2]
+    assert target_sizes([ResizeItem(*size, 1)], mode) == [merge_1]
+    assert target_sizes([ResizeItem(*size, 2)], mode) == [merge_2]
 
 
 @pytest.mark.parametrize(("frames", "source", "size", "total", "small_size", "small_total"), GOLDEN_VIDEO)
 @pytest.mark.parametrize("mode", ["official", "native"])
 def test_one_video(frames, source, size, total, small_size, small_total, mode):
-    item = Item(*source, 2, frames)
+    item = ResizeItem(*source, 2, frames)
     assert target_sizes([item], mode) == [size]
     assert tokens(size, item) == total
     assert target_sizes([item], mode, max_tokens=10_240) == [small_size]
@@ -62,13 +62,13 @@ def test_one_video(frames, source, size, total, small_size, small_total, mode):
 
 
 def test_official_pictures_share_the_budget_and_native_ones_do_not():
-    pictures = [Item(4000, 3000, 1), Item(4000, 3000, 1)]
+    pictures = [ResizeItem(4000, 3000, 1), ResizeItem(4000, 3000, 1)]
     assert target_sizes(pictures) == [(1456, 1092)] * 2
     assert target_sizes(pictures, "native") == [(2058, 1540)] * 2
 
 
 sides = st.integers(1, 6000)
-items = st.builds(Item, sides, sides, st.sampled_from([1, 2]), st.sampled_from([1, 1, 7, 180]))
+items = st.builds(ResizeItem, sides, sides, st.sampled_from([1, 2]), st.sampled_from([1, 1, 7, 180]))
 
 
 @given(items=st.lists(items, min_size=1, max_size=5), budget=st.integers(16, 20_000))
@@ -83,7 +83,7 @@ def test_sizes_are_whole_blocks(items, budget):
     height=st.integers(50, 4000), width=st.integers(50, 4000), frames=st.integers(1, 300), merge=st.sampled_from([1, 2])
 )
 def test_a_video_stays_within_the_budget_and_above_the_minimum(height, width, frames, merge):
-    item = Item(height, width, merge, frames)
+    item = ResizeItem(height, width, merge, frames)
     size = target_sizes([item])[0]
     assert tokens(size, item) >= 16 * frames
     if max(height, width) < 20 * min(height, width):
@@ -91,8 +91,8 @@ def test_a_video_stays_within_the_budget_and_above_the_minimum(height, width, fr
 
 
 @given(
-    picture=st.builds(Item, sides, sides, st.just(1)),
-    video=st.builds(Item, sides, sides, st.just(2), st.integers(1, 180)),
+    picture=st.builds(ResizeItem, sides, sides, st.just(1)),
+    video=st.builds(ResizeItem, sides, sides, st.just(2), st.integers(1, 180)),
 )
 def test_mixed_merge_sizes_share_one_scale(picture, video):
     total = sum(i.frames * math.ceil(i.height / i.factor) * math.ceil(i.width / i.factor) for i in (picture, video))
@@ -114,7 +114,7 @@ def test_native_is_the_transformers_rule(height, width, merge, frames):
     declare_operators()
     from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import smart_resize
 
-    item = Item(height, width, merge, frames)
+    item = ResizeItem(height, width, merge, frames)
     limits = (16 * item.factor**2, 16_384 * item.factor**2 // frames)
     try:
         expected = smart_resize(height, width, item.factor, *limits)

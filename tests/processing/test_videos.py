@@ -12,11 +12,11 @@ from PIL import Image
 from support.media import EXPECTED, MEDIA, number_in, write_sound, write_video
 from vl3_jax.errors import InputError
 from vl3_jax.processing import frame_selection, frame_table, video_file
-from vl3_jax.processing.clips import PlanChangedError, SamplingOptions
+from vl3_jax.processing.video_reader import FrameSamplingOptions, PlanChangedError
 from vl3_jax.processing.videos import open_video
 
 EDGE = MEDIA / "edge"
-ALL = SamplingOptions(max_frames=10**6)
+ALL = FrameSamplingOptions(max_frames=10**6)
 
 
 def arrays(clip):
@@ -85,7 +85,7 @@ def test_windows(tmp_path):
     write_video(path, range(0, 10_100, 100))
 
     def shown(**options):
-        clip = open_video(path, SamplingOptions(**options))
+        clip = open_video(path, FrameSamplingOptions(**options))
         return list(zip(numbers(clip), clip.timestamps, strict=True))
 
     assert shown(start=2.0, end=5.0) == [(29, 2.0), (39, 3.0), (49, 4.0)]
@@ -120,7 +120,7 @@ def test_skipping_what_is_not_shown_changes_nothing(tmp_path, monkeypatch):
     """Sparse frames of a long file: whole stretches are left out, the pixels stay."""
     path = tmp_path / "long.mp4"
     write_video(path, range(0, 40_000, 40), gop=25, bf=2)
-    sparse = SamplingOptions(max_frames=4)
+    sparse = FrameSamplingOptions(max_frames=4)
     table = open_video(path, sparse)._table
     assert len(frame_table.runs(table.packets, [table.starts[i] for i in open_video(path, sparse).indices])) == 4
     quick = arrays(open_video(path, sparse))
@@ -159,9 +159,9 @@ def test_gif_by_index_and_webp_by_its_times():
     for index, frame in zip(webp.indices, arrays(webp), strict=True):
         expected.seek(index)
         np.testing.assert_array_equal(frame, np.asarray(expected.convert("RGB")))
-    window = open_video(EDGE / "city.webp", SamplingOptions(start=2.0, end=4.0))
+    window = open_video(EDGE / "city.webp", FrameSamplingOptions(start=2.0, end=4.0))
     assert (window.indices, window.timestamps) == ([14, 19], [2.0, 3.0])
-    assert open_video(EDGE / "city.webp", SamplingOptions(preprocess="native")).indices[:2] == [0, 5]
+    assert open_video(EDGE / "city.webp", FrameSamplingOptions(preprocess="native")).indices[:2] == [0, 5]
 
 
 def test_a_folder_of_frames(tmp_path):
@@ -181,7 +181,7 @@ def test_frames_in_memory():
         assert clip.timestamps == [0.5, 1.0, 1.5, 2.0, 2.5]
         np.testing.assert_array_equal(np.stack(arrays(clip)), frames)
     assert open_video(frames).timestamps is None
-    assert open_video(frames, SamplingOptions(max_frames=2)).indices == [0, 4]
+    assert open_video(frames, FrameSamplingOptions(max_frames=2)).indices == [0, 4]
     with pytest.raises(InputError, match="5 frames but 1 timestamps"):
         open_video(frames, None, [1.0])
     with pytest.raises(InputError, match="the list is empty"):
@@ -203,7 +203,7 @@ def test_frames_in_memory():
 @pytest.mark.parametrize("name", ["city_vfr.mp4", "city.webp"])
 def test_impossible_choices_are_refused(name, options, message):
     with pytest.raises(InputError, match=message) as caught:
-        open_video(EDGE / name, SamplingOptions(**options))
+        open_video(EDGE / name, FrameSamplingOptions(**options))
     assert name in str(caught.value)
 
 

@@ -6,18 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vl3_jax.kernels.labels import Labels
+from vl3_jax.kernels.segment_info import SegmentInfo
 
 
-def oracle(q, k, v, q_labels, kv_labels, causal):
+def oracle(q, k, v, q_info, kv_info, causal):
     """Attention as its definition reads, in float64, looping over nothing but the formula."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     group = q.shape[2] // k.shape[2]
     k, v = np.repeat(k, group, 2), np.repeat(v, group, 2)
     scores = np.einsum("blhd,bshd->bhls", q, k) * q.shape[-1] ** -0.5
-    allowed = (q_labels.segment[:, :, None] == kv_labels.segment[:, None]) & (q_labels.segment[:, :, None] > 0)
+    allowed = (q_info.segment_ids[:, :, None] == kv_info.segment_ids[:, None]) & (q_info.segment_ids[:, :, None] > 0)
     if causal:
-        allowed &= kv_labels.position[:, None] <= q_labels.position[:, :, None]
+        allowed &= kv_info.positions[:, None] <= q_info.positions[:, :, None]
     scores = np.where(allowed[:, None], scores, -np.inf)
     peak = scores.max(-1, keepdims=True)
     weights = np.exp(scores - np.where(np.isfinite(peak), peak, 0))
@@ -25,12 +25,12 @@ def oracle(q, k, v, q_labels, kv_labels, causal):
     return np.einsum("bhls,bshd->blhd", weights, v)
 
 
-def labels_of(lengths: list[int], size: int, padding_first: bool = False) -> Labels:
+def labels_of(lengths: list[int], size: int, padding_first: bool = False) -> SegmentInfo:
     """One row: segments of these lengths, cut at `size`, padding at one end."""
-    segment = np.concatenate([np.full(n, i) for i, n in enumerate(lengths, 1)] or [[]])[:size].astype(np.int32)
-    position = np.concatenate([np.arange(n) for n in lengths] or [[]])[:size].astype(np.int32)
-    pad = (size - len(segment), 0) if padding_first else (0, size - len(segment))
-    return Labels(np.pad(segment, pad)[None], np.pad(position, pad)[None])
+    segment_ids = np.concatenate([np.full(n, i) for i, n in enumerate(lengths, 1)] or [[]])[:size].astype(np.int32)
+    positions = np.concatenate([np.arange(n) for n in lengths] or [[]])[:size].astype(np.int32)
+    pad = (size - len(segment_ids), 0) if padding_first else (0, size - len(segment_ids))
+    return SegmentInfo(np.pad(segment_ids, pad)[None], np.pad(positions, pad)[None])
 
 
 def random_qkv(rows, length, kv_length, heads, kv_heads, width, seed=0):
@@ -40,11 +40,11 @@ def random_qkv(rows, length, kv_length, heads, kv_heads, width, seed=0):
 
 
 @functools.partial(jax.jit, static_argnames=("backend", "causal"))
-def value_and_gradients(backend, q, k, v, q_labels, kv_labels, causal):
+def value_and_gradients(backend, q, k, v, q_info, kv_info, causal):
     scale = q.shape[-1] ** -0.5
 
     def weighted(q, k, v):
-        out = backend(q, k, v, q_labels, kv_labels, causal=causal, scale=scale)
+        out = backend(q, k, v, q_info, kv_info, causal=causal, scale=scale)
         return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
 
     (_, out), gradients = jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True)(q, k, v)

@@ -16,14 +16,14 @@ from tiny import MODEL, long_batch
 from support.forward import TEXT_KEYS, VISION_KEYS
 from support.samples import random_sample, random_visual, shape_for
 from vl3_jax.kernels.dense import dense_attention
-from vl3_jax.kernels.labels import Labels
+from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model import VideoLLaMA3, abstract_params, decode, decoder, encode, preset, unembed, vision
 from vl3_jax.processing.packed_batch import pack
 from vl3_jax.training import (
     MODULES,
     WITH_LORA,
     StepFlops,
-    Work,
+    StepWork,
     add_adapters,
     assign,
     batch_loss,
@@ -69,13 +69,13 @@ def test_matrix_products_are_those_of_the_program(trained):
 
     if trained:
         groups = assign(params, WITH_LORA if adapted else MODULES)
-        rates = {group: float(group in trained) for group in set(jax.tree.leaves(groups))}
-        program = jax.make_jaxpr(jax.grad(loss))(*split(params, trainable_mask(groups, rates)), batch)
+        learning_rates = {group: float(group in trained) for group in set(jax.tree.leaves(groups))}
+        program = jax.make_jaxpr(jax.grad(loss))(*split(params, trainable_mask(groups, learning_rates)), batch)
     else:
         program = jax.make_jaxpr(loss)(params, jax.tree.map(lambda leaf: None, params), batch)
     # Without pairs and targets nothing but linear layers is left; padding is multiplied like everything else.
     tokens, vision = batch["tokens"].size, batch["token_patches"][..., 0].size
-    work = Work(batch["patch_segment"].size, 0, vision, tokens, 0, 0)
+    work = StepWork(batch["patch_segment"].size, 0, vision, tokens, 0, 0)
     flops = step_flops(MODEL.config, work, trained, RANK if adapted else 0)
     assert products(program.jaxpr) == flops["total" if trained else "forward"]
 
@@ -87,31 +87,31 @@ def test_work_is_counted_without_padding():
     weight = np.array([[0, 0.5, 0, 2, -1, 0], [0] * 6])
     batch = {"segment_ids": segments, "patch_segment": patches, "token_patches": named, "loss_weight": weight}
     work = count_work(batch)
-    assert work == Work(10, 4 + 16 + 1 + 9, 3, 6, 6 + 3 + 1, 3)
-    assert work + work == Work(20, 60, 6, 12, 20, 6)
+    assert work == StepWork(10, 4 + 16 + 1 + 9, 3, 6, 6 + 3 + 1, 3)
+    assert work + work == StepWork(20, 60, 6, 12, 20, 6)
     text = {name: batch[name] for name in ("segment_ids", "loss_weight")}
-    assert count_work(text) == Work(0, 0, 0, 6, 10, 3)
+    assert count_work(text) == StepWork(0, 0, 0, 6, 10, 3)
 
 
 def test_attention_and_unembedding_by_hand():
     config = preset("tiny")
     only = {"patches": 0, "patch_pairs": 0, "vision_tokens": 0, "tokens": 0, "token_pairs": 0, "supervised": 0}
     # Two products of 2 FLOPs for each pair and channel, in each of two layers; both have gradients for both inputs.
-    tower = step_flops(config, Work(**only | {"patch_pairs": 100}), ("projector",))
+    tower = step_flops(config, StepWork(**only | {"patch_pairs": 100}), ("projector",))
     assert tower["vision"] == tower["forward"] == 2 * 2 * 2 * 100 * 64
-    tower = step_flops(config, Work(**only | {"patch_pairs": 100}), ("vision",))
+    tower = step_flops(config, StepWork(**only | {"patch_pairs": 100}), ("vision",))
     assert tower["total"] == 3 * tower["forward"]
-    decoder = step_flops(config, Work(**only | {"token_pairs": 100}))
+    decoder = step_flops(config, StepWork(**only | {"token_pairs": 100}))
     assert decoder["llm"] == 3 * 2 * 2 * 2 * 100 * 64
-    assert step_flops(config, Work(**only | {"supervised": 7}))["unembed"] == 3 * 7 * 2 * 64 * 512
-    assert step_flops(config, Work(**only | {"supervised": 7}), ("projector",))["unembed"] == 2 * 7 * 2 * 64 * 512
+    assert step_flops(config, StepWork(**only | {"supervised": 7}))["unembed"] == 3 * 7 * 2 * 64 * 512
+    assert step_flops(config, StepWork(**only | {"supervised": 7}), ("projector",))["unembed"] == 2 * 7 * 2 * 64 * 512
 
 
 def test_a_released_size_costs_what_is_known_of_it():
     """The tower's forward pass at 16,384 patches is about 14 TFLOP, the 2B decoder's products 43."""
     config = preset("2b")
-    tower = step_flops(config, Work(16_384, 64 * 256**2, 0, 0, 0, 0), ())
-    decoder = step_flops(config, Work(0, 0, 0, 16_384, 0, 0), ())
+    tower = step_flops(config, StepWork(16_384, 64 * 256**2, 0, 0, 0, 0), ())
+    decoder = step_flops(config, StepWork(0, 0, 0, 16_384, 0, 0), ())
     assert 13e12 < tower["forward"] < 15e12
     assert 42e12 < decoder["forward"] < 45e12
 
@@ -150,7 +150,7 @@ def test_the_compiler_counts_the_same(monkeypatch):
     def whole(q, k, v, *labels, causal, **_):
         shape = q.shape
         q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
-        everything = Labels(*(jnp.ones(q.shape[:2], jnp.int32),) * 2)
+        everything = SegmentInfo(*(jnp.ones(q.shape[:2], jnp.int32),) * 2)
         return dense_attention(q, k, v, everything, everything, causal=causal, scale=1.0).reshape(shape)
 
     monkeypatch.setattr(vision, "attention", whole)
@@ -174,7 +174,7 @@ def test_the_compiler_counts_the_same(monkeypatch):
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).sum()
 
     # Masked pairs are multiplied here like the others.
-    work = Work(patches, patches**2, patches, tokens, tokens**2, tokens)
+    work = StepWork(patches, patches**2, patches, tokens, tokens**2, tokens)
     params = abstract_params(config)
     for function, trained in ((loss, ()), (jax.grad(loss), ("vision", "projector", "llm"))):
         counted = jax.jit(function).lower(params).cost_analysis()["flops"]

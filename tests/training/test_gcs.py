@@ -70,8 +70,8 @@ def test_other_commands_read_the_run(resumed, bucket, gcs, tmp_path, capsys):
         ("gs://nobody/run", [], "no such bucket or folder; check the address"),
         ("gs://shut/run", [], "permission denied; reading needs the role"),
         ("gs://seen/run", [], "permission denied; reading needs the role"),
-        ("gs://runs/new", ["random_start=False", "start=gs://shut/run"], "gs://shut/run: permission denied"),
-        ("gs://runs/new", ["random_start=False", "start=gs://runs/other"], "gs://runs/other: no such folder"),
+        ("gs://runs/new", ["random_init=False", "init_from=gs://shut/run"], "gs://shut/run: permission denied"),
+        ("gs://runs/new", ["random_init=False", "init_from=gs://runs/other"], "gs://runs/other: no such folder"),
         ("s3://runs/run", [], "is a local folder or gs://bucket/folder"),
     ],
 )

@@ -49,7 +49,7 @@ def test_what_does_not_cover_is_refused(patterns, message):
 
 
 @pytest.mark.parametrize(
-    ("rates", "message"),
+    ("learning_rates", "message"),
     [
         ({"vision": 1, "projector": 1}, "group 'llm' has no learning rate"),
         ({"vision": 1, "projector": 1, "llm": 1, "lora": 1}, "'lora', which is no group; the groups are llm, proj"),
@@ -57,15 +57,15 @@ def test_what_does_not_cover_is_refused(patterns, message):
         ({"vision": None, "projector": 0, "llm": 0.0}, "every group is frozen"),
     ],
 )
-def test_rates_that_do_not_fit_are_refused(rates, message):
+def test_rates_that_do_not_fit_are_refused(learning_rates, message):
     with pytest.raises(InputError, match=message):
-        trainable_mask(assign(PARAMS, MODULES), rates)
+        trainable_mask(assign(PARAMS, MODULES), learning_rates)
 
 
 def test_halves_come_together_again():
     params = add_adapters(PARAMS, jax.random.key(0), rank=2)
-    rates = {"vision": None, "projector": 1e-3, "llm": 0, "lora": 1e-4}
-    mask = trainable_mask(assign(params, WITH_LORA), rates)
+    learning_rates = {"vision": None, "projector": 1e-3, "llm": 0, "lora": 1e-4}
+    mask = trainable_mask(assign(params, WITH_LORA), learning_rates)
     trainable, frozen = split(params, mask)
     learning = {path for path, learns in flatten(mask).items() if learns}
     assert learning == {path for path in flatten(params) if path.startswith("projector") or path[-2:] in ("/a", "/b")}

@@ -39,7 +39,7 @@ RATES = {"vision": None, "projector": 1e-3, "llm": None, "lora": 5e-3}
 def trained() -> tuple[Run, dict]:
     """A few steps of adapters on decoder and tower, the projector learning whole."""
     params = add_adapters(PARAMS, jax.random.key(0), LLM + TOWER, rank=4, alpha=8.0)
-    optimizer = optimizer_for(params, patterns=WITH_LORA, rates=RATES, warmup_ratio=0.0)
+    optimizer = optimizer_for(params, patterns=WITH_LORA, learning_rates=RATES, warmup_ratio=0.0)
     run = Run(optimizer, short_batch(), params)
     losses = run.steps(8)
     assert losses[-1] < 0.9 * losses[0]
@@ -122,7 +122,7 @@ def test_adapters_work_over_int8(trained):
 def test_adapters_live_with_their_kernels():
     """On a mesh: the same loss, every large leaf split."""
     params = add_adapters(PARAMS, jax.random.key(0), rank=8)
-    optimizer = optimizer_for(params, patterns=WITH_LORA, rates=RATES)
+    optimizer = optimizer_for(params, patterns=WITH_LORA, learning_rates=RATES)
     mesh = make_mesh({"fsdp": 4, "tensor": 2})
     state = quick(lambda: new_state(optimizer, params))
     with jax.set_mesh(mesh):

@@ -13,7 +13,7 @@ from tiny import MODEL, RATES, optimizer_for, quick, start_params
 from vl3_jax.errors import InputError
 from vl3_jax.model import abstract_params, preset
 from vl3_jax.parallel.mesh import make_mesh
-from vl3_jax.training import OptimizerSettings, abstract_state, add_adapters, make_optimizer, schedule, state_shardings
+from vl3_jax.training import OptimizerConfig, abstract_state, add_adapters, make_optimizer, schedule, state_shardings
 from vl3_jax.training.groups import MODULES, WITH_LORA, flatten, split
 from vl3_jax.training.optimizer import matrix_dimensions
 
@@ -29,7 +29,7 @@ def test_the_schedule_is_that_of_transformers(steps, ratio):
     torch = pytest.importorskip("torch")
     from transformers import get_cosine_schedule_with_warmup
 
-    warmup = OptimizerSettings(RATES, steps, warmup_ratio=ratio).warmup_steps
+    warmup = OptimizerConfig(RATES, steps, warmup_ratio=ratio).warmup_steps
     assert warmup == math.ceil(ratio * steps)
     theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = get_cosine_schedule_with_warmup(theirs, warmup, steps)
@@ -45,15 +45,19 @@ def test_the_schedule_is_that_of_transformers(steps, ratio):
 
 def test_each_group_has_its_rate():
     """With plain gradients of one, AdamW's first update is the rate itself."""
-    optimizer = optimizer_for(rates={"vision": 1e-3, "projector": None, "llm": 2e-5}, warmup_ratio=0.0, clip_norm=None)
+    optimizer = optimizer_for(
+        learning_rates={"vision": 1e-3, "projector": None, "llm": 2e-5}, warmup_ratio=0.0, clip_norm=None
+    )
     trainable, _ = split(PARAMS, optimizer.mask)
     ones = jax.tree.map(np.ones_like, trainable)
     new, _ = first_update(optimizer, ones, trainable)
     for path, change in flatten(jax.tree.map(jnp.subtract, trainable, new)).items():
         rate = {"vision": 1e-3, "llm": 2e-5}[path.split("/")[0]]
         np.testing.assert_allclose(change, rate, rtol=0.02, atol=3e-7, err_msg=path)
-    rates = optimizer.rates(jnp.int32(10))
-    np.testing.assert_allclose([rates["vision"], rates["projector"], rates["llm"]], [5e-4, 0, 1e-5], rtol=1e-6)
+    learning_rates = optimizer.learning_rates(jnp.int32(10))
+    np.testing.assert_allclose(
+        [learning_rates["vision"], learning_rates["projector"], learning_rates["llm"]], [5e-4, 0, 1e-5], rtol=1e-6
+    )
 
 
 def test_biases_and_norms_do_not_decay():
@@ -80,7 +84,7 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 
 def test_frozen_parameters_have_no_state():
-    optimizer = optimizer_for(rates={"vision": 0.0, "projector": 1e-3, "llm": None})
+    optimizer = optimizer_for(learning_rates={"vision": 0.0, "projector": 1e-3, "llm": None})
     state = jax.eval_shape(optimizer.init, PARAMS)
     moments = {path for path in flatten(state) if not path.endswith("count")}
     assert moments
@@ -132,8 +136,8 @@ def test_muon_updates_are_orthogonal_and_of_adamws_size():
 def test_moments_live_with_their_parameters(kind):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     shapes = jax.eval_shape(functools.partial(add_adapters, rank=4), PARAMS, jax.random.key(0))
-    rates = RATES | {"lora": 1e-3}
-    optimizer = make_optimizer(OptimizerSettings(rates, 10, WITH_LORA, kind=kind), shapes)
+    learning_rates = RATES | {"lora": 1e-3}
+    optimizer = make_optimizer(OptimizerConfig(learning_rates, 10, WITH_LORA, kind=kind), shapes)
     state = abstract_state(optimizer, shapes)
     places = state_shardings(state, MODEL.config, mesh)
     assert jax.tree.structure(places) == jax.tree.structure(state)
@@ -154,7 +158,7 @@ def test_the_state_of_the_large_model_divides():
     """7B, AdamW in float32 over 64 chips: no leaf is whole anywhere, and a chip holds a 64th."""
     config = preset("7b")
     shapes = abstract_params(config)
-    optimizer = make_optimizer(OptimizerSettings(RATES, 10), shapes)
+    optimizer = make_optimizer(OptimizerConfig(RATES, 10), shapes)
     state = abstract_state(optimizer, shapes)
     mesh = jax.sharding.AbstractMesh((1, 64, 1, 1), ("data", "fsdp", "tensor", "context"))
     places = state_shardings(state, config, mesh)

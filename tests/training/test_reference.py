@@ -38,7 +38,7 @@ def samples():
         random_sample(rng, [random_visual(rng, (3, 4, 4), 2, still=0.5), random_visual(rng, (1, 4, 4), 2)], text=4),
     ]
     for sample in made:
-        sample.target_weight[:4] = 0
+        sample.loss_weight[:4] = 0
     return made
 
 
@@ -62,8 +62,8 @@ def torch_loss(reference, samples):
     for row, sample in enumerate(samples):
         targets = torch.tensor(sample.tokens[1:].astype(np.int64))
         each = torch.nn.functional.cross_entropy(logits[row, : len(targets)], targets, reduction="none")
-        losses.append(each * torch.tensor(sample.target_weight[1:]))
-    return torch.cat(losses).sum() / sum(sample.target_weight[1:].sum() for sample in samples)
+        losses.append(each * torch.tensor(sample.loss_weight[1:]))
+    return torch.cat(losses).sum() / sum(sample.loss_weight[1:].sum() for sample in samples)
 
 
 def torch_tree(reference, config, values):
@@ -123,7 +123,7 @@ def test_ten_steps_equal_the_reference():
         scheduler.step()
     after = torch_tree(reference, config, lambda parameter: parameter.detach())
 
-    optimizer = optimizer_for(params, rates=dict.fromkeys(MODULES, RATE), steps=1000, warmup_ratio=1 / 1000)
+    optimizer = optimizer_for(params, learning_rates=dict.fromkeys(MODULES, RATE), steps=1000, warmup_ratio=1 / 1000)
     state, batch = jax.jit(functools.partial(new_state, optimizer))(params), batch_of(samples(), True)
     step = make_train_step(VideoLLaMA3(config), optimizer).lower(state, batch).compile(compiler_options=QUICK)
     for _ in range(STEPS):
@@ -140,8 +140,8 @@ def test_ten_steps_equal_the_reference():
 def test_a_packed_batch_is_the_weighted_mean_of_its_samples():
     config, _, params = setup(True)
     made = samples()
-    made[1].target_weight *= 0.5
-    weights = [float(sample.target_weight[1:].sum()) for sample in made]
+    made[1].loss_weight *= 0.5
+    weights = [float(sample.loss_weight[1:].sum()) for sample in made]
     batches = [pack([row], shape_for([made])) for row in (made, *([sample] for sample in made))]
     (loss, gradients), *alone = loss_and_gradients(config, params, *batches)
 

@@ -30,19 +30,19 @@ def one_device(batch) -> tuple[list[float], dict]:
 
 
 @functools.cache
-def on_mesh(sizes: tuple, batch, accumulation: int) -> Run:
+def on_mesh(sizes: tuple, batch, grad_accum_steps: int) -> Run:
     mesh = make_mesh(dict(sizes))
     with jax.set_mesh(mesh):
-        run = Run(optimizer_for(), batch(), mesh=mesh, accumulation=accumulation)
+        run = Run(optimizer_for(), batch(), mesh=mesh, grad_accum_steps=grad_accum_steps)
         run.steps(STEPS)
     return run
 
 
-@pytest.mark.parametrize(("sizes", "batch", "accumulation"), MESHES, ids=["-".join(sizes) for sizes, *_ in MESHES])
-def test_a_mesh_changes_nothing(sizes, batch, accumulation):
+@pytest.mark.parametrize(("sizes", "batch", "grad_accum_steps"), MESHES, ids=["-".join(sizes) for sizes, *_ in MESHES])
+def test_a_mesh_changes_nothing(sizes, batch, grad_accum_steps):
     expected, params = one_device(batch)
     assert expected[-1] <= 0.95 * expected[0]
-    run = on_mesh(tuple(sizes.items()), batch, accumulation)
+    run = on_mesh(tuple(sizes.items()), batch, grad_accum_steps)
     losses = [float(metrics["loss"]) for metrics in run.metrics]
     error, weights = np.abs(np.array(losses) / expected - 1).max(), distance(run.state.params, params)
     print(f"{sizes}: loss {losses[0]:.3f} -> {losses[-1]:.3f}, differs by {error:.1e}, the weights by {weights:.1e}")

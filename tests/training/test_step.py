@@ -21,8 +21,8 @@ PLAIN = {"warmup_ratio": 0.0, "eps": 1.0, "clip_norm": None}
 
 
 @functools.cache
-def run(accumulation: int = 1, steps: int = 1) -> Run:
-    made = Run(optimizer_for(**PLAIN), short_batch(), accumulation=accumulation)
+def run(grad_accum_steps: int = 1, steps: int = 1) -> Run:
+    made = Run(optimizer_for(**PLAIN), short_batch(), grad_accum_steps=grad_accum_steps)
     made.steps(steps)
     return made
 
@@ -65,7 +65,7 @@ def test_accumulation_changes_nothing(parts):
 
 
 def test_accumulation_must_divide_the_rows():
-    step = make_train_step(MODEL, optimizer_for(), accumulation=3)
+    step = make_train_step(MODEL, optimizer_for(), grad_accum_steps=3)
     with pytest.raises(InputError, match="8 rows cannot be cut into 3 microbatches"):
         step.lower(jax.eval_shape(functools.partial(new_state, optimizer_for()), PARAMS), short_batch())
 
@@ -78,8 +78,8 @@ COMBINATIONS = QUICKLY + [pytest.param(groups, marks=pytest.mark.slow) for group
 @pytest.mark.parametrize("trained", COMBINATIONS, ids=lambda groups: "+".join(groups))
 def test_what_is_frozen_stays_bit_by_bit(trained):
     """And what is not frozen moves, every leaf of it."""
-    rates = {group: 1e-3 if group in trained else None for group in RATES}
-    made = Run(optimizer_for(rates=rates, warmup_ratio=0.0), short_batch(2))
+    learning_rates = {group: 1e-3 if group in trained else None for group in RATES}
+    made = Run(optimizer_for(learning_rates=learning_rates, warmup_ratio=0.0), short_batch(2))
     made.steps(2)
     assert all(metrics["finite"] for metrics in made.metrics)
     for path, leaf in flatten(made.state.params).items():
@@ -97,8 +97,8 @@ def test_a_frozen_tower_runs_forward_only():
     model = VideoLLaMA3(dataclasses.replace(MODEL.config, vision=vision))
     shapes = abstract_params(model.config)
 
-    def backward_scans(**rates):
-        optimizer = optimizer_for(shapes, rates=rates)
+    def backward_scans(**learning_rates):
+        optimizer = optimizer_for(shapes, learning_rates=learning_rates)
         state = jax.eval_shape(functools.partial(new_state, optimizer), shapes)
         jaxpr = make_train_step(model, optimizer).trace(state, short_batch(2)).jaxpr
         scans = [eqn for eqn in _equations(jaxpr.jaxpr) if eqn.primitive.name == "scan" and eqn.params["reverse"]]
@@ -170,7 +170,7 @@ def test_muon_learns():
 
 def test_weights_in_bfloat16_beside_weights_in_float32():
     """bfloat16 activations; frozen weights in bfloat16, float32 for those that learn."""
-    optimizer = optimizer_for(rates={"vision": None, "projector": 1e-3, "llm": None}, warmup_ratio=0.0)
+    optimizer = optimizer_for(learning_rates={"vision": None, "projector": 1e-3, "llm": None}, warmup_ratio=0.0)
     state = quick(functools.partial(new_state, optimizer, frozen_dtype=jnp.bfloat16), PARAMS)
     types = {path.split("/")[0]: leaf.dtype.name for path, leaf in flatten(state.params).items()}
     assert types == {"vision": "bfloat16", "projector": "float32", "llm": "bfloat16"}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from runs import CONFIGS, command, params, reports, run
 
-from data_pipelines import corpus
+from data_pipelines import mixture_dataset
 from support.tolerances import REORDERED
 from support.tolerances import RESUMED_ON_ANOTHER_MESH as RESUMED
 from vl3_jax import config_file
@@ -18,7 +18,7 @@ from vl3_jax.checkpoint import load
 from vl3_jax.cli.main import main
 from vl3_jax.training.groups import flatten
 from vl3_jax.training.loop import NotFiniteError
-from vl3_jax.training.reporting import Reporter
+from vl3_jax.training.metric_writer import MetricWriter
 
 TINY = ("steps=4", "checkpoint.every=2", "log.every=2", "mesh.fsdp=8")
 
@@ -62,10 +62,10 @@ def test_a_stage_tells_what_it_did(stages):
 
 
 def test_rows_are_planned_once(stages, monkeypatch):
-    def plan_rows(*_):
+    def plan_packing(*_):
         raise AssertionError("planned again")
 
-    monkeypatch.setattr(corpus, "plan_rows", plan_rows)
+    monkeypatch.setattr(mixture_dataset, "plan_packing", plan_packing)
     assert run("stage1_2b", stages / "stage1", *TINY) == 0
 
 
@@ -93,14 +93,14 @@ def whole(tmp_path_factory):
 
 def stop_after(step, monkeypatch, number=signal.SIGTERM):
     """Sends this process a signal while a step is at work."""
-    original = Reporter.step
+    original = MetricWriter.step
 
     def observed(self, done):
         original(self, done)
         if done == step:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(Reporter, "step", observed)
+    monkeypatch.setattr(MetricWriter, "step", observed)
 
 
 def test_a_stopped_run_goes_on_exactly(whole, tmp_path, monkeypatch, capsys):
@@ -146,7 +146,7 @@ def test_held_out_data_profile_and_curves(tmp_path):
 
 
 def test_adapters(tmp_path, monkeypatch):
-    start = ("random_start=False", f"start={tmp_path / 'base'}")
+    start = ("random_init=False", f"init_from={tmp_path / 'base'}")
     assert run("stage3_2b", tmp_path / "base", "steps=1", "mesh.fsdp=8") == 0
     lora = (*TINY, *start, "lora.rank=4")
     assert run("finetune_lora", tmp_path / "whole", *lora) == 0
@@ -176,11 +176,11 @@ def test_what_is_not_finite_stops_the_run(tmp_path):
     ("config", "changes", "message"),
     [
         ("stage3_2b", ["optimizer.rate=1"], "optimizer.rate: no such setting: 'rate' is unknown"),
-        ("stage3_2b", ["random_start=False"], "no start: give --config.start=CHECKPOINT"),
+        ("stage3_2b", ["random_init=False"], "no start: give --config.init_from=CHECKPOINT"),
         ("stage3_2b", ["start=/nowhere"], "/nowhere"),
         ("stage3_2b", ["mesh.tensor=3"], "does not cover 8 devices"),
         ("stage3_2b", ["batch.rows=12"], "12 rows of a step do not divide into 8 parts (mesh data 1 x fsdp 8"),
-        ("stage3_2b", ["batch.rows=8", "batch.accumulation=3"], "do not divide into 24 parts"),
+        ("stage3_2b", ["batch.rows=8", "batch.grad_accum_steps=3"], "do not divide into 24 parts"),
         ("stage3_2b", ["optimizer.groups=[('vision/.*', 'vision')]"], "is in no group"),
         ("stage3_2b", ["seed=many"], "seed=many: give a value like 42"),
     ],
@@ -208,7 +208,7 @@ PAPER = {1: (1e-5, 1e-3, 0.0), 2: (2e-6, 1e-5, 1e-5), 3: (2e-6, 1e-5, 1e-5), 4: 
 @pytest.mark.parametrize("stage", PAPER)
 def test_the_papers_numbers(stage, size):
     config = config_file.load(f"{CONFIGS}/stage{stage}_{size}.py")
-    assert tuple(config.optimizer.rates[name] for name in ("vision", "projector", "llm")) == PAPER[stage]
+    assert tuple(config.optimizer.learning_rates[name] for name in ("vision", "projector", "llm")) == PAPER[stage]
     data = config.data
     assert (data.length, data.max_tokens, data.fps, data.max_frames) == (16_384, 10_240, 1, 180)
     assert (data.image_merge, data.video_merge) == (2 if stage == 4 else 1, 2)
@@ -221,5 +221,5 @@ def test_the_papers_numbers(stage, size):
 def test_other_configurations_load():
     for name in ("finetune_video", "finetune_image", "finetune_lora"):
         config = config_file.load(f"{CONFIGS}/{name}.py")
-        assert config.start.startswith("DAMO-NLP-SG/")
+        assert config.init_from.startswith("DAMO-NLP-SG/")
         assert jax.tree.leaves(config.to_dict())

@@ -12,7 +12,7 @@ from support.weights import random_params
 from vl3_jax.model import VideoLLaMA3, preset
 from vl3_jax.parallel.rules import batch_shardings
 from vl3_jax.processing.packed_batch import pack
-from vl3_jax.training import OptimizerSettings, abstract_state, make_optimizer, make_train_step, new_state
+from vl3_jax.training import OptimizerConfig, abstract_state, make_optimizer, make_train_step, new_state
 from vl3_jax.training.state import state_shardings
 
 TASKS = 3
@@ -77,8 +77,8 @@ def weighted(batch: dict) -> dict:
 
 
 def optimizer_for(params=None, **settings):
-    settings = {"rates": RATES, "steps": 20, **settings}
-    return make_optimizer(OptimizerSettings(**settings), start_params() if params is None else params)
+    settings = {"learning_rates": RATES, "steps": 20, **settings}
+    return make_optimizer(OptimizerConfig(**settings), start_params() if params is None else params)
 
 
 def quick(function, *arguments, **options):

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from vl3_jax.bench.settings import Settings
     from vl3_jax.bench.table import Table
 
-# Name on the command line, what it measures. The module is `vl3_jax.bench.<name>`.
+# Name on the command line, what it measures. The module is `vl3_jax.bench.bench_<name>`.
 SUBJECTS = {
     "packing": "attention and tower over packed rows beside the same code that skips nothing",
     "tower": "the vision tower, by size of pack and of frame",
@@ -25,4 +25,4 @@ GROUPS = {"gpu": ("step", "decode")}
 
 def measure(name: str, settings: "Settings") -> "Table":
     """The table of one subject."""
-    return importlib.import_module(f"vl3_jax.bench.{name}").measure(settings)
+    return importlib.import_module(f"vl3_jax.bench.bench_{name}").measure(settings)

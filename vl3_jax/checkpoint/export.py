@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vl3_jax.checkpoint.assets import export_files
 from vl3_jax.checkpoint.jobs import Job, writing
 from vl3_jax.checkpoint.names import TensorSpec, name_map
 from vl3_jax.checkpoint.orbax_write import WORKERS, report_casts, warn_nan
 from vl3_jax.checkpoint.progress import note, progress_bar
-from vl3_jax.checkpoint.sources import Source, contains_nan
+from vl3_jax.checkpoint.sidecar_files import export_sidecar_files
+from vl3_jax.checkpoint.sources import CheckpointSource, contains_nan
 from vl3_jax.checkpoint.tensors import SAFETENSORS_DTYPES
 from vl3_jax.checkpoint.transpose import copy_view, scratch
 from vl3_jax.errors import InputError
@@ -36,7 +36,7 @@ class Shard:
 
 
 def write_hf(
-    source: Source,
+    source: CheckpointSource,
     target: str | os.PathLike,
     layout: str,
     dtype: np.dtype | None = None,
@@ -128,7 +128,7 @@ def _allocate(job: Job, shard: Shard) -> None:
     if path.is_file() and path.stat().st_size == shard.size:
         return
     for spec in shard.tensors:
-        job.forget((spec.name,))
+        job.discard((spec.name,))
     path.unlink(missing_ok=True)
     job.check_space(shard.size)
     with writing(job.target), open(path, "wb") as file:
@@ -140,7 +140,7 @@ def _allocate(job: Job, shard: Shard) -> None:
         file.write(shard.header)
 
 
-def _write_shards(source: Source, job: Job, shards: Sequence[Shard], dtypes, quiet: bool) -> None:
+def _write_shards(source: CheckpointSource, job: Job, shards: Sequence[Shard], dtypes, quiet: bool) -> None:
     pieces = [(shard, spec, at) for shard in shards for spec, at in zip(shard.tensors, shard.offsets, strict=True)]
     sizes = {spec.name: spec.size * dtypes[spec.leaf].itemsize for _, spec, _ in pieces}
     left = [piece for piece in pieces if (piece[1].name,) not in job.done]
@@ -153,7 +153,7 @@ def _write_shards(source: Source, job: Job, shards: Sequence[Shard], dtypes, qui
         try:
             if _copy(source, spec, dtypes[spec.leaf], files[shard.name], offset):
                 nan_names.add(spec.name)
-            job.mark((spec.name,))
+            job.mark_done((spec.name,))
             bar.update(sizes[spec.name])
         except BaseException:
             stop.set()
@@ -177,7 +177,7 @@ def _write_shards(source: Source, job: Job, shards: Sequence[Shard], dtypes, qui
     warn_nan(source.location, nan_names)
 
 
-def _copy(source: Source, spec: TensorSpec, dtype: np.dtype, file: int, offset: int) -> bool:
+def _copy(source: CheckpointSource, spec: TensorSpec, dtype: np.dtype, file: int, offset: int) -> bool:
     """One tensor from its leaf into the file, in rows where it is large; whether it holds NaN."""
     axis, found = spec.row_axis(), False
     rows, row_bytes = spec.shape[0], spec.size // spec.shape[0] * dtype.itemsize
@@ -211,9 +211,11 @@ def _pwrite(file: int, array: np.ndarray, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _finish(source: Source, job: Job, shards: Sequence[Shard], layout: str, dtypes: dict[str, np.dtype]) -> None:
+def _finish(
+    source: CheckpointSource, job: Job, shards: Sequence[Shard], layout: str, dtypes: dict[str, np.dtype]
+) -> None:
     main = dtypes["llm/embed/embedding"].name
-    for name, content in export_files(source.files, source.files_kind, source.config, layout, main).items():
+    for name, content in export_sidecar_files(source.files, source.files_kind, source.config, layout, main).items():
         (job.folder / name).write_bytes(content)
     if len(shards) > 1:
         index = {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from vl3_jax.checkpoint.hf_config import read_json
 from vl3_jax.checkpoint.hub import CARRIED_FILES
-from vl3_jax.checkpoint.places import entries, is_url, open_url, reaching
+from vl3_jax.checkpoint.paths import is_url, list_dir, open_url, translate_io_errors
 from vl3_jax.checkpoint.tensors import Overlay, SafetensorsFile, TensorFiles
 from vl3_jax.checkpoint.torch_pickle import TorchFile
 from vl3_jax.errors import InputError
@@ -20,14 +20,14 @@ from vl3_jax.errors import InputError
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.(safetensors|bin)")
 
 
-class Folder:
+class HfFolder:
     """A local folder or a URL that fsspec reads (gs://...): names, full paths, and local copies of small files."""
 
     def __init__(self, location: str | os.PathLike):
         self.location = os.fspath(location).rstrip("/")
         self.remote = is_url(self.location)
         if self.remote:
-            self.names = sorted(entries(self.location))
+            self.names = sorted(list_dir(self.location))
             if not self.names:
                 raise InputError(f"{location}: no such folder; check the address")
             self.local = self._fetch_small()
@@ -46,12 +46,12 @@ class Folder:
         self._cleanup = weakref.finalize(self, shutil.rmtree, local, ignore_errors=True)
         for name in self.names:
             if name in CARRIED_FILES or name.endswith(".index.json") or name == "adapter_config.json":
-                with reaching(self.location):
+                with translate_io_errors(self.location):
                     filesystem.get_file(f"{key.rstrip('/')}/{name}", os.fspath(local / name))
         return local
 
 
-def open_weights(folder: Folder) -> TensorFiles | None:
+def open_weights(folder: HfFolder) -> TensorFiles | None:
     """All weights of a complete model in `folder`, or None where there are none (an adapter, say).
 
     Safetensors win over pickles, an index over a single file.
@@ -76,7 +76,7 @@ def open_weights(folder: Folder) -> TensorFiles | None:
     return None
 
 
-def open_file(folder: Folder, name: str, reader: Callable[[str], TensorFiles]) -> TensorFiles:
+def open_file(folder: HfFolder, name: str, reader: Callable[[str], TensorFiles]) -> TensorFiles:
     """Opens one weight file; a file system's refusal becomes an InputError."""
     path = folder.path(name)
     if folder.remote and reader is TorchFile:
@@ -87,7 +87,7 @@ def open_file(folder: Folder, name: str, reader: Callable[[str], TensorFiles]) -
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
 
 
-def _open_indexed(folder: Folder, index: str, reader) -> TensorFiles:
+def _open_indexed(folder: HfFolder, index: str, reader) -> TensorFiles:
     content = read_json(folder.local / index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -105,7 +105,7 @@ def _open_indexed(folder: Folder, index: str, reader) -> TensorFiles:
     return Overlay(list(shards.values()))
 
 
-def _require_files(folder: Folder, wanted: Sequence[str], named_by: str) -> None:
+def _require_files(folder: HfFolder, wanted: Sequence[str], named_by: str) -> None:
     missing = [name for name in wanted if name not in folder.names]
     if missing:
         raise InputError(
@@ -135,16 +135,18 @@ def _ranges(numbers: Sequence[int]) -> str:
     return text if len(numbers) == 1 else f"{{{text}}}"
 
 
-def file_stamps(paths: Sequence[str]) -> list[list]:
+def file_fingerprints(paths: Sequence[str]) -> list[list]:
     """[path, size, modification time] of each file: what a resumed job compares with."""
-    stamps = []
+    fingerprints = []
     for path in paths:
         if is_url(path):
             filesystem, key = open_url(path)
             info = filesystem.info(key)
-            stamps.append([path, info["size"], str(info.get("mtime") or info.get("updated") or info.get("created"))])
+            fingerprints.append(
+                [path, info["size"], str(info.get("mtime") or info.get("updated") or info.get("created"))]
+            )
         else:
             with contextlib.suppress(OSError):
                 status = os.stat(path)
-                stamps.append([os.path.realpath(path), status.st_size, status.st_mtime_ns])
-    return json.loads(json.dumps(stamps))
+                fingerprints.append([os.path.realpath(path), status.st_size, status.st_mtime_ns])
+    return json.loads(json.dumps(fingerprints))

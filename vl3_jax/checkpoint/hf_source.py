@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vl3_jax.checkpoint import hub, lora
-from vl3_jax.checkpoint.assets import pixel_statistics
+from vl3_jax.checkpoint import hub, peft
 from vl3_jax.checkpoint.hf_config import MODEL_TYPES, model_type_of, parse_config, read_json
-from vl3_jax.checkpoint.hf_files import Folder, open_file, open_weights
+from vl3_jax.checkpoint.hf_files import HfFolder, open_file, open_weights
 from vl3_jax.checkpoint.names import LAYOUTS, PARTS, name_map
-from vl3_jax.checkpoint.places import is_url
+from vl3_jax.checkpoint.paths import is_url
 from vl3_jax.checkpoint.progress import note
+from vl3_jax.checkpoint.sidecar_files import pixel_statistics
 from vl3_jax.checkpoint.sources import TensorSource
 from vl3_jax.checkpoint.tensors import Overlay, Renamed, SafetensorsFile, TensorFiles
 from vl3_jax.checkpoint.torch_pickle import TorchFile
@@ -65,14 +65,14 @@ def _with_pixels(config: ModelConfig, files: pathlib.Path) -> ModelConfig:
     return dataclasses.replace(config, vision=dataclasses.replace(config.vision, **pixel_statistics(files)))
 
 
-def _open_folder(source: str | os.PathLike, token: str | None) -> Folder:
+def _open_folder(source: str | os.PathLike, token: str | None) -> HfFolder:
     text = os.fspath(source)
     if not is_url(text) and not pathlib.Path(text).exists() and hub.is_hub_id(text):
-        return Folder(hub.download(text, token))
-    return Folder(text)
+        return HfFolder(hub.download(text, token))
+    return HfFolder(text)
 
 
-def _read_config(folder: Folder) -> tuple[str, dict[str, Any]]:
+def _read_config(folder: HfFolder) -> tuple[str, dict[str, Any]]:
     if "config.json" not in folder.names:
         raise InputError(f"{folder.location}: no config.json; it belongs beside the weights")
     return folder.path("config.json"), read_json(folder.local / "config.json")
@@ -121,7 +121,7 @@ def _as_official(source: TensorSource) -> TensorFiles:
     return Renamed(source.tensors, {official[place].name: spec.name for place, spec in source.map.by_place().items()})
 
 
-def _open_base(folder: Folder, config: Mapping[str, Any], base: str | None, named: Any, token) -> TensorSource:
+def _open_base(folder: HfFolder, config: Mapping[str, Any], base: str | None, named: Any, token) -> TensorSource:
     """The model under an adapter or projector; a bare decoder is completed with the tower that `config` names."""
     name = base or named
     if not name:
@@ -143,7 +143,7 @@ def _open_base(folder: Folder, config: Mapping[str, Any], base: str | None, name
     return TensorSource("official", joined, both, model.location, model.files, "qwen2", there, (model, tower))
 
 
-def _open_projector(folder: Folder, parts, base: str | None, token) -> TensorSource:
+def _open_projector(folder: HfFolder, parts, base: str | None, token) -> TensorSource:
     """A run that trained the projector only: `mm_projector.bin` over the model it started from."""
     config = read_json(folder.local / "config.json") if "config.json" in folder.names else {}
     model = _open_base(folder, config, base, config.get("_name_or_path"), token)
@@ -153,36 +153,36 @@ def _open_projector(folder: Folder, parts, base: str | None, token) -> TensorSou
     return _composed(folder, tensors, model, config, parts)
 
 
-def _open_adapter(folder: Folder, parts, base: str | None, token) -> TensorSource:
+def _open_adapter(folder: HfFolder, parts, base: str | None, token) -> TensorSource:
     """A LoRA run: adapter and `non_lora_trainables.bin` over the base model."""
     path = folder.local / _ADAPTER_CONFIG
-    adapter_config = lora.read_adapter_config(path)
+    adapter_config = peft.read_adapter_config(path)
     config = read_json(folder.local / "config.json") if "config.json" in folder.names else {}
     model = _open_base(folder, config, base, adapter_config.get("base_model_name_or_path"), token)
     tensors = _as_official(model)
     if _EXTRA_FILE in folder.names:
         extra = open_file(folder, _EXTRA_FILE, TorchFile)
-        names = {_strip_tower_wrapper(lora.strip_wrappers(name)): name for name in extra}
+        names = {_strip_tower_wrapper(peft.strip_wrappers(name)): name for name in extra}
         tensors = Overlay([tensors, Renamed(extra, names)], replace=True)
     for name, reader in _ADAPTER_FILES:
         if name in folder.names:
             adapter = open_file(folder, name, reader)
             adapter = Renamed(adapter, {_official_adapter_name(name, model.kind): name for name in adapter})
-            tensors = lora.LoraMerged(tensors, adapter, adapter_config, path)
+            tensors = peft.LoraMerged(tensors, adapter, adapter_config, path)
             break
     else:
         raise InputError(f"{folder.location}: adapter_config.json without adapter_model.safetensors; download it too")
     return _composed(folder, tensors, model, config, parts)
 
 
-def _composed(folder: Folder, tensors: TensorFiles, model: TensorSource, config: Mapping[str, Any], parts):
+def _composed(folder: HfFolder, tensors: TensorFiles, model: TensorSource, config: Mapping[str, Any], parts):
     """The merged model. Configuration files of the run win over those of its base where it has any."""
     own = config.get("model_type") in MODEL_TYPES
     if own:
         model_config = parse_config(config, folder.path("config.json"), model.config.vision)
         has_tokenizer = any(name in folder.names for name in ("tokenizer.json", "vocab.json"))
         files, files_kind = (folder, "official-train") if has_tokenizer else (model, model.files_kind)
-        files = files.local if isinstance(files, Folder) else files.files
+        files = files.local if isinstance(files, HfFolder) else files.files
     else:
         model_config, files, files_kind = model.config, model.files, model.files_kind
     return TensorSource(
@@ -197,7 +197,7 @@ def _strip_tower_wrapper(name: str) -> str:
 
 def _official_adapter_name(name: str, base_kind: str) -> str:
     """An adapter's tensor under the official names; `.lora_A.weight` and the like stay at its end."""
-    plain = _strip_tower_wrapper(lora.strip_wrappers(name))
+    plain = _strip_tower_wrapper(peft.strip_wrappers(name))
     if base_kind == "native":
         for part, prefix in LAYOUTS["native"].items():
             if prefix and plain.startswith(prefix):

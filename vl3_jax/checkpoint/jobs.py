@@ -15,7 +15,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 
-from vl3_jax.checkpoint.places import check_bucket, entries, is_url, place, reaching
+from vl3_jax.checkpoint.paths import check_bucket, is_url, list_dir, resolve, translate_io_errors
 from vl3_jax.checkpoint.progress import human_bytes, note
 from vl3_jax.errors import InputError
 
@@ -90,15 +90,15 @@ class Job:
                 continue
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
-    def claims(self, key: tuple) -> bool:
+    def is_done(self, key: tuple) -> bool:
         """Whether an earlier run may have written this piece; its files tell whether they are whole."""
         return key in self.done
 
-    def forget(self, key: tuple) -> None:
+    def discard(self, key: tuple) -> None:
         """Takes back a piece that the record has and the folder has not."""
         self.done.discard(key)
 
-    def mark(self, key: tuple) -> None:
+    def mark_done(self, key: tuple) -> None:
         """Records a piece as written. Call it only when its bytes are in their files."""
         with self._lock:
             self._record.write(json.dumps(key) + "\n")
@@ -148,10 +148,10 @@ class BucketJob:
         Raises:
           InputError: `target` is something else already, is forbidden, or has no bucket.
         """
-        self.target = self.folder = place(target)
+        self.target = self.folder = resolve(target)
         self.fingerprint = fingerprint
         check_bucket(self.target)
-        names = entries(self.folder)
+        names = list_dir(self.folder)
         self.finished = _STAMP in names and self._is_ours(_STAMP)
         self._resumed = _BEGUN in names and self._is_ours(_BEGUN)
         if self.finished or self._resumed:
@@ -165,18 +165,18 @@ class BucketJob:
             self._write(_BEGUN)
 
     def _is_ours(self, name: str) -> bool:
-        with reaching(self.target), contextlib.suppress(ValueError, KeyError):
+        with translate_io_errors(self.target), contextlib.suppress(ValueError, KeyError):
             return json.loads((self.folder / name).read_text())["fingerprint"] == self.fingerprint
         return False
 
     def _write(self, name: str) -> None:
         (self.folder / name).write_text(json.dumps({"fingerprint": self.fingerprint}) + "\n")
 
-    def claims(self, _key: tuple) -> bool:
+    def is_done(self, _key: tuple) -> bool:
         """See `Job.claims`."""
         return self._resumed
 
-    def mark(self, key: tuple) -> None:
+    def mark_done(self, key: tuple) -> None:
         """The objects themselves are the mark."""
 
     def check_space(self, needed: int) -> None:
@@ -204,7 +204,7 @@ def open_job(target: str | os.PathLike, fingerprint: str) -> Job | BucketJob:
 def writing(target: str | os.PathLike) -> Iterator[None]:
     """Turns a full disk and a forbidden folder into one line each, whichever library reports them."""
     try:
-        with reaching(target):
+        with translate_io_errors(target):
             yield
     except InputError:
         raise

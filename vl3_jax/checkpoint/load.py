@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vl3_jax.checkpoint import packaged
+from vl3_jax.checkpoint import bundled
 from vl3_jax.checkpoint.hf_source import open_hf
 from vl3_jax.checkpoint.names import PARTS
 from vl3_jax.checkpoint.orbax_tree import OrbaxSource, find_tree, nested, tree_key
 from vl3_jax.checkpoint.orbax_write import WORKERS
 from vl3_jax.checkpoint.progress import progress_bar
-from vl3_jax.checkpoint.sources import Source
+from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.tensors import float_dtype
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
@@ -44,16 +44,18 @@ class Checkpoint:
     files: pathlib.Path
     kind: str
     files_kind: str
-    source: Source
+    source: CheckpointSource
 
 
-def open_source(source: str | os.PathLike, parts=PARTS, base: str | None = None, token: str | None = None) -> Source:
+def open_source(
+    source: str | os.PathLike, parts=PARTS, base: str | None = None, token: str | None = None
+) -> CheckpointSource:
     """Opens an Orbax folder, training workdir or Hugging Face folder (disk or gs://), Hub id or "nano"; reads nothing.
 
     Raises:
       InputError: nothing there, or something that does not fit; one line.
     """
-    source = packaged.resolve(source)
+    source = bundled.resolve_bundled(source)
     if (tree := find_tree(source)) is not None:
         return OrbaxSource(source, tree)
     return open_hf(source, parts=parts, base=base, token=token)
@@ -92,7 +94,7 @@ def load(
 
 
 def load_source(
-    opened: Source,
+    opened: CheckpointSource,
     *,
     dtype: Any = None,
     mesh: Any = None,
@@ -118,7 +120,7 @@ def _dtype_name(dtype: Any) -> str:
     return dtype if isinstance(dtype, str) else np.dtype(dtype).name
 
 
-def _placements(source: Source, mesh, shardings) -> dict[str, "jax.sharding.Sharding"]:
+def _placements(source: CheckpointSource, mesh, shardings) -> dict[str, "jax.sharding.Sharding"]:
     import jax
 
     if shardings is None and mesh is not None:
@@ -141,7 +143,7 @@ def _placements(source: Source, mesh, shardings) -> dict[str, "jax.sharding.Shar
     return placements
 
 
-def _place(source: Source, path: str, shape, dtype: np.dtype, sharding, pool) -> "jax.Array":
+def _place(source: CheckpointSource, path: str, shape, dtype: np.dtype, sharding, pool) -> "jax.Array":
     """One leaf, read once for each distinct shard that this process holds."""
     import jax
 
@@ -167,7 +169,7 @@ def _aligned(shape, dtype: np.dtype) -> np.ndarray:
     return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
-def _read(source: Source, path: str, bounds, buffer: np.ndarray, pool) -> None:
+def _read(source: CheckpointSource, path: str, bounds, buffer: np.ndarray, pool) -> None:
     """Fills `buffer` with the part `bounds` (start, stop of each axis) of a leaf."""
     stacked = source.leaves[path].stacked
     rest = tuple(slice(start, stop) for start, stop in (bounds[1:] if stacked else bounds))

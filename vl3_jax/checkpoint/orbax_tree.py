@@ -15,10 +15,10 @@ import tensorstore as ts
 from etils import epath
 
 from vl3_jax.checkpoint.hf_config import from_dict, read_json, to_dict
-from vl3_jax.checkpoint.hf_files import Folder, file_stamps
+from vl3_jax.checkpoint.hf_files import HfFolder, file_fingerprints
 from vl3_jax.checkpoint.names import PARTS, name_map
-from vl3_jax.checkpoint.places import entries, exists, is_url, kvstore, place, reaching
-from vl3_jax.checkpoint.sources import Source
+from vl3_jax.checkpoint.paths import exists, is_url, kvstore, list_dir, resolve, translate_io_errors
+from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.tensors import FLOATS
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
@@ -48,14 +48,14 @@ def find_tree(location: str | os.PathLike) -> epath.Path | None:
     """
     if is_url(location) and not os.fspath(location).startswith("gs://"):
         return None
-    folder = place(location)
-    names = entries(folder)
+    folder = resolve(location)
+    names = list_dir(folder)
     if (found := _tree_in(folder, names)) is not None:
         return found
-    below = entries(folder / _STEPS) if _STEPS in names else {}
+    below = list_dir(folder / _STEPS) if _STEPS in names else {}
     for parent, inside in ((folder / _STEPS, below), (folder, names)):
         for step in sorted((name for name in inside if re.fullmatch(r"\d+", name)), key=int, reverse=True):
-            files = entries(parent / step)
+            files = list_dir(parent / step)
             # On a disk a step gets its name when it is whole; under gs:// it gets this file then.
             whole = COMMITTED in files or not is_url(folder)
             if whole and (found := _tree_in(parent / step, files)) is not None:
@@ -67,10 +67,10 @@ def _tree_in(folder: epath.Path, names: Collection[str]) -> epath.Path | None:
     """`folder` or its item with `_METADATA`."""
     if METADATA in names:
         return folder
-    return next((folder / item for item in _ITEMS if item in names and METADATA in entries(folder / item)), None)
+    return next((folder / item for item in _ITEMS if item in names and METADATA in list_dir(folder / item)), None)
 
 
-class OrbaxSource(Source):
+class OrbaxSource(CheckpointSource):
     """The parameters in an Orbax folder; optimizer and other state beside them is not touched."""
 
     def __init__(self, location: str | os.PathLike, tree: epath.Path | None = None):
@@ -110,7 +110,7 @@ class OrbaxSource(Source):
         """The folder itself, or a copy of it for as long as this source is there."""
         if not is_url(assets) or not exists(assets):
             return pathlib.Path(assets)
-        self._copy = Folder(assets)
+        self._copy = HfFolder(assets)
         return self._copy.local
 
     def _open(self, metadata: dict[str, Any]) -> dict[str, ts.TensorStore]:
@@ -118,14 +118,14 @@ class OrbaxSource(Source):
         missing = [path for path in self.leaves if path not in keys]
         unexpected = [path for path in keys if path not in self.leaves]
         context = ts.Context(_GCS_CACHE if is_url(self.tree) else {})
-        ocdbt = "manifest.ocdbt" in entries(self.tree)
+        ocdbt = "manifest.ocdbt" in list_dir(self.tree)
         try:
             futures = {
                 path: ts.open(self._spec(keys[path], metadata, ocdbt), read=True, open=True, context=context)
                 for path in self.leaves
                 if path in keys
             }
-            with reaching(self.location):
+            with translate_io_errors(self.location):
                 stores = {path: future.result() for path, future in futures.items()}
         except (ValueError, RuntimeError, OSError) as error:
             raise InputError(f"{self.tree}: an array is damaged ({str(error).splitlines()[0]}); restore it") from None
@@ -187,9 +187,9 @@ class OrbaxSource(Source):
         store = self._stores[leaf]
         return store if layer is None else store[layer]
 
-    def stamps(self) -> list:
+    def fingerprints(self) -> list:
         """See `Source.stamps`."""
-        return file_stamps([os.fspath(self.tree / METADATA), os.fspath(self.info_path)])
+        return file_fingerprints([os.fspath(self.tree / METADATA), os.fspath(self.info_path)])
 
 
 def model_info(config: ModelConfig, parts: Sequence[str], files_kind: str) -> str:

@@ -17,13 +17,13 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import tensorstore as ts
 
-from vl3_jax.checkpoint.assets import carry_files
 from vl3_jax.checkpoint.jobs import BucketJob, Job, open_job, writing
 from vl3_jax.checkpoint.names import LeafSpec
 from vl3_jax.checkpoint.orbax_tree import ASSETS, COMMITTED, METADATA, MODEL_INFO, model_info, tree_key
-from vl3_jax.checkpoint.places import entries, is_url, kvstore, place
+from vl3_jax.checkpoint.paths import is_url, kvstore, list_dir, resolve
 from vl3_jax.checkpoint.progress import note, progress_bar
-from vl3_jax.checkpoint.sources import Source
+from vl3_jax.checkpoint.sidecar_files import copy_sidecar_files
+from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.transpose import scratch
 from vl3_jax.errors import InputError
 
@@ -36,7 +36,7 @@ WORKERS = max(2, min(4, os.cpu_count() or 2))
 
 
 def write_orbax(
-    source: Source,
+    source: CheckpointSource,
     target: str | os.PathLike,
     dtype: np.dtype | None = None,
     quiet: bool = False,
@@ -59,11 +59,12 @@ def write_orbax(
             return
         report_casts(source, dtypes)
         pieces = [(path, tensor.layer) for path, spec in source.leaves.items() for tensor in spec.tensors]
-        found = functools.cache(lambda path: entries(job.folder / _array_name(path)))
+        found = functools.cache(lambda path: list_dir(job.folder / _array_name(path)))
         left = [
             (path, layer)
             for path, layer in pieces
-            if not job.claims((path, layer)) or not _chunks_there(found(path), source.leaves[path], layer, dtypes[path])
+            if not job.is_done((path, layer))
+            or not _chunks_there(found(path), source.leaves[path], layer, dtypes[path])
         ]
         sizes = {(p, layer): _slice_size(source.leaves[p], layer) * dtypes[p].itemsize for p, layer in pieces}
         job.check_space(sum(sizes[piece] for piece in left))
@@ -77,7 +78,7 @@ def write_orbax(
         job.commit()
 
 
-def report_casts(source: Source, dtypes: dict[str, np.dtype]) -> None:
+def report_casts(source: CheckpointSource, dtypes: dict[str, np.dtype]) -> None:
     """One line for each pair of dtypes that the job casts between."""
     casts: dict[tuple[str, str], int] = {}
     for path, target in dtypes.items():
@@ -88,7 +89,7 @@ def report_casts(source: Source, dtypes: dict[str, np.dtype]) -> None:
         note(f"note: {count} of {len(dtypes)} leaves are cast from {before} to {after}")
 
 
-def _write_pieces(source: Source, job: Job | BucketJob, pieces, dtypes, sizes, bar) -> None:
+def _write_pieces(source: CheckpointSource, job: Job | BucketJob, pieces, dtypes, sizes, bar) -> None:
     context = ts.Context({"file_io_sync": False})
     specs = {path: _array_spec(job.folder, spec, dtypes[path]) for path, spec in source.leaves.items()}
     opened = {path: ts.open(spec, open=True, create=True, context=context) for path, spec in specs.items()}
@@ -103,7 +104,7 @@ def _write_pieces(source: Source, job: Job | BucketJob, pieces, dtypes, sizes, b
             if source.has_nan(path, layer):
                 nan_leaves.add(path if layer is None else f"{path}[{layer}]")
             _write_slice(source, path, layer, stores[path] if layer is None else stores[path][layer], dtypes[path])
-            job.mark(piece)
+            job.mark_done(piece)
             bar.update(sizes[piece])
         except BaseException:
             stop.set()
@@ -119,7 +120,9 @@ def _write_pieces(source: Source, job: Job | BucketJob, pieces, dtypes, sizes, b
     warn_nan(source.location, nan_leaves)
 
 
-def _write_slice(source: Source, path: str, layer: int | None, store: ts.TensorStore, dtype: np.dtype) -> None:
+def _write_slice(
+    source: CheckpointSource, path: str, layer: int | None, store: ts.TensorStore, dtype: np.dtype
+) -> None:
     """One layer, or one unstacked leaf, a few whole chunks at a time."""
     axis = _CHUNK_AXIS.get(path, 0)
     chunk = store.chunk_layout.write_chunk.shape[axis]
@@ -191,9 +194,9 @@ def _chunks_there(found: Mapping[str, int], spec: LeafSpec, layer: int | None, d
     return True
 
 
-def _finish(source: Source, job: Job | BucketJob, dtypes: dict[str, np.dtype]) -> None:
+def _finish(source: CheckpointSource, job: Job | BucketJob, dtypes: dict[str, np.dtype]) -> None:
     """Everything small; what makes the folder a checkpoint comes last."""
-    carry_files(source.files, job.folder / ASSETS)
+    copy_sidecar_files(source.files, job.folder / ASSETS)
     (job.folder / MODEL_INFO).write_text(model_info(source.config, source.parts, source.files_kind))
     entries = {}
     for path, spec in source.leaves.items():
@@ -223,13 +226,13 @@ def _finish(source: Source, job: Job | BucketJob, dtypes: dict[str, np.dtype]) -
     (job.folder / METADATA).write_text(json.dumps(tree))
 
 
-def write_model_info(folder: str | os.PathLike, source: Source) -> None:
+def write_model_info(folder: str | os.PathLike, source: CheckpointSource) -> None:
     """Puts `vl3.json` and the carried files of `source` into `folder`, say a training workdir.
 
     Orbax checkpoints below it are then read by `vl3_jax.load`, `vl3 convert export` and the rest.
     """
-    folder = place(folder)
+    folder = resolve(folder)
     if not is_url(folder) and not folder.is_dir():
         raise InputError(f"{folder}: no such folder; create it first")
-    carry_files(source.files, folder / ASSETS)
+    copy_sidecar_files(source.files, folder / ASSETS)
     (folder / MODEL_INFO).write_text(model_info(source.config, source.parts, source.files_kind))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorstore as ts
 
-from vl3_jax.checkpoint.hf_files import file_stamps, fold_names
+from vl3_jax.checkpoint.hf_files import file_fingerprints, fold_names
 from vl3_jax.checkpoint.names import PARTS, LeafSpec, NameMap, is_droppable, name_map
 from vl3_jax.checkpoint.progress import note
 from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles
@@ -19,7 +19,7 @@ from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
 
 
-class Source(abc.ABC):
+class CheckpointSource(abc.ABC):
     """What `load`, `convert`, `export`, `inspect` and `verify` read from.
 
     Attributes:
@@ -46,7 +46,7 @@ class Source(abc.ABC):
         """One layer of a stacked leaf, or a whole leaf (`layer` None), in the leaf's own axes; nothing read yet."""
 
     @abc.abstractmethod
-    def stamps(self) -> list:
+    def fingerprints(self) -> list:
         """What a resumed job compares to know that the source is the same."""
 
     def read(self, leaf: str, layer: int | None, part: tuple[slice, ...], out: np.ndarray) -> None:
@@ -71,11 +71,11 @@ class Source(abc.ABC):
         return {"vision", "projector", "llm"} <= set(self.parts)
 
     def fingerprint(self, **extra) -> str:
-        content = json.dumps([self.kind, self.stamps(), sorted(extra.items())], default=str)
+        content = json.dumps([self.kind, self.fingerprints(), sorted(extra.items())], default=str)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-class TensorSource(Source):
+class TensorSource(CheckpointSource):
     """Hugging Face tensors seen through the name map."""
 
     def __init__(
@@ -154,10 +154,10 @@ class TensorSource(Source):
         """See `Source.has_nan`."""
         return contains_nan(self.tensors.array(self._places[leaf, layer].name))
 
-    def stamps(self) -> list:
+    def fingerprints(self) -> list:
         """See `Source.stamps`."""
         config = self.files / "config.json"
-        return file_stamps([*self.tensors.paths, *([os.fspath(config)] if config.exists() else [])])
+        return file_fingerprints([*self.tensors.paths, *([os.fspath(config)] if config.exists() else [])])
 
 
 def as_store(array: np.ndarray) -> ts.TensorStore:

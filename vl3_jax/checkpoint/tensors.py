@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
-from vl3_jax.checkpoint.places import is_url, open_url
+from vl3_jax.checkpoint.paths import is_url, open_url
 from vl3_jax.errors import InputError
 
 # Names in a safetensors header; the ones a model may be stored in are `FLOATS`.

@@ -7,7 +7,7 @@ import numpy as np
 import tensorstore as ts
 
 from vl3_jax.checkpoint.progress import progress_bar
-from vl3_jax.checkpoint.sources import Source
+from vl3_jax.checkpoint.sources import CheckpointSource
 
 # Sizes that the parameters and the forward pass do not depend on.
 _HARMLESS = {"max_position_embeddings"}
@@ -37,7 +37,9 @@ class _Difference:
     count: int
 
 
-def compare(a: Source, b: Source, tolerance: float = 0.0, logits: bool = True, quiet: bool = False) -> Comparison:
+def compare(
+    a: CheckpointSource, b: CheckpointSource, tolerance: float = 0.0, logits: bool = True, quiet: bool = False
+) -> Comparison:
     """Compares two checkpoints of any kind, slice by slice.
 
     Args:
@@ -77,11 +79,11 @@ def compare(a: Source, b: Source, tolerance: float = 0.0, logits: bool = True, q
     return Comparison(equal, [*lines, *summary, "equal" if equal else "DIFFERENT"])
 
 
-def _absent(one: Source, other: Source) -> list[str]:
+def _absent(one: CheckpointSource, other: CheckpointSource) -> list[str]:
     return [path for path in one.leaves if path not in other.leaves]
 
 
-def _config_differences(a: Source, b: Source) -> Iterator[str]:
+def _config_differences(a: CheckpointSource, b: CheckpointSource) -> Iterator[str]:
     sections = [("text", "llm"), ("vision", "vision")]
     for section, part in sections:
         if part not in a.parts or part not in b.parts:
@@ -93,7 +95,9 @@ def _config_differences(a: Source, b: Source) -> Iterator[str]:
                 yield f"{section}.{field.name} is {values[0]} and {values[1]}"
 
 
-def _compare_values(a: Source, b: Source, paths, tolerance: float, quiet: bool) -> tuple[list[_Difference], int]:
+def _compare_values(
+    a: CheckpointSource, b: CheckpointSource, paths, tolerance: float, quiet: bool
+) -> tuple[list[_Difference], int]:
     found, count = [], sum(a.leaves[path].size for path in paths)
     with progress_bar(
         sum(a.leaves[path].size * a.dtypes[path].itemsize for path in paths), "verify", quiet=quiet
@@ -147,7 +151,7 @@ def _describe(difference: _Difference) -> str:
     )
 
 
-def _compare_logits(a: Source, b: Source, tolerance: float) -> tuple[bool, str]:
+def _compare_logits(a: CheckpointSource, b: CheckpointSource, tolerance: float) -> tuple[bool, str]:
     first, second = builtin_logits(a), builtin_logits(b)
     worst = float(np.abs(first - second).max())
     scale = float(np.sqrt(np.mean(first**2))) or 1.0
@@ -160,7 +164,7 @@ def _compare_logits(a: Source, b: Source, tolerance: float) -> tuple[bool, str]:
     return same, text
 
 
-def builtin_logits(source: Source) -> np.ndarray:
+def builtin_logits(source: CheckpointSource) -> np.ndarray:
     """[L, vocab] float32 logits of one small picture and some text, the same for every model of the same shape."""
     import jax
     import jax.numpy as jnp

@@ -45,9 +45,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.rounds is not None and arguments.rounds < 1:
         raise InputError(f"--rounds {arguments.rounds}: give 1 or more")
     _check_model(arguments.model)
-    from vl3_jax.bench import picture
+    from vl3_jax.bench import chart
 
-    picture.check()
+    chart.check()
     folder = pathlib.Path(arguments.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{name} ...", file=sys.stderr, flush=True)
         table = bench.measure(name, settings)
         print(table.rendered(settings.peak), flush=True)
-        picture.write(table, folder / f"{name}.png")
+        chart.write(table, folder / f"{name}.png")
         found["tables"].append(table.as_json(settings.peak))
         (folder / RESULTS).write_text(json.dumps(found, indent=1) + "\n")
     print(f"\n{folder / RESULTS}, and a picture of each table beside it")

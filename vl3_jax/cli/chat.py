@@ -6,7 +6,7 @@ from typing import Any
 
 from vl3_jax.cli import generation_flags
 from vl3_jax.errors import InputError
-from vl3_jax.processing.images import open_picture
+from vl3_jax.processing.images import open_image
 from vl3_jax.processing.videos import open_video
 
 HELP = """/image FILE   show a picture with the next question
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Reads questions from stdin until its end; a failed turn is reported and leaves the history as it was."""
     settings = generation_flags.settings(arguments)
-    conversation = Conversation(generation_flags.load_model(arguments), arguments.system, settings)
+    conversation = ChatSession(generation_flags.load_model(arguments), arguments.system, settings)
     if sys.stdin.isatty():
         print(f"{HELP}\n")
     while True:
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
             print("\n(stopped; the turn is forgotten)")
 
 
-class Conversation:
+class ChatSession:
     """The history of one chat and the media waiting for the next question."""
 
     def __init__(self, assistant, system: str | None, settings: dict[str, Any]):
@@ -77,7 +77,7 @@ class Conversation:
     def _add_medium(self, kind: str, path: str) -> None:
         if not path:
             raise InputError(f"/{kind} needs a file")
-        open_picture(path) if kind == "image" else open_video(path)
+        open_image(path) if kind == "image" else open_video(path)
         self._media.append({"type": kind, kind: path})
         print(f"({path} goes with the next question)")
 

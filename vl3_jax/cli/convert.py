@@ -79,9 +79,9 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    from vl3_jax.checkpoint import StartSource, write_orbax
+    from vl3_jax.checkpoint import InitSource, write_orbax
 
-    source = StartSource(arguments.vision, arguments.llm, arguments.seed, arguments.token)
+    source = InitSource(arguments.vision, arguments.llm, arguments.seed, arguments.token)
     write_orbax(source, arguments.target, _dtype(arguments.dtype))
     return 0
 

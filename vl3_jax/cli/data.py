@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from tqdm import tqdm
 
 from data_pipelines import mixtures
-from data_pipelines.corpus import Corpus, Entry, missing, open_corpus, require_present
-from data_pipelines.examples import Examples
-from data_pipelines.problems import ProblemLog, to_json
+from data_pipelines.mixture_dataset import DatasetSpec, MixtureDataset, missing_files, open_mixture, require_present
+from data_pipelines.sample_builder import SampleBuilder
+from data_pipelines.sample_errors import SampleErrorLog, to_json
 from vl3_jax import config_file
 from vl3_jax.errors import InputError
 
@@ -83,42 +83,40 @@ def _config(arguments: argparse.Namespace):
     return config_file.changed(config, arguments.set)
 
 
-def _entries(arguments: argparse.Namespace, config) -> list[Entry]:
-    entries = mixtures.entries_of(config)
-    absent = missing(entries)
+def _entries(arguments: argparse.Namespace, config) -> list[DatasetSpec]:
+    specs = mixtures.dataset_specs(config)
+    absent = missing_files(specs)
     if not arguments.skip_missing:
-        require_present(entries)
+        require_present(specs)
     for name, path in absent.items():
         _say(f"left out: {name} ({path} is not there)")
-    present = [entry for entry in entries if entry.name not in absent]
+    present = [spec for spec in specs if spec.name not in absent]
     if not present:
         raise InputError("none of the data sets is there; set `root` to the folder they are in")
     return present
 
 
-def _corpus(arguments: argparse.Namespace) -> Corpus:
+def _corpus(arguments: argparse.Namespace) -> MixtureDataset:
     config = _config(arguments)
-    examples = Examples(arguments.tokenizer, mixtures.settings_of(config))
-    return open_corpus(_entries(arguments, config), examples)
+    examples = SampleBuilder(arguments.tokenizer, mixtures.data_settings(config))
+    return open_mixture(_entries(arguments, config), examples)
 
 
 def _index(arguments: argparse.Namespace) -> int:
     from data_pipelines.indexing import build_index
-    from data_pipelines.media import Media
+    from data_pipelines.media_resolver import MediaResolver
 
     config = _config(arguments)
-    examples = Examples(arguments.tokenizer, mixtures.settings_of(config))
-    log = ProblemLog()
-    for entry in _entries(arguments, config):
-        source, media = entry.open(), Media(entry.media)
-        with _bar(entry.name) as progress:
-            index = build_index(
-                source, media, examples, entry.index_folder, arguments.kept, arguments.workers, progress
-            )
+    examples = SampleBuilder(arguments.tokenizer, mixtures.data_settings(config))
+    log = SampleErrorLog()
+    for spec in _entries(arguments, config):
+        source, media = spec.open(), MediaResolver(spec.media)
+        with _bar(spec.name) as progress:
+            index = build_index(source, media, examples, spec.index_folder, arguments.kept, arguments.workers, progress)
         log.add(index.problems(), len(index))
-        print(f"{entry.name}: {len(index):,} samples, {int((~index.good).sum()):,} bad, {index.folder}")
-        if entry.size and abs(len(index) - entry.size) > _UNLIKE * entry.size:
-            _say(f"{entry.name}: about {entry.size:,} samples were expected; is this the whole file?")
+        print(f"{spec.name}: {len(index):,} samples, {int((~index.good).sum()):,} bad, {index.folder}")
+        if spec.size and abs(len(index) - spec.size) > _UNLIKE * spec.size:
+            _say(f"{spec.name}: about {spec.size:,} samples were expected; is this the whole file?")
     if log.bad:
         _say(log.table())
     return 0
@@ -127,11 +125,11 @@ def _index(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from data_pipelines.checking import check
 
-    log = ProblemLog()
+    log = SampleErrorLog()
     lines = []
-    for entry in _entries(arguments, _config(arguments)):
-        with _bar(entry.name) as progress:
-            seen, problems = check(entry, not arguments.quick, arguments.workers, progress)
+    for spec in _entries(arguments, _config(arguments)):
+        with _bar(spec.name) as progress:
+            seen, problems = check(spec, not arguments.quick, arguments.workers, progress)
         log.add(problems, seen)
         lines += [to_json(problem) + "\n" for problem in problems]
     if arguments.report:
@@ -149,25 +147,25 @@ def _stats(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from data_pipelines.loader import Assembler
-    from data_pipelines.picture import row_picture
-    from data_pipelines.schedule import Schedule
+    from data_pipelines.loader import BatchBuilder
+    from data_pipelines.row_image import render_row
+    from data_pipelines.step_plan import StepPlan
 
-    corpus = _corpus(arguments)
-    schedule = Schedule(corpus, 1)
+    mixture = _corpus(arguments)
+    schedule = StepPlan(mixture, 1)
     if not 0 <= arguments.row < len(schedule):
         raise InputError(f"row {arguments.row}: the plan has rows 0 to {len(schedule) - 1}")
-    element = Assembler(corpus, schedule, slice(0, 1))(arguments.row)
-    row_picture(element).save(arguments.out)
+    element = BatchBuilder(mixture, schedule, slice(0, 1))(arguments.row)
+    render_row(element).save(arguments.out)
     segments, weights = element["segment_ids"][0], element["loss_weight"][0]
     vision = element["vision_slot"][0] >= 0
     for segment, number in enumerate(schedule[arguments.row].rows[0].tolist(), start=1):
         here = segments == segment
         learned = element["targets"][0][here & (weights > 0)]
-        answer = " ".join(corpus.examples.tokenizer.decode(learned.tolist()).split())
-        dataset, local = corpus.locate(number)
+        answer = " ".join(mixture.examples.tokenizer.decode(learned.tolist()).split())
+        dataset, local = mixture.locate(number)
         of_vision = int(vision[here].sum())
-        print(f"{segment:3} {dataset.entry.name} #{local + 1}: {int(here.sum())} tokens, {of_vision} of vision")
+        print(f"{segment:3} {dataset.spec.name} #{local + 1}: {int(here.sum())} tokens, {of_vision} of vision")
         print(f"    learns {len(learned)}: {answer[:100]}")
     print(f"{int((segments > 0).sum())} of {len(segments)} tokens used; drawn to {arguments.out}")
     for line in element["_problems"].tobytes().decode().splitlines():
@@ -176,17 +174,17 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _write(arguments: argparse.Namespace) -> int:
-    from data_pipelines.writing import write
+    from data_pipelines.shard_writer import write
 
-    log = ProblemLog()
-    for entry in _entries(arguments, _config(arguments)):
-        with _bar(entry.name) as progress:
+    log = SampleErrorLog()
+    for spec in _entries(arguments, _config(arguments)):
+        with _bar(spec.name) as progress:
             shards, seen, problems = write(
-                entry, arguments.out, arguments.samples_per_shard, arguments.workers, progress
+                spec, arguments.out, arguments.samples_per_shard, arguments.workers, progress
             )
         log.add(problems, seen)
         size = sum(shard.stat().st_size for shard in shards)
-        print(f"{entry.name}: {len(shards)} shards, {size / 1e6:.1f} MB in {arguments.out}")
+        print(f"{spec.name}: {len(shards)} shards, {size / 1e6:.1f} MB in {arguments.out}")
     if log.bad:
         _say(log.table())
     return 0

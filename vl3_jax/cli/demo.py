@@ -30,18 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Asks, prints and writes the report."""
-    from vl3_jax.checkpoint import packaged
-    from vl3_jax.evaluation.answering import Answerer
-    from vl3_jax.inference.assistant import load
+    from vl3_jax.checkpoint import bundled
+    from vl3_jax.evaluation.batch_generator import BatchGenerator
+    from vl3_jax.inference.chat_model import load
 
     report = pathlib.Path(arguments.out)
     if not report.absolute().parent.is_dir():
         raise InputError(f"{report}: there is no folder {report.parent}; make it or choose another --out")
     if arguments.seed < 0:
         raise InputError(f"seed {arguments.seed}: give 0 or more")
-    model = arguments.model or packaged.NANO
+    model = arguments.model or bundled.NANO
     assistant = load(model)
-    answerer = Answerer(assistant, batch=1)
+    answerer = BatchGenerator(assistant, batch=1)
     size = f"{model}, {assistant.engine.model.config.num_parameters:,} parameters"
     print(f"{size}; seconds include compiling, which a second run does without")
     outcomes = []
@@ -57,24 +57,24 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\n{right} of {len(outcomes)} right; pictures, clips and answers are in {report}")
 
 
-def answered(answerer, task: str, seed: int, max_new_tokens: int) -> demo_report.Outcome:
+def answered(answerer, task: str, seed: int, max_new_tokens: int) -> demo_report.DemoAnswer:
     """Asks the first held-out question of a task and a seed.
 
     Args:
-      answerer: see `vl3_jax.evaluation.answering`.
+      answerer: see `vl3_jax.evaluation.batch_generator`.
       task: of the synthetic tasks.
       seed: of the question.
       max_new_tokens: of the answer.
     """
     from data_pipelines.synthetic.registry import STREAM, TASKS, example
-    from vl3_jax.evaluation import nano, streams
+    from vl3_jax.evaluation import live_streams, nano_tasks
 
     drawn = example(task, "test", seed, 0)
-    question = nano.question(task, drawn, 0)
+    question = nano_tasks.question(task, drawn, 0)
     truth = question.truth
     started = time.perf_counter()
     if TASKS[task].media == STREAM:
-        (stream,) = streams.watch(answerer, [(question.media(), question.text)], max_new_tokens)
+        (stream,) = live_streams.run_streams(answerer, [(question.media(), question.text)], max_new_tokens)
         visuals, answer, prompt, new = [stream.visual], stream.words, len(stream.tokens), stream.new_tokens
         right, note, boxes = [_plain(word) for word in answer] == [_plain(word) for word in truth["words"]], "", {}
     else:
@@ -86,7 +86,7 @@ def answered(answerer, task: str, seed: int, max_new_tokens: int) -> demo_report
     seconds = time.perf_counter() - started
     kept, before = sum(one.num_tokens for one in visuals), sum(len(one.keep) for one in visuals)
     facts = f"{kept} of {before} vision tokens kept, {prompt} tokens of prompt, {new} of answer, {seconds:.2f} s"
-    return demo_report.Outcome(
+    return demo_report.DemoAnswer(
         task=task,
         question=question.text,
         answer=answer,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from data_pipelines.picture import assembled
+from data_pipelines.row_image import assembled
 from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import Visual, block_coordinates
 
@@ -33,7 +33,7 @@ dd { margin: 0 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class DemoAnswer:
     """One question, answered.
 
     Attributes:
@@ -61,7 +61,7 @@ class Outcome:
     facts: str
 
 
-def write(path: str | os.PathLike, outcomes: Sequence[Outcome], model: str) -> None:
+def write(path: str | os.PathLike, outcomes: Sequence[DemoAnswer], model: str) -> None:
     """Writes the report. InputError if it cannot be written."""
     right = sum(one.right for one in outcomes)
     sections = "\n".join(_section(number, one) for number, one in enumerate(outcomes, start=1))
@@ -97,7 +97,7 @@ def shown_frames(visual: Visual) -> list[np.ndarray]:
     return [assembled(one, places, here) for one, here in zip(patches, kept, strict=True)]
 
 
-def _section(number: int, one: Outcome) -> str:
+def _section(number: int, one: DemoAnswer) -> str:
     figures = "\n".join(_figures(one))
     verdict = "right" if one.right else "wrong"
     note = f" ({html.escape(one.note)})" if one.note else ""
@@ -111,7 +111,7 @@ def _section(number: int, one: Outcome) -> str:
 </section>"""
 
 
-def _figures(one: Outcome) -> list[str]:
+def _figures(one: DemoAnswer) -> list[str]:
     frames = [frame for visual in one.visuals for frame in shown_frames(visual)]
     words = one.answer if isinstance(one.answer, list) else [None] * len(frames)
     figures = []

@@ -5,7 +5,7 @@ import pathlib
 import sys
 import time
 
-from data_pipelines.synthetic.bank import SPLITS
+from data_pipelines.synthetic.image_pool import SPLITS
 from vl3_jax.cli import generation_flags
 from vl3_jax.errors import InputError
 
@@ -43,12 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Asks, scores and prints the table."""
-    from vl3_jax.evaluation import records, scores
+    from vl3_jax.evaluation import answer_file, scores
 
     if arguments.score_only:
         if arguments.model or arguments.tasks:
             raise InputError("--score-only has its answers already; leave --model and --tasks out")
-        found = scores.score(records.read(arguments.score_only))
+        found = scores.score(answer_file.read(arguments.score_only))
         folder = arguments.out or pathlib.Path(arguments.score_only).parent
     else:
         found = scores.score(_answers(arguments))
@@ -62,26 +62,26 @@ def _answers(arguments: argparse.Namespace) -> list[dict]:
     from tqdm import tqdm
 
     from vl3_jax.checkpoint import open_source
-    from vl3_jax.evaluation import answering, records, runner, tasks
-    from vl3_jax.inference.assistant import load
+    from vl3_jax.evaluation import answer_file, batch_generator, runner, tasks
     from vl3_jax.inference.buckets import power_of_two
+    from vl3_jax.inference.chat_model import load
 
     for name in ("model", "tasks", "out"):
         if not getattr(arguments, name):
             raise InputError(f"give --{name}, or --score-only with a file of answers")
     if arguments.batch is not None and arguments.batch < 1:
         raise InputError(f"--batch {arguments.batch}: give 1 or more")
-    selection = tasks.Selection(arguments.count, arguments.seed, arguments.split, arguments.pictures)
+    selection = tasks.QuestionSelection(arguments.count, arguments.seed, arguments.split, arguments.images)
     chosen = tasks.find(name.strip() for name in arguments.tasks.split(","))
     asked = runner.questions_of(chosen, selection, arguments.blind)
     settings = {name: getattr(arguments, name) for name in ("model", "dtype", "quantize", *vars(selection))}
     settings |= {"prune": not arguments.no_prune, "blind": arguments.blind}
     settings["checkpoint"] = open_source(arguments.model, token=arguments.token).fingerprint()
     wanted = {task.name for task, _ in asked}
-    with records.AnswerFile(arguments.out, settings) as answers:
+    with answer_file.AnswerFile(arguments.out, settings) as answers:
         assistant = load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, token=arguments.token)
-        batch = min(arguments.batch or answering.BATCH, power_of_two(selection.count))
-        answerer = answering.Answerer(assistant, batch, prune=not arguments.no_prune)
+        batch = min(arguments.batch or batch_generator.BATCH, power_of_two(selection.count))
+        answerer = batch_generator.BatchGenerator(assistant, batch, prune=not arguments.no_prune)
         started = time.perf_counter()
         interval = 0.5 if sys.stderr.isatty() else 10.0
         total = sum(len(questions) for _, questions in asked)

@@ -64,7 +64,7 @@ DECODING = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "repetiti
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the flags ask of `Assistant.answer`; flags not given are left out."""
+    """What the flags ask of `ChatModel.answer`; flags not given are left out."""
     chosen = {name: getattr(arguments, name) for name in (*MEDIA, *DECODING)}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if arguments.no_prune:
@@ -74,7 +74,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def load_model(arguments: argparse.Namespace):
     """Loads --model, telling a terminal what is going on: loading, decoding frames, compiling."""
-    from vl3_jax.inference.assistant import load
+    from vl3_jax.inference.chat_model import load
 
     if not sys.stderr.isatty():
         return load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, token=arguments.token)
@@ -84,7 +84,7 @@ def load_model(arguments: argparse.Namespace):
         quantize=arguments.quantize,
         token=arguments.token,
         quiet=False,
-        notify=say,
+        on_status=say,
     )
     assistant.processor.on_frame = show_frames
     return assistant

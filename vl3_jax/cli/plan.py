@@ -43,35 +43,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints plans."""
     from vl3_jax.errors import InputError
-    from vl3_jax.parallel.topologies import topology
+    from vl3_jax.parallel.topologies import parse_topology
 
     if not 0 < arguments.mfu <= 1:
         raise InputError(f"--mfu {arguments.mfu}; give a share of the peak, above 0 and at most 1")
-    slice_ = topology(arguments.topology, arguments.slices)
-    return _serve(arguments, slice_) if arguments.serve else _train(arguments, slice_)
+    topology = parse_topology(arguments.topology, arguments.slices)
+    return _serve(arguments, topology) if arguments.serve else _train(arguments, topology)
 
 
-def _serve(arguments: argparse.Namespace, slice_) -> int:
+def _serve(arguments: argparse.Namespace, topology) -> int:
     from vl3_jax.errors import InputError
-    from vl3_jax.planning.serving import Load, plan_serving
+    from vl3_jax.planning.plan_serving import Workload, plan_serving
 
     sizes = (arguments.rows, arguments.prompt, arguments.new, arguments.patches)
     if min(sizes) < 1:
         raise InputError("--rows, --prompt, --new and --patches: give 1 or more")
-    plan = plan_serving(arguments.serve, slice_, Load(*sizes), _mesh(arguments.mesh), arguments.quantize)
+    plan = plan_serving(arguments.serve, topology, Workload(*sizes), _mesh(arguments.mesh), arguments.quantize)
     print(json.dumps(plan.as_json()) if arguments.json else plan)
     return 0 if plan.fits else 1
 
 
-def _train(arguments: argparse.Namespace, slice_) -> int:
+def _train(arguments: argparse.Namespace, topology) -> int:
     from vl3_jax import config_file
     from vl3_jax.planning import report, search
-    from vl3_jax.planning.record import Record
+    from vl3_jax.planning.plan_cache import PlanCache
 
-    config, planner = config_file.load(arguments.config, arguments.set), Record(arguments.record)
+    config, planner = config_file.load(arguments.config, arguments.set), PlanCache(arguments.record)
     if arguments.search:
-        return _search(arguments, config, slice_, planner)
-    plan = planner(config, slice_)
+        return _search(arguments, config, topology, planner)
+    plan = planner(config, topology)
     change = fitting = None
     if not (plan.fits or arguments.no_change):
         print("it does not fit; looking for a change that makes it", file=sys.stderr)
@@ -87,13 +87,13 @@ def _train(arguments: argparse.Namespace, slice_) -> int:
     return 0 if plan.fits else 1
 
 
-def _search(arguments: argparse.Namespace, config, slice_, planner) -> int:
+def _search(arguments: argparse.Namespace, config, topology, planner) -> int:
     from tqdm import tqdm
 
     from vl3_jax.planning import report, search
 
     found = []
-    with tqdm(search.search(config, slice_, planner), total=len(search.candidates(slice_)), unit=" plans") as bar:
+    with tqdm(search.search(config, topology, planner), total=len(search.candidates(topology)), unit=" plans") as bar:
         try:
             for one, plan in bar:
                 found.append((one, plan))

@@ -5,7 +5,7 @@ import os
 
 EPILOG = """examples:
   vl3 train --config configs/stage1_2b.py:mock --workdir /tmp/stage1
-  vl3 train --config configs/stage4_2b.py --workdir gs://bucket/stage4 --config.start=gs://bucket/stage3 \\
+  vl3 train --config configs/stage4_2b.py --workdir gs://bucket/stage4 --config.init_from=gs://bucket/stage3 \\
       --config.data.root=/data --config.mesh.fsdp=16 --config.mesh.data=-1
   vl3 ask --model WORKDIR --image photo.jpg "What is this?"
 

@@ -4,20 +4,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.answering import Answerer
-from vl3_jax.evaluation.records import AnswerFile
-from vl3_jax.evaluation.streams import watch
-from vl3_jax.evaluation.tasks import Question, Selection, Task, blind
-from vl3_jax.processing.processor import Processed
+from vl3_jax.evaluation.answer_file import AnswerFile
+from vl3_jax.evaluation.batch_generator import BatchGenerator
+from vl3_jax.evaluation.live_streams import run_streams
+from vl3_jax.evaluation.tasks import EvalTask, Question, QuestionSelection
+from vl3_jax.processing.processor import ProcessorOutput
 
 _BATCHES_AT_ONCE = 8  # as many are drawn and sorted by size together; with more, media would fill the memory
 _STREAM_BATCHES_AT_ONCE = 2
 
 
-Asked = list[tuple[Task, list[Question]]]
+Asked = list[tuple[EvalTask, list[Question]]]
 
 
-def questions_of(tasks: Sequence[Task], selection: Selection, without_media: bool = False) -> Asked:
+def questions_of(tasks: Sequence[EvalTask], selection: QuestionSelection, without_media: bool = False) -> Asked:
     """The questions of each task.
 
     Args:
@@ -33,11 +33,11 @@ def questions_of(tasks: Sequence[Task], selection: Selection, without_media: boo
     tasks = [task for task in tasks if task.has_media]
     if not tasks:
         raise InputError("a blind check needs tasks with media; these have none")
-    return [(task, blind(task.questions(selection))) for task in tasks]
+    return [(task, without_media(task.questions(selection))) for task in tasks]
 
 
 def ask(
-    answerer: Answerer,
+    answerer: BatchGenerator,
     asked: Asked,
     answers: AnswerFile,
     on_progress: Callable[[str, int], None] = lambda task, done: None,
@@ -67,17 +67,17 @@ def ask(
     return new
 
 
-def _answered(answerer: Answerer, task: Task, questions: Sequence[Question]):
+def _answered(answerer: BatchGenerator, task: EvalTask, questions: Sequence[Question]):
     """Records of a task's questions, some at a time, not in their order."""
-    together = answerer.rows(task.rooms) * (_STREAM_BATCHES_AT_ONCE if task.is_stream else _BATCHES_AT_ONCE)
+    together = answerer.rows(task.bucket_sizes) * (_STREAM_BATCHES_AT_ONCE if task.is_stream else _BATCHES_AT_ONCE)
     for some in _batched(questions, together):
         if task.is_stream:
             yield _stream_records(answerer, task, some)
             continue
         processed = [(one, answerer.process(one.media(), one.text)) for one in some]
         processed.sort(key=lambda pair: _size(pair[1]))
-        for chunk in _batched(processed, answerer.rows(task.rooms)):
-            replies = answerer.answer([shown.sample for _, shown in chunk], task.max_new_tokens, task.rooms)
+        for chunk in _batched(processed, answerer.rows(task.bucket_sizes)):
+            replies = answerer.answer([shown.sample for _, shown in chunk], task.max_new_tokens, task.bucket_sizes)
             yield [
                 _record(task, question, reply.text)
                 | {"finish_reason": reply.finish_reason, "new_tokens": reply.new_tokens}
@@ -86,8 +86,10 @@ def _answered(answerer: Answerer, task: Task, questions: Sequence[Question]):
             ]
 
 
-def _stream_records(answerer: Answerer, task: Task, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    streams = watch(answerer, [(one.media(), one.text) for one in questions], task.max_new_tokens, task.rooms)
+def _stream_records(answerer: BatchGenerator, task: EvalTask, questions: Sequence[Question]) -> list[dict[str, Any]]:
+    streams = run_streams(
+        answerer, [(one.media(), one.text) for one in questions], task.max_new_tokens, task.bucket_sizes
+    )
     return [
         _record(task, question, stream.words)
         | {"new_tokens": stream.new_tokens}
@@ -96,7 +98,7 @@ def _stream_records(answerer: Answerer, task: Task, questions: Sequence[Question
     ]
 
 
-def _record(task: Task, question: Question, answer: Any) -> dict[str, Any]:
+def _record(task: EvalTask, question: Question, answer: Any) -> dict[str, Any]:
     return {
         "id": question.id,
         "task": task.name,
@@ -110,7 +112,7 @@ def _seen(prompt_tokens: int, visual_tokens: int, before: int) -> dict[str, int]
     return {"prompt_tokens": prompt_tokens, "visual_tokens": visual_tokens, "visual_tokens_before_pruning": before}
 
 
-def _size(processed: Processed) -> tuple[int, int]:
+def _size(processed: ProcessorOutput) -> tuple[int, int]:
     """What decides about the shape of a batch: patches first, for most of the work is theirs."""
     sample = processed.sample
     return sum(len(visual.patches) for visual in sample.visuals), len(sample.tokens)

@@ -13,7 +13,7 @@ from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import BatchShape
 
 # Families of tasks and the modules that list theirs with `tasks()`; task names begin with the family's.
-FAMILIES = {"nano": "vl3_jax.evaluation.nano"}
+FAMILIES = {"nano": "vl3_jax.evaluation.nano_tasks"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class Selection:
+class QuestionSelection:
     """Which questions of a task are asked.
 
     Attributes:
@@ -47,7 +47,7 @@ class Selection:
     count: int = 200
     seed: int = 7
     split: str = "test"
-    pictures: str | None = None
+    images: str | None = None
 
     def __post_init__(self):
         if self.count < 1:
@@ -57,7 +57,7 @@ class Selection:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class EvalTask:
     """A kind of question and how it is judged.
 
     Attributes:
@@ -74,17 +74,17 @@ class Task:
 
     name: str
     metric: str
-    questions: Callable[[Selection], list[Question]]
+    questions: Callable[[QuestionSelection], list[Question]]
     evaluate: Callable[[Sequence[Any], Sequence[Mapping[str, Any]]], dict[str, float]]
     max_new_tokens: int
     has_media: bool = True
     is_stream: bool = False
-    rooms: tuple[BatchShape, ...] = ()
+    bucket_sizes: tuple[BatchShape, ...] = ()
 
 
-def find(names: Iterable[str]) -> list[Task]:
+def find(names: Iterable[str]) -> list[EvalTask]:
     """The tasks of these names, each once, in the order asked for. InputError for a name that there is not."""
-    found: dict[str, Task] = {}
+    found: dict[str, EvalTask] = {}
     for name in names:
         family = name.partition("/")[0]
         if family not in FAMILIES:
@@ -96,7 +96,7 @@ def find(names: Iterable[str]) -> list[Task]:
     return list(found.values())
 
 
-def blind(questions: Sequence[Question]) -> list[Question]:
+def without_media(questions: Sequence[Question]) -> list[Question]:
     """Each question with the media of the next one: what is still answered rightly was not seen.
 
     Raises:

@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vl3_jax.inference.sampling import choose
+from vl3_jax.inference.sampling import sample_token
 from vl3_jax.model import KVCache, decode, encode, unembed
 from vl3_jax.parallel.rules import constrain
 
@@ -51,7 +51,7 @@ STATE_AXES = DecodeState(
 )
 
 # What a program does not use stays among its arguments, so that the memory the compiler tells of has all weights.
-see = functools.partial(jax.jit, static_argnums=0, keep_unused=True)(encode)
+encode_vision = functools.partial(jax.jit, static_argnums=0, keep_unused=True)(encode)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), keep_unused=True)
@@ -67,7 +67,7 @@ def prefill(
     segment_ids,
     positions,
     key,
-    knobs,
+    sampling_params,
     stops,
 ):
     """Writes the prompts into a new cache and chooses each row's first token."""
@@ -84,12 +84,12 @@ def prefill(
         generated=jnp.zeros((rows, vocab), bool),
         key=key,
     )
-    state, column = _next_token(model, params, hidden, state, knobs, stops, logprobs)
+    state, column = _next_token(model, params, hidden, state, sampling_params, stops, logprobs)
     return state.placed(), tuple(None if leaf is None else leaf[:, None] for leaf in column)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4,), keep_unused=True)
-def extend(model, steps, logprobs, params, state, knobs, stops, count):
+def decode_steps(model, steps, logprobs, params, state, sampling_params, stops, count):
     """Decodes `count` <= `steps` tokens, or fewer once every row has stopped."""
     rows = state.token.shape[0]
     shapes = [(jnp.int32, ()), (jnp.bool_, ())]
@@ -102,11 +102,11 @@ def extend(model, steps, logprobs, params, state, knobs, stops, count):
 
     def one_step(carry):
         index, state, columns = carry
-        live = (~state.done).astype(jnp.int32)[:, None]
-        nothing = jnp.full_like(live, -1)
-        arguments = (state.token[:, None], None, nothing, live, state.position[:, None], state.cache)
+        valid = (~state.done).astype(jnp.int32)[:, None]
+        nothing = jnp.full_like(valid, -1)
+        arguments = (state.token[:, None], None, nothing, valid, state.position[:, None], state.cache)
         hidden, cache = decode(model, params, *arguments)
-        state, column = _next_token(model, params, hidden, state.replace(cache=cache), knobs, stops, logprobs)
+        state, column = _next_token(model, params, hidden, state.replace(cache=cache), sampling_params, stops, logprobs)
         new = [leaf for leaf in column if leaf is not None]
         return index + 1, state, tuple(all_.at[:, index].set(one) for all_, one in zip(columns, new, strict=True))
 
@@ -114,16 +114,16 @@ def extend(model, steps, logprobs, params, state, knobs, stops, count):
     return state.placed(), (*columns, *(None,) * (4 - len(columns)))
 
 
-def _next_token(model, params, hidden, state, knobs, stops, logprobs):
+def _next_token(model, params, hidden, state, sampling_params, stops, logprobs):
     """Chooses a token from the newest hidden state [B, 1, D]; gives the columns of a `Step`."""
     logits = unembed(model, params, hidden[:, 0])
     key, here = jax.random.split(state.key)
-    token = choose(logits, state.generated, here, knobs)
-    live = ~state.done
-    column = (token, live, None, None)
+    token = sample_token(logits, state.generated, here, sampling_params)
+    valid = ~state.done
+    column = (token, valid, None, None)
     if logprobs:
         values, ids = jax.lax.top_k(jax.nn.log_softmax(logits), logprobs)
-        column = (token, live, ids.astype(jnp.int32), values)
+        column = (token, valid, ids.astype(jnp.int32), values)
     state = state.replace(
         token=token,
         position=state.position + 1,

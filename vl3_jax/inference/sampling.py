@@ -10,7 +10,7 @@ from vl3_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class SamplingConfig:
     """How to decode. Greedy unless a temperature is given.
 
     Attributes:
@@ -46,7 +46,7 @@ class Sampling:
             raise InputError(f"logprobs is {self.logprobs}: use 0 for none or a positive number")
 
 
-class Knobs(NamedTuple):
+class SamplingParams(NamedTuple):
     """The settings that may change without compiling again: scalars on the device."""
 
     temperature: jax.Array
@@ -55,7 +55,7 @@ class Knobs(NamedTuple):
     repetition_penalty: jax.Array
 
     @classmethod
-    def of(cls, sampling: Sampling) -> "Knobs":
+    def of(cls, sampling: SamplingConfig) -> "SamplingParams":
         """The scalars of these settings."""
         return cls(
             jnp.float32(sampling.temperature),
@@ -65,34 +65,38 @@ class Knobs(NamedTuple):
         )
 
 
-def choose(logits: jax.Array, generated: jax.Array, key: jax.Array, knobs: Knobs) -> jax.Array:
+def sample_token(logits: jax.Array, generated: jax.Array, key: jax.Array, sampling_params: SamplingParams) -> jax.Array:
     """The next token of each row.
 
     Args:
       logits: [B, V] float32.
       generated: [B, V] bool, which tokens this row has generated before.
       key: random key for this step.
-      knobs: see `Sampling`.
+      sampling_params: see `Sampling`.
 
     Returns:
       [B] int32.
     """
-    penalised = jnp.where(logits > 0, logits / knobs.repetition_penalty, logits * knobs.repetition_penalty)
+    penalised = jnp.where(
+        logits > 0, logits / sampling_params.repetition_penalty, logits * sampling_params.repetition_penalty
+    )
     logits = jnp.where(generated, penalised, logits)
     return jax.lax.cond(
-        knobs.temperature > 0,
-        lambda: _sample(logits, key, knobs),
+        sampling_params.temperature > 0,
+        lambda: _sample(logits, key, sampling_params),
         lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32),
     )
 
 
-def _sample(logits: jax.Array, key: jax.Array, knobs: Knobs) -> jax.Array:
+def _sample(logits: jax.Array, key: jax.Array, sampling_params: SamplingParams) -> jax.Array:
     """Temperature, then top-k, then top-p, on logits sorted from best to worst."""
     vocab = logits.shape[-1]
     order = jnp.argsort(-logits, axis=-1, stable=True)
-    best = jnp.take_along_axis(logits, order, axis=-1) / knobs.temperature
-    best = jnp.where(jnp.arange(vocab) < jnp.where(knobs.top_k > 0, knobs.top_k, vocab), best, -jnp.inf)
+    best = jnp.take_along_axis(logits, order, axis=-1) / sampling_params.temperature
+    best = jnp.where(
+        jnp.arange(vocab) < jnp.where(sampling_params.top_k > 0, sampling_params.top_k, vocab), best, -jnp.inf
+    )
     before = jnp.cumsum(jax.nn.softmax(best, axis=-1), axis=-1) - jax.nn.softmax(best, axis=-1)
-    best = jnp.where((before < knobs.top_p) | (jnp.arange(vocab) == 0), best, -jnp.inf)
+    best = jnp.where((before < sampling_params.top_p) | (jnp.arange(vocab) == 0), best, -jnp.inf)
     rank = jax.random.categorical(key, best, axis=-1)
     return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0].astype(jnp.int32)

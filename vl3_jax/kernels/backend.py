@@ -11,18 +11,18 @@ from typing import NamedTuple
 
 import jax
 
-from vl3_jax.kernels.labels import Labels
+from vl3_jax.kernels.segment_info import SegmentInfo
 
 
 class Backend(NamedTuple):
     """Attention over some keys, and its gradient. B rows, L queries, S keys, H heads, K of them for keys, D channels.
 
     Attributes:
-      forward: (q [B, L, H, D], k, v [B, S, K, D], q_labels, kv_labels, *, causal, scale, dtype) -> out [B, L, H, D] of
-        `dtype` and log_total [B, L, H] float32, the logarithm of sum(exp(scale * q k^T)); for a query that sees
-        nothing, out is 0 and log_total is `MASKED`.
-      backward: (q, k, v, q_labels, kv_labels, out, log_total, d_out, *, causal, scale, dtype) -> gradients of q, k, v
-        of `dtype`. Where these keys are a part of all, out and log_total are those of all.
+      forward: (q [B, L, H, D], k, v [B, S, K, D], q_info, kv_info, *, causal, scale, dtype) -> out [B, L, H, D] of
+        `dtype` and lse [B, L, H] float32, the logarithm of sum(exp(scale * q k^T)); for a query that sees
+        nothing, out is 0 and lse is `MASKED`.
+      backward: (q, k, v, q_info, kv_info, out, lse, d_out, *, causal, scale, dtype) -> gradients of q, k, v
+        of `dtype`. Where these keys are a part of all, out and lse are those of all.
     """
 
     forward: Callable[..., tuple[jax.Array, jax.Array]]
@@ -35,19 +35,19 @@ def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    q_labels: Labels,
-    kv_labels: Labels,
+    q_info: SegmentInfo,
+    kv_info: SegmentInfo,
     causal: bool,
     scale: float,
 ) -> jax.Array:
     """A backend's output in the type of q, differentiable by its own backward pass."""
-    return _forward(backend, q, k, v, q_labels, kv_labels, causal, scale)[0]
+    return _forward(backend, q, k, v, q_info, kv_info, causal, scale)[0]
 
 
-def _forward(backend, q, k, v, q_labels, kv_labels, causal, scale):
-    operands = (q, k, v, q_labels, kv_labels)
-    out, log_total = backend.forward(*operands, causal=causal, scale=scale, dtype=q.dtype)
-    return out, (*operands, out, log_total)
+def _forward(backend, q, k, v, q_info, kv_info, causal, scale):
+    operands = (q, k, v, q_info, kv_info)
+    out, lse = backend.forward(*operands, causal=causal, scale=scale, dtype=q.dtype)
+    return out, (*operands, out, lse)
 
 
 def _backward(backend, causal, scale, residuals, d_out):

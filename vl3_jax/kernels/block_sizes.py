@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import jax
 
-from vl3_jax.kernels.labels import round_up
+from vl3_jax.kernels.segment_info import round_up
 from vl3_jax.parallel.rules import target_device
 
 LANES = 128  # of a vector register: blocks are whole numbers of them
 
 
-class Blocks(NamedTuple):
+class BlockSizes(NamedTuple):
     """What one visit takes (`vl3_jax.kernels.tpu_kernels`).
 
     Attributes:
@@ -32,7 +32,7 @@ class Blocks(NamedTuple):
     unroll: int
 
 
-class Entry(NamedTuple):
+class TunedBlocks(NamedTuple):
     """Of a generation.
 
     Attributes:
@@ -42,18 +42,18 @@ class Entry(NamedTuple):
         buffers fill VMEM, next to scores of 512 x 512.
     """
 
-    frames: Blocks = Blocks(256, 256, 8, 4)
-    text: Blocks = Blocks(512, 512, 1, 2)
+    frames: BlockSizes = BlockSizes(256, 256, 8, 4)
+    text: BlockSizes = BlockSizes(512, 512, 1, 2)
     most: int = 8192
 
 
 # By `device_kind`; others as v4, v5e and v5p, whose schedules hardly differ.
-_TABLE = {"TPU v6 lite": Entry(frames=Blocks(256, 256, 16, 4), most=16_384)}
+_TABLE = {"TPU v6 lite": TunedBlocks(frames=BlockSizes(256, 256, 16, 4), most=16_384)}
 
 
-def tpu_blocks(q: jax.Array, k: jax.Array, causal: bool) -> Blocks | None:
+def tpu_blocks(q: jax.Array, k: jax.Array, causal: bool) -> BlockSizes | None:
     """For q [B, L, H, D] and k [B, S, K, D] on the TPU of the present trace; None if no block of queries fits."""
-    entry = _TABLE.get(target_device().device_kind, Entry())
+    entry = _TABLE.get(target_device().device_kind, TunedBlocks())
     blocks = entry.text if causal else entry.frames
     kv_heads, group = k.shape[2], q.shape[2] // k.shape[2]
     most = entry.most // q.dtype.itemsize // group
@@ -61,7 +61,7 @@ def tpu_blocks(q: jax.Array, k: jax.Array, causal: bool) -> Blocks | None:
         return None
     q_block = _fit(q.shape[1], min(blocks.q, most // LANES * LANES))
     heads = max(n for n in range(1, blocks.heads + 1) if kv_heads % n == 0 and (n == 1 or n * q_block <= most))
-    return Blocks(q_block, _fit(k.shape[1], blocks.kv), heads, min(blocks.unroll, heads * group))
+    return BlockSizes(q_block, _fit(k.shape[1], blocks.kv), heads, min(blocks.unroll, heads * group))
 
 
 def _fit(length: int, block: int) -> int:

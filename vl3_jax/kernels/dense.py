@@ -4,18 +4,18 @@ import jax
 import jax.numpy as jnp
 
 from vl3_jax.kernels.einsum import einsum
-from vl3_jax.kernels.labels import MASKED, Labels
+from vl3_jax.kernels.segment_info import MASKED, SegmentInfo
 
 
 def dense_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, q_labels: Labels, kv_labels: Labels, *, causal: bool, scale: float
+    q: jax.Array, k: jax.Array, v: jax.Array, q_info: SegmentInfo, kv_info: SegmentInfo, *, causal: bool, scale: float
 ) -> jax.Array:
     """Same contract as `blockwise_attention`, with all [B, H, L, S] scores at once."""
     grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
     scores = einsum("blkgd,bskd->bkgls", grouped, k, out_dtype=jnp.float32) * scale
-    allowed = (q_labels.segment[:, :, None] == kv_labels.segment[:, None]) & (q_labels.segment[:, :, None] > 0)
+    allowed = (q_info.segment_ids[:, :, None] == kv_info.segment_ids[:, None]) & (q_info.segment_ids[:, :, None] > 0)
     if causal:
-        allowed &= kv_labels.position[:, None] <= q_labels.position[:, :, None]
+        allowed &= kv_info.positions[:, None] <= q_info.positions[:, :, None]
     allowed = allowed[:, None, None]
     peak = jnp.max(scores, axis=-1, keepdims=True, where=allowed, initial=MASKED)
     weights = jnp.exp(jnp.where(allowed, scores - jax.lax.stop_gradient(peak), MASKED))

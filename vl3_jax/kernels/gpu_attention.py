@@ -21,7 +21,7 @@ from jax.experimental.pallas import triton
 
 from vl3_jax.kernels.backend import Backend, attend
 from vl3_jax.kernels.einsum import einsum
-from vl3_jax.kernels.labels import MASKED, Labels, active_blocks, pad, visits
+from vl3_jax.kernels.segment_info import MASKED, SegmentInfo, active_block_schedule, active_blocks, pad
 from vl3_jax.parallel.rules import target_device
 
 LOG2_E = math.log2(math.e)
@@ -47,15 +47,15 @@ def gpu_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    q_labels: Labels,
-    kv_labels: Labels,
+    q_info: SegmentInfo,
+    kv_info: SegmentInfo,
     *,
     causal: bool,
     scale: float,
     interpret: bool = False,
 ) -> jax.Array:
     """Same contract as `blockwise_attention`; `interpret` runs the kernels step by step on any device."""
-    return attend(gpu_backend(interpret), q, k, v, q_labels, kv_labels, causal, scale)
+    return attend(gpu_backend(interpret), q, k, v, q_info, kv_info, causal, scale)
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def gpu_backend(interpret: bool = False) -> Backend:
     return Backend(functools.partial(_forward, interpret=interpret), functools.partial(_backward, interpret=interpret))
 
 
-def gpu_refusal(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> str | None:
+def gpu_unsupported_reason(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> str | None:
     """Why the kernels do not take these operands, in a few words; None if they do."""
     dtypes = {x.dtype.name for x in (q, k, v)}
     if len(dtypes) > 1 or not dtypes <= {"float32", "bfloat16"}:
@@ -83,16 +83,16 @@ class _Operands(NamedTuple):
     q: jax.Array  # [B, L, H, D]
     k: jax.Array  # [B, S, K, D]
     v: jax.Array
-    q_labels: Labels  # [B, L]
-    kv_labels: Labels  # [B, S]
+    q_info: SegmentInfo  # [B, L]
+    kv_info: SegmentInfo  # [B, S]
 
 
 class _Results(NamedTuple):
     """What the backward kernels read besides."""
 
     d_out: jax.Array  # [B, L, H, D]
-    log_total: jax.Array  # [B, L, H] float32, base 2
-    overlap: jax.Array  # [B, L, H] float32, sum over channels of out * d_out
+    lse: jax.Array  # [B, L, H] float32, base 2
+    delta: jax.Array  # [B, L, H] float32, sum over channels of out * d_out
 
 
 def _load(ref, rows, width):
@@ -105,35 +105,35 @@ def _store(ref, value, width):
     triton.store(ref, value.astype(ref.dtype), mask=(jnp.arange(ref.shape[-1]) < width)[None])
 
 
-def _scores(q, k, q_labels, kv_labels, causal, scale):
+def _scores(q, k, q_info, kv_info, causal, scale):
     """Scores [q_block, kv_block] float32, base 2, and which of them are allowed."""
-    allowed = (q_labels.segment[:, None] == kv_labels.segment[None]) & (q_labels.segment[:, None] > 0)
+    allowed = (q_info.segment_ids[:, None] == kv_info.segment_ids[None]) & (q_info.segment_ids[:, None] > 0)
     if causal:
-        allowed &= kv_labels.position[None] <= q_labels.position[:, None]
+        allowed &= kv_info.positions[None] <= q_info.positions[:, None]
     return einsum("rd,sd->rs", q, k, out_dtype=jnp.float32) * (scale * LOG2_E), allowed
 
 
-def _gradients(q, k, v, q_labels, kv_labels, d_out, log_total, overlap, causal, scale):
+def _gradients(q, k, v, q_info, kv_info, d_out, lse, delta, causal, scale):
     """The softmax's weights and the gradient of the scores before `scale`, [q_block, kv_block] float32."""
-    scores, allowed = _scores(q, k, q_labels, kv_labels, causal, scale)
-    weights = jnp.where(allowed, jnp.exp2(scores - log_total[:, None]), 0.0)
+    scores, allowed = _scores(q, k, q_info, kv_info, causal, scale)
+    weights = jnp.where(allowed, jnp.exp2(scores - lse[:, None]), 0.0)
     d_weights = einsum("rd,sd->rs", d_out, v, out_dtype=jnp.float32)
-    return weights, scale * weights * (d_weights - overlap[:, None])
+    return weights, scale * weights * (d_weights - delta[:, None])
 
 
 def _labels(labels, rows):
-    return Labels(*(ref[rows] for ref in labels))
+    return SegmentInfo(*(ref[rows] for ref in labels))
 
 
 def _forward_kernel(refs: _Operands, order, count, out_ref, log_total_ref, *, tiles, width, causal, scale):
     everything = pl.ds(0, tiles.q)
-    q, q_labels = _load(refs.q, (everything,), width), _labels(refs.q_labels, everything)
+    q, q_info = _load(refs.q, (everything,), width), _labels(refs.q_info, everything)
 
     def visit(step, carry):
         peak, total, out = carry
         rows = pl.ds(order[step] * tiles.kv, tiles.kv)
         k, v = _load(refs.k, (rows,), width), _load(refs.v, (rows,), width)
-        scores, allowed = _scores(q, k, q_labels, _labels(refs.kv_labels, rows), causal, scale)
+        scores, allowed = _scores(q, k, q_info, _labels(refs.kv_info, rows), causal, scale)
         new_peak = jnp.maximum(peak, jnp.where(allowed, scores, MASKED).max(-1))
         weights = jnp.where(allowed, jnp.exp2(scores - new_peak[:, None]), 0.0)
         shrink = jnp.exp2(peak - new_peak)
@@ -154,14 +154,14 @@ def _forward_kernel(refs: _Operands, order, count, out_ref, log_total_ref, *, ti
 
 def _d_q_kernel(refs: _Operands, results: _Results, order, count, d_q_ref, *, tiles, width, causal, scale):
     everything = pl.ds(0, tiles.q)
-    q, q_labels = _load(refs.q, (everything,), width), _labels(refs.q_labels, everything)
-    d_out, log_total, overlap = _load(results.d_out, (everything,), width), results.log_total[...], results.overlap[...]
+    q, q_info = _load(refs.q, (everything,), width), _labels(refs.q_info, everything)
+    d_out, lse, delta = _load(results.d_out, (everything,), width), results.lse[...], results.delta[...]
 
     def visit(step, d_q):
         rows = pl.ds(order[step] * tiles.kv, tiles.kv)
         k, v = _load(refs.k, (rows,), width), _load(refs.v, (rows,), width)
-        kv_labels = _labels(refs.kv_labels, rows)
-        _, d_scores = _gradients(q, k, v, q_labels, kv_labels, d_out, log_total, overlap, causal, scale)
+        kv_info = _labels(refs.kv_info, rows)
+        _, d_scores = _gradients(q, k, v, q_info, kv_info, d_out, lse, delta, causal, scale)
         return d_q + einsum("rs,sd->rd", d_scores.astype(k.dtype), k, out_dtype=jnp.float32)
 
     _store(d_q_ref, lax.fori_loop(0, count[...], visit, jnp.zeros(q.shape, jnp.float32)), width)
@@ -170,16 +170,16 @@ def _d_q_kernel(refs: _Operands, results: _Results, order, count, d_q_ref, *, ti
 def _d_kv_kernel(refs: _Operands, results: _Results, order, count, d_k_ref, d_v_ref, *, tiles, width, causal, scale):
     everything = pl.ds(0, tiles.kv)
     k, v = _load(refs.k, (everything,), width), _load(refs.v, (everything,), width)
-    kv_labels = _labels(refs.kv_labels, everything)
+    kv_info = _labels(refs.kv_info, everything)
     group = refs.q.shape[1]
 
     def visit(step, carry):
         d_k, d_v = carry
         rows, head = pl.ds(order[lax.div(step, group)] * tiles.q, tiles.q), lax.rem(step, group)
         q, d_out = _load(refs.q, (rows, head), width), _load(results.d_out, (rows, head), width)
-        log_total, overlap = results.log_total[rows, head], results.overlap[rows, head]
-        q_labels = _labels(refs.q_labels, rows)
-        weights, d_scores = _gradients(q, k, v, q_labels, kv_labels, d_out, log_total, overlap, causal, scale)
+        lse, delta = results.lse[rows, head], results.delta[rows, head]
+        q_info = _labels(refs.q_info, rows)
+        weights, d_scores = _gradients(q, k, v, q_info, kv_info, d_out, lse, delta, causal, scale)
         d_k += einsum("rs,rd->sd", d_scores.astype(q.dtype), q, out_dtype=jnp.float32)
         d_v += einsum("rs,rd->sd", weights.astype(q.dtype), d_out, out_dtype=jnp.float32)
         return d_k, d_v
@@ -195,7 +195,7 @@ class _Specs(NamedTuple):
 
     channels: pl.BlockSpec  # of [B, length, heads, D]
     scalars: pl.BlockSpec  # of [B, length, heads]
-    labels: Labels  # of [B, length]
+    labels: SegmentInfo  # of [B, length]
 
 
 def _specs(length: int, width: int, block, head, heads: int | None = None) -> _Specs:
@@ -204,7 +204,7 @@ def _specs(length: int, width: int, block, head, heads: int | None = None) -> _S
     return _Specs(
         pl.BlockSpec((None, length, heads, width), lambda i, b, h: (b, block(i), head(h), 0)),
         pl.BlockSpec((None, length, heads), lambda i, b, h: (b, block(i), head(h))),
-        Labels(labels, labels),
+        SegmentInfo(labels, labels),
     )
 
 
@@ -258,32 +258,32 @@ def _launch(kernel, sides, operands, results, active, out, outs, tiles, interpre
         compiler_params=triton.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
         interpret=interpret,
         name=kernel.func.__name__.strip("_"),
-    )(operands, *results, *visits(active))
+    )(operands, *results, *active_block_schedule(active))
 
 
-def _cut(q, k, v, q_labels, kv_labels, causal, tiles) -> tuple[_Operands, jax.Array]:
+def _cut(q, k, v, q_info, kv_info, causal, tiles) -> tuple[_Operands, jax.Array]:
     """The operands in whole blocks, and which pairs of blocks are active."""
-    q_labels, kv_labels = Labels(*(pad(x, tiles.q) for x in q_labels)), Labels(*(pad(x, tiles.kv) for x in kv_labels))
-    operands = _Operands(pad(q, tiles.q), pad(k, tiles.kv), pad(v, tiles.kv), q_labels, kv_labels)
-    return operands, active_blocks(q_labels, kv_labels, tiles.q, tiles.kv, causal)
+    q_info, kv_info = SegmentInfo(*(pad(x, tiles.q) for x in q_info)), SegmentInfo(*(pad(x, tiles.kv) for x in kv_info))
+    operands = _Operands(pad(q, tiles.q), pad(k, tiles.kv), pad(v, tiles.kv), q_info, kv_info)
+    return operands, active_blocks(q_info, kv_info, tiles.q, tiles.kv, causal)
 
 
-def _forward(q, k, v, q_labels, kv_labels, *, causal, scale, dtype, interpret):
+def _forward(q, k, v, q_info, kv_info, *, causal, scale, dtype, interpret):
     tiles, length = FORWARD[q.dtype.itemsize], q.shape[1]
-    operands, active = _cut(q, k, v, q_labels, kv_labels, causal, tiles)
+    operands, active = _cut(q, k, v, q_info, kv_info, causal, tiles)
     sides, shape = _by_queries(operands, tiles), operands.q.shape
     kernel = functools.partial(_forward_kernel, causal=causal, scale=scale)
     outs = [jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape[:3], jnp.float32)]
     specs = [sides[0].channels, sides[0].scalars]
-    out, log_total = _launch(kernel, sides, operands, (), active, specs, outs, tiles, interpret)
-    return out[:, :length], log_total[:, :length]
+    out, lse = _launch(kernel, sides, operands, (), active, specs, outs, tiles, interpret)
+    return out[:, :length], lse[:, :length]
 
 
-def _backward(q, k, v, q_labels, kv_labels, out, log_total, d_out, *, causal, scale, dtype, interpret):
+def _backward(q, k, v, q_info, kv_info, out, lse, d_out, *, causal, scale, dtype, interpret):
     tiles, length, kv_length = BACKWARD[q.dtype.itemsize], q.shape[1], k.shape[1]
-    operands, active = _cut(q, k, v, q_labels, kv_labels, causal, tiles)
-    overlap = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)
-    results = [_Results(*(pad(x, tiles.q) for x in (d_out, log_total * LOG2_E, overlap)))]
+    operands, active = _cut(q, k, v, q_info, kv_info, causal, tiles)
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)
+    results = [_Results(*(pad(x, tiles.q) for x in (d_out, lse * LOG2_E, delta)))]
     outs = [jax.ShapeDtypeStruct(x.shape, dtype) for x in (operands.q, operands.k, operands.v)]
 
     sides, kernel = _by_queries(operands, tiles), functools.partial(_d_q_kernel, causal=causal, scale=scale)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from vl3_jax.kernels.einsum import einsum
-from vl3_jax.kernels.labels import MASKED
+from vl3_jax.kernels.segment_info import MASKED
 
 
-class SoFar(NamedTuple):
+class OnlineSoftmaxState(NamedTuple):
     """Of the keys seen so far, for queries [..., D], all float32."""
 
     peak: jax.Array  # [..., 1], the largest score
@@ -17,28 +17,32 @@ class SoFar(NamedTuple):
     out: jax.Array  # [..., D], the values weighted by exp(score - peak)
 
 
-def nothing(shape: tuple[int, ...]) -> SoFar:
+def init(shape: tuple[int, ...]) -> OnlineSoftmaxState:
     """Before the first key, for queries of `shape`."""
     one = (*shape[:-1], 1)
-    return SoFar(jnp.full(one, MASKED, jnp.float32), jnp.zeros(one, jnp.float32), jnp.zeros(shape, jnp.float32))
+    return OnlineSoftmaxState(
+        jnp.full(one, MASKED, jnp.float32), jnp.zeros(one, jnp.float32), jnp.zeros(shape, jnp.float32)
+    )
 
 
-def absorb(so_far: SoFar, scores: jax.Array, allowed: jax.Array, values: jax.Array, equation: str) -> SoFar:
+def update(
+    state: OnlineSoftmaxState, scores: jax.Array, allowed: jax.Array, values: jax.Array, equation: str
+) -> OnlineSoftmaxState:
     """Adds a block of keys.
 
     Args:
-      so_far: what came before.
+      state: what came before.
       scores: [..., keys] float32; allowed: bool, which of them count.
       values: of these keys; `equation` is the product of weights [..., keys] and values to [..., D].
     """
-    peak = jnp.maximum(so_far.peak, jnp.where(allowed, scores, MASKED).max(-1, keepdims=True))
+    peak = jnp.maximum(state.peak, jnp.where(allowed, scores, MASKED).max(-1, keepdims=True))
     weights = jnp.where(allowed, jnp.exp(scores - peak), 0.0)
-    shrink = jnp.exp(so_far.peak - peak)
+    shrink = jnp.exp(state.peak - peak)
     out = einsum(equation, weights.astype(values.dtype), values, out_dtype=jnp.float32)
-    return SoFar(peak, so_far.total * shrink + weights.sum(-1, keepdims=True), so_far.out * shrink + out)
+    return OnlineSoftmaxState(peak, state.total * shrink + weights.sum(-1, keepdims=True), state.out * shrink + out)
 
 
-def finish(so_far: SoFar) -> tuple[jax.Array, jax.Array]:
+def finalize(state: OnlineSoftmaxState) -> tuple[jax.Array, jax.Array]:
     """The output [..., D], zeros where no key was allowed, and the logarithm [..., 1] of the sum of exp(score)."""
-    total = jnp.where(so_far.total == 0.0, 1.0, so_far.total)
-    return so_far.out / total, so_far.peak + jnp.log(total)
+    total = jnp.where(state.total == 0.0, 1.0, state.total)
+    return state.out / total, state.peak + jnp.log(total)

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from vl3_jax.kernels.backend import Backend, attend
-from vl3_jax.kernels.labels import MASKED, Labels, active_blocks
+from vl3_jax.kernels.segment_info import MASKED, SegmentInfo, active_blocks
 
 
 def ring_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    q_labels: Labels,
-    kv_labels: Labels,
+    q_info: SegmentInfo,
+    kv_info: SegmentInfo,
     *,
     causal: bool,
     scale: float,
@@ -31,7 +31,7 @@ def ring_attention(
     """Same contract as `blockwise_attention`, called inside a `shard_map` for one device's slices.
 
     Args:
-      q, k, v, q_labels, kv_labels: slices of equal size along the mesh axis `axis`, in any order.
+      q, k, v, q_info, kv_info: slices of equal size along the mesh axis `axis`, in any order.
       causal, scale: as on one device.
       axis: the mesh axis that splits positions.
       local: attention of one slice to another.
@@ -39,7 +39,7 @@ def ring_attention(
     Returns:
       The slice of the output that belongs to q.
     """
-    return attend(ring_backend(local, axis), q, k, v, q_labels, kv_labels, causal, scale)
+    return attend(ring_backend(local, axis), q, k, v, q_info, kv_info, causal, scale)
 
 
 @functools.cache
@@ -56,53 +56,53 @@ def _pass_on(arrays, axis):
     return lax.ppermute(arrays, axis, [(i, (i + 1) % size) for i in range(size)])
 
 
-def _share(q_labels, kv_labels, causal):
+def _share(q_info, kv_info, causal):
     """Whether two slices may hold an allowed pair, by their bounds."""
-    return active_blocks(q_labels, kv_labels, q_labels.segment.shape[1], kv_labels.segment.shape[1], causal).any()
+    return active_blocks(q_info, kv_info, q_info.segment_ids.shape[1], kv_info.segment_ids.shape[1], causal).any()
 
 
-def _forward(q, k, v, q_labels, kv_labels, *, causal, scale, dtype, local, axis):
-    def visit(slices, so_far):
+def _forward(q, k, v, q_info, kv_info, *, causal, scale, dtype, local, axis):
+    def visit(slices, state):
         def add():
-            k, v, kv_labels = slices
-            part = local.forward(q, k, v, q_labels, kv_labels, causal=causal, scale=scale, dtype=jnp.float32)
-            return _merge(so_far, part)
+            k, v, kv_info = slices
+            part = local.forward(q, k, v, q_info, kv_info, causal=causal, scale=scale, dtype=jnp.float32)
+            return _merge(state, part)
 
-        return lax.cond(_share(q_labels, slices[2], causal), add, lambda: so_far)
+        return lax.cond(_share(q_info, slices[2], causal), add, lambda: state)
 
     def hop(_, carry):
-        slices, so_far = carry
-        return _pass_on(slices, axis), visit(slices, so_far)
+        slices, state = carry
+        return _pass_on(slices, axis), visit(slices, state)
 
     nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED, jnp.float32)
-    slices, so_far = lax.fori_loop(0, lax.axis_size(axis) - 1, hop, ((k, v, kv_labels), nothing))
-    out, log_total = visit(slices, so_far)
-    return out.astype(dtype), log_total
+    slices, state = lax.fori_loop(0, lax.axis_size(axis) - 1, hop, ((k, v, kv_info), nothing))
+    out, lse = visit(slices, state)
+    return out.astype(dtype), lse
 
 
 def _merge(ours, theirs):
-    """Attention to the keys of both, from output and log_total over the keys of each."""
-    (out, log_total), (other_out, other_log_total) = ours, theirs
-    merged = jnp.logaddexp(log_total, other_log_total)
-    weight, other_weight = (jnp.exp(x - merged)[..., None] for x in (log_total, other_log_total))
+    """Attention to the keys of both, from output and lse over the keys of each."""
+    (out, lse), (other_out, other_log_total) = ours, theirs
+    merged = jnp.logaddexp(lse, other_log_total)
+    weight, other_weight = (jnp.exp(x - merged)[..., None] for x in (lse, other_log_total))
     return out * weight + other_out * other_weight, merged
 
 
-def _backward(q, k, v, q_labels, kv_labels, out, log_total, d_out, *, causal, scale, dtype, local, axis):
-    def visit(slices, so_far):
+def _backward(q, k, v, q_info, kv_info, out, lse, d_out, *, causal, scale, dtype, local, axis):
+    def visit(slices, state):
         def add():
-            operands = (q, *slices[:2], q_labels, slices[2], out, log_total, d_out)
+            operands = (q, *slices[:2], q_info, slices[2], out, lse, d_out)
             part = local.backward(*operands, causal=causal, scale=scale, dtype=jnp.float32)
-            return jax.tree.map(jnp.add, so_far, part)
+            return jax.tree.map(jnp.add, state, part)
 
-        return lax.cond(_share(q_labels, slices[2], causal), add, lambda: so_far)
+        return lax.cond(_share(q_info, slices[2], causal), add, lambda: state)
 
     def hop(_, carry):
-        slices, so_far = carry
-        d_q, *d_slices = visit(slices, so_far)
+        slices, state = carry
+        d_q, *d_slices = visit(slices, state)
         return _pass_on(slices, axis), (d_q, *_pass_on(d_slices, axis))
 
     nothing = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    slices, so_far = lax.fori_loop(0, lax.axis_size(axis) - 1, hop, ((k, v, kv_labels), nothing))
-    d_q, *d_slices = visit(slices, so_far)
+    slices, state = lax.fori_loop(0, lax.axis_size(axis) - 1, hop, ((k, v, kv_info), nothing))
+    d_q, *d_slices = visit(slices, state)
     return tuple(x.astype(dtype) for x in (d_q, *_pass_on(d_slices, axis)))

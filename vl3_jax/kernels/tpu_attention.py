@@ -15,42 +15,42 @@ import jax.numpy as jnp
 from jax import lax
 
 from vl3_jax.kernels.backend import Backend, attend
-from vl3_jax.kernels.block_sizes import LANES, Blocks, tpu_blocks
-from vl3_jax.kernels.labels import MASKED, Labels, active_blocks, pad, round_up
+from vl3_jax.kernels.block_sizes import LANES, BlockSizes, tpu_blocks
+from vl3_jax.kernels.segment_info import MASKED, SegmentInfo, active_blocks, pad, round_up
 from vl3_jax.kernels.tpu_kernels import LOG2_E, d_kv_kernel, d_q_kernel, forward_kernel
-from vl3_jax.kernels.tpu_schedule import Operand, fits_schedule, run_schedule, schedule
+from vl3_jax.kernels.tpu_schedule import Operand, fits_schedule, pair_schedule, run_schedule
 
 
 def tpu_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    q_labels: Labels,
-    kv_labels: Labels,
+    q_info: SegmentInfo,
+    kv_info: SegmentInfo,
     *,
     causal: bool,
     scale: float,
-    blocks: Blocks | None = None,
+    blocks: BlockSizes | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Same contract as `blockwise_attention`.
 
     Args:
-      q, k, v, q_labels, kv_labels, causal, scale: see there; q, k and v of one type, float32 or bfloat16.
+      q, k, v, q_info, kv_info, causal, scale: see there; q, k and v of one type, float32 or bfloat16.
       blocks: instead of those of the table; q and kv are whole numbers of 128.
       interpret: runs the kernels step by step on any device.
     """
-    return attend(tpu_backend(blocks, interpret), q, k, v, q_labels, kv_labels, causal, scale)
+    return attend(tpu_backend(blocks, interpret), q, k, v, q_info, kv_info, causal, scale)
 
 
 @functools.cache
-def tpu_backend(blocks: Blocks | None = None, interpret: bool = False) -> Backend:
+def tpu_backend(blocks: BlockSizes | None = None, interpret: bool = False) -> Backend:
     """The kernels, compiled for a TPU or interpreted."""
     setting = {"blocks": blocks, "interpret": interpret}
     return Backend(functools.partial(_forward, **setting), functools.partial(_backward, **setting))
 
 
-def tpu_refusal(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> str | None:
+def tpu_unsupported_reason(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> str | None:
     """Why the kernels do not take these operands, in a few words; None if they do."""
     dtypes = {x.dtype.name for x in (q, k, v)}
     if len(dtypes) > 1 or not dtypes <= {"float32", "bfloat16"}:
@@ -71,28 +71,28 @@ class _Operands(NamedTuple):
     Attributes:
       q: [H, B * L, D].
       k, v: [K, B * S, D].
-      q_labels, kv_labels: [1, 2, B * L or B * S] segments and positions.
+      q_info, kv_info: [1, 2, B * L or B * S] segments and positions.
       active: [B, q blocks, kv blocks] bool.
     """
 
     q: jax.Array
     k: jax.Array
     v: jax.Array
-    q_labels: jax.Array
-    kv_labels: jax.Array
+    q_info: jax.Array
+    kv_info: jax.Array
     active: jax.Array
 
 
-def _cut(q, k, v, q_labels, kv_labels, causal, blocks) -> _Operands:
-    q_labels = Labels(*(pad(x, blocks.q) for x in q_labels))
-    kv_labels = Labels(*(pad(x, blocks.kv) for x in kv_labels))
-    active = active_blocks(q_labels, kv_labels, blocks.q, blocks.kv, causal)
+def _cut(q, k, v, q_info, kv_info, causal, blocks) -> _Operands:
+    q_info = SegmentInfo(*(pad(x, blocks.q) for x in q_info))
+    kv_info = SegmentInfo(*(pad(x, blocks.kv) for x in kv_info))
+    active = active_blocks(q_info, kv_info, blocks.q, blocks.kv, causal)
     # Queries that see nothing have a segment that no key has.
-    q_labels = q_labels._replace(segment=jnp.where(q_labels.segment > 0, q_labels.segment, -1))
+    q_info = q_info._replace(segment_ids=jnp.where(q_info.segment_ids > 0, q_info.segment_ids, -1))
     return _Operands(
         _heads_first(q, blocks.q),
         *(_heads_first(x, blocks.kv) for x in (k, v)),
-        *(jnp.stack(labels).reshape(1, 2, -1) for labels in (q_labels, kv_labels)),
+        *(jnp.stack(labels).reshape(1, 2, -1) for labels in (q_info, kv_info)),
         active,
     )
 
@@ -119,7 +119,7 @@ class _View(NamedTuple):
     outer: str
     heads: int
     kv_heads: int
-    blocks: Blocks
+    blocks: BlockSizes
 
     def q(self, array, axis=1) -> Operand:
         return Operand(array, self.heads, self.blocks.q, axis, inner=self.outer != "q")
@@ -128,12 +128,12 @@ class _View(NamedTuple):
         return Operand(array, self.kv_heads, self.blocks.kv, inner=self.outer != "kv")
 
     def labels(self, cut: _Operands) -> list[Operand]:
-        q = Operand(cut.q_labels, 1, self.blocks.q, 2, inner=self.outer != "q")
-        kv = Operand(cut.kv_labels, 1, self.blocks.kv, 2, inner=self.outer != "kv")
+        q = Operand(cut.q_info, 1, self.blocks.q, 2, inner=self.outer != "q")
+        kv = Operand(cut.kv_info, 1, self.blocks.kv, 2, inner=self.outer != "kv")
         return [q, kv] if self.outer == "q" else [kv, q]
 
 
-def _view(outer: str, cut: _Operands, blocks: Blocks) -> _View:
+def _view(outer: str, cut: _Operands, blocks: BlockSizes) -> _View:
     return _View(outer, cut.q.shape[0] // cut.k.shape[0] * blocks.heads, blocks.heads, blocks)
 
 
@@ -143,10 +143,10 @@ def _run(kernel, view: _View, cut: _Operands, more, results, scratch, *, causal,
     kernel = functools.partial(kernel, causal=causal, scale=scale, unroll=view.blocks.unroll)
     operands = [*view.labels(cut), view.q(cut.q), view.kv(cut.k), view.kv(cut.v), *more]
     steps = cut.k.shape[0] // view.kv_heads
-    return run_schedule(kernel, schedule(active), steps, operands, results, scratch, interpret)
+    return run_schedule(kernel, pair_schedule(active), steps, operands, results, scratch, interpret)
 
 
-def _counts(q: jax.Array, k: jax.Array, blocks: Blocks) -> tuple[int, int]:
+def _counts(q: jax.Array, k: jax.Array, blocks: BlockSizes) -> tuple[int, int]:
     """Blocks of a row of queries and of a row of keys."""
     return round_up(q.shape[1], blocks.q) // blocks.q, round_up(k.shape[1], blocks.kv) // blocks.kv
 
@@ -171,9 +171,9 @@ def _as_many_rows_as_fit(run: Callable) -> Callable:
 
 
 @_as_many_rows_as_fit
-def _forward(q, k, v, q_labels, kv_labels, *, causal, scale, dtype, blocks, interpret):
+def _forward(q, k, v, q_info, kv_info, *, causal, scale, dtype, blocks, interpret):
     rows, length = q.shape[:2]
-    cut = _cut(q, k, v, q_labels, kv_labels, causal, blocks)
+    cut = _cut(q, k, v, q_info, kv_info, causal, blocks)
     view = _view("q", cut, blocks)
     heads, tokens, width = cut.q.shape
     results = [
@@ -182,27 +182,27 @@ def _forward(q, k, v, q_labels, kv_labels, *, causal, scale, dtype, blocks, inte
     ]
     scratch = [(view.heads, blocks.q, channels) for channels in (LANES, LANES, width)]
     setting = {"causal": causal, "scale": scale, "interpret": interpret}
-    out, log_total = _run(forward_kernel, view, cut, [], results, scratch, **setting)
+    out, lse = _run(forward_kernel, view, cut, [], results, scratch, **setting)
     # Exactly MASKED where nothing is seen: of numbers so large every rounding shows.
-    log_total = jnp.where(log_total > MASKED / 2, log_total / LOG2_E, MASKED).swapaxes(1, 2)
-    log_total = _rows_first(log_total, rows, length)[..., 0]
-    return _rows_first(out, rows, length), log_total
+    lse = jnp.where(lse > MASKED / 2, lse / LOG2_E, MASKED).swapaxes(1, 2)
+    lse = _rows_first(lse, rows, length)[..., 0]
+    return _rows_first(out, rows, length), lse
 
 
 @_as_many_rows_as_fit
-def _backward(q, k, v, q_labels, kv_labels, out, log_total, d_out, *, causal, scale, dtype, blocks, interpret):
+def _backward(q, k, v, q_info, kv_info, out, lse, d_out, *, causal, scale, dtype, blocks, interpret):
     rows, length, kv_length = *q.shape[:2], k.shape[1]
-    cut = _cut(q, k, v, q_labels, kv_labels, causal, blocks)
+    cut = _cut(q, k, v, q_info, kv_info, causal, blocks)
     setting = {"causal": causal, "scale": scale, "interpret": interpret}
-    overlap = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)
-    log_total = log_total * LOG2_E
-    log_total = jnp.where(log_total < MASKED / 2, -MASKED, log_total)  # exp2(score - log_total) is 0 without keys
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)
+    lse = lse * LOG2_E
+    lse = jnp.where(lse < MASKED / 2, -MASKED, lse)  # exp2(score - lse) is 0 without keys
     d_out = _heads_first(d_out.astype(q.dtype), blocks.q)
-    log_total, overlap = (_scalars(x, blocks.q) for x in (log_total, overlap))
+    lse, delta = (_scalars(x, blocks.q) for x in (lse, delta))
 
     def gradients(kernel, outer, of, scratch):
         view = _view(outer, cut, blocks)
-        more = [view.q(d_out), view.q(log_total, axis=2), view.q(overlap, axis=2)]
+        more = [view.q(d_out), view.q(lse, axis=2), view.q(delta, axis=2)]
         side = view.q if outer == "q" else view.kv
         results = [side(jax.ShapeDtypeStruct(x.shape, dtype)) for x in of]
         sums = [(results[0].heads, results[0].block, channels) for channels in scratch]

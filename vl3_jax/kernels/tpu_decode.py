@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vl3_jax.kernels.decode import largest_block, used_blocks
+from vl3_jax.kernels.blockwise_decode import largest_block, used_blocks
 from vl3_jax.kernels.einsum import einsum
-from vl3_jax.kernels.labels import Labels
-from vl3_jax.kernels.online_softmax import SoFar, absorb, finish, nothing
+from vl3_jax.kernels.online_softmax import OnlineSoftmaxState, finalize, init, update
+from vl3_jax.kernels.segment_info import SegmentInfo
 
 BLOCK = 512  # slots
 LANES = 128  # of a vector register
@@ -25,8 +25,8 @@ def tpu_decode_attention(
     keys: jax.Array,
     values: jax.Array,
     layer: jax.Array,
-    q_labels: Labels,
-    kv_labels: Labels,
+    q_info: SegmentInfo,
+    kv_info: SegmentInfo,
     *,
     causal: bool,
     scale: float,
@@ -36,10 +36,10 @@ def tpu_decode_attention(
     rows, length, heads, width = q.shape
     layers, _, slots, kv_heads, _ = keys.shape
     block = largest_block(slots, BLOCK)
-    order, count = used_blocks(q_labels, kv_labels, block, causal)
+    order, count = used_blocks(q_info, kv_info, block, causal)
     q_rows = q.swapaxes(1, 2).reshape(rows, heads * length, width)
-    q_rows_labels = jnp.tile(jnp.stack(q_labels, axis=-1), (1, heads, 1))
-    kv_columns = jnp.repeat(jnp.stack(kv_labels, axis=1), kv_heads, axis=-1)
+    q_rows_labels = jnp.tile(jnp.stack(q_info, axis=-1), (1, heads, 1))
+    kv_columns = jnp.repeat(jnp.stack(kv_info, axis=1), kv_heads, axis=-1)
     keys, values = (x.reshape(layers, rows, slots * kv_heads, width) for x in (keys, values))
 
     def whole(b, step, *_):
@@ -78,7 +78,7 @@ def tpu_decode_attention(
     return out.reshape(rows, heads, length, width).swapaxes(1, 2)
 
 
-def tpu_decode_refusal(q: jax.Array, keys: jax.Array) -> str | None:
+def tpu_decode_unsupported_reason(q: jax.Array, keys: jax.Array) -> str | None:
     """Why the kernel does not take these operands, in a few words; None if it does."""
     slots, kv_heads, width = keys.shape[2:]
     if width % LANES:
@@ -88,13 +88,13 @@ def tpu_decode_refusal(q: jax.Array, keys: jax.Array) -> str | None:
     return None
 
 
-def _kernel(layer, order, count, q, q_labels, kv_labels, keys, values, out, *so_far, kv_heads, causal, scale):
-    """One visit: queries [H * L, D], keys and values [block * K, D]; so_far is a `SoFar` in VMEM."""
+def _kernel(layer, order, count, q, q_info, kv_info, keys, values, out, *state, kv_heads, causal, scale):
+    """One visit: queries [H * L, D], keys and values [block * K, D]; state is a `OnlineSoftmaxState` in VMEM."""
     row, step = pl.program_id(0), pl.program_id(1)
 
     @pl.when(step == 0)
     def _():
-        for ref, start in zip(so_far, nothing(q.shape), strict=True):
+        for ref, start in zip(state, init(q.shape), strict=True):
             ref[...] = start
 
     @pl.when(step < count[row])
@@ -102,14 +102,16 @@ def _kernel(layer, order, count, q, q_labels, kv_labels, keys, values, out, *so_
         scores = einsum("rd,sd->rs", q[...], keys[...].astype(q.dtype), out_dtype=jnp.float32) * scale
         group = q.shape[0] // kv_heads
         heads, kv_columns = (jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) for axis in (0, 1))
-        segment, position = q_labels[:, 0:1], q_labels[:, 1:2]
-        allowed = (segment == kv_labels[0:1]) & (segment > 0) & (heads // group == kv_columns % kv_heads)
+        segment_ids, positions = q_info[:, 0:1], q_info[:, 1:2]
+        allowed = (segment_ids == kv_info[0:1]) & (segment_ids > 0) & (heads // group == kv_columns % kv_heads)
         if causal:
-            allowed &= kv_labels[1:2] <= position
-        new = absorb(SoFar(*(ref[...] for ref in so_far)), scores, allowed, values[...].astype(q.dtype), "rs,sd->rd")
-        for ref, value in zip(so_far, new, strict=True):
+            allowed &= kv_info[1:2] <= positions
+        new = update(
+            OnlineSoftmaxState(*(ref[...] for ref in state)), scores, allowed, values[...].astype(q.dtype), "rs,sd->rd"
+        )
+        for ref, value in zip(state, new, strict=True):
             ref[...] = value
 
     @pl.when(step == pl.num_programs(1) - 1)
     def _():
-        out[...] = finish(SoFar(*(ref[...] for ref in so_far)))[0].astype(out.dtype)
+        out[...] = finalize(OnlineSoftmaxState(*(ref[...] for ref in state)))[0].astype(out.dtype)

@@ -6,10 +6,10 @@ A visit sees h query heads of h / G key/value heads, q_block queries and kv_bloc
 
   q, d_out, out, d_q       [h, q_block, D]
   k, v, d_k, d_v           [h / G, kv_block, D]
-  log_total, overlap       [h, 1, q_block] float32
+  lse, overlap       [h, 1, q_block] float32
   labels of either side    [1, 2, block] int32, segments and positions; no segment of queries is 0
 
-Exponents are base 2, the one that the hardware has; so is log_total.
+Exponents are base 2, the one that the hardware has; so is lse.
 """
 
 import math
@@ -23,14 +23,14 @@ from jax.experimental import pallas as pl
 
 from vl3_jax.kernels.block_sizes import LANES
 from vl3_jax.kernels.einsum import einsum
-from vl3_jax.kernels.labels import MASKED
+from vl3_jax.kernels.segment_info import MASKED
 from vl3_jax.kernels.tpu_schedule import is_first, is_last
 
 LOG2_E = math.log2(math.e)
 
 
-def forward_kernel(pairs, q_labels, kv_labels, q, k, v, out, log_total, *scratch, causal, scale, unroll):
-    """Output and log_total, MASKED where nothing is seen.
+def forward_kernel(pairs, q_info, kv_info, q, k, v, out, lse, *scratch, causal, scale, unroll):
+    """Output and lse, MASKED where nothing is seen.
 
     Scratch: peaks in equal lanes, and sums that the last visit adds up over lanes, [h, q_block, LANES] both; weighted
     values [h, q_block, D].
@@ -44,7 +44,7 @@ def forward_kernel(pairs, q_labels, kv_labels, q, k, v, out, log_total, *scratch
         total[...] = jnp.zeros(total.shape, jnp.float32)
         value[...] = jnp.zeros(value.shape, jnp.float32)
 
-    mask = _mask(q_labels, kv_labels, operator.le if causal else None)
+    mask = _mask(q_info, kv_info, operator.le if causal else None)
 
     @pl.loop(0, heads, unroll=unroll)
     def _(head):
@@ -66,11 +66,11 @@ def forward_kernel(pairs, q_labels, kv_labels, q, k, v, out, log_total, *scratch
             sums = jnp.where(seen, total[head].sum(-1, keepdims=True), 1.0)
             weight = jnp.where(seen, 1.0 / sums, 0.0)
             out[head] = (value[head] * _widen(weight, value.shape[2])).astype(out.dtype)
-            log_total[head] = (peak[head] + jnp.log2(sums)).T[:1]
+            lse[head] = (peak[head] + jnp.log2(sums)).T[:1]
 
 
-def d_q_kernel(pairs, q_labels, kv_labels, q, k, v, d_out, log_total, overlap, d_q, *scratch, causal, scale, unroll):
-    """Gradient of queries. Scratch: log_total and overlap as columns, [h, q_block, LANES], and sums [h, q_block, D]."""
+def d_q_kernel(pairs, q_info, kv_info, q, k, v, d_out, lse, delta, d_q, *scratch, causal, scale, unroll):
+    """Gradient of queries. Scratch: lse and overlap as columns, [h, q_block, LANES], and sums [h, q_block, D]."""
     log_totals, overlaps, d_qs = scratch
     heads, group = q.shape[0], q.shape[0] // k.shape[0]
 
@@ -80,10 +80,10 @@ def d_q_kernel(pairs, q_labels, kv_labels, q, k, v, d_out, log_total, overlap, d
 
         @pl.loop(0, heads)
         def _(head):
-            log_totals[head] = _column(log_total[head])
-            overlaps[head] = _column(overlap[head])
+            log_totals[head] = _column(lse[head])
+            overlaps[head] = _column(delta[head])
 
-    mask = _mask(q_labels, kv_labels, operator.le if causal else None)
+    mask = _mask(q_info, kv_info, operator.le if causal else None)
 
     @pl.loop(0, heads, unroll=unroll)
     def _(head):
@@ -99,9 +99,7 @@ def d_q_kernel(pairs, q_labels, kv_labels, q, k, v, d_out, log_total, overlap, d
         d_q[...] = (d_qs[...] * scale).astype(d_q.dtype)
 
 
-def d_kv_kernel(
-    pairs, kv_labels, q_labels, q, k, v, d_out, log_total, overlap, d_k, d_v, *scratch, causal, scale, unroll
-):
+def d_kv_kernel(pairs, kv_info, q_info, q, k, v, d_out, lse, delta, d_k, d_v, *scratch, causal, scale, unroll):
     """Gradients of keys and values. Scratch: sums [h / G, kv_block, D] of both."""
     d_ks, d_vs = scratch
     heads, group = q.shape[0], q.shape[0] // k.shape[0]
@@ -111,16 +109,16 @@ def d_kv_kernel(
         d_ks[...] = jnp.zeros(d_ks.shape, jnp.float32)
         d_vs[...] = jnp.zeros(d_vs.shape, jnp.float32)
 
-    mask = _mask(kv_labels, q_labels, operator.ge if causal else None)
+    mask = _mask(kv_info, q_info, operator.ge if causal else None)
 
     @pl.loop(0, heads, unroll=unroll)
     def _(head):
         kv_head = lax.div(head, group)
         scores = _product("kd,qd->kq", k[kv_head], q[head]) * (scale * LOG2_E) + mask
-        weights = jnp.exp2(scores - log_total[head])
+        weights = jnp.exp2(scores - lse[head])
         d_vs[kv_head] += _product("kq,qd->kd", weights.astype(q.dtype), d_out[head])
         d_weights = _product("kd,qd->kq", v[kv_head], d_out[head])
-        d_scores = weights * (d_weights - overlap[head])
+        d_scores = weights * (d_weights - delta[head])
         d_ks[kv_head] += _product("kq,qd->kd", d_scores.astype(q.dtype), q[head])
 
     @pl.when(is_last(pairs))

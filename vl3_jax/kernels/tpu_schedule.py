@@ -22,14 +22,14 @@ _OUTER_BITS, _INNER_BITS = 15, 16
 _SMEM_NUMBERS = 131_072
 
 
-class Schedule(NamedTuple):
+class PairSchedule(NamedTuple):
     """pairs[:count] are the visits, ordered by outer block; every outer block has one at least."""
 
     pairs: jax.Array  # [pairs there could be + 1] int32: number of the outer block, _INNER_BITS of the inner one's
     count: jax.Array  # [] int32
 
 
-def schedule(active: jax.Array) -> Schedule:
+def pair_schedule(active: jax.Array) -> PairSchedule:
     """Visits of the true entries of [B, outer blocks, inner blocks] bool.
 
     An outer block without any visits some inner block all the same, for its result has to be written.
@@ -42,7 +42,7 @@ def schedule(active: jax.Array) -> Schedule:
     outer = chosen // inner_count
     inner = outer // outer_count * inner_count + chosen % inner_count
     pairs = jnp.where(jnp.arange(chosen.size) < count, outer << _INNER_BITS | inner, -1)
-    return Schedule(jnp.pad(pairs, (0, 1), constant_values=-1), count)
+    return PairSchedule(jnp.pad(pairs, (0, 1), constant_values=-1), count)
 
 
 def fits_schedule(rows: int, outer_count: int, inner_count: int) -> bool:
@@ -105,7 +105,7 @@ class Operand(NamedTuple):
 
 def run_schedule(
     kernel: Callable[..., None],
-    plan: Schedule,
+    plan: PairSchedule,
     steps: int,
     operands: Sequence[Operand],
     results: Sequence[Operand],

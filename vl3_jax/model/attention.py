@@ -1,7 +1,7 @@
 """The model's one attention function.
 
 Training, prefill, decoding against a cache, and the tower's frames are all calls of it. What it runs on is chosen in
-`vl3_jax.kernels.choice`: a few queries against many keys are one dense product, or read a cache in place; everything
+`vl3_jax.kernels.dispatch`: a few queries against many keys are one dense product, or read a cache in place; everything
 else goes in blocks.
 """
 
@@ -11,9 +11,9 @@ import jax
 from jax.sharding import PartitionSpec
 
 from vl3_jax.kernels.backend import Backend
-from vl3_jax.kernels.choice import FEW_QUERIES, choose_backend, decode_attention, local_attention
-from vl3_jax.kernels.labels import Labels
+from vl3_jax.kernels.dispatch import FEW_QUERIES, decode_attention, local_attention, select_backend
 from vl3_jax.kernels.ring import ring_attention
+from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.parallel.rules import current_mesh, partition_spec
 
 
@@ -69,7 +69,7 @@ def attention(
 
 def _decode(q, keys, values, layer, *labels, causal, axes):
     def local(q, keys, values, layer, *labels):
-        labels = Labels(*labels[::2]), Labels(*labels[1::2])
+        labels = SegmentInfo(*labels[::2]), SegmentInfo(*labels[1::2])
         return decode_attention(q, keys, values, layer, *labels, causal=causal, scale=q.shape[-1] ** -0.5)
 
     mesh = current_mesh()
@@ -93,14 +93,14 @@ def _operand_specs(
     heads = None if heads in taken else heads
     ring = length if q.shape[-3] == k.shape[-3] else None
     q_spec, kv_spec = PartitionSpec(*lead, length, heads, None), PartitionSpec(*lead, ring, heads, None)
-    q_labels, kv_labels = PartitionSpec(*lead, length), PartitionSpec(*lead, ring)
-    return (q_spec, kv_spec, kv_spec, q_labels, kv_labels, q_labels, kv_labels), ring
+    q_info, kv_info = PartitionSpec(*lead, length), PartitionSpec(*lead, ring)
+    return (q_spec, kv_spec, kv_spec, q_info, kv_info, q_info, kv_info), ring
 
 
 def _in_a_ring(*operands, causal, backend, axis):
     shape = operands[0].shape
     operands = _flat_rows(*operands)
-    backend = backend or choose_backend(*operands[:3], causal)
+    backend = backend or select_backend(*operands[:3], causal)
     return ring_attention(*operands, causal=causal, scale=shape[-1] ** -0.5, axis=axis, local=backend).reshape(shape)
 
 
@@ -114,4 +114,4 @@ def _flat_rows(q, k, v, q_segment, kv_segment, q_position, kv_position):
     """The operands of a backend: all leading dimensions in one."""
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
     labels = [x.reshape(-1, x.shape[-1]) for x in (q_segment, q_position, kv_segment, kv_position)]
-    return q, k, v, Labels(*labels[:2]), Labels(*labels[2:])
+    return q, k, v, SegmentInfo(*labels[:2]), SegmentInfo(*labels[2:])

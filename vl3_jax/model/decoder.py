@@ -71,8 +71,8 @@ class Decoder(nn.Module):
             cache, slots = cache.append_labels(segment_ids, positions)
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         keys_values = None if cache is None else (cache.keys, cache.values)
-        kv_labels = (segment_ids, positions) if cache is None else (cache.segment_ids, cache.positions)
-        shared = (angles, segment_ids, positions, *kv_labels, slots)
+        kv_info = (segment_ids, positions) if cache is None else (cache.segment_ids, cache.positions)
+        shared = (angles, segment_ids, positions, *kv_info, slots)
         (x, keys_values), _ = self.layers((x, keys_values), jnp.arange(self.config.num_layers), shared)
         if cache is not None:
             cache = cache.replace(keys=keys_values[0], values=keys_values[1])

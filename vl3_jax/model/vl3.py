@@ -54,7 +54,7 @@ class VideoLLaMA3(nn.Module):
         """See the function `unembed`."""
         return self.llm.unembed(hidden)
 
-    def touch_all(self):
+    def init_all(self):
         """Uses every parameter once, for initialisation."""
         patch = jnp.zeros((1, 1, 1), jnp.int32)
         pixels = jnp.zeros((1, 1, 1, self.config.vision.patch_dim), self.dtype)
@@ -119,12 +119,12 @@ def unembed(model: VideoLLaMA3, params: dict, hidden: jax.Array) -> jax.Array:
 
 def init_params(model: VideoLLaMA3, key: jax.Array) -> dict:
     """Random parameters as a plain nested dict; under `jit` with `out_shardings`, made where they will live."""
-    return nn.unbox(model.init(key, method="touch_all")["params"])
+    return nn.unbox(model.init(key, method="init_all")["params"])
 
 
 @functools.lru_cache
 def _boxed_shapes(model: VideoLLaMA3) -> dict:
-    return jax.eval_shape(functools.partial(model.init, method="touch_all"), jax.random.key(0))["params"]
+    return jax.eval_shape(functools.partial(model.init, method="init_all"), jax.random.key(0))["params"]
 
 
 def abstract_params(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) -> dict:

@@ -92,7 +92,7 @@ class Topology:
         return dataclasses.replace(self, shape=shape)
 
 
-def topology(name: str, slices: int = 1) -> Topology:
+def parse_topology(name: str, slices: int = 1) -> Topology:
     """Slices by the compiler's name ("v5e:8x8", "v5p:4x4x4") or the cloud's ("v5litepod-64", "v5p-128", "v6e-64").
 
     The number of "v4-N" and "v5p-N" counts cores, two a chip; that of the others counts chips.

@@ -22,7 +22,7 @@ _REFUSAL = re.compile(r"(?:[Uu]sed |temporaries \()(?P<size>[\d.]+)(?P<unit>[KMG
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
+class MemoryAnalysis:
     """What one program takes of a chip, the compiler's own figures.
 
     Attributes:
@@ -40,25 +40,25 @@ class Weight:
     seconds: float
 
 
-def chips(slice_: Topology) -> list[Any]:
+def topology_devices(topology: Topology) -> list[Any]:
     """Descriptions of the slice's chips, as devices of a mesh. InputError if there is no TPU compiler here."""
-    settings: dict[str, Any] = {"num_slices": slice_.slices}
-    if slice_.chip.cores_in_names:
+    settings: dict[str, Any] = {"num_slices": topology.slices}
+    if topology.chip.cores_in_names:
         settings["chip_config_name"] = "megacore"  # both cores of a chip are one device, as on the machines
-    if math.prod(slice_.shape) == 1:
+    if math.prod(topology.shape) == 1:
         settings["chips_per_host_bounds"] = (1, 1, 1)
     with quiet():
         try:
-            return topologies.get_topology_desc(slice_.name, platform="tpu", **settings).devices
+            return topologies.get_topology_desc(topology.name, platform="tpu", **settings).devices
         except Exception as error:
             text = " ".join(str(error).split())[:200]
             raise InputError(
-                f"{slice_.name}: the TPU compiler cannot be asked ({text}); pip install 'vl3_jax[plan]', or check the "
-                "shape of the slice"
+                f"{topology.name}: the TPU compiler cannot be asked ({text}); pip install 'vl3_jax[plan]', or check "
+                "the shape of the slice"
             ) from error
 
 
-def weigh(lowered: Any) -> tuple[Weight, Any]:
+def compile_and_analyze(lowered: Any) -> tuple[MemoryAnalysis, Any]:
     """Compiles a lowered program.
 
     Returns:
@@ -72,9 +72,9 @@ def weigh(lowered: Any) -> tuple[Weight, Any]:
             peak = bytes_needed(str(error))
             if peak is None:
                 raise
-            return Weight(False, 0, 0, peak, {}, time.perf_counter() - begin), None
+            return MemoryAnalysis(False, 0, 0, peak, {}, time.perf_counter() - begin), None
     memory = compiled.memory_analysis()
-    weight = Weight(
+    weight = MemoryAnalysis(
         fits=True,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vl3_jax.planning.compiler import GIB
+from vl3_jax.planning.plan_step import SAMPLES_A_ROW, TOKEN_FILL, Plan
 from vl3_jax.planning.search import Candidate, pareto
-from vl3_jax.planning.step import SAMPLES_A_ROW, TOKEN_FILL, Plan
 
 _PARTS = ("vision", "projector", "llm", "unembed", "lora")
 
@@ -18,19 +18,19 @@ def rendered(plan: Plan, mfu: float, samples: int = 0) -> str:
       mfu: assumed for speed and cost.
       samples: of the stage's data; 0 is unknown.
     """
-    chips, weight, peak = plan.topology.chips, plan.weight, plan.topology.chip.flops
+    chips, memory, peak = plan.topology.chips, plan.memory, plan.topology.chip.flops
     slices = f"{plan.topology.slices} x " if plan.topology.slices > 1 else ""
-    passes = f" in {plan.accumulation} parts" if plan.accumulation > 1 else ""
-    verdict = f"it fits, {plan.headroom / GIB:.2f} to spare (arguments {weight.arguments / GIB:.2f}, temporaries "
-    verdict += f"{weight.temporaries / GIB:.2f})"
+    passes = f" in {plan.grad_accum_steps} parts" if plan.grad_accum_steps > 1 else ""
+    verdict = f"it fits, {plan.headroom / GIB:.2f} to spare (arguments {memory.arguments / GIB:.2f}, temporaries "
+    verdict += f"{memory.temporaries / GIB:.2f})"
     if not plan.fits:
         verdict = f"it does not fit, by {-plan.headroom / GIB:.2f}"
     lines = [
         f"{slices}{plan.topology.name}: {chips} chips, mesh {axes(plan.mesh)}; a step has {plan.rows} rows{passes}, "
         f"{plan.tokens:,} tokens",
-        f"HBM a chip    {weight.peak / GIB:.2f} of {plan.topology.chip.hbm / GIB:.2f} GiB: {verdict}",
+        f"HBM a chip    {memory.peak / GIB:.2f} of {plan.topology.chip.hbm / GIB:.2f} GiB: {verdict}",
     ]
-    for kind, traffic in weight.collectives.items():
+    for kind, traffic in memory.collectives.items():
         lines.append(f"{kind:20}{traffic.count:7,} a step, {traffic.bytes / 1e9:8.2f} GB a chip")
     parts = ", ".join(f"{name} {flops / 1e12:.1f}" for name, flops in plan.flops.items() if flops and name in _PARTS)
     again = plan.flops["recomputed"] / plan.flops["total"]
@@ -40,7 +40,7 @@ def rendered(plan: Plan, mfu: float, samples: int = 0) -> str:
         f"arithmetic    {plan.useful_seconds:.2f} s a step at the peak of {peak / 1e12:.0f} TFLOP/s; {again:.0%} more "
         "is recomputed",
     ]
-    if weight.collectives:
+    if memory.collectives:
         lines.append(f"links         {plan.link_seconds:.2f} s a step at their peak")
     lines.append(f"at {mfu:.0%} MFU    {seconds:.2f} s a step, {plan.tokens * TOKEN_FILL / seconds:,.0f} tokens/s")
     if samples:
@@ -49,7 +49,7 @@ def rendered(plan: Plan, mfu: float, samples: int = 0) -> str:
         lines.append(
             f"{samples:,} samples: about {steps:,.0f} steps, {hours:,.0f} hours, {hours * chips:,.0f} chip-hours"
         )
-    lines.append(f"compiled in {weight.seconds:.0f} s")
+    lines.append(f"compiled in {memory.seconds:.0f} s")
     return "\n".join(lines)
 
 
@@ -60,7 +60,7 @@ def rendered_change(change: Mapping[str, Any] | None, plan: Plan | None) -> str:
     flags = " ".join(
         f"--topology {value}" if key == "topology" else f"--config.{key}={value}" for key, value in change.items()
     )
-    return f"it fits with {flags}: {plan.weight.peak / GIB:.2f} GiB"
+    return f"it fits with {flags}: {plan.memory.peak / GIB:.2f} GiB"
 
 
 def table(found: Sequence[tuple[Candidate, Plan | None]], mfu: float) -> str:
@@ -68,16 +68,16 @@ def table(found: Sequence[tuple[Candidate, Plan | None]], mfu: float) -> str:
     best = pareto([plan for _, plan in found if plan], mfu)
     rows = [("", "mesh", "rows", "remat", "HBM GiB", "compute s", "links s", "tokens/s")]
     known = sorted(
-        ((one, plan) for one, plan in found if plan), key=lambda pair: (-pair[1].speed(mfu), pair[1].weight.peak)
+        ((one, plan) for one, plan in found if plan), key=lambda pair: (-pair[1].speed(mfu), pair[1].memory.peak)
     )
     for one, plan in [*known, *((one, None) for one, plan in found if plan is None)]:
         settings = (axes(one.mesh), str(one.rows), one.remat)
         if plan is None:
             rows.append(("", *settings, "", "", "", "passed over"))
         elif not plan.fits:
-            rows.append(("", *settings, f"{plan.weight.peak / GIB:.2f}", "", "", "does not fit"))
+            rows.append(("", *settings, f"{plan.memory.peak / GIB:.2f}", "", "", "does not fit"))
         else:
-            numbers = (plan.weight.peak / GIB, plan.compute_seconds(mfu), plan.link_seconds)
+            numbers = (plan.memory.peak / GIB, plan.compute_seconds(mfu), plan.link_seconds)
             speed = f"{plan.speed(mfu):,.0f}"
             rows.append(("*" if plan in best else "", *settings, *(f"{number:.2f}" for number in numbers), speed))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

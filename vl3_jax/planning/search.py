@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from vl3_jax import config_file
 from vl3_jax.parallel.topologies import Topology
-from vl3_jax.planning.step import SAMPLES_A_ROW, Plan
+from vl3_jax.planning.plan_step import SAMPLES_A_ROW, Plan
 
 # From what repeats most and keeps least to the other end.
 REMATS = ("full", "outputs", "dots", "none")
@@ -36,7 +36,7 @@ class Candidate:
         return {
             **{f"mesh.{axis}": size for axis, size in self.mesh.items()},
             "batch.rows": passes * at_a_time,
-            "batch.accumulation": passes,
+            "batch.grad_accum_steps": passes,
             "remat.vision": self.remat,
             "remat.text": self.remat,
         }
@@ -50,9 +50,9 @@ def with_settings(config: ConfigDict, settings: Settings) -> ConfigDict:
     return config
 
 
-def meshes(slice_: Topology) -> list[dict[str, int]]:
+def meshes(topology: Topology) -> list[dict[str, int]]:
     """Splits of a slice: weights over all of it, over halves that copy each other, and two chips to a row."""
-    copies, each = slice_.slices, slice_.chips // slice_.slices
+    copies, each = topology.slices, topology.chips // topology.slices
     found = [{"data": copies, "fsdp": each, "tensor": 1, "context": 1}]
     if each > 1:
         halves = {"data": copies, "fsdp": each // 2, "tensor": 1, "context": 1}
@@ -60,23 +60,23 @@ def meshes(slice_: Topology) -> list[dict[str, int]]:
     return found
 
 
-def candidates(slice_: Topology) -> list[Candidate]:
+def candidates(topology: Topology) -> list[Candidate]:
     """All that `search` may try, those of one mesh together, growing."""
-    return [Candidate(*found) for found in itertools.product(meshes(slice_), ROWS, REMATS)]
+    return [Candidate(*found) for found in itertools.product(meshes(topology), ROWS, REMATS)]
 
 
-def search(config: ConfigDict, slice_: Topology, planner: Planner) -> Iterator[tuple[Candidate, Plan | None]]:
+def search(config: ConfigDict, topology: Topology, planner: Planner) -> Iterator[tuple[Candidate, Plan | None]]:
     """Plans every candidate that has a chance; the others have None for a plan.
 
     More rows, or a policy that keeps more, take more memory: what is at least as large in both as one that did not
     fit on the same mesh is passed over.
     """
     refused: list[Candidate] = []
-    for one in candidates(slice_):
+    for one in candidates(topology):
         if any(_as_large(one, other) for other in refused):
             yield one, None
             continue
-        found = planner(with_settings(config, one.settings(config)), slice_)
+        found = planner(with_settings(config, one.settings(config)), topology)
         if not found.fits:
             refused.append(one)
         yield one, found
@@ -90,8 +90,8 @@ def _as_large(one: Candidate, other: Candidate) -> bool:
 def pareto(plans: Iterable[Plan], mfu: float) -> list[Plan]:
     """Of the plans that fit, those of which no other is both faster and smaller; the fastest first."""
     kept: list[Plan] = []
-    for one in sorted((one for one in plans if one.fits), key=lambda one: (-one.speed(mfu), one.weight.peak)):
-        if not kept or one.weight.peak < kept[-1].weight.peak:
+    for one in sorted((one for one in plans if one.fits), key=lambda one: (-one.speed(mfu), one.memory.peak)):
+        if not kept or one.memory.peak < kept[-1].memory.peak:
             kept.append(one)
     return kept
 
@@ -104,8 +104,8 @@ def changes(config: ConfigDict, plan: Plan) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     parts = plan.mesh["data"] * plan.mesh["fsdp"]
     so_far: dict[str, Any] = {}
-    if plan.rows > parts * plan.accumulation:
-        so_far = {"batch.accumulation": plan.rows // parts}
+    if plan.rows > parts * plan.grad_accum_steps:
+        so_far = {"batch.grad_accum_steps": plan.rows // parts}
         found.append(so_far)
     lighter = {f"remat.{name}": "full" for name, policy in plan.remat.items() if policy != "full"}
     if lighter:
@@ -118,7 +118,7 @@ def changes(config: ConfigDict, plan: Plan) -> list[dict[str, Any]]:
     split = so_far.get("mesh.fsdp", plan.mesh["fsdp"])
     for axis in ("context", "tensor"):
         if split % 2 == 0 and plan.mesh[axis] == 1:
-            found.append(so_far | {"batch.accumulation": 0, "mesh.fsdp": split // 2, f"mesh.{axis}": 2})
+            found.append(so_far | {"batch.grad_accum_steps": 0, "mesh.fsdp": split // 2, f"mesh.{axis}": 2})
     if config.optimizer.first_moment_dtype != "bfloat16":
         found.append(so_far | {"optimizer.first_moment_dtype": "bfloat16"})
     return found

@@ -18,7 +18,7 @@ NATIVE_MIN_FRAMES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Selection:
+class FrameSelection:
     """The chosen frames.
 
     Attributes:
@@ -29,10 +29,10 @@ class Selection:
     indices: list[int]
     timestamps: list[float]
 
-    def capped(self, max_frames: int | None) -> "Selection":
+    def capped(self, max_frames: int | None) -> "FrameSelection":
         """At most `max_frames` of them: evenly spaced, first and last included, positions truncated."""
         keep = cap_indices(len(self.indices), max_frames)
-        return Selection([self.indices[i] for i in keep], [self.timestamps[i] for i in keep])
+        return FrameSelection([self.indices[i] for i in keep], [self.timestamps[i] for i in keep])
 
 
 def cap_indices(count: int, max_frames: int | None) -> list[int]:
@@ -42,7 +42,7 @@ def cap_indices(count: int, max_frames: int | None) -> list[int]:
     return np.linspace(0, count - 1, max_frames, dtype=int).tolist()
 
 
-def by_ticks(starts: Sequence[int], end: int, unit: Fraction, fps: Fraction, label_start: float) -> Selection:
+def by_ticks(starts: Sequence[int], end: int, unit: Fraction, fps: Fraction, label_start: float) -> FrameSelection:
     """The official rule: each tick of length 1 / fps shows the last frame that begins in or before it.
 
     Equals FFmpeg's `fps=<fps>:round=down`. The label of a tick is its own start, so at 1 fps a frame labelled
@@ -60,7 +60,7 @@ def by_ticks(starts: Sequence[int], end: int, unit: Fraction, fps: Fraction, lab
     count = max(math.floor(end * ticks_per_unit), 0) if starts else 0
     # Ticks before the first frame show what the first frame's own tick shows.
     indices = [bisect.bisect_right(tick_of, max(tick, tick_of[0])) - 1 for tick in range(count)]
-    return Selection(indices, tick_labels(count, fps, label_start))
+    return FrameSelection(indices, tick_labels(count, fps, label_start))
 
 
 def tick_labels(count: int, fps: Fraction, label_start: float) -> list[float]:
@@ -71,7 +71,7 @@ def tick_labels(count: int, fps: Fraction, label_start: float) -> list[float]:
 
 def by_index(
     total: int, rate: float, fps: float, max_frames: int, start: float | None = None, end: float | None = None
-) -> Selection:
+) -> FrameSelection:
     """The official rule for folders, GIFs and windows shorter than a second: the middle of each step.
 
     Args:
@@ -91,7 +91,7 @@ def by_index(
     else:
         picks = cap_indices(length, max_frames)
     indices = [first + pick for pick in picks]
-    return Selection(indices, [index / rate for index in indices])
+    return FrameSelection(indices, [index / rate for index in indices])
 
 
 def native(
@@ -102,7 +102,7 @@ def native(
     start: float | None = None,
     end: float | None = None,
     min_frames: int = NATIVE_MIN_FRAMES,
-) -> Selection:
+) -> FrameSelection:
     """The transformers port's rule: evenly spaced indices, labelled index / rate.
 
     A window (which the port does not know) restricts the frames to those labelled start <= time < end.
@@ -111,11 +111,11 @@ def native(
     last = total if end is None else min(math.ceil(end * rate), total)
     length = last - first
     if length <= 0:
-        return Selection([], [])
+        return FrameSelection([], [])
     count = math.floor(min(max(length / rate * fps, min_frames), max_frames, length))
     step = length / count
     # The port steps in float32, which decides where a product is a hair below an integer. Where that takes it past
     # the last frame, it fails; here the pick is left out.
     picks = (np.arange(math.ceil(length / step)) * step).astype(np.float32).astype(int)
     indices = [first + int(pick) for pick in picks if pick < length]
-    return Selection(indices, [index / rate for index in indices])
+    return FrameSelection(indices, [index / rate for index in indices])

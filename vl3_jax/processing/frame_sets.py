@@ -11,16 +11,16 @@ from PIL import Image
 
 from vl3_jax.errors import InputError
 from vl3_jax.processing import frame_selection, images
-from vl3_jax.processing.clips import Clip, SamplingOptions
+from vl3_jax.processing.video_reader import FrameSamplingOptions, VideoReader
 
 _MILLISECOND = Fraction(1, 1000)
 _DEFAULT_DURATION = 100  # ms, for animations that state none
 
 
-class FolderClip(Clip):
+class FolderVideoReader(VideoReader):
     """The pictures of a folder in the order of their names, at an assumed 3 frames per second."""
 
-    def __init__(self, folder: str, options: SamplingOptions):
+    def __init__(self, folder: str, options: FrameSamplingOptions):
         self.name, self.notes = folder, []
         known = Image.registered_extensions()
         files = sorted(
@@ -36,22 +36,22 @@ class FolderClip(Clip):
         chosen = _at_constant_rate(folder, len(files), rate, options)
         self.indices, self.timestamps = chosen.indices, chosen.timestamps
         self._files = [os.path.join(folder, files[index]) for index in self.indices]
-        first = images.open_picture(self._files[0])
+        first = images.open_image(self._files[0])
         self.height, self.width = first.height, first.width
 
     def frames(self) -> Iterator[Image.Image]:
         """See `Clip.frames`."""
-        return (images.open_picture(file).load() for file in self._files)
+        return (images.open_image(file).load() for file in self._files)
 
 
-class AnimationClip(Clip):
+class AnimationReader(VideoReader):
     """An animated GIF, WebP or PNG.
 
     Officially a GIF is a video of 25 frames per second, whatever durations it states; the other kinds, which the
     reference cannot read, are sampled by their real times.
     """
 
-    def __init__(self, source: str | bytes, name: str, options: SamplingOptions):
+    def __init__(self, source: str | bytes, name: str, options: FrameSamplingOptions):
         self.name, self.notes = name, []
         self._source = source
         durations = []
@@ -66,7 +66,9 @@ class AnimationClip(Clip):
         chosen = self._select(durations, kind, options)
         self.indices, self.timestamps = chosen.indices, chosen.timestamps
 
-    def _select(self, durations: list[float], kind: str | None, options: SamplingOptions) -> frame_selection.Selection:
+    def _select(
+        self, durations: list[float], kind: str | None, options: FrameSamplingOptions
+    ) -> frame_selection.FrameSelection:
         total = len(durations)
         seconds = sum(durations) / 1000
         if options.preprocess == "native":
@@ -85,9 +87,9 @@ class AnimationClip(Clip):
         first = sum(start < 0 for start in starts)
         first = min(first, len(starts) - 1)  # a window inside the last frame shows that frame
         chosen = frame_selection.by_ticks(starts[first:], stop - offset, _MILLISECOND, options.exact_fps, begin)
-        chosen = frame_selection.Selection([first + index for index in chosen.indices], chosen.timestamps)
+        chosen = frame_selection.FrameSelection([first + index for index in chosen.indices], chosen.timestamps)
         chosen = chosen.capped(options.max_frames)
-        return chosen if chosen.indices else frame_selection.Selection([(first + len(starts)) // 2], [begin])
+        return chosen if chosen.indices else frame_selection.FrameSelection([(first + len(starts)) // 2], [begin])
 
     def frames(self) -> Iterator[Image.Image]:
         """See `Clip.frames`."""
@@ -114,7 +116,7 @@ class AnimationClip(Clip):
                 yield image
 
 
-class ArrayClip(Clip):
+class ArrayVideoReader(VideoReader):
     """Frames in memory, shown as they are: [t, h, w, 3], or a list of anything that a picture can be."""
 
     def __init__(self, frames: np.ndarray | Sequence[Any], timestamps: Sequence[float] | None, max_frames: int | None):
@@ -126,24 +128,26 @@ class ArrayClip(Clip):
         self.indices = frame_selection.cap_indices(len(frames), max_frames)
         self.timestamps = None if timestamps is None else [float(timestamps[index]) for index in self.indices]
         self._frames = frames
-        first = images.open_picture(frames[self.indices[0]])
+        first = images.open_image(frames[self.indices[0]])
         self.height, self.width = first.height, first.width
 
     def frames(self) -> Iterator[Image.Image]:
         """See `Clip.frames`."""
-        return (images.open_picture(self._frames[index]).load() for index in self.indices)
+        return (images.open_image(self._frames[index]).load() for index in self.indices)
 
 
-def _at_constant_rate(name: str, total: int, rate: float, options: SamplingOptions) -> frame_selection.Selection:
+def _at_constant_rate(
+    name: str, total: int, rate: float, options: FrameSamplingOptions
+) -> frame_selection.FrameSelection:
     _check_start(name, total / rate, options)
     rule = frame_selection.native if options.preprocess == "native" else frame_selection.by_index
     chosen = rule(total, rate, options.fps, options.max_frames, options.start, options.end)
     if chosen.indices:
         return chosen
     begin = options.start or 0.0
-    return frame_selection.Selection([min(int(begin * rate), total - 1)], [begin])
+    return frame_selection.FrameSelection([min(int(begin * rate), total - 1)], [begin])
 
 
-def _check_start(name: str, seconds: float, options: SamplingOptions) -> None:
+def _check_start(name: str, seconds: float, options: FrameSamplingOptions) -> None:
     if options.start is not None and options.start >= seconds:
         raise InputError(f"{name}: start {options.start} s is not before its end at {seconds:.2f} s")

@@ -36,7 +36,7 @@ _UPRIGHT = {
 
 
 @dataclasses.dataclass
-class Picture:
+class ImageReader:
     """A picture not yet decoded.
 
     Attributes:
@@ -62,7 +62,7 @@ class Picture:
             raise InputError(f"{self.name}: damaged picture ({_one_line(error)}); replace the file") from error
 
 
-def open_picture(source: Any) -> Picture:
+def open_image(source: Any) -> ImageReader:
     """Opens a path, bytes, a binary file object, a `PIL.Image` or an array.
 
     Arrays are [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]: uint8, uint16, or floats in 0..1. Alpha is dropped, of
@@ -75,7 +75,7 @@ def open_picture(source: Any) -> Picture:
         return _from_opener(lambda: source, "picture")
     if isinstance(source, np.ndarray):
         array = array_to_rgb(source, "picture array")
-        return Picture("picture array", *array.shape[:2], lambda: Image.fromarray(array))
+        return ImageReader("picture array", *array.shape[:2], lambda: Image.fromarray(array))
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         return _from_opener(lambda: _open(io.BytesIO(data), "picture bytes"), "picture bytes")
@@ -89,7 +89,7 @@ def open_picture(source: Any) -> Picture:
             raise InputError(f"{name}: the file is empty (0 bytes); replace it")
         return _from_opener(lambda: _open(name, name), name)
     if hasattr(source, "read"):
-        return open_picture(source.read())
+        return open_image(source.read())
     raise InputError(f"a picture cannot be a {type(source).__name__}; give a path, bytes, a PIL image or an array")
 
 
@@ -147,7 +147,7 @@ def _starts_like(file: str | io.BytesIO, plugin: type) -> bool:
     return start.startswith(magic)
 
 
-def _from_opener(opener: Callable[[], Image.Image], name: str) -> Picture:
+def _from_opener(opener: Callable[[], Image.Image], name: str) -> ImageReader:
     """`opener` is called for the header now and again for the pixels, so that none are kept in between."""
     image = opener()
     width, height = image.size
@@ -163,7 +163,7 @@ def _from_opener(opener: Callable[[], Image.Image], name: str) -> Picture:
         return pixels if turn is None else pixels.transpose(turn)
 
     notes = [] if factor == 1 else [f"{name}: {width} x {height} pixels, decoded at 1/{factor} of its size"]
-    return Picture(name, *((width, height) if orientation in _SIDEWAYS else (height, width)), decode, notes)
+    return ImageReader(name, *((width, height) if orientation in _SIDEWAYS else (height, width)), decode, notes)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -30,7 +30,7 @@ _IGNORED = ("type", "num_frames")  # the latter is what the source tells anyway
 
 
 @dataclasses.dataclass(frozen=True)
-class Media:
+class MediaPart:
     """A picture or video in a message.
 
     Attributes:
@@ -51,11 +51,11 @@ class Turn:
     """One message: its role and its parts, texts and media in order."""
 
     role: str
-    parts: list[str | Media]
+    parts: list[str | MediaPart]
 
     @property
-    def media(self) -> list[Media]:
-        return [part for part in self.parts if isinstance(part, Media)]
+    def media(self) -> list[MediaPart]:
+        return [part for part in self.parts if isinstance(part, MediaPart)]
 
 
 def parse_messages(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
@@ -80,7 +80,7 @@ def _turn(message: Any, where: str) -> Turn:
     return Turn(role, [_part(part, f"{where}, part {number}") for number, part in enumerate(content, start=1)])
 
 
-def _part(part: Any, where: str) -> str | Media:
+def _part(part: Any, where: str) -> str | MediaPart:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
@@ -105,16 +105,16 @@ def _part(part: Any, where: str) -> str | Media:
     return _image(source, outer, where) if kind == "image" else _video(source, outer, where)
 
 
-def _image(source: Any, extra: dict[str, Any], where: str) -> Media:
+def _image(source: Any, extra: dict[str, Any], where: str) -> MediaPart:
     times = [extra.pop(key) for key in _TIME_KEYS if key in extra]
     _none_left(extra, _TIME_KEYS, where)
     time = times[0] if times else None
     if isinstance(time, Sequence) and not isinstance(time, str) and len(time) == 1:
         time = time[0]
-    return Media("image", source, time=None if time is None else _number(time, "time", where))
+    return MediaPart("image", source, time=None if time is None else _number(time, "time", where))
 
 
-def _video(source: Any, extra: dict[str, Any], where: str) -> Media:
+def _video(source: Any, extra: dict[str, Any], where: str) -> MediaPart:
     options = {_VIDEO_KEYS[key]: value for key, value in extra.items() if key in _VIDEO_KEYS and value is not None}
     _none_left({key for key in extra if key not in _VIDEO_KEYS}, _VIDEO_KEYS, where)
     for name in ("fps", "start", "end"):
@@ -124,7 +124,7 @@ def _video(source: Any, extra: dict[str, Any], where: str) -> Media:
         options["max_frames"] = int(_number(options["max_frames"], "max_frames", where))
     if "timestamps" in options:
         options["timestamps"] = [_number(time, "timestamps", where) for time in options["timestamps"]]
-    return Media("video", source, options)
+    return MediaPart("video", source, options)
 
 
 def _none_left(extra: Any, known: Any, where: str) -> None:

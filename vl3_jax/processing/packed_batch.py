@@ -82,23 +82,23 @@ class Sample:
       tokens: [n] int32; what stands at a placeholder position does not matter.
       is_vision: [n] bool; the placeholders, as many as the visuals keep tokens, in their order.
       visuals: pictures and videos in order of appearance.
-      target_weight: [n] float32; the loss weight of predicting tokens[i] (0: not supervised).
+      loss_weight: [n] float32; the loss weight of predicting tokens[i] (0: not supervised).
       task: what the sample is, for a loss per task.
     """
 
     tokens: np.ndarray
     is_vision: np.ndarray | None = None
     visuals: Sequence[Visual] = ()
-    target_weight: np.ndarray | None = None
+    loss_weight: np.ndarray | None = None
     task: int = 0
 
     def __post_init__(self):
         self.tokens = np.asarray(self.tokens, np.int32)
         if self.is_vision is None:
             self.is_vision = np.zeros(self.tokens.shape, bool)
-        if self.target_weight is None:
-            self.target_weight = np.zeros(self.tokens.shape, np.float32)
-        for name in ("is_vision", "target_weight"):
+        if self.loss_weight is None:
+            self.loss_weight = np.zeros(self.tokens.shape, np.float32)
+        for name in ("is_vision", "loss_weight"):
             if getattr(self, name).shape != self.tokens.shape:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}, tokens {self.tokens.shape}")
         if self.is_vision.sum() != self.num_vision_tokens:
@@ -171,7 +171,7 @@ def _fill_text(row: dict[str, np.ndarray], samples: Sequence[Sample], shape: Bat
         row["segment_ids"][here] = segment
         row["positions"][here] = np.arange(length)
         row["targets"][last] = sample.tokens[1:]
-        row["loss_weight"][last] = sample.target_weight[1:]
+        row["loss_weight"][last] = sample.loss_weight[1:]
         row["vision_slot"][here][sample.is_vision] = slot + np.arange(sample.num_vision_tokens)
         row["sample_task"][segment - 1] = sample.task
         start, slot = start + length, slot + sample.num_vision_tokens

@@ -16,16 +16,16 @@ import numpy as np
 from PIL import Image
 
 from vl3_jax.errors import InputError
-from vl3_jax.processing import chat, images, labels, messages, patchify, resize, videos
-from vl3_jax.processing.clips import Clip, PlanChangedError, SamplingOptions
-from vl3_jax.processing.config import ProcessorConfig
+from vl3_jax.processing import chat_template, images, loss_weights, messages, patchify, resize, videos
 from vl3_jax.processing.packed_batch import PATCH_DIM, Sample, Visual
+from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.resize import PATCH
 from vl3_jax.processing.tokenizer import Tokenizer
+from vl3_jax.processing.video_reader import FrameSamplingOptions, PlanChangedError, VideoReader
 
 
 @dataclasses.dataclass(frozen=True)
-class ShownVideo:
+class SampledFrames:
     """Which frames of a video the model saw: source indices, and the times written before them (None: none)."""
 
     name: str
@@ -34,7 +34,7 @@ class ShownVideo:
 
 
 @dataclasses.dataclass(frozen=True)
-class Processed:
+class ProcessorOutput:
     """A prompt ready for the model.
 
     Attributes:
@@ -46,7 +46,7 @@ class Processed:
     """
 
     sample: Sample
-    videos: list[ShownVideo]
+    videos: list[SampledFrames]
     visual_tokens: int
     visual_tokens_before_pruning: int
     notes: list[str]
@@ -84,14 +84,14 @@ class Processor:
         supervise: bool = False,
         rng: np.random.Generator | None = None,
         trainer_streams: bool = False,
-    ) -> Processed:
+    ) -> ProcessorOutput:
         """Processes one conversation.
 
         Args:
           conversation: messages, see `messages.parse_messages`.
           add_generation_prompt: end with the opening of an assistant turn.
           add_system_prompt: begin with the official system prompt, if there is no other.
-          supervise: set `target_weight` for training, see `labels.target_weights`.
+          supervise: set `loss_weight` for training, see `labels.token_loss_weights`.
           rng: for the balancing of stream decisions.
           trainer_streams: see `chat.Style`.
 
@@ -100,49 +100,49 @@ class Processor:
         """
         turns = messages.parse_messages(conversation)
         if add_system_prompt:
-            turns = chat.with_default_system(turns)
+            turns = chat_template.with_default_system(turns)
         media = [medium for turn in turns for medium in turn.media]
         opened = [self._open(medium) for medium in media]
         visuals = self._visuals(media, opened)
 
-        style = chat.Style(self.config.native_placeholders, trainer_streams)
+        style = chat_template.PromptStyle(self.config.native_placeholders, trainer_streams)
         shown = [
-            chat.Shown(
+            chat_template.VisualTokenCounts(
                 visual.keep.reshape(visual.grid[0], -1).sum(axis=1).tolist(), getattr(source, "timestamps", None)
             )
             for visual, source in zip(visuals, opened, strict=True)
         ]
-        rendered = chat.render(turns, shown, self.tokenizer, style)
+        rendered = chat_template.render(turns, shown, self.tokenizer, style)
         tokens = [turn.tokens for turn in rendered]
         is_vision = [turn.is_vision for turn in rendered]
         weights = [np.zeros(turn.tokens.shape, np.float32) for turn in rendered]
         if supervise:
-            weights = labels.target_weights(rendered, self.tokenizer, rng, trainer_streams)
+            weights = loss_weights.token_loss_weights(rendered, self.tokenizer, rng, trainer_streams)
         if add_generation_prompt:
-            opening = np.array(chat.generation_prompt(self.tokenizer), np.int32)
+            opening = np.array(chat_template.generation_prompt(self.tokenizer), np.int32)
             tokens, is_vision = [*tokens, opening], [*is_vision, np.zeros(opening.shape, bool)]
             weights = [*weights, np.zeros(opening.shape, np.float32)]
-        return Processed(
+        return ProcessorOutput(
             sample=Sample(
-                np.concatenate(tokens), np.concatenate(is_vision), visuals, target_weight=np.concatenate(weights)
+                np.concatenate(tokens), np.concatenate(is_vision), visuals, loss_weight=np.concatenate(weights)
             ),
-            videos=[ShownVideo(c.name, list(c.indices), c.timestamps) for c in opened if isinstance(c, Clip)],
+            videos=[SampledFrames(c.name, list(c.indices), c.timestamps) for c in opened if isinstance(c, VideoReader)],
             visual_tokens=sum(visual.num_tokens for visual in visuals),
             visual_tokens_before_pruning=sum(len(visual.keep) for visual in visuals),
             notes=[note for source in opened for note in source.notes],
         )
 
-    def _open(self, medium: messages.Media) -> images.Picture | Clip:
+    def _open(self, medium: messages.MediaPart) -> images.ImageReader | VideoReader:
         if medium.kind == "image":
-            return images.open_picture(medium.source)
+            return images.open_image(medium.source)
         options = dict(medium.options)
         timestamps = options.pop("timestamps", None)
         if isinstance(medium.source, np.ndarray | list | tuple):
             unfit = sorted(set(options) - {"max_frames"})
             if unfit:
                 raise InputError(f"video frames: {unfit[0]} does not apply to frames already chosen; leave it out")
-            return videos.open_video(medium.source, SamplingOptions(**options) if options else None, timestamps)
-        defaults = SamplingOptions(
+            return videos.open_video(medium.source, FrameSamplingOptions(**options) if options else None, timestamps)
+        defaults = FrameSamplingOptions(
             fps=self.config.fps,
             max_frames=self.config.max_frames,
             preprocess=self.config.preprocess,
@@ -150,7 +150,9 @@ class Processor:
         )
         return videos.open_video(medium.source, dataclasses.replace(defaults, **options), timestamps)
 
-    def _visuals(self, media: Sequence[messages.Media], opened: Sequence[images.Picture | Clip]) -> list[Visual]:
+    def _visuals(
+        self, media: Sequence[messages.MediaPart], opened: Sequence[images.ImageReader | VideoReader]
+    ) -> list[Visual]:
         """Resizes everything to the sizes that the whole prompt allows."""
         merges = [self.config.image_merge if m.kind == "image" else self.config.video_merge for m in media]
         with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 4)) as pool:
@@ -166,8 +168,8 @@ class Processor:
 
     def _resized(
         self,
-        opened: Sequence[images.Picture | Clip],
-        items: Sequence[resize.Item],
+        opened: Sequence[images.ImageReader | VideoReader],
+        items: Sequence[resize.ResizeItem],
         sizes: Sequence[tuple[int, int]],
         pool: ThreadPoolExecutor,
     ) -> list[Visual]:
@@ -175,14 +177,16 @@ class Processor:
         pictures = {
             index: pool.submit(_picture, source, items[index], sizes[index])
             for index, source in enumerate(opened)
-            if isinstance(source, images.Picture)
+            if isinstance(source, images.ImageReader)
         }
         return [
             pictures[index].result() if index in pictures else self._video(source, items[index], sizes[index], pool)
             for index, source in enumerate(opened)
         ]
 
-    def _video(self, clip: Clip, item: resize.Item, size: tuple[int, int], pool: ThreadPoolExecutor) -> Visual:
+    def _video(
+        self, clip: VideoReader, item: resize.ResizeItem, size: tuple[int, int], pool: ThreadPoolExecutor
+    ) -> Visual:
         patches = _resized_frames(self._watched(clip), item, size, pool)
         config = self.config
         keep = None
@@ -198,28 +202,28 @@ class Processor:
             )
         return Visual(patches, _grid(item, size), item.merge, keep)
 
-    def _watched(self, clip: Clip) -> Iterator[Image.Image]:
+    def _watched(self, clip: VideoReader) -> Iterator[Image.Image]:
         for done, frame in enumerate(clip.frames(), start=1):
             self.on_frame(clip.name, done, len(clip.indices))
             yield frame
 
 
-def _item(source: images.Picture | Clip, merge: int) -> resize.Item:
-    frames = len(source.indices) if isinstance(source, Clip) else 1
-    return resize.Item(source.height, source.width, merge, frames, source.name)
+def _item(source: images.ImageReader | VideoReader, merge: int) -> resize.ResizeItem:
+    frames = len(source.indices) if isinstance(source, VideoReader) else 1
+    return resize.ResizeItem(source.height, source.width, merge, frames, source.name)
 
 
-def _grid(item: resize.Item, size: tuple[int, int]) -> tuple[int, int, int]:
+def _grid(item: resize.ResizeItem, size: tuple[int, int]) -> tuple[int, int, int]:
     return item.frames, size[0] // PATCH, size[1] // PATCH
 
 
-def _picture(picture: images.Picture, item: resize.Item, size: tuple[int, int]) -> Visual:
-    pixels = np.asarray(resize.resize_picture(picture.load(), size))
+def _picture(image: images.ImageReader, item: resize.ResizeItem, size: tuple[int, int]) -> Visual:
+    pixels = np.asarray(resize.resize_image(image.load(), size))
     return Visual(patchify.patchify(pixels[None], item.merge), _grid(item, size), item.merge)
 
 
 def _resized_frames(
-    frames: Iterator[Image.Image], item: resize.Item, size: tuple[int, int], pool: ThreadPoolExecutor
+    frames: Iterator[Image.Image], item: resize.ResizeItem, size: tuple[int, int], pool: ThreadPoolExecutor
 ) -> np.ndarray:
     """[t * gh * gw, 588] uint8. Frames are resized while the next ones are decoded; few are held at a time."""
     count, rows, columns = _grid(item, size)

@@ -19,7 +19,7 @@ NATIVE_MAX_ASPECT = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
+class ResizeItem:
     """A picture (frames = 1) or a video before resizing; `name` is for messages."""
 
     height: int
@@ -34,7 +34,10 @@ class Item:
 
 
 def target_sizes(
-    items: Sequence[Item], preprocess: str = "official", min_tokens: int = MIN_TOKENS, max_tokens: int = MAX_TOKENS
+    items: Sequence[ResizeItem],
+    preprocess: str = "official",
+    min_tokens: int = MIN_TOKENS,
+    max_tokens: int = MAX_TOKENS,
 ) -> list[tuple[int, int]]:
     """The size to which each item of one prompt is resized.
 
@@ -58,7 +61,7 @@ def target_sizes(
     return [_uniform(item, min_tokens, max_tokens * item.factor**2 // frames) for item in items]
 
 
-def resize_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Bicubic, antialiased, in uint8, to `size` = (height, width): exactly what the installed Pillow does."""
     return image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
 
@@ -71,11 +74,11 @@ def resize_frame(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     a fifth of the values differ, some by 8 grey levels.
     """
     if size[1] > image.width and size[0] < image.height:
-        image = resize_picture(image, (image.height, size[1]))
-    return resize_picture(image, size)
+        image = resize_image(image, (image.height, size[1]))
+    return resize_image(image, size)
 
 
-def _uniform(item: Item, min_tokens: int, max_pixels: int) -> tuple[int, int]:
+def _uniform(item: ResizeItem, min_tokens: int, max_pixels: int) -> tuple[int, int]:
     """Every item has the same merge size: an equal share of the budget for each frame of the prompt."""
     height, width, factor = item.height, item.width, item.factor
     min_pixels = min_tokens * factor**2
@@ -88,7 +91,7 @@ def _uniform(item: Item, min_tokens: int, max_pixels: int) -> tuple[int, int]:
     return _pixels(rows, columns, factor)
 
 
-def _mixed(items: Sequence[Item], max_tokens: int) -> list[tuple[int, int]]:
+def _mixed(items: Sequence[ResizeItem], max_tokens: int) -> list[tuple[int, int]]:
     """Merge sizes differ: one scale for all, from the tokens that the items would have unscaled."""
     total = sum(
         item.frames * math.ceil(item.height / item.factor) * math.ceil(item.width / item.factor) for item in items
@@ -102,7 +105,7 @@ def _mixed(items: Sequence[Item], max_tokens: int) -> list[tuple[int, int]]:
     ]
 
 
-def _native(item: Item, min_tokens: int, max_tokens: int) -> tuple[int, int]:
+def _native(item: ResizeItem, min_tokens: int, max_tokens: int) -> tuple[int, int]:
     height, width, factor = item.height, item.width, item.factor
     if max(height, width) / min(height, width) > NATIVE_MAX_ASPECT:
         raise InputError(
@@ -119,7 +122,7 @@ def _native(item: Item, min_tokens: int, max_tokens: int) -> tuple[int, int]:
     return _pixels(rows, columns, factor)
 
 
-def _enlarged(item: Item, min_pixels: int) -> tuple[int, int]:
+def _enlarged(item: ResizeItem, min_pixels: int) -> tuple[int, int]:
     grow = math.sqrt(min_pixels / (item.height * item.width))
     return math.ceil(item.height * grow / item.factor), math.ceil(item.width * grow / item.factor)
 

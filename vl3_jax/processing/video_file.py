@@ -13,8 +13,8 @@ from PIL import Image
 
 from vl3_jax.errors import InputError
 from vl3_jax.processing import frame_selection, frame_table
-from vl3_jax.processing.clips import Clip, PlanChangedError, SamplingOptions
 from vl3_jax.processing.frame_table import FrameTable
+from vl3_jax.processing.video_reader import FrameSamplingOptions, PlanChangedError, VideoReader
 
 _INDEX_BASED_BELOW = 1  # second; shorter windows take frames by index, as the reference does
 _SHORT_BY = 0.5  # seconds missing at the end before a file is called cut off
@@ -24,10 +24,10 @@ _SKIPPABLE = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 _TURNS = {90: [("transpose", "cclock")], -90: [("transpose", "clock")], 180: [("hflip", None), ("vflip", None)]}
 
 
-class FileClip(Clip):
+class FileVideoReader(VideoReader):
     """A file that FFmpeg opens. Its timing is read at once, its frames when asked for."""
 
-    def __init__(self, source: str | bytes, name: str, options: SamplingOptions):
+    def __init__(self, source: str | bytes, name: str, options: FrameSamplingOptions):
         self.name, self.notes = name, []
         self._source, self._options = source, options
         with self._opened(threads=1) as (container, stream):
@@ -135,7 +135,7 @@ class FileClip(Clip):
                         return
 
 
-def _by_ticks(table: FrameTable, options: SamplingOptions) -> frame_selection.Selection:
+def _by_ticks(table: FrameTable, options: FrameSamplingOptions) -> frame_selection.FrameSelection:
     """The official rule over the whole file, or over a window whose ticks begin at its start."""
     unit, fps = table.unit, options.exact_fps
     label_start = float(table.stream_start)
@@ -155,10 +155,14 @@ def _by_ticks(table: FrameTable, options: SamplingOptions) -> frame_selection.Se
     count = len(chosen.indices)
     if options.end is not None:
         count = min(count, math.ceil((Fraction(options.end) - begin) * fps + 1))
-    return frame_selection.Selection([first + index for index in chosen.indices[:count]], chosen.timestamps[:count])
+    return frame_selection.FrameSelection(
+        [first + index for index in chosen.indices[:count]], chosen.timestamps[:count]
+    )
 
 
-def _on_absolute_ticks(table: FrameTable, options: SamplingOptions, begin: Fraction) -> frame_selection.Selection:
+def _on_absolute_ticks(
+    table: FrameTable, options: FrameSamplingOptions, begin: Fraction
+) -> frame_selection.FrameSelection:
     """Ticks anchored at the beginning of the file, those in the window; their labels still begin at its start.
 
     Start and length are rounded to whole ticks, and a first tick that is half a tick late is repeated: so does FFmpeg.
@@ -173,19 +177,19 @@ def _on_absolute_ticks(table: FrameTable, options: SamplingOptions, begin: Fract
         picks = picks[:1] + picks
     if options.end is not None:
         picks = picks[: _round((Fraction(options.end) - begin) * fps)]
-    return frame_selection.Selection(picks, frame_selection.tick_labels(len(picks), fps, float(begin)))
+    return frame_selection.FrameSelection(picks, frame_selection.tick_labels(len(picks), fps, float(begin)))
 
 
-def _middle_frame(table: FrameTable, options: SamplingOptions) -> frame_selection.Selection:
+def _middle_frame(table: FrameTable, options: FrameSamplingOptions) -> frame_selection.FrameSelection:
     """For a window too short for any frame of its own: the frame in its middle, labelled with its start."""
     first, last = _window(table, options)
     if last <= first:  # between two frames: the one on display
         first, last = max(first - 1, 0), max(first, 1)
     label = options.start if options.start is not None else float(table.stream_start)
-    return frame_selection.Selection([(first + last) // 2 if last - first > 1 else first], [label])
+    return frame_selection.FrameSelection([(first + last) // 2 if last - first > 1 else first], [label])
 
 
-def _window(table: FrameTable, options: SamplingOptions) -> tuple[int, int]:
+def _window(table: FrameTable, options: FrameSamplingOptions) -> tuple[int, int]:
     """First frame in the window and the first behind it, whose length counts from the former."""
     begin = max(Fraction(options.start or 0), table.stream_start)
     first = 0 if options.start is None else bisect.bisect_left(table.starts, _round(begin / table.unit))

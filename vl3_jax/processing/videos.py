@@ -1,6 +1,6 @@
 """Opens a video of any kind. Nothing is decoded but what its timing needs; frames come one by one.
 
-clip = open_video("a.mp4", SamplingOptions(fps=1, max_frames=180))
+clip = open_video("a.mp4", FrameSamplingOptions(fps=1, max_frames=180))
 clip.height, clip.width, len(clip.indices), clip.timestamps      # enough to choose the size of the frames
 for image in clip.frames(): ...                                  # and to resize each as it comes
 """
@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 
 from vl3_jax.errors import InputError
-from vl3_jax.processing.clips import Clip, SamplingOptions
-from vl3_jax.processing.frame_sets import AnimationClip, ArrayClip, FolderClip
-from vl3_jax.processing.video_file import FileClip
+from vl3_jax.processing.frame_sets import AnimationReader, ArrayVideoReader, FolderVideoReader
+from vl3_jax.processing.video_file import FileVideoReader
+from vl3_jax.processing.video_reader import FrameSamplingOptions, VideoReader
 
 _ANIMATIONS = (b"GIF8", b"RIFF", b"\x89PNG")  # RIFF is AVI, too: told apart by what follows
 
 
-def open_video(source: Any, options: SamplingOptions | None = None, timestamps: Sequence[float] | None = None) -> Clip:
+def open_video(
+    source: Any, options: FrameSamplingOptions | None = None, timestamps: Sequence[float] | None = None
+) -> VideoReader:
     """Opens a path (file or folder of frames), bytes, a binary file object, or frames in memory.
 
     Args:
@@ -37,8 +39,8 @@ def open_video(source: Any, options: SamplingOptions | None = None, timestamps: 
     if isinstance(source, np.ndarray | list | tuple):
         if isinstance(source, np.ndarray) and source.ndim != 4:
             raise InputError(f"video frames: shape {source.shape}; give [frames, height, width, 3]")
-        return ArrayClip(source, timestamps, options.max_frames if options else None)
-    options = options or SamplingOptions()
+        return ArrayVideoReader(source, timestamps, options.max_frames if options else None)
+    options = options or FrameSamplingOptions()
     if timestamps is not None:
         raise InputError("timestamps belong to frames in memory; a video file has its own, so leave them out")
     if isinstance(source, bytes | bytearray | memoryview):
@@ -51,7 +53,7 @@ def open_video(source: Any, options: SamplingOptions | None = None, timestamps: 
         if not os.path.exists(name):
             raise InputError(f"{name}: no such video file or folder; check the path")
         if os.path.isdir(name):
-            return FolderClip(name, options)
+            return FolderVideoReader(name, options)
         if not os.path.getsize(name):
             raise InputError(f"{name}: the file is empty (0 bytes); replace it")
         with open(name, "rb") as file:
@@ -62,6 +64,6 @@ def open_video(source: Any, options: SamplingOptions | None = None, timestamps: 
     raise InputError(f"a video cannot be a {type(source).__name__}; give a path, bytes, or frames as arrays")
 
 
-def _of_kind(source: str | bytes, start: bytes, name: str, options: SamplingOptions) -> Clip:
+def _of_kind(source: str | bytes, start: bytes, name: str, options: FrameSamplingOptions) -> VideoReader:
     animated = start.startswith(_ANIMATIONS) and (start[:4] != b"RIFF" or start[8:12] == b"WEBP")
-    return (AnimationClip if animated else FileClip)(source, name, options)
+    return (AnimationReader if animated else FileVideoReader)(source, name, options)

@@ -4,12 +4,12 @@ Pure functions over plain nested dicts of parameters and packed batches; nothing
 """
 
 from vl3_jax.training.cross_entropy import token_losses
-from vl3_jax.training.flops import StepFlops, Work, count_work, peak_flops, step_flops
+from vl3_jax.training.flops import StepFlops, StepWork, count_work, peak_flops, step_flops
 from vl3_jax.training.groups import MODULES, WITH_LORA, assign, flatten, merge, split, trainable_mask
 from vl3_jax.training.lora import add_adapters, merge_adapters, remove_adapters
 from vl3_jax.training.lora_export import write_adapters
 from vl3_jax.training.loss import LossSums, loss_sums, unembedding
-from vl3_jax.training.optimizer import Optimizer, OptimizerSettings, make_optimizer, schedule
+from vl3_jax.training.optimizer import Optimizer, OptimizerConfig, make_optimizer, schedule
 from vl3_jax.training.state import TrainState, abstract_state, new_state, state_shardings
 from vl3_jax.training.step import batch_loss, make_eval_step, make_train_step
 
@@ -18,10 +18,10 @@ __all__ = [
     "WITH_LORA",
     "LossSums",
     "Optimizer",
-    "OptimizerSettings",
+    "OptimizerConfig",
     "StepFlops",
+    "StepWork",
     "TrainState",
-    "Work",
     "abstract_state",
     "add_adapters",
     "assign",

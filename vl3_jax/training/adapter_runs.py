@@ -10,13 +10,13 @@ from etils import epath
 from vl3_jax.checkpoint import open_source
 from vl3_jax.checkpoint.hf_config import read_json
 from vl3_jax.checkpoint.orbax_tree import find_tree, nested
-from vl3_jax.checkpoint.places import entries, place
+from vl3_jax.checkpoint.paths import list_dir, resolve
 from vl3_jax.errors import InputError
 from vl3_jax.model.linear import LoraKernel
 from vl3_jax.training.checkpoints import LEARNED, TRAINING
-from vl3_jax.training.config import RECORD
 from vl3_jax.training.groups import map_paths
 from vl3_jax.training.lora_export import write_adapters
+from vl3_jax.training.run_config import RECORD
 
 
 def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike) -> None:
@@ -25,8 +25,8 @@ def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike) -> No
     Raises:
       InputError: not the workdir of a run with adapters; one line.
     """
-    folder = place(workdir)
-    if RECORD not in entries(folder):
+    folder = resolve(workdir)
+    if RECORD not in list_dir(folder):
         raise InputError(f"{workdir}: not the workdir of a training run (no {RECORD}); give that of a LoRA run")
     config = read_json(folder / RECORD)["config"]
     rank, alpha = config["lora"]["rank"], config["lora"]["alpha"]
@@ -40,7 +40,7 @@ def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike) -> No
         leaves[path] = LoraKernel(None, learned[f"{path}/a"], learned[f"{path}/b"], alpha / rank)
     params = nested(leaves)
     whole = map_paths(lambda path, _: not path.endswith(("/kernel/a", "/kernel/b")), params)
-    write_adapters(target, params, open_source(workdir).config, base=config["start"], whole=whole)
+    write_adapters(target, params, open_source(workdir).config, base=config["init_from"], whole=whole)
 
 
 def _restored(folder: epath.Path) -> dict:

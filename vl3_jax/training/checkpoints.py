@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from vl3_jax.checkpoint.places import reaching
+from vl3_jax.checkpoint.paths import translate_io_errors
 from vl3_jax.training.groups import flatten, map_paths, split
 from vl3_jax.training.lora import merge_adapters
 from vl3_jax.training.optimizer import Optimizer
@@ -42,7 +42,7 @@ class Checkpoints:
     def __init__(self, workdir: epath.Path, optimizer: Optimizer, every: int, keep: int, adapted: bool):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, enable_async_checkpointing=True)
         items = (_PARAMS, TRAINING, _DATA)
-        with reaching(workdir):
+        with translate_io_errors(workdir):
             self._manager = ocp.CheckpointManager(workdir / FOLDER, options=options, item_names=items)
         self._optimizer, self._every, self._adapted = optimizer, every, adapted
 

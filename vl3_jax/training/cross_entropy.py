@@ -23,7 +23,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from vl3_jax.kernels.einsum import einsum
-from vl3_jax.kernels.labels import MASKED
+from vl3_jax.kernels.segment_info import MASKED
 from vl3_jax.parallel.rules import current_mesh, partition_spec
 
 TOKEN_BLOCK = 1024
@@ -102,17 +102,17 @@ def _losses(hidden, unembedding, targets, wanted, options):
 def _losses_forward(hidden, unembedding, targets, wanted, options):
     trained = unembedding.perturbed
     hidden, unembedding, targets, wanted = (x.value for x in (hidden, unembedding, targets, wanted))
-    losses, log_total = _run(_forward, hidden, unembedding, (targets, wanted), options)
+    losses, lse = _run(_forward, hidden, unembedding, (targets, wanted), options)
     # The residuals' structure is all that tells the backward pass, before it is traced, what is trained.
-    return losses, (hidden, unembedding, targets, wanted, log_total, () if trained else None)
+    return losses, (hidden, unembedding, targets, wanted, lse, () if trained else None)
 
 
 def _losses_backward(options, residuals, d_losses):
-    hidden, unembedding, targets, wanted, log_total, trained = residuals
+    hidden, unembedding, targets, wanted, lse, trained = residuals
     if isinstance(d_losses, jax.custom_derivatives.SymbolicZero):
         return None, None, None, None
     backward = functools.partial(_backward, trained=trained is not None)
-    tokens = (targets, wanted, log_total, d_losses)
+    tokens = (targets, wanted, lse, d_losses)
     d_hidden, d_unembedding = _run(backward, hidden, unembedding, tokens, options)
     return d_hidden, d_unembedding if trained is not None else None, None, None
 
@@ -148,8 +148,8 @@ def _run(function, hidden, unembedding, tokens, options):
     return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)(hidden, unembedding, *tokens)
 
 
-def _axes(entry) -> tuple[str, ...]:
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+def _axes(spec) -> tuple[str, ...]:
+    return () if spec is None else (spec,) if isinstance(spec, str) else tuple(spec)
 
 
 def _forward(hidden, unembedding, targets, wanted, *, layout):
@@ -181,19 +181,19 @@ def _forward(hidden, unembedding, targets, wanted, *, layout):
         total = lax.psum(total * jnp.exp(peak - highest), layout.parted)
         peak, picked = highest, lax.psum(picked, layout.parted)
     done = jnp.arange(len(order)) < count
-    log_total = jnp.where(done, peak + jnp.log(jnp.where(done, total, 1.0)), 0.0)
+    lse = jnp.where(done, peak + jnp.log(jnp.where(done, total, 1.0)), 0.0)
     inverse = jnp.argsort(order[: wanted.size]).reshape(wanted.shape)
-    return jnp.where(done, log_total - picked, 0.0)[inverse], log_total[inverse]
+    return jnp.where(done, lse - picked, 0.0)[inverse], lse[inverse]
 
 
-def _backward(hidden, unembedding, targets, wanted, log_total, d_losses, *, layout, trained):
+def _backward(hidden, unembedding, targets, wanted, lse, d_losses, *, layout, trained):
     """Gradients of hidden, in its type, and of the unembedding in its own (zeros unless `trained`)."""
     layout = layout.fitted(wanted.size)
     order, count = _compact(wanted, layout)
-    x, y, log_total, d_losses = (_take(array, order) for array in (hidden, targets, log_total, d_losses))
+    x, y, lse, d_losses = (_take(array, order) for array in (hidden, targets, lse, d_losses))
     done = jnp.arange(len(order)) < count
     # The rest of the last tile: a probability of zero, for an infinite one would not be 0 times a gradient of 0.
-    d_losses, log_total = jnp.where(done, d_losses, 0.0), jnp.where(done, log_total, -MASKED)
+    d_losses, lse = jnp.where(done, d_losses, 0.0), jnp.where(done, lse, -MASKED)
     tile, tiles = layout.token_block, -(-count // layout.token_block)
     letters = layout.block_letters
 
@@ -205,7 +205,7 @@ def _backward(hidden, unembedding, targets, wanted, log_total, d_losses, *, layo
             d_x, d_block = state
             here = functools.partial(lax.dynamic_slice_in_dim, start_index=i * tile, slice_size=tile)
             scores, is_target = _scores(x, y, i, block, ids, layout)
-            d_scores = jnp.exp(scores - here(log_total)[:, None]) - is_target
+            d_scores = jnp.exp(scores - here(lse)[:, None]) - is_target
             d_scores = (d_scores * here(d_losses)[:, None]).astype(x.dtype)
             d_tile = here(d_x) + einsum(f"tv,{letters}->td", d_scores, block, out_dtype=jnp.float32)
             if trained:

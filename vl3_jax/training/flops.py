@@ -17,7 +17,7 @@ _MODULES = ("vision", "projector", "llm")
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class StepWork:
     """What a packed batch asks the model to do; those of several batches add up.
 
     Attributes:
@@ -36,17 +36,17 @@ class Work:
     token_pairs: int
     supervised: int
 
-    def __add__(self, other: "Work") -> "Work":
+    def __add__(self, other: "StepWork") -> "StepWork":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Work(*(a + b for a, b in pairs))
+        return StepWork(*(a + b for a, b in pairs))
 
 
-def count_work(batch: Mapping[str, np.ndarray]) -> Work:
+def count_work(batch: Mapping[str, np.ndarray]) -> StepWork:
     """Counts a packed batch, on the host: its `segment_ids`, `loss_weight`, `patch_segment` and `token_patches`."""
     samples = _segment_lengths(batch["segment_ids"])
     frames = _segment_lengths(batch["patch_segment"]) if "patch_segment" in batch else np.zeros(0, np.int64)
     vision = np.any(np.asarray(batch["token_patches"]) >= 0, axis=-1).sum() if "token_patches" in batch else 0
-    return Work(
+    return StepWork(
         patches=int(frames.sum()),
         patch_pairs=int((frames**2).sum()),
         vision_tokens=int(vision),
@@ -64,7 +64,7 @@ def _segment_lengths(segments: np.ndarray) -> np.ndarray:
 
 
 def step_flops(
-    config: ModelConfig, work: Work, trained: Collection[str] = _MODULES, lora_rank: int = 0
+    config: ModelConfig, work: StepWork, trained: Collection[str] = _MODULES, lora_rank: int = 0
 ) -> dict[str, float]:
     """FLOPs of the forward and backward passes over `work`.
 
@@ -122,7 +122,7 @@ def _adapter_sides(out: int, query: int, kv: int, inner: int) -> int:
     return 2 * (out + query) + 2 * (out + kv) + 3 * (out + inner)
 
 
-def recomputed_flops(config: ModelConfig, work: Work, trained: Collection[str], remat: Mapping[str, str]) -> float:
+def recomputed_flops(config: ModelConfig, work: StepWork, trained: Collection[str], remat: Mapping[str, str]) -> float:
     """FLOPs of the layers' forward passes that the backward pass repeats.
 
     Args:
@@ -156,8 +156,8 @@ class StepFlops:
       lora_rank: see `step_flops`.
     """
 
-    def __init__(self, config: ModelConfig, rates: Mapping[str, float | None], lora_rank: int = 0):
-        trained = {group for group, rate in rates.items() if rate}
+    def __init__(self, config: ModelConfig, learning_rates: Mapping[str, float | None], lora_rank: int = 0):
+        trained = {group for group, rate in learning_rates.items() if rate}
         own = trained - {*_MODULES, "lora"}
         self._config, self._trained, self._rank = config, trained | set(_MODULES if own else ()), lora_rank
 

@@ -71,24 +71,24 @@ def assign(params: Any, patterns: Patterns) -> Any:
     return groups
 
 
-def trainable_mask(groups: Any, rates: Mapping[str, float | None]) -> Any:
+def trainable_mask(groups: Any, learning_rates: Mapping[str, float | None]) -> Any:
     """Which parameters learn: those whose group has a rate that is neither None nor 0.
 
     Raises:
       InputError: a group without an entry in `rates`, an entry without a group, a negative rate, or nothing to learn.
     """
     present = sorted(set(jax.tree.leaves(groups)))
-    missing, unknown = sorted(set(present) - set(rates)), sorted(set(rates) - set(present))
+    missing, unknown = sorted(set(present) - set(learning_rates)), sorted(set(learning_rates) - set(present))
     if missing:
         raise InputError(f"group {missing[0]!r} has no learning rate; give it one, or None to freeze it")
     if unknown:
         raise InputError(f"a learning rate for {unknown[0]!r}, which is no group; the groups are {', '.join(present)}")
-    for group, rate in rates.items():
+    for group, rate in learning_rates.items():
         if rate is not None and rate < 0:
             raise InputError(f"group {group!r} has the learning rate {rate}; it cannot be negative")
-    if not any(rates.values()):
+    if not any(learning_rates.values()):
         raise InputError("every group is frozen: there is nothing to train")
-    return jax.tree.map(lambda group: bool(rates[group]), groups)
+    return jax.tree.map(lambda group: bool(learning_rates[group]), groups)
 
 
 def split(params: Any, mask: Any) -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ NO_DECAY = ("bias", "scale")
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerSettings:
+class OptimizerConfig:
     """How parameters learn.
 
     Attributes:
@@ -39,7 +39,7 @@ class OptimizerSettings:
       mu_dtype: type of the first moment; "bfloat16" saves two bytes for each trained parameter.
     """
 
-    rates: Mapping[str, float | None]
+    learning_rates: Mapping[str, float | None]
     steps: int
     patterns: Patterns = MODULES
     warmup_ratio: float = 0.03
@@ -94,7 +94,7 @@ class Optimizer:
       transform: the optax transformation, over the trainable half of the tree.
     """
 
-    settings: OptimizerSettings
+    settings: OptimizerConfig
     groups: Any
     mask: Any
     transform: optax.GradientTransformation
@@ -117,20 +117,20 @@ class Optimizer:
         new = jax.tree.map(lambda p, u: (p.astype(jnp.float32) + u).astype(p.dtype), trainable, updates)
         return new, opt_state
 
-    def rates(self, step: jax.Array) -> dict[str, jax.Array]:
+    def learning_rates(self, step: jax.Array) -> dict[str, jax.Array]:
         """The learning rate of each group at a step (from 0)."""
         multiplier = schedule(self.settings.steps, self.settings.warmup_steps)(step)
-        return {group: (rate or 0.0) * multiplier for group, rate in self.settings.rates.items()}
+        return {group: (rate or 0.0) * multiplier for group, rate in self.settings.learning_rates.items()}
 
 
-def make_optimizer(settings: OptimizerSettings, params: Any) -> Optimizer:
+def make_optimizer(settings: OptimizerConfig, params: Any) -> Optimizer:
     """Resolves the settings for `params`, a tree of arrays or of their shapes.
 
     Raises:
       InputError: what `groups.assign` and `groups.trainable_mask` raise, or an int8 parameter that is to learn.
     """
     groups = assign(params, settings.patterns)
-    mask = trainable_mask(groups, settings.rates)
+    mask = trainable_mask(groups, settings.learning_rates)
     for path, leaf in flatten(split(params, mask)[0]).items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise InputError(f"parameter {path} is {leaf.dtype} and cannot learn; freeze its group")
@@ -150,11 +150,11 @@ def _wide(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
 
-def _adam(settings: OptimizerSettings) -> optax.GradientTransformation:
+def _adam(settings: OptimizerConfig) -> optax.GradientTransformation:
     return optax.scale_by_adam(settings.b1, settings.b2, settings.eps, mu_dtype=settings.mu_dtype)
 
 
-def _muon(settings: OptimizerSettings, trained: Any) -> optax.GradientTransformation:
+def _muon(settings: OptimizerConfig, trained: Any) -> optax.GradientTransformation:
     def dimensions(tree: Any) -> Any:
         return map_paths(lambda path, _: matrix_dimensions(path), tree)
 
@@ -199,7 +199,7 @@ def matrix_dimensions(path: str) -> optax.contrib.MuonDimensionNumbers | None:
     return optax.contrib.MuonDimensionNumbers((first,), (first + 1,))
 
 
-def _scale_by_group_rates(settings: OptimizerSettings, groups: Any) -> optax.GradientTransformation:
+def _scale_by_group_rates(settings: OptimizerConfig, groups: Any) -> optax.GradientTransformation:
     """Times minus the rate of each leaf's group at this step."""
     multiplier = schedule(settings.steps, settings.warmup_steps)
 
@@ -208,7 +208,7 @@ def _scale_by_group_rates(settings: OptimizerSettings, groups: Any) -> optax.Gra
 
     def update(updates: Any, state: optax.ScaleByScheduleState, _params: Any = None):
         now = multiplier(state.count)
-        updates = jax.tree.map(lambda u, group: -settings.rates[group] * now * u, updates, groups)
+        updates = jax.tree.map(lambda u, group: -settings.learning_rates[group] * now * u, updates, groups)
         return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init, update)

@@ -14,9 +14,9 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from data_pipelines import mixtures
-from data_pipelines.corpus import require_present
+from data_pipelines.mixture_dataset import require_present
 from vl3_jax.checkpoint import open_source
-from vl3_jax.checkpoint.places import check_bucket, entries, is_url, reaching
+from vl3_jax.checkpoint.paths import check_bucket, is_url, list_dir, translate_io_errors
 from vl3_jax.errors import InputError
 
 _PROBE = ".vl3-probe"
@@ -35,18 +35,18 @@ def check(config: ConfigDict, workdir: epath.Path) -> None:
         return  # a start and data that cannot be read are found in a moment, and nobody waits
     first = jax.process_index() == 0
     probe = workdir / _PROBE
-    with_all(lambda: _made(probe) if first else None)
+    run_on_all_hosts(lambda: _made(probe) if first else None)
     try:
-        with_all(lambda: None if first else _seen(probe))
+        run_on_all_hosts(lambda: None if first else _seen(probe))
     finally:
         # Gone before any host looks into the workdir: they meet once more below.
         if first:
-            with reaching(workdir):
+            with translate_io_errors(workdir):
                 probe.unlink(missing_ok=True)
-    with_all(lambda: _readable(config))
+    run_on_all_hosts(lambda: _readable(config))
 
 
-def with_all(step: Callable[[], None]) -> None:
+def run_on_all_hosts(step: Callable[[], None]) -> None:
     """Runs `step` on every host and waits for all; InputError on all of them when it fails on any."""
     try:
         step()
@@ -86,17 +86,17 @@ def _devices(expected: int) -> None:
 def _made(probe: epath.Path) -> None:
     """Writes a small file into the workdir."""
     check_bucket(probe.parent)
-    with _writing(probe.parent), reaching(probe.parent):
+    with _writing(probe.parent), translate_io_errors(probe.parent):
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_text("a moment's trial of the workdir")
 
 
 def _seen(probe: epath.Path) -> None:
     """Whether the workdir is that of the first host, and open to this one."""
-    if probe.name not in entries(probe.parent):
+    if probe.name not in list_dir(probe.parent):
         raise InputError(f"{probe.parent}: not the folder that the first host wrote to; all hosts need to share it")
     mine = probe.parent / f"{_PROBE}-{jax.process_index()}"
-    with _writing(probe.parent), reaching(probe.parent):
+    with _writing(probe.parent), translate_io_errors(probe.parent):
         mine.write_text("")
         mine.unlink()
 
@@ -105,7 +105,7 @@ def _writable(workdir: epath.Path) -> None:
     """Of one process: the workdir, or the folder that it will be made in."""
     if is_url(workdir):
         _made(workdir / _PROBE)
-        with reaching(workdir):
+        with translate_io_errors(workdir):
             (workdir / _PROBE).unlink()
         return
     folder = pathlib.Path(workdir)
@@ -128,6 +128,6 @@ def _writing(folder: os.PathLike) -> Iterator[None]:
 
 def _readable(config: ConfigDict) -> None:
     """The start and the annotation files."""
-    if config.start:
-        open_source(config.start)
-    require_present(mixtures.entries_of(config.data))
+    if config.init_from:
+        open_source(config.init_from)
+    require_present(mixtures.dataset_specs(config.data))

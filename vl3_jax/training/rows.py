@@ -10,7 +10,7 @@ ROW_AXES = ("data", "fsdp")  # of the mesh, which split the rows of a step
 
 def row_parts(config: ConfigDict, mesh: Mesh) -> int:
     """What divides the rows of a step: the parts of the mesh, times those that go one after another."""
-    parts = config.batch.accumulation or 1
+    parts = config.batch.grad_accum_steps or 1
     for axis in ROW_AXES:
         parts *= mesh.shape[axis]
     return parts
@@ -23,7 +23,7 @@ def check_rows(config: ConfigDict, mesh: Mesh, rows: int) -> None:
         split = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in ROW_AXES)
         raise InputError(
             f"{rows} rows of a step do not divide into {parts} parts (mesh {split}, accumulation "
-            f"{config.batch.accumulation or 1}); change batch.rows, mesh or batch.accumulation"
+            f"{config.batch.grad_accum_steps or 1}); change batch.rows, mesh or batch.grad_accum_steps"
         )
 
 
@@ -33,6 +33,6 @@ def rows_for_samples(config: ConfigDict, mesh: Mesh, samples_a_row: float) -> in
     return max(round(config.batch.samples / samples_a_row / parts), 1) * parts
 
 
-def accumulation(config: ConfigDict, mesh: Mesh, rows: int) -> int:
+def grad_accum_steps(config: ConfigDict, mesh: Mesh, rows: int) -> int:
     """Parts of a step that go one after another: those given, or so many that a part of the mesh has one row each."""
-    return config.batch.accumulation or rows // row_parts(config, mesh)
+    return config.batch.grad_accum_steps or rows // row_parts(config, mesh)

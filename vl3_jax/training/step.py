@@ -39,7 +39,7 @@ def make_train_step(
     model: VideoLLaMA3,
     optimizer: Optimizer,
     *,
-    accumulation: int = 1,
+    grad_accum_steps: int = 1,
     tasks: int = 1,
     shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -73,7 +73,7 @@ def make_train_step(
             sums = batch_loss(model, merge(trainable, frozen), rows, tasks)
             return sums.loss * share, sums
 
-        sums, gradients = _accumulate(jax.grad(objective, has_aux=True), trainable, batch, accumulation, tasks)
+        sums, gradients = _accumulate(jax.grad(objective, has_aux=True), trainable, batch, grad_accum_steps, tasks)
         if shardings is not None:
             gradients = jax.lax.with_sharding_constraint(gradients, split(shardings.params, optimizer.mask)[0])
         with jax.named_scope("optimizer"):
@@ -89,7 +89,7 @@ def make_train_step(
             "task_loss": sums.task_loss,
             "task_weight": sums.task_weight,
             "grad_norm": norm,
-            "learning_rates": optimizer.rates(state.step),
+            "learning_rates": optimizer.learning_rates(state.step),
             "supervised_tokens": jnp.sum(batch["loss_weight"] != 0, dtype=jnp.int32),
             "tokens": jnp.sum(batch["segment_ids"] > 0, dtype=jnp.int32),
             "finite": finite,

@@ -3,14 +3,14 @@
 from data_pipelines.synthetic.formats import (
     BOX_FORMAT,
     box_answer,
-    place_of,
-    place_phrase,
-    thing_phrase,
+    object_phrase,
+    position_of,
+    position_phrase,
     thousandths,
 )
 from data_pipelines.synthetic.samples import Example
-from data_pipelines.synthetic.scenes import Placed, Still
-from data_pipelines.synthetic.studio import Studio
+from data_pipelines.synthetic.scene_sampler import SceneSampler
+from data_pipelines.synthetic.scenes import PlacedObject, Scene
 from data_pipelines.synthetic.tasks.counting import PLACE, in_a_ninth
 from data_pipelines.synthetic.tasks.naming import COLOUR, COLOUR_OF, alone, several
 from data_pipelines.synthetic.vocabulary import KINDS
@@ -22,70 +22,70 @@ NAME = ("What is it?", "What is this?", "Name it.")
 WHICH = ("What is {colour}?", "Which thing is {colour}?", "Name the {colour} thing.")
 
 
-def box(studio: Studio) -> Example:
+def box(sampler: SceneSampler) -> Example:
     """The box of the only thing."""
-    still = alone(studio, KINDS, shares=(0.4, 0.8))
-    return _box(studio, still, still.placed[0])
+    scene = alone(sampler, KINDS, shares=(0.4, 0.8))
+    return _box(sampler, scene, scene.placed[0])
 
 
-def box_of_two(studio: Studio) -> Example:
+def box_of_two(sampler: SceneSampler) -> Example:
     """The box of the one of two that is named."""
-    still = several(studio, 2)
-    return _box(studio, still, studio.pick(still.placed))
+    scene = several(sampler, 2)
+    return _box(sampler, scene, sampler.pick(scene.placed))
 
 
-def caption(studio: Studio) -> Example:
+def caption(sampler: SceneSampler) -> Example:
     """Colour, name and place of the only thing."""
-    placed, height, width = in_a_ninth(studio)
-    still = studio.still(height, width, placed)
-    answer = f"{thing_phrase(placed.thing)} {place_phrase(place_of(placed.box, height, width))}"
-    return Example((still,), ((studio.pick(CAPTION), answer),), {"answer": answer, "media": [still.facts()]})
+    placed, height, width = in_a_ninth(sampler)
+    scene = sampler.scene(height, width, placed)
+    answer = f"{object_phrase(placed.sprite)} {position_phrase(position_of(placed.box, height, width))}"
+    return Example((scene,), ((sampler.pick(CAPTION), answer),), {"answer": answer, "media": [scene.facts()]})
 
 
-def caption_of_two(studio: Studio) -> Example:
+def caption_of_two(sampler: SceneSampler) -> Example:
     """Colours and names of two things, left before right or top before bottom."""
-    still = several(studio, 2)
-    answer = " and ".join(thing_phrase(one.thing) for one in still.placed)
-    return Example((still,), ((studio.pick(CAPTION_BOTH), answer),), {"answer": answer, "media": [still.facts()]})
+    scene = several(sampler, 2)
+    answer = " and ".join(object_phrase(one.sprite) for one in scene.placed)
+    return Example((scene,), ((sampler.pick(CAPTION_BOTH), answer),), {"answer": answer, "media": [scene.facts()]})
 
 
-def talk(studio: Studio) -> Example:
+def talk(sampler: SceneSampler) -> Example:
     """Several questions about one thing: far more to learn from each picture."""
-    placed, height, width = in_a_ninth(studio)
-    still = studio.still(height, width, placed)
-    thing = placed.thing
+    placed, height, width = in_a_ninth(sampler)
+    scene = sampler.scene(height, width, placed)
+    sprite = placed.sprite
     turns = [
-        (studio.pick(NAME), thing.name),
-        (studio.pick(COLOUR), thing.colour),
-        (studio.pick(PLACE), place_of(placed.box, height, width)),
-        _box_turn(studio, still, placed),
+        (sampler.pick(NAME), sprite.name),
+        (sampler.pick(COLOUR), sprite.colour),
+        (sampler.pick(PLACE), position_of(placed.box, height, width)),
+        _box_turn(sampler, scene, placed),
     ]
-    turns = studio.some(turns, 3)
-    return Example((still,), tuple(turns), {"answer": turns[0][1], "media": [still.facts()]})
+    turns = sampler.some(turns, 3)
+    return Example((scene,), tuple(turns), {"answer": turns[0][1], "media": [scene.facts()]})
 
 
-def talk_of_two(studio: Studio) -> Example:
+def talk_of_two(sampler: SceneSampler) -> Example:
     """The same question about each of two things, so that only the named one's own look tells the answer."""
-    still = several(studio, 2)
-    first, second = studio.some(still.placed, 2)
+    scene = several(sampler, 2)
+    first, second = sampler.some(scene.placed, 2)
     turns = []
     for one in (first, second):
         turns += [
-            (studio.pick(COLOUR_OF).format(name=one.thing.name), one.thing.colour),
-            (studio.pick(WHICH).format(colour=one.thing.colour), one.thing.name),
-            _box_turn(studio, still, one),
+            (sampler.pick(COLOUR_OF).format(name=one.sprite.name), one.sprite.colour),
+            (sampler.pick(WHICH).format(colour=one.sprite.colour), one.sprite.name),
+            _box_turn(sampler, scene, one),
         ]
-    turns = studio.some(turns, 4)
-    return Example((still,), tuple(turns), {"answer": turns[0][1], "media": [still.facts()]})
+    turns = sampler.some(turns, 4)
+    return Example((scene,), tuple(turns), {"answer": turns[0][1], "media": [scene.facts()]})
 
 
-def _box(studio: Studio, still: Still, placed: Placed) -> Example:
-    turn = _box_turn(studio, still, placed)
-    inside = thousandths(placed.box, still.height, still.width)
-    truth = {"answer": turn[1], "asked": placed.thing.name, "box": inside, "media": [still.facts()]}
-    return Example((still,), (turn,), truth)
+def _box(sampler: SceneSampler, scene: Scene, placed: PlacedObject) -> Example:
+    turn = _box_turn(sampler, scene, placed)
+    inside = thousandths(placed.box, scene.height, scene.width)
+    truth = {"answer": turn[1], "asked": placed.sprite.name, "box": inside, "media": [scene.facts()]}
+    return Example((scene,), (turn,), truth)
 
 
-def _box_turn(studio: Studio, still: Still, placed: Placed) -> tuple[str, str]:
-    question = studio.pick(BOX).format(name=placed.thing.name)
-    return question, box_answer(placed.thing.name, thousandths(placed.box, still.height, still.width))
+def _box_turn(sampler: SceneSampler, scene: Scene, placed: PlacedObject) -> tuple[str, str]:
+    question = sampler.pick(BOX).format(name=placed.sprite.name)
+    return question, box_answer(placed.sprite.name, thousandths(placed.box, scene.height, scene.width))

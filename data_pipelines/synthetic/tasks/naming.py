@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from data_pipelines.synthetic.samples import Example
-from data_pipelines.synthetic.scenes import Placed, Still
-from data_pipelines.synthetic.studio import Studio
+from data_pipelines.synthetic.scene_sampler import SceneSampler
+from data_pipelines.synthetic.scenes import PlacedObject, Scene
 from data_pipelines.synthetic.vocabulary import COLOURS, DIGITS, KINDS, NAMES
 
 DIGIT = ("Which digit is this?", "Which digit do you see?", "Read the digit.")
@@ -15,84 +15,84 @@ COLOUR_OF = ("What colour is the {name}?", "Which colour does the {name} have?",
 NUMBER = ("Which number is this?", "Read the number.", "What number is written here?")
 
 
-def digit(studio: Studio) -> Example:
+def digit(sampler: SceneSampler) -> Example:
     """One handwritten digit."""
-    return _name(studio, "digit", DIGIT)
+    return _name(sampler, "digit", DIGIT)
 
 
-def fashion(studio: Studio) -> Example:
+def fashion(sampler: SceneSampler) -> Example:
     """One thing to wear."""
-    return _name(studio, "fashion", FASHION)
+    return _name(sampler, "fashion", FASHION)
 
 
-def shape(studio: Studio) -> Example:
+def shape(sampler: SceneSampler) -> Example:
     """One drawn shape."""
-    return _name(studio, "shape", SHAPE)
+    return _name(sampler, "shape", SHAPE)
 
 
-def colour(studio: Studio) -> Example:
+def colour(sampler: SceneSampler) -> Example:
     """The colour of the only thing."""
-    still = alone(studio, KINDS)
-    answer = still.placed[0].thing.colour
-    return Example((still,), ((studio.pick(COLOUR), answer),), {"answer": answer, "media": [still.facts()]})
+    scene = alone(sampler, KINDS)
+    answer = scene.placed[0].sprite.colour
+    return Example((scene,), ((sampler.pick(COLOUR), answer),), {"answer": answer, "media": [scene.facts()]})
 
 
-def colour_of(studio: Studio) -> Example:
+def colour_of(sampler: SceneSampler) -> Example:
     """The colour of the one of two or three that is named."""
-    still = several(studio, studio.between(2, 3))
-    asked = studio.pick(still.placed).thing
-    question = studio.pick(COLOUR_OF).format(name=asked.name)
-    truth = {"answer": asked.colour, "asked": asked.name, "media": [still.facts()]}
-    return Example((still,), ((question, asked.colour),), truth)
+    scene = several(sampler, sampler.between(2, 3))
+    asked = sampler.pick(scene.placed).sprite
+    question = sampler.pick(COLOUR_OF).format(name=asked.name)
+    truth = {"answer": asked.colour, "asked": asked.name, "media": [scene.facts()]}
+    return Example((scene,), ((question, asked.colour),), truth)
 
 
-def number(studio: Studio) -> Example:
+def number(sampler: SceneSampler) -> Example:
     """A row of two to four handwritten digits."""
-    count = studio.between(2, 4)
-    height, side = studio.pick(((56, 28), (56, 30), (70, 34), (84, 38)))
-    names = [studio.pick(DIGITS) for _ in range(count)]
-    own = studio.colours(1) if studio.chance(0.6) else [studio.pick(list(COLOURS)) for _ in range(count)]
-    things = [studio.thing("digit", name, own[rank % len(own)], side) for rank, name in enumerate(names)]
-    placed, x = [], studio.between(3, 9)
-    drift = studio.between(0, height - side - 6)
-    for thing in things:
-        y = drift + studio.between(0, 6) + (side - thing.height) // 2
-        placed.append(Placed(thing, x, y))
-        x += thing.width + studio.between(2, 6)
+    count = sampler.between(2, 4)
+    height, side = sampler.pick(((56, 28), (56, 30), (70, 34), (84, 38)))
+    names = [sampler.pick(DIGITS) for _ in range(count)]
+    own = sampler.colours(1) if sampler.chance(0.6) else [sampler.pick(list(COLOURS)) for _ in range(count)]
+    sprites = [sampler.sprite("digit", name, own[rank % len(own)], side) for rank, name in enumerate(names)]
+    placed, x = [], sampler.between(3, 9)
+    drift = sampler.between(0, height - side - 6)
+    for sprite in sprites:
+        y = drift + sampler.between(0, 6) + (side - sprite.height) // 2
+        placed.append(PlacedObject(sprite, x, y))
+        x += sprite.width + sampler.between(2, 6)
     # Wide enough for the digits, and a whole number of merge blocks.
     width = max(-(-(x + 2) // 28) * 28, 56)
-    shift = studio.between(0, width - x - 2)
-    still = studio.still(height, width, *(Placed(one.thing, one.x + shift, one.y) for one in placed))
+    shift = sampler.between(0, width - x - 2)
+    scene = sampler.scene(height, width, *(PlacedObject(one.sprite, one.x + shift, one.y) for one in placed))
     answer = "".join(names)
-    return Example((still,), ((studio.pick(NUMBER), answer),), {"answer": answer, "media": [still.facts()]})
+    return Example((scene,), ((sampler.pick(NUMBER), answer),), {"answer": answer, "media": [scene.facts()]})
 
 
 def alone(
-    studio: Studio, kinds: Sequence[str], name: str | None = None, shares: tuple[float, float] = (0.55, 0.9)
-) -> Still:
+    sampler: SceneSampler, kinds: Sequence[str], name: str | None = None, shares: tuple[float, float] = (0.55, 0.9)
+) -> Scene:
     """A picture of one thing, whose longer side is this share of the shorter side of the picture."""
-    height, width = studio.small_size()
-    kind = studio.pick(kinds)
-    name = name or studio.pick(NAMES[kind])
+    height, width = sampler.small_size()
+    kind = sampler.pick(kinds)
+    name = name or sampler.pick(NAMES[kind])
     smaller = min(height, width)
-    side = studio.between(shares[0] * smaller, shares[1] * smaller)
-    thing = studio.thing(kind, name, studio.pick(list(COLOURS)), side)
-    return studio.still(height, width, studio.placed(thing, (0, 0, width, height)))
+    side = sampler.between(shares[0] * smaller, shares[1] * smaller)
+    sprite = sampler.sprite(kind, name, sampler.pick(list(COLOURS)), side)
+    return sampler.scene(height, width, sampler.placed(sprite, (0, 0, width, height)))
 
 
-def several(studio: Studio, count: int) -> Still:
+def several(sampler: SceneSampler, count: int) -> Scene:
     """A picture of two or three things of different names and colours, which do not touch; in reading order if two."""
-    height, width = studio.large_size()
-    regions = studio.halves(height, width) if count == 2 else studio.cells(count, height, width)
+    height, width = sampler.large_size()
+    regions = sampler.halves(height, width) if count == 2 else sampler.cells(count, height, width)
     largest = 0.85 if count == 2 else 1.0
     placed = []
-    for (kind, name), its_colour, region in zip(studio.different(count), studio.colours(count), regions, strict=True):
+    for (kind, name), its_colour, region in zip(sampler.different(count), sampler.colours(count), regions, strict=True):
         room = min(region[2] - region[0], region[3] - region[1]) * largest - 2
-        placed.append(studio.placed(studio.thing(kind, name, its_colour, studio.between(0.7 * room, room)), region))
-    return studio.still(height, width, *placed)
+        placed.append(sampler.placed(sampler.sprite(kind, name, its_colour, sampler.between(0.7 * room, room)), region))
+    return sampler.scene(height, width, *placed)
 
 
-def _name(studio: Studio, kind: str, templates: Sequence[str]) -> Example:
-    still = alone(studio, (kind,))
-    answer = still.placed[0].thing.name
-    return Example((still,), ((studio.pick(templates), answer),), {"answer": answer, "media": [still.facts()]})
+def _name(sampler: SceneSampler, kind: str, templates: Sequence[str]) -> Example:
+    scene = alone(sampler, (kind,))
+    answer = scene.placed[0].sprite.name
+    return Example((scene,), ((sampler.pick(templates), answer),), {"answer": answer, "media": [scene.facts()]})

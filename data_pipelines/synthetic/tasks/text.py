@@ -6,12 +6,12 @@ named thing, and to read the times before frames.
 
 import zlib
 
-from data_pipelines.synthetic.formats import box_answer, place_phrase, span_answer
+from data_pipelines.synthetic.formats import box_answer, position_phrase, span_answer
 from data_pipelines.synthetic.samples import Example
-from data_pipelines.synthetic.studio import Studio
-from data_pipelines.synthetic.tasks import clips, counting, grounding, naming
-from data_pipelines.synthetic.vocabulary import COLOURS, DIGITS, DIRECTIONS, PLACES, with_article
-from vl3_jax.processing.chat import time_label
+from data_pipelines.synthetic.scene_sampler import SceneSampler
+from data_pipelines.synthetic.tasks import counting, grounding, naming, videos
+from data_pipelines.synthetic.vocabulary import COLOURS, DIGITS, DIRECTIONS, POSITIONS, with_article
+from vl3_jax.processing.chat_template import time_label
 
 SUM = ("What is {a} + {b}?", "{a} + {b} = ?", "Add {a} and {b}.")
 AGAIN = ("Repeat: {text}", "Say this again: {text}", "Copy: {text}")
@@ -26,12 +26,12 @@ _PATHS = {
 }
 
 
-def addition(studio: Studio) -> Example:
+def addition(sampler: SceneSampler) -> Example:
     """Two numbers with a sum of at most 99; a pair asked in one split, in either order, is asked in no other."""
     while True:
-        a, b = studio.between(0, _LARGEST_SUM), studio.between(0, _LARGEST_SUM)
-        if a + b <= _LARGEST_SUM and split_of_sum(a, b) == studio.split:
-            return _text(studio.pick(SUM).format(a=a, b=b), str(a + b))
+        a, b = sampler.between(0, _LARGEST_SUM), sampler.between(0, _LARGEST_SUM)
+        if a + b <= _LARGEST_SUM and split_of_sum(a, b) == sampler.split:
+            return _text(sampler.pick(SUM).format(a=a, b=b), str(a + b))
 
 
 def split_of_sum(a: int, b: int) -> str:
@@ -39,84 +39,84 @@ def split_of_sum(a: int, b: int) -> str:
     return _HELD_OUT.get(zlib.crc32(f"{min(a, b)}+{max(a, b)}".encode()) % _HASHES, "train")
 
 
-def copy(studio: Studio) -> Example:
+def copy(sampler: SceneSampler) -> Example:
     """Digits, names, captions and other answers, to be said again."""
-    form = studio.between(0, 4)
+    form = sampler.between(0, 4)
     if form == 0:
-        text = "".join(studio.pick(DIGITS) for _ in range(studio.between(1, 6)))
+        text = "".join(sampler.pick(DIGITS) for _ in range(sampler.between(1, 6)))
     elif form == 1:
-        text = " and ".join(name for _, name in studio.different(studio.between(1, 3)))
+        text = " and ".join(name for _, name in sampler.different(sampler.between(1, 3)))
     elif form == 2:
-        ((_, name),) = studio.different(1)
-        text = f"{_phrase(studio.pick(list(COLOURS)), name)} {place_phrase(studio.pick(PLACES))}"
+        ((_, name),) = sampler.different(1)
+        text = f"{_phrase(sampler.pick(list(COLOURS)), name)} {position_phrase(sampler.pick(POSITIONS))}"
     elif form == 3:
-        ((_, name),) = studio.different(1)
-        text = box_answer(name, _random_box(studio))
+        ((_, name),) = sampler.different(1)
+        text = box_answer(name, _random_box(sampler))
     else:
-        start = studio.between(0, 8)
-        text = span_answer(start, start + studio.between(1, 4))
-    return _text(studio.pick(AGAIN).format(text=text), text)
+        start = sampler.between(0, 8)
+        text = span_answer(start, start + sampler.between(1, 4))
+    return _text(sampler.pick(AGAIN).format(text=text), text)
 
 
-def recall(studio: Studio) -> Example:
+def recall(sampler: SceneSampler) -> Example:
     """A scene in words and one question about it, of those that are asked about pictures."""
-    count = studio.between(1, 3)
-    things, colours, places = studio.different(count), studio.colours(count), studio.some(PLACES, count)
+    count = sampler.between(1, 3)
+    sprites, colours, places = sampler.different(count), sampler.colours(count), sampler.some(POSITIONS, count)
     told = " ".join(
-        f"There is {_phrase(colour, name)} {place_phrase(place)}."
-        for (_, name), colour, place in zip(things, colours, places, strict=True)
+        f"There is {_phrase(colour, name)} {position_phrase(place)}."
+        for (_, name), colour, place in zip(sprites, colours, places, strict=True)
     )
-    asked = studio.between(0, count - 1)
-    name, colour, place = things[asked][1], colours[asked], places[asked]
+    asked = sampler.between(0, count - 1)
+    name, colour, place = sprites[asked][1], colours[asked], places[asked]
     options = [
-        (studio.pick(naming.COLOUR_OF).format(name=name), colour),
-        (studio.pick(grounding.WHICH).format(colour=colour), name),
+        (sampler.pick(naming.COLOUR_OF).format(name=name), colour),
+        (sampler.pick(grounding.WHICH).format(colour=colour), name),
         (f"Where is the {name}?", place),
-        (studio.pick(counting.COUNT), str(count)),
+        (sampler.pick(counting.COUNT), str(count)),
     ]
     if count == 1:
         options += [
-            (studio.pick(grounding.NAME), name),
-            (studio.pick(naming.COLOUR), colour),
-            (studio.pick(counting.PLACE), place),
-            (studio.pick(grounding.CAPTION), f"{_phrase(colour, name)} {place_phrase(place)}"),
+            (sampler.pick(grounding.NAME), name),
+            (sampler.pick(naming.COLOUR), colour),
+            (sampler.pick(counting.PLACE), place),
+            (sampler.pick(grounding.CAPTION), f"{_phrase(colour, name)} {position_phrase(place)}"),
         ]
     if count == 2:
-        both = " and ".join(_phrase(own, other) for (_, other), own in zip(things, colours, strict=True))
-        options.append((studio.pick(grounding.CAPTION_BOTH), both))
-    question, answer = studio.pick(options)
+        both = " and ".join(_phrase(own, other) for (_, other), own in zip(sprites, colours, strict=True))
+        options.append((sampler.pick(grounding.CAPTION_BOTH), both))
+    question, answer = sampler.pick(options)
     return _text(f"{told} {question}", answer)
 
 
-def boxes(studio: Studio) -> Example:
+def boxes(sampler: SceneSampler) -> Example:
     """One to three things with their boxes, one of which is asked for."""
-    things = studio.different(studio.between(1, 3))
-    own = [_random_box(studio) for _ in things]
-    told = " ".join(f"The {name} is at {','.join(map(str, box))}." for (_, name), box in zip(things, own, strict=True))
-    asked = studio.between(0, len(things) - 1)
-    name = things[asked][1]
-    return _text(f"{told} {studio.pick(grounding.BOX).format(name=name)}", box_answer(name, own[asked]))
+    sprites = sampler.different(sampler.between(1, 3))
+    own = [_random_box(sampler) for _ in sprites]
+    told = " ".join(f"The {name} is at {','.join(map(str, box))}." for (_, name), box in zip(sprites, own, strict=True))
+    asked = sampler.between(0, len(sprites) - 1)
+    name = sprites[asked][1]
+    return _text(f"{told} {sampler.pick(grounding.BOX).format(name=name)}", box_answer(name, own[asked]))
 
 
-def times(studio: Studio) -> Example:
+def times(sampler: SceneSampler) -> Example:
     """A clip in words, each frame behind its time as in a prompt, and a question about when or which way."""
-    frames = studio.between(4, 8)
-    if studio.chance(0.2):
-        way = studio.pick(tuple(DIRECTIONS))
+    frames = sampler.between(4, 8)
+    if sampler.chance(0.2):
+        way = sampler.pick(tuple(DIRECTIONS))
         path = [_PATHS[way][min(3 * frame // frames, 2)] for frame in range(frames)]
-        return _text(f"{_timed(path)} {studio.pick(clips.WAY)}", way)
-    (_, first), (_, second) = studio.different(2)
-    spans = clips.random_span(studio, frames), clips.random_span(studio, frames)
+        return _text(f"{_timed(path)} {sampler.pick(videos.WAY)}", way)
+    (_, first), (_, second) = sampler.different(2)
+    spans = videos.random_span(sampler, frames), videos.random_span(sampler, frames)
     shown = []
     for frame in range(frames):
         seen = [name for name, span in ((first, spans[0]), (second, spans[1])) if span[0] <= frame < span[1]]
         shown.append(" and ".join(seen) or "nothing")
-    if spans[0][0] != spans[1][0] and studio.chance(0.4):
+    if spans[0][0] != spans[1][0] and sampler.chance(0.4):
         early, late = (first, second) if spans[0][0] < spans[1][0] else (second, first)
-        question, answer = (clips.FIRST, early) if studio.chance(0.5) else (clips.LAST, late)
-        return _text(f"{_timed(shown)} {studio.pick(question)}", answer)
-    name, span = studio.pick(((first, spans[0]), (second, spans[1])))
-    return _text(f"{_timed(shown)} {studio.pick(clips.WHEN).format(name=name)}", span_answer(*span))
+        question, answer = (videos.FIRST, early) if sampler.chance(0.5) else (videos.LAST, late)
+        return _text(f"{_timed(shown)} {sampler.pick(question)}", answer)
+    name, span = sampler.pick(((first, spans[0]), (second, spans[1])))
+    return _text(f"{_timed(shown)} {sampler.pick(videos.WHEN).format(name=name)}", span_answer(*span))
 
 
 def _timed(shown: list[str]) -> str:
@@ -127,8 +127,8 @@ def _phrase(colour: str, name: str) -> str:
     return with_article(f"{colour} {name}")
 
 
-def _random_box(studio: Studio) -> list[int]:
-    (x0, x1), (y0, y1) = (sorted(studio.rng.integers(0, 1001, 2).tolist()) for _ in range(2))
+def _random_box(sampler: SceneSampler) -> list[int]:
+    (x0, x1), (y0, y1) = (sorted(sampler.rng.integers(0, 1001, 2).tolist()) for _ in range(2))
     return [x0, y0, x1, y1]
 
 

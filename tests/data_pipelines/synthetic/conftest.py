@@ -2,11 +2,11 @@
 
 import pytest
 
-from data_pipelines.examples import Examples
+from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.settings import DataSettings
 from data_pipelines.synthetic.tokenizer import TOKENIZER
-from vl3_jax.processing.config import ProcessorConfig
 from vl3_jax.processing.packed_batch import BatchShape
+from vl3_jax.processing.processor_config import ProcessorConfig
 
 SETTINGS = DataSettings(
     BatchShape(length=1024, patches=1024, vision_tokens=1024, samples=32),
@@ -23,4 +23,4 @@ def tokenizer_file():
 @pytest.fixture(scope="session")
 def reader(tokenizer_file):
     """Records to samples."""
-    return Examples(tokenizer_file, SETTINGS)
+    return SampleBuilder(tokenizer_file, SETTINGS)

@@ -6,23 +6,23 @@ import pathlib
 import pytest
 
 from data_pipelines import mixtures
-from data_pipelines.synthetic.bank import open_bank
+from data_pipelines.synthetic.image_pool import open_image_pool
 from data_pipelines.synthetic.registry import JUDGED, example
-from data_pipelines.synthetic.source import Synthetic, parse
+from data_pipelines.synthetic.source import SyntheticSource, parse
 from data_pipelines.synthetic.stages import STAGES
 from data_pipelines.synthetic.tasks.text import split_of_sum
 from vl3_jax import config_file
-from vl3_jax.evaluation.tasks import Selection
+from vl3_jax.evaluation.tasks import QuestionSelection
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
 SEEDS = (0, 1)  # of two trainings
-ASKED = Selection()
+ASKED = QuestionSelection()
 
 
 def requests(stage, seed):
     """What a stage draws, and what it is asked about meanwhile."""
     config = config_file.load(CONFIGS / f"nano_stage{stage}.py", [f"data.seed={seed}"])
-    paths = [path for entry in mixtures.entries_of(config.data) for path in entry.annotations]
+    paths = [path for spec in mixtures.dataset_specs(config.data) for path in spec.annotations]
     return [parse(path) for path in paths], config.eval.annotations
 
 
@@ -31,7 +31,7 @@ def test_every_stage_draws_from_the_training_split(stage):
     for seed in SEEDS:
         drawn, asked = requests(stage, seed)
         assert {task for one in drawn for task in one.tasks} == set(STAGES[stage])
-        assert all(one.split == "train" and one.pictures is None for one in drawn)
+        assert all(one.split == "train" and one.images is None for one in drawn)
         assert not asked
 
 
@@ -43,12 +43,12 @@ def test_no_two_stages_or_trainings_draw_the_same():
 
 def test_questions_show_pictures_that_training_lacks():
     assert ASKED.split == "test"
-    training, judged = open_bank("train"), open_bank("test")
+    training, judged = open_image_pool("train"), open_image_pool("test")
     seen = {picture.tobytes() for images in training.images.values() for picture in images}
     assert not any(picture.tobytes() in seen for images in judged.images.values() for picture in images)
     for stage in STAGES:
         for request in requests(stage, 0)[0]:
-            assert Synthetic(request).stamp()[5] == training.digest
+            assert SyntheticSource(request).fingerprint()[5] == training.digest
 
 
 def test_questions_ask_for_sums_that_training_lacks():

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from data_pipelines.annotations import to_conversation
-from data_pipelines.corpus import Corpus, Dataset, Entry, open_corpus
 from data_pipelines.indexing import build_index
-from data_pipelines.lengths import room
+from data_pipelines.lengths import compute_sample_size
 from data_pipelines.loader import Loader
-from data_pipelines.media import Media
-from data_pipelines.problems import Problem
+from data_pipelines.media_resolver import MediaResolver
+from data_pipelines.mixture_dataset import DatasetSpec, IndexedDataset, MixtureDataset, open_mixture
+from data_pipelines.sample_errors import SampleError
 from data_pipelines.sources import open_source
 from data_pipelines.synthetic.__main__ import main
-from data_pipelines.synthetic.encoding import encode_clip, encode_picture
+from data_pipelines.synthetic.dataset_writer import write
+from data_pipelines.synthetic.encoding import encode_image, encode_video
 from data_pipelines.synthetic.registry import JUDGED, TASKS, examples
-from data_pipelines.synthetic.source import Request, Synthetic, parse
+from data_pipelines.synthetic.source import Request, SyntheticSource, parse
 from data_pipelines.synthetic.stages import shares, sources
-from data_pipelines.synthetic.writing import write
 from vl3_jax.errors import InputError
 from vl3_jax.processing import images, videos
 from vl3_jax.processing.processor import Processor
@@ -28,8 +28,8 @@ from vl3_jax.processing.tokenizer import IM_END, IM_START, STREAM_START
 PER_TASK = 4
 
 
-def sample_of(reader, record, media=Media()):  # noqa: B008
-    return reader.sample(record, media, room(reader.lengths(record, media), reader.settings), (0, 0))
+def sample_of(reader, record, media=MediaResolver()):  # noqa: B008
+    return reader.sample(record, media, compute_sample_size(reader.lengths(record, media), reader.settings), (0, 0))
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def test_files_are_lossless():
     rng = np.random.default_rng(0)
     for height, width in [(56, 84), (61, 77)]:
         frames = rng.integers(0, 256, (5, height, width, 3), np.uint8)
-        assert np.array_equal(np.asarray(images.open_picture(encode_picture(frames[0])).load()), frames[0])
+        assert np.array_equal(np.asarray(images.open_image(encode_image(frames[0])).load()), frames[0])
         for codec in ("qtrle", "rawvideo"):
-            clip = videos.open_video(encode_clip(frames, codec))
+            clip = videos.open_video(encode_video(frames, codec))
             assert clip.indices == list(range(5))
             assert clip.timestamps == [0.0, 1.0, 2.0, 3.0, 4.0]
             assert np.array_equal(np.stack([np.asarray(frame) for frame in clip.frames()]), frames)
@@ -55,15 +55,15 @@ def test_files_are_lossless():
 @pytest.mark.parametrize("task", TASKS)
 def test_disk_and_memory_give_the_same_samples(task, folder, reader):
     written = open_source(str(folder / task / "annotations.jsonl"))
-    drawn = Synthetic(f"synthetic://test/{task}?seed=7&count={PER_TASK}")
+    drawn = SyntheticSource(f"synthetic://test/{task}?seed=7&count={PER_TASK}")
     assert len(written) == len(drawn) == PER_TASK
     for number in range(PER_TASK):
         here, there = (
             sample_of(reader, source[number], media)
-            for source, media in ((drawn, Media()), (written, Media(str(folder / task))))
+            for source, media in ((drawn, MediaResolver()), (written, MediaResolver(str(folder / task))))
         )
-        assert not isinstance(here, Problem)
-        for name in ("tokens", "is_vision", "target_weight"):
+        assert not isinstance(here, SampleError)
+        for name in ("tokens", "is_vision", "loss_weight"):
             np.testing.assert_array_equal(getattr(here, name), getattr(there, name))
         for one, other in zip(here.visuals, there.visuals, strict=True):
             np.testing.assert_array_equal(one.patches, other.patches)
@@ -79,21 +79,21 @@ def test_what_is_learned_is_the_answer(reader):
             if one.clip:
                 fields["timestamps"] = one.clip.times
             processed = Processor(reader.tokenizer, reader.settings.processor)(
-                to_conversation(fields, "here", Media()).messages, add_generation_prompt=False, supervise=True
+                to_conversation(fields, "here", MediaResolver()).messages, add_generation_prompt=False, supervise=True
             )
-            learned = processed.sample.tokens[processed.sample.target_weight > 0].tolist()
+            learned = processed.sample.tokens[processed.sample.loss_weight > 0].tolist()
             text = reader.tokenizer.decode(learned, skip_special_tokens=False)
             assert text == "".join(answer + IM_END for _, answer in one.turns)
 
 
 def test_written_files_are_indexed_and_loaded(folder, reader):
-    entries = [
-        Entry(task, (str(folder / task / "annotations.jsonl"),), str(folder / task), task)
+    specs = [
+        DatasetSpec(task, (str(folder / task / "annotations.jsonl"),), str(folder / task), task)
         for task in ("addition", "pair", "when", "stream")
     ]
-    corpus = open_corpus(entries, reader, build=True)
-    assert corpus.log().bad == 0
-    with Loader(corpus, 1, threads=1) as loader:
+    mixture = open_mixture(specs, reader, build=True)
+    assert mixture.log().bad == 0
+    with Loader(mixture, 1, threads=1) as loader:
         batches = list(loader)
     assert loader.log.bad == 0
     assert sorted(n for batch in batches for n in batch.samples.ravel().tolist() if n >= 0) == list(range(4 * PER_TASK))
@@ -102,38 +102,38 @@ def test_written_files_are_indexed_and_loaded(folder, reader):
 
 
 def test_the_source_feeds_the_loader(tmp_path, reader):
-    source = Synthetic("synthetic://train/stage4?count=120&seed=2")
-    index = build_index(source.outline(), Media(), reader, tmp_path / "outline")
-    drawn = build_index(source, Media(), reader, tmp_path / "drawn")
+    source = SyntheticSource("synthetic://train/stage4?count=120&seed=2")
+    index = build_index(source.outline(), MediaResolver(), reader, tmp_path / "outline")
+    drawn = build_index(source, MediaResolver(), reader, tmp_path / "drawn")
     assert index.good.all()
     for name in ("text", "offsets", "media"):
         np.testing.assert_array_equal(getattr(index, name), getattr(drawn, name))
     assert index.folder.name == drawn.folder.name  # one is found where the other is looked for
-    corpus = Corpus([Dataset(Entry("nano", ("synthetic",)), source, index)], reader)
-    with Loader(corpus, 1, threads=2) as loader:
+    mixture = MixtureDataset([IndexedDataset(DatasetSpec("nano", ("synthetic",)), source, index)], reader)
+    with Loader(mixture, 1, threads=2) as loader:
         assert sum(int((batch.samples >= 0).sum()) for batch in loader) == 120
         assert loader.log.bad == 0
 
 
 def test_a_source_travels_and_repeats():
-    source = Synthetic("synthetic://train/stage3?count=50&seed=2")
+    source = SyntheticSource("synthetic://train/stage3?count=50&seed=2")
     again = pickle.loads(pickle.dumps(source))
-    assert again.stamp() == source.stamp()
+    assert again.fingerprint() == source.fingerprint()
     for number in (7, 3, 49):
         here, there = source[number].fields, again[number].fields
         assert here["truth"] == there["truth"]
         for key in ("image", "video"):
             for one, other in zip(here.get(key, ()), there.get(key, ()), strict=True):
                 assert np.array_equal(one, other)
-    longer = Synthetic("synthetic://train/stage3?count=5000&seed=2")
+    longer = SyntheticSource("synthetic://train/stage3?count=5000&seed=2")
     assert longer[7].fields["truth"] == source[7].fields["truth"]
-    assert longer.stamp() != source.stamp()
+    assert longer.fingerprint() != source.fingerprint()
     with pytest.raises(IndexError):
         source[50]
 
 
 def test_tasks_come_in_proportion():
-    source = Synthetic("synthetic://train/digit,shape=3?count=1000")
+    source = SyntheticSource("synthetic://train/digit,shape=3?count=1000")
     for start in (0, 600):
         drawn = [source.task_of(number) for number in range(start, start + 200)]
         assert abs(drawn.count("shape") - 150) <= 3
@@ -143,7 +143,7 @@ def test_tasks_come_in_proportion():
 
 
 def test_the_sources_of_a_stage():
-    opened = {task: Synthetic(path) for task, path in sources(2, 10_000, seed=5).items()}
+    opened = {task: SyntheticSource(path) for task, path in sources(2, 10_000, seed=5).items()}
     assert abs(sum(map(len, opened.values())) - 10_000) < 20
     assert len(opened["ocr"]) == round(10_000 * shares(2)["ocr"])
     assert all(source.task_of(3) == task for task, source in opened.items())
@@ -167,13 +167,13 @@ def test_the_sources_of_a_stage():
 )
 def test_bad_paths(path, complaint):
     with pytest.raises(InputError, match=complaint):
-        Synthetic(path)
+        SyntheticSource(path)
 
 
 @pytest.mark.parametrize("min_tokens", [4, 16])
 def test_static_clips_can_be_pruned(reader, min_tokens):
     """By half at least, each of them, at the default threshold."""
-    from vl3_jax.processing.config import ProcessorConfig
+    from vl3_jax.processing.processor_config import ProcessorConfig
 
     processor = Processor(reader.tokenizer, ProcessorConfig(min_tokens=min_tokens, threads=1))
     for split in ("train", "test"):
@@ -187,12 +187,12 @@ def test_streams_teach_when_to_speak(reader):
     """Every decision that is learned is the true one, as many of each kind; and so are the words."""
     tokenizer = reader.tokenizer
     starts = {tokenizer.id_of(IM_START): True, tokenizer.id_of(STREAM_START): False}
-    source = Synthetic("synthetic://train/stream?count=30")
+    source = SyntheticSource("synthetic://train/stream?count=30")
     for number in range(30):
         words = source.example(number).truth["words"]
         sample = sample_of(reader, source[number])
         frame, learned, previous_was_frame = -1, [], False
-        for token, weight in zip(sample.tokens.tolist(), sample.target_weight.tolist(), strict=True):
+        for token, weight in zip(sample.tokens.tolist(), sample.loss_weight.tolist(), strict=True):
             if token not in starts:
                 continue
             if weight:
@@ -207,7 +207,7 @@ def test_streams_teach_when_to_speak(reader):
         speaks = len(words) - words.count(None)
         waits = words[:-1].count(None)
         assert (learned.count(True), learned.count(False)) in {(min(speaks, waits),) * 2, (speaks, waits)}
-        supervised = tokenizer.decode(sample.tokens[(sample.target_weight > 0)].tolist())
+        supervised = tokenizer.decode(sample.tokens[(sample.loss_weight > 0)].tolist())
         assert supervised == "".join(word for word in words if word)
 
 

@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.synthetic.bank import SPLITS, open_bank
+from data_pipelines.synthetic.image_pool import SPLITS, open_image_pool
 from data_pipelines.synthetic.registry import EXACT, JUDGED, TASKS, example, examples
-from data_pipelines.synthetic.scenes import Clip
+from data_pipelines.synthetic.scenes import SyntheticVideo
 from data_pipelines.synthetic.stages import STAGES, shares
 from data_pipelines.synthetic.tasks.text import split_of_sum
 from data_pipelines.synthetic.vocabulary import FASHION, NAMES
@@ -34,8 +34,8 @@ def test_any_sample_at_any_time_is_the_same(task):
 def test_splits_share_no_picture():
     hashes = {}
     for split in SPLITS:
-        bank = open_bank(split)
-        hashes[split] = {picture.tobytes() for images in bank.images.values() for picture in images}
+        image_pool = open_image_pool(split)
+        hashes[split] = {picture.tobytes() for images in image_pool.images.values() for picture in images}
         assert len(hashes[split]) > 500
     for one, other in itertools.combinations(SPLITS, 2):
         assert not hashes[one] & hashes[other]
@@ -84,7 +84,7 @@ def test_sizes_are_small_and_varied():
                 sizes[medium.height, medium.width] += 1
                 patches = round(medium.height / 14) * round(medium.width / 14)
                 assert 16 <= patches <= 100
-                if isinstance(medium, Clip):
+                if isinstance(medium, SyntheticVideo):
                     assert 4 <= medium.frames <= 8
                     assert patches <= 36
         assert task.media == "text" or len(sizes) >= 3
@@ -137,14 +137,14 @@ def test_other_pictures_same_questions(tmp_path, mine):
 def test_bad_pictures(tmp_path, mine, change, complaint):
     np.savez(tmp_path / "bad.npz", **{name: array for name, array in (mine | change).items() if array is not None})
     with pytest.raises(InputError, match=complaint):
-        open_bank("test", tmp_path / "bad.npz")
+        open_image_pool("test", tmp_path / "bad.npz")
 
 
 def test_no_pictures(tmp_path):
     (tmp_path / "noise.npz").write_bytes(b"nothing")
     for path, complaint in [("noise.npz", "not an npz"), ("gone.npz", "no such file")]:
         with pytest.raises(InputError, match=complaint):
-            open_bank("test", tmp_path / path)
+            open_image_pool("test", tmp_path / path)
 
 
 def test_unknown_names():
@@ -156,7 +156,7 @@ def test_unknown_names():
 
 def test_banks_have_every_name():
     for split in SPLITS:
-        bank = open_bank(split)
-        for kind, by_name in bank.by_name.items():
+        image_pool = open_image_pool(split)
+        for kind, by_name in image_pool.by_name.items():
             assert tuple(by_name) == NAMES[kind]
             assert all(len(numbers) >= 20 for numbers in by_name.values())

@@ -1,0 +1,40 @@
+"""A planner that compiles nothing: memory and traffic from a formula, so that searching can be tested by itself."""
+
+from ml_collections import ConfigDict
+
+from vl3_jax.parallel.collectives import Traffic
+from vl3_jax.parallel.topologies import Topology
+from vl3_jax.planning.compiler import GIB, MemoryAnalysis
+from vl3_jax.planning.plan_step import Plan
+from vl3_jax.planning.search import REMATS
+
+
+class MadeUp:
+    """Weighs `state` GiB over all chips of an fsdp axis, and `row` GiB for each row at a time."""
+
+    def __init__(self, state: float, row: float):
+        self.state, self.row = state, row
+        self.asked: list[Plan] = []
+
+    def __call__(self, config: ConfigDict, topology: Topology) -> Plan:
+        mesh = {axis: config.mesh[axis] for axis in ("data", "fsdp", "tensor", "context")}
+        if mesh["fsdp"] == -1:
+            mesh["fsdp"] = topology.chips // (mesh["data"] * mesh["tensor"] * mesh["context"])
+        assert mesh["data"] * mesh["fsdp"] * mesh["tensor"] * mesh["context"] == topology.chips
+        parts = mesh["data"] * mesh["fsdp"]
+        rows = config.batch.rows or parts
+        grad_accum_steps = config.batch.grad_accum_steps or rows // parts
+        assert rows % (parts * grad_accum_steps) == 0
+        moments = 2 / 3 if config.optimizer.first_moment_dtype == "bfloat16" else 1
+        kept = 1 + REMATS.index(config.remat.text)
+        shared = mesh["tensor"] * mesh["context"]
+        peak = int(
+            GIB * (self.state * moments / mesh["fsdp"] + self.row * kept * rows / parts / grad_accum_steps / shared)
+        )
+        fits = peak <= topology.chip.hbm
+        traffic = {"all-gather": Traffic(grad_accum_steps, int(1e9 * grad_accum_steps * shared))} if fits else {}
+        memory = MemoryAnalysis(fits, peak // 2 if fits else 0, peak // 2 if fits else 0, peak, traffic, 1.0)
+        flops = {"total": 1e12 * rows / topology.chips, "recomputed": 1e11 * rows / topology.chips * (4 - kept)}
+        plan = Plan(topology, mesh, dict(config.remat), rows, grad_accum_steps, rows * 16_384, flops, memory)
+        self.asked.append(plan)
+        return plan

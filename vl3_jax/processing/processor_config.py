@@ -1,0 +1,132 @@
+"""What a processor does to media, and where a checkpoint folder says so."""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+from vl3_jax.errors import InputError
+from vl3_jax.processing import diff_pruning, resize, video_reader
+from vl3_jax.processing.packed_batch import MAX_MERGE
+
+PREPROCESS_MODES = ("official", "native")
+_GREY = (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessorConfig:
+    """Settings of a processor.
+
+    Attributes:
+      image_merge: 1 or 2; that many patches each way become one vision token of a picture.
+      video_merge: the same of a video.
+      min_tokens: a picture or frame is enlarged to at least this many vision tokens.
+      max_tokens: budget of vision tokens before pruning, of a prompt (official) or an item (native).
+      fps: frames shown per second of video.
+      max_frames: of one video.
+      image_mean: of each channel of pixels in 0..1.
+      image_std: of each channel.
+      preprocess: "official" (what the weights were trained on) or "native" (as the transformers port does);
+        both frame selection and resize rule.
+      prune_threshold: of DiffFP; None keeps every token of a video.
+      prune_min_tokens: tokens that every frame keeps.
+      native_placeholders: put the port's placeholder ids into the prompt instead of `<image>`.
+      threads: of the video decoder; 0 lets FFmpeg choose, 1 suits many workers.
+    """
+
+    image_merge: int = 1
+    video_merge: int = 2
+    min_tokens: int = resize.MIN_TOKENS
+    max_tokens: int = resize.MAX_TOKENS
+    fps: float = video_reader.DEFAULT_FPS
+    max_frames: int = video_reader.DEFAULT_MAX_FRAMES
+    image_mean: tuple[float, float, float] = _GREY
+    image_std: tuple[float, float, float] = _GREY
+    preprocess: str = "official"
+    prune_threshold: float | None = diff_pruning.DEFAULT_THRESHOLD
+    prune_min_tokens: int = diff_pruning.DEFAULT_MIN_TOKENS
+    native_placeholders: bool = False
+    threads: int = 0
+
+    def __post_init__(self):
+        for name in ("image_merge", "video_merge"):
+            if getattr(self, name) not in (1, MAX_MERGE):
+                raise InputError(f"{name} is {getattr(self, name)}; use 1 or {MAX_MERGE}")
+        for name in ("min_tokens", "max_tokens", "max_frames"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.preprocess not in PREPROCESS_MODES:
+            raise InputError(f"preprocess is {self.preprocess!r}; use one of {', '.join(PREPROCESS_MODES)}")
+        if min(self.image_std) <= 0:
+            raise InputError(f"image_std is {self.image_std}; give numbers above 0")
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike, **overrides: Any) -> "ProcessorConfig":
+        """Settings of a checkpoint folder, official or native; what its files do not say keeps its default.
+
+        Args:
+          folder: holds some of config.json, processor_config.json, preprocessor_config.json and
+            video_preprocessor_config.json.
+          **overrides: fields that win over the files.
+
+        Raises:
+          InputError: a file is not JSON, or a setting is impossible; names the file.
+        """
+        model, both = _read(folder, "config.json"), _read(folder, "processor_config.json")
+        image = {**_read(folder, "preprocessor_config.json"), **both.get("image_processor", {})}
+        video = {**_read(folder, "video_preprocessor_config.json"), **both.get("video_processor", {})}
+        found = {
+            "image_merge": _first(both.get("image_merge_size"), image.get("merge_size")),
+            "video_merge": _first(both.get("video_merge_size"), video.get("merge_size")),
+            "fps": _first(both.get("fps"), video.get("fps")),
+            "max_frames": _first(both.get("max_frames"), video.get("max_frames")),
+            "image_mean": _channels(image.get("image_mean")),
+            "image_std": _channels(image.get("image_std")),
+            **_budget(image),
+        }
+        if model.get("model_type") == "video_llama_3":
+            found["native_placeholders"] = True
+        if _first(video.get("use_token_compression"), model.get("use_token_compression")) is False:
+            overrides.setdefault("prune_threshold", None)
+        try:
+            return cls(**{**{name: value for name, value in found.items() if value is not None}, **overrides})
+        except InputError as error:
+            raise InputError(f"{os.fspath(folder)}: {error}") from error
+
+
+def _read(folder: str | os.PathLike, file: str) -> dict[str, Any]:
+    path = os.path.join(folder, file)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as opened:
+            content = json.load(opened)
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); replace the file") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not settings; replace the file")
+    return content
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _channels(value: Any) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    return (float(value),) * 3 if isinstance(value, int | float) else tuple(map(float, value))
+
+
+def _budget(image: dict[str, Any]) -> dict[str, int | None]:
+    """Token limits; native files state them in pixels, under either of two names."""
+    token_pixels = (resize.PATCH * (image.get("merge_size") or 1)) ** 2
+    size = image.get("size") or {}
+    limits = {}
+    for name, pixels, edge in (
+        ("min_tokens", "min_pixels", "shortest_edge"),
+        ("max_tokens", "max_pixels", "longest_edge"),
+    ):
+        in_pixels = _first(image.get(pixels), size.get(edge))
+        limits[name] = _first(image.get(name), in_pixels and max(in_pixels // token_pixels, 1))
+    return limits
