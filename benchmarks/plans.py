@@ -1,10 +1,10 @@
-"""Plans of the released sizes on the slices that people rent: writes docs/plans.md.
+"""Plans of the released sizes on common slices: writes docs/plans.md.
 
     python benchmarks/plans.py --record plans.jsonl [--jobs N] [--only 2b-stage4-v5e-16 ...] [--out docs/plans.md]
 
-Each step is compiled with the settings of its configuration, and where that leaves room, with less recomputation; where
-it does not fit, with one change after another until it does. Some minutes of one core a plan, some 40 plans; what is in
-the record is not compiled again, so it may be stopped at any time.
+Each step is compiled with the settings of its configuration, and where that leaves memory, with less recomputation;
+where it does not fit, with one change after another until it does. A plan takes some minutes of one core, and there are
+about 40; plans in the record are not compiled again, so the script may be stopped at any time.
 """
 
 import argparse
@@ -18,22 +18,22 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vl3_jax import config_file
+from vl3_jax import config_tree
 from vl3_jax.model import preset
-from vl3_jax.parallel.topologies import parse_topology
-from vl3_jax.planning.compiler import GIB
+from vl3_jax.parallel.topologies import GIB, parse_topology
 from vl3_jax.planning.plan_cache import PlanCache
-from vl3_jax.planning.plan_step import SAMPLES_A_ROW, TOKEN_FILL, Plan
+from vl3_jax.planning.plan_step import SAMPLES_PER_ROW, TOKEN_FILL, Plan
 from vl3_jax.planning.report import axes
-from vl3_jax.planning.search import REMATS, smallest_change, with_settings
+from vl3_jax.planning.search import REMATS, smallest_change
+from vl3_jax.training import run_config
 from vl3_jax.versions import version
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODELS, STAGES = ("2b", "7b"), (1, 4)
 SLICES = ("v5e-16", "v5e-64", "v5e-256", "v5p-64", "v6e-64")
 MFU = 0.4
-SPARE = 0.1  # of the memory, left free by what is called best
-# What a policy takes of memory, beside the one before it; less than any of the plans so far. Decides what is tried.
+SPARE = 0.1  # share of the memory that the best plan leaves free
+# Memory of a policy relative to that of the policy before it, less than in any plan so far; decides what is tried.
 GROWTH = {"outputs": 1.4, "dots": 4.0, "none": 2.8}
 
 
@@ -46,9 +46,9 @@ class Cell:
     topology: str
 
     @property
-    def config(self) -> pathlib.Path:
-        """Of the stage."""
-        return ROOT / "configs" / f"stage{self.stage}_{self.model}.py"
+    def config(self) -> str:
+        """Name of the configuration."""
+        return f"stage{self.stage}:{self.model}"
 
     def __str__(self) -> str:
         return f"{self.model}-stage{self.stage}-{self.topology}"
@@ -56,7 +56,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A configuration's plan (with `split`), the best that was found, its settings, and the samples of the stage."""
+    """The plan of a configuration (with `split`), the best plan, its settings, and the samples of the stage."""
 
     plain: Plan
     best: Plan | None
@@ -65,20 +65,20 @@ class Outcome:
 
 
 def outcome(cell: Cell, record: str) -> Outcome:
-    """Plans a cell; in a process of its own."""
-    config, topology, planner = config_file.load(cell.config), parse_topology(cell.topology), PlanCache(record)
+    """Plans a cell, in a process of its own."""
+    config, topology, planner = run_config.load(cell.config), parse_topology(cell.topology), PlanCache(record)
     settings, samples = split(config.model, topology.chips), sum(config.data.amounts.values())
-    config = with_settings(config, settings)
+    config = config_tree.replace(config, settings)
     plain = planner(config, topology)
     if not plain.fits:
         change, best = smallest_change(config, plain, planner) or ({}, None)
         return Outcome(plain, best, settings | change, samples)
-    best, most = plain, (1 - SPARE) * topology.chip.hbm
+    best, most = plain, (1 - SPARE) * topology.chip.hbm_bytes
     for policy in REMATS[REMATS.index(plain.remat["text"]) + 1 :]:
         if best.memory.peak * GROWTH[policy] > most:
             break
         tried = {"remat.vision": policy, "remat.text": policy}
-        plan = planner(with_settings(config, tried), topology)
+        plan = planner(config_tree.replace(config, tried), topology)
         if not plan.fits or plan.memory.peak > most:
             break
         best, settings = plan, settings | tried
@@ -86,20 +86,20 @@ def outcome(cell: Cell, record: str) -> Outcome:
 
 
 def split(model: str, chips: int) -> dict[str, int]:
-    """The mesh where that of the configurations, fsdp over all chips, would leave the tower whole on each of them."""
+    """Returns a mesh where fsdp over all chips would leave the whole tower on each of them."""
     fsdp = math.gcd(chips, preset(model).vision.hidden_size)
     return {"mesh.data": chips // fsdp, "mesh.fsdp": fsdp} if fsdp < chips else {}
 
 
 def line(cell: Cell, found: Outcome) -> str:
-    """A row of the table."""
-    plain, best, limit = found.plain, found.best, found.plain.topology.chip.hbm / GIB
+    """Returns a row of the table."""
+    plain, best, limit = found.plain, found.best, found.plain.topology.chip.hbm_bytes / GIB
     cells = [cell.model, str(cell.stage), f"{cell.topology} ({plain.topology.name})", axes(plain.mesh)]
     cells.append(f"{plain.memory.peak / GIB:.2f} of {limit:.2f}" + ("" if plain.fits else ", **does not fit**"))
     if best is None:
         return "| " + " | ".join([*cells, "none found", "", "", "", ""]) + " |"
     chips = best.topology.chips
-    steps = found.samples / SAMPLES_A_ROW / best.rows
+    steps = found.samples / SAMPLES_PER_ROW / best.rows
     seconds = best.useful_seconds / MFU
     cells.append(", ".join(f"`{key}={value}`" for key, value in found.settings.items()) or "as it is")
     cells += [f"{best.memory.peak / GIB:.2f}", str(best.rows)]
@@ -112,7 +112,7 @@ def page(lines: list[str], versions: str) -> str:
     return f"""# Plans
 
 What `vl3 plan` says of the released sizes on common slices, written by `python benchmarks/plans.py --record FILE`:
-the real step of `configs/stageN_SIZE.py`, rows of 16,384 tokens and 40,960 patches, compiled for the slice by the TPU
+the real step of `stageN:SIZE`, rows of 16,384 tokens and 40,960 patches, compiled for the slice by the TPU
 compiler ({versions}). Memory is the compiler's own figure, GiB a chip. Nothing of this ran on a TPU.
 
 Best is the setting that recomputes least and leaves {SPARE:.0%} of the memory; where a configuration does not fit, the

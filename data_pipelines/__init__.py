@@ -1,1 +1,1 @@
-"""From annotation files to packed batches: sources, index, planning, assembly, mixtures."""
+"""Turns annotation files into packed batches: sources, sample index, packing plans, batch building, mixtures."""

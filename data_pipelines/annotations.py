@@ -1,13 +1,14 @@
-"""The official annotation records, brought into the messages that the Processor takes.
+"""Converts records in the official annotation format into the messages that `Processor` takes.
 
     {"image": ["l.png", "r.png"], "conversations": [{"from": "human", "value": "<image> and <image>: what changed?"},
                                                     {"from": "gpt", "value": "The lamp."}]}
-    {"video": ["kite.mp4"], "conversations": [...]}            text alone: neither key
+    {"video": ["kite.mp4"], "conversations": [...]}            text only: neither key
     {"video": ["desk.mp4"], "stream": true, "start_time": 12.0, "end_time": 47.0,
      "conversation": [{"role": "user", "content": "...", "time": 12.0}, ...]}
 
-Beyond the official reader, a record may hold pictures and videos together, and several videos. A `<image>` or
-`<video>` in a human turn stands for the next medium of its kind; of a kind without media it is ordinary text.
+Beyond the official format, a record may hold both images and videos, and several videos. A tag `<image>` or
+`<video>` in a human turn refers to the next medium of its kind; if the record has no medium of that kind, the tag is
+ordinary text.
 """
 
 import dataclasses
@@ -25,7 +26,13 @@ _HUMAN, _SYSTEM = ("human", "user"), ("system",)
 
 @dataclasses.dataclass(frozen=True)
 class StreamTurn:
-    """What is said in a live stream, and when: seconds of the file."""
+    """One turn of a live stream.
+
+    Attributes:
+      role: "user", "assistant" or "system".
+      text: What is said.
+      time: When it is said, in seconds of the video file.
+    """
 
     role: str
     text: str
@@ -37,10 +44,10 @@ class Conversation:
     """One training sample before its media are read.
 
     Attributes:
-      messages: for the Processor; of a stream only the video, in one message.
-      where: annotation file and line.
-      stream: the turns of a live stream, in order of time; empty for anything else.
-      stream_start: seconds of the file that the stream's clock counts from.
+      messages: Messages for `Processor`; for a stream, a single message with the video only.
+      where: Annotation file and line of the record.
+      stream: The turns of a live stream, sorted by time; empty for any other sample.
+      stream_start: Start of the stream's clock, in seconds of the video file.
     """
 
     messages: list[dict[str, Any]]
@@ -52,13 +59,16 @@ class Conversation:
 def to_conversation(
     record: Mapping[str, Any], where: str, media: MediaResolver, fps: float = 1.0
 ) -> Conversation | SampleError:
-    """Converts one record; a bad one gives its problem.
+    """Converts one record.
 
     Args:
-      record: as parsed from the file.
-      where: annotation file and line, for messages.
-      media: finds the record's media.
-      fps: frames shown per second; a stream's video ends with the frame before its last turn.
+      record: The record as parsed from the file.
+      where: Annotation file and line, for error messages.
+      media: Resolves the media that the record names.
+      fps: Sampled frames per second; the video of a stream is cut after the last frame before its last turn.
+
+    Returns:
+      The conversation, or a `SampleError` if the record is malformed or names missing media.
     """
     try:
         if not isinstance(record, Mapping):
@@ -77,7 +87,7 @@ def _messages(record: Mapping[str, Any], media: MediaResolver) -> list[dict[str,
     if len(turns) < 2:
         raise BadSampleError(EMPTY, f"{len(turns)} turns from the first question on; a sample needs two")
     if all(role != "assistant" for role, _ in turns):
-        raise BadSampleError(EMPTY, 'no turn from "gpt", so nothing to learn; add the answer')
+        raise BadSampleError(EMPTY, 'no turn from "gpt", so nothing is supervised; add the answer')
     parts = {kind: _parts(record, kind, media) for kind in TAG_OF}
     tags = {
         kind: sum(text.count(tag) for role, text in turns if role == "user")
@@ -97,7 +107,7 @@ def _messages(record: Mapping[str, Any], media: MediaResolver) -> list[dict[str,
     if leading:
         first = next((message for message in messages if message["role"] == "user"), None)
         if first is None:
-            raise BadSampleError(EMPTY, 'media but no turn from "human" to show them in; add the question')
+            raise BadSampleError(EMPTY, 'media but no turn from "human" to hold them; add the question')
         first["content"] = [*leading, *first["content"]]
     return messages
 
@@ -105,7 +115,7 @@ def _messages(record: Mapping[str, Any], media: MediaResolver) -> list[dict[str,
 def _list_of_turns(record: Mapping[str, Any], key: str) -> Sequence[Any]:
     turns = record.get(key)
     if turns is None or isinstance(turns, str) or not isinstance(turns, Sequence):
-        raise BadSampleError(BAD_RECORD, f'"{key}" is {_shown(turns)}; give a list of turns')
+        raise BadSampleError(BAD_RECORD, f'"{key}" is {_abbreviated(turns)}; give a list of turns')
     if not turns:
         raise BadSampleError(EMPTY, f'"{key}" is an empty list; give a question and an answer')
     return turns
@@ -113,58 +123,60 @@ def _list_of_turns(record: Mapping[str, Any], key: str) -> Sequence[Any]:
 
 def _turn(turn: Any) -> tuple[str, str]:
     if not isinstance(turn, Mapping) or not isinstance(turn.get("from"), str):
-        raise BadSampleError(BAD_RECORD, f'a turn is {_shown(turn)}; give {{"from": "human", "value": "..."}}')
+        raise BadSampleError(BAD_RECORD, f'a turn is {_abbreviated(turn)}; give {{"from": "human", "value": "..."}}')
     text = turn.get("value")
     if not isinstance(text, str):
-        raise BadSampleError(BAD_RECORD, f'the "value" of a turn is {_shown(text)}; give a string')
+        raise BadSampleError(BAD_RECORD, f'the "value" of a turn is {_abbreviated(text)}; give a string')
     role = "user" if turn["from"] in _HUMAN else "system" if turn["from"] in _SYSTEM else "assistant"
     return role, text
 
 
 def _split(text: str, queues: Mapping[str, Any]) -> list[Any]:
-    """Text and media in order; every piece of text is stripped, empty ones vanish."""
+    """Splits a text at its tags into text and media parts; texts are stripped and empty ones dropped."""
     pieces = re.split("(" + "|".join(map(re.escape, queues)) + ")", text) if queues else [text]
     return [next(queues[piece]) if piece in queues else piece.strip() for piece in pieces if piece.strip()]
 
 
 def _parts(record: Mapping[str, Any], kind: str, media: MediaResolver) -> list[dict[str, Any]]:
-    """The media of one kind as parts of a message."""
-    found = record.get(kind)
-    if found is None or (isinstance(found, str | bytes | Sequence) and not found):
+    """Returns the media of one kind as message parts."""
+    entry = record.get(kind)
+    if entry is None or (isinstance(entry, str | bytes | Sequence) and not entry):
         return []
-    values = found if isinstance(found, list | tuple) else [found]
+    values = entry if isinstance(entry, list | tuple) else [entry]
     options = {}
     if kind == "video":
         options = {key: _seconds(record, key) for key in ("start_time", "end_time") if record.get(key) is not None}
         if options and len(values) > 1:
-            raise BadSampleError(BAD_RECORD, f"{next(iter(options))} with {len(values)} videos; cut them instead")
+            raise BadSampleError(
+                BAD_RECORD, f"{next(iter(options))} with {len(values)} videos; cut the video files instead"
+            )
         times = record.get("timestamps")
         if times is not None and len(values) == 1:
             options["timestamps"] = times
-    return [{"type": kind, kind: media.find(value, kind), **options} for value in values]
+    return [{"type": kind, kind: media.resolve(value, kind), **options} for value in values]
 
 
 def _stream(record: Mapping[str, Any], where: str, media: MediaResolver, fps: float) -> Conversation:
     turns = sorted(map(_stream_turn, _list_of_turns(record, "conversation")), key=lambda turn: turn.time)
     if all(turn.role != "assistant" for turn in turns):
-        raise BadSampleError(EMPTY, 'no turn of role "assistant", so nothing to learn; add what is said')
+        raise BadSampleError(EMPTY, 'no turn of role "assistant", so nothing is supervised; add what the model says')
     videos = _parts(record, "video", media)
     if len(videos) != 1 or record.get("image"):
-        raise BadSampleError(BAD_RECORD, f"a stream of {len(videos)} videos; it has exactly one and no pictures")
+        raise BadSampleError(BAD_RECORD, f"a stream of {len(videos)} videos; give exactly one and no images")
     start = videos[0].get("start_time", 0.0)
     last = turns[-1].time
     if last < start:
-        raise BadSampleError(BAD_RECORD, f"all turns are before start_time {start}; times are seconds of the file")
-    # Frames after the last turn are never shown: end the window with the frame before it.
-    needed = start + max((math.floor((last - start) * fps) + 1) / fps, 1.0)
-    videos[0]["end_time"] = min(videos[0].get("end_time", needed), needed)
+        raise BadSampleError(BAD_RECORD, f"all turns are before start_time {start}; give times in seconds of the file")
+    # Frames after the last turn are never used, so the video ends right after the last frame before that turn.
+    end = start + max((math.floor((last - start) * fps) + 1) / fps, 1.0)
+    videos[0]["end_time"] = min(videos[0].get("end_time", end), end)
     return Conversation([{"role": "user", "content": videos}], where, tuple(turns), start)
 
 
 def _stream_turn(turn: Any) -> StreamTurn:
     if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str):
         raise BadSampleError(
-            BAD_RECORD, f'a turn is {_shown(turn)}; give {{"role": "user", "content": "...", "time": 1.0}}'
+            BAD_RECORD, f'a turn is {_abbreviated(turn)}; give {{"role": "user", "content": "...", "time": 1.0}}'
         )
     if turn.get("role") not in ("user", "assistant", "system"):
         raise BadSampleError(BAD_RECORD, f"role {turn.get('role')!r} in a stream; use user, assistant or system")
@@ -174,10 +186,10 @@ def _stream_turn(turn: Any) -> StreamTurn:
 def _seconds(record: Mapping[str, Any], key: str) -> float:
     value = record.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadSampleError(BAD_RECORD, f'"{key}" is {_shown(value)}; give seconds')
+        raise BadSampleError(BAD_RECORD, f'"{key}" is {_abbreviated(value)}; give seconds')
     return float(value)
 
 
-def _shown(value: Any) -> str:
+def _abbreviated(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,13 +1,13 @@
-"""How much room a sample takes, from the sizes of its media alone; and how an over-long one is shrunk.
+"""Computes how much of a row a sample needs, from the sizes of its media alone, and shrinks samples that are too long.
 
-The rule, in this order:
+The rules, in this order:
 
-1. Media share `max_tokens` vision tokens by the processor's resize rule, as in any prompt.
-2. If a picture or frame has more than `max_frame_patches` patches, or the media more patches or vision tokens than a
-   row holds, or media and text are longer than a row, `max_tokens` of this sample is lowered until they fit. For a
-   long text, media give way down to a quarter of the row.
-3. What is still longer than the row is cut at its end, vision tokens and all.
-4. Media that do not fit even at the smallest size make the sample a problem, "too long".
+1. The media share `max_tokens` vision tokens by the processor's resize rule, as in any prompt.
+2. If an image or frame has more than `max_frame_patches` patches, or the media have more patches or vision tokens than
+   a row holds, or media and text together are longer than a row, `max_tokens` of this sample is lowered until they
+   fit. A long text reduces the media to no less than a quarter of the row.
+3. A sample that is still longer than the row is cut at its end, vision tokens included.
+4. A sample whose media do not fit even at their smallest size is bad, "too long".
 """
 
 import dataclasses
@@ -21,13 +21,21 @@ from vl3_jax.processing.packed_batch import BatchShape
 from vl3_jax.processing.resize import PATCH
 
 UNKNOWN = -1
-_MEDIA_FLOOR = 4  # media keep at least 1/4 of a row's tokens when text is long
-_TRIES = 40
+_MIN_MEDIA_DIVISOR = 4  # media keep at least 1/4 of a row's tokens when the text is long
+_MAX_TRIES = 40
 
 
 @dataclasses.dataclass(frozen=True)
 class MediaInfo:
-    """What the index knows of a picture or video: size, frames shown, and vision tokens left after pruning."""
+    """An image or video as the index stores it.
+
+    Attributes:
+      is_video: Whether it is a video.
+      height: Height in pixels.
+      width: Width in pixels.
+      frames: Number of sampled frames; 1 for an image.
+      kept: Vision tokens kept by pruning, or `UNKNOWN`.
+    """
 
     is_video: bool
     height: int
@@ -38,7 +46,12 @@ class MediaInfo:
 
 @dataclasses.dataclass(frozen=True)
 class SampleLengths:
-    """Text tokens of a sample (everything that is no vision token) and its media."""
+    """Lengths of a sample before resizing.
+
+    Attributes:
+      text: Number of tokens that are not vision tokens.
+      media: Its images and videos in order of appearance.
+    """
 
     text: int
     media: tuple[MediaInfo, ...] = ()
@@ -46,16 +59,16 @@ class SampleLengths:
 
 @dataclasses.dataclass(frozen=True)
 class SampleSize:
-    """What a sample takes of a row.
+    """How much of a packed row a sample needs.
 
     Attributes:
-      tokens: text and vision tokens.
-      vision_tokens: of these, at most.
-      patches: of all media.
-      frames: (patches of a frame, how many) of each medium.
-      budget: `max_tokens` with which the processor gives this.
-      shrunk: the budget is lower than the settings'.
-      cut: tokens cut off at the end, at most.
+      tokens: Text and vision tokens, at most.
+      vision_tokens: Vision tokens, at most.
+      patches: Patches of all media.
+      frames: For each medium, (patches per frame, number of frames).
+      budget: The processor's `max_tokens` that leads to these sizes.
+      shrunk: Whether the budget is lower than the `max_tokens` of the settings.
+      cut: Tokens cut off at the end, at most.
     """
 
     tokens: int
@@ -68,14 +81,18 @@ class SampleSize:
 
 
 def compute_sample_size(lengths: SampleLengths, settings: DataSettings) -> SampleSize:
-    """Applies the rule above. BadSampleError when the sample cannot be made to fit."""
+    """Applies the rules above.
+
+    Raises:
+      BadSampleError: The media do not fit a row even at their smallest size.
+    """
     shape, limit = settings.shape, settings.processor.max_tokens
     if not lengths.media:
         tokens = min(lengths.text, shape.length)
         return SampleSize(tokens, 0, 0, (), limit, cut=lengths.text - tokens)
     budget, needed = limit, _needed(lengths.media, settings, limit)
-    allowed = min(shape.vision_tokens, max(shape.length - lengths.text, shape.length // _MEDIA_FLOOR))
-    for _ in range(_TRIES):
+    allowed = min(shape.vision_tokens, max(shape.length - lengths.text, shape.length // _MIN_MEDIA_DIVISOR))
+    for _ in range(_MAX_TRIES):
         excess = _excess(needed, allowed, settings)
         if excess <= 1 or budget <= 1:
             break
@@ -85,10 +102,10 @@ def compute_sample_size(lengths: SampleLengths, settings: DataSettings) -> Sampl
         raise BadSampleError(
             TOO_LONG,
             f"{len(needed.frames)} media with {sum(count for _, count in needed.frames)} frames take {needed.patches} "
-            f"patches and {needed.vision_tokens} vision tokens at their smallest; show fewer",
+            f"patches and {needed.vision_tokens} vision tokens at their smallest size; use fewer",
         )
     vision = needed.vision_tokens
-    if budget == limit:  # pruning was counted at this size
+    if budget == limit:  # the index counted pruning at this budget
         vision = sum(m.kept if m.kept != UNKNOWN else own for m, own in zip(lengths.media, needed.each, strict=True))
     tokens = min(lengths.text + vision, shape.length)
     return SampleSize(
@@ -104,6 +121,8 @@ def compute_sample_size(lengths: SampleLengths, settings: DataSettings) -> Sampl
 
 @dataclasses.dataclass(frozen=True)
 class _Needed:
+    """What the media of a sample need under a given budget."""
+
     each: tuple[int, ...]  # vision tokens of each medium
     patches: int
     frames: tuple[tuple[int, int], ...]
@@ -142,7 +161,7 @@ def _needed_for(
 
 
 def _excess(needed: _Needed, allowed: int, settings: DataSettings) -> float:
-    """By what factor the media are too large; 1 or less when they fit."""
+    """Returns the factor by which the media are too large; 1 or less if they fit."""
     shape = settings.shape
     largest = max(size for size, _ in needed.frames)
     return max(
@@ -158,18 +177,21 @@ def _fits_alone(frames: Sequence[tuple[int, int]], shape: BatchShape) -> bool:
 
 
 def assign_frames(frames: Sequence[tuple[int, int]], free: Sequence[int]) -> list[int] | None:
-    """Room left in each vision row after placing frames first-fit as `packed_batch.pack` does; None if they do not fit.
+    """Places frames into vision rows first-fit, exactly as `packed_batch.pack` does.
 
     Args:
-      frames: (patches of a frame, how many) of each medium, in order.
-      free: patches free in each vision row.
+      frames: For each medium in order, (patches per frame, number of frames).
+      free: Free patches of each vision row.
+
+    Returns:
+      The free patches of each vision row afterwards; None if the frames do not fit.
     """
     left = list(free)
     for size, count in frames:
         for row, space in enumerate(left):
-            here = min(count, space // size)
-            left[row] -= here * size
-            count -= here
+            fitting = min(count, space // size)
+            left[row] -= fitting * size
+            count -= fitting
             if not count:
                 break
         else:

@@ -1,13 +1,14 @@
-"""Packed batches in order, assembled by threads or worker processes, from any step on.
+"""Loads packed batches in order, built by threads or worker processes, starting from any step.
 
-    loader = Loader(corpus, rows_per_step=8)
+    loader = Loader(mixture, rows_per_step=8)
     for batch in loader:
         train(batch.arrays)
         save(batch.state)              # {"step": 7, "plan": "..."}
-    loader = Loader(corpus, rows_per_step=8, state=state, workers=4)   # goes on after that batch
+    loader = Loader(mixture, rows_per_step=8, state=state, workers=4)   # resumes after that batch
 
-The content of a step depends on nothing but the corpus, the rows of a step and the seed: not on hosts, workers, threads
-or where a run began. What fails to be read leaves its place in the row empty, without weight, and is counted.
+The content of a step depends only on the mixture, the rows per step and the seed, not on the number of hosts, workers
+or threads, nor on the step at which a run was resumed. A sample that cannot be read is counted, and its segment of the
+row is left empty, with zero loss weight.
 """
 
 import dataclasses
@@ -25,24 +26,24 @@ from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import Sample, pack
 
 BAD_SHARE = 0.05
-_DECIDE_FROM = 200  # samples; before, a few bad ones may come together by chance
-_CHECK_EVERY = 20  # steps between the hosts' agreements
+_MIN_SAMPLES = 200  # samples seen before the share of bad ones is checked; a few at the start may be chance
+_CHECK_EVERY = 20  # steps between checks of the counts summed over all hosts
 
 
 class DataWorkerError(RuntimeError):
-    """A worker process ended by itself."""
+    """A worker process ended unexpectedly."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One step, or a host's part of it.
+    """The rows of one step, or this host's part of them.
 
     Attributes:
-      step: from 0.
-      epoch: from 0.
-      arrays: the packed batch.
-      samples: [B, S] int64, the sample number in each segment's place, -1 for none.
-      state: to go on after this batch; JSON.
+      step: Step number, from 0.
+      epoch: Epoch number, from 0.
+      arrays: The packed batch.
+      samples: [B, S] int64, the sample number of each segment, -1 for none.
+      state: The data state after this batch, from which a loader resumes; JSON.
     """
 
     step: int
@@ -53,54 +54,61 @@ class Batch:
 
 
 class BatchBuilder:
-    """Step number -> arrays. Runs in threads and worker processes."""
+    """Builds the packed batch of a step. Runs in threads and worker processes.
 
-    def __init__(self, mixture: MixtureDataset, schedule: StepPlan, rows: slice):
-        self._corpus, self._schedule, self._rows = mixture, schedule, rows
+    Args:
+      mixture: The data.
+      step_plan: Assigns rows to steps.
+      rows: The rows of each step that are built on this host.
+    """
+
+    def __init__(self, mixture: MixtureDataset, step_plan: StepPlan, rows: slice):
+        self._mixture, self._step_plan, self._rows = mixture, step_plan, rows
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
-        """The arrays of this host's rows, and under "_" names what the loader itself needs."""
-        planned = self._schedule[step]
-        shape = self._corpus.settings.shape
-        wanted = range(*self._rows.indices(self._schedule.rows_per_step))
-        numbers = np.full((len(wanted), shape.samples), -1, np.int64)
+        """Returns the arrays of this host's rows; names that start with "_" hold what only the loader uses."""
+        step_rows = self._step_plan[step]
+        shape = self._mixture.settings.shape
+        local_rows = range(*self._rows.indices(self._step_plan.rows_per_step))
+        numbers = np.full((len(local_rows), shape.samples), -1, np.int64)
         rows: list[list[Sample]] = []
-        problems: list[SampleError] = []
-        for place, row in enumerate(wanted):
-            members = planned.rows[row].tolist() if row < len(planned.rows) else []
-            numbers[place, : len(members)] = members
-            rows.append([self._sample(number, planned.epoch, problems) for number in members])
-        lines = "".join(to_json(problem) + "\n" for problem in problems).encode()
-        return {**pack(rows, shape), "_samples": numbers, "_problems": np.frombuffer(lines, np.uint8)}
+        errors: list[SampleError] = []
+        for index, row in enumerate(local_rows):
+            members = step_rows.rows[row].tolist() if row < len(step_rows.rows) else []
+            numbers[index, : len(members)] = members
+            rows.append([self._sample(number, step_rows.epoch, errors) for number in members])
+        lines = "".join(to_json(error) + "\n" for error in errors).encode()
+        return {**pack(rows, shape), "_samples": numbers, "_errors": np.frombuffer(lines, np.uint8)}
 
-    def _sample(self, number: int, epoch: int, problems: list[SampleError]) -> Sample:
-        found = self._corpus.sample(number, (self._schedule.seed, epoch))
-        if isinstance(found, Sample):
-            return found
-        problems.append(found)
-        return placeholder_sample(self._corpus.room(number), self._corpus.settings.shape.vision_rows)
+    def _sample(self, number: int, epoch: int, errors: list[SampleError]) -> Sample:
+        sample = self._mixture.sample(number, (self._step_plan.seed, epoch))
+        if isinstance(sample, Sample):
+            return sample
+        errors.append(sample)
+        return placeholder_sample(self._mixture.sample_size(number), self._mixture.settings.shape.vision_rows)
 
 
 class Loader:
-    """Iterates over the batches that are left.
+    """Iterates over the remaining batches of a run.
 
     Args:
-      corpus: the data.
-      rows_per_step: on all hosts together.
-      epochs: how often the data is gone through.
-      seed: of order and rows.
-      rows: those of a step that this host assembles; all if not given.
-      workers: processes; 0 assembles in threads of this one.
-      threads: at work at a time (in each worker); as many as processors if not given.
-      state: of the batch to go on after; None begins.
-      bad_share: more bad samples than this share stop the run.
-      log: where problems are counted; a new one if not given.
-      agree: adds up [bad, seen] over all hosts; called by every host at the same steps.
+      mixture: The data.
+      rows_per_step: Rows of a step on all hosts together.
+      epochs: Number of passes over the data.
+      seed: Seed of the sample order and of the row order.
+      rows: The rows of each step that this host builds; all by default.
+      workers: Number of worker processes; 0 builds batches in threads of this process.
+      threads: Number of concurrent threads, shared by the workers; the number of processors by default.
+      state: State of the batch after which to resume; None starts at step 0.
+      bad_share: The run stops if more than this share of the samples is bad, 0..1.
+      log: Log that counts bad samples; a new one by default.
+      reduce_counts: Sums the array [bad, seen] over all hosts; every host calls it at the same steps.
 
     Raises:
-      InputError: the state belongs to other data; nothing to read.
-      TooManyBadSamplesError: at once if the index knows of too many, later from iteration.
-      DataWorkerError: from iteration.
+      InputError: The state belongs to other data, or there is nothing to read.
+      TooManyBadSamplesError: Too many samples are bad; raised here if the index already says so, otherwise from
+        iteration.
+      DataWorkerError: A worker process died; raised from iteration.
     """
 
     def __init__(
@@ -120,36 +128,37 @@ class Loader:
     ):
         mixture.log().check(bad_share, 1)
         self.log = SampleErrorLog() if log is None else log
-        self.schedule = StepPlan(mixture, rows_per_step, epochs, seed)
-        self._assemble = BatchBuilder(mixture, self.schedule, rows)
+        self.step_plan = StepPlan(mixture, rows_per_step, epochs, seed)
+        self._build_batch = BatchBuilder(mixture, self.step_plan, rows)
         self._workers, self._threads = workers, threads or os.cpu_count() or 1
-        self._bad_share, self._agree = bad_share, reduce_counts
-        self._next = self._step_after(state)
+        self._bad_share, self._reduce_counts = bad_share, reduce_counts
+        self._next_step = self._first_step(state)
         self._iterator: Iterator | None = None
 
     def __len__(self) -> int:
-        """Steps of the whole run, done ones included."""
-        return len(self.schedule)
+        """Returns the number of steps of the whole run, including those before the resumed state."""
+        return len(self.step_plan)
 
     def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Batch:
-        if self._next >= len(self.schedule):
+        if self._next_step >= len(self.step_plan):
             self.close()
             raise StopIteration
         if self._iterator is None:
-            self._iterator = _pipeline(self._assemble, range(self._next, len(self)), self._workers, self._threads)
-        element = self._element()
-        samples, lines = element.pop("_samples"), element.pop("_problems")
-        problems = [from_json(line) for line in lines.tobytes().decode().splitlines()]
-        self.log.add(problems, int((samples >= 0).sum()))
-        step, self._next = self._next, self._next + 1
+            steps = range(self._next_step, len(self))
+            self._iterator = _pipeline(self._build_batch, steps, self._workers, self._threads)
+        arrays = self._next_arrays()
+        samples, lines = arrays.pop("_samples"), arrays.pop("_errors")
+        errors = [from_json(line) for line in lines.tobytes().decode().splitlines()]
+        self.log.add(errors, int((samples >= 0).sum()))
+        step, self._next_step = self._next_step, self._next_step + 1
         self._stop_if_bad()
-        return Batch(step, self.schedule[step].epoch, element, samples, self._state(step + 1))
+        return Batch(step, self.step_plan[step].epoch, arrays, samples, self._state(step + 1))
 
     def close(self) -> None:
-        """Ends threads and workers; the loader may be asked for further batches all the same."""
+        """Stops threads and workers; iteration may still be continued afterwards, which starts new ones."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -160,50 +169,50 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _element(self) -> dict[str, np.ndarray]:
+    def _next_arrays(self) -> dict[str, np.ndarray]:
         try:
             return dict(next(self._iterator))
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
             raise DataWorkerError(
-                f"a data worker died at step {self._next} ({error}): killed, perhaps for want of memory; "
-                "go on from the last checkpoint, with fewer workers if need be"
+                f"a data worker died at step {self._next_step} ({error}): killed, perhaps out of memory; "
+                "resume from the last checkpoint, with fewer workers if needed"
             ) from error
 
     def _stop_if_bad(self) -> None:
-        if self._agree is None:
-            self.log.check(self._bad_share, _DECIDE_FROM)
-        elif self._next % _CHECK_EVERY == 0 or self._next == len(self):
-            bad, seen = self._agree(np.array([self.log.bad, self.log.seen], np.int64)).tolist()
-            self.log.check(self._bad_share, _DECIDE_FROM, bad, seen)
+        if self._reduce_counts is None:
+            self.log.check(self._bad_share, _MIN_SAMPLES)
+        elif self._next_step % _CHECK_EVERY == 0 or self._next_step == len(self):
+            bad, seen = self._reduce_counts(np.array([self.log.bad, self.log.seen], np.int64)).tolist()
+            self.log.check(self._bad_share, _MIN_SAMPLES, bad, seen)
 
     def _state(self, step: int) -> dict[str, Any]:
-        return {"step": step, "plan": self.schedule.identity}
+        return {"step": step, "plan": self.step_plan.identity}
 
-    def _step_after(self, state: Mapping[str, Any] | None) -> int:
+    def _first_step(self, state: Mapping[str, Any] | None) -> int:
         if state is None:
             return 0
-        if state.get("plan") != self.schedule.identity:
+        if state.get("plan") != self.step_plan.identity:
             raise InputError(
                 f"the data state of step {state.get('step')} was saved with other data, weights, settings, seed or "
-                "rows a step; restore those, or start the data anew"
+                "rows per step; restore those, or start a new run"
             )
         return int(state["step"])
 
 
-def _pipeline(assemble: Callable, steps: range, workers: int, threads: int) -> Iterator[dict[str, np.ndarray]]:
+def _pipeline(build_batch: Callable, steps: range, workers: int, threads: int) -> Iterator[dict[str, np.ndarray]]:
     import grain
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # its workers ask for flags, which only programs of absl.app have parsed
-    dataset = grain.MapDataset.range(steps.start, steps.stop).map(assemble)
-    # Its own buffer of 500 elements would be 500 batches.
-    within = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which only programs of absl.app have parsed
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(build_batch)
+    # Grain's default buffer of 500 elements would be 500 batches.
+    read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
     if not workers:
-        return iter(dataset.to_iter_dataset(within))
-    each = max(1, threads // workers)
-    within = grain.ReadOptions(num_threads=each, prefetch_buffer_size=each)
+        return iter(dataset.to_iter_dataset(read_options))
+    threads_per_worker = max(1, threads // workers)
+    read_options = grain.ReadOptions(num_threads=threads_per_worker, prefetch_buffer_size=threads_per_worker)
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-    return iter(dataset.to_iter_dataset(within).mp_prefetch(options))
+    return iter(dataset.to_iter_dataset(read_options).mp_prefetch(options))

@@ -1,11 +1,11 @@
-"""The data sets of a mixture, opened: any sample by its number, and what it takes of a row."""
+"""Opens the data sets of a mixture as one: any sample by its number, and its size in a packed row."""
 
 import dataclasses
 import functools
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from data_pipelines.lengths import SampleSize, compute_sample_size
 from data_pipelines.media_resolver import MediaResolver
 from data_pipelines.packing import PackingPlan, epoch_order, plan_packing
 from data_pipelines.sample_builder import SampleBuilder
-from data_pipelines.sample_errors import SampleError, SampleErrorLog
+from data_pipelines.sample_errors import MISSING, SampleError, SampleErrorLog
 from data_pipelines.sample_sizes import SampleSizes, compute_sample_sizes, concatenate
 from data_pipelines.settings import fingerprint
 from data_pipelines.sources import RecordSource, open_source
@@ -25,33 +25,35 @@ from vl3_jax.processing.packed_batch import Sample
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """A data set of a mixture.
+    """Describes a data set of a mixture.
 
     Attributes:
-      name: of the data set.
-      annotations: files, see `sources.open_source`.
-      media: folder or URL that media paths are relative to.
-      task: what it teaches; the loss is told for each task.
-      weight: how many times each sample is seen in an epoch. It counts samples: a video of 10,000 tokens weighs as
-        much as a caption.
-      size: samples expected; None is unknown.
-      kind: of `sources.KINDS`; None tells it by the file's ending.
-      index: folder for its indices; None is `<first annotation file>.vl3index`, or for remote files a folder of the
+      name: Name of the data set.
+      annotations: Annotation files or shards, see `sources.open_source`.
+      media: Folder or URL that media paths are relative to.
+      task: Name of its task; the training loss is reported per task.
+      weight: How many times each sample is seen in an epoch, 0 to leave the data set out. It counts samples: a video
+        of 10,000 tokens weighs as much as a caption.
+      size: Expected number of samples; 0 if unknown.
+      kind: Kind of source, one of `sources.KINDS`; empty infers it from the file name.
+      index: Folder of the indices; empty is `<first annotation file>.vl3index`, or for remote files a folder of the
         user's cache.
     """
+
+    KEY: ClassVar[str] = "name"  # see `config_tree`
 
     name: str
     annotations: tuple[str, ...]
     media: str = ""
     task: str = ""
     weight: float = 1.0
-    size: int | None = None
-    kind: str | None = None
-    index: str | None = None
+    size: int = 0
+    kind: str = ""
+    index: str = ""
 
     @property
     def index_folder(self) -> str:
-        """Where its indices lie: where it says, beside its annotations, or in the user's cache if they are remote."""
+        """The folder of its indices: `index`, or a default beside the annotations or in the user's cache."""
         if self.index:
             return self.index
         if "://" in self.annotations[0]:
@@ -60,13 +62,13 @@ class DatasetSpec:
         return self.annotations[0].replace("*", "_") + ".vl3index"
 
     def open(self) -> RecordSource:
-        """Its records."""
-        return open_source(self.annotations, self.kind)
+        """Opens the records of the data set."""
+        return open_source(self.annotations, self.kind or None)
 
 
 @dataclasses.dataclass(frozen=True)
 class IndexedDataset:
-    """An entry with its records and index."""
+    """A data set with its records and its index."""
 
     spec: DatasetSpec
     source: RecordSource
@@ -78,75 +80,86 @@ class IndexedDataset:
 
 
 class MixtureDataset:
-    """Data sets behind one another: sample numbers count through all of them, bad ones included."""
+    """The data sets of a mixture, concatenated: sample numbers run through all of them, bad samples included.
 
-    def __init__(self, datasets: Sequence[IndexedDataset], examples: SampleBuilder):
+    Args:
+      datasets: The data sets in order.
+      sample_builder: Builds samples from records; provides the tokenizer and the settings.
+
+    Raises:
+      InputError: There is no data set, a weight is negative, or an index does not match its source.
+    """
+
+    def __init__(self, datasets: Sequence[IndexedDataset], sample_builder: SampleBuilder):
         if not datasets:
             raise InputError("no data sets; name at least one with its annotation file")
         for dataset in datasets:
             if dataset.spec.weight < 0:
                 raise InputError(f"{dataset.spec.name}: weight {dataset.spec.weight}; give 0 or more")
             if len(dataset.index) != len(dataset.source):
-                raise InputError(f"{dataset.spec.name}: {len(dataset.source)} samples, indexed {len(dataset.index)}")
-        self.datasets, self.examples = list(datasets), examples
-        self.settings = examples.settings
+                raise InputError(
+                    f"{dataset.spec.name}: {len(dataset.source)} samples, but {len(dataset.index)} in the index; "
+                    "index the data again"
+                )
+        self.datasets, self.sample_builder = list(datasets), sample_builder
+        self.settings = sample_builder.settings
         self.tasks = sorted({dataset.spec.task for dataset in datasets})
         self._ends = list(itertools.accumulate(len(dataset.index) for dataset in datasets))
-        self.planned: dict[str, PackingPlan] = {}  # rows of epochs, by what they follow from
+        self.planned: dict[str, PackingPlan] = {}  # packing plans of epochs, by a fingerprint of all they depend on
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     @functools.cached_property
     def sample_sizes_by_dataset(self) -> list[SampleSizes]:
-        """What samples take of a row, by data set."""
+        """The sizes of the samples of each data set."""
         return [compute_sample_sizes(dataset.index, self.settings, dataset.spec.name) for dataset in self.datasets]
 
     @functools.cached_property
     def sample_sizes(self) -> SampleSizes:
-        """The same of all, by sample number."""
+        """The sizes of all samples, by sample number."""
         return concatenate(self.sample_sizes_by_dataset)
 
     def epoch_plan(self, seed: int, epoch: int) -> PackingPlan:
-        """The rows of an epoch, planned when first asked for."""
+        """Returns the packing plan of an epoch, computed at the first call and then cached."""
         key = fingerprint([self.identity(), seed, epoch])
         if key not in self.planned:
-            usable = [sample_sizes.usable for sample_sizes in self.sample_sizes_by_dataset]
+            usable = [sizes.usable for sizes in self.sample_sizes_by_dataset]
             order = epoch_order(usable, [dataset.spec.weight for dataset in self.datasets], seed, epoch)
             self.planned[key] = plan_packing(self.sample_sizes, order, self.settings.shape, (seed, epoch))
         return self.planned[key]
 
-    def room(self, number: int) -> SampleSize:
-        """Of one usable sample."""
+    def sample_size(self, number: int) -> SampleSize:
+        """Returns the size of a usable sample."""
         dataset, local = self.locate(number)
         return compute_sample_size(dataset.index[local], self.settings)
 
     def locate(self, number: int) -> tuple[IndexedDataset, int]:
-        """The data set of a sample number, and its number there."""
+        """Returns the data set of a sample number, and the sample's number within that data set."""
         rank = int(np.searchsorted(self._ends, number, side="right"))
         return self.datasets[rank], number - (self._ends[rank - 1] if rank else 0)
 
     def sample(self, number: int, seed: Sequence[int]) -> Sample | SampleError:
-        """Reads one usable sample; the same for equal seeds."""
+        """Reads one usable sample; equal seeds give equal samples."""
         dataset, local = self.locate(number)
         task = self.tasks.index(dataset.spec.task)
-        place = compute_sample_size(dataset.index[local], self.settings)
+        size = compute_sample_size(dataset.index[local], self.settings)
         try:
             record = dataset.source[local]
-        except InputError as error:  # the file itself went away
-            return SampleError("missing file", dataset.spec.name, str(error), dataset.spec.annotations[0])
-        return self.examples.sample(record, dataset.media, place, [*seed, number], task)
+        except InputError as error:  # the annotation file itself was removed
+            return SampleError(MISSING, dataset.spec.name, str(error), dataset.spec.annotations[0])
+        return self.sample_builder.sample(record, dataset.media, size, [*seed, number], task)
 
     def log(self) -> SampleErrorLog:
-        """What is known to be bad before anything is read: from the indices, and what fits no row."""
+        """Returns the errors known before anything is read: those in the indices, and samples that fit no row."""
         log = SampleErrorLog()
-        for dataset, sample_sizes in zip(self.datasets, self.sample_sizes_by_dataset, strict=True):
-            log.add(dataset.index.problems(), len(dataset.index))
-            log.add(sample_sizes.problems, 0)
+        for dataset, sizes in zip(self.datasets, self.sample_sizes_by_dataset, strict=True):
+            log.add(dataset.index.errors(), len(dataset.index))
+            log.add(sizes.errors, 0)
         return log
 
     def identity(self) -> str:
-        """A fingerprint of everything that the order and content of the samples depend on."""
+        """Returns a fingerprint of everything that the order and the content of the samples depend on."""
         shape = dataclasses.asdict(self.settings.shape)
         config = dataclasses.asdict(self.settings.processor) | {"threads": 0}
         parts: list[Any] = [shape, config, self.settings.max_frame_patches, self.settings.trainer_streams]
@@ -154,7 +167,7 @@ class MixtureDataset:
         return fingerprint(parts)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"datasets": self.datasets, "examples": self.examples}
+        return {"datasets": self.datasets, "sample_builder": self.sample_builder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
@@ -162,34 +175,34 @@ class MixtureDataset:
 
 def open_mixture(
     specs: Sequence[DatasetSpec],
-    examples: SampleBuilder,
+    sample_builder: SampleBuilder,
     build: bool = False,
     workers: int = 0,
     on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> MixtureDataset:
-    """Opens data sets with their indices; one with counts of kept tokens is preferred.
+    """Opens data sets with their indices; an index that counts kept vision tokens is preferred.
 
     Args:
-      entries: of the mixture.
-      examples: with tokenizer and settings.
-      build: make indices that are missing (without kept counts), instead of raising.
-      workers: processes that make them.
-      on_progress: told the data set, how many of its samples are indexed, of how many.
+      specs: The data sets of the mixture.
+      sample_builder: Provides the tokenizer and the settings.
+      build: Build missing indices (without counts of kept tokens) instead of raising.
+      workers: Number of worker processes that build indices.
+      on_progress: Called with the name of the data set, the number of samples indexed and the total.
 
     Raises:
-      InputError: names every data set that is missing or not indexed.
+      InputError: Data sets are missing or not indexed; names all of them.
     """
     require_present(specs)
     datasets, unindexed = [], []
-    tokenizer = tokenizer_hash(examples)
+    tokenizer = tokenizer_hash(sample_builder)
     for spec in specs:
         source = spec.open()
-        keys = [index_key(source.fingerprint(), tokenizer, examples.settings, kept) for kept in (True, False)]
+        keys = [index_key(source.fingerprint(), tokenizer, sample_builder.settings, kept) for kept in (True, False)]
         index = find_index(spec.index_folder, keys)
         if index is None and build:
             report = functools.partial(on_progress, spec.name)
             media = MediaResolver(spec.media)
-            index = build_index(source, media, examples, spec.index_folder, workers=workers, on_progress=report)
+            index = build_index(source, media, sample_builder, spec.index_folder, workers=workers, on_progress=report)
         if index is None:
             unindexed.append(spec.name)
         else:
@@ -198,26 +211,26 @@ def open_mixture(
         raise InputError(
             f"not indexed with these settings: {', '.join(unindexed)}; run `vl3 data index` with the same configuration"
         )
-    return MixtureDataset(datasets, examples)
+    return MixtureDataset(datasets, sample_builder)
 
 
 def missing_files(specs: Sequence[DatasetSpec]) -> dict[str, str]:
-    """Entries whose annotation files are not there, each with the first such file."""
-    found = {}
+    """Maps the name of each data set that lacks an annotation file to its first missing file."""
+    missing = {}
     for spec in specs:
         for path in spec.annotations:
             local = path.split(":")[0] if spec.kind == "tfds" else path
             if "://" not in path and "*" not in path and not os.path.exists(os.path.expanduser(local)):
-                found[spec.name] = path
+                missing[spec.name] = path
                 break
-    return found
+    return missing
 
 
 def require_present(specs: Sequence[DatasetSpec]) -> None:
-    """InputError with all that is missing at once."""
-    absent = missing_files(specs)
-    if absent:
-        listed = ", ".join(f"{name} ({path})" for name, path in absent.items())
+    """Raises one InputError that names all missing data sets."""
+    missing = missing_files(specs)
+    if missing:
+        listed = ", ".join(f"{name} ({path})" for name, path in missing.items())
         raise InputError(
-            f"{len(absent)} of {len(specs)} data sets are not there: {listed}; fetch them or leave them out"
+            f"{len(missing)} of {len(specs)} data sets are missing: {listed}; download them or leave them out"
         )

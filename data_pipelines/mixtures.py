@@ -1,22 +1,24 @@
-"""Mixtures as configuration: which data sets, how often, and how records become rows.
+"""Mixtures: the data sets of a training run, and how their records become rows.
 
-A file of `configs/data/` has `get_config()`, which returns `mixture(...)`: an `ml_collections.ConfigDict` with the
-settings below and `datasets`, each {task, annotations, media, weight, size, kind, index}. Relative paths of a data set
-are below `root`; `{seed}` in an annotation path stands for the setting `seed`.
+A file of `configs/data/` has `get_config()`, which returns `mixture(...)`. Relative paths of a data set are below
+`root`; `{seed}` in an annotation path stands for the setting `seed`.
 """
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_collections
-
 from data_pipelines.mixture_dataset import DatasetSpec
-from data_pipelines.settings import TRAINING_LENGTH, TRAINING_MAX_FRAME_PATCHES, TRAINING_MAX_TOKENS, DataSettings
-from vl3_jax import config_file
+from data_pipelines.settings import (
+    TRAINING_LENGTH,
+    TRAINING_MAX_FRAME_PATCHES,
+    TRAINING_MAX_TOKENS,
+    TRAINING_PATCHES,
+    DataSettings,
+)
+from vl3_jax import config_file, config_tree
 from vl3_jax.errors import InputError
-from vl3_jax.processing.diff_pruning import DEFAULT_THRESHOLD
 from vl3_jax.processing.packed_batch import BatchShape
 from vl3_jax.processing.processor_config import ProcessorConfig
 
@@ -25,113 +27,109 @@ SEED = "{seed}"
 
 
 @dataclasses.dataclass(frozen=True)
+class MixtureConfig(ProcessorConfig):
+    """Data sets and the settings of their processing; those of the processor are among them.
+
+    Attributes:
+      max_tokens: Budget of vision tokens before pruning of one sample (official) or one item (native).
+      threads: Threads of the video decoder; several samples are read at a time.
+      root: Folder or URL that relative paths of the data sets are below.
+      seed: Seed of synthetic data.
+      length: Tokens of a row.
+      patches: Patches of a vision row.
+      vision_rows: Vision rows of each row; no frame crosses from one to the next.
+      vision_tokens: Vision tokens of a row; 0 is as many as its patches can give, at most `length`.
+      samples: Largest number of samples of a row.
+      max_frame_patches: Largest number of patches of an image or frame.
+      trainer_streams: Whether live streams are written and supervised as by the official trainer.
+      amounts: Samples of each task's data sets together, as published.
+      datasets: The data sets by name.
+    """
+
+    max_tokens: int = TRAINING_MAX_TOKENS
+    threads: int = 1
+    root: str = "data"
+    seed: int = 0
+    length: int = TRAINING_LENGTH
+    patches: int = TRAINING_PATCHES
+    vision_rows: int = BatchShape.vision_rows
+    vision_tokens: int = 0
+    samples: int = BatchShape.samples
+    max_frame_patches: int = TRAINING_MAX_FRAME_PATCHES
+    trainer_streams: bool = DataSettings.trainer_streams
+    amounts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    datasets: Mapping[str, DatasetSpec] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Group:
     """Data sets of one task.
 
     Attributes:
-      task: its name.
-      amount: samples of all together.
-      names: of the data sets; each is a folder below the root with `annotations.jsonl` and its media.
-      sizes: samples of those for which it is published.
+      task: Name of the task.
+      amount: Samples of all data sets together.
+      names: Names of the data sets; each is a folder below the root with `annotations.jsonl` and its media.
+      sizes: Samples of those data sets for which the number is published.
     """
 
     task: str
     amount: int
     names: Sequence[str]
-    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
-def mixture(groups: Sequence[Group] = (), **settings: Any) -> ml_collections.ConfigDict:
-    """A configuration with all its settings.
+def mixture(groups: Sequence[Group] = (), **settings: Any) -> MixtureConfig:
+    """Builds a mixture.
 
     Args:
-      groups: data sets by task.
-      **settings: other values than those below.
+      groups: Data sets by task.
+      **settings: Values of `MixtureConfig` that differ from its defaults.
 
     Raises:
-      InputError: an unknown setting, or a name given twice.
+      InputError: A data set named twice, or an impossible value.
     """
-    config = ml_collections.ConfigDict(
-        {
-            "root": "data",
-            "seed": 0,  # of data that is drawn
-            "length": TRAINING_LENGTH,
-            "patches": 40_960,
-            "vision_rows": 1,
-            "vision_tokens": 0,  # 0: as many as the patches can give, at most the length
-            "samples": 64,
-            "max_tokens": TRAINING_MAX_TOKENS,
-            "min_tokens": ProcessorConfig.min_tokens,
-            "max_frame_patches": TRAINING_MAX_FRAME_PATCHES,
-            "image_merge": 1,
-            "video_merge": 2,
-            "fps": ProcessorConfig.fps,
-            "max_frames": ProcessorConfig.max_frames,
-            "prune_threshold": DEFAULT_THRESHOLD,  # 0: no pruning
-            "preprocess": "official",
-            "trainer_streams": False,
-            "amounts": {group.task: group.amount for group in groups},
-            "datasets": {},
-        }
-    )
+    datasets: dict[str, DatasetSpec] = {}
     for group in groups:
         for name in group.names:
-            if name in config.datasets:
+            if name in datasets:
                 raise InputError(f"{name}: twice in one mixture; give one of them another name")
-            config.datasets[name] = {
-                "task": group.task,
-                "annotations": (f"{name}/{ANNOTATIONS}",),
-                "media": name,
-                "weight": 1.0,
-                "size": group.sizes.get(name, 0),  # 0: not published
-                "kind": "",
-                "index": "",
-            }
-    for key, value in settings.items():
-        config_file.set_value(config, key, value)
-    return config
+            datasets[name] = DatasetSpec(
+                name, (f"{name}/{ANNOTATIONS}",), media=name, task=group.task, size=group.sizes.get(name, 0)
+            )
+    return MixtureConfig(amounts={group.task: group.amount for group in groups}, datasets=datasets, **settings)
 
 
-def data_settings(config: ml_collections.ConfigDict) -> DataSettings:
-    """How the records of this configuration become rows."""
-    per_token = 1 if config.image_merge == 1 else 4
-    possible = config.patches * config.vision_rows // per_token
+def load(name: str | os.PathLike, changes: Sequence[str] = ()) -> MixtureConfig:
+    """Loads the mixture of a configuration, that of a training run too; see `config_file.load`."""
+    config = config_file.load(name, changes)
+    return config_tree.from_tree(MixtureConfig, config.data if "data" in config else config)
+
+
+def data_settings(config: MixtureConfig) -> DataSettings:
+    """Returns how the records of a mixture become rows."""
+    patches_per_token = 1 if config.image_merge == 1 else 4
     shape = BatchShape(
         config.length,
         config.patches,
-        config.vision_tokens or min(config.length, possible),
+        config.vision_tokens or min(config.length, config.patches * config.vision_rows // patches_per_token),
         config.vision_rows,
         config.samples,
     )
-    processor = ProcessorConfig(
-        image_merge=config.image_merge,
-        video_merge=config.video_merge,
-        min_tokens=config.min_tokens,
-        max_tokens=config.max_tokens,
-        fps=config.fps,
-        max_frames=config.max_frames,
-        preprocess=config.preprocess,
-        prune_threshold=config.prune_threshold or None,
-        threads=1,
-    )
+    processor = ProcessorConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(ProcessorConfig)})
     return DataSettings(shape, processor, config.max_frame_patches, config.trainer_streams)
 
 
-def dataset_specs(config: ml_collections.ConfigDict) -> list[DatasetSpec]:
-    """The data sets of a configuration that are used at all."""
+def dataset_specs(config: MixtureConfig) -> list[DatasetSpec]:
+    """Returns the data sets of a mixture whose weight is not 0, with their full paths."""
     return [
-        DatasetSpec(
-            name,
-            tuple(_below(config.root, path.replace(SEED, str(config.seed))) for path in one.annotations),
-            _below(config.root, one.media),
-            one.task,
-            float(one.weight),
-            one.size or None,
-            one.kind or None,
-            _below(config.root, one.index) if one.index else None,
+        dataclasses.replace(
+            spec,
+            annotations=tuple(_below(config.root, path.replace(SEED, str(config.seed))) for path in spec.annotations),
+            media=_below(config.root, spec.media),
+            index=spec.index and _below(config.root, spec.index),
         )
-        for name, one in config.datasets.items()
-        if one.weight
+        for spec in config.datasets.values()
+        if spec.weight
     ]
 
 

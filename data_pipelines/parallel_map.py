@@ -1,4 +1,4 @@
-"""Work on stretches of a data set, in this process or in several."""
+"""Applies a function to ranges of a data set, in this process or in several worker processes."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -7,40 +7,40 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-_given: tuple[Callable, tuple] | None = None  # of a worker process
+_worker_call: tuple[Callable, tuple] | None = None  # function and shared arguments, set in each worker process
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker process ended by itself: killed from outside, most often for want of memory."""
+    """A worker process ended unexpectedly, most often because it was killed for lack of memory."""
 
 
 def parallel_map(
-    function: Callable[..., Result], given: tuple, spans: Sequence[tuple], workers: int
+    function: Callable[..., Result], shared: tuple, ranges: Sequence[tuple], workers: int
 ) -> Iterator[tuple[tuple, Result]]:
-    """Calls `function(*given, *span)` for each span.
+    """Calls `function(*shared, *arguments)` for the arguments of each range.
 
     Args:
-      function: of a module, so that workers find it.
-      given: the same for all; sent to each worker once.
-      spans: what differs.
-      workers: processes; 0 works in this one.
+      function: A module-level function, so that it can be pickled.
+      shared: Arguments common to all calls; sent to each worker once.
+      ranges: The remaining arguments of each call.
+      workers: Number of worker processes; 0 works in this process.
 
     Yields:
-      Each span with its result, in order of completion.
+      Pairs of a range's arguments and the result, in order of completion.
 
     Raises:
-      WorkerDiedError: see there.
+      WorkerDiedError: A worker process died.
     """
-    if workers <= 0 or len(spans) <= 1:
-        for span in spans:
-            yield span, function(*given, *span)
+    if workers <= 0 or len(ranges) <= 1:
+        for arguments in ranges:
+            yield arguments, function(*shared, *arguments)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (function, given))
-    left, running = iter(spans), {}
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _init_worker, (function, shared))
+    pending, running = iter(ranges), {}
     try:
         while True:
-            for span in left:
-                running[pool.submit(_work, span)] = span
+            for arguments in pending:
+                running[pool.submit(_call, arguments)] = arguments
                 if len(running) >= 2 * workers:
                     break
             if not running:
@@ -49,23 +49,23 @@ def parallel_map(
                 yield running.pop(future), future.result()
     except BrokenProcessPool as error:
         raise WorkerDiedError(
-            "a worker process died (killed, perhaps for want of memory); run the command again, with fewer workers if "
-            "need be: indexing and writing go on where they stopped"
+            "a worker process died (killed, perhaps out of memory); run the command again, with fewer workers if "
+            "needed: indexing and writing resume where they stopped"
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def chunk_ranges(total: int, size: int) -> list[tuple[int, int]]:
-    """[0, total) in stretches of `size`."""
+    """Splits [0, total) into consecutive ranges (start, stop) of at most `size`."""
     return [(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def _start(function: Callable, given: tuple) -> None:
-    global _given
-    _given = function, given
+def _init_worker(function: Callable, shared: tuple) -> None:
+    global _worker_call
+    _worker_call = function, shared
 
 
-def _work(span: tuple) -> Any:
-    function, given = _given
-    return function(*given, *span)
+def _call(arguments: tuple) -> Any:
+    function, shared = _worker_call
+    return function(*shared, *arguments)

@@ -1,4 +1,4 @@
-"""One record to one training sample; and its lengths, without decoding."""
+"""Builds a training sample from a record, and measures the lengths of a sample without decoding its media."""
 
 import dataclasses
 import functools
@@ -23,11 +23,11 @@ from vl3_jax.processing.video_reader import VideoReader
 
 
 class SampleBuilder:
-    """Turns records into samples. Safe in threads; pickled, it is its settings and reads the tokenizer anew.
+    """Builds samples from records. Thread-safe; pickling stores its arguments, and the tokenizer is read again.
 
     Args:
-      tokenizer: a checkpoint folder or tokenizer.json.
-      settings: see there.
+      tokenizer: A checkpoint folder or the path of a tokenizer.json.
+      settings: The data settings.
     """
 
     def __init__(self, tokenizer: str | os.PathLike, settings: DataSettings):
@@ -37,12 +37,12 @@ class SampleBuilder:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """Read when first needed."""
+        """The tokenizer, read at first use."""
         return Tokenizer.from_folder(self._tokenizer_path)
 
     @property
     def tokenizer_file(self) -> str:
-        """Path of tokenizer.json."""
+        """The path of tokenizer.json."""
         path = self._tokenizer_path
         return os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
 
@@ -55,7 +55,16 @@ class SampleBuilder:
     def lengths(
         self, record: Record | SampleError, media: MediaResolver, kept: bool = False
     ) -> SampleLengths | SampleError:
-        """Text tokens and sizes of the media; videos are scanned, not decoded, unless `kept` counts are asked for."""
+        """Measures the text tokens and the media of a record.
+
+        Args:
+          record: A record of a source.
+          media: Resolves the media of the record.
+          kept: Also count the vision tokens that pruning keeps, which decodes videos; otherwise they are only scanned.
+
+        Returns:
+          The lengths, or the error of a bad sample.
+        """
         if isinstance(record, SampleError):
             return record
         conversation = to_conversation(record.fields, record.where, media, self.settings.processor.fps)
@@ -65,20 +74,23 @@ class SampleBuilder:
             if kept:
                 return self._decoded_lengths(conversation)
             return self._lengths(conversation)
-        except Exception as error:  # whatever a damaged file provokes is that sample's problem
+        except Exception as error:  # a damaged file may raise anything; it is an error of this sample only
             return from_exception(error, record.where)
 
     def sample(
-        self, record: Record | SampleError, media: MediaResolver, place: SampleSize, seed: Sequence[int], task: int = 0
+        self, record: Record | SampleError, media: MediaResolver, size: SampleSize, seed: Sequence[int], task: int = 0
     ) -> Sample | SampleError:
-        """The sample, within the room that was planned for it.
+        """Builds the sample of a record, within its planned size.
 
         Args:
-          record: from a source.
-          media: finds its media.
-          place: as planned.
-          seed: of what is random in a sample (the balancing of stream decisions).
-          task: for the loss by task.
+          record: A record of a source.
+          media: Resolves the media of the record.
+          size: The planned size.
+          seed: Seed of the random choices within a sample (the balancing of stream decisions).
+          task: Task id, for the loss per task.
+
+        Returns:
+          The sample, or the error of a bad sample; also if the sample exceeds the planned size.
         """
         if isinstance(record, SampleError):
             return record
@@ -86,14 +98,14 @@ class SampleBuilder:
         if isinstance(conversation, SampleError):
             return conversation
         try:
-            sample = self._sample(conversation, place.budget, np.random.default_rng(list(seed)))
-            sample = self._within(truncate(sample, self.settings.shape.length), place)
-        except Exception as error:  # whatever a damaged file provokes is that sample's problem
+            sample = self._sample(conversation, size.budget, np.random.default_rng(list(seed)))
+            sample = self._fit_to_plan(truncate(sample, self.settings.shape.length), size)
+        except Exception as error:  # a damaged file may raise anything; it is an error of this sample only
             return from_exception(error, record.where)
         sample.task = task
         return sample
 
-    def _processed(
+    def _process(
         self, conversation: Conversation, budget: int, rng: np.random.Generator | None = None
     ) -> ProcessorOutput:
         config = dataclasses.replace(self.settings.processor, max_tokens=budget)
@@ -104,49 +116,53 @@ class SampleBuilder:
             rng=rng,
             trainer_streams=self.settings.trainer_streams,
         )
-        _refuse_damaged([note for note in processed.notes if "damaged" in note])
+        _raise_if_damaged([warning for warning in processed.warnings if "damaged" in warning])
         return processed
 
     def _sample(self, conversation: Conversation, budget: int, rng: np.random.Generator) -> Sample:
-        processed = self._processed(conversation, budget, rng)
+        processed = self._process(conversation, budget, rng)
         if not conversation.stream:
             return processed.sample
         (visual,) = processed.sample.visuals
-        tokens = visual.keep.reshape(visual.grid[0], -1).sum(axis=1).tolist()
-        laid = _laid_out(conversation, processed.videos[0].timestamps, tokens)
-        turns = chat_template.render(laid.turns, laid.shown, self.tokenizer, self._style)
+        frame_tokens = visual.keep.reshape(visual.grid[0], -1).sum(axis=1).tolist()
+        layout = _interleave(conversation, processed.videos[0].timestamps, frame_tokens)
+        turns = chat_template.render(layout.turns, layout.token_counts, self.tokenizer, self._style)
         weights = loss_weights.token_loss_weights(turns, self.tokenizer, rng, self.settings.trainer_streams)
         return Sample(
             np.concatenate([turn.tokens for turn in turns]),
             np.concatenate([turn.is_vision for turn in turns]),
-            [stream_layout.truncate_frames(visual, laid.frames)],
+            [stream_layout.truncate_frames(visual, layout.frames)],
             np.concatenate(weights),
         )
 
     def _lengths(self, conversation: Conversation) -> SampleLengths:
         processor = Processor(self.tokenizer, self.settings.processor)
         turns = messages.parse_messages(conversation.messages)
-        # The processor opens media for its own use only; asking it keeps these lengths true to what it will show.
-        opened = [processor._open(medium) for turn in turns for medium in turn.media]
-        _refuse_damaged([note for source in opened if isinstance(source, VideoReader) for note in source.notes])
-        times = [source.timestamps if isinstance(source, VideoReader) else None for source in opened]
-        frames = [len(source.indices) if isinstance(source, VideoReader) else 1 for source in opened]
-        text = self._text(conversation, turns, frames, times)
+        # `_open` is private to Processor; using it keeps these lengths equal to those that it produces.
+        readers = [processor._open(medium) for turn in turns for medium in turn.media]
+        _raise_if_damaged(
+            [warning for reader in readers if isinstance(reader, VideoReader) for warning in reader.warnings]
+        )
+        times = [reader.timestamps if isinstance(reader, VideoReader) else None for reader in readers]
+        frames = [len(reader.indices) if isinstance(reader, VideoReader) else 1 for reader in readers]
+        text = self._count_text_tokens(conversation, turns, frames, times)
         media = [
-            MediaInfo(isinstance(source, VideoReader), source.height, source.width, count)
-            for source, count in zip(opened, frames, strict=True)
+            MediaInfo(isinstance(reader, VideoReader), reader.height, reader.width, count)
+            for reader, count in zip(readers, frames, strict=True)
         ]
         return SampleLengths(text, tuple(media))
 
-    def _text(self, conversation: Conversation, turns: list[messages.Turn], frames: list[int], times: list[Any]) -> int:
-        """Tokens of everything but the vision tokens."""
-        shown = [
+    def _count_text_tokens(
+        self, conversation: Conversation, turns: list[messages.Turn], frames: list[int], times: list[Any]
+    ) -> int:
+        """Counts all tokens that are not vision tokens."""
+        token_counts = [
             chat_template.VisualTokenCounts([0] * count, seconds) for count, seconds in zip(frames, times, strict=True)
         ]
         if conversation.stream:
-            laid = _laid_out(conversation, times[0], [0] * frames[0])
-            turns, shown = laid.turns, laid.shown
-        rendered = chat_template.render(turns, shown, self.tokenizer, self._style)
+            layout = _interleave(conversation, times[0], [0] * frames[0])
+            turns, token_counts = layout.turns, layout.token_counts
+        rendered = chat_template.render(turns, token_counts, self.tokenizer, self._style)
         return sum(len(turn.tokens) for turn in rendered)
 
     def _decoded_lengths(self, conversation: Conversation) -> SampleLengths:
@@ -160,28 +176,31 @@ class SampleBuilder:
         ]
         return SampleLengths(lengths.text, tuple(media))
 
-    def _within(self, sample: Sample, place: SampleSize) -> Sample:
-        """A sample that has outgrown its place would break its whole row."""
+    def _fit_to_plan(self, sample: Sample, size: SampleSize) -> Sample:
+        """Checks that a sample is within its planned size; a larger one would break its whole row."""
         patches = sum(len(visual.patches) for visual in sample.visuals)
         fits = (
-            len(sample.tokens) <= place.tokens
-            and sample.num_vision_tokens <= place.vision_tokens
-            and patches <= place.patches
+            len(sample.tokens) <= size.tokens
+            and sample.num_vision_tokens <= size.vision_tokens
+            and patches <= size.patches
         )
         if fits and self.settings.shape.vision_rows > 1:
-            sample.visuals = _as_planned(sample.visuals, place)
+            sample.visuals = _pad_to_plan(sample.visuals, size)
             fits = sample.visuals is not None
         if not fits:
             raise BadSampleError(
                 CHANGED,
-                f"{len(sample.tokens)} tokens and {patches} patches, planned were {place.tokens} and {place.patches}; "
+                f"{len(sample.tokens)} tokens and {patches} patches, planned were {size.tokens} and {size.patches}; "
                 "index the data again",
             )
         return sample
 
 
 def truncate(sample: Sample, length: int) -> Sample:
-    """Cuts a sample at its end; the vision tokens whose places go are pruned, media of which none is left too."""
+    """Cuts a sample at its end to `length` tokens.
+
+    Vision tokens beyond the cut are pruned; frames and media without any token left are removed.
+    """
     if len(sample.tokens) <= length:
         return sample
     left = int(sample.is_vision[:length].sum())
@@ -197,48 +216,50 @@ def truncate(sample: Sample, length: int) -> Sample:
     return Sample(sample.tokens[:length], sample.is_vision[:length], visuals, sample.loss_weight[:length], sample.task)
 
 
-def placeholder_sample(place: SampleSize, vision_rows: int) -> Sample:
-    """What stands in a planned row for a sample that could not be read: one token without weight.
+def placeholder_sample(size: SampleSize, vision_rows: int) -> Sample:
+    """Returns the placeholder for an unreadable sample in a planned row: one token with loss weight 0.
 
-    With several vision rows also blank frames as planned, of which no token is kept, so that those of the samples
-    behind it lie as planned.
+    With several vision rows it also holds padding frames as planned, none of whose tokens is kept, so that the frames
+    of the samples after it are assigned to vision rows as planned.
     """
-    visuals = [_blank(size, count) for size, count in place.frames] if vision_rows > 1 else []
+    visuals = [_padding_frames(patches, count) for patches, count in size.frames] if vision_rows > 1 else []
     return Sample(np.zeros(1, np.int32), visuals=visuals)
 
 
-def _as_planned(visuals: Sequence[Visual], place: SampleSize) -> list[Visual] | None:
-    """Fills up with blank frames where truncation or the end of a stream took some; None if sizes differ."""
-    if len(visuals) > len(place.frames):
+def _pad_to_plan(visuals: Sequence[Visual], size: SampleSize) -> list[Visual] | None:
+    """Adds padding frames for planned frames that truncation or the end of a stream removed; None if sizes differ."""
+    if len(visuals) > len(size.frames):
         return None
-    filled: list[Visual] = []
-    for number, (size, count) in enumerate(place.frames):
+    padded: list[Visual] = []
+    for number, (patches, count) in enumerate(size.frames):
         if number >= len(visuals):
-            filled.append(_blank(size, count))
+            padded.append(_padding_frames(patches, count))
             continue
         visual = visuals[number]
-        if visual.patches_per_frame != size or visual.grid[0] > count:
+        if visual.patches_per_frame != patches or visual.grid[0] > count:
             return None
-        filled.append(visual)
+        padded.append(visual)
         if visual.grid[0] < count:
-            filled.append(_blank(size, count - visual.grid[0]))
-    return filled
+            padded.append(_padding_frames(patches, count - visual.grid[0]))
+    return padded
 
 
-def _blank(size: int, frames: int) -> Visual:
-    return Visual(np.zeros((size * frames, PATCH_DIM), np.uint8), (frames, 1, size), 1, np.zeros(size * frames, bool))
+def _padding_frames(patches: int, frames: int) -> Visual:
+    """Returns `frames` black frames of `patches` patches each, all of whose tokens are pruned."""
+    total = patches * frames
+    return Visual(np.zeros((total, PATCH_DIM), np.uint8), (frames, 1, patches), 1, np.zeros(total, bool))
 
 
-def _refuse_damaged(notes: Sequence[str]) -> None:
-    """Half a video may lack what its answer tells of."""
-    if notes:
-        raise BadSampleError(UNREADABLE, notes[0], notes[0].split(": ")[0])
+def _raise_if_damaged(warnings: Sequence[str]) -> None:
+    """Rejects damaged videos: the readable part may lack what the answer describes."""
+    if warnings:
+        raise BadSampleError(UNREADABLE, warnings[0], warnings[0].split(": ")[0])
 
 
-def _laid_out(
+def _interleave(
     conversation: Conversation, times: Sequence[float] | None, frame_tokens: Sequence[int]
 ) -> stream_layout.StreamLayout:
-    laid = stream_layout.interleave_stream(conversation, times, frame_tokens)
-    if not laid.frames:
-        raise BadSampleError(UNREADABLE, "no frame of the stream is shown before its last turn; check the times")
-    return laid
+    layout = stream_layout.interleave_stream(conversation, times, frame_tokens)
+    if not layout.frames:
+        raise BadSampleError(UNREADABLE, "the stream has no frame before its last turn; check the times")
+    return layout

@@ -1,4 +1,4 @@
-"""What was wrong with a sample, counted by kind and by file; too much of it stops a job."""
+"""Errors of single samples, counted by kind and by file; too many of them stop a job."""
 
 import collections
 import dataclasses
@@ -16,10 +16,10 @@ MISSING = "missing file"
 UNREADABLE = "unreadable media"
 TOO_LONG = "too long"
 CHANGED = "changed since indexed"
-FAILED = "failed"  # an exception nobody foresaw; its text names it
+FAILED = "failed"  # an unexpected exception; the message holds its type and text
 
-_EXAMPLES = 3  # shown of each kind
-_WORST = 5  # files shown
+_MAX_EXAMPLES = 3  # listed per kind
+_MAX_FILES = 5  # listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,10 @@ class SampleError:
     """Why a sample is skipped.
 
     Attributes:
-      kind: one of the names above.
-      where: annotation file and line (or shard and sample).
-      message: one line: what is wrong and what to do.
-      file: the file at fault, a medium or the annotation file.
+      kind: One of the kinds above.
+      where: Annotation file and line, or shard and sample.
+      message: One line: what is wrong and what to do.
+      file: The file at fault, a medium or the annotation file.
     """
 
     kind: str
@@ -43,19 +43,19 @@ class SampleError:
 
 
 class BadSampleError(Exception):
-    """Carries kind and message from where a fault is found to where the sample's place is known."""
+    """Raised where a fault is detected; becomes a `SampleError` where the sample's location is known."""
 
     def __init__(self, kind: str, message: str, file: str = ""):
         super().__init__(message)
         self.kind, self.message, self.file = kind, message, file
 
     def at(self, where: str) -> SampleError:
-        """The problem, now that its place is known."""
+        """Returns the error of the sample at `where`, its annotation file and line."""
         return SampleError(self.kind, where, self.message, self.file or where.split(", ")[0])
 
 
 def from_exception(error: Exception, where: str) -> SampleError:
-    """Any exception that one sample raised, as a problem of that sample."""
+    """Converts any exception that a sample raised into the error of that sample."""
     if isinstance(error, BadSampleError):
         return error.at(where)
     text = " ".join(str(error).split())
@@ -65,7 +65,7 @@ def from_exception(error: Exception, where: str) -> SampleError:
 
 
 class TooManyBadSamplesError(InputError):
-    """More of the data is bad than the job was told to bear. `table` has a line for each kind and the worst files."""
+    """The share of bad samples exceeds the allowed one. `table` lists the kinds of errors and the worst files."""
 
     def __init__(self, message: str, table: str):
         super().__init__(message)
@@ -73,7 +73,7 @@ class TooManyBadSamplesError(InputError):
 
 
 class SampleErrorLog:
-    """Counts problems among the samples seen."""
+    """Counts the samples seen and their errors."""
 
     def __init__(self):
         self.seen = 0
@@ -85,51 +85,54 @@ class SampleErrorLog:
     def bad(self) -> int:
         return self.kinds.total()
 
-    def add(self, problems: Iterable[SampleError], seen: int) -> None:
-        """`seen` samples went by, these problems among them."""
+    def add(self, errors: Iterable[SampleError], seen: int) -> None:
+        """Adds `seen` samples, of which those with `errors` are bad."""
         self.seen += seen
-        for problem in problems:
-            self.kinds[problem.kind] += 1
-            self.files[problem.file] += 1
-            examples = self.examples.setdefault(problem.kind, [])
-            if len(examples) < _EXAMPLES:
-                examples.append(problem)
+        for error in errors:
+            self.kinds[error.kind] += 1
+            self.files[error.file] += 1
+            examples = self.examples.setdefault(error.kind, [])
+            if len(examples) < _MAX_EXAMPLES:
+                examples.append(error)
 
     def table(self) -> str:
-        """Kinds with counts and examples, then the files with most problems; several lines."""
+        """Returns several lines: kinds with counts and examples, then the files with most errors."""
         if not self.bad:
             return f"no problems in {self.seen:,} samples"
         lines = [f"{self.bad:,} of {self.seen:,} samples are bad ({self.bad / max(self.seen, 1):.1%})"]
         for kind, count in self.kinds.most_common():
             lines.append(f"{count:>9,}  {kind}")
-            lines += [f"{'':11}{problem.where}: {problem.message}" for problem in self.examples[kind]]
+            lines += [f"{'':11}{error.where}: {error.message}" for error in self.examples[kind]]
         lines.append("worst files:")
-        lines += [f"{count:>9,}  {file}" for file, count in self.files.most_common(_WORST)]
+        lines += [f"{count:>9,}  {file}" for file, count in self.files.most_common(_MAX_FILES)]
         return "\n".join(lines)
 
     def check(self, share: float, at_least: int, bad: int | None = None, seen: int | None = None) -> None:
-        """Raises TooManyBadSamplesError when more than `share` of at least `at_least` samples are bad.
+        """Checks the share of bad samples once enough samples have been seen.
 
         Args:
-          share: 0..1.
-          at_least: with fewer samples seen nothing is decided.
-          bad: of all hosts; this log's own if not given.
-          seen: of all hosts; likewise.
+          share: Allowed share of bad samples, 0..1.
+          at_least: With fewer samples seen, nothing is checked.
+          bad: Number of bad samples on all hosts; by default that of this log.
+          seen: Number of samples on all hosts; by default that of this log.
+
+        Raises:
+          TooManyBadSamplesError: More than `share` of the samples are bad.
         """
         bad, seen = self.bad if bad is None else bad, self.seen if seen is None else seen
         if seen >= at_least and bad > share * seen:
             raise TooManyBadSamplesError(
                 f"{bad:,} of {seen:,} samples are bad, more than the {share:.1%} allowed; "
-                f"mend the data (`vl3 data check` lists every problem) or raise the allowed share",
+                f"repair the data (`vl3 data check` lists every problem) or raise the allowed share",
                 self.table(),
             )
 
 
-def to_json(problem: SampleError) -> str:
-    """One line."""
-    return json.dumps(dataclasses.asdict(problem), ensure_ascii=False)
+def to_json(error: SampleError) -> str:
+    """Serialises an error to one line of JSON."""
+    return json.dumps(dataclasses.asdict(error), ensure_ascii=False)
 
 
 def from_json(line: str) -> SampleError:
-    """The inverse of `to_json`."""
+    """Parses a line written by `to_json`."""
     return SampleError(**json.loads(line))

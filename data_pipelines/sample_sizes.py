@@ -1,4 +1,4 @@
-"""What every sample of a data set takes of a row, as arrays, from its index alone."""
+"""Sizes of all samples of a data set in a packed row, as arrays, computed from its index alone."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,25 +6,25 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.index import BAD, Index
-from data_pipelines.lengths import SampleLengths, SampleSize, compute_sample_size
+from data_pipelines.lengths import SampleLengths, compute_sample_size
 from data_pipelines.sample_errors import BadSampleError, SampleError
 from data_pipelines.settings import DataSettings
 
 
 @dataclasses.dataclass
 class SampleSizes:
-    """Of n samples, bad ones included.
+    """Sizes of n samples, bad ones included.
 
     Attributes:
-      tokens: [n] int32.
+      tokens: [n] int32, text and vision tokens.
       vision_tokens: [n] int32.
       patches: [n] int32.
-      usable: [n] bool; the others are bad, or do not fit a row however shrunk.
-      frames: `Room.frames` of each, only for settings with several vision rows.
-      shrunk: how many samples were given fewer vision tokens than the settings grant.
-      cut: how many are cut at their end.
-      cut_tokens: tokens that this loses, at most.
-      problems: of those that do not fit.
+      usable: [n] bool; the others are bad, or too long for a row even at the smallest size of their media.
+      frames: `SampleSize.frames` of each sample; None unless the settings have several vision rows.
+      shrunk: Number of samples with fewer vision tokens than the settings allow.
+      cut: Number of samples that are cut at their end.
+      cut_tokens: Total number of tokens cut off, at most.
+      errors: Errors of the samples that are too long.
     """
 
     tokens: np.ndarray
@@ -35,7 +35,7 @@ class SampleSizes:
     shrunk: int = 0
     cut: int = 0
     cut_tokens: int = 0
-    problems: list[SampleError] = dataclasses.field(default_factory=list)
+    errors: list[SampleError] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -44,50 +44,50 @@ class SampleSizes:
 def compute_sample_sizes(
     index: Index | Sequence[SampleLengths], settings: DataSettings, name: str = "data"
 ) -> SampleSizes:
-    """Applies the length rule (`lengths.room`) to each sample; `name` is for problems."""
+    """Applies `lengths.compute_sample_size` to each sample.
+
+    Args:
+      index: The lengths of the samples.
+      settings: The data settings.
+      name: Name of the data set, for error messages.
+    """
     count = len(index)
-    sizes = np.zeros((count, 3), np.int32)
-    found = SampleSizes(sizes[:, 0], sizes[:, 1], sizes[:, 2], np.zeros(count, bool))
-    several = settings.shape.vision_rows > 1
-    frames: list[tuple[tuple[int, int], ...]] = []
+    array = np.zeros((count, 3), np.int32)
+    frames = [()] * count if settings.shape.vision_rows > 1 else None
+    sizes = SampleSizes(array[:, 0], array[:, 1], array[:, 2], np.zeros(count, bool), frames)
     for number, lengths in enumerate(index):
-        place = None
-        if lengths.text != BAD:
-            try:
-                place = compute_sample_size(lengths, settings)
-            except BadSampleError as error:
-                found.problems.append(error.at(f"{name}, sample {number + 1}"))
-        if several:
-            frames.append(() if place is None else place.frames)
-        if place is not None:
-            _note(found, number, place, sizes)
-    found.frames = frames if several else None
-    return found
+        if lengths.text == BAD:
+            continue
+        try:
+            size = compute_sample_size(lengths, settings)
+        except BadSampleError as error:
+            sizes.errors.append(error.at(f"{name}, sample {number + 1}"))
+            continue
+        array[number] = size.tokens, size.vision_tokens, size.patches
+        if frames is not None:
+            frames[number] = size.frames
+        sizes.usable[number] = True
+        sizes.shrunk += size.shrunk
+        sizes.cut += size.cut > 0
+        sizes.cut_tokens += size.cut
+    return sizes
 
 
-def concatenate(sample_sizes: Sequence[SampleSizes]) -> SampleSizes:
-    """Several data sets as one, in order."""
+def concatenate(parts: Sequence[SampleSizes]) -> SampleSizes:
+    """Concatenates the sizes of several data sets in order."""
 
     def array(name: str) -> np.ndarray:
-        return np.concatenate([getattr(one, name) for one in sample_sizes])
+        return np.concatenate([getattr(part, name) for part in parts])
 
-    several = any(one.frames is not None for one in sample_sizes)
+    with_frames = any(part.frames is not None for part in parts)
     return SampleSizes(
         array("tokens"),
         array("vision_tokens"),
         array("patches"),
         array("usable"),
-        [frames for one in sample_sizes for frames in one.frames or ()] if several else None,
-        sum(one.shrunk for one in sample_sizes),
-        sum(one.cut for one in sample_sizes),
-        sum(one.cut_tokens for one in sample_sizes),
-        [problem for one in sample_sizes for problem in one.problems],
+        [frames for part in parts for frames in part.frames or ()] if with_frames else None,
+        sum(part.shrunk for part in parts),
+        sum(part.cut for part in parts),
+        sum(part.cut_tokens for part in parts),
+        [error for part in parts for error in part.errors],
     )
-
-
-def _note(found: SampleSizes, number: int, place: SampleSize, sizes: np.ndarray) -> None:
-    sizes[number] = place.tokens, place.vision_tokens, place.patches
-    found.usable[number] = True
-    found.shrunk += place.shrunk
-    found.cut += place.cut > 0
-    found.cut_tokens += place.cut

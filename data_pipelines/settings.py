@@ -1,4 +1,4 @@
-"""The settings of a training run's data, and which of them an index depends on."""
+"""The settings that decide how records become rows, and which of them an index depends on."""
 
 import dataclasses
 import hashlib
@@ -9,7 +9,9 @@ from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import BatchShape
 from vl3_jax.processing.processor_config import ProcessorConfig
 
+# The paper's training budgets.
 TRAINING_LENGTH = 16_384
+TRAINING_PATCHES = 40_960
 TRAINING_MAX_TOKENS = 10_240
 TRAINING_MAX_FRAME_PATCHES = 16_384
 
@@ -19,14 +21,17 @@ class DataSettings:
     """How records become rows.
 
     Attributes:
-      shape: capacities of a row.
-      processor: merge sizes, frames per second, pruning; its `max_tokens` caps one sample. One decoder thread for
-        each video, because several samples are read at a time.
-      max_frame_patches: no picture or frame is larger.
-      trainer_streams: live streams as the official trainer writes and learns them, see `chat.Style`.
+      shape: Capacities of a row.
+      processor: Settings of the processor. Its `max_tokens` caps one sample; each video has one decoder thread,
+        because several samples are read at a time.
+      max_frame_patches: Largest number of patches of an image or frame.
+      trainer_streams: Whether live streams are written and supervised as by the official trainer, see
+        `chat_template.PromptStyle`.
     """
 
-    shape: BatchShape = dataclasses.field(default_factory=lambda: BatchShape(TRAINING_LENGTH, 40_960, TRAINING_LENGTH))
+    shape: BatchShape = dataclasses.field(
+        default_factory=lambda: BatchShape(TRAINING_LENGTH, TRAINING_PATCHES, TRAINING_LENGTH)
+    )
     processor: ProcessorConfig = dataclasses.field(
         default_factory=lambda: ProcessorConfig(max_tokens=TRAINING_MAX_TOKENS, threads=1)
     )
@@ -42,7 +47,7 @@ class DataSettings:
             raise InputError(f"vision_tokens {shape.vision_tokens} exceed length {shape.length}; lower them")
 
     def index_key(self, kept: bool) -> dict[str, Any]:
-        """What the lengths of an index depend on; with kept counts, also on sizes and pruning."""
+        """Returns the settings that the lengths of an index depend on; with kept counts, also sizes and pruning."""
         config = dataclasses.asdict(self.processor)
         config.pop("threads")
         always = ("fps", "max_frames", "preprocess", "native_placeholders")
@@ -51,5 +56,5 @@ class DataSettings:
 
 
 def fingerprint(value: Any) -> str:
-    """16 hexadecimal digits of anything that JSON can hold."""
+    """Returns 16 hexadecimal digits that identify a value which JSON can hold."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()

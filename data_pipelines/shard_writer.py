@@ -1,4 +1,4 @@
-"""Annotations and media into ArrayRecord shards: one file to read, any order, no small files."""
+"""Writes annotations and media into ArrayRecord shards: few large files with random access."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, SampleError
 from data_pipelines.sources import RecordSource, array_records
 from vl3_jax.errors import InputError
 
-_OPTIONS = "group_size:1"  # each record by itself, else reading one reads its neighbours
+_OPTIONS = "group_size:1"  # with larger groups, reading one record reads its neighbours too
 
 
 def write(
@@ -22,68 +22,69 @@ def write(
     workers: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[pathlib.Path], int, list[SampleError]]:
-    """Writes `<name>.array_record-00000-of-00010`, ...; whole shards that are there already stay.
+    """Writes `<name>.array_record-00000-of-00010`, ...; shards that are complete already are kept.
 
     Args:
-      entry: the data set.
-      folder: where shards go.
-      samples_per_shard: fewer for long videos, so that a shard stays below a few GB.
-      workers: processes.
-      on_progress: told how many samples are done, of how many.
+      spec: The data set.
+      folder: Folder of the shards.
+      samples_per_shard: Samples in a shard; fewer for long videos, so that a shard stays below a few GB.
+      workers: Number of worker processes; 0 works in this process.
+      on_progress: Called with the number of samples written and the total.
 
     Returns:
-      The shards, the samples gone through now, and those of them left out, with why.
+      The shards, the number of samples processed by this call, and the errors of those that were left out.
 
     Raises:
-      InputError: nothing to write, or the folder cannot be written.
-      WorkerDiedError: whole shards stay.
+      InputError: There is nothing to write, or the folder cannot be written.
+      WorkerDiedError: A worker process died; complete shards are kept.
     """
     source = spec.open()
-    spans = chunk_ranges(len(source), samples_per_shard)
-    if not spans:
+    ranges = chunk_ranges(len(source), samples_per_shard)
+    if not ranges:
         raise InputError(f"{spec.annotations[0]}: no samples to write")
     folder = pathlib.Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; choose a folder that can be written") from None
-    shards = [folder / f"{spec.name}.array_record-{n:05d}-of-{len(spans):05d}" for n in range(len(spans))]
-    undone = [(*span, shard) for span, shard in zip(spans, shards, strict=True) if not shard.exists()]
-    now = sum(stop - start for start, stop, _ in undone)
-    done = len(source) - now
+    shards = [folder / f"{spec.name}.array_record-{n:05d}-of-{len(ranges):05d}" for n in range(len(ranges))]
+    pending = [(*chunk, shard) for chunk, shard in zip(ranges, shards, strict=True) if not shard.exists()]
+    processed = sum(stop - start for start, stop, _ in pending)
+    done = len(source) - processed
     on_progress(done, len(source))
-    found = {}
-    for (start, stop, _), problems in parallel_map(_write_span, (source, MediaResolver(spec.media)), undone, workers):
-        found[start] = problems
+    shared = (source, MediaResolver(spec.media))
+    errors_by_start = {}
+    for (start, stop, _), errors in parallel_map(_write_range, shared, pending, workers):
+        errors_by_start[start] = errors
         done += stop - start
         on_progress(done, len(source))
-    return shards, now, [problem for start in sorted(found) for problem in found[start]]
+    return shards, processed, [error for start in sorted(errors_by_start) for error in errors_by_start[start]]
 
 
-def _write_span(
+def _write_range(
     source: RecordSource, media: MediaResolver, start: int, stop: int, shard: pathlib.Path
 ) -> list[SampleError]:
     from array_record.python import array_record_module
 
-    problems = []
+    errors = []
     partial = shard.with_name(f"{shard.name}.{os.getpid()}.partial")
     writer = array_record_module.ArrayRecordWriter(os.fspath(partial), _OPTIONS)
     for number in range(start, stop):
         record = source[number]
         if isinstance(record, SampleError):
-            problems.append(record)
+            errors.append(record)
             continue
         try:
             writer.write(array_records.encode(_with_bytes(record.fields, media)))
-        except Exception as error:  # whatever one sample provokes is its problem
-            problems.append(from_exception(error, record.where))
+        except Exception as error:  # whatever a sample raises is an error of that sample only
+            errors.append(from_exception(error, record.where))
     writer.close()
     os.replace(partial, shard)
-    return problems
+    return errors
 
 
 def _with_bytes(fields: Mapping[str, Any], media: MediaResolver) -> dict[str, Any]:
-    """The record with the content of its media in place of their names."""
+    """Returns the record with the content of its media instead of their names."""
     if not isinstance(fields, Mapping):
         raise BadSampleError(BAD_RECORD, f"a {type(fields).__name__}; each record is an object {{...}}")
     filled = dict(fields)
@@ -95,11 +96,11 @@ def _with_bytes(fields: Mapping[str, Any], media: MediaResolver) -> dict[str, An
 
 def _embedded(value: Any, kind: str, media: MediaResolver) -> dict[str, Any]:
     name = value.get("path") or kind if isinstance(value, Mapping) else value if isinstance(value, str) else kind
-    content = media.find(value, kind)
+    content = media.resolve(value, kind)
     if isinstance(content, str) and os.path.isdir(content):
-        raise BadSampleError(BAD_RECORD, f"{content} is a folder of frames; make a video file of it", content)
+        raise BadSampleError(BAD_RECORD, f"{content} is a folder of frames; convert it to a video file", content)
     if isinstance(content, str):
         content = pathlib.Path(content).read_bytes()
     if not isinstance(content, bytes):
-        raise BadSampleError(BAD_RECORD, f"{kind} {name} is no file; only encoded media can be written")
+        raise BadSampleError(BAD_RECORD, f"{kind} {name} is not a file; only encoded media can be written")
     return {"path": name, "bytes": content}

@@ -1,4 +1,4 @@
-"""Live streams: the frames of one video between the turns, each frame a message of its own."""
+"""Lays out live streams: the frames of a video between the turns, each frame a message of its own."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,36 +11,42 @@ from vl3_jax.processing.packed_batch import Visual
 
 @dataclasses.dataclass(frozen=True)
 class StreamLayout:
-    """A stream laid out: its messages, what each frame shows, and how many frames of the video that is."""
+    """The messages of a stream.
+
+    Attributes:
+      turns: Frames and turns in order of time.
+      token_counts: Vision tokens of each frame in `turns`.
+      frames: Number of frames in `turns`, from the beginning of the video.
+    """
 
     turns: list[Turn]
-    shown: list[VisualTokenCounts]
+    token_counts: list[VisualTokenCounts]
     frames: int
 
 
 def interleave_stream(
     conversation: Conversation, times: Sequence[float] | None, frame_tokens: Sequence[int]
 ) -> StreamLayout:
-    """Puts before each turn the frames seen until then; frames after the last turn are not shown.
+    """Interleaves frames and turns by time; frames after the last turn are left out.
 
     Args:
-      conversation: of a stream.
-      times: of the video's frames, seconds of the file; None when the frames come without.
-      frame_tokens: vision tokens of each frame.
+      conversation: The conversation of a stream.
+      times: Times of the video's frames, in seconds of the file; None assumes one frame per second.
+      frame_tokens: Vision tokens of each frame.
     """
     seconds = list(times) if times is not None else [conversation.stream_start + n for n in range(len(frame_tokens))]
-    turns, shown = [], []
-    for said in conversation.stream:
-        while len(shown) < len(seconds) and seconds[len(shown)] <= said.time:
-            time = seconds[len(shown)] - conversation.stream_start
+    turns, token_counts = [], []
+    for turn in conversation.stream:
+        while len(token_counts) < len(seconds) and seconds[len(token_counts)] <= turn.time:
+            time = seconds[len(token_counts)] - conversation.stream_start
             turns.append(Turn("stream", [MediaPart("image", None, time=time)]))
-            shown.append(VisualTokenCounts([frame_tokens[len(shown)]]))
-        turns.append(Turn(said.role, [said.text]))
-    return StreamLayout(turns, shown, len(shown))
+            token_counts.append(VisualTokenCounts([frame_tokens[len(token_counts)]]))
+        turns.append(Turn(turn.role, [turn.text]))
+    return StreamLayout(turns, token_counts, len(token_counts))
 
 
 def truncate_frames(visual: Visual, frames: int) -> Visual:
-    """The beginning of a video; what was pruned stays pruned."""
+    """Returns the first `frames` frames of a video with their pruning mask."""
     return Visual(
         visual.patches[: frames * visual.patches_per_frame],
         (frames, *visual.grid[1:]),

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""`vl3 train` as one or several processes of this machine, watched, and started again when one of them fails.
+"""Runs `vl3 train` as one or several processes on this machine, supervises them, and restarts them after a failure.
 
-    python launch/local.py --processes 2 --cpu-devices 4 -- --config configs/stage3_2b.py:mock --workdir RUN
+    python launch/local.py --processes 2 --cpu-devices 4 -- --config stage3:2b,mock --workdir RUN
     python launch/local.py --processes 8 --gpus 8 --restarts 3 --hang-seconds 900 -- --config ... --workdir ...
-    python launch/local.py --hang-seconds 1800 -- --config ... --workdir gs://...      # the part of one host of a pod
+    python launch/local.py --hang-seconds 1800 -- --config ... --workdir gs://...      # on each host of a pod
 
-What follows `--` are the arguments of `vl3 train`. The job is started again from its last checkpoint when a process
-dies, or when no step was finished for too long; not when the input was bad. With one process, coordinates of a larger
-job come from the environment, as always.
+The arguments after `--` are passed to `vl3 train`. The job is restarted from its last checkpoint when a process dies or
+when no step was finished for too long, but not after bad input. With one process, the coordinates of a larger job are
+read from the environment by JAX.
 
 exit codes: 0 done; 1 failed, and no restarts are left; 2 bad input; 75 stopped by SIGTERM or Ctrl-C before the end:
-the same command goes on.
+run the same command to resume.
 """
 
 import argparse
@@ -28,102 +28,114 @@ from collections.abc import Callable, Sequence
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 METRICS = "metrics.jsonl"
-# What `vl3 train` says when a signal ended it, to any of its processes, after a checkpoint (vl3_jax/training/loop.py).
-_SAID_STOPPED = re.compile(rb"^stopped after step \d+ of \d+;")
-_PROGRESS = re.compile(rb"^(.*?\d+/\d+) \[")  # of a bar, without its clock
-_SETTLING = 5.0  # seconds that the others get to end by themselves after one has failed
-_POLL = 0.2
+# The log line of `vl3 train` (vl3_jax/training/loop.py) after a signal to any of its processes and a checkpoint.
+_STOPPED_LINE = re.compile(rb"^stopped after step \d+ of \d+;")
+_PROGRESS = re.compile(rb"^(.*?\d+/\d+) \[")  # a progress bar without its elapsed time
+_FAILURE_GRACE = 5.0  # seconds that the other processes get to exit after one has failed
+_POLL_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
-class Process:
-    """One process: what it runs, and how its environment differs from ours."""
+class ProcessSpec:
+    """A process to start.
+
+    Attributes:
+      command: The command line.
+      environment: Variables that are added to the environment of this process.
+    """
 
     command: tuple[str, ...]
     environment: dict[str, str]
 
     def __str__(self) -> str:
-        changes = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*changes, shlex.join(self.command)])
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.command)])
 
 
-def processes(arguments: argparse.Namespace, port: int | str) -> list[Process]:
-    """The processes of one attempt."""
+def process_specs(arguments: argparse.Namespace, port: int | str) -> list[ProcessSpec]:
+    """Returns the processes of one attempt, by rank; `port` is the port of the coordinator."""
     command = (sys.executable, "-m", "vl3_jax.cli.main", "train", *arguments.train)
-    count, found = arguments.processes, []
+    count, specs = arguments.processes, []
     for rank in range(count):
         environment = dict(arguments.compiler)
         if arguments.cpu_devices:
             flag = f"--xla_force_host_platform_device_count={arguments.cpu_devices}"
-            others = [word for word in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in word]
-            environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*others, flag])}
+            other_flags = [word for word in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in word]
+            environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*other_flags, flag])}
         if arguments.gpus:
-            each = arguments.gpus // count
-            visible = ",".join(str(number) for number in range(rank * each, (rank + 1) * each))
+            per_process = arguments.gpus // count
+            visible = ",".join(str(gpu) for gpu in range(rank * per_process, (rank + 1) * per_process))
             environment["CUDA_VISIBLE_DEVICES"] = visible
-        several = ("--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process-id", str(rank))
-        found.append(Process(command + (several if count > 1 else ()), environment))
-    return found
+        distributed = ("--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process-id", str(rank))
+        specs.append(ProcessSpec(command + (distributed if count > 1 else ()), environment))
+    return specs
 
 
 class Attempt:
     """The processes of a job from their start to their end.
 
     Args:
-      planned: what to start.
-      hang_seconds: without a finished step, after which they count as dead; 0 is never.
-      beat: something that changes when the job moves, besides what it prints.
-      grace: seconds to save what there is after `stop`.
+      specs: The processes to start.
+      hang_seconds: Seconds without a finished step after which the job is killed; 0 disables this.
+      heartbeat: Returns a value that changes with the job's progress; output of the job also counts as progress.
+      grace_seconds: Seconds to save a checkpoint after `stop`, before the processes are killed.
     """
 
-    def __init__(self, planned: Sequence[Process], hang_seconds: float, beat: Callable[[], object], grace: float):
-        self._hang_seconds, self._beat, self._grace = hang_seconds, beat, grace
-        self._alive = time.monotonic()
-        self._killed_at = float("inf")
-        self.said_stopped = False
-        # A session of their own: Ctrl-C reaches us alone, and we tell them.
+    def __init__(
+        self,
+        specs: Sequence[ProcessSpec],
+        hang_seconds: float,
+        heartbeat: Callable[[], object],
+        grace_seconds: float,
+    ):
+        self._hang_seconds, self._heartbeat, self._grace_seconds = hang_seconds, heartbeat, grace_seconds
+        self._last_progress = time.monotonic()
+        self._kill_at = float("inf")
+        self.logged_stop = False
+        # With sessions of their own they do not receive Ctrl-C directly; `stop` sends them a signal.
         self._running = [
             subprocess.Popen(
-                one.command,
-                env=os.environ | one.environment,
+                spec.command,
+                env=os.environ | spec.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            for one in planned
+            for spec in specs
         ]
         self._readers = [threading.Thread(target=self._read, args=pair) for pair in enumerate(self._running)]
         for reader in self._readers:
             reader.start()
 
     @property
-    def numbers(self) -> list[int]:
+    def pids(self) -> list[int]:
         """Process ids, by rank."""
         return [process.pid for process in self._running]
 
     def stop(self) -> None:
-        """Asks all of them to save and end."""
-        self._killed_at = min(self._killed_at, time.monotonic() + self._grace)
+        """Asks all processes to save a checkpoint and exit."""
+        self._kill_at = min(self._kill_at, time.monotonic() + self._grace_seconds)
         self._signal(signal.SIGTERM)
 
     def wait(self) -> list[int]:
-        """Exit codes, when all have ended; negative ones are signals."""
-        seen, next_look = self._beat() if self._hang_seconds else None, 0.0
+        """Waits for all processes and returns their exit codes; negative ones are signals."""
+        last_beat, next_check = self._heartbeat() if self._hang_seconds else None, 0.0
         while any(process.poll() is None for process in self._running):
-            time.sleep(_POLL)
+            time.sleep(_POLL_SECONDS)
             now = time.monotonic()
             if any(process.poll() for process in self._running):
-                self._killed_at = min(self._killed_at, now + _SETTLING)
-            if self._hang_seconds and now > next_look:
-                next_look = now + self._hang_seconds / 10
-                found = self._beat()
-                if found != seen:
-                    seen, self._alive = found, now
-            if self._hang_seconds and now - self._alive > self._hang_seconds and self._killed_at == float("inf"):
-                say(f"no step was finished for {self._hang_seconds:.0f} s: the job counts as dead")
-                self._killed_at = now
-            if now >= self._killed_at:
+                self._kill_at = min(self._kill_at, now + _FAILURE_GRACE)
+            if self._hang_seconds and now > next_check:
+                next_check = now + self._hang_seconds / 10
+                beat = self._heartbeat()
+                if beat != last_beat:
+                    last_beat, self._last_progress = beat, now
+            hanging = self._hang_seconds and now - self._last_progress > self._hang_seconds
+            if hanging and self._kill_at == float("inf"):
+                log(f"no step was finished for {self._hang_seconds:.0f} s: the job hangs and is killed")
+                self._kill_at = now
+            if now >= self._kill_at:
                 self._signal(signal.SIGKILL)
         for reader in self._readers:
             reader.join(timeout=5)  # a grandchild may keep the pipe open
@@ -135,122 +147,128 @@ class Attempt:
                 process.send_signal(number)
 
     def _read(self, rank: int, process: subprocess.Popen) -> None:
-        """Passes on what a process prints, a line at a time with its rank; bars end their lines with a return."""
-        left, last = b"", None
+        """Prints the output of a process, each line with its rank; progress bars end lines with a carriage return."""
+        rest, last_bar = b"", None
         while block := os.read(process.stdout.fileno(), 1 << 16):
-            *lines, left = re.split(rb"[\r\n]+", left + block)
+            *lines, rest = re.split(rb"[\r\n]+", rest + block)
             for line in filter(None, lines):
-                self._show(rank, line)
+                self._print(rank, line)
                 bar = _PROGRESS.match(line)
-                if bar and bar[1] != last:
-                    last, self._alive = bar[1], time.monotonic()
-        if left:
-            self._show(rank, left)
+                if bar and bar[1] != last_bar:
+                    last_bar, self._last_progress = bar[1], time.monotonic()
+        if rest:
+            self._print(rank, rest)
 
-    def _show(self, rank: int, line: bytes) -> None:
-        self.said_stopped |= bool(_SAID_STOPPED.match(line))
+    def _print(self, rank: int, line: bytes) -> None:
+        self.logged_stop |= bool(_STOPPED_LINE.match(line))
         sys.stdout.buffer.write(b"[%d] %s\n" % (rank, line))
         sys.stdout.buffer.flush()
 
 
 def supervise(arguments: argparse.Namespace) -> int:
-    """Attempts until the job is done, hopeless, or stopped; the exit code."""
-    attempt, asked = None, []
+    """Runs attempts until the job is done, fails for good or is stopped; returns the exit code."""
+    attempt, signals = None, []
 
-    def note(number: int, _: object) -> None:
-        asked.append(number)
+    def handle(number: int, _: object) -> None:
+        signals.append(number)
         if attempt is not None:
             attempt.stop()
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous_handlers = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        for number in range(arguments.restarts + 1):
-            if asked:
+        for index in range(arguments.restarts + 1):
+            if signals:
                 return STOPPED
-            planned = processes(arguments, arguments.port or free_port())
-            attempt = Attempt(planned, arguments.hang_seconds, heartbeat(arguments.workdir), arguments.grace_seconds)
-            if asked:  # between the look above and the start
+            specs = process_specs(arguments, arguments.port or free_port())
+            attempt = Attempt(specs, arguments.hang_seconds, make_heartbeat(arguments.workdir), arguments.grace_seconds)
+            if signals:  # received between the check above and the assignment
                 attempt.stop()
-            say(f"attempt {number + 1}: processes {', '.join(map(str, attempt.numbers))}")
+            log(f"attempt {index + 1}: processes {', '.join(map(str, attempt.pids))}")
             codes = attempt.wait()
             if BAD_INPUT in codes:
                 return BAD_INPUT
-            if asked or (attempt.said_stopped and not any(codes)):
-                say("stopped before the end; the same command goes on")
+            if signals or (attempt.logged_stop and not any(codes)):
+                log("stopped before the end; run the same command to resume")
                 return STOPPED
             if not any(codes):
                 return DONE
-            how = ", ".join(f"process {rank}: {ending(code)}" for rank, code in enumerate(codes))
-            again = f"again from the last checkpoint, restart {number + 1} of {arguments.restarts}"
-            say(f"{how}; {again if number < arguments.restarts else 'giving up'}")
+            causes = ", ".join(f"process {rank}: {describe_exit(code)}" for rank, code in enumerate(codes))
+            restart = f"again from the last checkpoint, restart {index + 1} of {arguments.restarts}"
+            log(f"{causes}; {restart if index < arguments.restarts else 'no restarts left'}")
         return FAILED
     finally:
-        for number, handler in previous.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
-def heartbeat(workdir: str) -> Callable[[], object]:
-    """Looks at the reports of the run, which every host sees: something that changes with each."""
+def make_heartbeat(workdir: str) -> Callable[[], object]:
+    """Returns a function whose value changes with each entry in the metrics file of the run, which every host sees."""
 
-    def look() -> object:
+    def heartbeat() -> object:
         try:
             if "://" not in workdir:
-                found = os.stat(os.path.join(workdir, METRICS))
-                return found.st_size, found.st_mtime_ns
+                stat = os.stat(os.path.join(workdir, METRICS))
+                return stat.st_size, stat.st_mtime_ns
             from etils import epath
 
             return len((epath.Path(workdir) / METRICS).read_bytes())
-        except Exception:  # none yet, or the bucket cannot be asked now
+        except Exception:  # no metrics yet, or the bucket is unavailable
             return None
 
-    return look
+    return heartbeat
 
 
-def ending(code: int) -> str:
-    """An exit code in words."""
+def describe_exit(code: int) -> str:
+    """Describes an exit code in words."""
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """Returns a free TCP port."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
 
 
-def say(text: str) -> None:
-    """A line of ours among those of the processes."""
+def log(text: str) -> None:
+    """Prints a line of the launcher among those of the processes."""
     print(f"[launch] {text}", flush=True)
 
 
-def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, checked; `train` are those after `--`, `workdir` the one among them."""
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses and checks the arguments; `train` holds those after `--`, `workdir` is taken from them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="of the job on this machine (1)")
-    split = parser.add_mutually_exclusive_group()
-    split.add_argument("--cpu-devices", type=int, default=0, metavar="M", help="devices a process makes of the CPU")
-    split.add_argument("--gpus", type=int, default=0, metavar="G", help="GPUs of this machine, shared out evenly")
-    parser.add_argument("--restarts", type=int, default=0, metavar="K", help="how often a failed job is started again")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (1)")
+    devices = parser.add_mutually_exclusive_group()
+    devices.add_argument("--cpu-devices", type=int, default=0, metavar="M", help="CPU devices of each process")
+    devices.add_argument("--gpus", type=int, default=0, metavar="G", help="GPUs of this machine, divided evenly")
+    parser.add_argument("--restarts", type=int, default=0, metavar="K", help="restarts of a failed job (0)")
     parser.add_argument(
-        "--hang-seconds", type=float, default=0, metavar="S", help="without a step, after which it counts as dead"
+        "--hang-seconds",
+        type=float,
+        default=0,
+        metavar="S",
+        help="restart the job after S seconds without a finished step (0: never)",
     )
-    parser.add_argument("--grace-seconds", type=float, default=600, metavar="S", help="to save after SIGTERM (600)")
-    parser.add_argument("--port", type=int, default=0, help="of the coordinator; any free one unless given")
-    parser.add_argument("--xla-flags", metavar="G", help="compiler flags for v5e, v5p, v6e or gpu (none)")
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="of TPUs in the job, for --xla-flags (1)")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and end")
-    parser.add_argument("train", nargs=argparse.REMAINDER, metavar="-- ARGUMENTS", help="of `vl3 train`")
+    parser.add_argument(
+        "--grace-seconds", type=float, default=600, metavar="S", help="time to save a checkpoint after SIGTERM (600)"
+    )
+    parser.add_argument("--port", type=int, default=0, help="port of the coordinator (default: any free port)")
+    parser.add_argument("--xla-flags", metavar="G", help="set compiler flags for v5e, v5p, v6e or gpu (none)")
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="TPU slices of the job, for --xla-flags (1)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
+    parser.add_argument("train", nargs=argparse.REMAINDER, metavar="-- ARGUMENTS", help="arguments of `vl3 train`")
     arguments = parser.parse_args(argv)
     arguments.train = [*arguments.train[arguments.train[:1] == ["--"] :]]
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--workdir")
-    arguments.workdir = own.parse_known_args(arguments.train)[0].workdir
+    train_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    train_parser.add_argument("--workdir")
+    arguments.workdir = train_parser.parse_known_args(arguments.train)[0].workdir
     if not arguments.workdir:
         parser.error("give the arguments of `vl3 train` after --, with --workdir among them")
     if arguments.processes < 1 or min(arguments.restarts, arguments.cpu_devices, arguments.gpus) < 0:
-        parser.error("--processes is at least 1, the other numbers are not negative")
+        parser.error("--processes must be at least 1, the other numbers must not be negative")
     if arguments.gpus % arguments.processes:
-        parser.error(f"{arguments.gpus} GPUs cannot be shared out evenly among {arguments.processes} processes")
+        parser.error(f"{arguments.gpus} GPUs cannot be divided evenly among {arguments.processes} processes")
     arguments.compiler = {}
     if arguments.xla_flags:
         from vl3_jax.errors import InputError
@@ -264,10 +282,10 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """See the module's description."""
-    arguments = parsed(argv)
+    """Runs or prints the job; returns the exit code."""
+    arguments = parse_arguments(argv)
     if arguments.dry_run:
-        print("\n".join(map(str, processes(arguments, arguments.port or "PORT"))))
+        print("\n".join(map(str, process_specs(arguments, arguments.port or "PORT"))))
         return DONE
     return supervise(arguments)
 

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# `vl3 train` on GPU hosts under SLURM, one process a host; goes on by itself after a preemption or the time limit.
+# Runs `vl3 train` on GPU hosts under SLURM, one process on each host; resumes after a preemption or the time limit.
 #
-#   launch/slurm.sh --nodes 4 --gpus-per-node 8 --time 24:00:00 --python ENV/bin/python -- --config FILE --workdir DIR
+#   launch/slurm.sh --nodes 4 --gpus-per-node 8 --time 24:00:00 --python ENV/bin/python -- --config CONFIG --workdir DIR
 #
-#   --nodes N            hosts (1)
-#   --gpus-per-node G    GPUs of each (8)
-#   --time T             of one allocation; the job is queued again when it is over
-#   --name NAME          of the job (vl3)
-#   --python FILE        a Python with this package and its extra "cuda", on every host (python3)
-#   --restarts K         of the job inside an allocation, when it fails (3)
-#   --hang-seconds S     without a report, after which the job counts as dead (1800)
-#   --grace-seconds S    to save before an allocation ends (300)
-#   --xla-flags          the compiler's flags for GPUs (vl3_jax/parallel/xla_flags.py)
-#   --sbatch FLAG        one more for sbatch, such as --partition=gpu; may be repeated
-#   --dry-run            print what would be run
+#   --nodes N            number of hosts (1)
+#   --gpus-per-node G    GPUs of each host (8)
+#   --time T             time limit of one allocation, after which the job is requeued
+#   --name NAME          name of the job (vl3)
+#   --python FILE        Python with this package and its extra "cuda", on every host (python3)
+#   --restarts K         restarts of a failed job inside an allocation (3)
+#   --hang-seconds S     restart the job after S seconds without a metrics report (1800)
+#   --grace-seconds S    time to save a checkpoint before an allocation ends (300)
+#   --xla-flags          set the compiler flags for GPUs (vl3_jax/parallel/xla_flags.py)
+#   --sbatch FLAG        additional flag for sbatch, such as --partition=gpu; may be repeated
+#   --dry-run            print the commands without running them
 #
-# The workdir is a folder that all hosts share, or gs://.
-# exit codes: of sbatch; the job's own are 0 done, 1 failed, 2 bad input, 75 queued again.
+# The workdir must be a folder that all hosts share, or gs://.
+# exit codes: those of sbatch; of the job 0 done, 1 failed, 2 bad input, 75 requeued.
 set -euo pipefail
 
 fail() {
@@ -24,7 +24,8 @@ fail() {
   exit 2
 }
 
-do_it() {
+# Prints a command in a form that can be typed, and runs it unless this is a dry run.
+run_command() {
   printf '%q ' "$@" | sed 's/ $//'
   echo
   [[ -n "$dry" ]] || "$@"
@@ -34,7 +35,7 @@ nodes=1 gpus=8 time='' name=vl3 python=python3 restarts=3 hang=1800 grace=300 dr
 while (($#)); do
   case "$1" in
     --dry-run) dry=1 ;;
-    --inside) inside=1 ;; # the batch script itself
+    --inside) inside=1 ;; # this is the batch script itself
     --xla-flags) xla=(--xla-flags) ;;
     --)
       shift
@@ -57,7 +58,7 @@ while (($#)); do
       esac
       shift
       ;;
-    *) fail "$1: no such flag; the first lines of this file list them" ;;
+    *) fail "$1: unknown flag; the first lines of this file list the flags" ;;
   esac
   shift
 done
@@ -67,30 +68,30 @@ for number in "$nodes" "$gpus" "$restarts" "$hang" "$grace"; do
 done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-own=(--nodes "$nodes" --gpus-per-node "$gpus" --python "$python" --restarts "$restarts" --hang-seconds "$hang"
+launch_flags=(--nodes "$nodes" --gpus-per-node "$gpus" --python "$python" --restarts "$restarts" --hang-seconds "$hang"
   --grace-seconds "$grace" "${xla[@]}")
 if [[ -z "$inside" ]]; then
-  # Inside, this file is a copy in SLURM's own folder, so the job begins in the repository.
-  do_it sbatch --job-name "$name" --nodes "$nodes" --ntasks-per-node 1 --gpus-per-node "$gpus" --exclusive \
+  # SLURM runs a copy of this file from a folder of its own, so the job changes to the repository.
+  run_command sbatch --job-name "$name" --nodes "$nodes" --ntasks-per-node 1 --gpus-per-node "$gpus" --exclusive \
     --requeue --open-mode append --output "$name-%j.log" --chdir "$root" --signal "B:TERM@$((grace + 60))" \
-    ${time:+--time "$time"} "${sbatch_flags[@]}" "$root/launch/slurm.sh" --inside "${own[@]}" -- "${job[@]}"
+    ${time:+--time "$time"} "${sbatch_flags[@]}" "$root/launch/slurm.sh" --inside "${launch_flags[@]}" -- "${job[@]}"
   exit
 fi
 
-# JAX takes one GPU a process under SLURM unless it is told which.
+# Under SLURM, JAX uses one GPU per process unless the local devices are set.
 JAX_LOCAL_DEVICE_IDS=$(seq -s , 0 $((gpus - 1)))
 export JAX_LOCAL_DEVICE_IDS PYTHONUNBUFFERED=1
 [[ "${job[*]}" == *expect_devices* ]] || job+=("--config.expect_devices=$((nodes * gpus))")
 command=(srun --nodes "$nodes" --ntasks-per-node 1 --kill-on-bad-exit=0 "$python" launch/local.py
   --restarts "$restarts" --hang-seconds "$hang" --grace-seconds "$grace" "${xla[@]/%/=gpu}" -- "${job[@]}")
 if [[ -n "$dry" ]]; then
-  do_it "${command[@]}"
+  run_command "${command[@]}"
   exit
 fi
 
 "${command[@]}" &
 srun=$!
-# Before the end of an allocation SLURM tells this shell alone; srun passes the signal on to all hosts.
+# Before an allocation ends, SLURM signals only this shell; srun forwards the signal to all hosts.
 trap 'kill -TERM "$srun"' TERM
 code=0
 while true; do
@@ -99,7 +100,7 @@ while true; do
   kill -0 "$srun" 2>/dev/null || break
 done
 if ((code == 75)); then
-  echo "slurm.sh: stopped before the end; queued again"
+  echo "slurm.sh: stopped before the end; requeued"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

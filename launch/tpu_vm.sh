@@ -1,33 +1,33 @@
 #!/usr/bin/env bash
-# `vl3 train` on Cloud TPU machines, through queued resources and gcloud.
+# Runs `vl3 train` on Cloud TPU VMs, through queued resources and gcloud.
 #
-#   launch/tpu_vm.sh watch --name NAME --zone ZONE --topology v5e:8x8 --spot -- --config FILE --workdir gs://...
+#   launch/tpu_vm.sh watch --name NAME --zone ZONE --topology v5e:8x8 --spot -- --config CONFIG --workdir gs://...
 #
-# does all there is to do: asks for the slice, installs this repository on all hosts, starts the job, and after a
-# preemption does so again, until the job is done; then the slice is deleted. The single steps:
+# does all steps: it requests the slice, installs this repository on all hosts, starts the job, repeats this after a
+# preemption until the job is done, and then deletes the slice. The single steps:
 #
-#   create    ask for the slice (it waits in a queue)       status    of the slice and the job
-#   install   this repository, on all hosts                 logs      of the first host, followed
-#   run       start the job, which outlives the connection  stop      the job saves and ends
-#   delete    the slice and the request for it
+#   create    request the slice (it waits in a queue)          status    print the state of the slice and of the job
+#   install   install this repository on all hosts             logs      follow the log of the first host
+#   run       start the job, which outlives the connection     stop      save a checkpoint and stop the job
+#   delete    delete the slice and the request for it
 #
 # Flags, before `--`:
-#   --name NAME          of the request and its machines
-#   --zone ZONE          such as us-west4-a
-#   --project PROJECT    that of gcloud unless given
-#   --topology T         v5e:8x8, v5p:4x4x4, v5litepod-64, v5p-128, v6e-64: as in `vl3 plan`
-#   --node-count N       slices of a multi-slice job (1)
-#   --spot               cheaper machines that may be taken away
-#   --runtime VERSION    of the machines' image; that of the chip unless given
-#   --create-flag FLAG   one more for `gcloud compute tpus queued-resources create`; may be repeated
-#   --restarts K         of the job on its machines, when it fails (20)
-#   --hang-seconds S     without a report, after which the job counts as dead (1800)
-#   --poll S             seconds between two looks of `watch` (60)
-#   --xla-flags          the compiler's flags for this chip (vl3_jax/parallel/xla_flags.py)
-#   --keep               `watch` does not delete the slice at the end
-#   --dry-run            print what would be run
+#   --name NAME          name of the request and of its machines
+#   --zone ZONE          zone, such as us-west4-a
+#   --project PROJECT    project (default: that of gcloud)
+#   --topology T         slice as in `vl3 plan`: v5e:8x8, v5p:4x4x4, v5litepod-64, v5p-128, v6e-64
+#   --node-count N       number of slices (1)
+#   --spot               use spot machines, which are cheaper and can be preempted
+#   --runtime VERSION    software version of the machines (default: depends on the chip)
+#   --create-flag FLAG   additional flag for `gcloud compute tpus queued-resources create`; may be repeated
+#   --restarts K         restarts of a failed job on its machines (20)
+#   --hang-seconds S     restart the job after S seconds without a metrics report (1800)
+#   --poll S             seconds between two checks of `watch` (60)
+#   --xla-flags          set the compiler flags for this chip (vl3_jax/parallel/xla_flags.py)
+#   --keep               do not delete the slice at the end of `watch`
+#   --dry-run            print the commands without running them
 #
-# exit codes: 0 done; 1 failed; 2 bad input; of `watch`, those of the job.
+# exit codes: 0 done; 1 failed; 2 bad input; `watch` returns the exit code of the job.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -39,8 +39,8 @@ fail() {
   exit 2
 }
 
-# Prints a command as one could type it, and runs it unless this is a dry run.
-do_it() {
+# Prints a command in a form that can be typed, and runs it unless this is a dry run.
+run_command() {
   printf '%q ' "$@" | sed 's/ $//'
   echo
   [[ -n "$dry" ]] || "$@"
@@ -75,13 +75,13 @@ read_arguments() {
         esac
         shift
         ;;
-      *) fail "$1: no such flag; the first lines of this file list them" ;;
+      *) fail "$1: unknown flag; the first lines of this file list the flags" ;;
     esac
     shift
   done
 }
 
-# Sets kind (as the cloud calls the chip), chips and accelerator (flags) from the name of a topology.
+# Sets kind (the type of the chip), chips (their number) and accelerator (flags of gcloud) from the name of a topology.
 read_topology() {
   local default
   [[ -n "$topology" ]] || fail "give --topology, such as v5e:8x8 or v5p-128"
@@ -102,7 +102,7 @@ read_topology() {
     v5e) runtime=${runtime:-v2-alpha-tpuv5-lite} accelerator=(--accelerator-type "v5litepod-$chips") ;;
     v6e) runtime=${runtime:-v2-alpha-tpuv6e} accelerator=(--accelerator-type "v6e-$chips") ;;
   esac
-  # A shape that the cloud would not choose by itself for so many chips is asked for as such.
+  # --accelerator-type selects a default shape; other shapes must be requested by --topology.
   if [[ "$topology" == *:* ]]; then
     case "$chips" in
       1) default=1x1 ;; 4) default='2x2 2x2x1' ;; 8) default='2x4 2x2x2' ;; 16) default='4x4 2x2x4' ;;
@@ -111,7 +111,7 @@ read_topology() {
     esac
     [[ " $default " == *" ${topology#*:} "* ]] || case "$kind" in
       v4 | v5p) accelerator=(--type "$kind" --topology "${topology#*:}") ;;
-      *) fail "topology $topology: $kind comes in 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 and 16x16" ;;
+      *) fail "topology $topology: $kind slices are 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 and 16x16" ;;
     esac
   fi
 }
@@ -119,7 +119,7 @@ read_topology() {
 resource() {
   local verb=$1
   shift
-  do_it gcloud compute tpus queued-resources "$verb" "$@" "${where[@]}"
+  run_command gcloud compute tpus queued-resources "$verb" "$@" "${where[@]}"
 }
 
 on_all() {
@@ -139,9 +139,9 @@ create() {
 }
 
 install() {
-  local parts=(README.md pyproject.toml requirements.txt setup.py vl3_jax data_pipelines configs launch)
+  local parts=(LICENSE README.md pyproject.toml requirements.txt setup.py vl3_jax data_pipelines configs launch)
   local packed="${TMPDIR:-/tmp}/vl3_jax-$name.tgz"
-  do_it tar -C "$root" --exclude __pycache__ -czf "$packed" "${parts[@]}"
+  run_command tar -C "$root" --exclude __pycache__ -czf "$packed" "${parts[@]}"
   resource scp "$packed" "$name:vl3_jax.tgz" --node all --worker all
   on_all 'rm -rf vl3_jax && mkdir vl3_jax && tar -C vl3_jax -xzf vl3_jax.tgz && bash vl3_jax/launch/worker.sh install'
 }
@@ -149,7 +149,7 @@ install() {
 run() {
   local flags=(--restarts "$restarts" --hang-seconds "$hang") expect=()
   ((${#job[@]})) || fail "give the arguments of \`vl3 train\` after --"
-  [[ " ${job[*]}" == *" --workdir"*gs://* ]] || fail "--workdir must be gs://..., which all hosts share"
+  [[ " ${job[*]}" == *" --workdir"*gs://* ]] || fail "--workdir must be gs://..., shared by all hosts"
   if [[ -n "$topology" && "${job[*]}" != *expect_devices* ]]; then
     read_topology
     expect=("--config.expect_devices=$((chips * nodes))")
@@ -178,15 +178,15 @@ delete() {
   resource delete "$name" --force --quiet
 }
 
-# The state of the request; "none" where there is no such, "unknown" where the cloud cannot be asked now.
+# Prints the state of the request: "none" if it does not exist, "unknown" if the cloud does not answer.
 state() {
-  local answer
-  if answer=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format 'value(state.state)' 2>&1); then
-    echo "${answer##*$'\n'}"
-  elif [[ "$answer" == *NOT_FOUND* ]]; then
+  local output
+  if output=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format 'value(state.state)' 2>&1); then
+    echo "${output##*$'\n'}"
+  elif [[ "$output" == *NOT_FOUND* ]]; then
     echo none
   else
-    echo "tpu_vm.sh: $answer" >&2
+    echo "tpu_vm.sh: $output" >&2
     echo unknown
   fi
 }
@@ -195,28 +195,28 @@ watch() {
   local now job_now
   read_topology
   if [[ -n "$dry" ]]; then
-    echo "# every $poll s; where there is no slice:" && create
-    echo "# where it was preempted, or the request failed:" && delete && create
-    echo "# where it is there and the job does not run:" && install && run
-    [[ -n "$keep" ]] || { echo "# when the job is done, or its input is bad:" && delete; }
+    echo "# every $poll s; if there is no slice:" && create
+    echo "# if it was preempted, or the request failed:" && delete && create
+    echo "# if it is ready and the job does not run:" && install && run
+    [[ -n "$keep" ]] || { echo "# when the job is done, or after bad input:" && delete; }
     return
   fi
   while true; do
     now=$(state)
     job_now=''
     if [[ "$now" == ACTIVE ]]; then
-      # A slice that is just being taken away does not answer; the next look tells.
+      # A slice that is being preempted does not answer; the next check finds its state.
       job_now=$(gcloud compute tpus queued-resources ssh "$name" --node 0 --worker 0 "${where[@]}" \
         --command 'bash vl3_jax/launch/worker.sh status 2>/dev/null || echo not running' 2>/dev/null | tail -n 1) ||
         job_now='no answer'
     fi
     echo "$(date -u +%FT%TZ) slice $now${job_now:+, job $job_now}"
     case "$now:$job_now" in
-      none:) create || echo "tpu_vm.sh: not created; tried again" >&2 ;;
-      FAILED:* | SUSPENDED:*) if delete; then create; fi || echo "tpu_vm.sh: not created; tried again" >&2 ;;
-      "ACTIVE:not running" | "ACTIVE:exit 75") { install && run; } || echo "tpu_vm.sh: not started; tried again" >&2 ;;
+      none:) create || echo "tpu_vm.sh: not created; retrying" >&2 ;;
+      FAILED:* | SUSPENDED:*) if delete; then create; fi || echo "tpu_vm.sh: not created; retrying" >&2 ;;
+      "ACTIVE:not running" | "ACTIVE:exit 75") { install && run; } || echo "tpu_vm.sh: not started; retrying" >&2 ;;
       "ACTIVE:exit "*)
-        [[ -n "$keep" || "$job_now" == "exit 1" ]] || delete # after a failure the logs are still wanted
+        [[ -n "$keep" || "$job_now" == "exit 1" ]] || delete # a failed job keeps its slice for its logs
         return "${job_now#exit }"
         ;;
     esac
@@ -228,7 +228,7 @@ verb=${1:-}
 shift || true
 case "$verb" in
   create | install | run | logs | status | stop | delete | watch) ;;
-  *) fail "create, install, run, logs, status, stop, delete or watch; the first lines of this file tell more" ;;
+  *) fail "give create, install, run, logs, status, stop, delete or watch; see the first lines of this file" ;;
 esac
 read_arguments "$@"
 [[ -n "$name" ]] || fail "give --name"

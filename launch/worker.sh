@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# What happens on one host of a TPU slice: called over ssh by tpu_vm.sh, after it copied this repository to ~/vl3_jax.
+# Runs a job on one host of a TPU slice; tpu_vm.sh copies this repository to ~/vl3_jax and calls this file over ssh.
 #
-#   worker.sh install                                    a Python of its own with this package, in ~/vl3_env
+#   worker.sh install                                    install this package into a Python environment in ~/vl3_env
 #   worker.sh start [flags of local.py] -- [arguments of vl3 train]
 #   worker.sh stop | status | logs [lines]
 set -euo pipefail
 
 unit=vl3-train
-code="$HOME/vl3.exit" # the exit code of the job, once it has ended
+code="$HOME/vl3.exit" # holds the exit code of the job once it has ended
 log="$HOME/vl3.log"
 
 install() {
-  # The images of TPU machines have an older Python than this package needs.
+  # The images of TPU VMs have an older Python than this package needs.
   export PATH="$HOME/.local/bin:$PATH"
   command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
   [[ -x "$HOME/vl3_env/bin/python" ]] || uv venv --quiet --python 3.12 "$HOME/vl3_env"
   uv pip install --quiet --python "$HOME/vl3_env/bin/python" "$HOME/vl3_jax[tpu,gcs]"
 }
 
-# A unit of systemd outlives the connection, and ends with the machine: SIGTERM, then time to save.
+# A systemd unit outlives the ssh connection and is stopped with the machine: SIGTERM, then time to save a checkpoint.
 start() {
   stop
   rm -f "$code"
-  # shellcheck disable=SC2016 # the inner shell expands them
+  # shellcheck disable=SC2016 # expanded by the inner shell
   sudo systemd-run --quiet --unit "$unit" --uid "$(id -u)" --gid "$(id -g)" \
     --property "WorkingDirectory=$HOME/vl3_jax" --property KillMode=mixed --property TimeoutStopSec=660 \
     --property "StandardOutput=append:$log" --property "StandardError=append:$log" --setenv "HOME=$HOME" \

@@ -1,80 +1,122 @@
-"""Configuration files: Python files with `get_config()`, and changes of them from the command line."""
+"""Configurations by name or file, and their changes from the command line.
+
+A configuration is a Python file with `get_config()`, which may take a variant, and returns settings (a dataclass, see
+`config_tree`) or a ConfigDict. Those of this package are found by name from any folder: `stage4`, `stage4:7b,mock`,
+`data/stage4`; a file of one's own is given by its path: `mine.py`, `mine.py:variant`.
+"""
 
 import ast
 import importlib.util
 import inspect
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from vl3_jax import config_tree
 from vl3_jax.errors import InputError
+
+# Installed, the configurations lie in the package; in a checkout, beside it.
+_HERE = pathlib.Path(__file__).parent
+FOLDER = next((folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir()), _HERE)
 
 
 def load(name: str | os.PathLike, changes: Sequence[str] = ()) -> ConfigDict:
-    """The configuration of a file, after changes such as `data.datasets.TextCaps.weight=2`.
+    """Loads a configuration and changes it, as in `data.datasets.TextCaps.weight=2`.
 
     Args:
-      name: `path/to/file.py`, or `path/to/file.py:variant`, where `get_config` takes a variant.
+      name: Name of a configuration of this package or path of a Python file, and after a colon its variant.
       changes: `key=value` each.
 
     Raises:
-      InputError: no such file, variant or key, or a value of another type; one line.
+      InputError: No such file, variant or key, or a value of another type; one line.
     """
-    path, _, variant = os.fspath(name).partition(".py:")
-    path += ".py" if variant else ""
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such configuration; see the folder configs/")
+    config = evaluate(name)
+    return changed(config if isinstance(config, ConfigDict) else config_tree.to_config_dict(config), changes)
+
+
+def evaluate(name: str | os.PathLike) -> Any:
+    """Returns what `get_config` of a configuration returns; `name` is as in `load`.
+
+    Raises:
+      InputError: No such file or variant, or a file that is no configuration; one line.
+    """
+    path, variant = _find(os.fspath(name))
     spec = importlib.util.spec_from_file_location("vl3_config", path)
-    if spec is None:
-        raise InputError(f"{path}: not a Python file; see the folder configs/")
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path}: not a Python file; give a configuration such as {FOLDER / 'stage4.py'}")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
     if not hasattr(module, "get_config"):
-        raise InputError(f"{path}: has no get_config(); see the folder configs/ for examples")
+        raise InputError(f"{path}: has no get_config(); see {FOLDER} for examples")
     if variant and not inspect.signature(module.get_config).parameters:
         raise InputError(f"{path}: has no variants, so leave out {variant!r}")
-    return changed(module.get_config(variant) if variant else module.get_config(), changes)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def names() -> list[str]:
+    """Returns the names of this package's configurations."""
+    return sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("[!_]*.py"))
 
 
 def changed(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
-    """The configuration itself, after changes `key=value`. InputError for a key that is not there."""
+    """Changes a configuration in place and returns it.
+
+    Raises:
+      InputError: A change that is not `key=value`, a key that is not there, or a value of another type.
+    """
     for change in changes:
         key, separator, text = change.partition("=")
         if not separator:
             raise InputError(f"{change}: give a change as key=value")
-        set_value(config, key, text)
+        _set(config, key, text)
     return config
 
 
-def set_value(config: ConfigDict, key: str, value: Any) -> None:
-    """Sets `a.b.c`; text is read as a Python value of the type that was there."""
+def _find(name: str) -> tuple[str, str]:
+    """Returns the path and the variant that a name means."""
+    path, _, variant = name.partition(".py:")
+    path += ".py" if variant else ""
+    if path.endswith(".py") or os.path.isfile(path):
+        if not os.path.isfile(path):
+            raise InputError(f"{path}: no such configuration; give a file, or one of {', '.join(names())}")
+        return path, variant
+    known, _, variant = name.partition(":")
+    if known not in names():
+        raise InputError(f"{known}: no such configuration; there are {', '.join(names())}; or give a file of your own")
+    return os.fspath(FOLDER / f"{known}.py"), variant
+
+
+def _set(config: ConfigDict, key: str, text: str) -> None:
+    """Sets `a.b.c` to a text, read as a Python value of the type that was there."""
     *parents, last = key.split(".")
-    place = config
+    group: Any = config
     for name in parents:
-        place = _inside(place, name, key)
-    present = _inside(place, last, key)
-    if isinstance(value, str) and isinstance(present, tuple) and value[:1] not in "([":
-        value = (value,)  # one path needs no brackets
-    if isinstance(value, str) and not isinstance(present, str):
-        value = _parsed(key, value, present)
+        group = _inside(group, name, key)
+    present = _inside(group, last, key)
+    value: Any = text
+    if isinstance(present, tuple) and text[:1] not in ("(", "["):
+        value = (text,)  # one path needs no brackets
+    elif not isinstance(present, str):
+        value = _parsed(key, text, present)
     if isinstance(present, ConfigDict):
         raise InputError(f"{key}: a group of settings; change one of {', '.join(sorted(present.keys()))}")
     try:
-        place[last] = float(value) if isinstance(present, float) and isinstance(value, int) else value
+        group[last] = float(value) if isinstance(present, float) and isinstance(value, int) else value
     except TypeError:
         raise InputError(f"{key}={value}: give a value like {present!r}") from None
 
 
-def _inside(place: Any, name: str, key: str) -> Any:
-    if not isinstance(place, ConfigDict) or name not in place:
-        known = ", ".join(sorted(place.keys())) if isinstance(place, ConfigDict) else "nothing"
+def _inside(group: Any, name: str, key: str) -> Any:
+    if not isinstance(group, ConfigDict) or name not in group:
+        known = ", ".join(sorted(group.keys())) if isinstance(group, ConfigDict) else "nothing"
         raise InputError(f"{key}: no such setting: {name!r} is unknown; there are {known}")
-    return place[name]
+    return group[name]
 
 
 def _parsed(key: str, text: str, present: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Stage 1, vision encoder adaptation: pictures of any resolution with captions (paper, table 1)."""
+"""Stage 1, vision encoder adaptation: images of any resolution with captions (paper, table 1)."""
 
 from data_pipelines.mixtures import Group, mixture
 
@@ -15,5 +15,5 @@ GROUPS = [
 
 
 def get_config():
-    """15.57 million samples; pictures at merge size 1, so 16,384 patches fill a row."""
-    return mixture(GROUPS, patches=16_384, prune_threshold=0.0)
+    """15.57 million samples; images at merge size 1, so 16,384 patches fill a row."""
+    return mixture(GROUPS, patches=16_384, prune_threshold=None)

@@ -1,4 +1,4 @@
-"""Stage 2, vision-language alignment: detailed captions, text in pictures, documents, regions (paper, table 2)."""
+"""Stage 2, vision-language alignment: detailed captions, text in images, documents, regions (paper, table 2)."""
 
 from data_pipelines.mixtures import Group, mixture
 
@@ -53,5 +53,5 @@ GROUPS = [
 
 
 def get_config():
-    """27.22 million samples; pictures at merge size 1, so 16,384 patches fill a row."""
-    return mixture(GROUPS, patches=16_384, prune_threshold=0.0)
+    """27.22 million samples; images at merge size 1, so 16,384 patches fill a row."""
+    return mixture(GROUPS, patches=16_384, prune_threshold=None)

@@ -1,4 +1,4 @@
-"""Stage 3, multi-task fine-tuning: instructions on pictures, and the first videos (paper, table 3)."""
+"""Stage 3, multi-task fine-tuning: instructions on images, and the first videos (paper, table 3)."""
 
 from data_pipelines.mixtures import Group, mixture
 
@@ -49,5 +49,5 @@ GROUPS = [
 
 
 def get_config():
-    """19.05 million samples; pictures at merge size 1, videos at 2."""
+    """19.05 million samples; images at merge size 1, videos at 2."""
     return mixture(GROUPS)

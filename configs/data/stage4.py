@@ -1,4 +1,4 @@
-"""Stage 4, video-centric fine-tuning: long, live and timed video beside pictures and text (paper, table 4)."""
+"""Stage 4, video-centric fine-tuning: long, live and timed video beside images and text (paper, table 4)."""
 
 from data_pipelines.mixtures import Group, mixture
 
@@ -43,5 +43,5 @@ GROUPS = [
 
 
 def get_config():
-    """5.72 million samples; pictures and videos at merge size 2."""
+    """5.72 million samples; images and videos at merge size 2."""
     return mixture(GROUPS, image_merge=2)

@@ -1,4 +1,4 @@
-"""Where records come from: every source is a sequence with random access, safe to use in threads and processes."""
+"""Sources of records: sequences with random access that are safe to use from threads and processes."""
 
 from data_pipelines.sources.base import Record, RecordSource
 from data_pipelines.sources.opening import KINDS, open_source

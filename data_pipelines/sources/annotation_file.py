@@ -1,4 +1,4 @@
-"""Annotation files: JSON lines, or one JSON list, read record by record through byte offsets."""
+"""Reads annotation files, JSON lines or one JSON list, record by record through byte offsets."""
 
 import json
 import mmap
@@ -12,12 +12,12 @@ from vl3_jax.errors import InputError
 
 _CHUNK = 2**24
 _BOM = b"\xef\xbb\xbf"
-# Strings are matched whole, so that brackets inside them do not count. The last one may be cut off.
+# Strings are matched as a whole, so that brackets inside them do not count. The last one may be cut off.
 _STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|[\[\]{},]', re.DOTALL)
 
 
 class AnnotationFile(RecordSource):
-    """One file in the official format; whether lines or a list is told by its first character."""
+    """One file in the official format; a first character "[" means a JSON list, any other JSON lines."""
 
     def __init__(self, path: str):
         super().__init__()
@@ -38,12 +38,11 @@ class AnnotationFile(RecordSource):
     def __getitem__(self, index: int) -> Record | SampleError:
         start, stop = int(self._starts[index]), int(self._stops[index])
         try:
-            return Record(_parsed(self._file.read(start, stop)), f"{self.path}, line {self._line(index)}")
+            return Record(_parse(self._file.read(start, stop)), f"{self.path}, line {self._line(index)}")
         except BadSampleError as error:
             return error.at(f"{self.path}, line {self._line(index)}")
 
     def fingerprint(self) -> list:
-        """See `Source.stamp`."""
         return ["annotations", len(self), *self._file.fingerprint()]
 
     def _line(self, index: int) -> int:
@@ -72,12 +71,12 @@ class AnnotationFile(RecordSource):
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _parsed(text: bytes):
+def _parse(text: bytes):
     try:
         return json.loads(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BadSampleError(
-            NOT_UTF8, f"byte {error.start} of the record is no UTF-8; save the file as UTF-8"
+            NOT_UTF8, f"byte {error.start} of the record is not UTF-8; save the file as UTF-8"
         ) from None
     except json.JSONDecodeError as error:
         raise BadSampleError(NOT_JSON, f"{error.msg} at character {error.pos + 1} of the record") from None
@@ -86,7 +85,7 @@ def _parsed(text: bytes):
 
 
 def _lines(file: ByteFile, size: int, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Starts, stops and numbers (from 0) of the lines that are not blank."""
+    """Returns starts, stops and numbers (from 0) of the lines that are not blank."""
     ends = [np.empty(0, np.int64)]
     for start in range(0, size, _CHUNK):
         chunk = np.frombuffer(file.read(start, min(start + _CHUNK, size)), np.uint8)
@@ -95,7 +94,7 @@ def _lines(file: ByteFile, size: int, first: int) -> tuple[np.ndarray, np.ndarra
     if size and (not len(stops) or stops[-1] < size - 1):
         stops = np.append(stops, size)
     starts = np.concatenate([[0], stops[:-1] + 1]).astype(np.int64)[: len(stops)]
-    # Lines shorter than any record are looked at; in files of millions there are few.
+    # Only lines shorter than any record are read; even in files of millions there are few.
     blank = [i for i in np.flatnonzero(stops - starts < 8) if not file.read(int(starts[i]), int(stops[i])).strip()]
     keep = np.ones(len(starts), bool)
     keep[blank] = False
@@ -104,9 +103,9 @@ def _lines(file: ByteFile, size: int, first: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _list_elements(content, opening: int) -> tuple[np.ndarray, np.ndarray]:
-    """Byte ranges between the commas of the outer list. What follows a damaged place becomes one bad record."""
+    """Returns the byte ranges between the commas of the outer list; what follows damage becomes one bad record."""
     starts, stops = [], []
-    depth, begin = 0, opening + 1
+    depth, start = 0, opening + 1
     end = None
     for match in _STRUCTURE.finditer(content, opening):
         character = match.group()
@@ -118,18 +117,18 @@ def _list_elements(content, opening: int) -> tuple[np.ndarray, np.ndarray]:
                 end = match.start()
                 break
         elif character == b"," and depth == 1:
-            starts.append(begin)
+            starts.append(start)
             stops.append(match.start())
-            begin = match.end()
+            start = match.end()
     end = len(content) if end is None else end
-    if starts or content[begin:end].strip():
-        starts.append(begin)
+    if starts or content[start:end].strip():
+        starts.append(start)
         stops.append(end)
     trimmed = [_trim(content, *bounds) for bounds in zip(starts, stops, strict=True)]
     return np.array([t[0] for t in trimmed], np.int64), np.array([t[1] for t in trimmed], np.int64)
 
 
 def _trim(content, start: int, stop: int) -> tuple[int, int]:
-    """Without blanks before the element, so that its line number is its own."""
-    piece = content[start:stop]
-    return start + len(piece) - len(piece.lstrip()), stop
+    """Skips white space before the element, so that its line number is right."""
+    element = content[start:stop]
+    return start + len(element) - len(element.lstrip()), stop

@@ -1,7 +1,7 @@
-"""ArrayRecord shards written by `vl3 data write`: annotation and media of a sample in one record.
+"""Reads ArrayRecord shards written by `vl3 data write`: annotation and media of a sample in one record.
 
-A record is: 4 bytes, the length of the header (little-endian); the header, the annotation as JSON, in which each
-medium is {"path": its name, "at": [start, stop]}; then the bytes of the media, which `at` counts from.
+A record consists of: the length of the header in 4 bytes (little-endian); the header, which is the annotation as JSON
+with each medium as {"path": its name, "at": [start, stop]}; and the bytes of the media, to which `at` refers.
 """
 
 import functools
@@ -19,44 +19,52 @@ MEDIA_KEYS = ("image", "video")
 
 
 def encode(fields: Mapping[str, Any]) -> bytes:
-    """One record; media in `fields` are {"path": ..., "bytes": ...} or lists of these."""
+    """Encodes a record.
+
+    Args:
+      fields: The annotation, in which the media fields are lists of {"path": ..., "bytes": ...}.
+    """
     blobs, header = [], dict(fields)
     position = 0
     for key in MEDIA_KEYS:
-        specs = []
+        entries = []
         for medium in header.get(key) or []:
-            specs.append({"path": medium["path"], "at": [position, position + len(medium["bytes"])]})
+            entries.append({"path": medium["path"], "at": [position, position + len(medium["bytes"])]})
             blobs.append(medium["bytes"])
             position += len(medium["bytes"])
-        if specs:
-            header[key] = specs
+        if entries:
+            header[key] = entries
     text = json.dumps(header, ensure_ascii=False).encode()
     return b"".join([_LENGTH.pack(len(text)), text, *blobs])
 
 
 def decode(record: bytes) -> dict[str, Any]:
-    """The inverse of `encode`. ValueError when damaged."""
+    """Decodes a record written by `encode`.
+
+    Raises:
+      ValueError: The record is damaged.
+    """
     (length,) = _LENGTH.unpack_from(record)
-    begin = _LENGTH.size + length
-    fields = json.loads(record[_LENGTH.size : begin].decode())
+    media_start = _LENGTH.size + length
+    fields = json.loads(record[_LENGTH.size : media_start].decode())
     for key in MEDIA_KEYS:
         for medium in fields.get(key) or []:
             start, stop = medium.pop("at")
-            medium["bytes"] = record[begin + start : begin + stop]
+            medium["bytes"] = record[media_start + start : media_start + stop]
             if len(medium["bytes"]) != stop - start:
                 raise ValueError("cut off")
     return fields
 
 
 class ArrayRecords(RecordSource):
-    """One shard."""
+    """One ArrayRecord shard."""
 
     def __init__(self, path: str):
         super().__init__()
         self.path = path
         self._length = self._call("num_records")
-        if not self._length:  # what the reader says of a damaged file, too
-            raise InputError(f"{path}: no records in it, or not a whole ArrayRecord file; write or fetch it again")
+        if not self._length:  # the reader reports 0 records for a damaged file, too
+            raise InputError(f"{path}: no records, or not a complete ArrayRecord file; write or download it again")
 
     def __len__(self) -> int:
         return self._length
@@ -67,19 +75,18 @@ class ArrayRecords(RecordSource):
             return Record(decode(self._call("read", [index])[0]), where)
         except (ValueError, KeyError, TypeError, struct.error, InputError) as error:
             text = " ".join(str(error).split()) or type(error).__name__
-            return BadSampleError(BAD_RECORD, f"damaged ({text}); write the shard anew").at(where)
+            return BadSampleError(BAD_RECORD, f"damaged ({text}); write the shard again").at(where)
 
     def fingerprint(self) -> list:
-        """See `Source.stamp`."""
         return ["array_record", len(self), *ByteFile(self.path).fingerprint()]
 
     def _call(self, method: str, *arguments):
         try:
-            with self._lock:  # the reader itself is not said to be thread-safe
+            with self._lock:  # the reader is not documented as thread-safe
                 return getattr(self._open_reader, method)(*arguments)
         except (RuntimeError, ValueError, IndexError) as error:
             text = " ".join(str(error).split())
-            raise InputError(f"{self.path}: not an ArrayRecord file that can be read ({text})") from error
+            raise InputError(f"{self.path}: not a readable ArrayRecord file ({text})") from error
 
     @functools.cached_property
     def _open_reader(self):

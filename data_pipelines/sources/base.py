@@ -1,4 +1,4 @@
-"""What all sources have in common."""
+"""The interface of all sources of records, and a reader of byte ranges for their files."""
 
 import abc
 import dataclasses
@@ -10,21 +10,26 @@ from typing import Any
 
 from data_pipelines.sample_errors import SampleError
 
-_STAMP_BYTES = 64 * 2**10
+_FINGERPRINT_BYTES = 64 * 2**10  # at each end of a file
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """An annotation record as parsed, and where it stands: file and line, or shard and sample."""
+    """A parsed annotation record.
+
+    Attributes:
+      fields: The record as parsed.
+      where: Its location: file and line, or shard and sample.
+    """
 
     fields: Mapping[str, Any]
     where: str
 
 
 class RecordSource(abc.ABC):
-    """A sequence of records. Reading a bad one gives its problem, so that the rest goes on.
+    """A sequence of records. Indexing returns a `SampleError` for a bad record instead of raising.
 
-    Handles of files are opened when first needed, for each process anew.
+    File handles are opened lazily, in each process separately.
     """
 
     def __init__(self):
@@ -38,10 +43,10 @@ class RecordSource(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> list[Any]:
-        """What tells this source's content from another's; for the index's fingerprint."""
+        """Returns JSON values that identify the content of this source; part of the key of its index."""
 
     def outline(self) -> "RecordSource":
-        """The same records as far as their lengths go, where that is cheaper than reading them."""
+        """Returns a source whose records have the same lengths but may be cheaper to read."""
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -55,7 +60,7 @@ class RecordSource(abc.ABC):
 
 
 class ByteFile:
-    """Reads stretches of a local file or URL; thread-safe, opened lazily, closed with the object."""
+    """Reads byte ranges of a local file or URL; thread-safe, opened lazily, closed with the object."""
 
     def __init__(self, path: str):
         self.path = path
@@ -64,9 +69,9 @@ class ByteFile:
         self._lock = threading.Lock()
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop); fewer at the end of the file."""
+        """Returns the bytes [start, stop); fewer at the end of the file."""
         with self._lock:
-            self._connect()
+            self._open()
         if self._remote:
             filesystem, key = self._remote
             return filesystem.cat_file(key, start=start, end=stop)
@@ -75,16 +80,16 @@ class ByteFile:
     @property
     def size(self) -> int:
         with self._lock:
-            self._connect()
+            self._open()
         return self._remote[0].size(self._remote[1]) if self._remote else os.fstat(self._descriptor).st_size
 
     def fingerprint(self) -> list[Any]:
-        """Name, size and a hash of both ends: equal for a copy elsewhere, different after an edit of either end."""
+        """Returns name, size and a hash of both ends: equal for a copy elsewhere, different after an edit at an end."""
         size = self.size
-        ends = self.read(0, min(size, _STAMP_BYTES)) + self.read(max(size - _STAMP_BYTES, 0), size)
+        ends = self.read(0, min(size, _FINGERPRINT_BYTES)) + self.read(max(size - _FINGERPRINT_BYTES, 0), size)
         return [os.path.basename(self.path), size, hashlib.blake2b(ends, digest_size=8).hexdigest()]
 
-    def _connect(self) -> None:
+    def _open(self) -> None:
         if self._descriptor is None and self._remote is None:
             if "://" in self.path:
                 import fsspec

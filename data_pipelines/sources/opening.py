@@ -1,4 +1,4 @@
-"""Opens a source by what its path looks like, or by the kind that the configuration names."""
+"""Opens sources by their file names, or by a given kind."""
 
 import glob
 import importlib
@@ -12,16 +12,16 @@ from data_pipelines.sources.base import Record, RecordSource
 from data_pipelines.sources.tfds_source import folder_and_split
 from vl3_jax.errors import InputError
 
-# Kind -> module and class. Imported when used, for their libraries may be missing.
+# Kind -> module and class, imported at first use because the libraries of some may be missing.
 KINDS = {
     "annotations": ("sources.annotation_file", "AnnotationFile"),
     "array_record": ("sources.array_records", "ArrayRecords"),
     "tfds": ("sources.tfds_source", "TfdsSource"),
     "webdataset": ("sources.webdataset", "WebDataset"),
     "parquet": ("sources.parquet", "ParquetFile"),
-    "synthetic": ("synthetic.source", "Synthetic"),
+    "synthetic": ("synthetic.source", "SyntheticSource"),
 }
-_ENDINGS = {
+_KIND_BY_SUFFIX = {
     ".json": "annotations",
     ".jsonl": "annotations",
     ".array_record": "array_record",
@@ -32,7 +32,7 @@ _ENDINGS = {
 
 
 class Concatenated(RecordSource):
-    """Several sources, one after the other."""
+    """Several sources as one, in order."""
 
     def __init__(self, sources: Sequence[RecordSource]):
         super().__init__()
@@ -47,7 +47,6 @@ class Concatenated(RecordSource):
         return self._sources[number][index - (int(self._ends[number - 1]) if number else 0)]
 
     def fingerprint(self) -> list:
-        """See `Source.stamp`."""
         return [source.fingerprint() for source in self._sources]
 
 
@@ -55,33 +54,33 @@ def open_source(paths: str | Sequence[str], kind: str | None = None) -> RecordSo
     """Opens files as one source.
 
     Args:
-      paths: one or several; a local one may hold `*`. A TFDS path is its version folder, with `:train[:50%]` for
-        a split.
-      kind: one of `KINDS`; told by the ending if not given.
+      paths: One path or several; a local one may contain `*`. A TFDS path is the version folder, followed by
+        `:train[:50%]` for a split.
+      kind: One of `KINDS`; inferred from the file name by default.
 
     Raises:
-      InputError: nothing there, or an unknown kind; names the path.
+      InputError: No such file, or an unknown kind; names the path.
     """
-    names = [name for path in ([paths] if isinstance(paths, str) else paths) for name in _expanded(path)]
-    opened = [_open(name, kind or _kind(name)) for name in names]
+    names = [name for path in ([paths] if isinstance(paths, str) else paths) for name in _expand(path)]
+    opened = [_open(name, kind or _infer_kind(name)) for name in names]
     return opened[0] if len(opened) == 1 else Concatenated(opened)
 
 
-def _expanded(path: str) -> list[str]:
+def _expand(path: str) -> list[str]:
     path = os.path.expanduser(path)
     if "*" not in path or "://" in path:
         return [path]
-    found = sorted(glob.glob(path))
-    if not found:
-        raise InputError(f"{path}: no file has such a name; check the path")
-    return found
+    matches = sorted(glob.glob(path))
+    if not matches:
+        raise InputError(f"{path}: no file matches; check the path")
+    return matches
 
 
-def _kind(path: str) -> str:
+def _infer_kind(path: str) -> str:
     if path.startswith("synthetic://"):
         return "synthetic"
-    for ending, kind in _ENDINGS.items():
-        if path.lower().endswith(ending):
+    for suffix, kind in _KIND_BY_SUFFIX.items():
+        if path.lower().endswith(suffix):
             return kind
     if ".array_record-" in path or ".arrayrecord-" in path:  # name.array_record-00000-of-00010
         return "array_record"
@@ -89,7 +88,7 @@ def _kind(path: str) -> str:
         return "tfds"
     if not os.path.exists(path) and "://" not in path:
         raise InputError(f"{path}: no such file; check the path")
-    raise InputError(f"{path}: unknown kind of data; name it as one of {', '.join(KINDS)}")
+    raise InputError(f"{path}: unknown kind of data; give the kind, one of {', '.join(KINDS)}")
 
 
 def _open(path: str, kind: str) -> RecordSource:

@@ -1,4 +1,4 @@
-"""Parquet files with embedded media: columns as in the official records, media as bytes or {bytes, path}."""
+"""Reads Parquet files with embedded media: columns as in the official records, media as bytes or {bytes, path}."""
 
 import bisect
 import collections
@@ -9,11 +9,14 @@ from data_pipelines.sample_errors import SampleError
 from data_pipelines.sources.base import ByteFile, Record, RecordSource
 from vl3_jax.errors import InputError
 
-_GROUPS_HELD = 4  # row groups in memory, for neighbours are often asked for together
+_CACHED_GROUPS = 4  # row groups kept in memory, because neighbouring rows are often read together
 
 
 class ParquetFile(RecordSource):
-    """One file. Rows come out of whole row groups, so small groups (some hundred rows) suit random order."""
+    """One Parquet file.
+
+    Whole row groups are read at a time, so files with small groups (some hundred rows) suit random access.
+    """
 
     def __init__(self, path: str):
         super().__init__()
@@ -33,17 +36,16 @@ class ParquetFile(RecordSource):
         return Record(row, f"{self.path}, row {index + 1}")
 
     def fingerprint(self) -> list:
-        """See `Source.stamp`."""
         return ["parquet", len(self), *ByteFile(self.path).fingerprint()]
 
     def _group(self, group: int):
-        held = self._open_groups
-        if group not in held:
-            while len(held) >= _GROUPS_HELD:
-                held.popitem(last=False)
-            held[group] = self._open_file.read_row_group(group)
-        held.move_to_end(group)
-        return held[group]
+        cache = self._open_groups
+        if group not in cache:
+            while len(cache) >= _CACHED_GROUPS:
+                cache.popitem(last=False)
+            cache[group] = self._open_file.read_row_group(group)
+        cache.move_to_end(group)
+        return cache[group]
 
     @functools.cached_property
     def _open_groups(self) -> collections.OrderedDict:
@@ -63,4 +65,4 @@ class ParquetFile(RecordSource):
             raise InputError(f"{self.path}: reading Parquet needs `pip install pyarrow`") from error
         except (OSError, ValueError) as error:
             text = " ".join(str(error).split())
-            raise InputError(f"{self.path}: not a Parquet file that can be read ({text})") from error
+            raise InputError(f"{self.path}: not a readable Parquet file ({text})") from error

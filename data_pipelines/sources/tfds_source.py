@@ -1,9 +1,9 @@
-"""TFDS data sets through their random access source; TensorFlow is not imported.
+"""Reads TFDS data sets through their random-access data source; TensorFlow is not imported.
 
 Features are those of the official records: `conversations` (a sequence of {from, value}) or one text feature `json`
-with the whole annotation; `image`, a picture or a sequence of them; `video`, the bytes of a file. A video may also be
-a sequence of pictures, `frames`, with their `timestamps`. A single picture stays encoded until it is needed; TFDS
-itself decodes sequences.
+with the whole annotation; `image`, an image or a sequence of images; `video`, the bytes of a file. A video may also be
+a sequence of images, `frames`, with their `timestamps`. A single image stays encoded until it is needed; TFDS itself
+decodes sequences.
 """
 
 import functools
@@ -23,9 +23,9 @@ _MEDIA = ("image", "video", "frames")
 
 
 def folder_and_split(path: str) -> tuple[str, str]:
-    """`folder:train[:50%]` -> its two halves; without a split the whole of `train`."""
-    found = re.fullmatch(r"(.*?)(?::(\w+(?:\[.*\])?))?", path)
-    return found[1], found[2] or _DEFAULT_SPLIT
+    """Splits `folder:train[:50%]` into folder and split; the default split is `train`."""
+    match = re.fullmatch(r"(.*?)(?::(\w+(?:\[.*\])?))?", path)
+    return match[1], match[2] or _DEFAULT_SPLIT
 
 
 class TfdsSource(RecordSource):
@@ -46,12 +46,11 @@ class TfdsSource(RecordSource):
             return Record(_fields(self._open_data[index]), where)
         except BadSampleError as error:
             return error.at(where)
-        except Exception as error:  # TFDS lets the errors of its file formats through
+        except Exception as error:  # TFDS does not wrap the exceptions of its file formats
             text = " ".join(str(error).split()) or type(error).__name__
             return BadSampleError(BAD_RECORD, f"cannot be read ({text})").at(where)
 
     def fingerprint(self) -> list:
-        """See `Source.stamp`."""
         info = self._open_builder.info
         return ["tfds", info.full_name, self._split, len(self), info.splits[self._split.split("[")[0]].num_bytes]
 
@@ -87,9 +86,9 @@ def _fields(features: Mapping[str, Any]) -> dict[str, Any]:
         try:
             fields |= json.loads(fields.pop("json"))
         except (ValueError, TypeError) as error:
-            raise BadSampleError(BAD_RECORD, f'its "json" is not an object ({error})') from None
+            raise BadSampleError(BAD_RECORD, f'the feature "json" is not a JSON object ({error})') from None
     for key in ("conversations", "conversation"):
-        if isinstance(fields.get(key), Mapping):  # a sequence of features comes as a feature of sequences
+        if isinstance(fields.get(key), Mapping):  # TFDS returns a sequence of features as a dict of sequences
             columns = fields[key]
             fields[key] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     for key in ("image", "video"):
@@ -101,7 +100,7 @@ def _fields(features: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_list(value: Any) -> list[Any]:
-    """A medium or several; arrays are pictures unless they hold objects."""
+    """Returns one or several media as a list; an array is an image unless its dtype is object."""
     if isinstance(value, np.ndarray) and value.dtype == object:
         value = value.tolist()
     items = value if isinstance(value, list | tuple) else [value]
@@ -109,7 +108,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Text comes as bytes; what is no text stays bytes."""
+    """Converts a feature to plain Python values; bytes are decoded to text where they are UTF-8."""
     if isinstance(value, bytes):
         try:
             return value.decode()

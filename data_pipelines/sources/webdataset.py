@@ -1,8 +1,8 @@
-"""WebDataset tars by byte offset: no unpacking, no library, any order.
+"""Reads WebDataset tar files by byte offset: random access without unpacking and without a library.
 
-Members of one sample share the name up to the first dot of its last part. The annotation is its `.json`, in the
-official format; media that it names are looked up among the members, and where it names none, all picture or video
-members are meant, in the order of the tar. A `.txt` without `.json` is the caption of the sample's pictures.
+The members of a sample share their path up to the first dot of the file name. The annotation is the `.json` member, in
+the official format; media that it names are looked up among the members, and if it names none, all image and video
+members belong to the sample, in the order of the tar. A `.txt` without `.json` is the caption of the sample's images.
 """
 
 import json
@@ -14,14 +14,14 @@ from data_pipelines.sample_errors import BAD_RECORD, MISSING, NOT_JSON, NOT_UTF8
 from data_pipelines.sources.base import ByteFile, Record, RecordSource
 from vl3_jax.errors import InputError
 
-_ENDINGS = {
+_SUFFIXES = {
     "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     "video": (".mp4", ".webm", ".mkv", ".avi", ".mov"),
 }
 
 
 class WebDataset(RecordSource):
-    """One tar. A tar that is cut off gives the samples before the cut, and its last one as a problem."""
+    """One tar file. A truncated tar yields the samples before the cut, and an error for the last one."""
 
     def __init__(self, path: str):
         super().__init__()
@@ -43,26 +43,25 @@ class WebDataset(RecordSource):
             return error.at(where)
 
     def fingerprint(self) -> list:
-        """See `Source.stamp`."""
         return ["webdataset", len(self), *self._file.fingerprint()]
 
     def _fields(self, members: dict[str, tuple[int, int]]) -> dict[str, Any]:
         by_kind = {
-            kind: [name for name in members if name.lower().endswith(endings)] for kind, endings in _ENDINGS.items()
+            kind: [name for name in members if name.lower().endswith(suffixes)] for kind, suffixes in _SUFFIXES.items()
         }
         annotation = next((name for name in members if name.endswith(".json")), None)
         if annotation:
             try:
                 fields = json.loads(self._read(annotation, members).decode())
             except UnicodeDecodeError:
-                raise BadSampleError(NOT_UTF8, f"{annotation} is no UTF-8") from None
+                raise BadSampleError(NOT_UTF8, f"{annotation} is not UTF-8") from None
             except json.JSONDecodeError as error:
                 raise BadSampleError(NOT_JSON, f"{annotation}: {error.msg} at character {error.pos + 1}") from None
             if not isinstance(fields, dict):
                 raise BadSampleError(BAD_RECORD, f"{annotation} holds a {type(fields).__name__}, not an object")
         else:
             fields = {"conversations": self._caption(members)}
-        named = {kind: fields.get(kind) for kind in _ENDINGS}
+        named = {kind: fields.get(kind) for kind in _SUFFIXES}
         for kind, names in by_kind.items():
             wanted = named[kind] or ([] if any(named.values()) else names)
             wanted = [wanted] if isinstance(wanted, str) else wanted
@@ -76,41 +75,41 @@ class WebDataset(RecordSource):
         try:
             text = self._read(name, members).decode().strip()
         except UnicodeDecodeError:
-            raise BadSampleError(NOT_UTF8, f"{name} is no UTF-8") from None
+            raise BadSampleError(NOT_UTF8, f"{name} is not UTF-8") from None
         return [{"from": "human", "value": ""}, {"from": "gpt", "value": text}]
 
     def _medium(self, name: Any, members: dict[str, tuple[int, int]]) -> bytes:
-        found = next((member for member in members if member == name or os.path.basename(member) == name), None)
-        if found is None:
-            raise BadSampleError(MISSING, f"{name} is not in the tar beside its annotation")
-        return self._read(found, members)
+        member = next((member for member in members if member == name or os.path.basename(member) == name), None)
+        if member is None:
+            raise BadSampleError(MISSING, f"{name} is not in the tar among the members of its sample")
+        return self._read(member, members)
 
     def _read(self, name: str, members: dict[str, tuple[int, int]]) -> bytes:
         start, length = members[name]
         content = self._file.read(start, start + length)
         if len(content) < length:
-            raise BadSampleError(BAD_RECORD, f"{name} is cut off; fetch the tar again")
+            raise BadSampleError(BAD_RECORD, f"{name} is cut off; download the tar again")
         return content
 
 
 def _samples(path: str, size: int) -> list[tuple[str, dict[str, tuple[int, int]]]]:
-    """Key -> member names with start and length, in the order of the tar."""
+    """Returns for each sample its key and its members, {name: (start, length)}, in the order of the tar."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        with _opened(path) as tar:
+        with _open_tar(path) as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # else it keeps every header
+                tar.members = []  # otherwise TarFile keeps every header in memory
                 if member.isfile():
                     folder, base = os.path.split(member.name)
                     key = os.path.join(folder, base.split(".", 1)[0])
                     samples.setdefault(key, {})[member.name] = (member.offset_data, member.size)
     except tarfile.TarError as error:
         if not samples:
-            raise InputError(f"{path}: not a tar that can be read ({error}); fetch it again") from None
+            raise InputError(f"{path}: not a readable tar file ({error}); download it again") from None
     return list(samples.items())
 
 
-def _opened(path: str) -> tarfile.TarFile:
+def _open_tar(path: str) -> tarfile.TarFile:
     if "://" not in path:
         return tarfile.open(path, "r:")
     import fsspec

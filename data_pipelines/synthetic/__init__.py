@@ -1,16 +1,16 @@
-"""Questions over real pixels with known answers, without end: what the default model learns from and is judged by.
+"""Generated questions about real images, with known answers: training and test data of the bundled model `nano`.
 
-example("digit", "test", seed=7, number=0)              one sample, not drawn yet: media, question, answer, truth
+example("digit", "test", seed=7, number=0)              one sample: media (rendered lazily), question, answer, reference
 write("folder", "test", {"digit": 200}, seed=7)         data sets on disk, in the ordinary annotation format
-SyntheticSource("synthetic://train/stage2?count=100000")      the same as a source for training, without files
-evaluate("digit", answers, truths)                      score beside what a constant answer would reach
+SyntheticSource("synthetic://train/stage2?count=100000")      the same samples as a record source, without files
+evaluate("digit", answers, references)                  score, and the score of the best constant answer
 """
 
 import importlib
 
-_HOME = {
+_MODULE_OF = {
     "Example": "samples",
-    "JUDGED": "registry",
+    "EVALUATED_TASKS": "registry",
     "STAGES": "stages",
     "SyntheticSource": "source",
     "TASKS": "registry",
@@ -25,10 +25,10 @@ _HOME = {
     "write": "dataset_writer",
     "write_tokenizer": "tokenizer",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(name)
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

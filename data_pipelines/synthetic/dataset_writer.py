@@ -1,4 +1,4 @@
-"""Data sets on disk, one folder for each task: `annotations.jsonl` and lossless media beside it."""
+"""Writes synthetic data sets to disk: a folder per task, with `annotations.jsonl` and lossless media files."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from data_pipelines.mixtures import ANNOTATIONS
 from data_pipelines.synthetic.encoding import encode_image, encode_video
 from data_pipelines.synthetic.image_pool import open_image_pool
 from data_pipelines.synthetic.registry import check_tasks, example
-from data_pipelines.synthetic.scenes import SyntheticVideo
+from data_pipelines.synthetic.scenes import Scene, SyntheticVideo
 from vl3_jax.errors import InputError
 
 MEDIA = "media"
@@ -23,23 +23,23 @@ def write(
     images: str | os.PathLike | None = None,
     on_progress: Callable[[str, int, int], None] = lambda task, done, total: None,
 ) -> dict[str, pathlib.Path]:
-    """Writes `<folder>/<task>/annotations.jsonl` and `<folder>/<task>/media/`; what was there of a task is replaced.
+    """Writes `<folder>/<task>/annotations.jsonl` and `<folder>/<task>/media/`, replacing earlier files of the task.
 
-    Each line has, besides what a reader needs, the name of its "task" and the "truth" that answers are judged by.
+    Besides what a reader needs, each line has the name of its "task" and the "reference" for scoring answers.
 
     Args:
-      folder: made if it is not there.
+      folder: Output folder; created if it does not exist.
       split: "train", "dev" or "test".
-      counts: samples of each task.
-      seed: of the data set.
-      pictures: an npz file of others than the split's own.
-      on_progress: told task, samples done, of how many.
+      counts: Number of samples of each task.
+      seed: Random seed of the data set.
+      images: An npz file of source images to use instead of the split's own.
+      on_progress: Called after each sample with the task, the number of samples written and their total.
 
     Returns:
       The annotation file of each task.
 
     Raises:
-      InputError: unknown task, split or pictures; the folder cannot be written.
+      InputError: A task or the split is unknown, the source images cannot be read, or the folder cannot be written.
     """
     check_tasks(counts)
     image_pool = open_image_pool(split, images)
@@ -47,29 +47,32 @@ def write(
     for task, count in counts.items():
         if count < 1:
             raise InputError(f"{task}: {count} samples; give at least 1")
-        home = pathlib.Path(folder) / task
+        task_folder = pathlib.Path(folder) / task
         try:
-            (home / MEDIA).mkdir(parents=True, exist_ok=True)
-            (home / ANNOTATIONS).unlink(missing_ok=True)  # it would name media that are being replaced
+            (task_folder / MEDIA).mkdir(parents=True, exist_ok=True)
+            (task_folder / ANNOTATIONS).unlink(missing_ok=True)  # it would name media that are being replaced
             lines = []
             for number in range(count):
-                drawn = example(task, split, seed, number, image_pool)
-                names = [_write_medium(home, number, rank, one) for rank, one in enumerate(drawn.media)]
-                lines.append(json.dumps(drawn.record(names, task)) + "\n")
+                sample = example(task, split, seed, number, image_pool)
+                names = [
+                    _write_media_file(task_folder, number, rank, medium) for rank, medium in enumerate(sample.media)
+                ]
+                lines.append(json.dumps(sample.record(names, task)) + "\n")
                 on_progress(task, number + 1, count)
-            partial = home / f"{ANNOTATIONS}.{os.getpid()}.partial"
+            partial = task_folder / f"{ANNOTATIONS}.{os.getpid()}.partial"
             partial.write_text("".join(lines), encoding="utf-8")
-            os.replace(partial, home / ANNOTATIONS)
+            os.replace(partial, task_folder / ANNOTATIONS)
         except OSError as error:
-            raise InputError(f"{home}: {error.strerror or error}; choose a folder that can be written") from None
-        written[task] = home / ANNOTATIONS
+            reason = error.strerror or error
+            raise InputError(f"{task_folder}: {reason}; choose a folder that can be written") from None
+        written[task] = task_folder / ANNOTATIONS
     return written
 
 
-def _write_medium(home: pathlib.Path, number: int, rank: int, medium) -> str:
-    """Its name relative to the task's folder."""
-    is_clip = isinstance(medium, SyntheticVideo)
-    name = f"{MEDIA}/{number:06d}{'ab'[rank] if rank else ''}.{'mov' if is_clip else 'png'}"
-    content = (encode_video if is_clip else encode_image)(medium.pixels())
-    (home / name).write_bytes(content)
+def _write_media_file(task_folder: pathlib.Path, number: int, rank: int, medium: Scene | SyntheticVideo) -> str:
+    """Returns the file's name relative to the task's folder."""
+    is_video = isinstance(medium, SyntheticVideo)
+    name = f"{MEDIA}/{number:06d}{'ab'[rank] if rank else ''}.{'mov' if is_video else 'png'}"
+    content = (encode_video if is_video else encode_image)(medium.pixels())
+    (task_folder / name).write_bytes(content)
     return name

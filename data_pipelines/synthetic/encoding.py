@@ -1,4 +1,4 @@
-"""Pixels as files that come back to the last bit: PNG pictures, and QuickTime clips of one frame a second."""
+"""Lossless encoding of pixels: PNG images, and QuickTime videos of one frame per second."""
 
 import io
 from fractions import Fraction
@@ -11,19 +11,22 @@ _SECOND = Fraction(1)
 
 
 def encode_image(pixels: np.ndarray) -> bytes:
-    """[h, w, 3] uint8 -> a PNG file."""
+    """Encodes [h, w, 3] uint8 as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
 def encode_video(frames: np.ndarray, codec: str = "qtrle") -> bytes:
-    """[t, h, w, 3] uint8 -> a QuickTime file (.mov), frame k shown from k to k + 1 s.
+    """Encodes frames as a QuickTime file (.mov) in which frame k lasts from second k to second k + 1.
 
     Args:
-      frames: of the clip.
-      codec: "qtrle" (run lengths) or "rawvideo" (twice as fast, larger); both are lossless in RGB and part of every
-        build of FFmpeg.
+      frames: [t, h, w, 3] uint8.
+      codec: "qtrle" (run lengths) or "rawvideo" (twice as fast, larger files). Both are lossless in RGB and part of
+        every build of FFmpeg.
+
+    Returns:
+      The content of the file.
     """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mov") as container:

@@ -1,4 +1,4 @@
-"""The real pictures: handwritten digits and things to wear, by name. The file layout is in `images/README.md`."""
+"""The source images: handwritten digits and clothes, by name. `images/README.md` describes the file layout."""
 
 import dataclasses
 import functools
@@ -15,39 +15,43 @@ from vl3_jax.errors import InputError
 SPLITS = ("train", "dev", "test")
 FOLDER = pathlib.Path(__file__).parent / "images"
 _KINDS = ("digit", "fashion")
-_SIDES = (8, 128)
+_MIN_SIDE, _MAX_SIDE = 8, 128  # pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImagePool:
-    """Grey pictures of one split.
+    """The greyscale source images of one split.
 
     Attributes:
-      images: by kind, [n, h, w] uint8, light on a dark ground.
-      by_name: by kind and name, the numbers of its pictures.
-      digest: of the content.
+      images: For each kind, [n, h, w] uint8, light on a dark background.
+      by_name: For each kind and name, the indices of its images.
+      digest: Hash of the content.
     """
 
     images: dict[str, np.ndarray]
     by_name: dict[str, dict[str, np.ndarray]]
     digest: str
 
-    def draw(self, rng: np.random.Generator, kind: str, name: str) -> tuple[np.ndarray, int]:
-        """One picture of a name, [h, w] uint8, and its number among those of its kind."""
-        numbers = self.by_name[kind][name]
-        number = int(numbers[int(rng.random() * len(numbers))])
-        return self.images[kind][number], number
+    def sample(self, rng: np.random.Generator, kind: str, name: str) -> tuple[np.ndarray, int]:
+        """Returns a random image of a name, [h, w] uint8, and its index among the images of its kind."""
+        indices = self.by_name[kind][name]
+        index = int(indices[int(rng.random() * len(indices))])
+        return self.images[kind][index], index
 
 
-def open_image_pool(split: str, pictures: str | os.PathLike | None = None) -> ImagePool:
-    """The pictures of a split, or those of another file.
+def open_image_pool(split: str, path: str | os.PathLike | None = None) -> ImagePool:
+    """Opens the source images of a split.
+
+    Args:
+      split: "train", "dev" or "test".
+      path: An npz file to read instead of the split's own.
 
     Raises:
-      InputError: an unknown split; the file is missing or not of this layout.
+      InputError: The split is unknown, or the file is missing or has another layout.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r} is unknown; use one of {', '.join(SPLITS)}")
-    return _read(os.fspath(pictures) if pictures else os.fspath(FOLDER / f"{split}.npz"))
+    return _read(os.fspath(path) if path else os.fspath(FOLDER / f"{split}.npz"))
 
 
 @functools.lru_cache(maxsize=8)
@@ -56,33 +60,34 @@ def _read(path: str) -> ImagePool:
         with np.load(path) as content:
             arrays = {name: content[name] for name in content.files}
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file of pictures; check the path") from None
+        raise InputError(f"{path}: no such file of images; check the path") from None
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not an npz file of pictures ({' '.join(str(error).split())})") from None
-    images, by_name = {}, {}
+        raise InputError(f"{path}: not an npz file of images ({' '.join(str(error).split())})") from None
+    images_by_kind, by_name = {}, {}
     digest = hashlib.blake2b(digest_size=8)
     for kind in _KINDS:
-        pictures, labels = (arrays.get(f"{kind}_{part}") for part in ("images", "labels"))
-        _check(path, kind, pictures, labels)
-        images[kind] = pictures
+        images, labels = (arrays.get(f"{kind}_{part}") for part in ("images", "labels"))
+        _validate(path, kind, images, labels)
+        images_by_kind[kind] = images
         by_name[kind] = {name: np.flatnonzero(labels == label) for label, name in enumerate(NAMES[kind])}
-        digest.update(np.ascontiguousarray(pictures))
+        digest.update(np.ascontiguousarray(images))
         digest.update(np.ascontiguousarray(labels, np.uint8))
-    return ImagePool(images, by_name, digest.hexdigest())
+    return ImagePool(images_by_kind, by_name, digest.hexdigest())
 
 
-def _check(path: str, kind: str, pictures: np.ndarray | None, labels: np.ndarray | None) -> None:
+def _validate(path: str, kind: str, images: np.ndarray | None, labels: np.ndarray | None) -> None:
     names = f"{kind}_images and {kind}_labels"
-    if pictures is None or labels is None:
+    if images is None or labels is None:
         raise InputError(f"{path}: lacks {names}; see data_pipelines/synthetic/images/README.md")
-    if pictures.ndim != 3 or pictures.dtype != np.uint8 or labels.shape != pictures.shape[:1]:
+    if images.ndim != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
         raise InputError(
-            f"{path}: {names} are {pictures.dtype} {pictures.shape} and {labels.shape}; give [n, h, w] uint8 and [n]"
+            f"{path}: {names} are {images.dtype} {images.shape} and {labels.shape}; give [n, h, w] uint8 and [n]"
         )
-    low, high = _SIDES
-    if not all(low <= side <= high for side in pictures.shape[1:]):
-        raise InputError(f"{path}: {kind}_images have {pictures.shape[1:]} pixels; give {low} to {high} each way")
+    if not all(_MIN_SIDE <= side <= _MAX_SIDE for side in images.shape[1:]):
+        raise InputError(
+            f"{path}: {kind}_images have {images.shape[1:]} pixels; give {_MIN_SIDE} to {_MAX_SIDE} per side"
+        )
     if labels.dtype.kind not in "iu" or sorted(set(labels.tolist())) != list(range(10)):
         raise InputError(f"{path}: {kind}_labels must be 0 to 9, each at least once")
-    if pictures.max(axis=(1, 2), initial=0).min(initial=255) < 64:
-        raise InputError(f"{path}: one of {kind}_images shows nothing lighter than 64; leave empty ones out")
+    if images.max(axis=(1, 2), initial=0).min(initial=255) < 64:
+        raise InputError(f"{path}: one of {kind}_images has no pixel lighter than 64; leave empty images out")

@@ -1,21 +1,23 @@
-"""The data of the tiny model's stages as a configuration: one data set, and so one loss, for each task."""
+"""The data configuration of nano's training stages: one data set, and therefore one logged loss, per task."""
 
-from ml_collections import ConfigDict
+import dataclasses
 
-from data_pipelines.mixtures import SEED, Group, mixture
+from data_pipelines.mixtures import SEED, Group, MixtureConfig, mixture
 from data_pipelines.synthetic.stages import sources
 
 
-def stage_mixture(stage: int, samples: int) -> ConfigDict:
-    """What a stage learns from. With the setting `seed`, which is that of the drawing, every stage draws its own.
+def stage_mixture(stage: int, samples: int) -> MixtureConfig:
+    """Returns the data configuration of a stage.
+
+    The samples depend on the configuration's `seed` and on the stage, so no two stages see the same ones.
 
     Args:
-      stage: 0 to 4.
-      samples: of an epoch; they are drawn when they are read.
+      stage: Number of the stage, 0 to 4.
+      samples: Number of samples in an epoch; each is generated when it is read.
     """
-    found = sources(stage, samples, f"{SEED}{stage}")
+    urls = sources(stage, samples, f"{SEED}{stage}")
     config = mixture(
-        [Group(task, 0, [task]) for task in found],
+        [Group(task, 0, [task]) for task in urls],
         root="",
         length=1024,
         patches=1152,
@@ -26,7 +28,7 @@ def stage_mixture(stage: int, samples: int) -> ConfigDict:
         max_frames=32,
         max_frame_patches=256,
     )
-    for task, url in found.items():
-        config.datasets[task].annotations = (url,)
-        config.datasets[task].media = ""
-    return config
+    datasets = {
+        task: dataclasses.replace(config.datasets[task], annotations=(url,), media="") for task, url in urls.items()
+    }
+    return dataclasses.replace(config, datasets=datasets)

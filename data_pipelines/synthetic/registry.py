@@ -1,4 +1,4 @@
-"""The tasks by name, and any sample of any of them: a pure function of task, split, seed and number."""
+"""The tasks by name, and their samples: each is a pure function of task, split, seed and number."""
 
 import dataclasses
 import os
@@ -22,28 +22,26 @@ class SyntheticTask:
     """A kind of question.
 
     Attributes:
-      name: of the task.
-      make: draws one from a studio.
-      media: what is shown.
-      metric: what answers are judged by, see `scoring`.
-      hard: what belongs to which of two or three things must be told.
-      judged: part of an evaluation; the others only teach.
+      name: Name of the task.
+      generate: Generates a sample with the random choices of a sampler.
+      media: Kind of the media: `TEXT` (none), `IMAGE`, `IMAGES`, `VIDEO` or `STREAM`.
+      metric: Metric of the answers, see `scoring`.
+      evaluated: Whether the task is part of evaluations; other tasks are for training only.
     """
 
     name: str
-    make: Callable[[SceneSampler], Example]
+    generate: Callable[[SceneSampler], Example]
     media: str
     metric: str = EXACT
-    hard: bool = False
-    judged: bool = True
+    evaluated: bool = True
 
 
 _TASKS = (
     SyntheticTask("addition", text.addition, TEXT),
-    SyntheticTask("copy", text.copy, TEXT, judged=False),
-    SyntheticTask("recall", text.recall, TEXT, judged=False),
-    SyntheticTask("boxes", text.boxes, TEXT, BOX, judged=False),
-    SyntheticTask("times", text.times, TEXT, judged=False),
+    SyntheticTask("copy", text.copy, TEXT, evaluated=False),
+    SyntheticTask("recall", text.recall, TEXT, evaluated=False),
+    SyntheticTask("boxes", text.boxes, TEXT, BOX, evaluated=False),
+    SyntheticTask("times", text.times, TEXT, evaluated=False),
     SyntheticTask("digit", naming.digit, IMAGE),
     SyntheticTask("fashion", naming.fashion, IMAGE),
     SyntheticTask("shape", naming.shape, IMAGE),
@@ -53,28 +51,32 @@ _TASKS = (
     SyntheticTask("position", counting.position, IMAGE),
     SyntheticTask("box", grounding.box, IMAGE, BOX),
     SyntheticTask("caption", grounding.caption, IMAGE, CAPTION),
-    SyntheticTask("talk", grounding.talk, IMAGE, judged=False),
-    SyntheticTask("colour_of", naming.colour_of, IMAGE, hard=True),
-    SyntheticTask("box_of_two", grounding.box_of_two, IMAGE, BOX, hard=True),
-    SyntheticTask("caption_of_two", grounding.caption_of_two, IMAGE, CAPTION, hard=True),
-    SyntheticTask("talk_of_two", grounding.talk_of_two, IMAGE, hard=True, judged=False),
+    SyntheticTask("talk", grounding.talk, IMAGE, evaluated=False),
+    SyntheticTask("colour_of", naming.colour_of, IMAGE),
+    SyntheticTask("box_of_two", grounding.box_of_two, IMAGE, BOX),
+    SyntheticTask("caption_of_two", grounding.caption_of_two, IMAGE, CAPTION),
+    SyntheticTask("talk_of_two", grounding.talk_of_two, IMAGE, evaluated=False),
     SyntheticTask("pair", pairs.pair, IMAGES),
-    SyntheticTask("same", pairs.same, IMAGES, hard=True),
+    SyntheticTask("same", pairs.same, IMAGES),
     SyntheticTask("video_name", videos.video_name, VIDEO),
     SyntheticTask("motion", videos.motion, VIDEO),
-    SyntheticTask("order", videos.order, VIDEO, hard=True),
+    SyntheticTask("order", videos.order, VIDEO),
     SyntheticTask("when", videos.when, VIDEO, SPAN),
-    SyntheticTask("when_of_two", videos.when_of_two, VIDEO, SPAN, hard=True),
-    SyntheticTask("talk_of_times", videos.talk_of_times, VIDEO, hard=True, judged=False),
+    SyntheticTask("when_of_two", videos.when_of_two, VIDEO, SPAN),
+    SyntheticTask("talk_of_times", videos.talk_of_times, VIDEO, evaluated=False),
     SyntheticTask("static", videos.static, VIDEO),
     SyntheticTask("stream", streaming.stream, STREAM, SPEAK),
 )
 TASKS = {task.name: task for task in _TASKS}
-JUDGED = tuple(task.name for task in _TASKS if task.judged)
+EVALUATED_TASKS = tuple(task.name for task in _TASKS if task.evaluated)
 
 
 def check_tasks(names: Iterable[str]) -> list[str]:
-    """The names themselves. InputError for one that there is not."""
+    """Returns the names as a list.
+
+    Raises:
+      InputError: A name is not in `TASKS`.
+    """
     names = list(names)
     for name in names:
         if name not in TASKS:
@@ -83,22 +85,25 @@ def check_tasks(names: Iterable[str]) -> list[str]:
 
 
 def example(task: str, split: str, seed: int, number: int, image_pool: ImagePool | None = None) -> Example:
-    """One sample; equal arguments give equal samples, whatever else was drawn.
+    """Generates one sample. Equal arguments give equal samples, independently of all other samples.
 
     Args:
-      task: of `TASKS`.
-      split: "train", "dev" or "test"; no two share a picture or a sum.
-      seed: of the data set.
-      number: from 0, without end.
-      bank: other pictures than the split's own.
+      task: One of `TASKS`.
+      split: "train", "dev" or "test". Splits have no source image and no sum in common.
+      seed: Random seed of the data set.
+      number: Number of the sample in the data set, from 0 without an upper limit.
+      image_pool: Source images to use instead of the split's own.
+
+    Raises:
+      InputError: The task or the split is unknown.
     """
     (name,) = check_tasks([task])
     image_pool = image_pool or open_image_pool(split)
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), zlib.crc32(name.encode()), number])
-    return TASKS[name].make(SceneSampler(rng, image_pool, split))
+    return TASKS[name].generate(SceneSampler(rng, image_pool, split))
 
 
 def examples(task: str, split: str, seed: int, count: int, images: str | os.PathLike | None = None) -> list[Example]:
-    """The first `count` samples; `pictures` is a file of others than the split's own."""
+    """Generates the first `count` samples; `images` is an npz file to use instead of the split's own source images."""
     image_pool = open_image_pool(split, images)
     return [example(task, split, seed, number, image_pool) for number in range(count)]

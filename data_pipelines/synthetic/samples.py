@@ -1,4 +1,4 @@
-"""One question with its media, and how it is written as an annotation record."""
+"""A generated sample: its media, questions and answers, and its annotation record."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,48 +9,49 @@ from data_pipelines.synthetic.scenes import Scene, SyntheticVideo
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
-    """A sample whose media are not drawn yet.
+    """A sample whose media are not rendered yet.
 
     Attributes:
-      media: pictures, or one clip; none for text alone.
-      turns: questions and answers.
-      truth: what an answer is judged by, for JSON: "answer", and what the task's metric needs (see `scoring`).
-      said: of a live stream instead of `turns`: role, text and second of each utterance.
+      media: Images, or one video; empty for text alone.
+      turns: Pairs of question and answer.
+      reference: JSON values that an answer is scored against: "answer", and what the task's metric needs (see
+        `scoring`).
+      utterances: Of a live stream, instead of `turns`: role, text and time in seconds of each utterance.
     """
 
     media: tuple[Scene | SyntheticVideo, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()
-    truth: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    said: tuple[tuple[str, str, float], ...] = ()
+    reference: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    utterances: tuple[tuple[str, str, float], ...] = ()
 
     @property
     def question(self) -> str:
-        """The first question; of a stream, what the user asks for."""
-        return self.turns[0][0] if self.turns else self.said[0][1]
+        """The first question; of a stream, the user's request."""
+        return self.turns[0][0] if self.turns else self.utterances[0][1]
 
     @property
     def answer(self) -> str:
-        """The true answer to the first question; of a stream the first thing said."""
-        return self.turns[0][1] if self.turns else self.said[1][1]
+        """The true answer to the first question; of a stream, the assistant's first utterance."""
+        return self.turns[0][1] if self.turns else self.utterances[1][1]
 
     @property
-    def clip(self) -> SyntheticVideo | None:
-        """The clip, if it has one."""
-        return next((one for one in self.media if isinstance(one, SyntheticVideo)), None)
+    def video(self) -> SyntheticVideo | None:
+        """The video, or None if the sample has none."""
+        return next((medium for medium in self.media if isinstance(medium, SyntheticVideo)), None)
 
     def record(self, media: Sequence[Any], task: str) -> dict[str, Any]:
-        """The annotation record.
+        """Returns the annotation record.
 
         Args:
-          media: of each medium, what stands for it in the record: a file name, or its content.
-          task: its name.
+          media: The value to store for each medium: a file name, or the content.
+          task: Name of the task.
         """
-        fields: dict[str, Any] = {"task": task, "truth": dict(self.truth)}
-        kind = "image" if self.clip is None else "video"
+        fields: dict[str, Any] = {"task": task, "reference": dict(self.reference)}
+        kind = "image" if self.video is None else "video"
         if self.media:
             fields[kind] = list(media)
-        if self.said:
-            turns = [{"role": role, "content": text, "time": time} for role, text, time in self.said]
+        if self.utterances:
+            turns = [{"role": role, "content": text, "time": time} for role, text, time in self.utterances]
             return fields | {"stream": True, "conversation": turns}
         tags = f"<{kind}>\n" * len(self.media)
         turns = []

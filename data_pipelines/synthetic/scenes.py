@@ -1,4 +1,4 @@
-"""Pictures and clips before they are drawn: which things lie where, and when. Drawing is a pure function of them."""
+"""Descriptions of images and videos: which objects are where, and when. Rendering is a pure function of them."""
 
 import dataclasses
 from typing import Any
@@ -9,12 +9,12 @@ from data_pipelines.synthetic.backgrounds import Background
 from data_pipelines.synthetic.sprites import Sprite
 
 Box = tuple[int, int, int, int]
-_NOISE = 3  # grey levels by which a noisy camera changes each value, at most
+_NOISE = 3  # maximum change of a value by camera noise, in grey levels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlacedObject:
-    """A thing with the pixel of its upper left corner."""
+    """A sprite and the pixel coordinates of its upper left corner."""
 
     sprite: Sprite
     x: int
@@ -22,98 +22,112 @@ class PlacedObject:
 
     @property
     def box(self) -> Box:
-        """x0, y0, x1, y1 in pixels; the last two just outside."""
+        """The bounding box x0, y0, x1, y1 in pixels, x1 and y1 excluded."""
         return self.x, self.y, self.x + self.sprite.width, self.y + self.sprite.height
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture; later things cover earlier ones."""
+    """An image.
+
+    Attributes:
+      height: Height in pixels.
+      width: Width in pixels.
+      background: Background of the image.
+      objects: Objects in the order in which they are rendered; later ones cover earlier ones.
+    """
 
     height: int
     width: int
     background: Background
-    placed: tuple[PlacedObject, ...]
+    objects: tuple[PlacedObject, ...]
 
     def pixels(self) -> np.ndarray:
-        """[h, w, 3] uint8."""
-        canvas = self.background.draw(self.height, self.width)
-        for one in self.placed:
-            one.sprite.paste(canvas, one.x, one.y)
+        """Renders the image as [h, w, 3] uint8."""
+        canvas = self.background.render(self.height, self.width)
+        for placed in self.objects:
+            placed.sprite.paste(canvas, placed.x, placed.y)
         return canvas
 
     def facts(self) -> dict[str, Any]:
-        """What is in it, for JSON."""
+        """Returns the size and the objects as JSON values."""
         return {
             "size": [self.height, self.width],
-            "objects": [_facts(one.sprite) | {"box": list(one.box)} for one in self.placed],
+            "objects": [_facts(placed.sprite) | {"box": list(placed.box)} for placed in self.objects],
         }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Track:
-    """A thing in a clip: its corner in each frame, None where it is not to be seen."""
+    """An object of a video.
+
+    Attributes:
+      sprite: Appearance of the object.
+      corners: For each frame, x and y of the upper left corner in pixels, or None where the object is absent.
+    """
 
     sprite: Sprite
     corners: tuple[tuple[int, int] | None, ...]
 
     @property
-    def seen(self) -> list[int]:
-        """The frames in which it is."""
+    def visible_frames(self) -> list[int]:
+        """The indices of the frames in which the object is present."""
         return [frame for frame, corner in enumerate(self.corners) if corner is not None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SyntheticVideo:
-    """A video of one frame a second; frame k is shown from k to k + 1 s.
+    """A video of one frame per second; frame k lasts from second k to second k + 1.
 
     Attributes:
-      height: pixels.
-      width: pixels.
-      frames: how many.
-      ground: of all frames.
-      tracks: later ones cover earlier ones.
-      noise_seed: of a noisy camera; None for a clean one, whose still parts are equal to the last bit.
+      height: Height in pixels.
+      width: Width in pixels.
+      num_frames: Number of frames.
+      background: Background of all frames.
+      tracks: Objects in the order in which they are rendered; later ones cover earlier ones.
+      noise_seed: Random seed of the camera noise. None means no noise: unchanged parts are then equal bit for bit.
     """
 
     height: int
     width: int
-    frames: int
+    num_frames: int
     background: Background
     tracks: tuple[Track, ...]
     noise_seed: int | None = None
 
     @property
     def times(self) -> list[float]:
-        """When each frame begins, seconds."""
-        return [float(frame) for frame in range(self.frames)]
+        """The start of each frame in seconds."""
+        return [float(frame) for frame in range(self.num_frames)]
 
     def pixels(self) -> np.ndarray:
-        """[frames, h, w, 3] uint8."""
-        background = self.background.draw(self.height, self.width)
-        frames_array = np.repeat(background[None], self.frames, axis=0)
+        """Renders the video as [num_frames, h, w, 3] uint8."""
+        background = self.background.render(self.height, self.width)
+        frames = np.repeat(background[None], self.num_frames, axis=0)
         for track in self.tracks:
             for frame, corner in enumerate(track.corners):
                 if corner is not None:
-                    track.sprite.paste(frames_array[frame], *corner)
-        return frames_array if self.noise_seed is None else _noisy(frames_array, self.noise_seed)
+                    track.sprite.paste(frames[frame], *corner)
+        return frames if self.noise_seed is None else _add_noise(frames, self.noise_seed)
 
     def facts(self) -> dict[str, Any]:
-        """What is in it, for JSON."""
+        """Returns the size, the number of frames and the objects as JSON values."""
         objects = []
         for track in self.tracks:
-            sides = track.sprite.width, track.sprite.height
-            boxes = [None if at is None else [*at, at[0] + sides[0], at[1] + sides[1]] for at in track.corners]
+            width, height = track.sprite.width, track.sprite.height
+            boxes = [
+                None if corner is None else [*corner, corner[0] + width, corner[1] + height] for corner in track.corners
+            ]
             objects.append(_facts(track.sprite) | {"boxes": boxes})
-        return {"size": [self.height, self.width], "frames": self.frames, "objects": objects}
+        return {"size": [self.height, self.width], "frames": self.num_frames, "objects": objects}
 
 
 def _facts(sprite: Sprite) -> dict[str, Any]:
-    return {"kind": sprite.kind, "name": sprite.name, "colour": sprite.colour, "picture": sprite.number}
+    return {"kind": sprite.kind, "name": sprite.name, "colour": sprite.colour, "image_index": sprite.image_index}
 
 
-def _noisy(frames_array: np.ndarray, seed: int) -> np.ndarray:
+def _add_noise(frames: np.ndarray, seed: int) -> np.ndarray:
     spread = 2 * _NOISE + 1
-    random = np.frombuffer(np.random.default_rng(seed).bytes(frames_array.size), np.uint8).reshape(frames_array.shape)
-    lifted = np.clip(frames_array, _NOISE, 255 - _NOISE)
-    return lifted - np.uint8(_NOISE) + random % np.uint8(spread)
+    noise = np.frombuffer(np.random.default_rng(seed).bytes(frames.size), np.uint8).reshape(frames.shape)
+    clipped = np.clip(frames, _NOISE, 255 - _NOISE)
+    return clipped - np.uint8(_NOISE) + noise % np.uint8(spread)

@@ -1,11 +1,11 @@
-"""Endless training data without files: a source whose samples are drawn when they are asked for.
+"""A record source whose samples are generated when they are read, without files and in any number.
 
     synthetic://train/digit?count=20000&seed=3              one task
-    synthetic://train/box,box_of_two=2?count=5000           several, the second twice as often
-    synthetic://train/stage2?count=100000                   the mix of a stage
-    synthetic://test/digit?count=200&pictures=mine.npz      over other pictures
+    synthetic://train/box,box_of_two=2?count=5000           two tasks, the second twice as often
+    synthetic://train/stage2?count=100000                   the tasks of a training stage, in its shares
+    synthetic://test/digit?count=200&images=mine.npz        with other source images
 
-Sample i is a pure function of split, tasks, seed and i; the count only says how many there are to be.
+Sample i is a pure function of split, tasks, seed and i; the count is nothing but the length of the source.
 """
 
 import dataclasses
@@ -28,21 +28,32 @@ from data_pipelines.synthetic.stages import STAGES
 from vl3_jax.errors import InputError
 
 SCHEME = "synthetic"
-# Modules whose text does not change what is drawn.
-_NOT_DRAWING = ("__init__", "__main__", "mixture", "parsing", "scoring", "source", "stages", "tokenizer", "writing")
-_STRIDE, _PERIOD = 2_654_435_769, 2**32  # of the golden ratio: every stretch of samples has all tasks in proportion
+# Modules whose code does not affect the content of the samples of a given request.
+_NOT_HASHED = (
+    "__init__",
+    "__main__",
+    "dataset_writer",
+    "mixture",
+    "parsing",
+    "scoring",
+    "source",
+    "stages",
+    "tokenizer",
+)
+# 2**32 divided by the golden ratio: every range of consecutive samples has all tasks in proportion.
+_STRIDE, _PERIOD = 2_654_435_769, 2**32
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What a source is to hold.
+class SyntheticSpec:
+    """What a source holds.
 
     Attributes:
       split: "train", "dev" or "test".
-      tasks: weight of each.
-      count: samples.
-      seed: of the data set.
-      pictures: an npz file of others than the split's own.
+      tasks: Weight of each task.
+      count: Number of samples.
+      seed: Random seed of the data set.
+      images: An npz file of source images to use instead of the split's own.
     """
 
     split: str
@@ -56,27 +67,34 @@ class Request:
         if not self.tasks or min(self.tasks.values()) <= 0:
             raise InputError(f"synthetic tasks {dict(self.tasks)}: give at least one, with weights above 0")
         if self.count < 1 or self.seed < 0:
-            raise InputError(f"synthetic data of {self.count} samples and seed {self.seed}; give 1 or more, 0 or more")
+            raise InputError(
+                f"synthetic data with count {self.count} and seed {self.seed}: give a count of 1 or more and a seed of "
+                "0 or more"
+            )
 
     @property
-    def path(self) -> str:
-        """As a URL."""
+    def url(self) -> str:
+        """The `synthetic://` URL, from which `parse_url` gives an equal object."""
         tasks = ",".join(name if weight == 1 else f"{name}={weight:g}" for name, weight in self.tasks.items())
         query = f"count={self.count}&seed={self.seed}"
         if self.images:
-            query += f"&pictures={urllib.parse.quote(self.images, safe='/')}"
+            query += f"&images={urllib.parse.quote(self.images, safe='/')}"
         return f"{SCHEME}://{self.split}/{tasks}?{query}"
 
 
-def parse(path: str) -> Request:
-    """The request of a URL. InputError says what is wrong with it."""
-    parts = urllib.parse.urlsplit(path)
+def parse_url(url: str) -> SyntheticSpec:
+    """Parses a `synthetic://` URL.
+
+    Raises:
+      InputError: The URL is malformed, or names an unknown task or setting.
+    """
+    parts = urllib.parse.urlsplit(url)
     if parts.scheme != SCHEME or not parts.netloc or not parts.path.strip("/"):
-        raise InputError(f"{path}: give synthetic data as {SCHEME}://train/TASK,...?count=1000&seed=0")
+        raise InputError(f"{url}: give synthetic data as {SCHEME}://train/TASK,...?count=1000&seed=0")
     query = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
-    unknown = sorted(set(query) - {"count", "seed", "pictures"})
+    unknown = sorted(set(query) - {"count", "seed", "images"})
     if unknown:
-        raise InputError(f"{path}: unknown setting {unknown[0]!r}; known are count, seed, pictures")
+        raise InputError(f"{url}: unknown setting {unknown[0]!r}; known are count, seed, images")
     try:
         numbers = {name: int(query[name]) for name in ("count", "seed") if name in query}
         tasks: dict[str, float] = {}
@@ -85,70 +103,74 @@ def parse(path: str) -> Request:
             for task, share in _stage_or_task(name).items():
                 tasks[task] = tasks.get(task, 0.0) + share * float(weight or 1)
     except ValueError as error:
-        raise InputError(f"{path}: {error}; weights, count and seed are numbers") from None
+        raise InputError(f"{url}: {error}; weights, count and seed are numbers") from None
     try:
-        return Request(parts.netloc, tasks, images=query.get("pictures"), **numbers)
+        return SyntheticSpec(parts.netloc, tasks, images=query.get("images"), **numbers)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{url}: {error}") from None
 
 
 class SyntheticSource(RecordSource):
-    """Records with their media in memory: pictures and clips as arrays, the clip of a stream as the bytes of a file.
+    """Generates records with their media in memory.
+
+    Images and videos are arrays; the video of a live stream is the content of a video file.
 
     Args:
-      request: or its URL.
-      blank: leave everything black: sizes and text are all that an index of lengths needs.
+      spec: What the source holds, or its URL.
+      blank: Leave all media black. Sizes and text are unchanged, which is all that an index of lengths needs.
+
+    Raises:
+      InputError: The URL is malformed, the split is unknown, or the source images cannot be read.
     """
 
-    def __init__(self, request: Request | str, blank: bool = False):
+    def __init__(self, spec: SyntheticSpec | str, blank: bool = False):
         super().__init__()
-        self.request = parse(request) if isinstance(request, str) else request
+        self.spec = parse_url(spec) if isinstance(spec, str) else spec
         self._blank = blank
-        weights = np.array(list(self.request.tasks.values()), float)
-        self._names = list(self.request.tasks)
+        weights = np.array(list(self.spec.tasks.values()), float)
+        self._names = list(self.spec.tasks)
         self._ends = np.cumsum(weights / weights.sum())
-        open_image_pool(self.request.split, self.request.images)  # complain now, not in the first worker
+        open_image_pool(self.spec.split, self.spec.images)  # fails here rather than in the first worker process
 
     def __len__(self) -> int:
-        return self.request.count
+        return self.spec.count
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        task, drawn = self.task_of(index), self.example(index)
-        media = [self._content(one, bool(drawn.said)) for one in drawn.media]
-        fields = drawn.record(media, task)
-        clip = drawn.clip
-        if clip is not None and not drawn.said:
-            fields["timestamps"] = clip.times
-        return Record(fields, f"{self.request.path}, sample {index + 1}")
+        task, sample = self.task_of(index), self.example(index)
+        is_stream = bool(sample.utterances)
+        fields = sample.record([self._content(medium, is_stream) for medium in sample.media], task)
+        if sample.video is not None and not is_stream:
+            fields["timestamps"] = sample.video.times
+        return Record(fields, f"{self.spec.url}, sample {index + 1}")
 
     def task_of(self, index: int) -> str:
-        """Name of a sample's task."""
-        place = int(np.searchsorted(self._ends, index * _STRIDE % _PERIOD / _PERIOD, side="right"))
-        return self._names[min(place, len(self._names) - 1)]
+        """Returns the name of a sample's task."""
+        rank = int(np.searchsorted(self._ends, index * _STRIDE % _PERIOD / _PERIOD, side="right"))
+        return self._names[min(rank, len(self._names) - 1)]
 
     def example(self, index: int) -> Example:
-        """One sample before it is drawn."""
-        return example(self.task_of(index), self.request.split, self.request.seed, index, self._bank)
+        """Returns a sample whose media are not rendered yet."""
+        return example(self.task_of(index), self.spec.split, self.spec.seed, index, self._image_pool)
 
     def outline(self) -> "SyntheticSource":
-        """The same samples, black: of the same lengths and with the same stamp, several times as fast."""
-        return SyntheticSource(self.request, blank=True)
+        """Returns the same samples with black media: equal lengths and fingerprint, several times as fast to read."""
+        return SyntheticSource(self.spec, blank=True)
 
     def fingerprint(self) -> list[Any]:
-        """See `Source.stamp`."""
-        request = self.request
-        return [SCHEME, request.split, dict(request.tasks), request.count, request.seed, self._bank.digest, code_hash()]
+        """Returns JSON values that identify the content, including the hash of the generator's code."""
+        spec = self.spec
+        return [SCHEME, spec.split, dict(spec.tasks), spec.count, spec.seed, self._image_pool.digest, code_hash()]
 
     @property
-    def _bank(self) -> ImagePool:
-        return open_image_pool(self.request.split, self.request.images)
+    def _image_pool(self) -> ImagePool:
+        return open_image_pool(self.spec.split, self.spec.images)
 
     def _content(self, medium: Scene | SyntheticVideo, as_file: bool) -> np.ndarray | bytes:
         if self._blank:
             size = (medium.height, medium.width, 3)
-            shape = (medium.frames, *size) if isinstance(medium, SyntheticVideo) else size
+            shape = (medium.num_frames, *size) if isinstance(medium, SyntheticVideo) else size
             pixels = np.broadcast_to(np.zeros(1, np.uint8), shape)
         else:
             pixels = medium.pixels()
@@ -157,9 +179,9 @@ class SyntheticSource(RecordSource):
 
 @functools.cache
 def code_hash() -> str:
-    """Of the modules that draw: an index or a saved position does not outlive a change of them."""
+    """Returns a hash of the modules that generate samples; a change of them invalidates indexes and data states."""
     folder = pathlib.Path(__file__).parent
-    files = sorted(path for path in folder.rglob("*.py") if path.stem not in _NOT_DRAWING)
+    files = sorted(path for path in folder.rglob("*.py") if path.stem not in _NOT_HASHED)
     digest = hashlib.blake2b(digest_size=8)
     for path in files:
         digest.update(path.read_bytes())

@@ -1,4 +1,4 @@
-"""What lies in a picture: a digit, something to wear or a drawn shape, cut out tightly, in one named colour."""
+"""Objects of images and videos: digits, clothes and geometric shapes, cropped tightly, in one named colour each."""
 
 import dataclasses
 import functools
@@ -10,94 +10,94 @@ from PIL import Image, ImageDraw
 from data_pipelines.synthetic.image_pool import ImagePool
 from data_pipelines.synthetic.vocabulary import COLOURS
 
-SHAPE_SIDE = 96  # pixels in which a shape is drawn before it is scaled down
-_VISIBLE = 40  # light from which a pixel belongs to the thing
-_JITTER = 12  # grey levels by which a colour may differ from the named one
-_STRETCH = 0.12  # logarithm of the change of width, at most
-_WIDEST_DIGIT = 1.05  # width over height; sprawling digits would end up too low to be read
-_TILT, _SLANT = 8.0, 0.12  # degrees and shear, at most, of a training picture
-_MARGIN = 4  # pixels around a picture, so that tilting cuts nothing off
+SHAPE_SIDE = 96  # pixels of a shape before it is scaled to its final size
+_VISIBLE = 40  # minimum intensity of a pixel that belongs to the object
+_JITTER = 12  # maximum deviation of a channel from the named colour, in grey levels
+_STRETCH = 0.12  # maximum absolute logarithm of the horizontal scale factor
+_MAX_DIGIT_ASPECT = 1.05  # width over height; wider digits would become too low to be readable
+_TILT, _SLANT = 8.0, 0.12  # maximum rotation in degrees and maximum shear of a training image
+_MARGIN = 4  # pixels added around an image, so that rotation cuts nothing off
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sprite:
-    """One object, ready to be laid on a ground.
+    """An object, ready to be pasted on a background.
 
     Attributes:
       kind: "digit", "fashion" or "shape".
-      name: see `vocabulary`.
-      colour: its name.
-      rgb: the very colour.
-      light: [h, w] uint8; tight, so the thing's box is that of the array.
-      number: of its picture in the bank, -1 for a shape.
+      name: Name of the object, one of `vocabulary.NAMES[kind]`.
+      colour: Name of the colour, one of `vocabulary.COLOURS`.
+      rgb: The exact colour.
+      intensity: [h, w] uint8, cropped tightly: the bounding box of the object is that of the array.
+      image_index: Index of the source image among those of its kind in the image pool, -1 for a shape.
     """
 
     kind: str
     name: str
     colour: str
     rgb: tuple[int, int, int]
-    light: np.ndarray
-    number: int = -1
+    intensity: np.ndarray
+    image_index: int = -1
 
     @property
     def height(self) -> int:
-        return self.light.shape[0]
+        return self.intensity.shape[0]
 
     @property
     def width(self) -> int:
-        return self.light.shape[1]
+        return self.intensity.shape[1]
 
     def paste(self, canvas: np.ndarray, x: int, y: int) -> None:
-        """Lays it on a canvas [h, w, 3] uint8 with its upper left corner at (x, y); what sticks out is cut off."""
+        """Pastes the object on a canvas [h, w, 3] uint8 with its upper left corner at (x, y), clipped to the canvas."""
         top, left = max(y, 0), max(x, 0)
         bottom, right = min(y + self.height, canvas.shape[0]), min(x + self.width, canvas.shape[1])
         if bottom <= top or right <= left:
             return
-        light = self.light[top - y : bottom - y, left - x : right - x].astype(np.float32)[..., None]
+        intensity = self.intensity[top - y : bottom - y, left - x : right - x].astype(np.float32)[..., None]
         colour = np.array(self.rgb, np.float32)
         background = canvas[top:bottom, left:right]
         if self.kind == "fashion":  # folds and prints stay visible within the outline
-            cover, colour = np.minimum(light * (1 / 64), 1), colour * (0.4 + light * (0.6 / 255))
+            cover, colour = np.minimum(intensity * (1 / 64), 1), colour * (0.4 + intensity * (0.6 / 255))
         else:
-            cover = np.minimum(light * (1 / 160), 1)
+            cover = np.minimum(intensity * (1 / 160), 1)
         canvas[top:bottom, left:right] = background + (colour - background) * cover + 0.5
 
 
 def make_sprite(
-    rng: np.random.Generator, image_pool: ImagePool, kind: str, name: str, colour: str, side: int, varied: bool
+    rng: np.random.Generator, image_pool: ImagePool, kind: str, name: str, colour: str, side: int, augment: bool
 ) -> Sprite:
-    """A thing of a given kind, name and colour.
+    """Makes an object of a given kind, name and colour.
 
     Args:
-      rng: chooses the picture, and small differences of colour and form.
-      bank: of pictures.
-      kind: see `Sprite`.
-      name: see `Sprite`.
-      colour: see `Sprite`.
-      side: pixels of its longer side.
-      varied: tilt, slant and mirror it as well, as training pictures are.
+      rng: Chooses the source image and small variations of colour and shape.
+      image_pool: Source images.
+      kind: "digit", "fashion" or "shape".
+      name: Name of the object.
+      colour: Name of the colour.
+      side: Length of the longer side in pixels.
+      augment: Whether to rotate, shear and mirror the source image, as for training.
     """
     if kind == "shape":
-        grey, number = shape_mask(name), -1
+        grey, image_index = shape_mask(name), -1
     else:
-        grey, number = image_pool.draw(rng, kind, name)
-        if varied:
-            grey = _turned(rng, grey, mirror=kind == "fashion")
-        grey = _tight(grey)
+        grey, image_index = image_pool.sample(rng, kind, name)
+        if augment:
+            grey = _augment(rng, grey, mirror=kind == "fashion")
+        grey = _crop(grey)
     height, width = grey.shape[0], grey.shape[1] * math.exp(rng.uniform(-_STRETCH, _STRETCH))
     if kind == "digit":
-        width = min(width, height * _WIDEST_DIGIT)
+        width = min(width, height * _MAX_DIGIT_ASPECT)
     scale = side / max(height, width)
     size = max(round(width * scale), 3), max(round(height * scale), 3)
-    light = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))
+    intensity = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))
     jitter = rng.integers(-_JITTER, _JITTER + 1, 3).tolist()
     rgb = tuple(min(max(value + change, 0), 255) for value, change in zip(COLOURS[colour], jitter, strict=True))
-    return Sprite(kind, name, colour, rgb, light, number)
+    return Sprite(kind, name, colour, rgb, intensity, image_index)
 
 
 @functools.cache
 def shape_mask(name: str) -> np.ndarray:
-    """[96, 96] uint8: 255 within the shape, which touches all four edges (as nearly as its form allows)."""
+    """Returns a mask [96, 96] uint8 that is 255 inside the shape, which spans the array as far as its form allows."""
     fine = SHAPE_SIDE * 4
     image = Image.new("L", (fine, fine), 0)
     draw = ImageDraw.Draw(image)
@@ -126,8 +126,8 @@ def shape_mask(name: str) -> np.ndarray:
     return np.asarray(image.resize((SHAPE_SIDE, SHAPE_SIDE), Image.Resampling.BOX))
 
 
-def _turned(rng: np.random.Generator, grey: np.ndarray, mirror: bool) -> np.ndarray:
-    """Slightly tilted and slanted, perhaps mirrored, within a margin."""
+def _augment(rng: np.random.Generator, grey: np.ndarray, mirror: bool) -> np.ndarray:
+    """Rotates and shears slightly, and mirrors half of the images if `mirror` is set; adds a margin."""
     tilt, slant, flip = rng.uniform(-1, 1, 3).tolist()
     if mirror and flip > 0:
         grey = grey[:, ::-1]
@@ -141,7 +141,7 @@ def _turned(rng: np.random.Generator, grey: np.ndarray, mirror: bool) -> np.ndar
     return np.asarray(image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
 
 
-def _tight(grey: np.ndarray) -> np.ndarray:
+def _crop(grey: np.ndarray) -> np.ndarray:
     visible = grey > _VISIBLE
     rows, columns = visible.any(axis=1).nonzero()[0], visible.any(axis=0).nonzero()[0]
     return grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

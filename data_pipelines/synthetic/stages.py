@@ -1,15 +1,15 @@
-"""What each stage of the tiny model's training is made of: shares of its samples, by task.
+"""The training stages of nano: the share of samples of each task.
 
-Tasks of one thing come before those of two, and every stage goes on with all that was learned before it. Loss is a mean
-over tokens, of which a box has ten times as many as a name: long answers have small shares.
+Tasks about one object come before those about two, and every stage keeps the tasks of the stages before it. The loss is
+a mean over tokens, and a box has ten times as many tokens as a name: tasks with long answers have small shares.
 """
 
 from collections.abc import Mapping
 
 STAGES: Mapping[int, Mapping[str, float]] = {
-    # Language alone.
+    # Language only.
     0: {"addition": 25, "copy": 15, "recall": 30, "boxes": 10, "times": 20},
-    # The tower learns to see: names above all, for until it knows forms nothing else about a picture can be learned.
+    # Names above all: until the vision tower tells shapes apart, nothing else about an image can be learned.
     1: {
         "digit": 38,
         "fashion": 30,
@@ -23,7 +23,7 @@ STAGES: Mapping[int, Mapping[str, float]] = {
         "boxes": 1,
         "times": 2,
     },
-    # Where and how many: reading, boxes, counting; first questions about two things.
+    # Reading, boxes, positions, counting; first questions about two objects.
     2: {
         "ocr": 20,
         "box": 5,
@@ -45,7 +45,7 @@ STAGES: Mapping[int, Mapping[str, float]] = {
         "video_name": 2,
         "motion": 2,
     },
-    # Two things, two pictures, first videos.
+    # Two objects, two images, first videos.
     3: {
         "pair": 12,
         "same": 6,
@@ -73,7 +73,7 @@ STAGES: Mapping[int, Mapping[str, float]] = {
         "boxes": 1,
         "times": 2,
     },
-    # Video above all.
+    # Mostly videos.
     4: {
         "motion": 3,
         "order": 8,
@@ -109,14 +109,21 @@ STAGES: Mapping[int, Mapping[str, float]] = {
 
 
 def shares(stage: int) -> dict[str, float]:
-    """Shares of a stage's tasks, which add up to 1."""
+    """Returns the share of each task of a stage; the shares add up to 1."""
     weights = STAGES[stage]
     total = sum(weights.values())
     return {task: weight / total for task, weight in weights.items()}
 
 
 def sources(stage: int, count: int, seed: int | str = 0, split: str = "train") -> dict[str, str]:
-    """A source for each task of a stage, as `data_pipelines.synthetic.source` takes it; `count` samples in all."""
+    """Returns a `synthetic://` URL for each task of a stage.
+
+    Args:
+      stage: Number of the stage, 0 to 4.
+      count: Number of samples of all tasks together.
+      seed: Random seed of the data, or a placeholder for it that a configuration fills in.
+      split: "train", "dev" or "test".
+    """
     return {
         task: f"synthetic://{split}/{task}?count={max(round(share * count), 1)}&seed={seed}"
         for task, share in shares(stage).items()

@@ -1,8 +1,8 @@
-"""A small tokenizer of the synthetic language: Qwen2.5's rules, about a thousand entries.
+"""The small tokenizer of nano: byte-level BPE with about a thousand entries.
 
-Byte-level BPE with Qwen2.5's normaliser and split pattern (so digits stand alone), learned from the questions and
-answers of the tasks as a prompt lays them out. Any text can be written, other languages byte by byte. The special
-tokens that a processor and a checkpoint look up come last, as in Qwen2.5.
+It has Qwen2.5's normaliser and split pattern (each digit is a token) and is trained on the questions and answers of the
+tasks in the layout of the chat template. It encodes any text, other languages byte by byte. The special tokens come
+last, as in Qwen2.5.
 """
 
 import os
@@ -25,7 +25,7 @@ from vl3_jax.processing.tokenizer import (
     VIDEO_PAD,
 )
 
-TOKENIZER = pathlib.Path(__file__).parent / "tokenizer.json"  # what `write_tokenizer` wrote
+TOKENIZER = pathlib.Path(__file__).parent / "tokenizer.json"  # written by `write_tokenizer`
 SIZE = 1024
 SPECIAL_TOKENS = (
     END_OF_TEXT,
@@ -48,10 +48,10 @@ SPLIT_PATTERN = (
     r"|\s+(?!\S)"
     r"|\s+"
 )
-_SAMPLES = 250  # of each task
-_TIMES = 180  # seconds whose labels are shown
-_SYSTEM_PROMPTS = 20  # often enough for its words to become tokens
-# The tasks' own words leave room; what people may well ask otherwise should not go letter by letter.
+_SAMPLES = 250  # per task
+_MAX_SECOND = 180  # time labels of the seconds below it are part of the texts
+_SYSTEM_PROMPTS = 20  # repetitions, enough for its words to become tokens
+# The words of the tasks do not fill the vocabulary; everyday words are added, so that they are not split into letters.
 _EVERYDAY = """
 about above after again air all also always am an and animal another any are arm around as ask away baby back bad be
 beach because bed been before begin behind being below beside best better between bicycle big bird black board boat
@@ -76,11 +76,11 @@ wife wild will wind window winter with without woman wood word work world would 
 
 
 def train_tokenizer(size: int = SIZE, seed: int = 0) -> tokenizers.Tokenizer:
-    """Learns the tokenizer; equal arguments give the same one.
+    """Trains the tokenizer; equal arguments give the same one.
 
     Args:
-      size: entries, special tokens included.
-      seed: of the samples that it is learned from (of the training split).
+      size: Size of the vocabulary, special tokens included.
+      seed: Random seed of the training texts, which are samples of the training split.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -104,13 +104,13 @@ def train_tokenizer(size: int = SIZE, seed: int = 0) -> tokenizers.Tokenizer:
 
 
 def write_tokenizer(path: str | os.PathLike, size: int = SIZE, seed: int = 0) -> None:
-    """Writes `tokenizer.json`."""
+    """Trains the tokenizer and writes it to `path` (a `tokenizer.json`)."""
     train_tokenizer(size, seed).save(os.fspath(path), pretty=False)
 
 
 def texts(seed: int = 0) -> Iterator[str]:
-    """What stands between the special tokens of prompts and answers of all tasks."""
-    for second in range(_TIMES):
+    """Yields the training texts: what is between the special tokens in prompts and answers of all tasks."""
+    for second in range(_MAX_SECOND):
         yield f"stream\n{chat_template.time_label(second)} "
         yield f",{chat_template.time_label(second)}"
     for _ in range(_SYSTEM_PROMPTS):
@@ -118,8 +118,8 @@ def texts(seed: int = 0) -> Iterator[str]:
     for word in _EVERYDAY.split():
         yield f"{word} {word} {word}"
     for task in TASKS:
-        for drawn in examples(task, "train", seed, _SAMPLES):
-            pieces = [text for turn in drawn.turns for text in turn] or [text for _, text, _ in drawn.said]
+        for sample in examples(task, "train", seed, _SAMPLES):
+            pieces = [text for turn in sample.turns for text in turn] or [text for _, text, _ in sample.utterances]
             for rank, text in enumerate(pieces):
                 yield f"assistant\n{text}" if rank % 2 else f"user\n{text}"
-                yield "\n" + text if rank == 0 and drawn.media else "\n"
+                yield "\n" + text if rank == 0 and sample.media else "\n"

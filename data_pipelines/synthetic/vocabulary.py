@@ -1,4 +1,4 @@
-"""The words of the synthetic questions: what things are called, their colours, where they may be."""
+"""The words of the synthetic questions: names of objects, colours, positions, directions."""
 
 DIGITS = tuple("0123456789")
 FASHION = (
@@ -27,16 +27,16 @@ COLOURS = {
     "purple": (155, 60, 205),
     "white": (245, 245, 245),
 }
-ON_LIGHT = ("red", "green", "blue", "purple")  # those that are seen on a light ground
+VISIBLE_ON_LIGHT = ("red", "green", "blue", "purple")  # colours that are visible on a light background
 
-# In reading order: row * 3 + column.
+# In reading order: the index is row * 3 + column.
 POSITIONS = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 COUNTS = (1, 2, 3, 4, 5)
 
 
 def with_article(words: str) -> str:
-    """'a 7', 'an 8', 'an orange bag'; trousers go without."""
+    """Puts the indefinite article before a noun phrase: 'a 7', 'an 8', 'an orange bag'; trousers take none."""
     if words.split()[-1] == "trousers":
         return words
     return f"{'an' if words[0] in 'aeio8' else 'a'} {words}"

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""nano from nothing: five stages one after the other, the held-out questions after each, and the finished model.
+"""Trains nano from scratch: five stages, an evaluation after each, and the export of the final model.
 
     python launch/nano/train.py --runs RUNS
     python launch/nano/train.py --runs RUNS/second --seed 1
     python launch/nano/train.py --runs RUNS --export vl3_jax/nano
 
-below RUNS: nano0 ... nano4 the workdirs, eval0 ... eval4 answers and scores after each stage, blind and unpruned those
-of the finished model with the media of other questions and with every video token. What is finished is left as it is,
-what was stopped goes on. `report.py` makes tables and figures of it all.
+RUNS gets the workdirs nano0 ... nano4, and answers and scores: eval0 ... eval4 after each stage, blind and unpruned of
+the final model with the media of other questions and with every video token. Finished stages are skipped, interrupted
+ones are resumed. `report.py` makes tables and figures from RUNS.
 
-exit codes: 0 done; 1 failed; 2 bad input; 75 stopped by SIGTERM or Ctrl-C before the end: the same command goes on.
+exit codes: 0 done; 1 failed; 2 bad input; 75 stopped by SIGTERM or Ctrl-C before the end: the same command resumes.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from vl3_jax.evaluation.tasks import find
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 STAGES = range(5)
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+CONFIG = "nano"  # its variants 0 to 4 are the stages
 
 
 class Commands:
-    """Runs `vl3` commands; a signal to us ends the one that runs, which saves what it has."""
+    """Runs `vl3` commands. On SIGTERM or Ctrl-C the running command gets SIGTERM, on which it saves its state."""
 
     def __init__(self):
         self.stopped = False
@@ -39,14 +39,14 @@ class Commands:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
 
-    def run(self, words: Sequence[str]) -> int:
-        """The exit code of `vl3 words`."""
-        print(f"[launch] vl3 {shlex.join(words)}", flush=True)
+    def run(self, arguments: Sequence[str]) -> int:
+        """Runs `vl3` with these arguments and returns its exit code."""
+        print(f"[launch] vl3 {shlex.join(arguments)}", flush=True)
         if not self.stopped:
-            # A session of its own: Ctrl-C reaches us alone, and we tell it.
-            command = [sys.executable, "-m", "vl3_jax.cli.main", *words]
+            # In its own session, so that Ctrl-C reaches this process only, which then sends SIGTERM.
+            command = [sys.executable, "-m", "vl3_jax.cli.main", *arguments]
             self._running = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-            if self.stopped:  # while it was being started
+            if self.stopped:  # by a signal that came while the command was being started
                 self._running.terminate()
             code = self._running.wait()
         return STOPPED if self.stopped else code
@@ -58,37 +58,43 @@ class Commands:
 
 
 def plan(arguments: argparse.Namespace) -> list[list[str]]:
-    """All commands, in order."""
-    runs, found = arguments.runs, []
+    """Returns the arguments of all `vl3` commands, in order."""
+    runs, commands = arguments.runs, []
     seeds = [] if arguments.seed is None else [f"--config.{name}={arguments.seed}" for name in ("seed", "data.seed")]
     export = str(arguments.export or runs / "export")
-    asked = ["--count", str(arguments.count)]
+    count = ["--count", str(arguments.count)]
     for stage in STAGES:
         workdir = str(runs / f"nano{stage}")
-        start = [f"--config.init_from={runs / f'nano{stage - 1}'}"] if stage else []
-        config = arguments.configs / f"nano_stage{stage}.py"
-        found.append(["train", "--config", str(config), "--workdir", workdir, *start, *seeds])
+        init = [f"--config.init_from={runs / f'nano{stage - 1}'}"] if stage else []
+        commands.append(["train", "--config", f"{arguments.config}:{stage}", "--workdir", workdir, *init, *seeds])
         model = workdir
         if stage == STAGES[-1]:
-            found.append(["convert", "export", workdir, export, "--format", "official"])
+            commands.append(["convert", "export", workdir, export, "--format", "official"])
             model = export
-        found.append(_questions(model, arguments.tasks, runs / f"eval{stage}", *asked))
-    chosen = find(arguments.tasks)
-    seen = [task.name for task in chosen if task.has_media]
-    moving = [name for name in seen if TASKS[name.partition("/")[2]].media in (VIDEO, STREAM)]
-    if seen:
-        found.append(_questions(export, seen, runs / "blind", *asked, "--blind"))
-    if moving:
-        found.append(_questions(export, moving, runs / "unpruned", *asked, "--no-prune"))
-    return found
+        commands.append(_eval_command(model, arguments.tasks, runs / f"eval{stage}", *count))
+    with_media = [task.name for task in find(arguments.tasks) if task.has_media]
+    videos = [name for name in with_media if TASKS[name.partition("/")[2]].media in (VIDEO, STREAM)]
+    if with_media:
+        commands.append(_eval_command(export, with_media, runs / "blind", *count, "--blind"))
+    if videos:
+        commands.append(_eval_command(export, videos, runs / "unpruned", *count, "--no-prune"))
+    return commands
 
 
-def _questions(model: str, tasks: Sequence[str], out: pathlib.Path, *flags: str) -> list[str]:
+def _eval_command(model: str, tasks: Sequence[str], out: pathlib.Path, *flags: str) -> list[str]:
     return ["eval", "--model", model, "--tasks", ",".join(tasks), "--out", str(out), *flags]
 
 
-def finished(workdir: pathlib.Path, seed: int | None) -> bool:
-    """Whether a stage has its last checkpoint. InputError if it was trained with another seed than the one given."""
+def is_finished(workdir: pathlib.Path, seed: int | None) -> bool:
+    """Returns whether a stage has its last checkpoint.
+
+    Args:
+      workdir: Workdir of the stage.
+      seed: The seed that the stage must have been trained with; None for any.
+
+    Raises:
+      InputError: The folder is not a workdir, or was trained with another seed.
+    """
     try:
         config = json.loads((workdir / "config.json").read_text())["config"]
     except FileNotFoundError:
@@ -100,46 +106,55 @@ def finished(workdir: pathlib.Path, seed: int | None) -> bool:
     return (workdir / "checkpoints" / str(config["steps"])).is_dir()
 
 
-def follow(commands: Sequence[Sequence[str]], seed: int | None) -> int:
-    """Runs them until one fails, or all are done; the exit code."""
-    running = Commands()
-    for words in commands:
-        workdir = pathlib.Path(words[words.index("--workdir") + 1]) if words[0] == "train" else None
-        if workdir and finished(workdir, seed):
+def run_all(commands: Sequence[Sequence[str]], seed: int | None) -> int:
+    """Runs the commands in order until one fails; returns the exit code."""
+    runner = Commands()
+    for command in commands:
+        workdir = pathlib.Path(command[command.index("--workdir") + 1]) if command[0] == "train" else None
+        if workdir and is_finished(workdir, seed):
             print(f"[launch] {workdir} is finished", flush=True)
             continue
-        code = running.run(words)
-        if code == DONE and workdir and not finished(workdir, seed):  # someone else stopped it
+        code = runner.run(command)
+        if code == DONE and workdir and not is_finished(workdir, seed):  # the training was stopped from outside
             code = STOPPED
         if code == STOPPED:
-            print("[launch] stopped before the end; the same command goes on", flush=True)
+            print("[launch] stopped before the end; the same command resumes", flush=True)
         if code != DONE:
             return code if code in (BAD_INPUT, STOPPED) else FAILED
     return DONE
 
 
-def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, checked."""
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", required=True, type=pathlib.Path, metavar="DIR", help="where everything goes")
-    parser.add_argument("--seed", type=int, metavar="N", help="of weights, data and their order (the configurations')")
-    parser.add_argument("--export", type=pathlib.Path, metavar="DIR", help="of the finished model (RUNS/export)")
-    parser.add_argument("--count", type=int, default=200, metavar="N", help="held-out questions of each task (200)")
-    parser.add_argument("--tasks", default="nano", type=lambda text: text.split(","), help="as of `vl3 eval` (nano)")
-    parser.add_argument("--configs", type=pathlib.Path, default=CONFIGS, metavar="DIR", help="of nano_stage0.py ...")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and end")
+    parser.add_argument("--runs", required=True, type=pathlib.Path, metavar="DIR", help="output folder")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="seed of weights and data (default: from the configuration)"
+    )
+    parser.add_argument(
+        "--export", type=pathlib.Path, metavar="DIR", help="folder for the final model (default: RUNS/export)"
+    )
+    parser.add_argument(
+        "--count", type=int, default=200, metavar="N", help="held-out questions per task (default: 200)"
+    )
+    parser.add_argument(
+        "--tasks", default="nano", type=lambda text: text.split(","), help="as for `vl3 eval` (default: nano)"
+    )
+    parser.add_argument(
+        "--config", default=CONFIG, metavar="NAME|FILE", help="its variants 0 to 4 are the stages (default: nano)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and exit")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """See the module's description."""
-    arguments = parsed(argv)
+    """Trains nano and returns the exit code."""
+    arguments = parse_arguments(argv)
     try:
         commands = plan(arguments)
         if arguments.dry_run:
-            print("\n".join(f"vl3 {shlex.join(words)}" for words in commands))
+            print("\n".join(f"vl3 {shlex.join(command)}" for command in commands))
             return DONE
-        return follow(commands, arguments.seed)
+        return run_all(commands, arguments.seed)
     except InputError as error:
         print(f"{pathlib.Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -1,4 +1,4 @@
-"""Each kind of bad input: one line, exit code 2, nothing left that looks complete."""
+"""Bad input is refused with one line and exit code 2, and leaves nothing that looks complete."""
 
 import errno
 import json
@@ -26,8 +26,8 @@ def convert(*arguments) -> int:
     return main(["convert", *map(str, arguments)])
 
 
-def refused(tmp_path, capfd, *words: str, source="in", arguments=()) -> str:
-    """Runs `vl3 convert hf`, which must refuse with one line that holds `words`."""
+def assert_refused(tmp_path, capfd, *words: str, source="in", arguments=()) -> str:
+    """Runs `vl3 convert hf` and asserts that it fails with one line that contains all `words`; returns the line."""
     capfd.readouterr()
     assert convert("hf", tmp_path / source, tmp_path / "out", *arguments) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("vl3 ")]
@@ -46,25 +46,25 @@ def sharded(tmp_path):
 
 def test_missing_shard(tmp_path, capfd, sharded):
     (sharded / "model-00002-of-00003.safetensors").unlink()
-    refused(tmp_path, capfd, "missing shard model-00002-of-00003.safetensors", "download")
+    assert_refused(tmp_path, capfd, "missing shard model-00002-of-00003.safetensors", "download")
     (sharded / "model.safetensors.index.json").unlink()
-    refused(tmp_path, capfd, "missing shard model-00002-of-00003.safetensors")
+    assert_refused(tmp_path, capfd, "missing shard model-00002-of-00003.safetensors")
 
 
-def test_index_naming_missing_files_lists_them_all(tmp_path, capfd, sharded):
+def test_all_missing_files_of_an_index_are_listed(tmp_path, capfd, sharded):
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
     index["weight_map"] |= {"model.x": "nowhere-1.safetensors", "model.y": "nowhere-2.safetensors"}
     write_json(sharded / "model.safetensors.index.json", index)
-    refused(tmp_path, capfd, "nowhere-1.safetensors, nowhere-2.safetensors", "model.safetensors.index.json")
+    assert_refused(tmp_path, capfd, "nowhere-1.safetensors, nowhere-2.safetensors", "model.safetensors.index.json")
 
 
 def test_index_naming_a_missing_tensor_or_a_file_outside(tmp_path, capfd, sharded):
     path = sharded / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     write_json(path, {"weight_map": index["weight_map"] | {"model.x": "model-00001-of-00003.safetensors"}})
-    refused(tmp_path, capfd, "model.x not in the shard")
+    assert_refused(tmp_path, capfd, "model.x not in the shard")
     write_json(path, {"weight_map": {"model.x": "../other.safetensors"}})
-    refused(tmp_path, capfd, "outside its folder")
+    assert_refused(tmp_path, capfd, "outside its folder")
 
 
 def test_truncated_safetensors(tmp_path, capfd):
@@ -73,24 +73,24 @@ def test_truncated_safetensors(tmp_path, capfd):
     content = path.read_bytes()
     for size, words in ((len(content) - 100, "truncated"), (4, "only 4 bytes"), (30, "header of")):
         path.write_bytes(content[:size])
-        refused(tmp_path, capfd, str(path), words)
+        assert_refused(tmp_path, capfd, str(path), words)
 
 
 def test_header_longer_than_the_file(tmp_path, capfd):
     write_folder(tmp_path / "in", "official", tiny())
     path = tmp_path / "in" / "model.safetensors"
     path.write_bytes(struct.pack("<Q", 10**12) + path.read_bytes()[8:])
-    refused(tmp_path, capfd, str(path), "announces a header of 1000000000000 bytes")
+    assert_refused(tmp_path, capfd, str(path), "announces a header of 1000000000000 bytes")
 
 
-def test_everything_wrong_is_listed_at_once(tmp_path, capfd):
+def test_all_tensor_errors_are_listed_at_once(tmp_path, capfd):
     config = tiny()
     tensors = write_folder(tmp_path / "good", "official", config)
     del tensors["model.layers.0.mlp.up_proj.weight"], tensors["model.layers.1.mlp.up_proj.weight"]
     tensors["model.norm.weight"] = np.ones(3, tensors["model.norm.weight"].dtype)
     tensors["model.vision_encoder.post_layernorm.bias"] = np.ones(64, np.int32)
     write_folder(tmp_path / "in", "official", config, tensors=tensors | {"model.strange": np.ones(1, np.float32)})
-    refused(
+    assert_refused(
         tmp_path,
         capfd,
         "missing: model.layers.{0-1}.mlp.up_proj.weight",
@@ -102,7 +102,7 @@ def test_everything_wrong_is_listed_at_once(tmp_path, capfd):
 
 def test_siglip_text_tower_is_not_droppable_elsewhere(tmp_path, capfd):
     write_folder(tmp_path / "in", "official", tiny(), extra={"text_model.x": np.ones(1, np.float32)})
-    refused(tmp_path, capfd, "unexpected: text_model.x")
+    assert_refused(tmp_path, capfd, "unexpected: text_model.x")
 
 
 @pytest.mark.parametrize(
@@ -115,21 +115,21 @@ def test_siglip_text_tower_is_not_droppable_elsewhere(tmp_path, capfd):
         ({"num_key_value_heads": 3}, "4 query heads"),
     ],
 )
-def test_configuration(tmp_path, capfd, change, words):
+def test_unsupported_configuration(tmp_path, capfd, change, words):
     write_folder(tmp_path / "in", "official", tiny(), change=change)
-    refused(tmp_path, capfd, "config.json", words)
+    assert_refused(tmp_path, capfd, "config.json", words)
 
 
-def test_broken_json_names_the_line(tmp_path, capfd):
+def test_invalid_json_names_the_line(tmp_path, capfd):
     write_folder(tmp_path / "in", "official", tiny())
     (tmp_path / "in" / "config.json").write_text('{\n "a": 1,\n oops\n}')
-    refused(tmp_path, capfd, "config.json:3")
+    assert_refused(tmp_path, capfd, "config.json:3")
 
 
-def test_no_such_folder_and_an_empty_one(tmp_path, capfd):
-    refused(tmp_path, capfd, "no such folder")
+def test_missing_and_empty_folder(tmp_path, capfd):
+    assert_refused(tmp_path, capfd, "no such folder")
     (tmp_path / "in").mkdir()
-    refused(tmp_path, capfd, "no weights")
+    assert_refused(tmp_path, capfd, "no weights")
 
 
 def test_nan_weights_are_a_warning(tmp_path, capfd):
@@ -151,31 +151,31 @@ class Payload:
         return os.system, ("touch /tmp/vl3-pickle-ran",)
 
 
-def test_a_pickle_that_would_run_code_is_refused(tmp_path, capfd):
+def test_pickle_that_would_run_code_is_refused(tmp_path, capfd):
     torch = pytest.importorskip("torch")
     write_folder(tmp_path / "in", "official", tiny())
     (tmp_path / "in" / "model.safetensors").unlink()
     path = tmp_path / "in" / "pytorch_model.bin"
     torch.save({"model.norm.weight": Payload()}, path)
-    refused(tmp_path, capfd, str(path), "would run posix.system")
+    assert_refused(tmp_path, capfd, str(path), "would run posix.system")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", pickle.dumps(Payload()))
-    refused(tmp_path, capfd, "would run posix.system")
+    assert_refused(tmp_path, capfd, "would run posix.system")
     path.write_bytes(pickle.dumps(Payload()))
-    refused(tmp_path, capfd, "truncated, or in the format of torch before 1.6")
+    assert_refused(tmp_path, capfd, "truncated, or in the format of torch before 1.6")
     assert not os.path.exists("/tmp/vl3-pickle-ran")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("shards", [1, 2])
-def test_good_pickles_are_read(tmp_path, dtype, shards):
+def test_valid_pickles_are_read(tmp_path, dtype, shards):
     torch = pytest.importorskip("torch")
     config = tiny(tied=True)
     tensors = write_folder(tmp_path / "in", "official-train", config, dtype)
     (tmp_path / "in" / "model.safetensors").unlink()
-    kind = getattr(torch, dtype)
-    state = {name: torch.tensor(tensor.astype(np.float32)).to(kind) for name, tensor in tensors.items()}
-    # Tied weights share storage, and a transposed view has strides of its own.
+    torch_dtype = getattr(torch, dtype)
+    state = {name: torch.tensor(tensor.astype(np.float32)).to(torch_dtype) for name, tensor in tensors.items()}
+    # Tied weights share storage, and a transposed view is not contiguous.
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
     name = "model.layers.0.mlp.up_proj.weight"
     state[name] = state[name].t().contiguous().t()
@@ -193,11 +193,11 @@ def test_good_pickles_are_read(tmp_path, dtype, shards):
     assert_same_tensors(read_tensors(tmp_path / "back"), renamed(tensors, "official-train", "native", config))
 
 
-def test_no_space_is_seen_before_anything_is_written(tmp_path, capfd, monkeypatch):
+def test_free_space_is_checked_before_anything_is_written(tmp_path, capfd, monkeypatch):
     write_folder(tmp_path / "in", "official", tiny())
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
-    refused(tmp_path, capfd, "no space left", "1.00 kB are free")
+    assert_refused(tmp_path, capfd, "no space left", "1.00 kB are free")
     monkeypatch.undo()
     assert convert("hf", tmp_path / "in", tmp_path / "out") == 0
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
@@ -207,7 +207,7 @@ def test_no_space_is_seen_before_anything_is_written(tmp_path, capfd, monkeypatc
     assert not (tmp_path / "b").exists()
 
 
-def test_a_disk_that_fills_up_meanwhile(tmp_path, capfd, monkeypatch):
+def test_disk_that_fills_up_during_a_conversion(tmp_path, capfd, monkeypatch):
     write_folder(tmp_path / "in", "official", tiny())
 
     def full(*_arguments):
@@ -215,7 +215,7 @@ def test_a_disk_that_fills_up_meanwhile(tmp_path, capfd, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("vl3_jax.checkpoint.orbax_write._write_slice", full)
-        refused(tmp_path, capfd, "no space left on the disk", "same command again")
+        assert_refused(tmp_path, capfd, "no space left on the disk", "same command again")
     assert convert("hf", tmp_path / "in", tmp_path / "out") == 0
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
@@ -225,7 +225,7 @@ def test_a_disk_that_fills_up_meanwhile(tmp_path, capfd, monkeypatch):
     assert convert("export", tmp_path / "out", tmp_path / "b", "--format", "native") == 0
 
 
-def test_target_that_is_something_else(tmp_path, capfd):
+def test_target_with_other_data(tmp_path, capfd):
     write_folder(tmp_path / "in", "official", tiny())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("x")
@@ -234,7 +234,7 @@ def test_target_that_is_something_else(tmp_path, capfd):
     assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
-def test_a_second_process_is_kept_out(tmp_path, capfd):
+def test_second_process_is_locked_out(tmp_path, capfd):
     from vl3_jax.checkpoint import open_hf
     from vl3_jax.checkpoint.jobs import Job
 
@@ -254,7 +254,7 @@ def test_inspect_and_verify(tmp_path, capsys):
     table = capsys.readouterr().out
     assert "llm/layers/mlp/gate/kernel" in table
     assert "2x64x128" in table
-    assert "220,160" in table  # the total
+    assert "220,160" in table  # number of parameters
     assert convert("verify", tmp_path / "a", tmp_path / "o") == 0
     assert "equal" in capsys.readouterr().out
     tensors["model.layers.1.mlp.up_proj.weight"][7, 9] += 0.25

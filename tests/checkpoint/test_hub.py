@@ -1,4 +1,4 @@
-"""A loopback server in the place of the Hub: which files are asked for, resuming, and refusals in one line."""
+"""Downloads from a loopback server in place of the Hub: selected files, resumed transfers and error messages."""
 
 import hashlib
 import http.server
@@ -17,7 +17,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """Serves one model, `vl3/tiny`; `cut` breaks the first answer for the weights after that many bytes."""
+    """Server with one model, `vl3/tiny`.
+
+    Attributes:
+      folder: Folder with the files of the model.
+      requests: Method, path and Range header of each request.
+      cut: Number of bytes after which responses without a range break off for weights, or None.
+      token: Token that requests must have, or None.
+      refuse_ranges: Whether requests with a Range header are answered with status 503.
+    """
 
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -54,37 +62,41 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(401, b"{}", X_Error_Message="Invalid username or password.")
         if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
             return self.answer(401, b"{}", X_Error_Message="Invalid username or password.")
-        if found := re.fullmatch(r"/api/models/vl3/tiny(/revision/(\w+))?(\?.*)?", self.path):
-            if found[2] not in (None, "main", "v2", COMMIT):
+        if match := re.fullmatch(r"/api/models/vl3/tiny(/revision/(\w+))?(\?.*)?", self.path):
+            if match[2] not in (None, "main", "v2", COMMIT):
                 return self.answer(404, b"{}", X_Error_Code="RevisionNotFound", X_Error_Message="Invalid rev id")
             siblings = [{"rfilename": name} for name in sorted(os.listdir(hub.folder))]
             body = {"id": "vl3/tiny", "modelId": "vl3/tiny", "sha": COMMIT, "siblings": siblings, "private": False}
             return self.answer(200, json.dumps(body).encode(), Content_Type="application/json")
-        if found := re.fullmatch(r"/vl3/tiny/resolve/\w+/(.+)", self.path):
-            return self.serve_file(hub, found[1])
+        if match := re.fullmatch(r"/vl3/tiny/resolve/\w+/(.+)", self.path):
+            return self.serve_file(hub, match[1])
         return self.answer(404, b"{}", X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
 
     def serve_file(self, hub: Hub, name: str):
         content = (hub.folder / name).read_bytes()
-        tag = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X_Repo_Commit": COMMIT,
+            "Accept_Ranges": "bytes",
+        }
         if self.headers.get("Range") and hub.refuse_ranges:
             return self.answer(503)
         if self.headers.get("Range"):
             start = int(re.match(r"bytes=(\d+)-", self.headers["Range"])[1])
-            part = content[start:]
-            return self.answer(206, part, Content_Range=f"bytes {start}-{len(content) - 1}/{len(content)}", **tag)
+            content_range = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            return self.answer(206, content[start:], Content_Range=content_range, **headers)
         if self.command == "GET" and hub.cut and name.endswith(".safetensors"):
-            # Promises everything, sends a part and hangs up.
+            # Announces the full length, sends a part and closes the connection.
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
-            for key, value in tag.items():
+            for key, value in headers.items():
                 self.send_header(key.replace("_", "-"), value)
             self.end_headers()
             self.wfile.write(content[: hub.cut])
             self.wfile.flush()
             self.close_connection = True
             return None
-        return self.answer(200, content, **tag)
+        return self.answer(200, content, **headers)
 
 
 @pytest.fixture
@@ -116,47 +128,47 @@ def convert(hub: Hub, tmp_path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def test_the_right_files_and_no_others(hub, tmp_path):
-    done = convert(hub, tmp_path, "hf", "vl3/tiny@v2", str(tmp_path / "o"))
-    assert done.returncode == 0, done.stderr
+def test_only_the_needed_files_are_downloaded(hub, tmp_path):
+    process = convert(hub, tmp_path, "hf", "vl3/tiny@v2", str(tmp_path / "o"))
+    assert process.returncode == 0, process.stderr
     fetched = {path.rsplit("/", 1)[1] for command, path, _ in hub.requests if "/resolve/" in path and command == "GET"}
-    wanted = {name for name in os.listdir(hub.folder) if name.endswith((".safetensors", ".json"))}
-    assert fetched == wanted - {"training_args.json"}
+    expected = {name for name in os.listdir(hub.folder) if name.endswith((".safetensors", ".json"))}
+    assert fetched == expected - {"training_args.json"}
     assert any("/revision/v2" in path for _, path, _ in hub.requests)
-    done = convert(hub, tmp_path, "export", str(tmp_path / "o"), str(tmp_path / "a"), "--format", "official")
-    assert done.returncode == 0, done.stderr
+    process = convert(hub, tmp_path, "export", str(tmp_path / "o"), str(tmp_path / "a"), "--format", "official")
+    assert process.returncode == 0, process.stderr
     assert_same_tensors(read_tensors(tmp_path / "a"), read_tensors(hub.folder))
 
 
-def test_a_broken_download_is_resumed(hub, tmp_path):
+def test_interrupted_download_is_resumed(hub, tmp_path):
     hub.cut = 200_000
-    done = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"))
-    resumed = [int(re.match(r"bytes=(\d+)-", wanted)[1]) for _, _, wanted in hub.requests if wanted]
-    assert hub.cut in resumed, (hub.requests, done.stderr)
-    assert done.returncode == 0, done.stderr
+    process = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"))
+    resumed = [int(re.match(r"bytes=(\d+)-", header)[1]) for _, _, header in hub.requests if header]
+    assert hub.cut in resumed, (hub.requests, process.stderr)
+    assert process.returncode == 0, process.stderr
     assert convert(hub, tmp_path, "verify", str(tmp_path / "o"), str(hub.folder), "--no-logits").returncode == 0
 
 
-def test_the_same_command_continues_a_download(hub, tmp_path):
+def test_same_command_resumes_a_download(hub, tmp_path):
     hub.cut, hub.refuse_ranges = 150_000, True
-    done = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"))
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.startswith("vl3 ")]
+    process = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"))
+    assert process.returncode == 2
+    lines = [line for line in process.stderr.splitlines() if line.startswith("vl3 ")]
     assert len(lines) == 1
     assert "run the same command again" in lines[0]
     assert not (tmp_path / "o").exists()
     hub.refuse_ranges = False
     hub.requests.clear()
-    done = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"))
-    assert done.returncode == 0, done.stderr
-    weights = [wanted for command, path, wanted in hub.requests if command == "GET" and path.endswith(".safetensors")]
-    assert weights
-    assert set(weights) == {"bytes=150000-"}  # what had arrived whole is not asked for again
+    process = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"))
+    assert process.returncode == 0, process.stderr
+    ranges = [header for command, path, header in hub.requests if command == "GET" and path.endswith(".safetensors")]
+    assert ranges
+    assert set(ranges) == {"bytes=150000-"}  # received bytes are not requested again
     assert convert(hub, tmp_path, "verify", str(tmp_path / "o"), str(hub.folder), "--no-logits").returncode == 0
     hub.shutdown()
-    hub.server_close()  # what is here already needs no server
-    done = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "again"))
-    assert done.returncode == 0, done.stderr
+    hub.server_close()  # downloaded files need no server
+    process = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "again"))
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize(
@@ -167,32 +179,32 @@ def test_the_same_command_continues_a_download(hub, tmp_path):
         ("vl3/tiny@v9", ["no revision 'v9'"]),
     ],
 )
-def test_refusals_in_one_line(hub, tmp_path, name, words):
-    done = convert(hub, tmp_path, "hf", name, str(tmp_path / "o"))
-    assert done.returncode == 2
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
+def test_errors_are_one_line(hub, tmp_path, name, words):
+    process = convert(hub, tmp_path, "hf", name, str(tmp_path / "o"))
+    assert process.returncode == 2
+    lines = process.stderr.strip().splitlines()
+    assert len(lines) == 1, process.stderr
     assert lines[0].startswith(f"vl3 convert: {name}")
     for word in words:
         assert word in lines[0]
     assert not (tmp_path / "o").exists()
 
 
-def test_token_and_server_that_is_gone(hub, tmp_path):
+def test_token_and_unreachable_server(hub, tmp_path):
     hub.token = "hf_secret"
     assert convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o")).returncode == 2
-    done = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"), "--token", "hf_secret")
-    assert done.returncode == 0, done.stderr
+    process = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"), "--token", "hf_secret")
+    assert process.returncode == 0, process.stderr
     hub.shutdown()
     hub.server_close()
-    done = convert(hub, tmp_path, "hf", "vl3/other", str(tmp_path / "o2"))
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    process = convert(hub, tmp_path, "hf", "vl3/other", str(tmp_path / "o2"))
+    assert process.returncode == 2
+    assert len(process.stderr.strip().splitlines()) == 1, process.stderr
 
 
-def test_a_repository_of_pickles_only(hub, tmp_path):
+def test_repository_with_pickles_only(hub, tmp_path):
     for file in hub.folder.glob("*.safetensors"):
         file.unlink()
-    done = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"))
-    assert done.returncode == 2
-    assert "no safetensors" in done.stderr
+    process = convert(hub, tmp_path, "hf", "vl3/tiny", str(tmp_path / "o"))
+    assert process.returncode == 2
+    assert "no safetensors" in process.stderr

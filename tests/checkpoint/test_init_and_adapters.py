@@ -1,4 +1,4 @@
-"""Stage-1 starts, projector-only runs and LoRA runs."""
+"""Initial checkpoints of stage 1, projector-only runs and LoRA runs."""
 
 import json
 import math
@@ -42,16 +42,16 @@ def test_init_from_any_tower(tmp_path, vision, tied):
     tower = write_folder(tmp_path / "tower", layout, config, "float32", seed=1, extra=extra, change=change)
     decoder = write_folder(tmp_path / "qwen", "qwen2", config, "bfloat16", seed=2)
     command = ["init", "--vision", tmp_path / "tower", "--llm", tmp_path / "qwen"]
-    assert convert(*command, tmp_path / "start", "--seed", 3) == 0
-    checkpoint = load(tmp_path / "start")
+    assert convert(*command, tmp_path / "init", "--seed", 3) == 0
+    checkpoint = load(tmp_path / "init")
     assert checkpoint.config == config
     assert checkpoint.files_kind == "official"
-    for layout_, tensors, part in ((layout, tower, "vision"), ("qwen2", decoder, "llm")):
-        for name, spec in name_map(layout_, config).tensors.items():
+    for source_layout, tensors, part in ((layout, tower, "vision"), ("qwen2", decoder, "llm")):
+        for name, spec in name_map(source_layout, config).tensors.items():
             if spec.part in (part, "head" if part == "llm" else part):
-                found = slice_of(tmp_path / "start", spec.leaf, spec.layer)
-                np.testing.assert_array_equal(found, spec.to_leaf(tensors[name]))
-    kernel = slice_of(tmp_path / "start", "projector/fc1/kernel").astype(np.float32)
+                actual = slice_of(tmp_path / "init", spec.leaf, spec.layer)
+                np.testing.assert_array_equal(actual, spec.to_leaf(tensors[name]))
+    kernel = slice_of(tmp_path / "init", "projector/fc1/kernel").astype(np.float32)
     bound = 1 / math.sqrt(64)
     assert 0.9 * bound < np.abs(kernel).max() <= bound * 1.01
     content = json.loads((checkpoint.files / "config.json").read_text())
@@ -62,7 +62,7 @@ def test_init_from_any_tower(tmp_path, vision, tied):
     again, other = (slice_of(tmp_path / name, "projector/fc1/kernel") for name in ("again", "other"))
     np.testing.assert_array_equal(again.astype(np.float32), kernel)
     assert not np.array_equal(other.astype(np.float32), kernel)
-    assert convert("export", tmp_path / "start", tmp_path / "native", "--format", "native") == 0
+    assert convert("export", tmp_path / "init", tmp_path / "native", "--format", "native") == 0
 
 
 def vision_fields(config) -> dict:
@@ -109,10 +109,10 @@ def test_lora_is_merged(tmp_path, base_layout, extra_kind):
         torch.save({f"base_model.model.{name}": torch.tensor(merged[name])}, run / "non_lora_trainables.bin")
     assert convert("hf", run, tmp_path / "o") == 0
     for name, spec in name_map(base_layout, config).tensors.items():
-        found = slice_of(tmp_path / "o", spec.leaf, spec.layer)
-        # The trainer's files do not say how many heads the tower has; its bytes are the same for any number.
-        wanted = spec.to_leaf(merged[name]).reshape(found.shape)
-        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+        actual = slice_of(tmp_path / "o", spec.leaf, spec.layer)
+        # The trainer's files do not store the tower's number of heads; its bytes are the same for any number.
+        expected = spec.to_leaf(merged[name]).reshape(actual.shape)
+        np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_lora_that_does_not_fit_is_refused(tmp_path, capfd):
@@ -128,7 +128,7 @@ def test_lora_that_does_not_fit_is_refused(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("base_layout", ["official", "qwen2"])
-def test_projector_alone_over_its_base(tmp_path, base_layout):
+def test_projector_is_joined_with_its_base(tmp_path, base_layout):
     config = tiny()
     base = write_folder(tmp_path / "base", base_layout, config)
     navit = write_folder(tmp_path / "tower", "navit", config, seed=7)
@@ -152,16 +152,16 @@ def test_projector_alone_over_its_base(tmp_path, base_layout):
         np.testing.assert_array_equal(
             slice_of(tmp_path / "o", spec.leaf), spec.to_leaf(tensor.astype(DTYPES["bfloat16"]))
         )
-    found = slice_of(tmp_path / "o", "llm/embed/embedding")
-    np.testing.assert_array_equal(found, base["model.embed_tokens.weight"])
+    embedding = slice_of(tmp_path / "o", "llm/embed/embedding")
+    np.testing.assert_array_equal(embedding, base["model.embed_tokens.weight"])
     bias = navit["post_layernorm.bias"] if base_layout == "qwen2" else base["model.vision_encoder.post_layernorm.bias"]
     np.testing.assert_array_equal(slice_of(tmp_path / "o", "vision/post_ln/bias"), bias)
     for layout in ("official", "native"):
         assert convert("export", tmp_path / "o", tmp_path / layout, "--format", layout) == 0
 
 
-def test_a_part_alone(tmp_path, capsys):
-    """A tower or a decoder alone converts, is inspected, and is not exported as a whole model."""
+def test_tower_alone(tmp_path, capsys):
+    """A tower alone can be converted and inspected, but not exported."""
     write_folder(tmp_path / "tower", "navit", tiny())
     assert convert("hf", tmp_path / "tower", tmp_path / "o") == 0
     assert set(load(tmp_path / "o").params) == {"vision"}

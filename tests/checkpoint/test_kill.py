@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: what is left never loads as something wrong, and the same command finishes."""
+"""SIGKILL at random moments: no remains load as a wrong checkpoint, and the same command completes the job."""
 
 import dataclasses
 import random
@@ -16,17 +16,17 @@ from vl3_jax.cli.main import main
 from vl3_jax.errors import InputError
 from vl3_jax.model import ModelConfig, TextConfig
 
-# The job of the command line with a pause after each piece, so that a kill meets it at work.
+# Runs a command with pauses around each piece, so that the process is killed while it writes.
 CHILD = """
 import sys, time
 from vl3_jax.checkpoint import jobs
 from vl3_jax.cli.main import main
 
-mark, commit = jobs.Job.mark, jobs.Job.commit
+mark_done, commit = jobs.Job.mark_done, jobs.Job.commit
 
-def slow_mark(self, key):
+def slow_mark_done(self, key):
     time.sleep(0.004)
-    mark(self, key)
+    mark_done(self, key)
     time.sleep(0.004)
 
 def slow_commit(self):
@@ -34,13 +34,13 @@ def slow_commit(self):
     commit(self)
     time.sleep(0.05)
 
-jobs.Job.mark, jobs.Job.commit = slow_mark, slow_commit
+jobs.Job.mark_done, jobs.Job.commit = slow_mark_done, slow_commit
 print("ready", flush=True)
 sys.exit(main(sys.argv[1:]))
 """
 
 
-LONGEST = 0.6  # seconds; a whole job takes about twice that
+MAX_DELAY = 0.6  # seconds; a complete job takes about twice as long
 
 
 def many_layers() -> ModelConfig:
@@ -50,7 +50,7 @@ def many_layers() -> ModelConfig:
 
 
 def kill_at(arguments: list[str], delay: float) -> bool:
-    """Starts the job and kills it `delay` seconds after it is ready; whether it was still running."""
+    """Starts the job and kills it `delay` seconds after it is ready; returns whether it was still running."""
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, "convert", *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -63,13 +63,13 @@ def kill_at(arguments: list[str], delay: float) -> bool:
     return running
 
 
-def loads_wrong(folder, wanted) -> bool:
-    """Whether `folder` opens as a checkpoint and is not the one that is `wanted`, value for value."""
+def loads_wrong(folder, expected) -> bool:
+    """Returns whether `folder` opens as a checkpoint whose values differ from those of `expected`."""
     try:
         source = open_source(folder)
     except InputError:
         return False
-    return not compare(source, open_source(wanted), logits=False, quiet=True).equal
+    return not compare(source, open_source(expected), logits=False, quiet=True).equal
 
 
 def check_kills(tmp_path, kills: int, seed: int, direction: str) -> None:
@@ -82,14 +82,14 @@ def check_kills(tmp_path, kills: int, seed: int, direction: str) -> None:
     arguments = ["hf" if direction == "hf" else "export", str(source), str(target), *options]
     rng, interrupted = random.Random(seed), 0
     for _ in range(kills):
-        interrupted += kill_at(arguments, rng.uniform(0, LONGEST))
+        interrupted += kill_at(arguments, rng.uniform(0, MAX_DELAY))
         for folder in (target, tmp_path / "out.converting"):
             assert not folder.exists() or not loads_wrong(folder, tmp_path / "in")
-        if target.exists():  # finished: from the start again
+        if target.exists():  # the job was complete: start again
             shutil.rmtree(target)
     assert interrupted >= kills // 2, interrupted
     assert main(["convert", *arguments]) == 0
-    assert main(["convert", *arguments]) == 0  # once more: nothing left to do
+    assert main(["convert", *arguments]) == 0  # nothing is left to do
     assert not (tmp_path / "out.converting").exists()
     result = target
     if direction == "hf":
@@ -110,7 +110,7 @@ def test_killed_twenty_times(tmp_path, direction):
 
 
 def test_written_pieces_are_not_written_again(tmp_path, monkeypatch):
-    """The record decides what is skipped; a recorded piece whose file is gone or short is written again."""
+    """Pieces recorded as done are skipped unless their file is missing or truncated."""
     from vl3_jax.checkpoint import orbax_write
 
     write_folder(tmp_path / "in", "official", tiny())

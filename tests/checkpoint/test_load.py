@@ -1,4 +1,4 @@
-"""`load`: any source, any mesh, any dtype, no second copy."""
+"""`load` restores any source to any mesh and dtype without a second copy in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -36,19 +36,19 @@ def flat(params) -> dict:
 @pytest.mark.parametrize("dtype", [None, "float32", jnp.bfloat16])
 @pytest.mark.parametrize("mesh", [None, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 @pytest.mark.parametrize("source", ["hf", "orbax"])
-def test_values_and_placement(folders, source, mesh, dtype):
+def test_values_and_shardings(folders, source, mesh, dtype):
     folder, tensors = folders
     mesh = make_mesh(mesh) if mesh else None
     checkpoint = load(folder / source, dtype=dtype, mesh=mesh)
-    found = flat(checkpoint.params)
-    for path, wanted in expected(tensors).items():
-        kind = np.float32 if dtype == "float32" else wanted.dtype
-        assert found[path].dtype == kind
-        np.testing.assert_array_equal(np.asarray(found[path]), wanted.astype(kind))
+    params = flat(checkpoint.params)
+    for path, leaf in expected(tensors).items():
+        leaf_dtype = np.float32 if dtype == "float32" else leaf.dtype
+        assert params[path].dtype == leaf_dtype
+        np.testing.assert_array_equal(np.asarray(params[path]), leaf.astype(leaf_dtype))
     if mesh:
         config = tiny(tied=False)
-        placed = flat(shardings(abstract_params(config), param_axes(config), mesh))
-        assert {path: leaf.sharding for path, leaf in found.items()} == placed
+        expected_shardings = flat(shardings(abstract_params(config), param_axes(config), mesh))
+        assert {path: leaf.sharding for path, leaf in params.items()} == expected_shardings
     assert checkpoint.config == tiny(tied=False)
     assert (checkpoint.files / "tokenizer.json").is_file()
     assert (checkpoint.kind, checkpoint.files_kind) == ({"hf": "native", "orbax": "orbax"}[source], "native")
@@ -65,7 +65,7 @@ def test_explicit_shardings(folders):
 
 
 def test_host_buffers_become_the_arrays(folders, monkeypatch):
-    """On the CPU the buffer that was read into is the array: nothing is copied again."""
+    """On the CPU backend the arrays use the buffers that were read into, without a copy."""
     from vl3_jax.checkpoint import load as load_module
 
     folder, _ = folders
@@ -74,15 +74,15 @@ def test_host_buffers_become_the_arrays(folders, monkeypatch):
     monkeypatch.setattr(module, "_aligned", lambda *a: buffers.append(original(*a)) or buffers[-1])
     params = load_module(folder / "orbax").params
     addresses = {buffer.ctypes.data for buffer in buffers}
-    found = [leaf.addressable_shards[0].data.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)]
-    assert set(found) == addresses
+    pointers = [leaf.addressable_shards[0].data.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)]
+    assert set(pointers) == addresses
 
 
-def test_a_missing_or_cut_chunk_is_an_error(folders, tmp_path):
+def test_missing_or_truncated_chunk_is_an_error(folders, tmp_path):
     import shutil
 
     folder, _ = folders
-    for damage in ("missing", "cut"):
+    for damage in ("missing", "truncated"):
         shutil.copytree(folder / "orbax", tmp_path / damage)
         chunk = next((tmp_path / damage / "llm.layers.mlp.up.kernel").glob("1.*"))
         chunk.unlink() if damage == "missing" else chunk.write_bytes(chunk.read_bytes()[:-2])
@@ -90,7 +90,7 @@ def test_a_missing_or_cut_chunk_is_an_error(folders, tmp_path):
             load(tmp_path / damage)
 
 
-def test_import_touches_no_device_and_needs_no_torch():
+def test_import_initialises_no_backend_and_needs_no_torch():
     import subprocess
     import sys
 
@@ -102,6 +102,6 @@ def test_import_touches_no_device_and_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_reads_in_place(folders):
+def test_folder_is_unchanged_by_loading(folders):
     folder, tensors = folders
     assert set(read_tensors(folder / "hf")) == set(tensors)

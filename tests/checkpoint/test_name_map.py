@@ -1,4 +1,4 @@
-"""The name map: complete, a bijection, and of the sizes of the released models."""
+"""The name map is complete and invertible, and has the sizes of the released models."""
 
 import jax
 import numpy as np
@@ -51,7 +51,7 @@ def test_both_directions_are_inverse_views(layout):
         np.testing.assert_array_equal(back, tensor)
 
 
-def test_transforms_are_those_of_the_specification():
+def test_transforms_match_explicit_transposes():
     config = tiny()
     names = name_map("official", config)
     tensors = random_tensors("official", config, "float32")

@@ -1,4 +1,4 @@
-"""Folders behind a URL, through fsspec: an in-memory file system stands for gs://."""
+"""Folders behind a URL, read through fsspec from an in-memory file system."""
 
 import fsspec
 import numpy as np
@@ -30,7 +30,7 @@ def test_converts_and_loads_from_a_url(tmp_path, remote):
     assert (checkpoint.files / "config.json").is_file()
 
 
-def test_a_url_that_is_not_there(tmp_path, capfd):
+def test_missing_and_unsupported_url(tmp_path, capfd):
     assert main(["convert", "hf", "memory://bucket/nothing", str(tmp_path / "o")]) == 2
     assert "no such folder" in capfd.readouterr().err
     assert main(["convert", "hf", "nonsense://bucket/nothing", str(tmp_path / "o")]) == 2

@@ -1,4 +1,4 @@
-"""Every layout in and out, bit for bit, through the command line."""
+"""Bit-exact round trips of every layout through the command line."""
 
 import json
 
@@ -70,7 +70,7 @@ def test_official_to_native_and_back(tmp_path):
     assert (video["min_pixels"], video["max_pixels"], video["merge_size"]) == (12_544, 12_000 * 784, 2)
 
 
-def test_native_to_official_adds_the_tokens(tmp_path):
+def test_native_to_official_adds_special_tokens(tmp_path):
     write_folder(tmp_path / "b", "native", tiny())
     assert convert("hf", tmp_path / "b", tmp_path / "o") == 0
     assert convert("export", tmp_path / "o", tmp_path / "a", "--format", "official") == 0
@@ -112,7 +112,7 @@ def test_redundant_head_is_dropped(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("stored", "target"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float16")]
 )
-def test_dtype_option_casts_and_says_so(tmp_path, capfd, stored, target):
+def test_dtype_option_casts_and_logs_it(tmp_path, capfd, stored, target):
     config = tiny()
     tensors = write_folder(tmp_path / "a", "official", config, stored)
     assert convert("hf", tmp_path / "a", tmp_path / "o", "--dtype", target) == 0
@@ -134,13 +134,13 @@ def test_both_rope_spellings(tmp_path):
 
 
 def test_shards_of_the_released_sizes():
-    for name, wanted in (
+    for name, expected in (
         ("2b", ["model.safetensors"]),
         ("7b", [f"model-{i:05d}-of-00004.safetensors" for i in range(1, 5)]),
     ):
         names = name_map("native", preset(name))
         dtypes = dict.fromkeys(names.leaves, np.dtype(DTYPES["bfloat16"]))
-        assert [shard.name for shard in plan_shards(list(names.tensors.values()), dtypes, 5 * 10**9)] == wanted
+        assert [shard.name for shard in plan_shards(list(names.tensors.values()), dtypes, 5 * 10**9)] == expected
 
 
 def test_export_in_shards(tmp_path):
@@ -154,7 +154,7 @@ def test_export_in_shards(tmp_path):
     assert convert("hf", tmp_path / "b", tmp_path / "o") == 0
 
 
-def test_orbax_itself_reads_the_folder(tmp_path):
+def test_orbax_restores_the_folder(tmp_path):
     import orbax.checkpoint as ocp
 
     write_folder(tmp_path / "a", "official", tiny())
@@ -162,18 +162,18 @@ def test_orbax_itself_reads_the_folder(tmp_path):
     params = load(tmp_path / "a").params
     devices = np.array(jax.devices()[:4])
     sharding = jax.sharding.NamedSharding(jax.sharding.Mesh(devices, "x"), jax.sharding.PartitionSpec())
-    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params)
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params)
     with ocp.StandardCheckpointer() as checkpointer:
-        plain, placed = checkpointer.restore(tmp_path / "o"), checkpointer.restore(tmp_path / "o", wanted)
+        plain, sharded = checkpointer.restore(tmp_path / "o"), checkpointer.restore(tmp_path / "o", abstract)
     with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.restore(tmp_path / "o")
-    for restored in (plain, placed, tree):
+    for restored in (plain, sharded, tree):
         jax.tree.map(np.testing.assert_array_equal, restored, params)
-    assert jax.tree.leaves(placed)[0].sharding == sharding
+    assert jax.tree.leaves(sharded)[0].sharding == sharding
 
 
 @pytest.mark.parametrize("layout", ["item", "state", "zarr3"])
-def test_what_a_training_run_writes_is_read(tmp_path, layout):
+def test_checkpoints_of_a_training_run_are_read(tmp_path, layout):
     import orbax.checkpoint as ocp
 
     config = tiny()

@@ -1,4 +1,4 @@
-"""What is exported loads in transformers completely, and answers as the original does."""
+"""Exported checkpoints load in transformers without missing or unexpected keys and give the same logits."""
 
 import json
 
@@ -34,7 +34,7 @@ def logits(model, samples) -> np.ndarray:
         return model(**reference.model_inputs(samples), use_cache=False).logits.numpy()
 
 
-def picture_and_video():
+def image_and_video():
     rng = np.random.default_rng(0)
     return random_sample(rng, [random_visual(rng, (1, 4, 6), 1), random_visual(rng, (3, 4, 4), 2, still=0.5)])
 
@@ -42,7 +42,10 @@ def picture_and_video():
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("route", ["native", "official"])
 def test_saved_by_transformers_and_back(tmp_path, tied, route):
-    """save_pretrained -> Orbax -> native, or -> official -> Orbax -> native: same logits, torch against torch."""
+    """The reference has the same logits after a round trip from save_pretrained through Orbax to native.
+
+    The official route goes through an official export and a second Orbax folder.
+    """
     model = reference.reference_model(tiny(tied))
     model.save_pretrained(tmp_path / "saved")
     for name, content in tokenizer_files(official=False).items():
@@ -57,9 +60,9 @@ def test_saved_by_transformers_and_back(tmp_path, tied, route):
         before, after = ((tmp_path / name / "config.json").read_bytes() for name in ("saved", "b"))
         assert before == after
     again = load(tmp_path / "b")
-    for (name, wanted), (_, found) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
-        assert torch.equal(wanted, found), name
-    samples = [picture_and_video()]
+    for (name, before), (_, after) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(before, after), name
+    samples = [image_and_video()]
     np.testing.assert_array_equal(logits(again, samples), logits(model, samples))
     if route == "official":
         config = json.loads((tmp_path / "b" / "config.json").read_text())
@@ -76,8 +79,8 @@ def test_official_weights_load_as_native(tmp_path, layout):
     assert model.config.text_config.rope_parameters["rope_theta"] == tiny().text.rope_theta
 
 
-def test_ours_agrees_with_transformers_after_a_conversion(tmp_path):
-    """A checkpoint that transformers saved, loaded through Orbax, gives transformers' logits in this package."""
+def test_logits_match_transformers_after_a_conversion(tmp_path):
+    """A checkpoint saved by transformers and converted to Orbax gives the logits of transformers in this package."""
     import jax.numpy as jnp
 
     from support.forward import forward
@@ -91,12 +94,12 @@ def test_ours_agrees_with_transformers_after_a_conversion(tmp_path):
     model.save_pretrained(tmp_path / "saved")
     convert("hf", tmp_path / "saved", tmp_path / "o")
     checkpoint = load_params(tmp_path / "o")
-    sample = picture_and_video()
+    sample = image_and_video()
     batch = pack([[sample]], shape_for([[sample]]))
     arrays = {key: jnp.asarray(value) for key, value in batch.items() if isinstance(value, np.ndarray)}
-    ours = forward(VideoLLaMA3(checkpoint.config), checkpoint.params, arrays)
+    jax_logits = forward(VideoLLaMA3(checkpoint.config), checkpoint.params, arrays)
     length = len(sample.tokens)
-    assert relative_error(np.asarray(ours)[0, :length], logits(model, [sample])[0]) < PARITY
+    assert relative_error(np.asarray(jax_logits)[0, :length], logits(model, [sample])[0]) < PARITY
 
 
 def test_processors_of_an_export_load(tmp_path):

@@ -1,4 +1,4 @@
-"""`vl3 demo` on a tiny random checkpoint: what it prints, and its report."""
+"""`vl3 demo` on a tiny random checkpoint: its output and its report."""
 
 import base64
 import dataclasses
@@ -35,42 +35,42 @@ def test_asks_six_questions_and_reports_them(capsys, checkpoint, tmp_path):
     assert "://" not in page
     images = 0
     for task in demo.TASKS[seed]:
-        drawn = example(task, "test", seed, 0)
-        assert drawn.question in text
-        assert html.escape(drawn.question) in page
-        truth = drawn.truth.get("words", drawn.answer)
-        assert f"truth   {demo_report.spoken(truth)}" in text
-        assert html.escape(demo_report.spoken(truth)) in page
-        images += drawn.clip.frames if drawn.clip else len(drawn.media)
-        for time in drawn.clip.times if drawn.clip else ():
+        sample = example(task, "test", seed, 0)
+        assert sample.question in text
+        assert html.escape(sample.question) in page
+        reference = sample.reference.get("words", sample.answer)
+        assert f"reference  {demo_report.one_line(reference)}" in text
+        assert html.escape(demo_report.one_line(reference)) in page
+        images += sample.video.num_frames if sample.video else len(sample.media)
+        for time in sample.video.times if sample.video else ():
             assert f"{time:.1f} s" in page
-    found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(found) == images
-    first = Image.open(io.BytesIO(base64.b64decode(found[0])))
+    sources = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(sources) == images
+    first = Image.open(io.BytesIO(base64.b64decode(sources[0])))
     assert min(first.size) >= 56
-    assert 'class="box truth"' in page
+    assert 'class="box reference"' in page
 
 
 def test_pruned_patches_are_dim():
     frames = np.full((2, 28, 56, 3), 200, np.uint8)
     visual = Visual(patchify(frames, 2), (2, 2, 4), 2, np.array([True, True, False, True]))
-    first, second = demo_report.shown_frames(visual)
+    first, second = demo_report.model_frames(visual)
     assert np.array_equal(first, frames[0])
     assert np.array_equal(second[:, 28:], frames[1][:, 28:])
     assert second[:, :28].max() < 150
 
 
-def outcome(**changes):
+def demo_answer(**changes):
     visual = Visual(np.zeros((4, 588), np.uint8), (1, 2, 2))
     base = demo_report.DemoAnswer("digit", "Q?", "<b>7</b>", "7", False, "", {}, [visual], None, "1 token")
     return dataclasses.replace(base, **changes)
 
 
-def test_what_a_model_writes_is_text_in_the_report(tmp_path):
-    film = Visual(np.zeros((8, 588), np.uint8), (2, 2, 2))
-    stream = outcome(answer=[None, "<i>1"], truth=["1", None], visuals=[film], times=[0.0, 1.0], right=True)
-    boxes = {"truth": [0, 0, 500, 500], "answer": [100, 100, 900, 1000]}
-    demo_report.write(tmp_path / "report.html", [outcome(boxes=boxes), stream], "a & b")
+def test_model_output_is_escaped_in_the_report(tmp_path):
+    video = Visual(np.zeros((8, 588), np.uint8), (2, 2, 2))
+    stream = demo_answer(answer=[None, "<i>1"], reference=["1", None], visuals=[video], times=[0.0, 1.0], correct=True)
+    boxes = {"reference": [0, 0, 500, 500], "answer": [100, 100, 900, 1000]}
+    demo_report.write(tmp_path / "report.html", [demo_answer(boxes=boxes), stream], "a & b")
     page = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;7&lt;/b&gt; ✗" in page
     assert "<b>" not in page
@@ -80,7 +80,7 @@ def test_what_a_model_writes_is_text_in_the_report(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "answer", "truth", "right"),
+    ("task", "answer", "reference", "correct"),
     [
         ("digit", " 7.", {"answer": "7"}, True),
         ("box", "[[0,0,500,900]]", {"answer": "<ref>the 4</ref>[[0,0,500,1000]]"}, True),
@@ -89,11 +89,11 @@ def test_what_a_model_writes_is_text_in_the_report(tmp_path):
         ("when", "0.0-1.0 s", {"answer": "1.0-4.0 s", "span": [1.0, 4.0]}, False),
     ],
 )
-def test_answers_are_marked(task, answer, truth, right):
-    marked, note, boxes = demo._judged(task, answer, truth)
-    assert marked == right
-    assert bool(note) == (task != "digit")
-    assert set(boxes) == ({"truth", "answer"} if "[[" in answer else {"truth"} if task == "box" else set())
+def test_answers_are_judged(task, answer, reference, correct):
+    judgement, detail, boxes = demo._judge(task, answer, reference)
+    assert judgement == correct
+    assert bool(detail) == (task != "digit")
+    assert set(boxes) == ({"reference", "answer"} if "[[" in answer else {"reference"} if task == "box" else set())
 
 
 def test_bad_input_is_one_line(capsys, checkpoint, tmp_path):

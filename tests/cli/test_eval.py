@@ -1,4 +1,4 @@
-"""`vl3 eval` as a person uses it, on a tiny random checkpoint; and the name `nano`."""
+"""`vl3 eval` on a tiny random checkpoint, and the name `nano`."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_asks_prints_saves_and_scores_again(capsys, checkpoint, tmp_path):
     assert capsys.readouterr().out == table
     assert json.loads((out / "scores.json").read_text()) == scores
 
-    # A part of a run is scored alone; a run of other questions needs another folder.
+    # Tasks of a run can be scored alone; a run with other questions needs another folder.
     assert main([*command, "--tasks", "nano/digit"]) == 0
     assert "addition" not in capsys.readouterr().out
     assert "seed" in failure(capsys, *command[1:], "--seed", 8)
@@ -75,7 +75,7 @@ def test_bad_commands_are_one_line(capsys, checkpoint, tmp_path):
     assert "seed" in failure(capsys, *good, "--seed", -1)
     assert "--batch" in failure(capsys, *good, "--batch", 0)
     assert "nothing" in failure(capsys, *good, "--model", tmp_path / "nothing")
-    assert "none.npz" in failure(capsys, *good, "--tasks", "nano/digit", "--pictures", tmp_path / "none.npz")
+    assert "none.npz" in failure(capsys, *good, "--tasks", "nano/digit", "--images", tmp_path / "none.npz")
     assert "media" in failure(capsys, *good, "--tasks", "nano/addition", "--blind")
     assert "answers.jsonl" in failure(capsys, "--score-only", tmp_path / "answers.jsonl")
     assert "--model" in failure(capsys, "--score-only", tmp_path / "answers.jsonl", "--model", checkpoint)

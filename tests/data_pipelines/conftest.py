@@ -1,4 +1,4 @@
-"""Makes `corpora` importable: the folder bears the name of the package under test, so it cannot be one itself."""
+"""Makes `sample_datasets` importable: the folder has the name of the package under test, so it cannot be a package."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""The official record format: what becomes of every kind of record, and the reason for each that is refused."""
+"""Tests the conversion of annotation records, and the errors of bad ones."""
 
 import pytest
 
@@ -23,17 +23,17 @@ def human(text):
 
 
 def contents(record, media):
-    """(role, parts) of each message; media by their base names."""
-    found = to_conversation(record, WHERE, media)
-    assert isinstance(found, Conversation), found
+    """Returns (role, parts) of each message, with media by their base names."""
+    conversation = to_conversation(record, WHERE, media)
+    assert isinstance(conversation, Conversation), conversation
 
-    def short(part):
+    def shorten(part):
         return part if isinstance(part, str) else "@" + part[part["type"]].rsplit("/", 1)[1]
 
-    return [(m["role"], [short(part) for part in m["content"]]) for m in found.messages]
+    return [(m["role"], [shorten(part) for part in m["content"]]) for m in conversation.messages]
 
 
-def test_pictures_stand_where_their_tags_are(media):
+def test_images_replace_their_tags(media):
     record = {"image": ["a.png", "b.png"], "conversations": [human("First: <image> Second:<image>\nSame?"), ANSWER]}
     expected = [("user", ["First:", "@a.png", "Second:", "@b.png", "Same?"]), ("assistant", [" That. "])]
     assert contents(record, media) == expected
@@ -45,7 +45,7 @@ def test_a_string_is_one_medium_and_without_tags_media_come_first(media):
     assert contents(record, media)[0][1] == ["@a.png", "@b.png", "Which?"]
 
 
-def test_pictures_and_several_videos_together(media):
+def test_images_and_several_videos_together(media):
     text = "<video> then <image> then <video> end"
     record = {"image": ["a.png"], "video": ["a.mp4", "b.mp4"], "conversations": [human(text), ANSWER]}
     assert contents(record, media)[0][1] == ["@a.mp4", "then", "@a.png", "then", "@b.mp4", "end"]
@@ -53,16 +53,15 @@ def test_pictures_and_several_videos_together(media):
     assert contents(record, media)[0][1] == ["@a.mp4", "@b.mp4", "@a.png", "only"]
 
 
-@pytest.mark.parametrize("none", [{}, {"image": None}, {"image": []}, {"video": "", "image": None}])
-def test_text_alone_keeps_its_tags_as_text(media, none):
-    record = {**none, "conversations": [human(" what is <image> in HTML? "), ANSWER]}
+@pytest.mark.parametrize("no_media", [{}, {"image": None}, {"image": []}, {"video": "", "image": None}])
+def test_without_media_tags_stay_text(media, no_media):
+    record = {**no_media, "conversations": [human(" what is <image> in HTML? "), ANSWER]}
     assert contents(record, media)[0][1] == ["what is <image> in HTML?"]
 
 
 def test_roles(media):
     turns = [ANSWER, {"from": "system", "value": "Be brief."}, ASK, {"from": "gpt", "value": "<image>"}]
-    found = contents({"image": "a.png", "conversations": turns}, media)
-    assert found == [
+    assert contents({"image": "a.png", "conversations": turns}, media) == [
         ("system", ["Be brief."]),
         ("user", ["@a.png", "Which?"]),
         ("assistant", ["<image>"]),
@@ -81,10 +80,10 @@ def test_a_stream_ends_with_the_frame_before_its_last_turn(media):
         {"role": "user", "content": "Tell me.", "time": 12.0},
     ]
     record = {"video": ["a.mp4"], "stream": True, "start_time": 12.0, "end_time": 47.0, "conversation": turns}
-    found = to_conversation(record, WHERE, media)
-    assert found.stream == (StreamTurn("user", "Tell me.", 12.0), StreamTurn("assistant", "A pen.", 24.2))
-    assert found.stream_start == 12.0
-    assert found.messages[0]["content"][0]["end_time"] == 25.0
+    conversation = to_conversation(record, WHERE, media)
+    assert conversation.stream == (StreamTurn("user", "Tell me.", 12.0), StreamTurn("assistant", "A pen.", 24.2))
+    assert conversation.stream_start == 12.0
+    assert conversation.messages[0]["content"][0]["end_time"] == 25.0
 
 
 STREAM = {"video": ["a.mp4"], "stream": True}
@@ -92,8 +91,8 @@ BAD = {
     "a list": ([1], sample_errors.BAD_RECORD),
     "no turns": ({}, sample_errors.BAD_RECORD),
     "turns as text": ({"conversations": "hi"}, sample_errors.BAD_RECORD),
-    "an odd turn": ({"conversations": [ASK, "yes"]}, sample_errors.BAD_RECORD),
-    "a number said": ({"conversations": [ASK, {"from": "gpt", "value": 3}]}, sample_errors.BAD_RECORD),
+    "a turn as text": ({"conversations": [ASK, "yes"]}, sample_errors.BAD_RECORD),
+    "a number as text": ({"conversations": [ASK, {"from": "gpt", "value": 3}]}, sample_errors.BAD_RECORD),
     "empty": ({"conversations": []}, sample_errors.EMPTY),
     "answers only": ({"conversations": [ANSWER, ANSWER]}, sample_errors.EMPTY),
     "a question only": ({"conversations": [ASK]}, sample_errors.EMPTY),
@@ -102,9 +101,15 @@ BAD = {
     "one tag": ({"image": ["a.png", "b.png"], "conversations": [human("<image>"), ANSWER]}, sample_errors.TAGS),
     "missing": ({"image": "c.png", "conversations": [ASK, ANSWER]}, sample_errors.MISSING),
     "a number as file": ({"image": [3], "conversations": [ASK, ANSWER]}, sample_errors.BAD_RECORD),
-    "odd time": ({"video": "a.mp4", "start_time": "x", "conversations": [ASK, ANSWER]}, sample_errors.BAD_RECORD),
-    "stream unsaid": ({**STREAM, "conversation": [{"role": "user", "content": "a", "time": 1}]}, sample_errors.EMPTY),
-    "stream untimed": ({**STREAM, "conversation": [{"role": "assistant", "content": "a"}]}, sample_errors.BAD_RECORD),
+    "a time as text": ({"video": "a.mp4", "start_time": "x", "conversations": [ASK, ANSWER]}, sample_errors.BAD_RECORD),
+    "stream without answer": (
+        {**STREAM, "conversation": [{"role": "user", "content": "a", "time": 1}]},
+        sample_errors.EMPTY,
+    ),
+    "stream without time": (
+        {**STREAM, "conversation": [{"role": "assistant", "content": "a"}]},
+        sample_errors.BAD_RECORD,
+    ),
     "stream role": ({**STREAM, "conversation": [{"role": "x", "content": "a", "time": 1}]}, sample_errors.BAD_RECORD),
     "two streams": (
         {**STREAM, "video": ["a.mp4", "b.mp4"], "conversation": [{"role": "assistant", "content": "a", "time": 1}]},
@@ -114,13 +119,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_record_gives_its_reason_and_place(media, name):
+def test_a_bad_record_gives_its_kind_and_location(media, name):
     record, kind = BAD[name]
-    problem = to_conversation(record, WHERE, media)
-    assert isinstance(problem, SampleError)
-    assert (problem.kind, problem.where) == (kind, WHERE)
-    assert problem.message
-    assert "\n" not in str(problem)
+    error = to_conversation(record, WHERE, media)
+    assert isinstance(error, SampleError)
+    assert (error.kind, error.where) == (kind, WHERE)
+    assert error.message
+    assert "\n" not in str(error)
 
 
 def test_remote_media(tmp_path):
@@ -132,11 +137,11 @@ def test_remote_media(tmp_path):
     record = {"image": "a.png", "conversations": [ASK, ANSWER]}
     assert to_conversation(record, WHERE, media).messages[0]["content"][0]["image"] == b"pixels"
     record["image"] = "none.png"
-    problem = to_conversation(record, WHERE, media)
-    assert (problem.kind, problem.file) == (sample_errors.MISSING, "memory://bucket/x/none.png")
+    error = to_conversation(record, WHERE, media)
+    assert (error.kind, error.file) == (sample_errors.MISSING, "memory://bucket/x/none.png")
 
 
-def test_the_log_counts_names_the_worst_files_and_stops():
+def test_the_log_counts_errors_names_the_worst_files_and_stops():
     log = SampleErrorLog()
     log.add([SampleError(sample_errors.MISSING, f"a.jsonl, line {n}", "gone", "bad.png") for n in range(6)], 100)
     log.add([SampleError(sample_errors.EMPTY, "b.jsonl, line 1", "no turns", "b.jsonl")], 20)

@@ -1,15 +1,14 @@
-"""`vl3 data` on a small data set with known problems, and the stage mixtures."""
+"""Tests `vl3 data` on a small data set with known bad samples, and the mixtures of the stages."""
 
 import json
 
 import numpy as np
 import pytest
-from corpora import TOKENIZER, bad_records, good_records, write_lines, write_media
 from PIL import Image
+from sample_datasets import TOKENIZER, bad_records, good_records, write_lines, write_media
 
 from data_pipelines import mixtures
 from data_pipelines.sources import open_source
-from vl3_jax import config_file
 from vl3_jax.cli.main import main
 from vl3_jax.errors import InputError
 
@@ -28,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def data(folder, capfd):
-    """Runs a subcommand on one of the files: exit code, stdout, stderr."""
+    """Returns a function that runs a subcommand on a file and returns exit code, stdout and stderr."""
 
     def call(command, file, *flags):
         argv = ["data", command, "--annotations", str(folder / file), "--media", str(folder), "--workers", "0", *flags]
@@ -47,10 +46,10 @@ def test_check(data, folder, tmp_path):
     assert code == 1
     assert out.startswith("10 of 30 samples are bad (33.3%)")
     assert f"{folder}/mixed.jsonl, line 24" in out
-    problems = [json.loads(line) for line in report.read_text().splitlines()]
-    assert [problem["where"].split("line ")[1] for problem in problems] == [str(n) for n in range(21, 31)]
+    errors = [json.loads(line) for line in report.read_text().splitlines()]
+    assert [error["where"].split("line ")[1] for error in errors] == [str(n) for n in range(21, 31)]
     quick = data("check", "mixed.jsonl", "--quick")[1]
-    assert quick.startswith("9 of 30")  # a picture that is cut off shows it when decoded
+    assert quick.startswith("9 of 30")  # a truncated image is detected only when it is decoded
     in_workers = data("check", "mixed.jsonl", "--workers", "2")[1]
     assert in_workers == out
 
@@ -67,23 +66,23 @@ def test_index_stats_and_show(data, tmp_path):
     assert "TFLOP/sample" in out
     assert data("index", "mixed.jsonl", "--kept")[0] == 0
     stats = json.loads(data("stats", "mixed.jsonl", "--json", "--measure", "2")[1])
-    (one,) = stats["datasets"]
-    assert 0 < one["kept"] <= 1
+    (dataset,) = stats["datasets"]
+    assert 0 < dataset["kept"] <= 1
     assert stats["speed"]["samples_per_second"] > 0
     path = tmp_path / "row.png"
     code, out, _ = data("show", "mixed.jsonl", "--row", "1", "--out", str(path))
-    assert (code, "learns" in out) == (0, True)
+    assert (code, "supervised" in out) == (0, True)
     assert np.asarray(Image.open(path)).std() > 10
     assert data("show", "mixed.jsonl", "--row", "999")[0] == 2
 
 
-def test_write_and_read_again(data, folder, tmp_path):
+def test_written_shards_hold_the_records_and_their_media(data, folder, tmp_path):
     pytest.importorskip("array_record")
     write = ("write", "mixed.jsonl", "--out", str(tmp_path), "--samples-per-shard", "8")
     code, out, err = data(*write)
     assert (code, "4 shards" in out, "missing file" in err) == (0, True, True)
     source = open_source(str(tmp_path / "data.array_record-*"))
-    assert len(source) == 30 - 4  # media that cannot be decoded are copied as they are
+    assert len(source) == 30 - 4  # media that cannot be decoded are copied unchanged
     original = open_source(str(folder / "good.jsonl"))
     for number in range(len(original)):
         before, after = original[number].fields, source[number].fields
@@ -101,18 +100,18 @@ def test_write_and_read_again(data, folder, tmp_path):
     assert len(kept) == 3
 
 
-def test_what_is_missing_is_listed_at_once(capsys, tmp_path):
-    argv = ["data", "check", "--config", "configs/data/stage4.py", "--set", f"root={tmp_path}"]
+def test_all_missing_data_sets_are_listed_at_once(capsys, tmp_path):
+    argv = ["data", "check", "--config", "data/stage4", "--set", f"root={tmp_path}"]
     assert main(argv) == 2
     message = capsys.readouterr().err
-    assert "28 of 28 data sets are not there" in message
+    assert "28 of 28 data sets are missing" in message
     assert f"{tmp_path}/COIN/annotations.jsonl" in message
     (tmp_path / "COIN").mkdir()
     write_lines(tmp_path / "COIN" / "annotations.jsonl", [{"conversations": []}])
     assert main([*argv, "--skip-missing", "--workers", "0"]) == 1
-    found = capsys.readouterr()
-    assert "1 of 1 samples are bad" in found.out
-    assert found.err.count("left out") == 27
+    captured = capsys.readouterr()
+    assert "1 of 1 samples are bad" in captured.out
+    assert captured.err.count("left out") == 27
 
 
 @pytest.mark.parametrize(
@@ -120,11 +119,11 @@ def test_what_is_missing_is_listed_at_once(capsys, tmp_path):
     [
         ([], "either --config or --annotations"),
         (["--config", "none.py"], "none.py: no such configuration"),
-        (["--config", "configs/data/stage1.py", "--set", "x"], "key=value"),
-        (["--config", "configs/data/stage1.py", "--set", "lenth=3"], "'lenth' is unknown"),
-        (["--config", "configs/data/stage1.py", "--set", "length=long"], "give a value like 16384"),
+        (["--config", "data/stage1", "--set", "x"], "key=value"),
+        (["--config", "data/stage1", "--set", "lenth=3"], "'lenth' is unknown"),
+        (["--config", "data/stage1", "--set", "length=long"], "give a value like 16384"),
         (["--annotations", "none.jsonl"], "none.jsonl"),
-        (["--annotations", "none.jsonl", "--skip-missing"], "none of the data sets is there"),
+        (["--annotations", "none.jsonl", "--skip-missing"], "all data sets are missing"),
     ],
 )
 def test_bad_flags(capsys, flags, message):
@@ -142,8 +141,8 @@ def test_bad_flags(capsys, flags, message):
     ],
 )
 def test_stage_mixtures(stage, amount, count, patches, image_merge, pruned):
-    path = f"configs/data/stage{stage}.py"
-    config = config_file.load(path, ["root=/d"])
+    path = f"data/stage{stage}"
+    config = mixtures.load(path, ["root=/d"])
     assert sum(config.amounts.values()) / 1e6 == pytest.approx(amount, abs=0.01)
     specs, settings = mixtures.dataset_specs(config), mixtures.data_settings(config)
     assert len(specs) == count
@@ -153,13 +152,11 @@ def test_stage_mixtures(stage, amount, count, patches, image_merge, pruned):
     assert (settings.processor.prune_threshold is not None) == pruned
     name = specs[0].name
     assert specs[0].annotations == (f"/d/{name}/annotations.jsonl",)
-    other = config_file.load(
-        path, [f"datasets.{name}.weight=2", f"datasets.{name}.annotations=/x/a.tar", "root=gs://b"]
-    )
+    other = mixtures.load(path, [f"datasets.{name}.weight=2", f"datasets.{name}.annotations=/x/a.tar", "root=gs://b"])
     assert mixtures.dataset_specs(other)[0].weight == 2.0
     assert mixtures.dataset_specs(other)[0].annotations == ("/x/a.tar",)
     assert mixtures.dataset_specs(other)[1].media.startswith("gs://b/")
-    assert len(mixtures.dataset_specs(config_file.load(path, [f"datasets.{name}.weight=0"]))) == count - 1
+    assert len(mixtures.dataset_specs(mixtures.load(path, [f"datasets.{name}.weight=0"]))) == count - 1
 
 
 def test_a_mixture_names_each_data_set_once():

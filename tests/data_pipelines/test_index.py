@@ -1,4 +1,4 @@
-"""The index: right, the same however it is made, resumable, and bound to its settings and content."""
+"""Tests that an index is correct, independent of how it was built, resumable, and bound to settings and content."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ import time
 import numpy as np
 import psutil
 import pytest
-from corpora import SETTINGS, TOKENIZER, bad_records, good_records, turns, write_lines, write_media
+from sample_datasets import SETTINGS, TOKENIZER, bad_records, good_records, turns, write_lines, write_media
 
 from data_pipelines import indexing, sample_errors
 from data_pipelines.index import Index
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def examples():
+def sample_builder():
     return SampleBuilder(TOKENIZER, SETTINGS)
 
 
@@ -49,28 +49,28 @@ def contents(index):
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_an_index_holds_what_measuring_gives(folder, examples, tmp_path, kept):
+def test_an_index_holds_the_lengths_of_its_samples(folder, sample_builder, tmp_path, kept):
     source, media = open_source(str(folder / "a.jsonl")), MediaResolver(str(folder))
-    seen = []
-    index = build_index(source, media, examples, tmp_path, kept, on_progress=lambda *done: seen.append(done))
-    assert seen == [(n, 35) for n in (0, 6, 12, 18, 24, 30, 35)]
+    progress = []
+    index = build_index(source, media, sample_builder, tmp_path, kept, on_progress=lambda *done: progress.append(done))
+    assert progress == [(n, 35) for n in (0, 6, 12, 18, 24, 30, 35)]
     index = pickle.loads(pickle.dumps(index))
-    expected = [examples.lengths(source[n], media, kept) for n in range(len(source))]
+    expected = [sample_builder.lengths(source[n], media, kept) for n in range(len(source))]
     good = [not isinstance(lengths, SampleError) for lengths in expected]
     assert index.good.tolist() == good
     for number, (lengths, streamed) in enumerate(zip(expected, index, strict=True)):
         if good[number]:
             assert index[number] == streamed == lengths
-    assert list(index.problems()) == [lengths for lengths in expected if isinstance(lengths, SampleError)]
+    assert list(index.errors()) == [lengths for lengths in expected if isinstance(lengths, SampleError)]
     log = index.log()
     assert (log.seen, log.bad) == (35, good.count(False))
     assert os.listdir(tmp_path) == [index.folder.name]
 
 
-def test_workers_and_resumption_change_nothing(folder, examples, tmp_path):
+def test_workers_and_resumption_change_nothing(folder, sample_builder, tmp_path):
     source, media = open_source(str(folder / "a.jsonl")), MediaResolver(str(folder))
-    whole = contents(build_index(source, media, examples, tmp_path / "one"))
-    assert contents(build_index(source, media, examples, tmp_path / "two", workers=2)) == whole
+    whole = contents(build_index(source, media, sample_builder, tmp_path / "one"))
+    assert contents(build_index(source, media, sample_builder, tmp_path / "two", workers=2)) == whole
 
     class StoppedError(Exception):
         pass
@@ -80,49 +80,51 @@ def test_workers_and_resumption_change_nothing(folder, examples, tmp_path):
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        build_index(source, media, examples, tmp_path / "three", on_progress=stop)
+        build_index(source, media, sample_builder, tmp_path / "three", on_progress=stop)
     starts = []
-    again = build_index(source, media, examples, tmp_path / "three", on_progress=lambda done, _: starts.append(done))
+    again = build_index(
+        source, media, sample_builder, tmp_path / "three", on_progress=lambda done, _: starts.append(done)
+    )
     assert starts[0] == 18
     assert contents(again) == whole
-    build_index(source, media, examples, tmp_path / "three", on_progress=lambda done, _: starts.append(done))
+    build_index(source, media, sample_builder, tmp_path / "three", on_progress=lambda done, _: starts.append(done))
     assert starts[-1] == 35
     assert starts.count(35) == 2
 
 
-def test_an_index_belongs_to_its_settings_and_content(folder, examples, tmp_path):
+def test_an_index_belongs_to_its_settings_and_content(folder, sample_builder, tmp_path):
     media = MediaResolver(str(folder))
 
-    def built(examples=examples, path=folder / "a.jsonl", kept=False):
-        return build_index(open_source(str(path)), media, examples, tmp_path / "index", kept).folder.name
+    def built(builder=sample_builder, path=folder / "a.jsonl", kept=False):
+        return build_index(open_source(str(path)), media, builder, tmp_path / "index", kept).folder.name
 
     def changed(**values):
         return SampleBuilder(TOKENIZER, dataclasses.replace(SETTINGS, **values))
 
     first = built()
     assert built() == first
-    assert built(changed(shape=dataclasses.replace(SETTINGS.shape, length=600))) == first  # planning alone uses it
-    sampled = changed(processor=dataclasses.replace(SETTINGS.processor, fps=2.0))
+    assert built(changed(shape=dataclasses.replace(SETTINGS.shape, length=600))) == first  # only packing depends on it
+    faster = changed(processor=dataclasses.replace(SETTINGS.processor, fps=2.0))
     larger = changed(processor=dataclasses.replace(SETTINGS.processor, max_tokens=64))
     other = write_lines(tmp_path / "a.jsonl", good_records(20))
-    names = [first, built(kept=True), built(sampled), built(path=other), built(larger, kept=True)]
+    names = [first, built(kept=True), built(faster), built(path=other), built(larger, kept=True)]
     assert built(larger) == first
     assert len(set(names)) == len(names)
     (tmp_path / "elsewhere").mkdir()
     assert built(path=shutil.copy(folder / "a.jsonl", tmp_path / "elsewhere")) == first
 
 
-def test_a_damaged_index_is_named(folder, examples, tmp_path):
-    index = build_index(open_source(str(folder / "a.jsonl")), MediaResolver(str(folder)), examples, tmp_path)
+def test_a_damaged_index_is_named(folder, sample_builder, tmp_path):
+    index = build_index(open_source(str(folder / "a.jsonl")), MediaResolver(str(folder)), sample_builder, tmp_path)
     (index.folder / "media.npy").write_bytes(b"")
     with pytest.raises(InputError, match="index again"):
         Index(index.folder)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="choose a folder"):
-        build_index(open_source(str(folder / "a.jsonl")), MediaResolver(), examples, tmp_path / "file" / "x")
+        build_index(open_source(str(folder / "a.jsonl")), MediaResolver(), sample_builder, tmp_path / "file" / "x")
 
 
-def test_a_killed_worker_is_an_error_and_the_rest_can_be_done_later(folder, examples, tmp_path):
+def test_a_killed_worker_is_an_error_and_finished_parts_are_kept(folder, sample_builder, tmp_path):
     write_lines(tmp_path / "long.jsonl", good_records(3000))
     source = open_source(str(tmp_path / "long.jsonl"))
 
@@ -136,22 +138,22 @@ def test_a_killed_worker_is_an_error_and_the_rest_can_be_done_later(folder, exam
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(WorkerDiedError, match="go on where they stopped"):
-        build_index(source, MediaResolver(str(folder)), examples, tmp_path / "index", workers=2)
+    with pytest.raises(WorkerDiedError, match="resume where they stopped"):
+        build_index(source, MediaResolver(str(folder)), sample_builder, tmp_path / "index", workers=2)
     killer.join()
     (parts,) = pathlib.Path(tmp_path / "index").iterdir()
     assert list(parts.glob("*.npz"))
 
 
-def test_late_starts_and_turned_videos(examples, tmp_path):
-    """The frame count comes from packets alone, and is what decoding gives."""
+def test_late_starts_and_rotated_videos(sample_builder, tmp_path):
+    """The number of frames comes from packets alone and equals that of decoding."""
     from support.media import all_media
 
     paths = [p for p in all_media() if p.parent.name != "images" and p.name != "bunny_long.mp4"]
     records = [{"video": [str(path)], "conversations": turns("Q", "A")} for path in paths]
     source = open_source(write_lines(tmp_path / "a.jsonl", records))
-    index = build_index(source, MediaResolver(), examples, tmp_path / "index")
-    bad = {pathlib.Path(problem.file).name: problem.kind for problem in index.problems()}
+    index = build_index(source, MediaResolver(), sample_builder, tmp_path / "index")
+    bad = {pathlib.Path(error.file).name: error.kind for error in index.errors()}
     assert bad == dict.fromkeys(["city_no_index.mp4", "city_truncated.mp4"], sample_errors.UNREADABLE)
     counts = {path.name: lengths.media[0].frames for path, lengths in zip(paths, index, strict=True) if lengths.media}
     assert counts["city_one_frame.mp4"] == 1

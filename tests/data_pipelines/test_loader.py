@@ -1,4 +1,4 @@
-"""Batches: what is in them, and that hosts, workers, threads and interruptions change nothing of it."""
+"""Tests the content of batches, and that it is independent of hosts, workers, threads and interruptions."""
 
 import dataclasses
 import hashlib
@@ -11,9 +11,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import psutil
 import pytest
-from corpora import SETTINGS, assert_holds, bad_records, good_records, make_corpus, turns, write_media
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_datasets import SETTINGS, assert_holds, bad_records, good_records, make_mixture, turns, write_media
 
 from data_pipelines.loader import DataWorkerError, Loader
 from data_pipelines.sample_errors import TooManyBadSamplesError
@@ -36,12 +36,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mixture(folder):
-    return make_corpus(folder, {"a": good_records(60), "b": good_records(25, seed=1)}, b=2.0)
+    return make_mixture(folder, {"a": good_records(60), "b": good_records(25, seed=1)}, b=2.0)
 
 
 def digest(batch):
     hashes = {name: hashlib.sha256(np.ascontiguousarray(array).tobytes()) for name, array in batch.arrays.items()}
-    return {name: found.hexdigest() for name, found in hashes.items()} | {"samples": batch.samples.tolist()}
+    return {name: value.hexdigest() for name, value in hashes.items()} | {"samples": batch.samples.tolist()}
 
 
 def digests(mixture, **options):
@@ -56,7 +56,7 @@ def uninterrupted(mixture):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3))
-def test_unpacking_gives_back_every_sample(seed, vision_rows):
+def test_unpacking_reproduces_every_sample(seed, vision_rows):
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(rng.integers(1, 4)):
@@ -105,9 +105,9 @@ def test_threads_change_nothing(mixture, uninterrupted):
 
 
 def test_an_epoch_holds_every_sample_once(mixture, uninterrupted):
-    schedule = StepPlan(mixture, ROWS, EPOCHS, 3)
-    steps = [-(-len(rows) // ROWS) for rows in schedule.epochs]
-    assert len(uninterrupted) == len(schedule) == sum(steps)
+    step_plan = StepPlan(mixture, ROWS, EPOCHS, 3)
+    steps = [-(-len(rows) // ROWS) for rows in step_plan.epochs]
+    assert len(uninterrupted) == len(step_plan) == sum(steps)
     for last, count in zip(np.cumsum(steps), steps, strict=True):
         epoch = uninterrupted[last - count : last]
         numbers = np.array([batch["samples"] for batch in epoch]).ravel()
@@ -129,14 +129,14 @@ def test_hosts_share_each_step(mixture, uninterrupted, hosts):
 
 
 @pytest.mark.parametrize(("after", "workers", "threads"), [(1, 0, 3), (7, 2, None)])
-def test_a_resumed_run_is_the_uninterrupted_one(mixture, uninterrupted, tmp_path, after, workers, threads):
+def test_a_resumed_run_is_bit_exact(mixture, uninterrupted, tmp_path, after, workers, threads):
     with Loader(mixture, ROWS, epochs=EPOCHS, seed=3) as loader:
         for _ in range(after):
             batch = next(loader)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(tmp_path / "saved", ocp.args.Composite(data=ocp.args.JsonSave(batch.state)))
         state = checkpointer.restore(tmp_path / "saved", ocp.args.Composite(data=ocp.args.JsonRestore())).data
-    assert state == {"step": after, "plan": loader.schedule.identity}
+    assert state == {"step": after, "plan": loader.step_plan.identity}
     assert digests(mixture, state=state, workers=workers, threads=threads) == uninterrupted[after:]
     host = Loader(mixture, ROWS, epochs=EPOCHS, seed=3, rows=slice(2, 4), state=state)
     batch = next(host)
@@ -147,7 +147,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(mixture, uninterrupted, tmp_path
 def test_resuming_after_a_hundred_steps(folder):
     records = [{"conversations": turns(f"Q{n}", "word " * (n % 60))} for n in range(900)]
     shape = BatchShape(length=256, patches=64, vision_tokens=64, samples=8)
-    mixture = make_corpus(folder, {"texts": records}, dataclasses.replace(SETTINGS, shape=shape))
+    mixture = make_mixture(folder, {"texts": records}, dataclasses.replace(SETTINGS, shape=shape))
     whole = [digest(batch) for batch in Loader(mixture, 1)]
     assert len(whole) > 120
     state = {"step": 100, "plan": StepPlan(mixture, 1).identity}
@@ -165,11 +165,11 @@ def test_a_state_of_other_data_is_refused(mixture):
 
 
 @pytest.mark.parametrize("vision_rows", [1, 2])
-def test_what_fails_in_a_planned_row_leaves_its_place_empty(folder, tmp_path, vision_rows):
+def test_an_unreadable_sample_in_a_planned_row_leaves_its_segment_empty(folder, tmp_path, vision_rows):
     shape = dataclasses.replace(SETTINGS.shape, vision_rows=vision_rows, patches=1024 // vision_rows)
     records = [*good_records(30), {"image": ["late.png"], "conversations": turns("Q", "A")}]
     (folder / "late.png").write_bytes((folder / "p0.png").read_bytes())
-    mixture = make_corpus(folder, {"late": records}, dataclasses.replace(SETTINGS, shape=shape))
+    mixture = make_mixture(folder, {"late": records}, dataclasses.replace(SETTINGS, shape=shape))
     before = list(Loader(mixture, 2))
     (folder / "late.png").unlink()
     with Loader(mixture, 2) as loader:
@@ -178,24 +178,24 @@ def test_what_fails_in_a_planned_row_leaves_its_place_empty(folder, tmp_path, vi
     assert loader.log.kinds == {"missing file": 1}
     assert "late.jsonl, line 31" in loader.log.table()
     emptied = 0
-    for one, other in zip(before, after, strict=True):
-        np.testing.assert_array_equal(one.samples, other.samples)
-        for row, members in enumerate(other.samples):
+    for expected, batch in zip(before, after, strict=True):
+        np.testing.assert_array_equal(expected.samples, batch.samples)
+        for row, members in enumerate(batch.samples):
             for segment, number in enumerate(members[members >= 0].tolist(), start=1):
                 if number != 30:
-                    assert_holds(other.arrays, row, segment, mixture.sample(number, (0, 0)))
+                    assert_holds(batch.arrays, row, segment, mixture.sample(number, (0, 0)))
                     continue
-                here = other.arrays["segment_ids"][row] == segment
-                assert (here.sum(), other.arrays["loss_weight"][row][here].sum()) == (1, 0)
+                in_segment = batch.arrays["segment_ids"][row] == segment
+                assert (in_segment.sum(), batch.arrays["loss_weight"][row][in_segment].sum()) == (1, 0)
                 emptied += 1
     assert emptied == 1
 
 
 def test_bad_records_of_every_kind_are_skipped_and_counted(folder):
     bad = bad_records(folder)
-    mixture = make_corpus(folder, {"mixed": [*good_records(30), *bad, *good_records(30)]})
-    known = mixture.log()
-    assert known.bad == len(bad) - 1  # one picture shows its damage only when decoded
+    mixture = make_mixture(folder, {"mixed": [*good_records(30), *bad, *good_records(30)]})
+    indexed = mixture.log()
+    assert indexed.bad == len(bad) - 1  # the damage of one image is detected only when it is decoded
     with pytest.raises(TooManyBadSamplesError, match=r"of 70 samples are bad.*`vl3 data check`"):
         Loader(mixture, 4)
     with Loader(mixture, 4, bad_share=0.5, threads=2) as loader:
@@ -205,9 +205,9 @@ def test_bad_records_of_every_kind_are_skipped_and_counted(folder):
     assert "cut.png" in loader.log.table()
 
 
-def test_a_run_whose_data_goes_bad_stops(folder, tmp_path):
+def test_a_run_stops_when_its_data_becomes_bad(folder, tmp_path):
     write_media(tmp_path)
-    mixture = make_corpus(tmp_path, {"bad": good_records(400)})
+    mixture = make_mixture(tmp_path, {"bad": good_records(400)})
     for video in tmp_path.glob("*.mp4"):
         video.unlink()
     with Loader(mixture, 4) as loader, pytest.raises(TooManyBadSamplesError, match=r"allowed") as stopped:
@@ -217,8 +217,8 @@ def test_a_run_whose_data_goes_bad_stops(folder, tmp_path):
     assert loader.log.seen < 300
 
 
-def test_hosts_agree_to_stop(mixture):
-    """One host's data is bad, another's is not: both stop, at the same step."""
+def test_all_hosts_stop_at_the_same_step(mixture):
+    """If only one host's data is bad, all hosts still stop, at the same step."""
     stopped = []
     for _ in range(2):
         calls = []
@@ -234,34 +234,34 @@ def test_hosts_agree_to_stop(mixture):
     assert stopped == [*range(19)] * 2
 
 
-def test_a_killed_worker_is_a_clear_error(mixture):
+def test_a_killed_worker_raises(mixture):
     with Loader(mixture, 1, epochs=50, workers=2) as loader:
         next(loader)
         before = {child.pid for child in psutil.Process().children(recursive=True)}
         workers = [psutil.Process(pid) for pid in before]
         victim = next(p for p in workers if "spawn_main" in " ".join(p.cmdline()) or "grain" in " ".join(p.cmdline()))
         victim.send_signal(signal.SIGKILL)
-        begin = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(DataWorkerError, match="a data worker died at step"):
             for _ in loader:
                 pass
-        assert time.monotonic() - begin < 15
+        assert time.monotonic() - start < 15
 
 
 def test_batches_on_a_mesh(mixture):
     mesh = make_mesh({"data": 2, "fsdp": -1}, jax.devices()[:4])
     rows = 8
     assert device_feed.local_rows(mesh, rows) == slice(0, rows)
-    plain = list(Loader(mixture, rows, threads=1))
+    on_host = list(Loader(mixture, rows, threads=1))
     with Loader(mixture, rows, threads=2) as loader:
-        placed = list(device_feed.prefetch_to_device(loader, mesh, rows))
-    assert len(placed) == len(plain)
-    for one, other in zip(plain, placed, strict=True):
-        assert one.state == other.state
-        for name, array in one.arrays.items():
-            np.testing.assert_array_equal(array, np.asarray(other.arrays[name]))
-            assert len(other.arrays[name].sharding.device_set) == 4
-            assert other.arrays[name].addressable_shards[0].data.shape[0] == 2
+        on_mesh = list(device_feed.prefetch_to_device(loader, mesh, rows))
+    assert len(on_mesh) == len(on_host)
+    for expected, batch in zip(on_host, on_mesh, strict=True):
+        assert expected.state == batch.state
+        for name, array in expected.arrays.items():
+            np.testing.assert_array_equal(array, np.asarray(batch.arrays[name]))
+            assert len(batch.arrays[name].sharding.device_set) == 4
+            assert batch.arrays[name].addressable_shards[0].data.shape[0] == 2
 
 
 def test_states_are_json(mixture):

@@ -1,13 +1,13 @@
-"""Records to samples: planned lengths are the real ones, over-long samples shrink by rule, bad media are problems."""
+"""Tests that samples have their planned lengths, that long ones shrink by the rules, and that bad media are errors."""
 
 import dataclasses
 import pickle
 
 import numpy as np
 import pytest
-from corpora import SETTINGS, TOKENIZER, bad_records, good_records, turns, write_lines, write_media
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_datasets import SETTINGS, TOKENIZER, bad_records, good_records, turns, write_lines, write_media
 
 from data_pipelines import sample_errors
 from data_pipelines.lengths import MediaInfo, SampleLengths, SampleSize, assign_frames, compute_sample_size
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def examples():
+def sample_builder():
     return SampleBuilder(TOKENIZER, SETTINGS)
 
 
@@ -39,64 +39,68 @@ def record(**fields):
     return Record(fields, "a.jsonl, line 1")
 
 
-def made(examples, folder, fields):
-    """Lengths, room and sample of a record."""
-    media, there = MediaResolver(str(folder)), record(**fields)
-    lengths = examples.lengths(there, media)
-    place = compute_sample_size(lengths, examples.settings)
-    return lengths, place, examples.sample(there, media, place, SEED)
+def build(sample_builder, folder, fields):
+    """Returns the lengths, the size and the sample of a record."""
+    media, source_record = MediaResolver(str(folder)), record(**fields)
+    lengths = sample_builder.lengths(source_record, media)
+    size = compute_sample_size(lengths, sample_builder.settings)
+    return lengths, size, sample_builder.sample(source_record, media, size, SEED)
 
 
 @pytest.mark.parametrize("number", range(11))
-def test_planned_lengths_are_the_real_ones(examples, folder, number):
+def test_planned_lengths_are_the_real_ones(sample_builder, folder, number):
     fields = [*good_records(10), {"video": ["still"], "conversations": turns("Q", "A")}][number]
-    lengths, place, sample = made(pickle.loads(pickle.dumps(examples)), folder, fields)
+    lengths, size, sample = build(pickle.loads(pickle.dumps(sample_builder)), folder, fields)
     text = int((~sample.is_vision).sum())
     before = sum(len(visual.keep) for visual in sample.visuals)
     assert lengths.text == text
     if not fields.get("stream"):
-        assert place.tokens == text + before
-        assert place.patches == sum(len(visual.patches) for visual in sample.visuals)
-        assert place.frames == tuple((visual.patches_per_frame, visual.grid[0]) for visual in sample.visuals)
-    kept = examples.lengths(record(**fields), MediaResolver(str(folder)), kept=True)
-    assert compute_sample_size(kept, examples.settings).tokens == len(sample.tokens) == text + sample.num_vision_tokens
+        assert size.tokens == text + before
+        assert size.patches == sum(len(visual.patches) for visual in sample.visuals)
+        assert size.frames == tuple((visual.patches_per_frame, visual.grid[0]) for visual in sample.visuals)
+    kept = sample_builder.lengths(record(**fields), MediaResolver(str(folder)), kept=True)
+    assert (
+        compute_sample_size(kept, sample_builder.settings).tokens
+        == len(sample.tokens)
+        == text + sample.num_vision_tokens
+    )
     assert (kept.text, len(kept.media)) == (lengths.text, len(lengths.media))
     if fields.get("video") == ["still"]:
         assert sum(medium.kept for medium in kept.media) < before
 
 
-def test_a_sample_is_what_the_processor_makes(examples, folder):
+def test_a_sample_equals_the_output_of_the_processor(sample_builder, folder):
     fields = {"image": ["p1.png"], "conversations": turns("<image>\nWhich?", "That.")}
-    _, _, sample = made(examples, folder, fields)
+    _, _, sample = build(sample_builder, folder, fields)
     conversation = [
         {"role": "user", "content": [{"type": "image", "image": str(folder / "p1.png")}, "Which?"]},
         {"role": "assistant", "content": "That."},
     ]
-    expected = Processor(examples.tokenizer, SETTINGS.processor)(conversation, False, supervise=True).sample
+    expected = Processor(sample_builder.tokenizer, SETTINGS.processor)(conversation, False, supervise=True).sample
     np.testing.assert_array_equal(sample.tokens, expected.tokens)
     np.testing.assert_array_equal(sample.loss_weight, expected.loss_weight)
     np.testing.assert_array_equal(sample.visuals[0].patches, expected.visuals[0].patches)
-    assert examples.tokenizer.decode(sample.tokens[sample.loss_weight > 0].tolist(), False) == "That.<|im_end|>"
+    assert sample_builder.tokenizer.decode(sample.tokens[sample.loss_weight > 0].tolist(), False) == "That.<|im_end|>"
 
 
-def test_system_turns_are_not_learned(examples, folder):
-    said = [{"from": "system", "value": "Be brief."}, *turns("Why?", "So.")]
-    _, _, sample = made(examples, folder, {"conversations": said})
-    assert examples.tokenizer.decode(sample.tokens[sample.loss_weight > 0].tolist(), False) == "So.<|im_end|>"
-    assert examples.tokenizer.decode(sample.tokens.tolist(), False).startswith(
+def test_system_turns_are_not_supervised(sample_builder, folder):
+    conversation = [{"from": "system", "value": "Be brief."}, *turns("Why?", "So.")]
+    _, _, sample = build(sample_builder, folder, {"conversations": conversation})
+    assert sample_builder.tokenizer.decode(sample.tokens[sample.loss_weight > 0].tolist(), False) == "So.<|im_end|>"
+    assert sample_builder.tokenizer.decode(sample.tokens.tolist(), False).startswith(
         "<|im_start|>system\nBe brief.<|im_end|>"
     )
 
 
-def test_a_stream_shows_each_frame_before_what_is_said_after_it(examples, folder):
-    said = [
+def test_a_stream_interleaves_frames_and_turns_by_time(sample_builder, folder):
+    conversation = [
         {"role": "user", "content": "Tell me.", "time": 1.0},
         {"role": "assistant", "content": "One.", "time": 2.4},
         {"role": "assistant", "content": "Two.", "time": 3.9},
     ]
-    fields = {"video": ["v3.mp4"], "stream": True, "start_time": 1.0, "end_time": 9.0, "conversation": said}
-    _, _, sample = made(examples, folder, fields)
-    text = examples.tokenizer.decode(sample.tokens[~sample.is_vision].tolist(), False)
+    fields = {"video": ["v3.mp4"], "stream": True, "start_time": 1.0, "end_time": 9.0, "conversation": conversation}
+    _, _, sample = build(sample_builder, folder, fields)
+    text = sample_builder.tokenizer.decode(sample.tokens[~sample.is_vision].tolist(), False)
     frame = "<|stream_start|>stream\nTime {}s: \n<|stream_end|>"
     assert text == (
         frame.format("0.0") + "<|im_start|>user\nTell me.<|im_end|>\n"
@@ -108,16 +112,16 @@ def test_a_stream_shows_each_frame_before_what_is_said_after_it(examples, folder
     assert sample.is_vision.sum() == visual.num_tokens
 
 
-def test_every_bad_record_is_a_problem_with_its_place(examples, folder, tmp_path):
+def test_every_bad_record_is_an_error_with_its_location(sample_builder, folder, tmp_path):
     path = write_lines(tmp_path / "bad.jsonl", bad_records(folder))
     source, media = open_source(path), MediaResolver(str(folder))
     kinds = []
     for index in range(len(source)):
-        problem = examples.lengths(source[index], media)
-        if not isinstance(problem, SampleError):  # the header alone is well
-            problem = examples.sample(source[index], media, compute_sample_size(problem, SETTINGS), SEED)
-        assert problem.where == f"{path}, line {index + 1}"
-        kinds.append(problem.kind)
+        error = sample_builder.lengths(source[index], media)
+        if not isinstance(error, SampleError):  # the header is intact; the error shows up when decoding
+            error = sample_builder.sample(source[index], media, compute_sample_size(error, SETTINGS), SEED)
+        assert error.where == f"{path}, line {index + 1}"
+        kinds.append(error.kind)
     assert kinds == [
         sample_errors.NOT_JSON,
         sample_errors.NOT_UTF8,
@@ -129,15 +133,15 @@ def test_every_bad_record_is_a_problem_with_its_place(examples, folder, tmp_path
     ]
 
 
-def test_a_file_that_changed_since_it_was_indexed(examples, folder):
+def test_a_file_that_changed_since_it_was_indexed(sample_builder, folder):
     fields = {"image": ["p0.png", "p1.png"], "conversations": turns("Q", "A")}
-    _, place, _ = made(examples, folder, fields)
-    smaller = dataclasses.replace(place, patches=place.patches - 1)
-    problem = examples.sample(record(**fields), MediaResolver(str(folder)), smaller, SEED)
-    assert (problem.kind, "index the data again" in problem.message) == (sample_errors.CHANGED, True)
+    _, size, _ = build(sample_builder, folder, fields)
+    smaller = dataclasses.replace(size, patches=size.patches - 1)
+    error = sample_builder.sample(record(**fields), MediaResolver(str(folder)), smaller, SEED)
+    assert (error.kind, "index the data again" in error.message) == (sample_errors.CHANGED, True)
 
 
-def test_over_long_samples_shrink_and_are_cut_at_the_end(examples, folder):
+def test_samples_that_are_too_long_shrink_and_are_cut_at_the_end(sample_builder, folder):
     training = DataSettings()
     video = MediaInfo(True, 720, 1280, 32)
     free, long, longer = (
@@ -157,13 +161,13 @@ def test_over_long_samples_shrink_and_are_cut_at_the_end(examples, folder):
     assert large.shrunk
     assert 3000 < large.patches <= 4096
     fields = {"image": ["p0.png"], "conversations": turns("Q", "word " * 600)}
-    lengths, place, sample = made(examples, folder, fields)
-    assert len(sample.tokens) == 512 == place.tokens
-    assert place.cut == lengths.text + place.vision_tokens - 512
-    assert sample.num_vision_tokens == place.vision_tokens > 50
+    lengths, size, sample = build(sample_builder, folder, fields)
+    assert len(sample.tokens) == 512 == size.tokens
+    assert size.cut == lengths.text + size.vision_tokens - 512
+    assert sample.num_vision_tokens == size.vision_tokens > 50
 
 
-def test_text_is_cut_in_front_of_its_picture():
+def test_truncation_cuts_text_and_vision_tokens():
     rng = np.random.default_rng(0)
     visuals = [random_visual(rng, (1, 2, 2), 1), random_visual(rng, (3, 2, 2), 1), random_visual(rng, (1, 2, 2), 1)]
     whole = random_sample(rng, visuals, text=5)
@@ -176,7 +180,7 @@ def test_text_is_cut_in_front_of_its_picture():
     assert truncate(whole, 100) is whole
 
 
-SIZES = st.builds(
+MEDIA = st.builds(
     MediaInfo,
     st.booleans(),
     st.integers(1, 4000),
@@ -187,28 +191,28 @@ SIZES = st.builds(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(4, 3000), st.lists(SIZES, max_size=4), st.sampled_from([(1, 2), (2, 2)]), st.sampled_from([1, 3]))
-def test_whatever_is_planned_fits_an_empty_row(text, media, merges, vision_rows):
+@given(st.integers(4, 3000), st.lists(MEDIA, max_size=4), st.sampled_from([(1, 2), (2, 2)]), st.sampled_from([1, 3]))
+def test_every_computed_size_fits_an_empty_row(text, media, merges, vision_rows):
     processor = dataclasses.replace(SETTINGS.processor, image_merge=merges[0], video_merge=merges[1])
     shape = dataclasses.replace(SETTINGS.shape, patches=1024 // vision_rows, vision_rows=vision_rows)
     config = dataclasses.replace(SETTINGS, processor=processor, shape=shape)
     media = tuple(medium if medium.is_video else dataclasses.replace(medium, frames=1) for medium in media)
     try:
-        place = compute_sample_size(SampleLengths(text, media), config)
+        size = compute_sample_size(SampleLengths(text, media), config)
     except BadSampleError:
-        # Only what is many frames, or so narrow that its smallest size is still large.
+        # Only for many frames, or for media so narrow that their smallest size is still large.
         narrow = any(max(m.height, m.width) > 8 * min(m.height, m.width) for m in media)
         assert narrow or sum(medium.frames for medium in media) >= 8
         return
-    assert place.tokens <= shape.length
-    assert place.vision_tokens <= min(shape.vision_tokens, place.tokens)
-    assert all(size <= config.max_frame_patches for size, _ in place.frames)
-    assert assign_frames(place.frames, [shape.patches] * vision_rows) is not None
-    assert place.shrunk == (place.budget < config.processor.max_tokens)
+    assert size.tokens <= shape.length
+    assert size.vision_tokens <= min(shape.vision_tokens, size.tokens)
+    assert all(patches <= config.max_frame_patches for patches, _ in size.frames)
+    assert assign_frames(size.frames, [shape.patches] * vision_rows) is not None
+    assert size.shrunk == (size.budget < config.processor.max_tokens)
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 4)), max_size=6), st.integers(1, 3), st.integers(1, 20))
-def test_frames_are_placed_as_pack_places_them(frames, rows, patches):
+def test_frames_are_assigned_as_pack_assigns_them(frames, rows, patches):
     visuals = [random_visual(np.random.default_rng(0), (count, 1, size), 1) for size, count in frames]
     sample = random_sample(np.random.default_rng(0), visuals)
     shape = BatchShape(1000, patches, 1000, rows)
@@ -221,17 +225,19 @@ def test_frames_are_placed_as_pack_places_them(frames, rows, patches):
     np.testing.assert_array_equal((batch["patch_segment"][0] == 0).sum(axis=1), left)
 
 
-def test_several_vision_rows_keep_their_plan(examples, folder):
-    """Where a sample fails or loses frames, blank ones keep those behind it in place."""
-    place = SampleSize(10, 8, 24, ((4, 4), (8, 1)), 100)
-    sample = placeholder_sample(place, 2)
+def test_several_vision_rows_keep_their_plan(sample_builder, folder):
+    """If a sample fails or loses frames, padding frames keep the vision rows of the samples after it."""
+    size = SampleSize(10, 8, 24, ((4, 4), (8, 1)), 100)
+    sample = placeholder_sample(size, 2)
     assert [(v.patches_per_frame, v.grid[0], v.num_tokens) for v in sample.visuals] == [(4, 4, 0), (8, 1, 0)]
-    assert placeholder_sample(place, 1).visuals == () or placeholder_sample(place, 1).visuals == []
+    assert placeholder_sample(size, 1).visuals == () or placeholder_sample(size, 1).visuals == []
     shape = dataclasses.replace(SETTINGS.shape, vision_rows=2, patches=512)
-    rows = SampleBuilder(TOKENIZER, dataclasses.replace(SETTINGS, shape=shape))
+    builder = SampleBuilder(TOKENIZER, dataclasses.replace(SETTINGS, shape=shape))
     stream = good_records(5)[4] | {"video": ["v2.mp4"], "end_time": 4.0}
-    _, place, sample = made(rows, folder, stream)
-    planned = dataclasses.replace(place, frames=tuple((size, count + 2) for size, count in place.frames), patches=9999)
-    more = rows.sample(record(**stream), MediaResolver(str(folder)), planned, SEED)
-    assert sum(visual.grid[0] for visual in more.visuals) == planned.frames[0][1]
-    np.testing.assert_array_equal(more.tokens, sample.tokens)
+    _, size, sample = build(builder, folder, stream)
+    planned = dataclasses.replace(
+        size, frames=tuple((patches, count + 2) for patches, count in size.frames), patches=9999
+    )
+    padded = builder.sample(record(**stream), MediaResolver(str(folder)), planned, SEED)
+    assert sum(visual.grid[0] for visual in padded.visuals) == planned.frames[0][1]
+    np.testing.assert_array_equal(padded.tokens, sample.tokens)

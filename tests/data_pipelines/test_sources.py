@@ -1,4 +1,4 @@
-"""Every kind of source gives the same records in any order, across processes, and the bad ones with their place."""
+"""Tests that sources of every kind return their records in any order and after pickling, and locate bad records."""
 
 import io
 import json
@@ -41,17 +41,17 @@ def test_lines(tmp_path):
     source = open_source(path)
     assert fields(source) == RECORDS
     assert source[3].where == f"{path}, line 5"
-    again = pickle.loads(pickle.dumps(source))
-    assert fields(again) == RECORDS
-    assert again.fingerprint() == source.fingerprint()
+    unpickled = pickle.loads(pickle.dumps(source))
+    assert fields(unpickled) == RECORDS
+    assert unpickled.fingerprint() == source.fingerprint()
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_one_list(tmp_path, indent, mark):
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_one_list(tmp_path, indent, bom):
     path = tmp_path / "a.json"
     text = json.dumps(RECORDS, ensure_ascii=False, indent=indent)
-    path.write_bytes(mark + b"\n " + text.encode())
+    path.write_bytes(bom + b"\n " + text.encode())
     source = open_source(str(path))
     assert fields(source) == RECORDS
     lines = text.splitlines()
@@ -66,29 +66,28 @@ def test_any_list_is_split_at_its_own_commas(tmp_path_factory, values):
     values = [{"v": value} for value in values]
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
-    assert [
-        source_record.fields for source_record in map(open_source(str(path)).__getitem__, range(len(values)))
-    ] == values
+    source = open_source(str(path))
+    assert [source[index].fields for index in range(len(values))] == values
     lines = path.with_suffix(".jsonl")
     lines.write_bytes(b"".join(as_json(value) + b"\r\n" for value in values))
     assert fields(open_source(str(lines))) == values
 
 
-def test_bad_lines_are_problems_and_the_rest_goes_on(tmp_path):
+def test_bad_lines_are_errors_and_the_other_lines_are_read(tmp_path):
     lines = [as_json(RECORDS[0]), b"{", b'{"caf\xe9": 1}', as_json(RECORDS[1]), b'{"cut": "off']
     path = write_lines(tmp_path / "a.jsonl", lines)
-    found = [open_source(path)[index] for index in range(5)]
-    assert [type(item) for item in found] == [Record, SampleError, SampleError, Record, SampleError]
-    assert [item.where for item in found] == [f"{path}, line {n}" for n in range(1, 6)]
-    assert [found[i].kind for i in (1, 2, 4)] == [
+    records = [open_source(path)[index] for index in range(5)]
+    assert [type(record) for record in records] == [Record, SampleError, SampleError, Record, SampleError]
+    assert [record.where for record in records] == [f"{path}, line {n}" for n in range(1, 6)]
+    assert [records[i].kind for i in (1, 2, 4)] == [
         sample_errors.NOT_JSON,
         sample_errors.NOT_UTF8,
         sample_errors.NOT_JSON,
     ]
-    assert found[1].file == path
+    assert records[1].file == path
 
 
-def test_a_list_that_is_cut_off_gives_what_is_whole(tmp_path):
+def test_a_truncated_list_yields_its_complete_records(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(json.dumps(RECORDS[:3]).encode()[:-40])
     source = open_source(str(path))
@@ -111,7 +110,7 @@ def test_several_files_and_patterns(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["none.jsonl", "none*.jsonl", "none", "none.tar"])
-def test_what_is_not_there_is_named(tmp_path, path):
+def test_a_missing_file_is_named(tmp_path, path):
     with pytest.raises(InputError, match=r"none.*: no"):
         open_source(str(tmp_path / path))
     with pytest.raises(InputError, match="unknown kind 'x'"):
@@ -162,7 +161,7 @@ def test_webdataset(tmp_path):
             ("d/x.json", as_json(named)),
             ("d/x.left.png", b"left"),
             ("d/x.right.png", b"right"),
-            ("d/y.jpg", b"picture"),
+            ("d/y.jpg", b"image"),
             ("d/y.txt", b" a caption\n"),
             ("d/z.json", b"{"),
             ("d/w.json", as_json({**RECORDS[0], "image": "gone.png"})),
@@ -174,7 +173,7 @@ def test_webdataset(tmp_path):
     assert [source[i].where.split("sample ")[1] for i in range(5)] == ["d/x", "d/y", "d/z", "d/w", "d/v"]
     assert [medium["bytes"] for medium in source[0].fields["image"]] == [b"right", b"left"]
     assert source[1].fields["conversations"][1]["value"] == "a caption"
-    assert source[1].fields["image"] == [{"path": "d/y.jpg", "bytes": b"picture"}]
+    assert source[1].fields["image"] == [{"path": "d/y.jpg", "bytes": b"image"}]
     assert [source[2].kind, source[3].kind] == [sample_errors.NOT_JSON, sample_errors.MISSING]
     assert source[4].fields["video"][0]["bytes"] == b"video" * 1000
     cut = tmp_path / "cut.tar"
@@ -228,11 +227,13 @@ def test_tfds_without_tensorflow(tmp_path):
     folder = tmp_path / "tiny" / "1.0.0"
     source = pickle.loads(pickle.dumps(open_source(str(folder))))
     assert len(source) == 6
-    found = {record.fields["conversations"][0]["value"]: record.fields for record in map(source.__getitem__, range(6))}
-    assert set(found) == {f"Q{n}" for n in range(6)}
-    assert found["Q4"]["conversations"][1] == {"from": "gpt", "value": "é"}
-    assert [len(found[f"Q{n}"]["image"]) for n in range(6)] == [0, 1, 2, 0, 1, 2]
-    np.testing.assert_array_equal(found["Q1"]["image"][0], np.full((4, 8, 3), [255, 0, 0]))
+    records = {
+        record.fields["conversations"][0]["value"]: record.fields for record in map(source.__getitem__, range(6))
+    }
+    assert set(records) == {f"Q{n}" for n in range(6)}
+    assert records["Q4"]["conversations"][1] == {"from": "gpt", "value": "é"}
+    assert [len(records[f"Q{n}"]["image"]) for n in range(6)] == [0, 1, 2, 0, 1, 2]
+    np.testing.assert_array_equal(records["Q1"]["image"][0], np.full((4, 8, 3), [255, 0, 0]))
     assert len(open_source(f"{folder}:train[:50%]")) == 3
     with pytest.raises(InputError, match="split 'test'"):
         open_source(f"{folder}:test")

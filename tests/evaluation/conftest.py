@@ -1,4 +1,4 @@
-"""A tiny random model for all of these tests."""
+"""A tiny random model for the tests of this folder."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from support.small_checkpoint import write_small_checkpoint
 
 
 @pytest.fixture(scope="session")
-def assistant(tmp_path_factory):
+def chat_model(tmp_path_factory):
     return vl3.load(write_small_checkpoint(tmp_path_factory.mktemp("evaluation") / "small"))

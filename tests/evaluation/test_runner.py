@@ -1,4 +1,4 @@
-"""The runner: batches give what each question alone gives, runs go on where they stopped, media are swapped."""
+"""The runner: batched answers equal single answers, interrupted runs are resumed, blind questions get other media."""
 
 import json
 
@@ -15,95 +15,94 @@ SETTINGS = {"model": "small", "count": 3}
 NAMES = ["nano/digit", "nano/static"]
 
 
-def run(assistant, folder, names=NAMES, batch=4, prune=True, without_media=False, **options):
-    """Answers by id, and how many were asked for."""
+def run(chat_model, folder, names=NAMES, batch_size=4, prune=True, blind=False, **options):
+    """Returns the answers by id, and the number of questions asked."""
     with AnswerFile(folder, SETTINGS) as answers:
-        asked = questions_of(find(names), SELECTION, without_media)
-        new = ask(BatchGenerator(assistant, batch, prune), asked, answers, **options)
+        task_questions = questions_of(find(names), SELECTION, blind)
+        new = ask(BatchGenerator(chat_model, batch_size, prune), task_questions, answers, **options)
     return {record["id"]: record for record in read(folder / ANSWERS)}, new
 
 
 @pytest.fixture(scope="module")
-def folder(assistant, tmp_path_factory):
+def folder(chat_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    run(assistant, folder)
+    run(chat_model, folder)
     return folder
 
 
-def alone(assistant, question, task, **settings):
+def answer_alone(chat_model, question, task, **settings):
     content = [*question.media(), {"type": "text", "text": question.text}]
-    answer = assistant.answer([{"role": "user", "content": content}], max_new_tokens=task.max_new_tokens, **settings)
+    answer = chat_model.answer([{"role": "user", "content": content}], max_new_tokens=task.max_new_tokens, **settings)
     return answer.text.strip(), len(answer.processed.sample.tokens), len(answer.token_ids)
 
 
-def test_a_batch_answers_as_each_question_alone(assistant, folder):
+def test_batched_answers_equal_single_answers(chat_model, folder):
     records = {record["id"]: record for record in read(folder / ANSWERS)}
     assert len(records) == 6
     for task in find(NAMES):
         question = task.questions(SELECTION)[1]
         record = records[question.id]
-        expected = alone(assistant, question, task)
+        expected = answer_alone(chat_model, question, task)
         assert (record["answer"], record["prompt_tokens"], record["new_tokens"]) == expected
-        assert record["truth"] == question.truth
+        assert record["reference"] == question.reference
         assert record["task"] == task.name
 
 
-def test_a_killed_run_goes_on(assistant, folder, tmp_path):
+def test_a_killed_run_is_resumed(chat_model, folder, tmp_path):
     lines = (folder / ANSWERS).read_text().splitlines(keepends=True)
     (tmp_path / ANSWERS).write_text("".join(lines[:4]) + lines[4][:30])
     progress = []
-    records, asked = run(assistant, tmp_path, on_progress=lambda task, done: progress.append(done))
+    records, asked = run(chat_model, tmp_path, on_progress=lambda task, done: progress.append(done))
     assert asked == 2
     assert records == {record["id"]: record for record in map(json.loads, lines)}
     assert sum(progress) == 6
     before = (tmp_path / ANSWERS).read_bytes()
     assert before.startswith("".join(lines[:4]).encode())
-    assert run(assistant, tmp_path)[1] == 0
+    assert run(chat_model, tmp_path)[1] == 0
     assert (tmp_path / ANSWERS).read_bytes() == before
 
 
-def test_answers_of_another_run_are_not_mixed(assistant, folder):
+def test_answers_of_another_run_are_not_mixed(chat_model, folder):
     with pytest.raises(InputError, match="model: 'small' there, 'large' now"):
         AnswerFile(folder, SETTINGS | {"model": "large"})
 
 
-def test_blind_questions_are_answered_from_other_media(assistant, tmp_path):
-    records, _ = run(assistant, tmp_path, ["nano/digit"], without_media=True)
+def test_blind_questions_are_answered_from_other_media(chat_model, tmp_path):
+    records, _ = run(chat_model, tmp_path, ["nano/digit"], blind=True)
     (task,) = find(["nano/digit"])
     questions = task.questions(SELECTION)
     for number, question in enumerate(questions):
         other = questions[(number + 1) % 3]
         content = [*other.media(), {"type": "text", "text": question.text}]
-        expected = assistant.answer([{"role": "user", "content": content}], max_new_tokens=task.max_new_tokens)
+        expected = chat_model.answer([{"role": "user", "content": content}], max_new_tokens=task.max_new_tokens)
         assert records[question.id]["answer"] == expected.text.strip()
-        assert records[question.id]["truth"] == question.truth
+        assert records[question.id]["reference"] == question.reference
 
 
-def test_without_pruning_every_token_is_seen(assistant, folder, tmp_path):
-    whole, _ = run(assistant, tmp_path, ["nano/static"], prune=False)
+def test_without_pruning_every_token_is_kept(chat_model, folder, tmp_path):
+    unpruned, _ = run(chat_model, tmp_path, ["nano/static"], prune=False)
     pruned = {record["id"]: record for record in read(folder / ANSWERS)}
-    for name, record in whole.items():
+    for name, record in unpruned.items():
         assert record["visual_tokens"] == record["visual_tokens_before_pruning"]
         assert pruned[name]["visual_tokens"] < record["visual_tokens"]
 
 
-def test_batches_share_compiled_programs(assistant):
-    answerer = BatchGenerator(assistant, 4)
+def test_batches_share_compiled_programs(chat_model):
+    generator = BatchGenerator(chat_model, 4)
     (task,) = find(["nano/digit"])
-    shown = [
-        answerer.process(one.media(), one.text).sample for one in task.questions(QuestionSelection(count=9, seed=3))
-    ]
-    answerer.answer(shown[:2], task.max_new_tokens, task.bucket_sizes)
-    before = assistant.engine.compiled_programs
-    together = answerer.answer(shown, task.max_new_tokens, task.bucket_sizes)
-    assert assistant.engine.compiled_programs == before
-    assert len(together) == 9
+    questions = task.questions(QuestionSelection(count=9, seed=3))
+    samples = [generator.process(question.media(), question.text).sample for question in questions]
+    generator.generate(samples[:2], task.max_new_tokens, task.bucket_sizes)
+    before = chat_model.engine.compiled_programs
+    replies = generator.generate(samples, task.max_new_tokens, task.bucket_sizes)
+    assert chat_model.engine.compiled_programs == before
+    assert len(replies) == 9
 
 
 @pytest.mark.parametrize(("line", "message"), [("{", "line 2"), ('{"id": "nano/digit/0"}', "line 2"), ("[]", "line 2")])
-def test_a_line_that_is_no_answer_is_named(tmp_path, line, message):
+def test_the_error_names_a_line_that_is_no_answer(tmp_path, line, message):
     file = tmp_path / ANSWERS
-    file.write_text('{"id": "a", "task": "t", "answer": "x", "truth": {}}\n' + line + "\n")
+    file.write_text('{"id": "a", "task": "t", "answer": "x", "reference": {}}\n' + line + "\n")
     with pytest.raises(InputError, match=message):
         read(file)
     with pytest.raises(InputError, match="No such file"):

@@ -1,4 +1,4 @@
-"""Scores and their table, from answers written by hand."""
+"""Scores and their table, from hand-written answers."""
 
 import json
 
@@ -8,9 +8,9 @@ from vl3_jax.errors import InputError
 from vl3_jax.evaluation import scores
 
 
-def record(task, number, answer, truth, kept=None):
-    seen = {} if kept is None else {"visual_tokens": kept, "visual_tokens_before_pruning": 10}
-    return {"id": f"{task}/{number}", "task": task, "answer": answer, "truth": truth} | seen
+def record(task, number, answer, reference, kept=None):
+    counts = {} if kept is None else {"visual_tokens": kept, "visual_tokens_before_pruning": 10}
+    return {"id": f"{task}/{number}", "task": task, "answer": answer, "reference": reference} | counts
 
 
 RECORDS = [
@@ -23,26 +23,26 @@ RECORDS = [
 
 
 def test_scores_by_task_and_their_mean():
-    found = scores.score(RECORDS)
-    digit, when, stream, addition = found["tasks"].values()
-    assert list(found["tasks"]) == ["nano/digit", "nano/when", "nano/stream", "nano/addition"]
+    results = scores.score(RECORDS)
+    digit, when, stream, addition = results["tasks"].values()
+    assert list(results["tasks"]) == ["nano/digit", "nano/when", "nano/stream", "nano/addition"]
     assert (digit["score"], digit["majority"], digit["count"], digit["kept"]) == (0.6, 0.8, 5, 1.0)
     assert (when["metric"], when["score"], when["kept"]) == ("span", 0.5, 0.2)
     assert stream["score"] == pytest.approx(0.5)
     assert stream["words"] == 1
     assert "kept" not in addition
-    assert found["mean"]["score"] == pytest.approx((0.6 + 0.5 + 0.5 + 1) / 4)
+    assert results["mean"]["score"] == pytest.approx((0.6 + 0.5 + 0.5 + 1) / 4)
 
 
 def test_the_table_has_a_line_for_each_task_and_the_mean(tmp_path):
-    found = scores.score(RECORDS)
-    lines = scores.table(found).splitlines()
+    results = scores.score(RECORDS)
+    lines = scores.table(results).splitlines()
     assert lines[0].split() == ["task", "metric", "score", "majority", "questions", "kept"]
     assert lines[1].split() == ["nano/digit", "exact", "0.600", "0.800", "5", "100%"]
     assert "wait_f1" in lines[3]
     assert lines[-1].split()[0] == "mean"
     assert "4 tasks" in lines[-1]
-    assert json.loads(scores.save(found, tmp_path / "new").read_text()) == found
+    assert json.loads(scores.save(results, tmp_path / "new").read_text()) == results
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_table_has_a_line_for_each_task_and_the_mean(tmp_path):
         ([record("nano/stream", 0, 5, {"answer": "x", "words": ["x"]})], "nano/stream"),
     ],
 )
-def test_what_cannot_be_scored_is_one_line(records, message):
+def test_unscorable_answers_are_one_line(records, message):
     with pytest.raises(InputError, match=message) as error:
         scores.score(records)
     assert "\n" not in str(error.value)

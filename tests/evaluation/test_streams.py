@@ -1,4 +1,4 @@
-"""Streams: what is shown is what training shows, decisions follow the likelier token, words become history."""
+"""Streams: prompts equal training samples, the more likely token decides, and words become part of the prompt."""
 
 from types import SimpleNamespace
 
@@ -26,21 +26,19 @@ from vl3_jax.processing.tokenizer import IM_START, STREAM_START
 SEED = 7
 
 
-class Scripted(BatchGenerator):
-    """Says what it is told to after each frame, stream by stream; `asked` holds every prompt."""
+class ScriptedGenerator(BatchGenerator):
+    """Says the words of a script after each frame of each stream; `prompts` has every prompt."""
 
-    def __init__(self, assistant, scripts):
-        super().__init__(assistant)
-        self.scripts, self.asked = scripts, []
-        self.frames = [0] * len(scripts)
+    def __init__(self, chat_model, scripts):
+        super().__init__(chat_model)
+        self.scripts, self.prompts = scripts, []
 
-    def decide(self, samples, choices, bucket_sizes=()):
-        self.asked += [sample.tokens.tolist() for sample in samples]
-        self.now = [sum(one.grid[0] for one in sample.visuals) - 1 for sample in samples]
+    def choice_logprobs(self, samples, choices, bucket_sizes=()):
+        self.prompts += [sample.tokens.tolist() for sample in samples]
         speaks = [self._word(sample) is not None for sample in samples]
         return np.array([[0.0, -1.0] if speak else [-1.0, 0.0] for speak in speaks])
 
-    def answer(self, samples, max_new_tokens, bucket_sizes=()):
+    def generate(self, samples, max_new_tokens, bucket_sizes=()):
         return [Reply(self._word(sample), 2, "stop") for sample in samples]
 
     def _word(self, sample):
@@ -50,96 +48,102 @@ class Scripted(BatchGenerator):
 
 
 def streams_of(count):
-    drawn = [example("stream", "test", SEED, number) for number in range(count)]
-    return drawn, [([media_part(one.clip)], one.question) for one in drawn]
+    examples = [example("stream", "test", SEED, number) for number in range(count)]
+    return examples, [([media_part(sample.video)], sample.question) for sample in examples]
 
 
-def scripted(assistant, drawn, streams, silent=False):
-    first = [BatchGenerator(assistant).process(media, None).sample.visuals[0].patches[:4] for media, _ in streams]
-    words = [[None] * one.clip.frames if silent else one.truth["words"] for one in drawn]
-    return Scripted(assistant, list(zip(first, words, strict=True)))
+def scripted(chat_model, examples, streams, silent=False):
+    first = [BatchGenerator(chat_model).process(media, None).sample.visuals[0].patches[:4] for media, _ in streams]
+    words = [[None] * sample.video.num_frames if silent else sample.reference["words"] for sample in examples]
+    return ScriptedGenerator(chat_model, list(zip(first, words, strict=True)))
 
 
-def test_a_stream_of_true_words_is_the_one_that_training_shows(assistant):
-    drawn, streams = streams_of(4)
-    watched = run_streams(scripted(assistant, drawn, streams), streams, 8)
-    config = assistant.processor.config
+def test_a_stream_with_reference_words_equals_the_training_sample(chat_model):
+    examples, streams = streams_of(4)
+    states = run_streams(scripted(chat_model, examples, streams), streams, 8)
+    config = chat_model.processor.config
     settings = DataSettings(BatchShape(length=1024, patches=1024, vision_tokens=1024), config)
-    reader, source = SampleBuilder(TOKENIZER, settings), SyntheticSource(f"synthetic://test/stream?count=4&seed={SEED}")
-    for number, stream in enumerate(watched):
+    builder, source = (
+        SampleBuilder(TOKENIZER, settings),
+        SyntheticSource(f"synthetic://test/stream?count=4&seed={SEED}"),
+    )
+    for number, state in enumerate(states):
         record, media = source[number], MediaResolver("")
-        trained = reader.sample(record, media, compute_sample_size(reader.lengths(record, media), settings), (0, 0))
-        assert stream.tokens == trained.tokens.tolist()
-        assert stream.is_vision == trained.is_vision.tolist()
-        assert np.array_equal(stream.visual.keep, trained.visuals[0].keep)
-        assert stream.words == drawn[number].truth["words"]
+        trained = builder.sample(record, media, compute_sample_size(builder.lengths(record, media), settings), (0, 0))
+        assert state.tokens == trained.tokens.tolist()
+        assert state.is_vision == trained.is_vision.tolist()
+        assert np.array_equal(state.visual.keep, trained.visuals[0].keep)
+        assert state.words == examples[number].reference["words"]
 
 
-def test_each_frame_is_decided_with_the_frames_and_words_before_it(assistant):
-    drawn, streams = streams_of(2)
-    answerer = scripted(assistant, drawn, streams)
-    watched = run_streams(answerer, streams, 8)
-    assert len(answerer.asked) == sum(one.frames for one in watched)
-    ends = {tuple(stream.tokens) for stream in watched}
-    for prompt in answerer.asked:
+def test_each_frame_is_decided_with_the_frames_and_words_before_it(chat_model):
+    examples, streams = streams_of(2)
+    generator = scripted(chat_model, examples, streams)
+    states = run_streams(generator, streams, 8)
+    assert len(generator.prompts) == sum(state.num_frames for state in states)
+    ends = {tuple(state.tokens) for state in states}
+    for prompt in generator.prompts:
         assert any(tuple(prompt) == end[: len(prompt)] for end in ends)
 
 
-def test_a_silent_model_says_nothing(assistant):
-    drawn, streams = streams_of(2)
-    watched = run_streams(scripted(assistant, drawn, streams, silent=True), streams, 8)
-    assert [one.words for one in watched] == [[None] * one.clip.frames for one in drawn]
-    assert all(one.new_tokens == 0 for one in watched)
+def test_a_silent_model_says_nothing(chat_model):
+    examples, streams = streams_of(2)
+    states = run_streams(scripted(chat_model, examples, streams, silent=True), streams, 8)
+    assert [state.words for state in states] == [[None] * sample.video.num_frames for sample in examples]
+    assert all(state.new_tokens == 0 for state in states)
 
 
-def test_the_real_model_is_asked_about_every_frame(assistant):
+def test_a_real_model_decides_after_every_frame(chat_model):
     (task,) = find(["nano/stream"])
     questions = task.questions(QuestionSelection(count=2))
-    watched = run_streams(
-        BatchGenerator(assistant, 4), [(one.media(), one.text) for one in questions], 2, task.bucket_sizes
+    states = run_streams(
+        BatchGenerator(chat_model, 4),
+        [(question.media(), question.text) for question in questions],
+        2,
+        task.bucket_sizes,
     )
-    for stream, question in zip(watched, questions, strict=True):
-        assert len(stream.words) == len(question.truth["words"])
-        assert all(word is None or isinstance(word, str) for word in stream.words)
-    assert "score" in task.evaluate([one.words for one in watched], [one.truth for one in questions])
+    for state, question in zip(states, questions, strict=True):
+        assert len(state.words) == len(question.reference["words"])
+        assert all(word is None or isinstance(word, str) for word in state.words)
+    assert "score" in task.evaluate([state.words for state in states], [question.reference for question in questions])
 
 
-def test_decisions_are_the_log_probabilities_of_the_next_token(assistant):
-    answerer = BatchGenerator(assistant, 1)
-    sample = answerer.process([], "What is 1 + 2?").sample
-    model, params = assistant.engine.model, assistant.engine.params
+def test_decisions_are_the_log_probabilities_of_the_next_token(chat_model):
+    generator = BatchGenerator(chat_model, 1)
+    sample = generator.process([], "What is 1 + 2?").sample
+    model, params = chat_model.engine.model, chat_model.engine.params
     batch = pack([[sample]], BatchShape(64, 0, 0, samples=1))
     text = [batch[name] for name in ("vision_slot", "segment_ids", "positions")]
     hidden, _ = decode(model, params, batch["tokens"], None, *text)
     expected = np.asarray(jax.nn.log_softmax(unembed(model, params, hidden[:, len(sample.tokens) - 1])))[0]
     order = np.argsort(-expected)
     choices = [int(order[rank]) for rank in (1, 0, 40, 500)]
-    (found,) = answerer.decide([sample], choices)
-    np.testing.assert_allclose(found, [*expected[choices[:3]], -np.inf], atol=1e-4)
+    (logprobs,) = generator.choice_logprobs([sample], choices)
+    np.testing.assert_allclose(logprobs, [*expected[choices[:3]], -np.inf], atol=1e-4)
 
 
-def test_the_likelier_of_the_two_tokens_decides(assistant):
-    answerer = BatchGenerator(assistant, 2)
-    speak, wait = (assistant.processor.tokenizer.id_of(name) for name in (IM_START, STREAM_START))
-    # Best tokens of three samples: a third token and then one of the two; neither of them.
+def test_the_more_likely_of_the_two_tokens_decides(chat_model):
+    generator = BatchGenerator(chat_model, 2)
+    speak, wait = (chat_model.processor.tokenizer.id_of(name) for name in (IM_START, STREAM_START))
+    # The three most likely tokens of three samples: with both choices, with one of them, with none.
     ids = np.array([[[5, speak, wait]], [[wait, 5, 6]], [[5, 6, 7]]])
     values = np.array([[[-0.1, -2.0, -3.0]], [[-0.1, -2.0, -3.0]], [[-0.1, -2.0, -3.0]]], np.float32)
     rows = iter([slice(0, 2), slice(2, 3)])
 
     def generate(samples, sampling):
-        here = next(rows)
+        batch_rows = next(rows)
         tokens = np.zeros((len(samples), 1), int)
-        padded = [np.concatenate([array[here]] * 2)[: len(samples)] for array in (ids, values)]
+        padded = [np.concatenate([array[batch_rows]] * 2)[: len(samples)] for array in (ids, values)]
         yield DecodeOutput(tokens, np.ones((len(samples), 1), bool), *padded)
 
-    answerer._engine = SimpleNamespace(generate=generate, model=assistant.engine.model)
-    sample = answerer.process([], "Q").sample
-    found = answerer.decide([sample] * 3, [speak, wait])
-    np.testing.assert_allclose(found, [[-2, -3], [-np.inf, -0.1], [-np.inf, -np.inf]], rtol=1e-6)
-    assert (found[:, 0] > found[:, 1]).tolist() == [True, False, False]
+    generator._engine = SimpleNamespace(generate=generate, model=chat_model.engine.model)
+    sample = generator.process([], "Q").sample
+    logprobs = generator.choice_logprobs([sample] * 3, [speak, wait])
+    np.testing.assert_allclose(logprobs, [[-2, -3], [-np.inf, -0.1], [-np.inf, -np.inf]], rtol=1e-6)
+    assert (logprobs[:, 0] > logprobs[:, 1]).tolist() == [True, False, False]
 
 
-def test_what_is_no_stream_is_refused(assistant):
+def test_a_stream_without_a_video_is_an_error(chat_model):
     pixels = np.zeros((56, 56, 3), np.uint8)
     with pytest.raises(InputError, match="exactly one"):
-        run_streams(BatchGenerator(assistant), [([{"type": "image", "image": pixels}], "Watch.")], 2)
+        run_streams(BatchGenerator(chat_model), [([{"type": "image", "image": pixels}], "Watch.")], 2)

@@ -1,4 +1,4 @@
-"""nano in transformers: its native export answers the questions of every kind as it does here."""
+"""nano in transformers: the native export gives the same greedy answers for each kind of media."""
 
 import numpy as np
 import pytest
@@ -13,17 +13,16 @@ from vl3_jax.cli.main import main
 from vl3_jax.evaluation.tasks import QuestionSelection, find
 
 torch = reference.torch
-KINDS = {"text": "addition", "picture": "box", "two pictures": "pair", "clip": "static"}
-COUNT = 4  # questions of each kind
-NEW_TOKENS = 28  # more than a true answer has
-MERGED = (
-    28  # pixels of a merged token: sides of so many are not resampled, which torchvision does otherwise than Pillow
-)
+KINDS = {"text": "addition", "image": "box", "two images": "pair", "video": "static"}
+COUNT = 4  # questions per kind
+NEW_TOKENS = 28  # more than a reference answer has
+# Pixels of a merged token. Images whose sides are multiples are not resampled, in which torchvision and Pillow differ.
+MERGED = 28
 
 
 @pytest.fixture(scope="module", params=["random", "packaged"])
 def pair(request, tmp_path_factory):
-    """The model loaded by us, and its export loaded by transformers with its processor."""
+    """Our model, and its export in transformers with the processor of transformers."""
     from transformers import AutoProcessor, VideoLlama3ForConditionalGeneration
 
     folder = tmp_path_factory.mktemp("nano")
@@ -39,19 +38,21 @@ def pair(request, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_answers_are_the_same(pair, kind):
-    assistant, model, processor = pair
+    chat_model, model, processor = pair
     (task,) = find([f"nano/{KINDS[kind]}"])
-    questions = [one for one in task.questions(QuestionSelection(count=30)) if not resampled(one)][:COUNT]
+    questions = [question for question in task.questions(QuestionSelection(count=30)) if not resampled(question)][
+        :COUNT
+    ]
     assert len(questions) == COUNT
     answers, decided = [], 0
     for question in questions:
         inputs = inputs_of(processor, question)
         content = [*question.media(), {"type": "text", "text": question.text}]
-        ours = assistant.answer([{"role": "user", "content": content}], max_new_tokens=NEW_TOKENS)
+        ours = chat_model.answer([{"role": "user", "content": content}], max_new_tokens=NEW_TOKENS)
         sample = ours.processed.sample
         ids = inputs["input_ids"][0].numpy()
-        seen = np.zeros(len(ids), bool) if sample.is_vision is None else sample.is_vision
-        np.testing.assert_array_equal(sample.tokens[~seen], ids[~seen])
+        is_vision = np.zeros(len(ids), bool) if sample.is_vision is None else sample.is_vision
+        np.testing.assert_array_equal(sample.tokens[~is_vision], ids[~is_vision])
         if sample.visuals:
             name = "pixel_values" if "pixel_values" in inputs else "pixel_values_videos"
             pixels = np.concatenate([visual.patches for visual in sample.visuals])
@@ -65,7 +66,7 @@ def test_greedy_answers_are_the_same(pair, kind):
         )
         theirs = out.sequences[0, len(ids) :].tolist()
         margins = [float(-np.diff(torch.topk(step[0], 2).values.numpy())[0]) for step in out.logits]
-        until = next((place for place, margin in enumerate(margins) if margin < GREEDY_MARGIN), len(theirs))
+        until = next((step for step, margin in enumerate(margins) if margin < GREEDY_MARGIN), len(theirs))
         decided += until == len(theirs)
         assert ours.token_ids[:until] == theirs[:until]
         answers.append(tuple(theirs))
@@ -79,21 +80,22 @@ def resampled(question) -> bool:
 
 
 def inputs_of(processor, question) -> dict:
-    """What transformers' own processor makes of a question."""
+    """Returns the output of transformers' processor for a question."""
     from transformers.video_utils import VideoMetadata
 
     media = question.media()
-    marks = "".join("<|image_pad|>\n" if part["type"] == "image" else "<|video_pad|>\n" for part in media)
-    text = f"<|im_start|>user\n{marks}{question.text}<|im_end|>\n<|im_start|>assistant\n"
-    given = {"text": [text], "return_tensors": "pt"}
+    placeholders = "".join("<|image_pad|>\n" if part["type"] == "image" else "<|video_pad|>\n" for part in media)
+    text = f"<|im_start|>user\n{placeholders}{question.text}<|im_end|>\n<|im_start|>chat_model\n"
+    arguments = {"text": [text], "return_tensors": "pt"}
     images = [Image.fromarray(part["image"]) for part in media if part["type"] == "image"]
-    clips = [part["video"] for part in media if part["type"] == "video"]
+    videos = [part["video"] for part in media if part["type"] == "video"]
     if images:
-        given["images"] = images
-    if clips:
-        given["videos"] = [torch.tensor(clip).permute(0, 3, 1, 2) for clip in clips]
-        given["video_metadata"] = [
-            VideoMetadata(total_num_frames=len(clip), fps=1, frames_indices=list(range(len(clip)))) for clip in clips
+        arguments["images"] = images
+    if videos:
+        arguments["videos"] = [torch.tensor(video).permute(0, 3, 1, 2) for video in videos]
+        arguments["video_metadata"] = [
+            VideoMetadata(total_num_frames=len(video), fps=1, frames_indices=list(range(len(video))))
+            for video in videos
         ]
     unused = ("video_metadata", "token_type_ids", "mm_token_type_ids")
-    return {name: value for name, value in dict(processor(**given)).items() if name not in unused}
+    return {name: value for name, value in dict(processor(**arguments)).items() if name not in unused}

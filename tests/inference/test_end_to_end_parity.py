@@ -1,4 +1,4 @@
-"""The whole way, from files and text to greedy text, against transformers' own processor and model."""
+"""Tests the whole pipeline, from files and text to greedy text, against transformers' processor and model."""
 
 import numpy as np
 import pytest
@@ -11,14 +11,14 @@ from support.reference import reference_model, torch
 from support.tolerances import END_TO_END, GREEDY_MARGIN, relative_error
 from vl3_jax.processing.packed_batch import BatchShape, pack
 
-PICTURE = DATA / "media" / "images" / "handwriting.png"
+IMAGE = DATA / "media" / "images" / "handwriting.png"
 OPENING, CLOSING = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 NEW_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """The reference with its processor, and the same checkpoint loaded by us."""
+    """The reference, its processor, and the same checkpoint loaded as a `ChatModel`."""
     from transformers import PreTrainedTokenizerFast
     from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import VideoLlama3ImageProcessorPil
     from transformers.models.video_llama_3.processing_video_llama_3 import VideoLlama3Processor
@@ -35,9 +35,9 @@ def pair(tmp_path_factory):
 
 
 def moving_frames() -> np.ndarray:
-    """[6, 112, 168, 3]: a real picture in which a corner changes; a size that no rule resizes."""
-    picture = np.asarray(Image.open(PICTURE).convert("RGB"))[:112, :168]
-    frames = np.repeat(picture[None], 6, axis=0)
+    """Returns [6, 112, 168, 3] uint8: a real image with a corner that changes, of a size that no rule resizes."""
+    image = np.asarray(Image.open(IMAGE).convert("RGB"))[:112, :168]
+    frames = np.repeat(image[None], 6, axis=0)
     for index in range(1, 6):
         frames[index, :56, : 28 * index] = np.roll(frames[index, :56, : 28 * index], 7 * index, axis=1)
     return frames
@@ -45,15 +45,15 @@ def moving_frames() -> np.ndarray:
 
 CASES = {
     "text": ([], "What color is a banana?", "What color is a banana?"),
-    "picture": ([("image", PICTURE)], "<|image_pad|>\nWhat is it?", "What is it?"),
-    "two pictures": (
-        [("image", PICTURE), ("image", PICTURE)],
+    "image": ([("image", IMAGE)], "<|image_pad|>\nWhat is it?", "What is it?"),
+    "two images": (
+        [("image", IMAGE), ("image", IMAGE)],
         "<|image_pad|>\n<|image_pad|>\nSame?",
         "Same?",
     ),
     "video": ([("video", "frames")], "<|video_pad|>\nWhat happens?", "What happens?"),
-    "picture and video": (
-        [("image", PICTURE), ("video", "frames")],
+    "image and video": (
+        [("image", IMAGE), ("video", "frames")],
         "<|image_pad|>\n<|video_pad|>\nWhat happens?",
         "What happens?",
     ),
@@ -62,38 +62,38 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_ids_pixels_mask_logits_and_text_equal_the_reference(pair, case):
-    reference, processor, assistant = pair
+    reference, processor, model = pair
     media, prompt, question = CASES[case]
     inputs = _reference_inputs(processor, media, OPENING + prompt + CLOSING)
-    parts = [_part(kind, source) for kind, source in media]
+    parts = [_content_part(kind, source) for kind, source in media]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
     settings = {"preprocess": "native", "max_visual_tokens": 300, "max_new_tokens": NEW_TOKENS}
-    answer = assistant.answer(messages, **settings)
-    sample = answer.processed.sample
+    output = model.answer(messages, **settings)
+    sample = output.processed.sample
 
     assert sample.tokens.tolist() == inputs["input_ids"][0].tolist()
-    patches = {
+    visuals = {
         "image": [v for v in sample.visuals if v.grid[0] == 1],
         "video": [v for v in sample.visuals if v.grid[0] > 1],
     }
     for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        if patches[kind]:
-            ours = np.concatenate([v.patches for v in patches[kind]])
+        if visuals[kind]:
+            ours = np.concatenate([v.patches for v in visuals[kind]])
             np.testing.assert_array_equal(ours, np.rint((inputs[name].numpy() + 1) * 127.5))
-    if patches["video"]:
-        np.testing.assert_array_equal(patches["video"][0].keep, inputs["video_compression_mask"].numpy())
-        assert not patches["video"][0].keep.all()
+    if visuals["video"]:
+        np.testing.assert_array_equal(visuals["video"][0].keep, inputs["video_compression_mask"].numpy())
+        assert not visuals["video"][0].keep.all()
 
     with torch.no_grad():
         expected = reference(**inputs).logits[0].numpy()
     shape = BatchShape(
         len(sample.tokens), max(sum(len(v.patches) for v in sample.visuals), 1), max(sample.num_vision_tokens, 1)
     )
-    logits = forward(assistant.engine.model, assistant.engine.params, pack([[sample]], shape))[0]
+    logits = forward(model.engine.model, model.engine.params, pack([[sample]], shape))[0]
     print(f"{case}: largest relative difference of the logits {relative_error(logits, expected):.1e}")
     assert relative_error(logits, expected) <= END_TO_END
 
-    out = reference.generate(
+    expected_output = reference.generate(
         **inputs,
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
@@ -101,14 +101,14 @@ def test_ids_pixels_mask_logits_and_text_equal_the_reference(pair, case):
         output_logits=True,
         return_dict_in_generate=True,
     )
-    margins = [float(-np.diff(torch.topk(step[0], 2).values.numpy())[0]) for step in out.logits]
+    margins = [float(-np.diff(torch.topk(step[0], 2).values.numpy())[0]) for step in expected_output.logits]
     decided = next((i for i, margin in enumerate(margins) if margin < GREEDY_MARGIN), len(margins))
-    generated = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    generated = expected_output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     assert decided >= NEW_TOKENS // 2 or len(generated) < NEW_TOKENS
-    assert answer.token_ids[:decided] == generated[:decided]
+    assert output.token_ids[:decided] == generated[:decided]
 
 
-def _part(kind: str, source) -> dict:
+def _content_part(kind: str, source) -> dict:
     if kind == "image":
         return {"type": "image", "image": source}
     return {"type": "video", "video": moving_frames(), "timestamps": [float(second) for second in range(6)]}

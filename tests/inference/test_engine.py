@@ -1,4 +1,4 @@
-"""The engine against one forward pass and against itself: batches, buckets, sampling, stopping."""
+"""Tests the engine against one forward pass, and its batches, buckets, sampling and stopping."""
 
 import functools
 
@@ -29,12 +29,12 @@ def engine() -> Engine:
 
 
 def run(engine: Engine, samples, sampling=None, timings=None) -> list[list[int]]:
-    steps = list(engine.generate(samples, sampling or SamplingConfig(max_new_tokens=20), timings))
-    tokens, valid = (np.concatenate([getattr(s, name) for s in steps], axis=1) for name in ("tokens", "live"))
-    return [row[alive].tolist() for row, alive in zip(tokens, valid, strict=True)]
+    outputs = list(engine.generate(samples, sampling or SamplingConfig(max_new_tokens=20), timings))
+    tokens, valid = (np.concatenate([getattr(o, name) for o in outputs], axis=1) for name in ("tokens", "valid"))
+    return [row[mask].tolist() for row, mask in zip(tokens, valid, strict=True)]
 
 
-def some_samples(seed=5):
+def make_samples(seed=5):
     rng = np.random.default_rng(seed)
     return [
         random_sample(rng, [random_visual(rng, (1, 6, 10), 1)], text=5),
@@ -44,119 +44,119 @@ def some_samples(seed=5):
 
 
 def test_prefill_and_steps_equal_one_forward_pass():
-    """Rows of different lengths, fed in pieces of any size through one cache."""
-    samples = some_samples()
+    """Feeds rows of different lengths through one cache, in chunks of several sizes."""
+    samples = make_samples()
     rows = [[sample] for sample in samples]
     batch = pack(rows, shape_for(rows, spare=8))
     features = encode(MODEL, PARAMS, *(batch[key] for key in VISION_KEYS))
     text = [batch[key] for key in TEXT_KEYS]
     whole, _ = decode(MODEL, PARAMS, batch["tokens"], features, *text)
     cache = KVCache.empty(MODEL.config.text, 3, batch["tokens"].shape[1])
-    pieces, start = [], 0
+    chunks, start = [], 0
     step = jax.jit(functools.partial(decode, MODEL))
     for size in (40, 1, 1, 7, batch["tokens"].shape[1] - 49):
-        part = slice(start, start + size)
-        hidden, cache = step(PARAMS, batch["tokens"][:, part], features, *(x[:, part] for x in text), cache)
-        pieces.append(hidden)
+        columns = slice(start, start + size)
+        hidden, cache = step(PARAMS, batch["tokens"][:, columns], features, *(x[:, columns] for x in text), cache)
+        chunks.append(hidden)
         start += size
     real = batch["segment_ids"] > 0
     np.testing.assert_array_equal(cache.length, real.sum(1))
-    assert relative_error(jnp.concatenate(pieces, 1)[real], whole[real]) <= REORDERED
+    assert relative_error(jnp.concatenate(chunks, 1)[real], whole[real]) <= REORDERED
 
 
-def test_padding_anywhere_takes_no_slot():
-    """Tokens of segment 0 in front, between and behind are never written."""
+def test_padding_takes_no_cache_slot():
+    """Tokens of segment 0 in front, in between and at the end are never written to the cache."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 400, (1, 24)).astype(np.int32)
     real = ~np.isin(np.arange(24), [0, 1, 9, 23])[None]
     positions = np.where(real, np.cumsum(real) - 1, 7).astype(np.int32)
-    one, nothing = np.ones((1, 1), np.int32), np.full((1, 24), -1, np.int32)
+    one, no_vision = np.ones((1, 1), np.int32), np.full((1, 24), -1, np.int32)
 
-    def next_logits(tokens, segments, positions):
+    def next_logits(tokens, segment_ids, positions):
         cache = KVCache.empty(MODEL.config.text, 1, 24)
-        _, cache = decode(MODEL, PARAMS, tokens, None, nothing[:, : tokens.shape[1]], segments, positions, cache)
+        _, cache = decode(MODEL, PARAMS, tokens, None, no_vision[:, : tokens.shape[1]], segment_ids, positions, cache)
         assert int(cache.length[0]) == 20
         hidden, _ = decode(MODEL, PARAMS, one, None, -one, one, 20 * one, cache)
         return unembed(MODEL, PARAMS, hidden)
 
     padded = next_logits(tokens, real.astype(np.int32), positions)
-    alone = next_logits(tokens[real][None], np.ones((1, 20), np.int32), np.arange(20, dtype=np.int32)[None])
-    assert relative_error(padded, alone) <= REORDERED
+    unpadded = next_logits(tokens[real][None], np.ones((1, 20), np.int32), np.arange(20, dtype=np.int32)[None])
+    assert relative_error(padded, unpadded) <= REORDERED
 
 
-def test_a_batch_answers_as_its_conversations_do_alone():
-    samples = some_samples()
+def test_a_batch_gives_the_same_answers_as_single_conversations():
+    samples = make_samples()
     assert run(engine(), samples) == [run(engine(), [sample])[0] for sample in samples]
 
 
-def test_a_second_question_of_the_same_size_compiles_nothing():
-    run(engine(), some_samples(7)[:1])
+def test_a_second_question_of_the_same_size_compiles_no_programs():
+    run(engine(), make_samples(7)[:1])
     before, timings = engine().compiled_programs, Timings()
-    run(engine(), some_samples(8)[:1], SamplingConfig(max_new_tokens=17, temperature=0.7, top_k=5, seed=3), timings)
+    run(engine(), make_samples(8)[:1], SamplingConfig(max_new_tokens=17, temperature=0.7, top_k=5, seed=3), timings)
     assert engine().compiled_programs == before
     assert timings.compile == 0
     assert timings.decode > 0
 
 
 def test_generation_ends_at_a_stop_token_of_each_row():
-    samples = some_samples()
-    free = run(engine(), samples)
-    stop = free[0][4]
-    stopped = run(Engine(MODEL, PARAMS, stop_ids=(stop,)), samples)
-    for before, after in zip(free, stopped, strict=True):
-        end = before.index(stop) + 1 if stop in before else len(before)
-        assert after == before[:end]
+    samples = make_samples()
+    unstopped = run(engine(), samples)
+    stop_id = unstopped[0][4]
+    stopped = run(Engine(MODEL, PARAMS, stop_ids=(stop_id,)), samples)
+    for expected, tokens in zip(unstopped, stopped, strict=True):
+        end = expected.index(stop_id) + 1 if stop_id in expected else len(expected)
+        assert tokens == expected[:end]
 
 
 def test_a_prompt_beyond_the_context_is_refused():
     with pytest.raises(InputError, match="context of 32768"):
-        next(engine().generate(some_samples(), SamplingConfig(max_new_tokens=32_768)))
+        next(engine().generate(make_samples(), SamplingConfig(max_new_tokens=32_768)))
 
 
 def test_sampling_is_seeded_and_stays_in_the_allowed_set():
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
-    none = jnp.zeros((1, 4), bool)
+    generated = jnp.zeros((1, 4), bool)
 
-    def draw(**settings):
+    def sampled(**settings):
         sampling_params = SamplingParams.of(SamplingConfig(temperature=1.0, **settings))
         keys = jax.random.split(jax.random.key(0), 400)
-        return np.asarray(jax.vmap(lambda key: sample_token(logits, none, key, sampling_params))(keys))[:, 0]
+        return np.asarray(jax.vmap(lambda key: sample_token(logits, generated, key, sampling_params))(keys))[:, 0]
 
-    assert set(draw()) == {0, 1, 2, 3}
-    assert set(draw(top_k=2)) == {0, 1}
-    assert set(draw(top_p=0.8)) == {0, 1}
-    assert set(draw(top_p=0.81)) == {0, 1, 2}
-    assert set(draw(top_p=0.01)) == {0}
-    share = np.mean(draw(top_k=2) == 0)
+    assert set(sampled()) == {0, 1, 2, 3}
+    assert set(sampled(top_k=2)) == {0, 1}
+    assert set(sampled(top_p=0.8)) == {0, 1}
+    assert set(sampled(top_p=0.81)) == {0, 1, 2}
+    assert set(sampled(top_p=0.01)) == {0}
+    share = np.mean(sampled(top_k=2) == 0)
     assert abs(share - 0.5 / 0.8) < 0.08
-    hot = SamplingConfig(max_new_tokens=20, temperature=1.5, seed=1)
-    first, second = (run(engine(), some_samples()[:1], hot) for _ in range(2))
+    sampling = SamplingConfig(max_new_tokens=20, temperature=1.5, seed=1)
+    first, second = (run(engine(), make_samples()[:1], sampling) for _ in range(2))
     assert first == second
-    assert first != run(engine(), some_samples()[:1], SamplingConfig(max_new_tokens=20, temperature=1.5, seed=2))
+    assert first != run(engine(), make_samples()[:1], SamplingConfig(max_new_tokens=20, temperature=1.5, seed=2))
 
 
 def test_logprobs_are_those_of_the_model():
-    steps = list(engine().generate(some_samples()[1:2], SamplingConfig(max_new_tokens=12, logprobs=3)))
-    tokens = np.concatenate([step.tokens for step in steps], 1)
-    ids = np.concatenate([step.logprob_ids for step in steps], 1)
-    values = np.concatenate([step.logprobs for step in steps], 1)
+    outputs = list(engine().generate(make_samples()[1:2], SamplingConfig(max_new_tokens=12, logprobs=3)))
+    tokens = np.concatenate([output.tokens for output in outputs], 1)
+    ids = np.concatenate([output.logprob_ids for output in outputs], 1)
+    values = np.concatenate([output.logprobs for output in outputs], 1)
     assert ids.shape == values.shape == (1, 12, 3)
     np.testing.assert_array_equal(ids[..., 0], tokens)
     assert np.all(np.diff(values, axis=-1) <= 0)
     assert np.all(values <= 0)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_new_tokens": 0}])
-def test_impossible_settings_are_refused(bad):
+@pytest.mark.parametrize("settings", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_new_tokens": 0}])
+def test_invalid_settings_are_refused(settings):
     with pytest.raises(InputError):
-        SamplingConfig(**bad)
+        SamplingConfig(**settings)
 
 
-def test_a_sharded_model_answers_as_one_device_does():
+def test_a_sharded_model_gives_the_same_answers_as_one_device():
     mesh = make_mesh({"fsdp": 4, "tensor": 2})
-    placed = shardings(abstract_params(MODEL.config), param_axes(MODEL.config), mesh)
-    sharded = Engine(MODEL, jax.device_put(PARAMS, placed), stop_ids=(), mesh=mesh)
-    samples = some_samples()
+    param_shardings = shardings(abstract_params(MODEL.config), param_axes(MODEL.config), mesh)
+    sharded = Engine(MODEL, jax.device_put(PARAMS, param_shardings), stop_ids=(), mesh=mesh)
+    samples = make_samples()
     assert run(sharded, samples) == run(engine(), samples)
     before = sharded.compiled_programs
     assert run(sharded, samples) == run(engine(), samples)

@@ -1,4 +1,4 @@
-"""Greedy generation through the engine against the reference's own."""
+"""Tests greedy generation by the engine against the reference's generation."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from vl3_jax.model import VideoLLaMA3, preset
 
 @pytest.mark.parametrize("penalty", [1.0, 1.1])
 def test_greedy_text_equals_the_reference(penalty):
-    """64 tokens after a picture and a pruned video, compared until the reference itself is undecided."""
+    """Compares 64 tokens after an image and a pruned video, up to the first position without a clear best token."""
     config = preset("mid")
     reference = reference_model(config, seed=1)
     params = native_params(tensors(reference), config)
@@ -46,11 +46,11 @@ def test_greedy_text_equals_the_reference(penalty):
 
 
 def _penalise_generated(prompt: int, penalty: float):
-    """The reference's repetition penalty, over generated tokens only."""
+    """Builds the reference's repetition penalty, applied to generated tokens only."""
 
     def process(ids, scores):
-        seen = ids[:, prompt:]
-        score = torch.gather(scores, 1, seen)
-        return scores.scatter(1, seen, torch.where(score < 0, score * penalty, score / penalty))
+        generated = ids[:, prompt:]
+        score = torch.gather(scores, 1, generated)
+        return scores.scatter(1, generated, torch.where(score < 0, score * penalty, score / penalty))
 
     return process

@@ -1,4 +1,4 @@
-"""A few queries against a cache: the same as dense attention to one layer, but only slots in use are read."""
+"""Tests attention of a few queries to a cache: equal to dense attention to one layer, reading only slots in use."""
 
 import functools
 import os
@@ -21,29 +21,31 @@ from vl3_jax.model.attention import attention
 from vl3_jax.parallel.mesh import make_mesh
 
 LAYER = 1
-KINDS = {
+FUNCTIONS = {
     "blockwise": blockwise_decode_attention,
     "tpu": functools.partial(tpu_decode_attention, interpret=True),
 }
 
 
-def cache_of(rows, slots, kv_heads, width, dtype=jnp.float32, layers=3):
+def random_cache(rows, slots, kv_heads, width, dtype=jnp.float32, layers=3):
     keys = jax.random.split(jax.random.key(0))
     return [jax.random.normal(key, (layers, rows, slots, kv_heads, width)).astype(dtype) for key in keys]
 
 
-def queries_of(rows, length, heads, width, dtype=jnp.float32):
+def random_queries(rows, length, heads, width, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(1), (rows, length, heads, width)).astype(dtype)
 
 
-def ragged_labels(used: list[int], slots: int, length: int) -> tuple[SegmentInfo, SegmentInfo]:
-    """Rows of which so many slots are written, and the newest `length` tokens of each; of an empty row, padding."""
+def ragged_info(used: list[int], slots: int, length: int) -> tuple[SegmentInfo, SegmentInfo]:
+    """Returns the info of queries and slots for rows of which the first `used` slots are written.
+
+    The queries are the newest `length` tokens of each row; those before its first token are padding.
+    """
     used = np.array(used, np.int32)[:, None]
     slot = np.arange(slots, dtype=np.int32)[None]
     q_position = used - length + np.arange(length, dtype=np.int32)
-    return SegmentInfo((q_position >= 0).astype(np.int32), q_position), SegmentInfo(
-        (slot < used).astype(np.int32), slot + 0 * used
-    )
+    q_info = SegmentInfo((q_position >= 0).astype(np.int32), q_position)
+    return q_info, SegmentInfo((slot < used).astype(np.int32), slot + 0 * used)
 
 
 def dense(q, keys, values, q_info, kv_info, causal=True):
@@ -52,104 +54,105 @@ def dense(q, keys, values, q_info, kv_info, causal=True):
     return dense_attention(*operands, causal=causal, scale=q.shape[-1] ** -0.5)
 
 
-def run(kind, q, keys, values, q_info, kv_info, causal=True):
-    function = jax.jit(functools.partial(KINDS[kind], causal=causal, scale=q.shape[-1] ** -0.5))
+def run(name, q, keys, values, q_info, kv_info, causal=True):
+    function = jax.jit(functools.partial(FUNCTIONS[name], causal=causal, scale=q.shape[-1] ** -0.5))
     return function(q, keys, values, jnp.int32(LAYER), q_info, kv_info)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize(
     ("length", "heads", "kv_heads", "width", "slots"), [(1, 12, 2, 128, 1024), (3, 7, 1, 16, 768), (16, 4, 4, 128, 96)]
 )
-def test_equal_to_dense(kind, length, heads, kv_heads, width, slots):
-    q_info, kv_info = ragged_labels([slots, 0, slots // 3, 1], slots, length)
-    q, cache = queries_of(4, length, heads, width), cache_of(4, slots, kv_heads, width)
-    out = run(kind, q, *cache, q_info, kv_info)
+def test_equal_to_dense(name, length, heads, kv_heads, width, slots):
+    q_info, kv_info = ragged_info([slots, 0, slots // 3, 1], slots, length)
+    q, cache = random_queries(4, length, heads, width), random_cache(4, slots, kv_heads, width)
+    out = run(name, q, *cache, q_info, kv_info)
     np.testing.assert_allclose(out, dense(q, *cache, q_info, kv_info), atol=ATTENTION)
     assert not np.any(out[1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("causal", [False, True])
-def test_equal_to_dense_with_slots_given_up_and_in_any_order(kind, causal):
+def test_equal_to_dense_with_freed_slots_in_any_order(name, causal):
     rng = np.random.default_rng(0)
     positions = rng.permuted(np.tile(np.arange(512, dtype=np.int32), (2, 1)), axis=1)
     kv_info = SegmentInfo(rng.integers(0, 4, (2, 512), np.int32), positions)
     q_info = SegmentInfo(np.array([[1, 3, 0], [2, 2, 9]], np.int32), np.array([[100, 400, 5], [0, 511, 7]], np.int32))
-    q, cache = queries_of(2, 3, 4, 16), cache_of(2, 512, 2, 16)
-    out = run(kind, q, *cache, q_info, kv_info, causal)
+    q, cache = random_queries(2, 3, 4, 16), random_cache(2, 512, 2, 16)
+    out = run(name, q, *cache, q_info, kv_info, causal)
     np.testing.assert_allclose(out, dense(q, *cache, q_info, kv_info, causal), atol=ATTENTION)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("queries", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-def test_a_cache_of_bfloat16(kind, queries):
-    q_info, kv_info = ragged_labels([300, 512], 512, 1)
-    q, cache = queries_of(2, 1, 4, 128, queries), cache_of(2, 512, 2, 128, jnp.bfloat16)
-    out = run(kind, q, *cache, q_info, kv_info)
-    assert out.dtype == queries
-    tolerance = ATTENTION if queries == jnp.float32 else ATTENTION_BFLOAT16
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("q_dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_a_bfloat16_cache(name, q_dtype):
+    q_info, kv_info = ragged_info([300, 512], 512, 1)
+    q, cache = random_queries(2, 1, 4, 128, q_dtype), random_cache(2, 512, 2, 128, jnp.bfloat16)
+    out = run(name, q, *cache, q_info, kv_info)
+    assert out.dtype == q_dtype
+    tolerance = ATTENTION if q_dtype == jnp.float32 else ATTENTION_BFLOAT16
     np.testing.assert_allclose(out.astype(jnp.float32), dense(q, *cache, q_info, kv_info), atol=tolerance)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_blocks_out_of_use_are_not_read(kind):
-    """They hold what no number can hide, as do the other layers."""
-    module = {"blockwise": blockwise_decode, "tpu": tpu_decode}[kind]
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_unused_blocks_are_not_read(name):
+    """Unused blocks and all other layers are NaN, which would spread to the output."""
+    module = {"blockwise": blockwise_decode, "tpu": tpu_decode}[name]
     used = [1, 700, module.BLOCK, 0]
-    q_info, kv_info = ragged_labels(used, 2048, 1)
-    q, cache = queries_of(4, 1, 4, 16), cache_of(4, 2048, 2, 16)
+    q_info, kv_info = ragged_info(used, 2048, 1)
+    q, cache = random_queries(4, 1, 4, 16), random_cache(4, 2048, 2, 16)
     expected = dense(q, *cache, q_info, kv_info)
     for row, slots in enumerate(used):
         first_unused = -(-slots // module.BLOCK) * module.BLOCK
         cache = [x.at[:, row, first_unused:].set(np.nan) for x in cache]
     cache = [jnp.where(jnp.arange(3)[:, None, None, None, None] == LAYER, x, np.nan) for x in cache]
-    np.testing.assert_allclose(run(kind, q, *cache, q_info, kv_info), expected, atol=ATTENTION)
+    np.testing.assert_allclose(run(name, q, *cache, q_info, kv_info), expected, atol=ATTENTION)
 
 
-def test_visits_follow_the_slots_in_use():
-    q_info, kv_info = ragged_labels([1, 256, 257, 1500, 0, 4096], 4096, 1)
+def test_used_blocks_follow_the_slots_in_use():
+    q_info, kv_info = ragged_info([1, 256, 257, 1500, 0, 4096], 4096, 1)
     order, count = used_blocks(q_info, kv_info, 256, causal=True)
     np.testing.assert_array_equal(count, [1, 1, 2, 6, 0, 16])
     np.testing.assert_array_equal(order[3, :6], np.arange(6))
-    kv_info.segment_ids[5, :1024] = 0  # given up
+    kv_info.segment_ids[5, :1024] = 0  # freed
     order, count = used_blocks(q_info, kv_info, 256, causal=True)
     np.testing.assert_array_equal(count, [1, 1, 2, 6, 0, 12])
     np.testing.assert_array_equal(order[5, :12], np.arange(4, 16))
 
 
-def over_cache(q, keys, values, layer, q_info, kv_info):
-    labels = (q_info.segment_ids, kv_info.segment_ids, q_info.positions, kv_info.positions)
-    return attention(q, keys, values, *labels, causal=True, layer=layer)
+def cache_attention(q, keys, values, layer, q_info, kv_info):
+    segments, positions = zip(q_info, kv_info, strict=True)
+    return attention(q, keys, values, *segments, *positions, causal=True, layer=layer)
 
 
 @pytest.mark.parametrize("length", [1, 24])
 def test_attention_to_a_layer_of_a_cache(length):
-    """Few queries and many; on one device and on a mesh."""
-    q_info, kv_info = ragged_labels([512, 300, 30, 100], 512, length)
-    q, cache = queries_of(4, length, 4, 16), cache_of(4, 512, 2, 16)
+    """Runs few and many queries on one device and on a mesh."""
+    q_info, kv_info = ragged_info([512, 300, 30, 100], 512, length)
+    q, cache = random_queries(4, length, 4, 16), random_cache(4, 512, 2, 16)
     expected = dense(q, *cache, q_info, kv_info)
     operands = (q, *cache, jnp.int32(LAYER), q_info, kv_info)
-    assert relative_error(jax.jit(over_cache)(*operands), expected) <= REORDERED
+    assert relative_error(jax.jit(cache_attention)(*operands), expected) <= REORDERED
     with jax.set_mesh(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
-        assert relative_error(jax.jit(over_cache)(*operands), expected) <= REORDERED
+        assert relative_error(jax.jit(cache_attention)(*operands), expected) <= REORDERED
 
 
-def test_a_few_queries_copy_no_layer():
-    q_info, kv_info = ragged_labels([500], 8192, 1)
-    q, cache = queries_of(1, 1, 4, 64), cache_of(1, 8192, 2, 64)
-    compiled = jax.jit(over_cache).lower(q, *cache, jnp.int32(LAYER), q_info, kv_info).compile()
-    one_layer = cache[0][0].nbytes
-    assert compiled.memory_analysis().temp_size_in_bytes < one_layer / 4
+def test_a_few_queries_do_not_copy_the_layer():
+    q_info, kv_info = ragged_info([500], 8192, 1)
+    q, cache = random_queries(1, 1, 4, 64), random_cache(1, 8192, 2, 64)
+    compiled = jax.jit(cache_attention).lower(q, *cache, jnp.int32(LAYER), q_info, kv_info).compile()
+    layer_bytes = cache[0][0].nbytes
+    assert compiled.memory_analysis().temp_size_in_bytes < layer_bytes / 4
 
 
 @pytest.mark.parametrize(
     ("slots", "kv_heads", "width", "reason"),
     [(512, 2, 72, "72 channels"), (96, 1, 128, "96 slots"), (96, 4, 128, None)],
 )
-def test_what_the_tpu_kernel_refuses(slots, kv_heads, width, reason):
-    found = tpu_decode_unsupported_reason(queries_of(1, 1, 4, width), cache_of(1, slots, kv_heads, width)[0])
-    assert found is None if reason is None else reason in found
+def test_operands_that_the_tpu_kernel_does_not_support(slots, kv_heads, width, reason):
+    q, keys = random_queries(1, 1, 4, width), random_cache(1, slots, kv_heads, width)[0]
+    unsupported_reason = tpu_decode_unsupported_reason(q, keys)
+    assert unsupported_reason is None if reason is None else reason in unsupported_reason
 
 
 COMPILE_FOR_TPU = """
@@ -161,20 +164,20 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vl3_jax.kernels.dispatch import decode_attention
 from vl3_jax.kernels.segment_info import SegmentInfo
-from vl3_jax.model.cache import write
+from vl3_jax.model.cache import write_layer
 
 mesh = Mesh(np.array(topologies.get_topology_desc(sys.argv[1], platform="tpu").devices[:1]), "x")
-place = NamedSharding(mesh, PartitionSpec())
+replicated = NamedSharding(mesh, PartitionSpec())
 
 
 def shape(size, dtype=jnp.int32):
-    return jax.ShapeDtypeStruct(size, dtype, sharding=place)
+    return jax.ShapeDtypeStruct(size, dtype, sharding=replicated)
 
 
 def step(q, keys, values, q_info, kv_info, slots, new):
     def layer(index, carry):
         q, *caches = carry
-        caches = [write(cache, index, slots, new) for cache in caches]
+        caches = [write_layer(cache, index, slots, new) for cache in caches]
         return decode_attention(q, *caches, index, q_info, kv_info, causal=True, scale=0.1), *caches
 
     return jax.lax.fori_loop(0, keys.shape[0], layer, (q, keys, values))
@@ -184,27 +187,27 @@ for rows, length, heads, kv_heads, slots, dtype in [
     (1, 1, 12, 2, 16_384, jnp.bfloat16),
     (2, 16, 28, 4, 3072, jnp.float32),
 ]:
-    labels = [SegmentInfo(*[shape((rows, size))] * 2) for size in (length, slots)]
+    info = [SegmentInfo(*[shape((rows, size))] * 2) for size in (length, slots)]
     cache = shape((8, rows, slots, kv_heads, 128), dtype)
-    operands = shape((rows, length, heads, 128), dtype), cache, cache, *labels, shape((rows, length))
+    operands = shape((rows, length, heads, 128), dtype), cache, cache, *info, shape((rows, length))
     with jax.set_mesh(mesh):
         lowered = jax.jit(step, donate_argnums=(1, 2)).lower(*operands, shape((rows, length, kv_heads, 128), dtype))
         compiled = lowered.compile()
     assert "decode_kernel" in lowered.as_text()
-    one_layer = rows * slots * kv_heads * 128 * jnp.dtype(dtype).itemsize
-    print("bytes", one_layer, compiled.memory_analysis().temp_size_in_bytes)
+    layer_bytes = rows * slots * kv_heads * 128 * jnp.dtype(dtype).itemsize
+    print("bytes", layer_bytes, compiled.memory_analysis().temp_size_in_bytes)
 """
 
 
 @needs_compiler
 @pytest.mark.parametrize("topology", ["v5e:2x2", pytest.param("v6e:2x2", marks=pytest.mark.slow)])
 def test_compiles_for_tpus_without_a_copy_of_a_layer(topology):
-    """Written to and read in a loop over layers, as the decoder does."""
+    """Writes and reads the cache in a loop over layers, as the decoder does."""
     environment = os.environ | {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     command = [sys.executable, "-c", COMPILE_FOR_TPU, topology]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    sizes = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("bytes")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    sizes = [line.split()[1:] for line in result.stdout.splitlines() if line.startswith("bytes")]
     assert len(sizes) == 2
-    for one_layer, temporaries in sizes:
-        assert int(temporaries) < int(one_layer) / 4
+    for layer_bytes, temporaries in sizes:
+        assert int(temporaries) < int(layer_bytes) / 4

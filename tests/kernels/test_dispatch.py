@@ -1,4 +1,4 @@
-"""Which attention is chosen for which device and which operands, and what the log says."""
+"""Tests which attention is selected for which device and operands, and what is logged."""
 
 import logging
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from support.attention import labels_of, random_qkv
+from support.attention import make_segment_info, random_qkv
 from vl3_jax.kernels import dispatch
 from vl3_jax.kernels.backend import Backend
 from vl3_jax.kernels.block_sizes import BlockSizes, tpu_blocks
@@ -19,9 +19,9 @@ from vl3_jax.model.attention import attention
 from vl3_jax.parallel.rules import target_device
 
 
-def on(kind: str, platform: str = "tpu"):
-    """Traces as for a mesh of such devices, which need not be there."""
-    device = AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
+def tracing_for(device_kind: str, platform: str = "tpu"):
+    """Returns a context that traces for a mesh of such devices, which need not be attached."""
+    device = AbstractDevice(device_kind=device_kind, num_cores=1, platform=platform)
     return jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device))
 
 
@@ -33,16 +33,16 @@ def shapes(length, heads, kv_heads, width, dtype=jnp.bfloat16):
 TOWER, TEXT = shapes(40_960, 16, 16, 72), shapes(16_384, 12, 2, 128)
 
 
-def test_by_platform():
+def test_selection_by_platform():
     assert select_backend(*TEXT, True) is BLOCKWISE
-    with on("TPU v5 lite"):
+    with tracing_for("TPU v5 lite"):
         assert select_backend(*TEXT, True) is tpu_backend()
         assert select_backend(*TOWER, False) is tpu_backend()
 
 
-def test_the_device_is_that_of_the_mesh_else_the_default():
+def test_target_device_is_that_of_the_mesh_or_the_default():
     assert target_device().platform == "cpu"
-    with on("TPU v6 lite"):
+    with tracing_for("TPU v6 lite"):
         assert (target_device().platform, target_device().device_kind) == ("tpu", "TPU v6 lite")
     for default in ("cpu", jax.devices()[1]):
         with jax.default_device(default):
@@ -59,9 +59,9 @@ def test_the_device_is_that_of_the_mesh_else_the_default():
         ((shapes(64, 2, 1, 16, jnp.float32)[0], *shapes(64, 2, 1, 16)[1:]), "operands of bfloat16 and float32"),
     ],
 )
-def test_a_refusal_is_logged_once(operands, reason, caplog):
-    dispatch._mention.cache_clear()
-    with on("TPU v5 lite"), caplog.at_level(logging.WARNING):
+def test_unsupported_operands_are_logged_once(operands, reason, caplog):
+    dispatch._warn_once.cache_clear()
+    with tracing_for("TPU v5 lite"), caplog.at_level(logging.WARNING):
         assert select_backend(*operands, True) is BLOCKWISE
         assert select_backend(*operands, True) is BLOCKWISE
     assert len(caplog.records) == 1
@@ -69,7 +69,7 @@ def test_a_refusal_is_logged_once(operands, reason, caplog):
 
 
 @pytest.mark.parametrize(
-    ("kind", "operands", "causal", "blocks"),
+    ("device_kind", "operands", "causal", "blocks"),
     [
         ("TPU v5 lite", TOWER, False, BlockSizes(256, 256, 8, 4)),
         ("TPU v6 lite", TOWER, False, BlockSizes(256, 256, 16, 4)),
@@ -82,26 +82,25 @@ def test_a_refusal_is_logged_once(operands, reason, caplog):
         ("TPU v5", shapes(40_960, 6, 6, 72), False, BlockSizes(256, 256, 6, 4)),
     ],
 )
-def test_blocks(kind, operands, causal, blocks):
-    with on(kind):
+def test_block_sizes(device_kind, operands, causal, blocks):
+    with tracing_for(device_kind):
         assert tpu_blocks(*operands[:2], causal) == blocks
 
 
-def test_a_backend_of_ones_own():
-    """Wins over the choice, also for a few queries."""
+def test_an_explicit_backend():
+    """It takes precedence over the selection, also for a few queries."""
     calls = []
 
-    def forward(*operands, dtype, **setting):
-        calls.append(setting)
-        return BLOCKWISE.forward(*operands, dtype=dtype, **setting)
+    def forward(*operands, dtype, **options):
+        calls.append(options)
+        return BLOCKWISE.forward(*operands, dtype=dtype, **options)
 
     backend = Backend(forward, BLOCKWISE.backward)
-    labels = labels_of([FEW_QUERIES], FEW_QUERIES)
+    info = make_segment_info([FEW_QUERIES], FEW_QUERIES)
     q, k, v = random_qkv(1, FEW_QUERIES, FEW_QUERIES, 2, 1, 16)
-    expected = local_attention(q, k, v, labels, labels, causal=True, scale=0.25)
+    expected = local_attention(q, k, v, info, info, causal=True, scale=0.25)
     assert not calls
-    ours = attention(
-        q, k, v, labels.segment_ids, labels.segment_ids, *[labels.positions] * 2, causal=True, backend=backend
-    )
+    segments, positions = [info.segment_ids] * 2, [info.positions] * 2
+    ours = attention(q, k, v, *segments, *positions, causal=True, backend=backend)
     assert calls == [{"causal": True, "scale": 0.25}]
     np.testing.assert_allclose(ours, expected, atol=1e-6)

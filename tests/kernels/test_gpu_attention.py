@@ -1,4 +1,4 @@
-"""The GPU kernels against dense attention, interpreted where there is no GPU; and lowered for CUDA at full size."""
+"""Tests the GPU kernels against dense attention, interpreted without a GPU, and lowers them for CUDA at full size."""
 
 import functools
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from support.attention import labels_of, random_qkv, value_and_gradients
+from support.attention import make_segment_info, random_qkv, stack_rows, value_and_gradients
 from support.tolerances import ATTENTION, ATTENTION_BFLOAT16
 from vl3_jax.kernels import dispatch
 from vl3_jax.kernels import gpu_attention as kernels
@@ -17,49 +17,50 @@ from vl3_jax.kernels.dense import dense_attention
 from vl3_jax.kernels.gpu_attention import gpu_attention
 from vl3_jax.kernels.segment_info import SegmentInfo, active_block_schedule, active_blocks
 
-here = functools.partial(gpu_attention, interpret=jax.default_backend() != "gpu")
+run_kernels = functools.partial(gpu_attention, interpret=jax.default_backend() != "gpu")
 TOLERANCE = {jnp.float32: ATTENTION, jnp.bfloat16: ATTENTION_BFLOAT16}
 
 
 def assert_equal_to_dense(qkv, q_info, kv_info, causal, dtype):
-    low = [x.astype(dtype) for x in qkv]
-    out, gradients = value_and_gradients(here, *low, q_info, kv_info, causal)
-    exact = [x.astype(jnp.float32) for x in low]
-    expected, expected_gradients = value_and_gradients(dense_attention, *exact, q_info, kv_info, causal)
+    qkv = [x.astype(dtype) for x in qkv]
+    out, gradients = value_and_gradients(run_kernels, *qkv, q_info, kv_info, causal)
+    qkv = [x.astype(jnp.float32) for x in qkv]
+    expected, expected_gradients = value_and_gradients(dense_attention, *qkv, q_info, kv_info, causal)
     assert {x.dtype for x in (out, *gradients)} == {jnp.dtype(dtype)}
-    for ours, theirs in zip((out, *gradients), (expected, *expected_gradients), strict=True):
+    for ours, dense in zip((out, *gradients), (expected, *expected_gradients), strict=True):
         ours = ours.astype(jnp.float32)
-        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        np.testing.assert_allclose(ours, dense, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(2, 2, 72), (6, 2, 128)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_equal_to_dense(heads, kv_heads, width, causal, dtype):
-    rows = [labels_of([90, 5, 60], 200), labels_of([], 200), labels_of([170], 200, padding_first=True)]
-    labels = SegmentInfo(*(np.concatenate(x) for x in zip(*rows, strict=True)))
-    assert_equal_to_dense(random_qkv(3, 200, 200, heads, kv_heads, width), labels, labels, causal, dtype)
+    rows = [([90, 5, 60], False), ([], False), ([170], True)]
+    info = stack_rows(*(make_segment_info(lengths, 200, padding_first) for lengths, padding_first in rows))
+    assert_equal_to_dense(random_qkv(3, 200, 200, heads, kv_heads, width), info, info, causal, dtype)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_equal_to_dense_against_other_keys_in_any_order(seed):
     rng = np.random.default_rng(seed)
-    kv = labels_of([70, 2, 1, 50, 90], 250)
+    kv_info = make_segment_info([70, 2, 1, 50, 90], 250)
     order = rng.permutation(250)
-    kv = SegmentInfo(np.where(rng.random((1, 250)) < 0.3, 0, kv.segment_ids)[:, order], kv.positions[:, order])
-    picked = rng.integers(0, 250, 40)
-    q = SegmentInfo(kv.segment_ids[:, picked], kv.positions[:, picked])
-    assert_equal_to_dense(random_qkv(1, 40, 250, 2, 1, 16, seed), q, kv, True, jnp.float32)
+    segment_ids = np.where(rng.random((1, 250)) < 0.3, 0, kv_info.segment_ids)
+    kv_info = SegmentInfo(segment_ids[:, order], kv_info.positions[:, order])
+    indices = rng.integers(0, 250, 40)
+    q_info = SegmentInfo(kv_info.segment_ids[:, indices], kv_info.positions[:, indices])
+    assert_equal_to_dense(random_qkv(1, 40, 250, 2, 1, 16, seed), q_info, kv_info, True, jnp.float32)
 
 
-def test_blocks_that_share_nothing_are_not_read(monkeypatch):
-    """The keys and queries of a block that nobody visits may be anything, and their gradients are zeros."""
+def test_inactive_blocks_are_not_read(monkeypatch):
+    """Keys and queries of a block without active pairs may be anything, and their gradients are zeros."""
     monkeypatch.setattr(kernels, "FORWARD", {4: kernels.Tiles(32, 32, 1, 1)})
     monkeypatch.setattr(kernels, "BACKWARD", {4: kernels.Tiles(32, 32, 1, 1)})
-    labels = labels_of([32, 32, 32], 96)
-    kv_info = SegmentInfo(np.where(labels.segment_ids == 2, 9, labels.segment_ids), labels.positions)
+    q_info = make_segment_info([32, 32, 32], 96)
+    kv_info = SegmentInfo(np.where(q_info.segment_ids == 2, 9, q_info.segment_ids), q_info.positions)
     qkv = [x.at[:, 32:64].set(np.nan) for x in random_qkv(1, 96, 96, 2, 1, 16)]
-    out, gradients = value_and_gradients(here, *qkv, labels, kv_info, False)
+    out, gradients = value_and_gradients(run_kernels, *qkv, q_info, kv_info, False)
     for array in (out, *gradients):
         assert np.all(np.isfinite(array))
         assert not np.any(array[:, 32:64])
@@ -67,17 +68,17 @@ def test_blocks_that_share_nothing_are_not_read(monkeypatch):
         assert np.any(array[:, 64:])
 
 
-def test_visits_of_keys_are_those_of_queries_transposed():
-    labels = labels_of([100, 28, 128], 256)
-    active = active_blocks(labels, labels, 64, 32, causal=True)
-    there, back = active_block_schedule(active), active_block_schedule(active.swapaxes(1, 2))
-    pairs = {(i, int(j)) for i in range(4) for j in there.order[0, i, : there.count[0, i]]}
-    assert pairs == {(int(i), j) for j in range(8) for i in back.order[0, j, : back.count[0, j]]}
+def test_schedule_of_keys_is_that_of_queries_transposed():
+    info = make_segment_info([100, 28, 128], 256)
+    active = active_blocks(info, info, 64, 32, causal=True)
+    by_q, by_kv = active_block_schedule(active), active_block_schedule(active.swapaxes(1, 2))
+    pairs = {(i, int(j)) for i in range(4) for j in by_q.order[0, i, : by_q.count[0, i]]}
+    assert pairs == {(int(i), j) for j in range(8) for i in by_kv.order[0, j, : by_kv.count[0, j]]}
     assert pairs == {(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (2, 4), (2, 5), (3, 4), (3, 5), (3, 6), (3, 7)}
 
 
-class Card(NamedTuple):
-    """What a trace for a GPU knows of it."""
+class FakeGpu(NamedTuple):
+    """The properties of a GPU that are known while tracing."""
 
     compute_capability: str
     platform: str = "gpu"
@@ -94,12 +95,12 @@ class Card(NamedTuple):
         ("9.0", 72, (jnp.float32, jnp.bfloat16, jnp.bfloat16), "bfloat16 and float32"),
     ],
 )
-def test_what_the_kernels_refuse_goes_in_plain_blocks(capability, width, dtypes, reason, monkeypatch):
+def test_unsupported_operands_use_plain_jax(capability, width, dtypes, reason, monkeypatch):
     for module in (dispatch, kernels):
-        monkeypatch.setattr(module, "target_device", lambda: Card(capability))
+        monkeypatch.setattr(module, "target_device", lambda: FakeGpu(capability))
     q, k, v = (jax.ShapeDtypeStruct((1, 512, 4, width), dtype) for dtype in dtypes)
-    found = kernels.gpu_unsupported_reason(q, k, v, True)
-    assert found is None if reason is None else reason in found
+    unsupported_reason = kernels.gpu_unsupported_reason(q, k, v, True)
+    assert unsupported_reason is None if reason is None else reason in unsupported_reason
     assert dispatch.select_backend(q, k, v, True) == (BLOCKWISE if reason else kernels.gpu_backend())
 
 
@@ -110,15 +111,15 @@ H200 = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, pla
 def lowered_for_cuda(length, heads, kv_heads, width, causal, dtype) -> str:
     shape = jax.ShapeDtypeStruct
 
-    def loss(q, k, v, labels):
-        return jnp.sum(gpu_attention(q, k, v, labels, labels, causal=causal, scale=0.1).astype(jnp.float32))
+    def loss(q, k, v, info):
+        return jnp.sum(gpu_attention(q, k, v, info, info, causal=causal, scale=0.1).astype(jnp.float32))
 
     q, kv = shape((1, length, heads, width), dtype), shape((1, length, kv_heads, width), dtype)
-    labels = SegmentInfo(*[shape((1, length), jnp.int32)] * 2)
-    # One axis of one device: newer versions of jax ask the mesh which GPU it is.
+    info = SegmentInfo(*[shape((1, length), jnp.int32)] * 2)
+    # One axis of one device: newer versions of jax read the kind of GPU from the mesh.
     mesh = jax.sharding.AbstractMesh((1,), ("x",), (jax.sharding.AxisType.Explicit,), abstract_device=H200)
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, kv, kv, labels)
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, kv, kv, info)
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -128,7 +129,7 @@ def lowered_for_cuda(length, heads, kv_heads, width, causal, dtype) -> str:
     [(40_960, 16, 16, 72, False), (16_384, 12, 2, 128, True), (16_384, 28, 4, 128, True)],
 )
 def test_lowers_for_cuda_at_full_size(length, heads, kv_heads, width, causal, dtype):
-    """Three Triton kernels, forward and backward; no array of queries by keys, no copy of wider heads."""
+    """There are three Triton kernels, no array of queries by keys, and no copy with wider heads."""
     text = lowered_for_cuda(length, heads, kv_heads, width, causal, dtype)
     for kernel in ("forward_kernel", "d_q_kernel", "d_kv_kernel"):
         assert text.count(f'name = "{kernel}"') == 1
@@ -139,16 +140,16 @@ def test_lowers_for_cuda_at_full_size(length, heads, kv_heads, width, causal, dt
 
 @pytest.mark.parametrize(("dtype", "precision"), [(jnp.float32, "ieee"), (jnp.bfloat16, "tf32")])
 def test_float32_is_multiplied_in_float32(dtype, precision, monkeypatch):
-    """As Triton's own program says; "tf32" is its default, of no meaning for bfloat16."""
+    """Checks the Triton program; "tf32" is its default, which has no effect on bfloat16."""
     registration = pytest.importorskip("jax._src.pallas.triton.pallas_call_registration")
-    to_triton, programs = registration.lowering.lower_jaxpr_to_triton_module, []
+    lower, programs = registration.lowering.lower_jaxpr_to_triton_module, []
 
-    def recorded(*arguments, **options):
-        result = to_triton(*arguments, **options)
+    def recording_lower(*arguments, **options):
+        result = lower(*arguments, **options)
         programs.append(result.module.operation.get_asm())
         return result
 
-    monkeypatch.setattr(registration.lowering, "lower_jaxpr_to_triton_module", recorded)
+    monkeypatch.setattr(registration.lowering, "lower_jaxpr_to_triton_module", recording_lower)
     lowered_for_cuda(512, 4, 2, 128, True, dtype)
     products = [line for program in programs for line in program.splitlines() if "tt.dot" in line]
     assert len(products) == 2 + 3 + 4

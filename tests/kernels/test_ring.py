@@ -1,15 +1,14 @@
-"""Attention over positions that several devices share, against one device; who works, and what no device ever holds."""
+"""Tests ring attention against one device, which slices are computed, and that no device holds whole rows."""
 
 import functools
 import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from support.attention import labels_of, random_qkv, value_and_gradients
+from support.attention import make_segment_info, random_qkv, stack_rows, value_and_gradients
 from support.tolerances import REORDERED, relative_error, relative_norm
 from vl3_jax.kernels.backend import Backend
 from vl3_jax.kernels.blockwise import BLOCKWISE
@@ -19,102 +18,101 @@ from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
 from vl3_jax.parallel.mesh import make_mesh
 
-LENGTH = 328  # of four devices, 82 each: segments cross their borders
+LENGTH = 328  # 82 tokens on each of four devices, so that segments cross slices
 SPLIT = PartitionSpec(None, "context")
 
 
 def packed_rows(rows: int) -> SegmentInfo:
     layouts = [[200, 9, 60], [LENGTH], [], [30] * 8]
-    labels = [labels_of(layouts[i % 4], LENGTH, padding_first=i % 3 == 2) for i in range(rows)]
-    return SegmentInfo(*(np.concatenate(x) for x in zip(*labels, strict=True)))
+    return stack_rows(*(make_segment_info(layouts[i % 4], LENGTH, padding_first=i % 3 == 2) for i in range(rows)))
 
 
-def through_attention(q, k, v, q_info, kv_info, *, causal, scale):
+def model_attention(q, k, v, q_info, kv_info, *, causal, scale):
     segments, positions = zip(q_info, kv_info, strict=True)
     return attention(q, k, v, *segments, *positions, causal=causal)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "context": 2}, {"fsdp": 2, "context": 4}], ids=str)
-def test_a_ring_equals_one_device(sizes, causal):
-    labels, qkv = packed_rows(4), random_qkv(4, LENGTH, LENGTH, 6, 2, 16)
-    expected = value_and_gradients(through_attention, *qkv, labels, labels, causal)
+def test_ring_equals_one_device(sizes, causal):
+    info, qkv = packed_rows(4), random_qkv(4, LENGTH, LENGTH, 6, 2, 16)
+    expected = value_and_gradients(model_attention, *qkv, info, info, causal)
     with jax.set_mesh(make_mesh(sizes)):
-        found = value_and_gradients(through_attention, *qkv, labels, labels, causal)
-    errors = [relative_error(a, b) for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True)]
+        ours = value_and_gradients(model_attention, *qkv, info, info, causal)
+    errors = [relative_error(a, b) for a, b in zip(*map(jax.tree.leaves, (ours, expected)), strict=True)]
     print(f"{sizes}: " + ", ".join(f"{error:.1e}" for error in errors))
     assert 0 < max(errors) <= REORDERED  # not the same program
 
 
-def in_a_ring(local, devices=4):
-    """`ring_attention` over whole arrays."""
+def ring_over_arrays(local, devices=4):
+    """Returns `ring_attention` as a function of whole arrays."""
     mesh = make_mesh({"context": devices}, jax.devices()[:devices])
 
-    def whole(q, k, v, q_info, kv_info, *, causal, scale):
-        split = functools.partial(ring_attention, causal=causal, scale=scale, axis="context", local=local)
-        labels = SegmentInfo(SPLIT, SPLIT)
-        specs = (SPLIT, SPLIT, SPLIT, labels, labels)
-        return jax.shard_map(split, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False)(
+    def run(q, k, v, q_info, kv_info, *, causal, scale):
+        ring = functools.partial(ring_attention, causal=causal, scale=scale, axis="context", local=local)
+        info = SegmentInfo(SPLIT, SPLIT)
+        specs = (SPLIT, SPLIT, SPLIT, info, info)
+        return jax.shard_map(ring, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False)(
             q, k, v, q_info, kv_info
         )
 
-    return whole
+    return run
 
 
-def test_bfloat16_is_merged_in_float32():
-    """Five roundings instead of one would show."""
-    labels, qkv = labels_of([LENGTH], LENGTH), random_qkv(1, LENGTH, LENGTH, 2, 1, 16)
-    low = [x.astype(jnp.bfloat16) for x in qkv]
-    exact = value_and_gradients(through_attention, *(x.astype(jnp.float32) for x in low), labels, labels, False)
-    one_device = value_and_gradients(through_attention, *low, labels, labels, False)
-    ring = value_and_gradients(in_a_ring(BLOCKWISE), *low, labels, labels, False)
-    for ours, theirs, truth in zip(*map(jax.tree.leaves, (ring, one_device, exact)), strict=True):
+def test_bfloat16_slices_are_merged_in_float32():
+    """Rounding after every slice, five times instead of once, would exceed the bound."""
+    info, qkv = make_segment_info([LENGTH], LENGTH), random_qkv(1, LENGTH, LENGTH, 2, 1, 16)
+    qkv = [x.astype(jnp.bfloat16) for x in qkv]
+    exact = value_and_gradients(model_attention, *(x.astype(jnp.float32) for x in qkv), info, info, False)
+    one_device = value_and_gradients(model_attention, *qkv, info, info, False)
+    ring = value_and_gradients(ring_over_arrays(BLOCKWISE), *qkv, info, info, False)
+    for ours, unsplit, reference in zip(*map(jax.tree.leaves, (ring, one_device, exact)), strict=True):
         assert ours.dtype == jnp.bfloat16
-        error, unsplit = relative_norm(ours, truth), relative_norm(theirs, truth)
-        print(f"{error:.2e} in a ring, {unsplit:.2e} on one device")
-        assert error <= 1.05 * unsplit
+        ring_error, unsplit_error = relative_norm(ours, reference), relative_norm(unsplit, reference)
+        print(f"{ring_error:.2e} in a ring, {unsplit_error:.2e} on one device")
+        assert ring_error <= 1.05 * unsplit_error
 
 
-def test_any_backend_can_be_the_local_one():
-    labels, qkv = packed_rows(2), random_qkv(2, LENGTH, LENGTH, 2, 1, 16)
-    expected = value_and_gradients(through_attention, *qkv, labels, labels, True)
-    found = value_and_gradients(in_a_ring(gpu_backend(interpret=True)), *qkv, labels, labels, True)
-    for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        assert relative_error(ours, theirs) <= REORDERED
+def test_any_backend_can_compute_the_slices():
+    info, qkv = packed_rows(2), random_qkv(2, LENGTH, LENGTH, 2, 1, 16)
+    expected = value_and_gradients(model_attention, *qkv, info, info, True)
+    results = value_and_gradients(ring_over_arrays(gpu_backend(interpret=True)), *qkv, info, info, True)
+    for ours, one_device in zip(*map(jax.tree.leaves, (results, expected)), strict=True):
+        assert relative_error(ours, one_device) <= REORDERED
 
 
 @pytest.mark.parametrize(
     ("layout", "causal", "expected"),
     [
-        ([LENGTH // 4] * 4, False, 4),  # each slice a segment: only its own
+        ([LENGTH // 4] * 4, False, 4),  # each slice is a segment and attends only to itself
         ([LENGTH], True, 10),  # one causal segment: the lower triangle
         ([LENGTH], False, 16),
-        ([LENGTH // 2, LENGTH // 4], False, 5),  # two slices that share one segment, one alone, one of padding
+        ([LENGTH // 2, LENGTH // 4], False, 5),  # two slices share a segment, one has its own, one is padding
     ],
 )
-def test_slices_that_share_nothing_cost_no_work(layout, causal, expected):
+def test_slices_without_common_segments_are_skipped(layout, causal, expected):
     calls = []
 
-    def counted(function, name):
+    def counting(function, name):
         def call(*operands, **options):
             jax.debug.callback(lambda: calls.append(name))
             return function(*operands, **options)
 
         return call
 
-    local = Backend(counted(BLOCKWISE.forward, "forward"), counted(BLOCKWISE.backward, "backward"))
-    labels, qkv = labels_of(layout, LENGTH), random_qkv(1, LENGTH, LENGTH, 1, 1, 8)
-    jax.block_until_ready(value_and_gradients(in_a_ring(local), *qkv, labels, labels, causal))
+    local = Backend(counting(BLOCKWISE.forward, "forward"), counting(BLOCKWISE.backward, "backward"))
+    info, qkv = make_segment_info(layout, LENGTH), random_qkv(1, LENGTH, LENGTH, 1, 1, 8)
+    jax.block_until_ready(value_and_gradients(ring_over_arrays(local), *qkv, info, info, causal))
     jax.effects_barrier()
     assert (calls.count("forward"), calls.count("backward")) == (expected, expected)
 
 
-def test_no_device_holds_more_than_slices():
+def test_devices_hold_only_slices():
     mesh = make_mesh({"context": 4, "fsdp": 2})
-    labels, qkv = packed_rows(2), random_qkv(2, LENGTH, LENGTH, 2, 1, 16)
-    placed = jax.device_put((qkv, labels), NamedSharding(mesh, PartitionSpec("fsdp", "context")))
+    info, qkv = packed_rows(2), random_qkv(2, LENGTH, LENGTH, 2, 1, 16)
+    qkv, info = jax.device_put((qkv, info), NamedSharding(mesh, PartitionSpec("fsdp", "context")))
     with jax.set_mesh(mesh):
-        text = value_and_gradients.lower(through_attention, *placed[0], placed[1], placed[1], True).compile().as_text()
+        text = value_and_gradients.lower(model_attention, *qkv, info, info, True).compile().as_text()
     sizes = {int(size) for shape in re.findall(r"(?:f32|s32|pred)\[([\d,]+)\]", text) for size in shape.split(",")}
     assert "collective-permute" in text
     assert "all-gather" not in text

@@ -1,4 +1,4 @@
-"""The TPU kernels at full size through the real TPU compiler, without a TPU: forward and backward."""
+"""Compiles the TPU kernels at full size, forward and backward, with the TPU compiler and without a TPU."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ TOWER, TEXT_2B, TEXT_7B = (16, 16, 72, 40_960, False), (12, 2, 128, 16_384, True
 
 
 def compiled_text(generation, heads, kv_heads, width, length, causal, rows=1, context=1, dtype=jnp.bfloat16):
-    """The program of output and gradients for four chips, `rows` on each, or on each `context` of them."""
+    """Compiles output and gradients for four chips with `rows` rows on each chip, or on each `context` chips."""
     mesh = make_mesh({"fsdp": -1, "context": context}, compiler.topology_devices(parse_topology(SLICES[generation])))
     split = NamedSharding(mesh, PartitionSpec("fsdp", "context"))
 
@@ -27,17 +27,17 @@ def compiled_text(generation, heads, kv_heads, width, length, causal, rows=1, co
         return jax.ShapeDtypeStruct((rows * mesh.shape["fsdp"], length, *sizes), dtype, sharding=split)
 
     def run(q, k, v, segment_ids, positions, d_out):
-        out, pull_back = jax.vjp(
+        out, vjp = jax.vjp(
             lambda q, k, v: attention(q, k, v, segment_ids, segment_ids, positions, positions, causal=causal), q, k, v
         )
-        return out, pull_back(d_out)
+        return out, vjp(d_out)
 
-    q, k, labels = shape(heads, width), shape(kv_heads, width), shape(dtype=jnp.int32)
+    q, k, info = shape(heads, width), shape(kv_heads, width), shape(dtype=jnp.int32)
     with jax.set_mesh(mesh), compiler.quiet():
-        return jax.jit(run).lower(q, k, k, labels, labels, q).compile().as_text()
+        return jax.jit(run).lower(q, k, k, info, info, q).compile().as_text()
 
 
-def assert_runs_the_kernels(text, times=1):
+def assert_runs_kernels(text, times=1):
     calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     names = [name for line in calls for name in ("forward_kernel", "d_q_kernel", "d_kv_kernel") if f"%{name}" in line]
     assert sorted(names) == sorted(["d_kv_kernel", "d_q_kernel", "forward_kernel"] * times)
@@ -58,22 +58,22 @@ def assert_runs_the_kernels(text, times=1):
     ],
 )
 def test_at_full_size(generation, shape):
-    assert_runs_the_kernels(compiled_text(generation, *shape))
+    assert_runs_kernels(compiled_text(generation, *shape))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [TOWER, TEXT_7B])
 def test_in_float32(shape):
-    assert_runs_the_kernels(compiled_text("v5e", *shape, dtype=jnp.float32))
+    assert_runs_kernels(compiled_text("v5e", *shape, dtype=jnp.float32))
 
 
 @pytest.mark.slow
-def test_the_longest_schedule_fits_the_scalar_memory():
-    """Five rows of the tower in one call, of 128,000 pairs of blocks."""
-    assert_runs_the_kernels(compiled_text("v5e", *TOWER, rows=5))
+def test_the_longest_schedule_fits_scalar_memory():
+    """Five rows of the tower in one call have 128,000 pairs of blocks."""
+    assert_runs_kernels(compiled_text("v5e", *TOWER, rows=5))
 
 
 @pytest.mark.slow
-def test_in_a_ring():
-    """Float32 results of bfloat16 operands: of the slices that come by, and of the last."""
-    assert_runs_the_kernels(compiled_text("v5e", *TEXT_7B, context=2), times=2)
+def test_ring_attention():
+    """The kernels occur in the loop over slices and after it, with float32 results of bfloat16 operands."""
+    assert_runs_kernels(compiled_text("v5e", *TEXT_7B, context=2), times=2)

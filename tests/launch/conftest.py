@@ -1,4 +1,4 @@
-"""The helpers beside these tests are importable from them."""
+"""Makes the helper modules in this folder importable."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""Scripts of `launch/`, started as a person would."""
+"""Runs the scripts of `launch/` from the command line."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ LAUNCH = ROOT / "launch"
 
 
 def launched(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Runs a script to its end, from the root of the repository."""
+    """Runs a script from the root of the repository and waits for it; `environment` is added to ours."""
     command = [sys.executable] if script.endswith(".py") else ["bash"]
     return subprocess.run(
         [*command, str(LAUNCH / script), *arguments],

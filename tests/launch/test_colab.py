@@ -1,4 +1,4 @@
-"""The Colab notebook, run from top to bottom on this CPU with a tiny checkpoint."""
+"""Tests the Colab notebook from top to bottom on the CPU, with a tiny checkpoint."""
 
 import importlib.metadata
 import pathlib
@@ -19,7 +19,7 @@ def test_the_notebook_runs_with_one_cell_changed(tmp_path):
     settings = {
         "MODEL": str(write_random_checkpoint(tmp_path / "tiny")),
         "PROJECT": str(ROOT),
-        "PICTURE": str(DATA / "media" / "images" / "handwriting.png"),
+        "IMAGE": str(DATA / "media" / "images" / "handwriting.png"),
         "VIDEO": str(DATA / "media" / "edge" / "city_vp9.webm"),
         "DTYPE": None,
         "MAX_VISUAL_TOKENS": 300,
@@ -27,7 +27,7 @@ def test_the_notebook_runs_with_one_cell_changed(tmp_path):
     }
     assert all(f"{name} = " in cells["settings"].source for name in settings)
     cells["settings"].source = "\n".join(f"{name} = {value!r}" for name, value in settings.items())
-    # What the installation would do, without doing it: the package under test is installed already.
+    # Only a dry run of the installation: the package under test is installed already.
     offline = '"install", "--dry-run", "--no-deps", "--no-build-isolation", '
     cells["install"].source = cells["install"].source.replace('"install", ', offline)
     nbclient.NotebookClient(
@@ -40,6 +40,6 @@ def test_the_notebook_runs_with_one_cell_changed(tmp_path):
     assert f"kept jax=={importlib.metadata.version('jax')} " in printed("install")
     assert "weights" in printed("plan")
     assert "GiB" in printed("plan")
-    assert printed("picture").strip()
+    assert printed("image").strip()
     assert "vision tokens kept" in printed("video")
     assert "'decode'" in printed("again")

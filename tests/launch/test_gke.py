@@ -1,4 +1,4 @@
-"""Manifests: what they ask the cluster for, and whether it would take them."""
+"""Tests the manifests: what they request from the cluster, and whether they are valid."""
 
 import copy
 
@@ -8,9 +8,9 @@ from launched_scripts import LAUNCH, launched
 
 from vl3_jax.parallel.topologies import parse_topology
 
-JOB = ("--name", "s4", "--image", "registry/vl3", "--config", "configs/stage4_7b.py", "--workdir", "gs://bucket/run")
+JOB = ("--name", "s4", "--image", "registry/vl3", "--config", "stage4:7b", "--workdir", "gs://bucket/run")
 
-# Of https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2, the parts that are used.
+# The parts of https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2 that are used.
 JOBSET = {
     "type": "object",
     "required": ["apiVersion", "kind", "metadata", "spec"],
@@ -78,9 +78,9 @@ JOBSET = {
 
 
 def rendered(*arguments):
-    found = launched("gke/render.py", *JOB, *arguments)
-    assert found.returncode == 0, found.stderr
-    return yaml.safe_load(found.stdout)
+    result = launched("gke/render.py", *JOB, *arguments)
+    assert result.returncode == 0, result.stderr
+    return yaml.safe_load(result.stdout)
 
 
 def job_of(jobset):
@@ -92,7 +92,7 @@ def pod_of(jobset):
 
 
 def check(jobset):
-    """The JobSet by its schema, what is inside by that of Kubernetes, where these packages are installed."""
+    """Validates the JobSet with its schema and the job in it with that of Kubernetes, if the packages are installed."""
     try:
         import jsonschema
     except ImportError:
@@ -102,8 +102,8 @@ def check(jobset):
         import kubernetes_validate
     except ImportError:
         return
-    one = copy.deepcopy(jobset["spec"]["replicatedJobs"][0]["template"])
-    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "slice"}, **one}
+    template = copy.deepcopy(jobset["spec"]["replicatedJobs"][0]["template"])
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "slice"}, **template}
     kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
 
 
@@ -119,9 +119,9 @@ def check(jobset):
         ("v4:2x2x2", "tpu-v4-podslice", "2x2x2", 2, 4),
     ],
 )
-def test_a_slice_is_asked_for_as_the_cluster_names_it(name, label, shape, hosts, chips):
-    found = rendered("--topology", name)
-    job, pod = job_of(found), pod_of(found)
+def test_a_slice_is_requested_by_the_names_of_the_cluster(name, label, shape, hosts, chips):
+    jobset = rendered("--topology", name)
+    job, pod = job_of(jobset), pod_of(jobset)
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": label,
         "cloud.google.com/gke-tpu-topology": shape,
@@ -132,39 +132,39 @@ def test_a_slice_is_asked_for_as_the_cluster_names_it(name, label, shape, hosts,
     assert pod["containers"][0]["args"][-1] == f"--config.expect_devices={parse_topology(name).chips}"
 
 
-def test_the_cluster_would_take_it():
+def test_manifests_are_valid():
     check(rendered("--topology", "v5e:8x8", "--slices", "2", "--spot", "--service-account", "trainer"))
     check(rendered("--topology", "v5p-128"))
 
 
 def test_several_slices_on_spot_machines():
-    found = rendered("--topology", "v5e:8x8", "--slices", "3", "--spot", "--config.data.root=gs://my data")
-    pod = pod_of(found)
-    assert found["spec"]["replicatedJobs"][0]["replicas"] == 3
-    assert found["metadata"]["annotations"] == {
+    jobset = rendered("--topology", "v5e:8x8", "--slices", "3", "--spot", "--config.data.root=gs://my data")
+    pod = pod_of(jobset)
+    assert jobset["spec"]["replicatedJobs"][0]["replicas"] == 3
+    assert jobset["metadata"]["annotations"] == {
         "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
     }
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert pod["tolerations"][0]["key"] == "cloud.google.com/gke-spot"
     assert pod["containers"][0]["args"] == [
         *("--hang-seconds", "1800", "--grace-seconds", "580", "--"),
-        *("--config", "configs/stage4_7b.py", "--workdir", "gs://bucket/run"),
+        *("--config", "stage4:7b", "--workdir", "gs://bucket/run"),
         *("--config.data.root=gs://my data", "--config.expect_devices=192"),
     ]
 
 
-def test_failures_restart_all_and_bad_input_ends_all():
-    found = rendered("--topology", "v5e:8x8")
-    job = job_of(found)
-    assert found["spec"]["failurePolicy"]["maxRestarts"] == 50
-    assert found["spec"]["failurePolicy"]["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
+def test_failures_restart_the_job_and_bad_input_ends_it():
+    jobset = rendered("--topology", "v5e:8x8")
+    job = job_of(jobset)
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 50
+    assert jobset["spec"]["failurePolicy"]["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
     assert job["backoffLimit"] == 0
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
     assert job["template"]["spec"]["terminationGracePeriodSeconds"] == 600
-    assert job["template"]["spec"]["restartPolicy"] == "Never"  # as a policy for exit codes demands
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # required by a policy for exit codes
 
 
-def test_processes_of_the_loader_have_room_for_their_rows():
+def test_worker_processes_of_the_data_loader_have_shared_memory():
     pod = pod_of(rendered("--topology", "v5e:8x8"))
     mounted = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
     volumes = {volume["name"]: volume["emptyDir"] for volume in pod["volumes"]}
@@ -182,13 +182,13 @@ def test_processes_of_the_loader_have_room_for_their_rows():
         (("--topology", "v5e:8x8", "--spott"), "--spott"),
     ],
 )
-def test_bad_input(arguments, text):
-    found = launched("gke/render.py", *JOB, *arguments)
-    assert found.returncode == 2
-    assert text in found.stderr.splitlines()[-1]
+def test_bad_input_is_refused(arguments, text):
+    result = launched("gke/render.py", *JOB, *arguments)
+    assert result.returncode == 2
+    assert text in result.stderr.splitlines()[-1]
 
 
-def test_the_image_holds_what_the_manifest_calls():
+def test_the_image_contains_what_the_manifest_runs():
     lines = (LAUNCH / "gke" / "Dockerfile").read_text().splitlines()
     copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
     assert {"vl3_jax", "data_pipelines", "configs", "launch", "requirements.txt", "setup.py", "README.md"} <= copied

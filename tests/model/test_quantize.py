@@ -1,4 +1,4 @@
-"""int8 weights: close to the model they came from, in a fraction of its memory."""
+"""Tests that int8 weights stay close to the original model and take a fraction of its memory."""
 
 import jax
 import numpy as np
@@ -38,7 +38,7 @@ def test_every_channel_has_its_own_scale():
     assert np.all(error <= np.asarray(result.scale) * 0.5001)
 
 
-def test_what_is_small_or_sensitive_stays():
+def test_small_or_sensitive_parameters_are_not_quantised():
     for path in ("llm/embed/embedding", "vision/patch_embed/kernel", "projector/fc1/kernel", "llm/norm/scale"):
         leaf = jax.numpy.ones((4, 4))
         assert quantize_leaf(path, leaf) is leaf

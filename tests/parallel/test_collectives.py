@@ -1,4 +1,4 @@
-"""Collectives counted in a compiled program, against what the program is known to do."""
+"""Tests the collectives counted in compiled programs whose communication is known."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from vl3_jax.parallel.mesh import make_mesh
 STEPS, WIDTH = 5, 256
 
 
-def test_loops_count_as_often_as_they_run():
-    """Each turn gathers a matrix that is split over eight devices."""
+def test_loop_bodies_count_as_often_as_they_run():
+    """Each iteration gathers a matrix that is split over eight devices."""
     mesh = make_mesh({"fsdp": 8})
     rows = NamedSharding(mesh, PartitionSpec(("fsdp",)))
     layers = NamedSharding(mesh, PartitionSpec(None, ("fsdp",)))
@@ -21,16 +21,16 @@ def test_loops_count_as_often_as_they_run():
 
     run = jax.jit(lambda x, w: jax.lax.scan(body, x, w)[0], in_shardings=(rows, layers), out_shardings=rows)
     x, w = jnp.zeros((4096, WIDTH)), jnp.zeros((STEPS, WIDTH, WIDTH))
-    found = collectives(run.lower(x, w).compile().as_text())
-    assert found == {"all-gather": Traffic(STEPS, STEPS * WIDTH * WIDTH * 4)}
+    traffic = collectives(run.lower(x, w).compile().as_text())
+    assert traffic == {"all-gather": Traffic(STEPS, STEPS * WIDTH * WIDTH * 4)}
 
 
 def test_a_sum_over_devices():
     mesh = make_mesh({"fsdp": 8})
     rows = NamedSharding(mesh, PartitionSpec(("fsdp",)))
     run = jax.jit(lambda x: x.sum(0), in_shardings=rows, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    found = collectives(run.lower(jnp.zeros((64, 32))).compile().as_text())
-    assert found == {"all-reduce": Traffic(1, 32 * 4)}
+    traffic = collectives(run.lower(jnp.zeros((64, 32))).compile().as_text())
+    assert traffic == {"all-reduce": Traffic(1, 32 * 4)}
 
 
 def test_asynchronous_pairs_and_branches():

@@ -1,4 +1,4 @@
-"""The rules table, and the sharded model against the unsharded one on eight host devices."""
+"""Tests the sharding rules, and the sharded model against the unsharded one on eight host devices."""
 
 import functools
 
@@ -38,8 +38,8 @@ def loss(params, batch):
     features = encode(MODEL, params, *(batch[key] for key in VISION_KEYS))
     hidden, _ = decode(MODEL, params, batch["tokens"], features, *(batch[key] for key in TEXT_KEYS))
     logits = jax.nn.log_softmax(unembed(MODEL, params, hidden))
-    picked = jax.numpy.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
-    return -(picked * batch["loss_weight"]).sum() / batch["loss_weight"].sum(), logits
+    target_logits = jax.numpy.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
+    return -(target_logits * batch["loss_weight"]).sum() / batch["loss_weight"].sum(), logits
 
 
 @functools.cache
@@ -51,12 +51,12 @@ def unsharded():
 def test_sharded_equals_unsharded(sizes):
     (expected_loss, expected_logits), expected_gradients = unsharded()
     mesh = make_mesh(sizes)
-    placed = shardings(abstract_params(MODEL.config), param_axes(MODEL.config), mesh)
+    param_shardings = shardings(abstract_params(MODEL.config), param_axes(MODEL.config), mesh)
     batch = packed_rows()
     with jax.set_mesh(mesh):
-        params = jax.device_put(PARAMS, placed)
+        params = jax.device_put(PARAMS, param_shardings)
         batch = jax.device_put(batch, batch_shardings(batch, mesh))
-        step = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=(placed, None))
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=(param_shardings, None))
         (value, logits), gradients = step(params, batch)
     assert abs(value - expected_loss) <= REORDERED * expected_loss
     assert relative_error(logits, expected_logits) <= REORDERED
@@ -82,25 +82,25 @@ def test_sharded_decoding_equals_unsharded():
 
     expected = run(PARAMS)
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    placed = shardings(abstract_params(MODEL.config), param_axes(MODEL.config), mesh)
+    param_shardings = shardings(abstract_params(MODEL.config), param_axes(MODEL.config), mesh)
     with jax.set_mesh(mesh):
-        assert relative_error(run(jax.device_put(PARAMS, placed)), expected) <= REORDERED
+        assert relative_error(run(jax.device_put(PARAMS, param_shardings)), expected) <= REORDERED
 
 
 @pytest.mark.parametrize("name", ["tiny", "2b", "7b"])
-def test_no_parameter_is_whole_on_every_device(name):
+def test_no_parameter_is_fully_replicated(name):
     config = preset(name)
     tree, axes, mesh = abstract_params(config), param_axes(config), make_mesh({"fsdp": 8})
     for path, sharding in jax.tree_util.tree_leaves_with_path(shardings(tree, axes, mesh)):
         assert not sharding.is_fully_replicated, jax.tree_util.keystr(path)
 
 
-def test_the_rules():
+def test_partition_specs():
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     assert partition_spec(("embed", "mlp"), (64, 128), mesh) == P("fsdp", "tensor")
     assert partition_spec(("mlp",), (128,), mesh) == P(("tensor", "fsdp"))
     assert partition_spec(("batch", None), (8, 3), mesh) == P(("data", "fsdp"), None)
-    assert partition_spec(("batch",), (2,), mesh) == P("data")  # four rows' worth of devices, two rows
+    assert partition_spec(("batch",), (2,), mesh) == P("data")  # two rows do not divide over four devices
     assert partition_spec(("kv_heads",), (3,), mesh) == P(None)  # three heads do not split in two
 
 
@@ -108,7 +108,7 @@ def test_the_rules():
     ("sizes", "message"),
     [({"fdsp": 8}, "unknown mesh axis 'fdsp'"), ({"fsdp": 3}, "8 devices"), ({"fsdp": -1, "data": 16}, "8 devices")],
 )
-def test_a_mesh_that_cannot_be_is_refused(sizes, message):
+def test_invalid_mesh_sizes_are_refused(sizes, message):
     with pytest.raises(InputError, match=message):
         make_mesh(sizes)
     assert make_mesh({"fsdp": -1, "tensor": 2}).shape["fsdp"] == 4

@@ -1,4 +1,4 @@
-"""Compiler flags by generation, and whether the compilers here know them."""
+"""Tests the compiler flags by generation, and that the installed compilers accept them."""
 
 import os
 import subprocess
@@ -27,54 +27,54 @@ jax.jit(lambda a, b: jnp.tanh(a @ b).sum()).lower(split, split).compile()
 """
 
 
-def compiled_for(generation: str, flags: str) -> subprocess.CompletedProcess:
+def compile_with_flags(generation: str, flags: str) -> subprocess.CompletedProcess:
     off_the_cloud = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
-    given = os.environ | off_the_cloud | {"LIBTPU_INIT_ARGS": flags, "XLA_FLAGS": ""}
+    variables = os.environ | off_the_cloud | {"LIBTPU_INIT_ARGS": flags, "XLA_FLAGS": ""}
     command = [sys.executable, "-c", COMPILE, TOPOLOGIES[generation]]
-    return subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
 
 @needs_compiler
 @pytest.mark.parametrize("generation", TOPOLOGIES)
-def test_the_compiler_takes_all_of_them(generation):
+def test_the_compiler_accepts_all_flags(generation):
     (flags,) = environment(generation, slices=2, existing={}).values()
-    done = compiled_for(generation, flags)
-    assert done.returncode == 0, done.stderr[-1000:]
+    result = compile_with_flags(generation, flags)
+    assert result.returncode == 0, result.stderr[-1000:]
 
 
 @needs_compiler
-def test_the_compiler_would_refuse_an_unknown_one():
-    done = compiled_for("v5e", "--xla_tpu_no_such_flag=true")
-    assert done.returncode != 0
-    assert "xla_tpu_no_such_flag" in done.stderr
+def test_the_compiler_refuses_an_unknown_flag():
+    result = compile_with_flags("v5e", "--xla_tpu_no_such_flag=true")
+    assert result.returncode != 0
+    assert "xla_tpu_no_such_flag" in result.stderr
 
 
-@pytest.mark.parametrize(("more", "code"), [("", 0), (" --xla_gpu_no_such_flag=true", 1)])
-def test_jaxlib_takes_those_of_gpus(more, code):
-    flags = environment(GPU, existing={})["XLA_FLAGS"] + more
-    given = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+@pytest.mark.parametrize(("extra", "code"), [("", 0), (" --xla_gpu_no_such_flag=true", 1)])
+def test_jaxlib_accepts_the_gpu_flags(extra, code):
+    flags = environment(GPU, existing={})["XLA_FLAGS"] + extra
+    variables = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", "import jax; jax.devices()"]
-    done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
-    assert bool(done.returncode) == bool(code), done.stderr[-1000:]
+    result = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert bool(result.returncode) == bool(code), result.stderr[-1000:]
 
 
-def test_what_is_there_already_comes_last():
-    found = environment("v5e", existing={"LIBTPU_INIT_ARGS": "--mine=1  --xla_enable_async_all_gather=false"})
-    words = found["LIBTPU_INIT_ARGS"].split()
-    assert words[-2:] == ["--mine=1", "--xla_enable_async_all_gather=false"]
-    assert words.count("--xla_tpu_enable_async_collective_fusion=true") == 1
+def test_existing_flags_come_last():
+    variables = environment("v5e", existing={"LIBTPU_INIT_ARGS": "--mine=1  --xla_enable_async_all_gather=false"})
+    flags = variables["LIBTPU_INIT_ARGS"].split()
+    assert flags[-2:] == ["--mine=1", "--xla_enable_async_all_gather=false"]
+    assert flags.count("--xla_tpu_enable_async_collective_fusion=true") == 1
 
 
-def test_only_a_v5e_fuses_collectives():
+def test_only_v5e_fuses_collectives():
     for generation in GENERATIONS:
         assert ("collective_fusion" in str(environment(generation, existing={}))) == (generation == "v5e")
 
 
-def test_several_slices_have_flags_of_their_own():
+def test_several_slices_have_additional_flags():
     for generation in GENERATIONS:
-        (one,), (two,) = (environment(generation, slices, {}).values() for slices in (1, 2))
-        assert ("data_parallel" in two) == (generation != GPU)
-        assert "data_parallel" not in one
+        (one_slice,), (two_slices,) = (environment(generation, slices, {}).values() for slices in (1, 2))
+        assert ("data_parallel" in two_slices) == (generation != GPU)
+        assert "data_parallel" not in one_slice
 
 
 def test_the_command(capsys, monkeypatch):
@@ -85,6 +85,6 @@ def test_the_command(capsys, monkeypatch):
     assert "--xla_tpu_scoped_vmem_limit_kib=98304 " in printed
     assert printed.count("\n") == 1
     assert xla_flags.main(["v9"]) == 2
-    assert capsys.readouterr().err == "xla_flags: generation 'v9': give one of v5e, v5p, v6e, gpu\n"
+    assert capsys.readouterr().err == "xla_flags: unknown generation 'v9': give one of v5e, v5p, v6e, gpu\n"
     with pytest.raises(InputError, match="v9"):
         environment("v9")

@@ -1,23 +1,22 @@
-"""A planner that compiles nothing: memory and traffic from a formula, so that searching can be tested by itself."""
-
-from ml_collections import ConfigDict
+"""A planner without a compiler: memory and traffic follow a formula, so that the search can be tested by itself."""
 
 from vl3_jax.parallel.collectives import Traffic
-from vl3_jax.parallel.topologies import Topology
-from vl3_jax.planning.compiler import GIB, MemoryAnalysis
+from vl3_jax.parallel.topologies import GIB, Topology
+from vl3_jax.planning.compiler import MemoryAnalysis
 from vl3_jax.planning.plan_step import Plan
 from vl3_jax.planning.search import REMATS
+from vl3_jax.training.run_config import RunConfig
 
 
-class MadeUp:
-    """Weighs `state` GiB over all chips of an fsdp axis, and `row` GiB for each row at a time."""
+class FakePlanner:
+    """Plans `state` GiB over all chips of an fsdp axis, and `row` GiB for each row at a time."""
 
     def __init__(self, state: float, row: float):
         self.state, self.row = state, row
-        self.asked: list[Plan] = []
+        self.plans: list[Plan] = []
 
-    def __call__(self, config: ConfigDict, topology: Topology) -> Plan:
-        mesh = {axis: config.mesh[axis] for axis in ("data", "fsdp", "tensor", "context")}
+    def __call__(self, config: RunConfig, topology: Topology) -> Plan:
+        mesh = dict(vars(config.mesh))
         if mesh["fsdp"] == -1:
             mesh["fsdp"] = topology.chips // (mesh["data"] * mesh["tensor"] * mesh["context"])
         assert mesh["data"] * mesh["fsdp"] * mesh["tensor"] * mesh["context"] == topology.chips
@@ -31,10 +30,13 @@ class MadeUp:
         peak = int(
             GIB * (self.state * moments / mesh["fsdp"] + self.row * kept * rows / parts / grad_accum_steps / shared)
         )
-        fits = peak <= topology.chip.hbm
+        fits = peak <= topology.chip.hbm_bytes
         traffic = {"all-gather": Traffic(grad_accum_steps, int(1e9 * grad_accum_steps * shared))} if fits else {}
         memory = MemoryAnalysis(fits, peak // 2 if fits else 0, peak // 2 if fits else 0, peak, traffic, 1.0)
-        flops = {"total": 1e12 * rows / topology.chips, "recomputed": 1e11 * rows / topology.chips * (4 - kept)}
-        plan = Plan(topology, mesh, dict(config.remat), rows, grad_accum_steps, rows * 16_384, flops, memory)
-        self.asked.append(plan)
+        flops = {
+            "total": 1e12 * rows / topology.chips,
+            "recomputed": 1e11 * rows / topology.chips * (4 - kept),
+        }
+        plan = Plan(topology, mesh, dict(vars(config.remat)), rows, grad_accum_steps, rows * 16_384, flops, memory)
+        self.plans.append(plan)
         return plan

@@ -8,14 +8,13 @@ import sys
 
 import pytest
 
-from planning.fake_plans import MadeUp
+from planning.fake_plans import FakePlanner
 from support.compiler import needs_compiler
 from vl3_jax.cli.main import main
 from vl3_jax.planning import compiler, plan_cache
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 BUDGETS = json.loads(pathlib.Path(__file__).with_name("budgets.json").read_text())
-STAGE_FOUR = ["--config", f"{CONFIGS}/stage4_2b.py", "--topology", "v5e:4x4"]
+STAGE_FOUR = ["--config", "stage4:2b", "--topology", "v5e:4x4"]
 
 
 def plan(*flags):
@@ -32,7 +31,7 @@ def test_a_step_keeps_to_its_budget(name):
     """A change of the code that costs memory or collectives must be meant: then write the new numbers down."""
     budget = BUDGETS[name]
     config, topology, *changes = budget["plan"]
-    code, found = plan("--config", f"{CONFIGS / config}", "--topology", topology, *changes)
+    code, found = plan("--config", config, "--topology", topology, *changes)
     assert (code, found["fits"]) == (0, True)
     memory = found["hbm_bytes_per_chip"]
     counts = {kind: one["count"] for kind, one in found["collectives"].items()}
@@ -47,10 +46,10 @@ def test_a_step_keeps_to_its_budget(name):
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "topology"), [("stage4_2b.py", "v5e-16"), ("stage4_7b.py", "v5e-64")])
+@pytest.mark.parametrize(("config", "topology"), [("stage4:2b", "v5e-16"), ("stage4:7b", "v5e-64")])
 def test_stage_four_fits(config, topology):
     """40,960 patches and 16,384 tokens a row, one row a chip at a time."""
-    code, found = plan("--config", f"{CONFIGS / config}", "--topology", topology)
+    code, found = plan("--config", config, "--topology", topology)
     memory = found["hbm_bytes_per_chip"]
     seconds = found["compile_seconds"]
     print(f"{config} on {topology}: {memory['peak'] / 2**30:.2f} GiB a chip, compiled in {seconds:.0f} s")
@@ -63,14 +62,14 @@ def test_answering():
     code, found = plan("--serve", "tiny", "--topology", "v5e:2x2", "--rows", "2", "--prompt", "512", "--new", "64")
     memory = found["hbm_bytes_per_chip"]
     assert (code, found["fits"], found["mesh"]["tensor"]) == (0, True, 2)
-    assert set(found["programs"]) == {"see", "prefill", "extend"}
+    assert set(found["programs"]) == {"encode", "prefill", "decode"}
     for program in found["programs"].values():
         assert memory["weights"] < program["arguments"] < program["peak"] <= memory["peak"] < memory["limit"]
-    assert found["programs"]["extend"]["arguments"] >= memory["weights"] + memory["cache"]
+    assert found["programs"]["decode"]["arguments"] >= memory["weights"] + memory["cache"]
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would(monkeypatch, capsys):
-    monkeypatch.setattr(plan_cache, "plan_step", MadeUp(state=16, row=20))
+    monkeypatch.setattr(plan_cache, "plan_step", FakePlanner(state=16, row=20))
     assert main(["plan", *STAGE_FOUR]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "it does not fit, by 5.25" in lines[1]
@@ -87,25 +86,25 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(monkeypatch, capsys):
 
 
 def test_a_search_and_its_record(monkeypatch, capsys, tmp_path):
-    planner = MadeUp(state=64, row=3)
+    planner = FakePlanner(state=64, row=3)
     monkeypatch.setattr(plan_cache, "plan_step", planner)
     flags = [*STAGE_FOUR, "--search", "--record", f"{tmp_path / 'plans.jsonl'}"]
     assert main(["plan", *flags]) == 0
     table = capsys.readouterr().out
-    made = len(planner.asked)
+    made = len(planner.plans)
     assert main(["plan", *flags]) == 0
     assert capsys.readouterr().out == table
-    assert len(planner.asked) == made
+    assert len(planner.plans) == made
     assert main(["plan", *flags, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert sum(plan["pareto"] for plan in found["plans"]) == sum(line.startswith("*") for line in table.splitlines())
 
 
 def test_a_search_that_is_stopped_shows_what_it_has(monkeypatch, capsys):
-    planner = MadeUp(state=16, row=1)
+    planner = FakePlanner(state=16, row=1)
 
     def interrupted(config, topology):
-        if len(planner.asked) == 3:
+        if len(planner.plans) == 3:
             raise KeyboardInterrupt
         return planner(config, topology)
 
@@ -137,7 +136,7 @@ def test_the_compilers_refusal_is_read(message, gib):
     ("flags", "message"),
     [
         (["--config", "nowhere.py", "--topology", "v5e:2x2"], "nowhere.py: no such configuration"),
-        (["--config", f"{CONFIGS}/stage4_2b.py", "--topology", "v7:2x2"], "topology 'v7:2x2'"),
+        (["--config", "stage4:2b", "--topology", "v7:2x2"], "topology 'v7:2x2'"),
         ([*STAGE_FOUR, "--mfu", "2"], "--mfu 2.0"),
         ([*STAGE_FOUR, "--slices", "0"], "0 slices"),
         (["--serve", "3b", "--topology", "v5e:2x2"], "3b"),

@@ -1,8 +1,8 @@
-"""Plans that are not made twice."""
+"""Plans are made once and then read from the cache."""
 
 import pytest
 
-from planning.fake_plans import MadeUp
+from planning.fake_plans import FakePlanner
 from planning.test_search import V5E, config
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.topologies import parse_topology
@@ -10,12 +10,12 @@ from vl3_jax.planning import plan_cache
 
 
 def test_a_plan_is_made_once(tmp_path, monkeypatch):
-    planner = MadeUp(16, 2)
+    planner = FakePlanner(16, 2)
     monkeypatch.setattr(plan_cache, "plan_step", planner)
     path = tmp_path / "plans.jsonl"
     first = plan_cache.PlanCache(path)(config(), V5E)
     assert plan_cache.PlanCache(path)(config(), V5E) == first
-    assert len(planner.asked) == 1
+    assert len(planner.plans) == 1
     again = plan_cache.PlanCache(path)
     for other, topology in [
         (config("remat.text=dots"), V5E),
@@ -23,10 +23,10 @@ def test_a_plan_is_made_once(tmp_path, monkeypatch):
         (config("mesh.data=2"), parse_topology("v5e:2x4", 2)),
     ]:
         assert again(other, topology) != first
-    assert len(planner.asked) == 4
-    monkeypatch.setattr(plan_cache, "_program", lambda: "changed")
+    assert len(planner.plans) == 4
+    monkeypatch.setattr(plan_cache, "_code_and_compiler", lambda: "changed")
     plan_cache.PlanCache(path)(config(), V5E)
-    assert len(planner.asked) == 5
+    assert len(planner.plans) == 5
 
 
 def test_another_file_is_refused(tmp_path):

@@ -1,40 +1,38 @@
 """Searching among plans: what is tried, what is passed over, which are the best, what makes a step fit."""
 
-import pathlib
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planning.fake_plans import MadeUp
-from vl3_jax import config_file
+from planning.fake_plans import FakePlanner
+from vl3_jax import config_tree
 from vl3_jax.parallel.topologies import parse_topology
 from vl3_jax.planning import report, search
 from vl3_jax.planning.plan_step import from_json
+from vl3_jax.training import run_config
 
-CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "stage4_2b.py"
 V5E = parse_topology("v5e:4x4")
 
 
 def config(*changes):
-    return config_file.load(CONFIG, changes)
+    return run_config.load("stage4:2b", changes)
 
 
 @settings(max_examples=20, deadline=None)
 @given(state=st.floats(0, 400), row=st.floats(0.1, 30))
 def test_nothing_that_fits_is_passed_over(state, row):
-    planner = MadeUp(state, row)
+    planner = FakePlanner(state, row)
     found = list(search.search(config(), V5E, planner))
-    assert len(found) == len(search.candidates(V5E)) == len(planner.asked) + sum(plan is None for _, plan in found)
+    assert len(found) == len(search.candidates(V5E)) == len(planner.plans) + sum(plan is None for _, plan in found)
     for one, plan in found:
         if plan is None:
-            assert not MadeUp(state, row)(search.with_settings(config(), one.settings(config())), V5E).fits
+            assert not FakePlanner(state, row)(config_tree.replace(config(), one.settings(config())), V5E).fits
 
 
 @settings(max_examples=20, deadline=None)
 @given(state=st.floats(0, 100), row=st.floats(0.1, 10))
 def test_the_best_are_those_that_nothing_beats(state, row):
-    plans = [plan for _, plan in search.search(config(), V5E, MadeUp(state, row)) if plan]
+    plans = [plan for _, plan in search.search(config(), V5E, FakePlanner(state, row)) if plan]
     best = search.pareto(plans, mfu=0.4)
     fitting = [plan for plan in plans if plan.fits]
     assert bool(best) == bool(fitting)
@@ -75,26 +73,26 @@ def test_meshes_cover_the_slices(name, slices, count):
     ],
 )
 def test_the_smallest_change_that_fits(state, row, changes, expected):
-    planner = MadeUp(state, row)
+    planner = FakePlanner(state, row)
     chosen = config(*changes)
     plan = planner(chosen, V5E)
     assert not plan.fits
     found = search.smallest_change(chosen, plan, planner)
     if expected is None:
         assert found is None
-        assert "no change" in report.rendered_change(None, None)
+        assert "no change" in report.render_change(None, None)
         return
     change, fitting = found
     assert change == expected
     assert fitting.fits
-    text = report.rendered_change(change, fitting)
+    text = report.render_change(change, fitting)
     assert all(
         f"{key.replace('topology', '--topology')}" in text and f"{value}" in text for key, value in change.items()
     )
 
 
 def test_the_table_has_every_candidate():
-    found = list(search.search(config(), V5E, MadeUp(64, 3)))
+    found = list(search.search(config(), V5E, FakePlanner(64, 3)))
     lines = report.table(found, 0.4).splitlines()
     assert len(lines) == 1 + len(found) + 1
     assert sum(line.startswith("*") for line in lines) == len(search.pareto([p for _, p in found if p], 0.4)) > 0
@@ -103,5 +101,5 @@ def test_the_table_has_every_candidate():
 
 
 def test_a_plan_survives_json():
-    plan = MadeUp(16, 2)(config(), V5E)
+    plan = FakePlanner(16, 2)(config(), V5E)
     assert from_json(plan.as_json(), V5E) == plan

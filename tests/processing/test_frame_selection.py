@@ -1,4 +1,4 @@
-"""Which frames are chosen: the rules against their statement, and golden choices."""
+"""Tests of frame selection: golden selections, and properties of the rules against FFmpeg and torch."""
 
 import math
 from fractions import Fraction
@@ -13,9 +13,9 @@ from vl3_jax.processing import frame_selection
 MS = Fraction(1, 1000)
 
 
-def ticks(frames, rate, fps=1, max_frames=180):
-    unit = 1 / Fraction(rate)
-    return frame_selection.by_ticks(range(frames), frames, unit, Fraction(fps), 0.0).capped(max_frames)
+def select_by_ticks(frames, rate, fps=1, max_frames=180):
+    time_base = 1 / Fraction(rate)
+    return frame_selection.by_ticks(range(frames), frames, time_base, Fraction(fps), 0.0).capped(max_frames)
 
 
 @pytest.mark.parametrize(
@@ -28,11 +28,11 @@ def ticks(frames, rate, fps=1, max_frames=180):
         (9000, 30, [29, 59, 119, 179], [0.0, 1.0, 3.0, 5.0]),
     ],
 )
-def test_official_choices(frames, rate, indices, labels):
-    chosen = ticks(frames, rate)
-    assert chosen.indices[: len(indices)] == indices
-    assert chosen.timestamps[: len(labels)] == labels
-    assert len(chosen.indices) == min(frames // rate, 180)
+def test_official_selection(frames, rate, indices, labels):
+    selection = select_by_ticks(frames, rate)
+    assert selection.indices[: len(indices)] == indices
+    assert selection.timestamps[: len(labels)] == labels
+    assert len(selection.indices) == min(frames // rate, 180)
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,16 @@ def test_official_choices(frames, rate, indices, labels):
         (9000, 30, [0, 50, 100], ["0.0", "1.7", "3.3"], 180),
     ],
 )
-def test_native_choices(frames, rate, indices, labels, count):
-    chosen = frame_selection.native(frames, rate, fps=1, max_frames=180)
-    assert len(chosen.indices) == count
-    assert chosen.indices[: len(indices)] == indices
-    assert [f"{time:.1f}" for time in chosen.timestamps[: len(labels)]] == labels
+def test_native_selection(frames, rate, indices, labels, count):
+    selection = frame_selection.native(frames, rate, fps=1, max_frames=180)
+    assert len(selection.indices) == count
+    assert selection.indices[: len(indices)] == indices
+    assert [f"{time:.1f}" for time in selection.timestamps[: len(labels)]] == labels
 
 
 @settings(deadline=None)  # the first import takes seconds
 @given(total=st.integers(1, 4000), rate=st.sampled_from([5, 23.976, 25, 29.97]), fps=st.sampled_from([0.5, 1, 2]))
-def test_native_indices_are_those_of_torch(total, rate, fps):
+def test_native_indices_equal_those_of_torch(total, rate, fps):
     torch = pytest.importorskip("torch")
     count = math.floor(min(max(total / rate * fps, 4), 180, total))
     expected = torch.arange(0, total, total / count).int().tolist()
@@ -63,26 +63,26 @@ def test_native_indices_are_those_of_torch(total, rate, fps):
 
 @st.composite
 def timelines(draw):
-    """Frame times in milliseconds, from 0 on, strictly ascending, and the length of the last frame."""
+    """Generates frame times in milliseconds (from 0 on, strictly ascending) and the length of the last frame."""
     gaps = draw(st.lists(st.integers(1, 2500), max_size=60))
     return np.cumsum([0, *gaps]).tolist(), draw(st.integers(0, 1500))
 
 
 @given(timeline=timelines(), fps=st.sampled_from(["1", "2", "0.5", "3.7", "29.97"]))
-def test_each_tick_shows_the_last_frame_begun_in_or_before_it(timeline, fps):
-    times, last = timeline
-    fps, end = Fraction(fps), times[-1] + last
-    chosen = frame_selection.by_ticks(times, end, MS, fps, 0.0)
-    assert len(chosen.indices) == math.floor(end * MS * fps)
-    for tick, index in enumerate(chosen.indices):
+def test_each_tick_selects_the_last_frame_started_by_its_end(timeline, fps):
+    times, last_duration = timeline
+    fps, end = Fraction(fps), times[-1] + last_duration
+    selection = frame_selection.by_ticks(times, end, MS, fps, 0.0)
+    assert len(selection.indices) == math.floor(end * MS * fps)
+    for tick, index in enumerate(selection.indices):
         assert index == max(i for i, time in enumerate(times) if math.floor(time * MS * fps) <= tick)
-    np.testing.assert_allclose(chosen.timestamps, np.arange(len(chosen.indices)) / float(fps), atol=1e-9)
+    np.testing.assert_allclose(selection.timestamps, np.arange(len(selection.indices)) / float(fps), atol=1e-9)
 
 
 @pytest.mark.parametrize("rate", ["24", "25", "30", "30000/1001", "24000/1001", "60000/1001"])
 @pytest.mark.parametrize("fps", [1, 2])
-def test_the_rule_is_that_of_the_filter(rate, fps):
-    """Frame numbers travel through FFmpeg's own filter as brightness."""
+def test_ticks_equal_the_fps_filter_of_ffmpeg(rate, fps):
+    """Frame numbers pass through FFmpeg's filter as grey levels."""
     import av
 
     rate = Fraction(rate)
@@ -95,21 +95,21 @@ def test_the_rule_is_that_of_the_filter(rate, fps):
         frame.pts, frame.time_base, frame.duration = number, 1 / rate, 1
         graph.push(frame)
     graph.push(None)
-    picked = []
+    selected = []
     while True:
         try:
-            picked.append(int(graph.pull().to_ndarray()[0, 0]))
+            selected.append(int(graph.pull().to_ndarray()[0, 0]))
         except (av.BlockingIOError, av.EOFError):
             break
-    assert ticks(frames, rate, fps).indices == picked
+    assert select_by_ticks(frames, rate, fps).indices == selected
 
 
-def test_ticks_before_the_first_frame_show_its_tick():
+def test_ticks_before_the_first_frame_select_the_frame_of_its_tick():
     assert frame_selection.by_ticks([1600, 1700, 2500], 4000, MS, Fraction(1), 1.6).indices == [1, 1, 2, 2]
 
 
 @given(count=st.integers(0, 3000), cap=st.integers(1, 400))
-def test_a_cap_keeps_the_ends_and_the_order(count, cap):
+def test_capping_keeps_the_ends_and_the_order(count, cap):
     kept = frame_selection.cap_indices(count, cap)
     assert len(kept) == min(count, cap)
     assert kept == sorted(set(kept))
@@ -117,8 +117,8 @@ def test_a_cap_keeps_the_ends_and_the_order(count, cap):
         assert (kept[0], kept[-1]) == (0, count - 1)
 
 
-def test_index_based_choices():
-    assert frame_selection.by_index(10, 3.0, 1, 180).indices == [1, 4, 7]  # a folder of ten pictures
+def test_index_based_selection():
+    assert frame_selection.by_index(10, 3.0, 1, 180).indices == [1, 4, 7]  # a folder of ten images
     assert frame_selection.by_index(38, 25.0, 1, 180) == frame_selection.FrameSelection([12, 37], [0.48, 1.48])  # a GIF
     assert frame_selection.by_index(2, 3.0, 1, 180).indices == [1]
     assert frame_selection.by_index(1000, 3.0, 1, 4).indices == [0, 333, 666, 999]  # longer than the cap in seconds

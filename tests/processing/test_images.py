@@ -1,4 +1,4 @@
-"""Pictures of every kind come out upright and in RGB, or are refused with the file's name."""
+"""Tests of image reading: every kind of image becomes upright RGB or is refused with the file's name."""
 
 import io
 import struct
@@ -15,96 +15,96 @@ from vl3_jax.errors import InputError
 from vl3_jax.processing import images, png_strips
 from vl3_jax.processing.images import open_image
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (21, 33, 4), np.uint8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (21, 33, 4), np.uint8)
 
 
-def saved(image, kind, **options):
+def encode(image, kind, **options):
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
-def pixels(source):
-    picture = open_image(source)
-    array = np.asarray(picture.load())
-    assert array.shape == (picture.height, picture.width, 3)
+def load_pixels(source):
+    reader = open_image(source)
+    array = np.asarray(reader.load())
+    assert array.shape == (reader.height, reader.width, 3)
     return array
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "F"])
-def test_modes_are_converted_as_pillow_does(mode):
-    image = Image.fromarray(PICTURE[..., :3])
+def test_modes_are_converted_as_in_pillow(mode):
+    image = Image.fromarray(PIXELS[..., :3])
     image = image.convert("RGB").convert("L").convert(mode) if mode in ("LAB", "F") and mode == "F" else image
     if mode == "LAB":
-        image = Image.frombytes("LAB", (33, 21), PICTURE[..., :3].tobytes())
+        image = Image.frombytes("LAB", (33, 21), PIXELS[..., :3].tobytes())
     image = image.convert(mode)
-    np.testing.assert_array_equal(pixels(image), np.asarray(image.convert("RGB")))
+    np.testing.assert_array_equal(load_pixels(image), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        saved(Image.fromarray(PICTURE[..., :3]).convert("CMYK"), "JPEG"),
-        saved(Image.fromarray(PICTURE), "PNG"),
-        saved(Image.fromarray(PICTURE[..., :3]).quantize(16), "PNG", transparency=3),
-        saved(Image.fromarray(PICTURE), "WEBP", lossless=True),
-        saved(Image.fromarray(PICTURE), "TIFF"),
-        saved(Image.fromarray(PICTURE[..., :3]), "BMP"),
+        encode(Image.fromarray(PIXELS[..., :3]).convert("CMYK"), "JPEG"),
+        encode(Image.fromarray(PIXELS), "PNG"),
+        encode(Image.fromarray(PIXELS[..., :3]).quantize(16), "PNG", transparency=3),
+        encode(Image.fromarray(PIXELS), "WEBP", lossless=True),
+        encode(Image.fromarray(PIXELS), "TIFF"),
+        encode(Image.fromarray(PIXELS[..., :3]), "BMP"),
     ],
 )
-def test_files_are_converted_as_pillow_does(data, tmp_path):
+def test_files_are_converted_as_in_pillow(data, tmp_path):
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    (tmp_path / "picture").write_bytes(data)
-    for source in (data, io.BytesIO(data), tmp_path / "picture", str(tmp_path / "picture")):
-        np.testing.assert_array_equal(pixels(source), expected)
+    (tmp_path / "image").write_bytes(data)
+    for source in (data, io.BytesIO(data), tmp_path / "image", str(tmp_path / "image")):
+        np.testing.assert_array_equal(load_pixels(source), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_orientation_is_honoured(orientation, kind):
+def test_orientation_is_applied(orientation, kind):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = saved(Image.fromarray(PICTURE[..., :3]), kind, exif=exif)
+    data = encode(Image.fromarray(PIXELS[..., :3]), kind, exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    np.testing.assert_array_equal(pixels(data), np.asarray(expected))
+    np.testing.assert_array_equal(load_pixels(data), np.asarray(expected))
 
 
 def test_sixteen_bit_grey_keeps_its_upper_byte():
-    deep = (np.arange(21 * 33).reshape(21, 33) * 90).astype(np.uint16)
-    for source in (deep, saved(Image.fromarray(deep), "PNG"), saved(Image.fromarray(deep), "TIFF")):
-        np.testing.assert_array_equal(pixels(source), np.repeat((deep >> 8)[..., None], 3, -1))
+    grey_16 = (np.arange(21 * 33).reshape(21, 33) * 90).astype(np.uint16)
+    for source in (grey_16, encode(Image.fromarray(grey_16), "PNG"), encode(Image.fromarray(grey_16), "TIFF")):
+        np.testing.assert_array_equal(load_pixels(source), np.repeat((grey_16 >> 8)[..., None], 3, -1))
 
 
 @pytest.mark.parametrize("name", ["city.gif", "city.webp"])
-def test_of_an_animation_the_first_frame_is_taken(name):
+def test_the_first_frame_of_an_animation_is_used(name):
     path = MEDIA / "edge" / name
-    np.testing.assert_array_equal(pixels(path), np.asarray(Image.open(path).convert("RGB")))
+    np.testing.assert_array_equal(load_pixels(path), np.asarray(Image.open(path).convert("RGB")))
 
 
-def test_arrays():
-    rgb = PICTURE[..., :3]
-    for source in (rgb, PICTURE, rgb.astype(np.float32) / 255, np.asfortranarray(rgb)):
-        np.testing.assert_array_equal(pixels(source), rgb)
+def test_arrays_are_converted_to_rgb():
+    rgb = PIXELS[..., :3]
+    for source in (rgb, PIXELS, rgb.astype(np.float32) / 255, np.asfortranarray(rgb)):
+        np.testing.assert_array_equal(load_pixels(source), rgb)
     for source in (rgb[..., 0], rgb[..., :1]):
-        np.testing.assert_array_equal(pixels(source), np.repeat(rgb[..., :1], 3, -1))
+        np.testing.assert_array_equal(load_pixels(source), np.repeat(rgb[..., :1], 3, -1))
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("missing.png", "missing.png: no such picture file"),
+        ("missing.png", "missing.png: no such image file"),
         (str(MEDIA), "is a folder"),
-        (b"not a picture", "picture bytes: not a picture"),
-        (saved(Image.fromarray(PICTURE), "PNG")[:-300], "picture bytes: damaged picture"),
-        (saved(Image.fromarray(PICTURE[..., :3]), "JPEG")[:-300], "picture bytes: damaged picture"),
-        (PICTURE[None], r"shape \(1, 21, 33, 4\)"),
-        (PICTURE.astype(np.float32), "float values outside 0..1"),
-        (PICTURE.astype(np.int64), "type int64"),
+        (b"not an image", "image bytes: not a readable image"),
+        (encode(Image.fromarray(PIXELS), "PNG")[:-300], "image bytes: damaged image"),
+        (encode(Image.fromarray(PIXELS[..., :3]), "JPEG")[:-300], "image bytes: damaged image"),
+        (PIXELS[None], r"shape \(1, 21, 33, 4\)"),
+        (PIXELS.astype(np.float32), "float values outside 0..1"),
+        (PIXELS.astype(np.int64), "type int64"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
-        (42, "cannot be a int"),
+        (42, "cannot be of type int"),
     ],
 )
-def test_what_is_no_picture_is_refused_in_one_line(source, message):
+def test_invalid_images_are_refused_with_a_one_line_error(source, message):
     with pytest.raises(InputError, match=message) as caught:
         open_image(source).load()
     assert "\n" not in str(caught.value)
@@ -128,19 +128,19 @@ def test_a_large_png_is_reduced_strip_by_strip(mode, monkeypatch):
     monkeypatch.setattr(images, "MAX_REDUCED_PIXELS", 10_000)
     monkeypatch.setattr(png_strips, "_STRIP_BYTES", 20_000)
     image = ramp(mode)
-    picture = open_image(saved(image, "PNG"))
-    assert (picture.height, picture.width) == (403, 301)
-    assert "301 x 403 pixels, decoded at 1/4 of its size" in picture.notes[0]
-    np.testing.assert_array_equal(np.asarray(picture.load()), np.asarray(image.convert("RGB").reduce(4)))
+    reader = open_image(encode(image, "PNG"))
+    assert (reader.height, reader.width) == (403, 301)
+    assert "301 x 403 pixels, decoded at 1/4 of its size" in reader.warnings[0]
+    np.testing.assert_array_equal(np.asarray(reader.load()), np.asarray(image.convert("RGB").reduce(4)))
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction(monkeypatch):
     monkeypatch.setattr(images, "MAX_WHOLE_PIXELS", 100_000)
     monkeypatch.setattr(images, "MAX_REDUCED_PIXELS", 10_000)
     image = ramp("RGB")
-    picture = open_image(saved(image, "JPEG", quality=95))
-    assert (picture.height, picture.width) == (403, 301)
-    reduced = picture.load()
+    reader = open_image(encode(image, "JPEG", quality=95))
+    assert (reader.height, reader.width) == (403, 301)
+    reduced = reader.load()
     assert reduced.size == (76, 101)
     assert (
         abs(np.asarray(reduced).astype(int)[:100, :75] - np.asarray(image.reduce(4)).astype(int)[:100, :75]).mean() < 3
@@ -150,12 +150,12 @@ def test_a_large_jpeg_is_decoded_at_a_fraction(monkeypatch):
 @pytest.mark.parametrize(
     "data",
     [
-        saved(ramp("RGB"), "WEBP"),
-        saved(ramp("RGB"), "JPEG", progressive=True),
-        saved(Image.fromarray(np.zeros((403, 301), np.uint16)), "PNG"),
+        encode(ramp("RGB"), "WEBP"),
+        encode(ramp("RGB"), "JPEG", progressive=True),
+        encode(Image.fromarray(np.zeros((403, 301), np.uint16)), "PNG"),
     ],
 )
-def test_a_large_picture_that_cannot_be_bounded_is_refused(data, monkeypatch):
+def test_a_large_image_that_cannot_be_reduced_is_refused(data, monkeypatch):
     monkeypatch.setattr(images, "MAX_WHOLE_PIXELS", 100_000)
     with pytest.raises(InputError, match=r"301 x 403 pixels are too many to decode.*save it smaller"):
         open_image(data)
@@ -163,24 +163,24 @@ def test_a_large_picture_that_cannot_be_bounded_is_refused(data, monkeypatch):
 
 def test_a_large_damaged_png_is_refused(monkeypatch):
     monkeypatch.setattr(images, "MAX_WHOLE_PIXELS", 100_000)
-    with pytest.raises(InputError, match="damaged picture"):
-        open_image(saved(ramp("RGB"), "PNG")[:-1000]).load()
+    with pytest.raises(InputError, match="damaged image"):
+        open_image(encode(ramp("RGB"), "PNG")[:-1000]).load()
 
 
 @pytest.mark.slow
 def test_a_png_of_400_megapixels_stays_below_half_a_gigabyte(tmp_path):
-    """Against 1.6 GB for the whole picture."""
+    """The whole image would take 1.6 GB."""
     side = 20_000
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    packer = zlib.compressobj(1)
+    compressor = zlib.compressobj(1)
     row = b"\1" + bytes([7, 1, 2] * side)
-    data = b"".join([*(packer.compress(row) for _ in range(side)), packer.flush()])
+    data = b"".join([*(compressor.compress(row) for _ in range(side)), compressor.flush()])
     chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_strips._chunk(*chunk) for chunk in chunks))
     code = (
         "import sys; from vl3_jax.processing.images import open_image\n"
         "def peak(): return [int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM')][0]\n"
-        "idle = peak(); picture = open_image(sys.argv[1]); picture.load(); print(picture.height, peak() - idle)"
+        "idle = peak(); reader = open_image(sys.argv[1]); reader.load(); print(reader.height, peak() - idle)"
     )
     run = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "huge.png"], capture_output=True, text=True, check=True

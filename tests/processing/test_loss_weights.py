@@ -1,4 +1,4 @@
-"""Training targets: assistant spans, and when to speak in a live stream."""
+"""Tests of loss weights: the spans of the assistant, and the decision to speak in a live stream."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from vl3_jax.processing.tokenizer import Tokenizer
 
 IMAGE = {"type": "image", "image": "a.png"}
 FRAME = {"role": "stream", "content": [{**IMAGE, "time": 1.0}]}
-SPEAK = {"role": "assistant", "content": "He sits."}
-ASK = {"role": "user", "content": "Watch."}
+ANSWER = {"role": "assistant", "content": "He sits."}
+REQUEST = {"role": "user", "content": "Watch."}
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +20,19 @@ def tokenizer():
     return Tokenizer.from_folder(TOKENIZER)
 
 
-def targets(tokenizer, messages, seed=0, trainer=False, vision=2):
+def render_with_weights(tokenizer, messages, seed=0, trainer_streams=False, frame_tokens=2):
     turns = parse_messages(messages)
-    shown = [VisualTokenCounts([vision])] * sum(len(turn.media) for turn in turns)
-    rendered = render(turns, shown, tokenizer, PromptStyle(trainer_streams=trainer))
-    weights = token_loss_weights(rendered, tokenizer, np.random.default_rng(seed), trainer)
+    token_counts = [VisualTokenCounts([frame_tokens])] * sum(len(turn.media) for turn in turns)
+    rendered = render(turns, token_counts, tokenizer, PromptStyle(trainer_streams=trainer_streams))
+    weights = token_loss_weights(rendered, tokenizer, np.random.default_rng(seed), trainer_streams)
     return rendered, weights
 
 
-def learned(rendered, weights):
+def supervised_tokens(rendered, weights):
     return [turn.tokens[weight > 0].tolist() for turn, weight in zip(rendered, weights, strict=True)]
 
 
-def test_only_the_assistant_is_learned_to_the_end_of_its_turn(tokenizer):
+def test_only_the_assistant_is_supervised_up_to_the_end_of_its_turn(tokenizer):
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [IMAGE, "Q1"]},
@@ -40,45 +40,45 @@ def test_only_the_assistant_is_learned_to_the_end_of_its_turn(tokenizer):
         {"role": "user", "content": "Q2"},
         {"role": "assistant", "content": "\n\nA two, <|im_end|> typed."},
     ]
-    rendered, weights = targets(tokenizer, messages)
-    spans = learned(rendered, weights)
+    rendered, weights = render_with_weights(tokenizer, messages)
+    spans = supervised_tokens(rendered, weights)
     assert spans[:4] == [[], [], [*tokenizer.encode("A one."), 151645], []]
     assert spans[4] == rendered[4].tokens[3:-1].tolist()
     assert [weight.dtype for weight in weights] == [np.float32] * 5
 
 
-def test_a_picture_in_an_answer_is_not_learned(tokenizer):
-    rendered, weights = targets(tokenizer, [{"role": "assistant", "content": [IMAGE, "Here."]}])
-    assert learned(rendered, weights) == [[198, *tokenizer.encode("Here."), 151645]]
+def test_an_image_in_an_assistant_message_is_not_supervised(tokenizer):
+    rendered, weights = render_with_weights(tokenizer, [{"role": "assistant", "content": [IMAGE, "Here."]}])
+    assert supervised_tokens(rendered, weights) == [[198, *tokenizer.encode("Here."), 151645]]
 
 
 def test_speaking_and_watching_are_balanced(tokenizer):
-    """Two chances to speak, one to keep watching: one of the former is dropped, now this, now that."""
+    """Of two decisions to speak and one to keep watching, either of the former is dropped, depending on the seed."""
     dropped = set()
     for seed in range(20):
-        rendered, weights = targets(tokenizer, [ASK, FRAME, FRAME, SPEAK, FRAME, SPEAK], seed)
-        first = [int(weight[0]) for weight in weights]
+        rendered, weights = render_with_weights(tokenizer, [REQUEST, FRAME, FRAME, ANSWER, FRAME, ANSWER], seed)
+        first_weights = [int(weight[0]) for weight in weights]
         assert rendered[2].tokens[0] == 151666
         assert rendered[3].tokens[0] == 151644
-        assert (first[:3], first[4]) == ([0, 0, 1], 0)
-        assert first[3] + first[5] == 1
-        dropped.add(3 if first[5] else 5)
+        assert (first_weights[:3], first_weights[4]) == ([0, 0, 1], 0)
+        assert first_weights[3] + first_weights[5] == 1
+        dropped.add(3 if first_weights[5] else 5)
         assert [weight[1:].sum() for weight in weights[:3]] == [0, 0, 0]  # nothing else of a stream message
     assert dropped == {3, 5}
 
 
-def test_balancing_is_repeatable(tokenizer):
-    conversation = [FRAME, FRAME, FRAME, FRAME, SPEAK]
-    one, other = (np.concatenate(targets(tokenizer, conversation, 7)[1]) for _ in range(2))
-    np.testing.assert_array_equal(one, other)
+def test_balancing_is_deterministic(tokenizer):
+    conversation = [FRAME, FRAME, FRAME, FRAME, ANSWER]
+    first, second = (np.concatenate(render_with_weights(tokenizer, conversation, 7)[1]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
 
 
 def test_with_one_kind_nothing_is_dropped(tokenizer):
-    _, weights = targets(tokenizer, [FRAME, FRAME, FRAME])
+    _, weights = render_with_weights(tokenizer, [FRAME, FRAME, FRAME])
     assert [weight[0] for weight in weights] == [0, 1, 1]
 
 
-def test_the_trainers_variant(tokenizer):
-    rendered, weights = targets(tokenizer, [ASK, FRAME, SPEAK, FRAME], trainer=True)
-    spans = learned(rendered, weights)
+def test_trainer_streams(tokenizer):
+    rendered, weights = render_with_weights(tokenizer, [REQUEST, FRAME, ANSWER, FRAME], trainer_streams=True)
+    spans = supervised_tokens(rendered, weights)
     assert spans == [[], [198, 151667], [*tokenizer.encode("He sits."), 151645], [198, 151667]]

@@ -1,4 +1,4 @@
-"""Packing: what goes in comes out, frames stay whole, and what does not fit is refused."""
+"""Tests of packing: samples round-trip, frames stay whole, and rows beyond the capacity are refused."""
 
 import dataclasses
 
@@ -11,15 +11,15 @@ from support.samples import random_sample, random_visual, shape_for
 from vl3_jax.processing.packed_batch import BatchShape, CapacityError, Sample, Visual, block_coordinates, pack
 
 
-def test_patches_come_block_by_block():
+def test_patches_are_in_merge_block_order():
     expected = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
-    assert [tuple(at) for at in block_coordinates(4, 4, 2)[:8]] == expected
-    assert [tuple(at) for at in block_coordinates(2, 3, 1)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert list(map(tuple, block_coordinates(4, 4, 2)[:8])) == expected
+    assert list(map(tuple, block_coordinates(2, 3, 1))) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
 
 
 @st.composite
 def mixtures(draw):
-    """Rows of samples with any mixture of text, pictures and (pruned) videos."""
+    """Generates rows of samples with any mixture of text, images and (pruned) videos."""
     rng = np.random.default_rng(draw(st.integers(0, 2**31)))
 
     def visual():
@@ -37,7 +37,7 @@ def mixtures(draw):
 
 @settings(deadline=None)
 @given(rows=mixtures(), vision_rows=st.sampled_from([1, 3]), spare=st.sampled_from([0, 16]))
-def test_unpacking_gives_back_every_sample(rows, vision_rows, spare):
+def test_unpacking_restores_every_sample(rows, vision_rows, spare):
     shape = dataclasses.replace(shape_for(rows, vision_rows, spare), samples=3)
     batch = pack(rows, shape)
     for index, samples in enumerate(rows):
@@ -45,50 +45,50 @@ def test_unpacking_gives_back_every_sample(rows, vision_rows, spare):
         flat_patches, flat_hw = row["patches"].reshape(-1, 588), row["patch_hw"].reshape(-1, 2)
         flat_segment = (row["patch_segment"] + 1000 * np.arange(vision_rows)[:, None]).reshape(-1)
         assert row["segment_ids"].max(initial=0) == len(samples)
-        seen_frames = []
-        for number, sample in enumerate(samples, start=1):
-            here = row["segment_ids"] == number
-            np.testing.assert_array_equal(row["tokens"][here], sample.tokens)
-            np.testing.assert_array_equal(row["positions"][here], np.arange(len(sample.tokens)))
-            np.testing.assert_array_equal(row["targets"][here][:-1], sample.tokens[1:])
-            np.testing.assert_array_equal(row["loss_weight"][here], [*sample.loss_weight[1:], 0])
-            np.testing.assert_array_equal(row["vision_slot"][here] >= 0, sample.is_vision)
-            assert row["sample_task"][number - 1] == sample.task
-            slots = row["vision_slot"][here][sample.is_vision]
-            at = 0
+        frame_segments = []
+        for segment, sample in enumerate(samples, start=1):
+            in_sample = row["segment_ids"] == segment
+            np.testing.assert_array_equal(row["tokens"][in_sample], sample.tokens)
+            np.testing.assert_array_equal(row["positions"][in_sample], np.arange(len(sample.tokens)))
+            np.testing.assert_array_equal(row["targets"][in_sample][:-1], sample.tokens[1:])
+            np.testing.assert_array_equal(row["loss_weight"][in_sample], [*sample.loss_weight[1:], 0])
+            np.testing.assert_array_equal(row["vision_slot"][in_sample] >= 0, sample.is_vision)
+            assert row["sample_task"][segment - 1] == sample.task
+            slots = row["vision_slot"][in_sample][sample.is_vision]
+            offset = 0
             for visual in sample.visuals:
                 blocks = visual.patches.reshape(len(visual.keep), visual.merge**2, 588)
-                where = np.tile(block_coordinates(*visual.grid[1:], visual.merge), (visual.grid[0], 1))
-                where = where.reshape(len(visual.keep), visual.merge**2, 2)
-                named = row["token_patches"][slots[at : at + visual.num_tokens]]
-                assert np.all((named >= 0).sum(1) == visual.merge**2)
-                named = named[:, : visual.merge**2]
-                np.testing.assert_array_equal(flat_patches[named], blocks[visual.keep])
-                np.testing.assert_array_equal(flat_hw[named], where[visual.keep])
+                coordinates = np.tile(block_coordinates(*visual.grid[1:], visual.merge), (visual.grid[0], 1))
+                coordinates = coordinates.reshape(len(visual.keep), visual.merge**2, 2)
+                token_patches = row["token_patches"][slots[offset : offset + visual.num_tokens]]
+                assert np.all((token_patches >= 0).sum(1) == visual.merge**2)
+                token_patches = token_patches[:, : visual.merge**2]
+                np.testing.assert_array_equal(flat_patches[token_patches], blocks[visual.keep])
+                np.testing.assert_array_equal(flat_hw[token_patches], coordinates[visual.keep])
                 frames = np.repeat(np.arange(visual.grid[0]), visual.tokens_per_frame)[visual.keep]
                 for frame in range(visual.grid[0]):
-                    segments = np.unique(flat_segment[named[frames == frame]])
-                    assert len(segments) == 1  # a frame is one segment of one vision row
-                    seen_frames.append(segments[0])
-                at += visual.num_tokens
-        assert len(seen_frames) == len(set(seen_frames))
+                    segments_of_frame = np.unique(flat_segment[token_patches[frames == frame]])
+                    assert len(segments_of_frame) == 1  # a frame is one segment of one vision row
+                    frame_segments.append(segments_of_frame[0])
+                offset += visual.num_tokens
+        assert len(frame_segments) == len(set(frame_segments))
         assert np.all(row["loss_weight"][row["segment_ids"] == 0] == 0)
 
 
-def test_what_does_not_fit_is_refused():
+def test_exceeding_a_capacity_is_refused():
     rng = np.random.default_rng(0)
     sample = random_sample(rng, [random_visual(rng, (2, 4, 4), 2)])
-    roomy = BatchShape(length=64, patches=32, vision_tokens=8)
-    pack([[sample]], roomy)
+    shape = BatchShape(length=64, patches=32, vision_tokens=8)
+    pack([[sample]], shape)
     for field, size, message in [
         ("length", 19, "20 tokens do not fit a row of 19"),
         ("patches", 31, "a frame of 16 patches does not fit 1 vision rows of 31"),
         ("vision_tokens", 7, "more than 7 vision tokens"),
     ]:
         with pytest.raises(CapacityError, match=message):
-            pack([[sample]], dataclasses.replace(roomy, **{field: size}))
+            pack([[sample]], dataclasses.replace(shape, **{field: size}))
     with pytest.raises(CapacityError, match="2 samples do not fit a row of 1"):
-        pack([[Sample(np.arange(3)), Sample(np.arange(3))]], dataclasses.replace(roomy, samples=1))
+        pack([[Sample(np.arange(3)), Sample(np.arange(3))]], dataclasses.replace(shape, samples=1))
 
 
 @pytest.mark.parametrize(
@@ -100,12 +100,12 @@ def test_what_does_not_fit_is_refused():
         ({"grid": (1, 3, 3), "merge": 1, "keep": np.ones(4, bool)}, "has 9 tokens"),
     ],
 )
-def test_impossible_visuals_are_refused(arguments, message):
+def test_invalid_visuals_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Visual(np.zeros((9, 588), np.uint8), **arguments)
 
 
 def test_placeholders_must_match_the_vision_tokens():
-    picture = Visual(np.zeros((4, 588), np.uint8), (1, 2, 2))
+    image = Visual(np.zeros((4, 588), np.uint8), (1, 2, 2))
     with pytest.raises(ValueError, match="3 placeholders for 4 vision tokens"):
-        Sample(np.arange(5), np.array([1, 1, 1, 0, 0], bool), [picture])
+        Sample(np.arange(5), np.array([1, 1, 1, 0, 0], bool), [image])

@@ -1,4 +1,4 @@
-"""The whole way from a conversation to a sample: every file, settings, damage, memory."""
+"""Tests of the processor, from a conversation to a sample: every media file, settings, damaged files, threads."""
 
 import json
 
@@ -14,7 +14,7 @@ from vl3_jax.processing.processor import Processor
 from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.tokenizer import Tokenizer
 
-TREE, HAND = str(MEDIA / "videos/tree.avi"), str(MEDIA / "images/handwriting.png")
+TREE, HANDWRITING = str(MEDIA / "videos/tree.avi"), str(MEDIA / "images/handwriting.png")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def image(source, **options):
 
 @pytest.mark.parametrize("path", all_media(), ids=lambda path: path.name)
 @pytest.mark.parametrize("preprocess", ["official", "native"])
-def test_every_file_is_answered_or_named(tokenizer, path, preprocess):
+def test_every_file_is_processed_or_refused_by_name(tokenizer, path, preprocess):
     processor = Processor(tokenizer, ProcessorConfig(preprocess=preprocess))
     part = image(path) if path.parent.name == "images" else video(path)
     if path.name == "city_no_index.mp4":
@@ -49,51 +49,51 @@ def test_every_file_is_answered_or_named(tokenizer, path, preprocess):
     assert 16 <= processed.visual_tokens_before_pruning == len(visual.keep) <= 16_384
     assert set(processed.sample.tokens[processed.sample.is_vision]) == {151665}
     assert processed.prompt_ids[-3:] == [151644, 77091, 198]
-    assert bool(processed.notes) == (path.name == "city_truncated.mp4")
+    assert bool(processed.warnings) == (path.name == "city_truncated.mp4")
     if part["type"] == "video":
-        (shown,) = processed.videos
-        assert len(shown.indices) == len(shown.timestamps) == visual.grid[0]
-        assert shown.name == str(path)
+        (frames,) = processed.videos
+        assert len(frames.indices) == len(frames.timestamps) == visual.grid[0]
+        assert frames.name == str(path)
 
 
-def test_text_alone(tokenizer):
+def test_text_without_media(tokenizer):
     processed = Processor(tokenizer)(user("Hi"), add_system_prompt=True)
     assert tokenizer.decode(processed.prompt_ids).startswith("system\nYou are VideoLLaMA3")
-    assert (processed.visual_tokens, processed.videos, processed.notes) == (0, [], [])
+    assert (processed.visual_tokens, processed.videos, processed.warnings) == (0, [], [])
 
 
-def test_a_picture_is_pillows_bicubic_in_block_order(tokenizer):
+def test_images_are_resized_by_pillow_bicubic_and_cut_in_block_order(tokenizer):
     for merge, size in ((1, (448, 168)), (2, (448, 168))):
-        processed = Processor(tokenizer, ProcessorConfig(image_merge=merge))(user(image(HAND)))
-        resized = Image.open(HAND).convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        processed = Processor(tokenizer, ProcessorConfig(image_merge=merge))(user(image(HANDWRITING)))
+        resized = Image.open(HANDWRITING).convert("RGB").resize(size, Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(processed.sample.visuals[0].patches, patchify(np.asarray(resized)[None], merge))
 
 
-def test_pruning_is_that_of_the_pixels(tokenizer):
+def test_pruning_equals_that_of_normalised_pixels(tokenizer):
     processed = Processor(tokenizer)(user(video(TREE)))
     (visual,) = processed.sample.visuals
     pixels = normalise(visual.patches, (0.5,) * 3, (0.5,) * 3).reshape(visual.grid[0], -1, 4 * 588)
     np.testing.assert_array_equal(visual.keep, keep_mask(pixels).reshape(-1))
     assert processed.visual_tokens < processed.visual_tokens_before_pruning
-    whole = Processor(tokenizer, ProcessorConfig(prune_threshold=None))(user(video(TREE)))
-    assert whole.visual_tokens == processed.visual_tokens_before_pruning
-    still = np.full((4, 60, 60, 3), 7, np.uint8)
-    kept = Processor(tokenizer, ProcessorConfig(prune_min_tokens=2))(user({"type": "video", "video": still}))
-    assert kept.visual_tokens == 16 + 3 * 2
+    unpruned = Processor(tokenizer, ProcessorConfig(prune_threshold=None))(user(video(TREE)))
+    assert unpruned.visual_tokens == processed.visual_tokens_before_pruning
+    static = np.full((4, 60, 60, 3), 7, np.uint8)
+    pruned = Processor(tokenizer, ProcessorConfig(prune_min_tokens=2))(user({"type": "video", "video": static}))
+    assert pruned.visual_tokens == 16 + 3 * 2
 
 
-def test_mixed_media_share_the_budget(tokenizer):
+def test_images_and_videos_share_the_budget(tokenizer):
     processor = Processor(tokenizer, ProcessorConfig(max_tokens=600))
-    processed = processor(user(image(HAND), video(TREE, fps=0.5), "Compare."))
+    processed = processor(user(image(HANDWRITING), video(TREE, fps=0.5), "Compare."))
     assert processed.visual_tokens_before_pruning <= 600
     assert [visual.merge for visual in processed.sample.visuals] == [1, 2]
     assert len(processed.videos[0].indices) == 14
 
 
-def test_options_of_one_video_win(tokenizer):
+def test_options_of_a_video_override_the_settings(tokenizer):
     processor = Processor(tokenizer, ProcessorConfig(fps=1, max_frames=180))
-    shown = processor(user(video(TREE, max_frames=4), video(TREE, start=5, end=9), video(TREE, fps=2.0, end=3))).videos
-    assert [clip.timestamps for clip in shown] == [
+    parts = [video(TREE, max_frames=4), video(TREE, start=5, end=9), video(TREE, fps=2.0, end=3)]
+    assert [frames.timestamps for frames in processor(user(*parts)).videos] == [
         [0.0, 9.0, 18.0, 28.0],
         [5.0, 6.0, 7.0, 8.0],
         [0.0, 0.5, 1.0, 1.5, 2.0, 2.5],
@@ -113,28 +113,28 @@ def test_frames_with_and_without_times(tokenizer):
         processor(user({"type": "video", "video": frames, "fps": 2}))
 
 
-def test_training_targets(tokenizer):
-    conversation = [*user(image(HAND), "Q"), {"role": "assistant", "content": "A"}]
+def test_supervision(tokenizer):
+    conversation = [*user(image(HANDWRITING), "Q"), {"role": "assistant", "content": "A"}]
     processed = Processor(tokenizer)(conversation, add_generation_prompt=False, supervise=True)
-    learned = processed.sample.tokens[processed.sample.loss_weight > 0]
-    assert learned.tolist() == [*tokenizer.encode("A"), 151645]
+    supervised = processed.sample.tokens[processed.sample.loss_weight > 0]
+    assert supervised.tolist() == [*tokenizer.encode("A"), 151645]
 
 
-def test_a_thin_picture_is_answered_officially_and_refused_natively(tokenizer):
+def test_a_thin_image_is_accepted_officially_and_refused_natively(tokenizer):
     thin = np.zeros((1, 5000, 3), np.uint8)
     assert Processor(tokenizer)(user(image(thin))).visual_tokens > 0
     with pytest.raises(InputError, match="5000 x 1 pixels"):
         Processor(tokenizer, ProcessorConfig(preprocess="native"))(user(image(thin)))
 
 
-def test_tiny_pictures_beside_a_video(tokenizer):
-    """Mixed merge sizes know no minimum; a block each way is the least."""
-    dot = np.zeros((1, 1, 3), np.uint8)
-    processed = Processor(tokenizer)(user(image(dot), video(TREE)))
+def test_a_tiny_image_beside_a_video(tokenizer):
+    """With mixed merge sizes there is no minimum of tokens, but at least one block per side."""
+    pixel = np.zeros((1, 1, 3), np.uint8)
+    processed = Processor(tokenizer)(user(image(pixel), video(TREE)))
     assert processed.sample.visuals[0].grid == (1, 1, 1)
 
 
-def test_a_damaged_video_is_planned_anew(tokenizer, tmp_path):
+def test_frames_of_a_damaged_video_are_selected_again(tokenizer, tmp_path):
     import av
 
     path = tmp_path / "hole.mov"
@@ -145,31 +145,31 @@ def test_a_damaged_video_is_planned_anew(tokenizer, tmp_path):
     for start, size in packets[25:]:
         data[start : start + size] = bytes(size)
     path.write_bytes(data)
-    processed = Processor(tokenizer)(user(video(path), image(HAND)))
+    processed = Processor(tokenizer)(user(video(path), image(HANDWRITING)))
     assert processed.videos[0].timestamps == [0.0, 1.0]
     assert processed.sample.visuals[0].grid[0] == 2
-    assert "hole.mov: damaged; 25 frames" in processed.notes[0]
+    assert "hole.mov: damaged; 25 frames" in processed.warnings[0]
 
 
-def test_several_threads_give_the_same(tokenizer):
+def test_concurrent_calls_give_equal_results(tokenizer):
     from concurrent.futures import ThreadPoolExecutor
 
     processor = Processor(tokenizer, ProcessorConfig(threads=1))
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: processor(user(video(TREE), "Q")), range(6)))
-    for other in results[1:]:
-        np.testing.assert_array_equal(results[0].sample.visuals[0].patches, other.sample.visuals[0].patches)
-        assert results[0].prompt_ids == other.prompt_ids
+    for result in results[1:]:
+        np.testing.assert_array_equal(results[0].sample.visuals[0].patches, result.sample.visuals[0].patches)
+        assert results[0].prompt_ids == result.prompt_ids
 
 
-def write(folder, **files):
+def write_json(folder, **files):
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
 
 
 def test_settings_of_an_official_checkpoint(tmp_path):
-    write(
+    write_json(
         tmp_path,
         config={"model_type": "videollama3_qwen2", "use_token_compression": True},
         preprocessor_config={
@@ -198,12 +198,12 @@ NATIVE_VIDEO = {"merge_size": 2, "max_frames": 90, "fps": None, "use_token_compr
 def test_settings_of_a_native_checkpoint(tmp_path):
     expected = ProcessorConfig(max_tokens=8192, max_frames=90, prune_threshold=None, native_placeholders=True)
     config = {"model_type": "video_llama_3"}
-    write(tmp_path, config=config, preprocessor_config=NATIVE_IMAGE, video_preprocessor_config=NATIVE_VIDEO)
+    write_json(tmp_path, config=config, preprocessor_config=NATIVE_IMAGE, video_preprocessor_config=NATIVE_VIDEO)
     assert ProcessorConfig.from_folder(tmp_path) == expected
     (tmp_path / "preprocessor_config.json").unlink()
     (tmp_path / "video_preprocessor_config.json").unlink()
     size = {"size": {"shortest_edge": 3136, "longest_edge": 1_605_632}, "merge_size": 1}
-    write(tmp_path, processor_config={"image_processor": size, "video_processor": NATIVE_VIDEO})
+    write_json(tmp_path, processor_config={"image_processor": size, "video_processor": NATIVE_VIDEO})
     assert ProcessorConfig.from_folder(tmp_path) == expected
 
 
@@ -220,26 +220,26 @@ def test_settings_without_files(tmp_path):
         ({"preprocessor_config": {"image_std": 0}}, "image_std"),
     ],
 )
-def test_impossible_settings_are_refused(tmp_path, files, message):
+def test_invalid_settings_are_refused(tmp_path, files, message):
     with pytest.raises(InputError, match=message) as caught:
-        ProcessorConfig.from_folder(write(tmp_path, **files))
+        ProcessorConfig.from_folder(write_json(tmp_path, **files))
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_settings_file_that_is_no_json_is_named(tmp_path):
+def test_a_settings_file_that_is_not_json_is_refused_by_name(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(InputError, match=r"preprocessor_config\.json: not JSON"):
         ProcessorConfig.from_folder(tmp_path)
 
 
-def test_a_whole_folder(tmp_path):
+def test_processor_from_folder(tmp_path):
     (tmp_path / "tokenizer.json").symlink_to(TOKENIZER / "tokenizer.json")
     processor = Processor.from_folder(tmp_path, preprocess="native")
     assert processor.config.preprocess == "native"
     assert processor(user("Hi")).prompt_ids[0] == 151644
 
 
-def test_nothing_heavy_is_imported():
+def test_no_heavy_library_is_imported():
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""Target sizes: golden values of the released processor, properties, and the transformers port's rule."""
+"""Tests of target sizes: golden values of the released processor, properties, and the transformers port's rule."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vl3_jax.errors import InputError
 from vl3_jax.processing.resize import ResizeItem, target_sizes
 
-GOLDEN = [  # input, merge 1, merge 2; (height, width), one picture, 16384 tokens
+GOLDEN = [  # (height, width) of the input and of the target at merge 1 and merge 2; one image, 16384 tokens
     ((1080, 1920), (1078, 1918), (1092, 1932)),
     ((720, 1280), (714, 1274), (728, 1288)),
     ((480, 640), (476, 644), (476, 644)),
@@ -24,7 +24,7 @@ GOLDEN = [  # input, merge 1, merge 2; (height, width), one picture, 16384 token
     ((5, 900), (14, 756), (28, 1512)),
     ((14, 4000), (14, 4004), (28, 1904)),
 ]
-GOLDEN_VIDEO = [  # frames, input, size and tokens at 16384, at 10240
+GOLDEN_VIDEO = [  # frames, input, target and tokens at a budget of 16384, target and tokens at 10240
     (1, (1080, 1920), (1092, 1932), 2691, (1092, 1932), 2691),
     (10, (1080, 1920), (840, 1484), 15900, (672, 1176), 10080),
     (10, (720, 1280), (728, 1288), 11960, (672, 1176), 10080),
@@ -42,7 +42,7 @@ def tokens(size, item):
 
 @pytest.mark.parametrize(("size", "merge_1", "merge_2"), GOLDEN)
 @pytest.mark.parametrize("mode", ["official", "native"])
-def test_one_picture(size, merge_1, merge_2, mode):
+def test_one_image(size, merge_1, merge_2, mode):
     if mode == "native" and max(size) > 200 * min(size):
         with pytest.raises(InputError, match=r"thin\.png: 4000 x 14 pixels.*crop"):
             target_sizes([ResizeItem(*size, 1, name="thin.png")], mode)
@@ -61,10 +61,10 @@ def test_one_video(frames, source, size, total, small_size, small_total, mode):
     assert tokens(small_size, item) == small_total
 
 
-def test_official_pictures_share_the_budget_and_native_ones_do_not():
-    pictures = [ResizeItem(4000, 3000, 1), ResizeItem(4000, 3000, 1)]
-    assert target_sizes(pictures) == [(1456, 1092)] * 2
-    assert target_sizes(pictures, "native") == [(2058, 1540)] * 2
+def test_official_images_share_the_budget_and_native_ones_do_not():
+    images = [ResizeItem(4000, 3000, 1), ResizeItem(4000, 3000, 1)]
+    assert target_sizes(images) == [(1456, 1092)] * 2
+    assert target_sizes(images, "native") == [(2058, 1540)] * 2
 
 
 sides = st.integers(1, 6000)
@@ -72,7 +72,7 @@ items = st.builds(ResizeItem, sides, sides, st.sampled_from([1, 2]), st.sampled_
 
 
 @given(items=st.lists(items, min_size=1, max_size=5), budget=st.integers(16, 20_000))
-def test_sizes_are_whole_blocks(items, budget):
+def test_sizes_are_multiples_of_the_merge_block(items, budget):
     for item, (height, width) in zip(items, target_sizes(items, max_tokens=budget), strict=True):
         assert height >= item.factor
         assert width >= item.factor
@@ -91,23 +91,23 @@ def test_a_video_stays_within_the_budget_and_above_the_minimum(height, width, fr
 
 
 @given(
-    picture=st.builds(ResizeItem, sides, sides, st.just(1)),
+    image=st.builds(ResizeItem, sides, sides, st.just(1)),
     video=st.builds(ResizeItem, sides, sides, st.just(2), st.integers(1, 180)),
 )
-def test_mixed_merge_sizes_share_one_scale(picture, video):
-    total = sum(i.frames * math.ceil(i.height / i.factor) * math.ceil(i.width / i.factor) for i in (picture, video))
+def test_mixed_merge_sizes_share_one_scale(image, video):
+    total = sum(i.frames * math.ceil(i.height / i.factor) * math.ceil(i.width / i.factor) for i in (image, video))
     shrink = math.sqrt(total / 16_384) if total > 16_384 else 1.0
-    to_whole = math.floor if total > 16_384 else round
-    for item, size in zip((picture, video), target_sizes([picture, video]), strict=True):
+    to_multiple = math.floor if total > 16_384 else round
+    for item, size in zip((image, video), target_sizes([image, video]), strict=True):
         expected = tuple(
-            max(to_whole(side / shrink / item.factor), 1) * item.factor for side in (item.height, item.width)
+            max(to_multiple(side / shrink / item.factor), 1) * item.factor for side in (item.height, item.width)
         )
         assert size == expected
 
 
 @settings(deadline=None)  # the first import takes seconds
 @given(height=sides, width=sides, merge=st.sampled_from([1, 2]), frames=st.integers(1, 200))
-def test_native_is_the_transformers_rule(height, width, merge, frames):
+def test_native_sizes_equal_smart_resize(height, width, merge, frames):
     pytest.importorskip("transformers")
     from vl3_jax.bench.torchvision_ops import declare_operators
 
@@ -122,5 +122,5 @@ def test_native_is_the_transformers_rule(height, width, merge, frames):
         with pytest.raises(InputError):
             target_sizes([item], "native")
         return
-    # The port leaves a side of 0 where it neither shrinks nor enlarges; a whole block is the least here.
+    # The port leaves a side of 0 where it neither shrinks nor enlarges; here the minimum is one block.
     assert target_sizes([item], "native") == [tuple(max(side, item.factor) for side in expected)]

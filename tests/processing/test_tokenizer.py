@@ -1,4 +1,4 @@
-"""Token ids of real text, special tokens only where asked for, and text that comes token by token."""
+"""Tests of the tokenizer: golden ids, special tokens only on request, and incremental decoding."""
 
 import json
 
@@ -19,9 +19,11 @@ def tokenizer():
     return Tokenizer.from_folder(TOKENIZER)
 
 
-def small(names=("<|im_start|>", "<|im_end|>")):
-    """A byte-level tokenizer of letters only, with these special tokens."""
-    vocabulary = {letter: rank for rank, letter in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
+def small_tokenizer(names=("<|im_start|>", "<|im_end|>")):
+    """Returns a byte-level tokenizer of single bytes with these special tokens."""
+    vocabulary = {
+        character: index for index, character in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    }
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
@@ -48,22 +50,22 @@ def test_special_ids(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["<image>", "<|im_end|>", "<|im_start|>", "<|stream_end|>", "<|video_pad|>"])
-def test_the_name_of_a_special_token_is_plain_text(tokenizer, name):
+def test_the_name_of_a_special_token_is_encoded_as_plain_text(tokenizer, name):
     ids = tokenizer.encode(f"a {name} b")
     assert max(ids) < 151643
     assert tokenizer.decode(ids) == f"a {name} b"
 
 
 def test_placeholders_fall_back_to_the_native_ones():
-    assert small(["<|image_pad|>", "<|video_pad|>"]).placeholder("image") == 256
-    assert small(["<|image_pad|>", "<|video_pad|>"]).placeholder("video") == 257
+    assert small_tokenizer(["<|image_pad|>", "<|video_pad|>"]).placeholder("image") == 256
+    assert small_tokenizer(["<|image_pad|>", "<|video_pad|>"]).placeholder("video") == 257
     with pytest.raises(InputError, match=r"small\.json: has no token <image>"):
-        small().placeholder("image")
+        small_tokenizer().placeholder("image")
     with pytest.raises(InputError, match=r"has no token <\|stream_start\|>"):
-        small().id_of("<|stream_start|>")
+        small_tokenizer().id_of("<|stream_start|>")
 
 
-def streamed(tokenizer, ids):
+def stream_decode(tokenizer, ids):
     stream = tokenizer.stream()
     pieces = [stream.push(token) for token in ids]
     return [*pieces, stream.flush()]
@@ -71,24 +73,24 @@ def streamed(tokenizer, ids):
 
 @given(text=st.text())
 @settings(deadline=None)
-def test_streamed_text_is_the_decoded_text(tokenizer, text):
-    for one in (tokenizer, small()):
-        ids = one.encode(text)
-        pieces = streamed(one, ids)
-        assert "".join(pieces) == one.decode(ids)
+def test_streamed_text_equals_decoded_text(tokenizer, text):
+    for each in (tokenizer, small_tokenizer()):
+        ids = each.encode(text)
+        pieces = stream_decode(each, ids)
+        assert "".join(pieces) == each.decode(ids)
         assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
 
 
 @given(ids=st.lists(st.integers(0, 151_667), max_size=40))
 @settings(deadline=None)
-def test_any_ids_stream_as_they_decode(tokenizer, ids):
-    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids)
+def test_streamed_ids_equal_decoded_ids(tokenizer, ids):
+    assert "".join(stream_decode(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 def test_a_character_is_never_split():
-    letters = small()
-    assert streamed(letters, letters.encode("a😀b")) == ["a", "", "", "", "😀", "b", ""]
-    assert streamed(letters, letters.encode("😀")[:2])[-1] == "\ufffd"
+    byte_level = small_tokenizer()
+    assert stream_decode(byte_level, byte_level.encode("a😀b")) == ["a", "", "", "", "😀", "b", ""]
+    assert stream_decode(byte_level, byte_level.encode("😀")[:2])[-1] == "\ufffd"
 
 
 def test_missing_or_broken_files_are_refused(tmp_path):

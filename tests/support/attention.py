@@ -1,4 +1,4 @@
-"""Queries, keys and labels to attend with, and what attention should make of them."""
+"""Inputs for attention tests, and the exact result of attention in float64."""
 
 import functools
 
@@ -9,8 +9,8 @@ import numpy as np
 from vl3_jax.kernels.segment_info import SegmentInfo
 
 
-def oracle(q, k, v, q_info, kv_info, causal):
-    """Attention as its definition reads, in float64, looping over nothing but the formula."""
+def exact_attention(q, k, v, q_info, kv_info, causal):
+    """Computes attention by its definition in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     group = q.shape[2] // k.shape[2]
     k, v = np.repeat(k, group, 2), np.repeat(v, group, 2)
@@ -19,18 +19,23 @@ def oracle(q, k, v, q_info, kv_info, causal):
     if causal:
         allowed &= kv_info.positions[:, None] <= q_info.positions[:, :, None]
     scores = np.where(allowed[:, None], scores, -np.inf)
-    peak = scores.max(-1, keepdims=True)
-    weights = np.exp(scores - np.where(np.isfinite(peak), peak, 0))
+    row_max = scores.max(-1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isfinite(row_max), row_max, 0))
     weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
     return np.einsum("bhls,bshd->blhd", weights, v)
 
 
-def labels_of(lengths: list[int], size: int, padding_first: bool = False) -> SegmentInfo:
-    """One row: segments of these lengths, cut at `size`, padding at one end."""
+def make_segment_info(lengths: list[int], size: int, padding_first: bool = False) -> SegmentInfo:
+    """Returns one row with segments of these lengths, truncated to `size`, with padding at one end."""
     segment_ids = np.concatenate([np.full(n, i) for i, n in enumerate(lengths, 1)] or [[]])[:size].astype(np.int32)
     positions = np.concatenate([np.arange(n) for n in lengths] or [[]])[:size].astype(np.int32)
-    pad = (size - len(segment_ids), 0) if padding_first else (0, size - len(segment_ids))
-    return SegmentInfo(np.pad(segment_ids, pad)[None], np.pad(positions, pad)[None])
+    padding = (size - len(segment_ids), 0) if padding_first else (0, size - len(segment_ids))
+    return SegmentInfo(np.pad(segment_ids, padding)[None], np.pad(positions, padding)[None])
+
+
+def stack_rows(*rows: SegmentInfo) -> SegmentInfo:
+    """Stacks rows into a batch."""
+    return SegmentInfo(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
 
 
 def random_qkv(rows, length, kv_length, heads, kv_heads, width, seed=0):
@@ -39,13 +44,14 @@ def random_qkv(rows, length, kv_length, heads, kv_heads, width, seed=0):
     return q, *(jax.random.normal(key, (rows, kv_length, kv_heads, width)) for key in keys[1:])
 
 
-@functools.partial(jax.jit, static_argnames=("backend", "causal"))
-def value_and_gradients(backend, q, k, v, q_info, kv_info, causal):
+@functools.partial(jax.jit, static_argnames=("attention", "causal"))
+def value_and_gradients(attention, q, k, v, q_info, kv_info, causal):
+    """Returns the output of an attention function, and the gradients of q, k and v for a fixed weighting of it."""
     scale = q.shape[-1] ** -0.5
 
-    def weighted(q, k, v):
-        out = backend(q, k, v, q_info, kv_info, causal=causal, scale=scale)
+    def loss(q, k, v):
+        out = attention(q, k, v, q_info, kv_info, causal=causal, scale=scale)
         return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
 
-    (_, out), gradients = jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    (_, out), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
     return out, gradients

@@ -1,4 +1,4 @@
-"""A complete tiny checkpoint in the transformers layout: random weights, the real tokenizer, processor files."""
+"""Writes complete tiny checkpoints in the native layout: random weights, the real tokenizer, processor files."""
 
 import dataclasses
 import json
@@ -18,20 +18,20 @@ SPECIAL = {"image_token_id": 151_655, "video_token_id": 151_656}
 
 
 def config_with_real_vocabulary(name: str = "tiny") -> ModelConfig:
-    """A small model over Qwen2.5's own vocabulary."""
+    """Returns a small preset with the vocabulary size of Qwen2.5."""
     config = preset(name)
     return dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=151_936))
 
 
 def write_reference_checkpoint(folder: pathlib.Path, reference, **generation) -> pathlib.Path:
-    """Saves a reference model with tokenizer, processor and generation files, as a released one has them."""
+    """Saves a reference model with tokenizer, processor and generation files, like a released model."""
     reference.config.image_token_id, reference.config.video_token_id = SPECIAL.values()
     reference.save_pretrained(folder)
     return _add_files(folder, generation)
 
 
 def write_random_checkpoint(folder: pathlib.Path, seed: int = 0, **generation) -> pathlib.Path:
-    """The same without the reference, from our own random parameters."""
+    """Writes a checkpoint with random parameters of this package, without the reference model."""
     config = config_with_real_vocabulary()
     params = flatten_dict(random_params(config, seed), sep="/")
     tensors = {
@@ -46,12 +46,12 @@ def write_random_checkpoint(folder: pathlib.Path, seed: int = 0, **generation) -
 
 def _add_files(folder: pathlib.Path, generation: dict) -> pathlib.Path:
     shutil.copyfile(DATA / "tokenizer" / "tokenizer.json", folder / "tokenizer.json")
-    picture = {"min_pixels": 3136, "max_pixels": 3_211_264, "merge_size": 1, "patch_size": 14}
+    image = {"min_pixels": 3136, "max_pixels": 3_211_264, "merge_size": 1, "patch_size": 14}
     video = {"min_pixels": 12_544, "max_pixels": 12_845_056, "merge_size": 2, "max_frames": 180}
-    look = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    normalisation = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     for name, content in (
-        ("preprocessor_config.json", picture | look),
-        ("video_preprocessor_config.json", video | look),
+        ("preprocessor_config.json", image | normalisation),
+        ("video_preprocessor_config.json", video | normalisation),
         ("generation_config.json", {"eos_token_id": [151_645, 151_643], **generation}),
     ):
         (folder / name).write_text(json.dumps(content))

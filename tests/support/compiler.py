@@ -1,4 +1,4 @@
-"""Where the TPU compiler is not installed."""
+"""Marks tests that need the TPU compiler."""
 
 import importlib.util
 

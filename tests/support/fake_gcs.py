@@ -1,9 +1,9 @@
-"""A Cloud Storage server in this process: buckets in memory behind the parts of its HTTP interface that are called.
+"""In-process Cloud Storage server: in-memory buckets behind the parts of the JSON API that the clients call.
 
-What calls what (gcsfs 2026.10, google-cloud-storage 3.17, tensorstore 0.1.86, Orbax 0.12.8):
+Requests of each client (gcsfs 2026.10, google-cloud-storage 3.17, tensorstore 0.1.86, Orbax 0.12.8):
 
-    gcsfs (epath, fsspec)     objects: description, list, ranged media download, resumable upload, delete
-    google-cloud-storage      bucket: description (Orbax asks for its kind of namespace); objects: list
+    gcsfs (epath, fsspec)     objects: metadata, list, ranged media download, resumable upload, delete
+    google-cloud-storage      bucket: metadata (Orbax asks for its kind of namespace); objects: list
     tensorstore               objects: ranged media download, list, media upload with preconditions
 """
 
@@ -27,16 +27,21 @@ _REFUSALS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
-    """An object: its bytes, and a number that grows whenever one is written."""
+class StoredObject:
+    """An object.
+
+    Attributes:
+      data: Content of the object.
+      generation: Number that increases with every write to the server.
+    """
 
     data: bytes
     generation: int
 
-    def description(self, bucket: str, name: str, url: str) -> dict:
-        """What the JSON interface tells of it."""
+    def metadata(self, bucket: str, name: str, url: str) -> dict:
+        """Returns the object resource of the JSON API."""
         minutes, seconds = divmod(self.generation, 60)
-        when = f"2026-01-01T{minutes // 60 % 24:02d}:{minutes % 60:02d}:{seconds:02d}.000Z"
+        timestamp = f"2026-01-01T{minutes // 60 % 24:02d}:{minutes % 60:02d}:{seconds:02d}.000Z"
         path = f"/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}"
         return {
             "kind": "storage#object",
@@ -48,8 +53,8 @@ class Stored:
             "metageneration": "1",
             "contentType": "application/octet-stream",
             "storageClass": "STANDARD",
-            "timeCreated": when,
-            "updated": when,
+            "timeCreated": timestamp,
+            "updated": timestamp,
             "md5Hash": base64.b64encode(hashlib.md5(self.data).digest()).decode(),
             "selfLink": url + path,
             "mediaLink": f"{url}/download{path}?alt=media",
@@ -57,13 +62,15 @@ class Stored:
 
 
 class FakeGcs(http.server.ThreadingHTTPServer):
-    """The server. `with FakeGcs("bucket") as gcs:` answers at `gcs.url` until the block ends.
+    """Cloud Storage server that runs at `url` as long as it is entered as a context manager.
 
     Attributes:
-      buckets: name -> objects by name.
-      refused: bucket -> 401 or 403, the answer to everything.
-      read_only: buckets that answer 403 to whatever changes them.
-      stalled: end of the names whose upload is never answered; `stalling` is set when one came.
+      url: Address of the server.
+      buckets: Objects by bucket and name.
+      refused: Status 401 or 403 with which all requests to a bucket are answered, by bucket.
+      read_only: Buckets that answer 403 to requests that modify them.
+      stalled: Suffix of the object names whose upload is never answered.
+      stalling: Set when such an upload has arrived.
       log: "METHOD path" of each request.
     """
 
@@ -72,7 +79,7 @@ class FakeGcs(http.server.ThreadingHTTPServer):
     def __init__(self, *buckets: str):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.buckets: dict[str, dict[str, Stored]] = {name: {} for name in buckets}
+        self.buckets: dict[str, dict[str, StoredObject]] = {name: {} for name in buckets}
         self.refused: dict[str, int] = {}
         self.read_only: set[str] = set()
         self.stalled: str | None = None
@@ -84,11 +91,11 @@ class FakeGcs(http.server.ThreadingHTTPServer):
 
     @contextlib.contextmanager
     def environment(self) -> Iterator[None]:
-        """Leads the clients of this process and of those it starts here, without credentials."""
+        """Directs the clients of this process and of its child processes to the server, without credentials."""
         variables = {
             "STORAGE_EMULATOR_HOST": self.url,
             "TENSORSTORE_GCS_HTTP_URL": self.url,
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it would ask Google for the kind of bucket, over gRPC
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else gcsfs asks Google for the kind of bucket, over gRPC
             "NO_GCE_CHECK": "true",
             "GOOGLE_CLOUD_PROJECT": "nobody",
         }
@@ -102,18 +109,18 @@ class FakeGcs(http.server.ThreadingHTTPServer):
                 os.environ.update({name: value} if value is not None else {})
 
     def put(self, bucket: str, name: str, data: bytes) -> dict:
-        """Stores an object; its description."""
+        """Stores an object and returns its metadata."""
         with self.lock:
-            stored = self.buckets[bucket][name] = Stored(data, next(self._generations))
-        return stored.description(bucket, name, self.url)
+            stored = self.buckets[bucket][name] = StoredObject(data, next(self._generations))
+        return stored.metadata(bucket, name, self.url)
 
     def names(self, bucket: str, prefix: str = "") -> list[str]:
-        """Names of the objects, sorted."""
+        """Returns the sorted names of the objects."""
         with self.lock:
             return sorted(name for name in self.buckets[bucket] if name.startswith(prefix))
 
     def handle_error(self, *_args) -> None:
-        """Clients that hang up are no news."""
+        """Ignores clients that close the connection."""
 
     def __enter__(self) -> "FakeGcs":
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -124,8 +131,8 @@ class FakeGcs(http.server.ThreadingHTTPServer):
         self.server_close()
 
 
-class _Refused(Exception):
-    """An answer that is not a success."""
+class _ErrorResponse(Exception):
+    """Raised to answer a request with an error status."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -134,11 +141,11 @@ class _Refused(Exception):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = 2**20  # an answer is one packet; two would wait for each other's acknowledgement
+    wbufsize = 2**20  # sends a response as one packet; a second one would wait for the acknowledgement of the first
     server: FakeGcs
 
     def log_message(self, *_args) -> None:
-        """Says nothing."""
+        """Suppresses the log line of each request."""
 
     def _answer(self, status: int, body: bytes | dict = b"", **headers: str) -> None:
         if isinstance(body, dict):
@@ -156,16 +163,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.log.append(f"{self.command} {urllib.parse.unquote(self.path)}")
         try:
             self._route(path)
-        except _Refused as refused:
-            self._answer(refused.status, {"error": {"code": refused.status, "message": refused.message}})
+        except _ErrorResponse as error:
+            self._answer(error.status, {"error": {"code": error.status, "message": error.message}})
 
     do_GET = do_POST = do_PUT = do_DELETE = _handle
 
     def _route(self, path: str) -> None:
-        found = re.fullmatch(r"(/upload|/download)?/storage/v1/b/([^/]+)(/o(?:/(.*))?)?", path)
-        if found is None:
-            raise _Refused(400, f"the fake does not know {self.command} {path}")
-        kind, bucket, objects, name = found.groups()
+        match = re.fullmatch(r"(/upload|/download)?/storage/v1/b/([^/]+)(/o(?:/(.*))?)?", path)
+        if match is None:
+            raise _ErrorResponse(400, f"the fake does not support {self.command} {path}")
+        kind, bucket, objects, name = match.groups()
         self._check(bucket)
         if not objects:
             return self._answer(200, {"kind": "storage#bucket", "id": bucket, "name": bucket, "location": "US"})
@@ -178,42 +185,42 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if bucket in self.server.read_only and self.command != "GET":
             status = 403
         if status:
-            raise _Refused(status, _REFUSALS[status])
+            raise _ErrorResponse(status, _REFUSALS[status])
         if bucket not in self.server.buckets:
-            raise _Refused(404, "The specified bucket does not exist.")
+            raise _ErrorResponse(404, "The specified bucket does not exist.")
 
     def _object(self, bucket: str, name: str) -> None:
         stored = self.server.buckets[bucket].get(name)
         if stored is None:
-            raise _Refused(404, f"No such object: {bucket}/{name}")
+            raise _ErrorResponse(404, f"No such object: {bucket}/{name}")
         if self.command == "DELETE":
             del self.server.buckets[bucket][name]
             return self._answer(204)
         if self.query.get("alt") != "media":
-            return self._answer(200, stored.description(bucket, name, self.server.url))
+            return self._answer(200, stored.metadata(bucket, name, self.server.url))
         generation, size = {"X_Goog_Generation": str(stored.generation)}, len(stored.data)
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if wanted is None:
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if byte_range is None:
             return self._answer(200, stored.data, **generation)
-        start, stop = int(wanted[1]), min(size, int(wanted[2] or size) + 1)
+        start, stop = int(byte_range[1]), min(size, int(byte_range[2] or size) + 1)
         if start >= size:
-            raise _Refused(416, "The requested range cannot be satisfied.")
+            raise _ErrorResponse(416, "The requested range cannot be satisfied.")
         self._answer(206, stored.data[start:stop], Content_Range=f"bytes {start}-{stop - 1}/{size}", **generation)
 
     def _list(self, bucket: str) -> None:
         prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter")
-        first, end = self.query.get("startOffset", ""), self.query.get("endOffset")
+        start, end = self.query.get("startOffset", ""), self.query.get("endOffset")
         with self.server.lock:
             objects = sorted(self.server.buckets[bucket].items())
         items, prefixes = [], []
         for name, stored in objects:
-            if not name.startswith(prefix) or name < first or (end is not None and name >= end):
+            if not name.startswith(prefix) or name < start or (end is not None and name >= end):
                 continue
-            cut = name.find(delimiter, len(prefix)) if delimiter else -1
-            if cut < 0:
-                items.append(stored.description(bucket, name, self.server.url))
-            elif name[: cut + 1] not in prefixes[-1:]:
-                prefixes.append(name[: cut + 1])
+            position = name.find(delimiter, len(prefix)) if delimiter else -1
+            if position < 0:
+                items.append(stored.metadata(bucket, name, self.server.url))
+            elif name[: position + 1] not in prefixes[-1:]:
+                prefixes.append(name[: position + 1])
         self._answer(200, {"kind": "storage#objects", "items": items, "prefixes": prefixes})
 
     def _upload(self, bucket: str) -> None:
@@ -223,18 +230,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if kind == "resumable":
             key = f"upload{len(uploads)}"
             uploads[key] = (bucket, self.query["name"], bytearray())
-            place = f"{self.server.url}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={key}"
-            return self._answer(200, {}, Location=place)
+            location = f"{self.server.url}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={key}"
+            return self._answer(200, {}, Location=location)
         if kind != "media":
-            raise _Refused(400, f"the fake does not know uploads of type {kind}")
+            raise _ErrorResponse(400, f"the fake does not support uploads of type {kind}")
         stored = self.server.buckets[bucket].get(self.query["name"])
-        wanted = self.query.get("ifGenerationMatch")
-        if wanted is not None and int(wanted) != (stored.generation if stored else 0):
-            raise _Refused(412, "At least one of the pre-conditions you specified did not hold.")
+        generation = self.query.get("ifGenerationMatch")
+        if generation is not None and int(generation) != (stored.generation if stored else 0):
+            raise _ErrorResponse(412, "At least one of the pre-conditions you specified did not hold.")
         self._store(bucket, self.query["name"], self.body)
 
     def _continue(self, bucket: str, name: str, data: bytearray) -> None:
-        """One piece of a resumable upload; `Content-Range: bytes 0-99/*` while more is to come."""
+        """Receives one chunk of a resumable upload; `Content-Range: bytes 0-99/*` means that more chunks follow."""
         data += self.body
         if self.headers.get("Content-Range", "").endswith("/*"):
             return self._answer(308, Range=f"bytes=0-{len(data) - 1}")

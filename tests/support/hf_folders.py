@@ -1,4 +1,4 @@
-"""Small Hugging Face folders of every layout, written with safetensors and NumPy alone."""
+"""Writes small Hugging Face folders of every layout with safetensors and NumPy alone."""
 
 import dataclasses
 import json
@@ -139,7 +139,22 @@ def write_folder(
     tensors: dict[str, np.ndarray] | None = None,
     change: dict | None = None,
 ) -> dict[str, np.ndarray]:
-    """A checkpoint folder of `layout`; returns the tensors that the model itself owns."""
+    """Writes a checkpoint folder.
+
+    Args:
+      folder: Folder to create.
+      layout: Layout of the checkpoint.
+      config: Model configuration.
+      dtype: Name of the dtype of random tensors and in config.json.
+      shards: Number of safetensors files.
+      seed: Seed of random tensors.
+      extra: Additional tensors to store.
+      tensors: Tensors of the model; random by default.
+      change: Keys of config.json to replace.
+
+    Returns:
+      The tensors without `extra`.
+    """
     folder.mkdir(parents=True)
     tensors = tensors if tensors is not None else random_tensors(layout, config, dtype, seed)
     stored = {**tensors, **(extra or {})}
@@ -167,7 +182,7 @@ def write_json(path: pathlib.Path, content) -> None:
 
 
 def siglip_extras(config: ModelConfig, prefix: str = "vision_model.") -> dict[str, np.ndarray]:
-    """What a whole SigLIP has beside the tower that is kept."""
+    """Returns the tensors of a SigLIP that are not part of the tower."""
     width = config.vision.hidden_size
     names = ("embeddings.position_embedding.weight", "head.probe", "head.attention.in_proj_weight", "head.mlp.fc1.bias")
     extras = {prefix + name: np.ones((4, width), np.float32) for name in names}
@@ -184,18 +199,16 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def assert_same_tensors(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
-    """Bit for bit, names, shapes and dtypes included."""
-    assert sorted(found) == sorted(wanted)
-    for name, tensor in wanted.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert found[name].shape == tensor.shape, name
-        assert found[name].tobytes() == np.ascontiguousarray(tensor).tobytes(), name
+def assert_same_tensors(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Asserts that names, shapes, dtypes and all bits are equal."""
+    assert sorted(actual) == sorted(expected)
+    for name, tensor in expected.items():
+        assert actual[name].dtype == tensor.dtype, name
+        assert actual[name].shape == tensor.shape, name
+        assert actual[name].tobytes() == np.ascontiguousarray(tensor).tobytes(), name
 
 
 def renamed(tensors: dict[str, np.ndarray], source: str, target: str, config: ModelConfig) -> dict[str, np.ndarray]:
-    """The same tensors under the names of another layout."""
-    places = name_map(target, config).by_place()
-    return {
-        places[spec.leaf, spec.layer].name: tensors[name] for name, spec in name_map(source, config).tensors.items()
-    }
+    """Returns the tensors of layout `source` under the names of layout `target`."""
+    specs = name_map(target, config).by_leaf()
+    return {specs[spec.leaf, spec.layer].name: tensors[name] for name, spec in name_map(source, config).tensors.items()}

@@ -1,7 +1,8 @@
-"""The reference implementation (transformers' `video_llama_3` on torch, CPU, float32) with weights that can see.
+"""The reference implementation (transformers' `video_llama_3` on torch, CPU, float32) with weights that reveal errors.
 
-Default initialisation hides errors: attention is near uniform, every bias is 0 and every norm 1. Here weights are
-scaled up and all biases and norms moved off their neutral values, so that a wrong angle or a wrong mask shows.
+Default initialisation hides errors: attention is nearly uniform, every bias is 0 and every norm 1. Here weights are
+scaled up and all biases and norms are away from their neutral values, so that a wrong angle or a wrong mask changes the
+result.
 """
 
 import dataclasses
@@ -18,12 +19,12 @@ torch = pytest.importorskip("torch", reason="the reference is not installed: pip
 declare_operators()
 from transformers import VideoLlama3ForConditionalGeneration  # noqa: E402
 
-# Over 1/sqrt(fan in): sharp attention, and a tower MLP whose share of the residual stream is not lost.
+# Relative to 1/sqrt(fan in): for sharp attention, and for a tower MLP that contributes to the residual stream.
 GAINS = {"q_proj": 1.5, "k_proj": 1.5, "fc2": 6.0}
 
 
 def reference_model(config: ModelConfig, seed: int = 0) -> VideoLlama3ForConditionalGeneration:
-    """A model in evaluation mode whose weights make every part of the computation matter."""
+    """Creates a model in evaluation mode in which every part of the computation affects the result."""
     torch.manual_seed(seed)
     model = VideoLlama3ForConditionalGeneration(reference_config(config)).eval()
     with torch.no_grad():
@@ -34,7 +35,7 @@ def reference_model(config: ModelConfig, seed: int = 0) -> VideoLlama3ForConditi
                 else:
                     parameter.normal_(0.0, 0.3)
             elif name.endswith("bias"):
-                # Around -2 the two GELUs differ most for what they let through.
+                # Around -2 the two GELUs differ most relative to their values.
                 parameter.normal_(-2.0 if ("fc1" in name or "readout.0" in name) else 0.0, 0.5)
             elif "embed_tokens" in name:
                 parameter.normal_(0.0, 1.0)
@@ -47,7 +48,7 @@ def reference_model(config: ModelConfig, seed: int = 0) -> VideoLlama3ForConditi
 
 @dataclasses.dataclass
 class Stages:
-    """What each stage gave: [patches, C] or [vision tokens, ...], pictures before videos; decoder [B, L, ...]."""
+    """Output of each stage: [patches, C] or [vision tokens, ...], images before videos; decoder [B, L, ...]."""
 
     patch_embed: np.ndarray | None
     tower: list[np.ndarray]
@@ -58,13 +59,13 @@ class Stages:
 
 
 def run_stages(model: VideoLlama3ForConditionalGeneration, samples: list[Sample]) -> Stages:
-    """Runs the reference and records every stage; the tower runs once for pictures and once for videos."""
-    records: dict[str, list[np.ndarray]] = {}
+    """Runs the reference and records every stage; the tower runs once for images and once for videos."""
+    outputs: dict[str, list[np.ndarray]] = {}
 
     def record(name: str):
         def hook(_module, _inputs, output):
             tensor = output if isinstance(output, torch.Tensor) else output[0]
-            records.setdefault(name, []).append(tensor.detach().numpy())
+            outputs.setdefault(name, []).append(tensor.detach().numpy())
 
         return hook
 
@@ -78,15 +79,15 @@ def run_stages(model: VideoLlama3ForConditionalGeneration, samples: list[Sample]
     for handle in handles:
         handle.remove()
 
-    def joined(name: str) -> np.ndarray | None:
-        return np.concatenate(records[name]) if name in records else None
+    def concatenated(name: str) -> np.ndarray | None:
+        return np.concatenate(outputs[name]) if name in outputs else None
 
-    seen = "tower0" in records
+    has_vision = "tower0" in outputs
     return Stages(
-        patch_embed=joined("patch_embed"),
-        tower=[joined(f"tower{i}") for i in range(len(vision.encoder.layers))] if seen else [],
-        merged=joined("merged"),
-        projected=joined("projected"),
-        decoder=[records[f"decoder{i}"][0] for i in range(len(language.layers))],
+        patch_embed=concatenated("patch_embed"),
+        tower=[concatenated(f"tower{i}") for i in range(len(vision.encoder.layers))] if has_vision else [],
+        merged=concatenated("merged"),
+        projected=concatenated("projected"),
+        decoder=[outputs[f"decoder{i}"][0] for i in range(len(language.layers))],
         logits=logits,
     )

@@ -1,4 +1,4 @@
-"""Random parameters whose every part matters, without the reference: quick to make and well conditioned."""
+"""Random, well-conditioned parameters in which every part of the model affects the result."""
 
 import math
 
@@ -9,10 +9,13 @@ from vl3_jax.model import ModelConfig, abstract_params
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> dict:
-    """A parameter tree of NumPy float32: kernels over the square root of their fan-in, norms and biases off neutral."""
+    """Creates a parameter tree of float32 NumPy arrays.
+
+    Kernels are scaled by the square root of their fan-in; norms and biases are away from their neutral values.
+    """
     rng = np.random.default_rng(seed)
 
-    def draw(path, leaf):
+    def random_leaf(path, leaf):
         module, kind = (key.key for key in path[-2:])
         if kind == "scale":
             return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
@@ -24,4 +27,4 @@ def random_params(config: ModelConfig, seed: int = 0) -> dict:
         fan_in = math.prod(inputs.get(module, leaf.shape[-2:-1]))
         return rng.standard_normal(leaf.shape, np.float32) * np.float32(fan_in**-0.5)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
+    return jax.tree_util.tree_map_with_path(random_leaf, abstract_params(config))

@@ -14,13 +14,12 @@ from vl3_jax.cli.main import main
 from vl3_jax.training.groups import flatten
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIGS = ROOT / "configs"
 
 
 def command(config: str, workdir: os.PathLike, *changes: str) -> list[str]:
     """The arguments of `vl3` for a mock run."""
     changes = [f"--config.{change}" for change in changes]
-    return ["train", "--config", f"{CONFIGS / config}.py:mock", "--workdir", os.fspath(workdir), *changes]
+    return ["train", "--config", f"{config},mock", "--workdir", os.fspath(workdir), *changes]
 
 
 def run(config: str, workdir: os.PathLike, *changes: str) -> int:

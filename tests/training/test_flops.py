@@ -1,4 +1,4 @@
-"""The count of a step's FLOPs against what the traced program multiplies, and against counts by hand."""
+"""The FLOPs of a step against the matrix products of the traced program, and against counts by hand."""
 
 import dataclasses
 import functools
@@ -38,8 +38,8 @@ from vl3_jax.training import (
 RANK = 4
 
 
-def products(jaxpr, times: int = 1) -> int:
-    """FLOPs of the matrix products of a program; the loops over blocks of attention and of the loss are left out."""
+def product_flops(jaxpr, times: int = 1) -> int:
+    """Counts the FLOPs of the matrix products of a program, without the loops over blocks of attention and loss."""
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
@@ -49,66 +49,66 @@ def products(jaxpr, times: int = 1) -> int:
         elif eqn.primitive.name != "while":
             length = eqn.params["length"] if eqn.primitive.name == "scan" else 1
             for sub in jax.extend.core.jaxprs_in_params(eqn.params):
-                total += products(sub, times * length)
+                total += product_flops(sub, times * length)
     return total
 
 
 @pytest.mark.parametrize(
-    "trained",
+    "trainable",
     [(), ("projector",), ("vision", "projector"), ("llm",), ("vision",), ("vision", "projector", "llm"), ("lora",)],
-    ids=lambda trained: "+".join(trained) or "evaluation",
+    ids=lambda trainable: "+".join(trainable) or "evaluation",
 )
-def test_matrix_products_are_those_of_the_program(trained):
-    batch, adapted = long_batch(2), "lora" in trained
+def test_flops_equal_the_products_of_the_traced_program(trainable):
+    batch, adapted = long_batch(2), "lora" in trainable
     params = abstract_params(MODEL.config)
     if adapted:
         params = jax.eval_shape(functools.partial(add_adapters, rank=RANK), params, jax.random.key(0))
 
-    def loss(trainable, frozen, batch):
-        return batch_loss(MODEL, merge(trainable, frozen), batch).loss
+    def loss(trainable_params, frozen_params, batch):
+        return batch_loss(MODEL, merge(trainable_params, frozen_params), batch).loss
 
-    if trained:
+    if trainable:
         groups = assign(params, WITH_LORA if adapted else MODULES)
-        learning_rates = {group: float(group in trained) for group in set(jax.tree.leaves(groups))}
+        learning_rates = {group: float(group in trainable) for group in set(jax.tree.leaves(groups))}
         program = jax.make_jaxpr(jax.grad(loss))(*split(params, trainable_mask(groups, learning_rates)), batch)
     else:
         program = jax.make_jaxpr(loss)(params, jax.tree.map(lambda leaf: None, params), batch)
-    # Without pairs and targets nothing but linear layers is left; padding is multiplied like everything else.
-    tokens, vision = batch["tokens"].size, batch["token_patches"][..., 0].size
-    work = StepWork(batch["patch_segment"].size, 0, vision, tokens, 0, 0)
-    flops = step_flops(MODEL.config, work, trained, RANK if adapted else 0)
-    assert products(program.jaxpr) == flops["total" if trained else "forward"]
+    # Without pairs and targets only linear layers count; the program multiplies padding too.
+    tokens, vision_tokens = batch["tokens"].size, batch["token_patches"][..., 0].size
+    work = StepWork(batch["patch_segment"].size, 0, vision_tokens, tokens, 0, 0)
+    flops = step_flops(MODEL.config, work, trainable, RANK if adapted else 0)
+    assert product_flops(program.jaxpr) == flops["total" if trainable else "forward"]
 
 
 def test_work_is_counted_without_padding():
     segments = np.array([[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0]])
-    patches = np.array([[[1, 1, 2, 2, 2, 2], [1, 0, 0, 0, 0, 0]], [[0] * 6, [1, 1, 1, 0, 0, 0]]])
-    named = np.array([[[0, 1, -1, -1], [-1] * 4], [[5, -1, -1, -1], [6, -1, -1, -1]]])
+    patch_segments = np.array([[[1, 1, 2, 2, 2, 2], [1, 0, 0, 0, 0, 0]], [[0] * 6, [1, 1, 1, 0, 0, 0]]])
+    token_patches = np.array([[[0, 1, -1, -1], [-1] * 4], [[5, -1, -1, -1], [6, -1, -1, -1]]])
     weight = np.array([[0, 0.5, 0, 2, -1, 0], [0] * 6])
-    batch = {"segment_ids": segments, "patch_segment": patches, "token_patches": named, "loss_weight": weight}
+    text = {"segment_ids": segments, "loss_weight": weight}
+    batch = text | {"patch_segment": patch_segments, "token_patches": token_patches}
     work = count_work(batch)
     assert work == StepWork(10, 4 + 16 + 1 + 9, 3, 6, 6 + 3 + 1, 3)
     assert work + work == StepWork(20, 60, 6, 12, 20, 6)
-    text = {name: batch[name] for name in ("segment_ids", "loss_weight")}
     assert count_work(text) == StepWork(0, 0, 0, 6, 10, 3)
 
 
 def test_attention_and_unembedding_by_hand():
     config = preset("tiny")
-    only = {"patches": 0, "patch_pairs": 0, "vision_tokens": 0, "tokens": 0, "token_pairs": 0, "supervised": 0}
-    # Two products of 2 FLOPs for each pair and channel, in each of two layers; both have gradients for both inputs.
-    tower = step_flops(config, StepWork(**only | {"patch_pairs": 100}), ("projector",))
+    none = {"patches": 0, "patch_pairs": 0, "vision_tokens": 0, "tokens": 0, "token_pairs": 0, "supervised": 0}
+    # Two products of 2 FLOPs for each pair and channel in each of two layers; both inputs of a product have gradients.
+    tower = step_flops(config, StepWork(**none | {"patch_pairs": 100}), ("projector",))
     assert tower["vision"] == tower["forward"] == 2 * 2 * 2 * 100 * 64
-    tower = step_flops(config, StepWork(**only | {"patch_pairs": 100}), ("vision",))
+    tower = step_flops(config, StepWork(**none | {"patch_pairs": 100}), ("vision",))
     assert tower["total"] == 3 * tower["forward"]
-    decoder = step_flops(config, StepWork(**only | {"token_pairs": 100}))
+    decoder = step_flops(config, StepWork(**none | {"token_pairs": 100}))
     assert decoder["llm"] == 3 * 2 * 2 * 2 * 100 * 64
-    assert step_flops(config, StepWork(**only | {"supervised": 7}))["unembed"] == 3 * 7 * 2 * 64 * 512
-    assert step_flops(config, StepWork(**only | {"supervised": 7}), ("projector",))["unembed"] == 2 * 7 * 2 * 64 * 512
+    assert step_flops(config, StepWork(**none | {"supervised": 7}))["unembed"] == 3 * 7 * 2 * 64 * 512
+    assert step_flops(config, StepWork(**none | {"supervised": 7}), ("projector",))["unembed"] == 2 * 7 * 2 * 64 * 512
 
 
-def test_a_released_size_costs_what_is_known_of_it():
-    """The tower's forward pass at 16,384 patches is about 14 TFLOP, the 2B decoder's products 43."""
+def test_forward_flops_of_the_2b_model():
+    """At 16,384 patches and tokens: about 14 TFLOP in the tower and 43 in the linear layers of the decoder."""
     config = preset("2b")
     tower = step_flops(config, StepWork(16_384, 64 * 256**2, 0, 0, 0, 0), ())
     decoder = step_flops(config, StepWork(0, 0, 0, 16_384, 0, 0), ())
@@ -116,13 +116,13 @@ def test_a_released_size_costs_what_is_known_of_it():
     assert 42e12 < decoder["forward"] < 45e12
 
 
-def test_a_run_counts_what_learns():
+def test_a_run_counts_its_trainable_modules():
     batch = long_batch(2)
     forward = StepFlops(MODEL.config, {"vision": None, "projector": 0, "llm": None})(batch)
     stage_1 = StepFlops(MODEL.config, {"vision": 1e-5, "projector": 1e-3, "llm": 0})(batch)
-    everything = StepFlops(MODEL.config, {"vision": 2e-6, "projector": 1e-5, "llm": 1e-5})(batch)
-    assert forward < stage_1 < everything <= 3 * forward
-    assert StepFlops(MODEL.config, {"all of it": 1e-5})(batch) == everything
+    full = StepFlops(MODEL.config, {"vision": 2e-6, "projector": 1e-5, "llm": 1e-5})(batch)
+    assert forward < stage_1 < full <= 3 * forward
+    assert StepFlops(MODEL.config, {"all of it": 1e-5})(batch) == full
 
 
 @pytest.mark.parametrize(
@@ -140,21 +140,21 @@ def test_a_run_counts_what_learns():
         ("cpu", None),
     ],
 )
-def test_peak_rates(kind, peak):
+def test_peak_flops_of_devices(kind, peak):
     assert peak_flops(kind) == peak
 
 
-def test_the_compiler_counts_the_same(monkeypatch):
-    """Of a model without loops: layers unrolled, attention and logits whole. Elementwise work is the difference."""
+def test_flops_equal_the_count_of_the_compiler(monkeypatch):
+    """The model has no loops: layers are unrolled, attention and logits dense. Elementwise work is the difference."""
 
-    def whole(q, k, v, *labels, causal, **_):
+    def unmasked_attention(q, k, v, *segment_info, causal, **_):
         shape = q.shape
         q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
-        everything = SegmentInfo(*(jnp.ones(q.shape[:2], jnp.int32),) * 2)
-        return dense_attention(q, k, v, everything, everything, causal=causal, scale=1.0).reshape(shape)
+        one_segment = SegmentInfo(*(jnp.ones(q.shape[:2], jnp.int32),) * 2)
+        return dense_attention(q, k, v, one_segment, one_segment, causal=causal, scale=1.0).reshape(shape)
 
-    monkeypatch.setattr(vision, "attention", whole)
-    monkeypatch.setattr(decoder, "attention", whole)
+    monkeypatch.setattr(vision, "attention", unmasked_attention)
+    monkeypatch.setattr(decoder, "attention", unmasked_attention)
     monkeypatch.setattr(nn, "scan", functools.partial(nn.scan, unroll=True))
     config = preset("mid")
     config = dataclasses.replace(
@@ -163,8 +163,8 @@ def test_the_compiler_counts_the_same(monkeypatch):
         text=dataclasses.replace(config.text, num_layers=2),
     )
     model, tokens, patches = VideoLLaMA3(config), 512, 256
-    picture = random_visual(np.random.default_rng(0), (1, 16, 16), 1)
-    sample = random_sample(np.random.default_rng(0), [picture], text=(tokens - patches) // 2)
+    image = random_visual(np.random.default_rng(0), (1, 16, 16), 1)
+    sample = random_sample(np.random.default_rng(0), [image], text=(tokens - patches) // 2)
     batch = pack([[sample]], shape_for([[sample]]))
 
     def loss(params):
@@ -173,9 +173,9 @@ def test_the_compiler_counts_the_same(monkeypatch):
         logits = unembed(model, params, hidden)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).sum()
 
-    # Masked pairs are multiplied here like the others.
+    # Dense attention also multiplies masked pairs.
     work = StepWork(patches, patches**2, patches, tokens, tokens**2, tokens)
     params = abstract_params(config)
-    for function, trained in ((loss, ()), (jax.grad(loss), ("vision", "projector", "llm"))):
+    for function, trainable in ((loss, ()), (jax.grad(loss), ("vision", "projector", "llm"))):
         counted = jax.jit(function).lower(params).cost_analysis()["flops"]
-        assert counted == pytest.approx(step_flops(config, work, trained)["total"], rel=0.02)
+        assert counted == pytest.approx(step_flops(config, work, trainable)["total"], rel=0.02)

@@ -1,4 +1,4 @@
-"""Groups of parameters: covered once, in order; halves that come together again."""
+"""Groups of parameters: full coverage, order of the patterns, and trainable and frozen halves."""
 
 import jax
 import pytest
@@ -25,7 +25,7 @@ def test_the_first_match_wins():
     assert groups["llm/norm/scale"] == "llm"
 
 
-def test_adapters_are_a_group_and_their_bases_are_not():
+def test_adapters_have_a_group_of_their_own():
     params = jax.eval_shape(lambda: add_adapters(PARAMS, jax.random.key(0), rank=2))
     groups = flatten(assign(params, WITH_LORA))
     assert groups["llm/layers/mlp/up/kernel/a"] == groups["llm/layers/mlp/up/kernel/b"] == "lora"
@@ -36,14 +36,14 @@ def test_adapters_are_a_group_and_their_bases_are_not():
     ("patterns", "message"),
     [
         (MODULES[:2], "parameter llm/embed/embedding is in no group"),
-        ([("visio", "vision"), *MODULES[1:]], "is in no group"),  # a pattern matches the whole path
+        ([("visio", "vision"), *MODULES[1:]], "is in no group"),  # a pattern must match the whole path
         ([*MODULES, (r"lm/.*", "typo")], "group 'typo': no parameter is left for 'lm/.*'"),
         ([(".*", "all"), (r"llm/.*", "llm")], "group 'llm': no parameter is left"),
         (WITH_LORA, "group 'lora': no parameter is left"),
         ([("(", "broken")], "group 'broken': '\\(' is not a regular expression"),
     ],
 )
-def test_what_does_not_cover_is_refused(patterns, message):
+def test_patterns_that_do_not_fit_are_refused(patterns, message):
     with pytest.raises(InputError, match=message):
         assign(PARAMS, patterns)
 
@@ -57,20 +57,22 @@ def test_what_does_not_cover_is_refused(patterns, message):
         ({"vision": None, "projector": 0, "llm": 0.0}, "every group is frozen"),
     ],
 )
-def test_rates_that_do_not_fit_are_refused(learning_rates, message):
+def test_learning_rates_that_do_not_fit_are_refused(learning_rates, message):
     with pytest.raises(InputError, match=message):
         trainable_mask(assign(PARAMS, MODULES), learning_rates)
 
 
-def test_halves_come_together_again():
+def test_merge_inverts_split():
     params = add_adapters(PARAMS, jax.random.key(0), rank=2)
     learning_rates = {"vision": None, "projector": 1e-3, "llm": 0, "lora": 1e-4}
     mask = trainable_mask(assign(params, WITH_LORA), learning_rates)
     trainable, frozen = split(params, mask)
-    learning = {path for path, learns in flatten(mask).items() if learns}
-    assert learning == {path for path in flatten(params) if path.startswith("projector") or path[-2:] in ("/a", "/b")}
-    assert set(flatten(trainable)) == learning
-    assert not learning & set(flatten(frozen))
-    together = merge(trainable, frozen)
-    assert jax.tree.structure(together) == jax.tree.structure(params)
-    assert all(a is b for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(params), strict=True))
+    trainable_paths = {path for path, is_trainable in flatten(mask).items() if is_trainable}
+    assert trainable_paths == {
+        path for path in flatten(params) if path.startswith("projector") or path[-2:] in ("/a", "/b")
+    }
+    assert set(flatten(trainable)) == trainable_paths
+    assert not trainable_paths & set(flatten(frozen))
+    merged = merge(trainable, frozen)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    assert all(a is b for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(params), strict=True))

@@ -1,4 +1,4 @@
-"""The loss in tiles against the plain one, value and gradient, on one device and on meshes."""
+"""The tiled loss against the plain loss, value and gradients, on one device and on meshes."""
 
 import functools
 import os
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
-from tiny import QUICK
+from tiny import FAST_COMPILE
 
 from support.compiler import needs_compiler
 from support.tolerances import REORDERED, relative_norm
@@ -34,16 +34,16 @@ def inputs(rows, length, width, vocab, vocab_axis, share, seed=0):
     return hidden, matrix, targets, weight
 
 
-@functools.partial(jax.jit, static_argnums=4, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=4, compiler_options=FAST_COMPILE)
 @functools.partial(jax.value_and_grad, argnums=(0, 1))
 def plain(hidden, matrix, targets, weight, vocab_axis):
     equation = "bld,vd->blv" if vocab_axis == 0 else "bld,dv->blv"
     logits = jnp.einsum(equation, hidden, matrix, precision="highest")
-    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
-    return -jnp.sum(picked * weight)
+    target_scores = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+    return -jnp.sum(target_scores * weight)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(4, 5, 6), compiler_options=FAST_COMPILE)
 @functools.partial(jax.value_and_grad, argnums=(0, 1))
 def tiled(hidden, matrix, targets, weight, vocab_axis, token_block, vocab_block):
     losses = token_losses(
@@ -53,7 +53,7 @@ def tiled(hidden, matrix, targets, weight, vocab_axis, token_block, vocab_block)
 
 
 def assert_same(ours, reference):
-    """Values and both gradients; a value may be a small sum of large losses, so it has an absolute room as well."""
+    """Compares values and both gradients; the value may be a small sum of large losses, hence `atol`."""
     np.testing.assert_allclose(ours[0], reference[0], rtol=REORDERED, atol=1e-4)
     for gradient, expected in zip(ours[1], reference[1], strict=True):
         if not np.any(expected):
@@ -73,15 +73,15 @@ def assert_same(ours, reference):
     token_block=st.sampled_from([1, 4, 7, 1024]),
     vocab_block=st.sampled_from([1, 8, 13, 8192]),
 )
-def test_tiles_change_nothing(rows, length, width, vocab, vocab_axis, share, token_block, vocab_block):
-    given_ = inputs(rows, length, width, vocab, vocab_axis, share)
-    assert_same(tiled(*given_, vocab_axis, token_block, vocab_block), plain(*given_, vocab_axis))
+def test_the_tiled_loss_equals_the_plain_loss(rows, length, width, vocab, vocab_axis, share, token_block, vocab_block):
+    arrays = inputs(rows, length, width, vocab, vocab_axis, share)
+    assert_same(tiled(*arrays, vocab_axis, token_block, vocab_block), plain(*arrays, vocab_axis))
 
 
 MESHES = [
-    ({"fsdp": 8}, (8, 6, 16, 64)),  # rows and vocabulary over the same axis
-    ({"fsdp": 8}, (2, 6, 16, 64)),  # too few rows: the vocabulary alone
-    ({"fsdp": 8}, (3, 6, 16, 37)),  # a vocabulary that does not divide: the width instead
+    ({"fsdp": 8}, (8, 6, 16, 64)),  # rows and vocabulary split over the same axis
+    ({"fsdp": 8}, (2, 6, 16, 64)),  # too few rows: only the vocabulary is split
+    ({"fsdp": 8}, (3, 6, 16, 37)),  # the vocabulary does not divide: the width is split instead
     ({"data": 2, "fsdp": 2, "tensor": 2}, (8, 6, 16, 64)),
     ({"fsdp": 2, "tensor": 2, "context": 2}, (4, 6, 16, 64)),
 ]
@@ -89,29 +89,29 @@ MESHES = [
 
 @pytest.mark.parametrize(("sizes", "shape"), MESHES, ids=str)
 @pytest.mark.parametrize("vocab_axis", [0, 1])
-def test_a_mesh_changes_nothing(sizes, shape, vocab_axis):
+def test_the_sharded_loss_equals_the_plain_loss(sizes, shape, vocab_axis):
     hidden, matrix, targets, weight = inputs(*shape, vocab_axis, 0.4)
     mesh = make_mesh(sizes)
     axes = ("vocab", "embed") if vocab_axis == 0 else ("embed", "vocab")
-    place = NamedSharding(mesh, partition_spec(axes, matrix.shape, mesh))
+    sharding = NamedSharding(mesh, partition_spec(axes, matrix.shape, mesh))
     with jax.set_mesh(mesh):
-        ours = tiled(hidden, jax.device_put(matrix, place), targets, weight, vocab_axis, 4, 24)
-    assert ours[1][1].sharding.is_equivalent_to(place, 2)
+        ours = tiled(hidden, jax.device_put(matrix, sharding), targets, weight, vocab_axis, 4, 24)
+    assert ours[1][1].sharding.is_equivalent_to(sharding, 2)
     assert_same(ours, plain(hidden, matrix, targets, weight, vocab_axis))
 
 
 def test_a_frozen_unembedding_is_not_differentiated():
-    given_ = inputs(2, 8, 16, 32, 0, 0.5)
+    arrays = inputs(2, 8, 16, 32, 0, 0.5)
 
     def loss(hidden, matrix, targets, weight):
         return jnp.sum(token_losses(hidden, matrix, targets, weight != 0) * weight)
 
-    products = [str(jax.make_jaxpr(jax.grad(loss, wanted))(*given_)).count("dot_general") for wanted in (0, (0, 1))]
+    products = [str(jax.make_jaxpr(jax.grad(loss, argnums))(*arrays)).count("dot_general") for argnums in (0, (0, 1))]
     assert products == [3, 4]
-    np.testing.assert_array_equal(jax.grad(loss, 0)(*given_), jax.grad(loss, (0, 1))(*given_)[0])
+    np.testing.assert_array_equal(jax.grad(loss, 0)(*arrays), jax.grad(loss, (0, 1))(*arrays)[0])
 
 
-def test_unwanted_positions_do_not_matter():
+def test_unsupervised_positions_have_no_effect():
     hidden, matrix, targets, weight = inputs(2, 8, 16, 32, 0, 0.5)
     hidden_2 = np.where((weight == 0)[..., None], 1e6, hidden).astype(np.float32)
     targets_2 = np.where(weight == 0, -7, targets)
@@ -120,7 +120,7 @@ def test_unwanted_positions_do_not_matter():
     assert not np.any(np.asarray(first[1][0])[weight == 0])
 
 
-def test_gradients_have_the_types_of_what_they_are_of():
+def test_gradients_have_the_types_of_their_arrays():
     hidden, matrix, targets, weight = inputs(2, 8, 16, 64, 0, 1.0)
     low = jnp.asarray(hidden, jnp.bfloat16)
     for dtype in (jnp.bfloat16, jnp.float32):
@@ -129,11 +129,11 @@ def test_gradients_have_the_types_of_what_they_are_of():
         rounded = (low.astype(jnp.float32), matrix.astype(jnp.bfloat16).astype(np.float32))
         expected, (e_hidden, e_matrix) = plain(*rounded, targets, weight, 0)
         assert abs(value - expected) <= 1e-5 * abs(expected)  # logits and softmax are float32
-        half_a_unit = 2.0**-8  # what rounding the probabilities to bfloat16 may do
-        assert max(relative_norm(d_hidden, e_hidden), relative_norm(d_matrix, e_matrix)) <= half_a_unit
+        half_ulp = 2.0**-8  # relative error of rounding the probabilities to bfloat16
+        assert max(relative_norm(d_hidden, e_hidden), relative_norm(d_matrix, e_matrix)) <= half_ulp
 
 
-def test_every_task_has_its_loss():
+def test_losses_are_summed_by_task():
     hidden, matrix, targets, weight = inputs(2, 8, 16, 32, 0, 0.7)
     segments = np.array([[1, 1, 1, 2, 2, 3, 3, 0], [1, 1, 1, 1, 2, 2, 0, 0]], np.int32)
     tasks = np.array([[2, 0, 1], [1, 1, 0]], np.int32)
@@ -144,9 +144,9 @@ def test_every_task_has_its_loss():
     sums = loss_sums(hidden, matrix, batch, vocab_axis=0, tasks=3)
     losses = np.asarray(token_losses(hidden, matrix, targets, weight != 0))
     for task in range(3):
-        here = expected == task
-        np.testing.assert_allclose(sums.task_loss[task], (losses * weight)[here].sum(), rtol=1e-5)
-        np.testing.assert_allclose(sums.task_weight[task], weight[here].sum(), rtol=1e-6)
+        in_task = expected == task
+        np.testing.assert_allclose(sums.task_loss[task], (losses * weight)[in_task].sum(), rtol=1e-5)
+        np.testing.assert_allclose(sums.task_weight[task], weight[in_task].sum(), rtol=1e-6)
     np.testing.assert_allclose(sums.loss, (losses * weight).sum(), rtol=1e-5)
     np.testing.assert_allclose(sums.weight, weight.sum(), rtol=1e-6)
 
@@ -166,10 +166,10 @@ from jax.sharding import SingleDeviceSharding
 from vl3_jax.training.cross_entropy import token_losses
 
 LENGTH, VOCAB, WIDTH = 16_384, 151_936, 1536
-place = SingleDeviceSharding(topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[0])
+sharding = SingleDeviceSharding(topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[0])
 
 def shape(*size, dtype):
-    return jax.ShapeDtypeStruct(size, dtype, sharding=place)
+    return jax.ShapeDtypeStruct(size, dtype, sharding=sharding)
 
 def loss(hidden, matrix, targets, weight):
     return jnp.sum(token_losses(hidden, matrix, targets, weight != 0) * weight)
@@ -187,11 +187,11 @@ print("temporaries", step.compile().memory_analysis().temp_size_in_bytes)
 @needs_compiler
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_memory_on_a_tpu(dtype):
-    """Compiled for one v5e: logits would take 10 GB, loss and gradients take 0.7 GB at most beside their results."""
+    """On a v5e chip, logits would take 10 GB; the temporaries of loss and gradients take at most 0.7 GB."""
     environment = os.environ | {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     command = [sys.executable, "-c", AHEAD_OF_TIME, dtype]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (size,) = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("temporaries")]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    (size,) = [int(line.split()[1]) for line in process.stdout.splitlines() if line.startswith("temporaries")]
     print(f"{dtype} unembedding: {size / 1e9:.2f} GB")
     assert size <= 0.7e9

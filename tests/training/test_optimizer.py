@@ -1,4 +1,4 @@
-"""The optimizer: its schedule, its groups, its state, and where that lives."""
+"""The optimizer: its schedule, its groups, and its state and shardings."""
 
 import functools
 import math
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import MODEL, RATES, optimizer_for, quick, start_params
+from tiny import LEARNING_RATES, MODEL, optimizer_for, run_jitted, start_params
 
 from vl3_jax.errors import InputError
 from vl3_jax.model import abstract_params, preset
@@ -21,7 +21,7 @@ PARAMS = start_params()
 
 
 def first_update(optimizer, gradients, trainable=PARAMS):
-    return quick(lambda g, p: optimizer.update(g, optimizer.init(PARAMS), p), gradients, trainable)
+    return run_jitted(lambda g, p: optimizer.update(g, optimizer.init(PARAMS), p), gradients, trainable)
 
 
 @pytest.mark.parametrize(("steps", "ratio"), [(10, 0.0), (10, 0.03), (100, 0.03), (121, 0.25), (1, 0.03), (7, 1.0)])
@@ -29,24 +29,24 @@ def test_the_schedule_is_that_of_transformers(steps, ratio):
     torch = pytest.importorskip("torch")
     from transformers import get_cosine_schedule_with_warmup
 
-    warmup = OptimizerConfig(RATES, steps, warmup_ratio=ratio).warmup_steps
+    warmup = OptimizerConfig(LEARNING_RATES, warmup_ratio=ratio).warmup_steps(steps)
     assert warmup == math.ceil(ratio * steps)
-    theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = get_cosine_schedule_with_warmup(theirs, warmup, steps)
+    reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_cosine_schedule_with_warmup(reference, warmup, steps)
     expected = []
     for _ in range(steps + 1):
         expected.append(scheduler.get_last_lr()[0])
-        theirs.step()
+        reference.step()
         scheduler.step()
     ours = schedule(steps, warmup)(np.arange(steps + 1))
     np.testing.assert_allclose(ours, expected, atol=2e-7)
     assert not warmup or ours[0] == 0
 
 
-def test_each_group_has_its_rate():
-    """With plain gradients of one, AdamW's first update is the rate itself."""
+def test_each_group_has_its_learning_rate():
+    """If all gradients are 1, the first update of AdamW is the learning rate."""
     optimizer = optimizer_for(
-        learning_rates={"vision": 1e-3, "projector": None, "llm": 2e-5}, warmup_ratio=0.0, clip_norm=None
+        learning_rates={"vision": 1e-3, "projector": None, "llm": 2e-5}, warmup_ratio=0.0, clip=0.0
     )
     trainable, _ = split(PARAMS, optimizer.mask)
     ones = jax.tree.map(np.ones_like, trainable)
@@ -60,7 +60,7 @@ def test_each_group_has_its_rate():
     )
 
 
-def test_biases_and_norms_do_not_decay():
+def test_biases_and_norms_have_no_weight_decay():
     optimizer = optimizer_for(weight_decay=0.1, warmup_ratio=0.0)
     zeros = jax.tree.map(np.zeros_like, PARAMS)
     new, _ = first_update(optimizer, zeros)
@@ -74,8 +74,8 @@ def test_gradients_are_clipped_by_their_global_norm():
     big = jax.tree.map(lambda leaf: np.full_like(leaf, 100), PARAMS)
     norm = 100 * math.sqrt(sum(leaf.size for leaf in jax.tree.leaves(PARAMS)))
     states = []
-    for clip_norm, gradient in ((1.0, big), (None, jax.tree.map(lambda leaf: leaf / np.float32(norm), big))):
-        optimizer = optimizer_for(clip_norm=clip_norm)
+    for clip, gradient in ((1.0, big), (0.0, jax.tree.map(lambda leaf: leaf / np.float32(norm), big))):
+        optimizer = optimizer_for(clip=clip)
         states.append(first_update(optimizer, gradient)[1])
     moments = [flatten(state) for state in states]
     first = next(path for path in moments[0] if path.endswith("mu/llm/norm/scale"))
@@ -96,13 +96,13 @@ def test_frozen_parameters_have_no_state():
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_moments_have_their_types(kind):
     low = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), PARAMS)
-    state = flatten(jax.eval_shape(optimizer_for(kind=kind, mu_dtype="bfloat16").init, low))
+    state = flatten(jax.eval_shape(optimizer_for(kind=kind, first_moment_dtype="bfloat16").init, low))
     first = {leaf.dtype for path, leaf in state.items() if "/mu/" in path}
     second = {leaf.dtype for path, leaf in state.items() if "/nu/" in path}
     assert (first, second) == ({jnp.dtype("bfloat16")}, {jnp.dtype("float32")})
 
 
-def test_muon_takes_the_matrices():
+def test_muon_updates_matrices_only():
     dimensions = {path: matrix_dimensions(path) for path in flatten(PARAMS)}
     assert dimensions["llm/layers/attn/q/kernel"] == ((1,), (2, 3))
     assert dimensions["vision/layers/attn/out/kernel"] == ((1, 2), (3,))
@@ -118,7 +118,7 @@ def test_muon_takes_the_matrices():
     assert any(path.endswith("nu/llm/embed/embedding") for path in state)
 
 
-def test_muon_updates_are_orthogonal_and_of_adamws_size():
+def test_muon_updates_are_orthogonal_with_the_size_of_adamw_updates():
     optimizer = optimizer_for(kind="muon", warmup_ratio=0.0)
     rng = np.random.default_rng(0)
     gradients = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), PARAMS)
@@ -127,47 +127,47 @@ def test_muon_updates_are_orthogonal_and_of_adamws_size():
         old, changed = (tree["llm"]["layers"][kernel[0]][kernel[1]]["kernel"] for tree in (PARAMS, new))
         matrix = (np.asarray(changed) - old)[1].reshape(shape) / 1e-3
         singular = np.linalg.svd(matrix, compute_uv=False) / (0.2 * np.sqrt(max(shape)))
-        # Newton-Schulz brings all singular values near 1, but those that are next to nothing.
+        # Newton-Schulz brings all singular values close to 1, except those close to 0.
         assert np.mean((singular > 0.5) & (singular < 1.5)) > 0.95
         assert 0.1 < np.sqrt(np.mean(matrix**2)) < 0.3
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_moments_live_with_their_parameters(kind):
+def test_moments_are_sharded_like_their_parameters(kind):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     shapes = jax.eval_shape(functools.partial(add_adapters, rank=4), PARAMS, jax.random.key(0))
-    learning_rates = RATES | {"lora": 1e-3}
-    optimizer = make_optimizer(OptimizerConfig(learning_rates, 10, WITH_LORA, kind=kind), shapes)
+    learning_rates = LEARNING_RATES | {"lora": 1e-3}
+    optimizer = make_optimizer(OptimizerConfig(learning_rates, WITH_LORA, kind), shapes, steps=10)
     state = abstract_state(optimizer, shapes)
-    places = state_shardings(state, MODEL.config, mesh)
-    assert jax.tree.structure(places) == jax.tree.structure(state)
-    params, moments = flatten(places.params), flatten(places.opt_state)
+    shardings = state_shardings(state, MODEL.config, mesh)
+    assert jax.tree.structure(shardings) == jax.tree.structure(state)
+    params, moments = flatten(shardings.params), flatten(shardings.opt_state)
     assert params["llm/layers/attn/q/kernel/base"].spec == P(None, "fsdp", "tensor", None)
     assert params["llm/layers/attn/q/kernel/a"].spec == P(None, "fsdp", None)
     assert params["llm/layers/attn/q/kernel/b"].spec == P(None, None, "tensor", "fsdp")
-    for path, place in moments.items():
+    for path, sharding in moments.items():
         owner = next((name for name in params if path.endswith(f"/{name}")), None)
         if owner is None:
-            assert place.is_fully_replicated
+            assert sharding.is_fully_replicated
         else:
-            assert place == params[owner], path
+            assert sharding == params[owner], path
     assert sum(any(path.endswith(f"/{name}") for name in params) for path in moments) >= len(params)
 
 
-def test_the_state_of_the_large_model_divides():
-    """7B, AdamW in float32 over 64 chips: no leaf is whole anywhere, and a chip holds a 64th."""
+def test_the_state_of_the_7b_model_divides_over_64_chips():
+    """With AdamW in float32, a chip holds a 64th of the state."""
     config = preset("7b")
     shapes = abstract_params(config)
-    optimizer = make_optimizer(OptimizerConfig(RATES, 10), shapes)
+    optimizer = make_optimizer(OptimizerConfig(LEARNING_RATES), shapes, steps=10)
     state = abstract_state(optimizer, shapes)
     mesh = jax.sharding.AbstractMesh((1, 64, 1, 1), ("data", "fsdp", "tensor", "context"))
-    places = state_shardings(state, config, mesh)
-    held = sum(
-        4 * math.prod(place.shard_shape(leaf.shape))
-        for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True)
+    shardings = state_shardings(state, config, mesh)
+    device_bytes = sum(
+        4 * math.prod(sharding.shard_shape(leaf.shape))
+        for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
     )
-    print(f"7B over 64: {held / 1e9:.2f} GB a device")
-    assert held <= 1.05 * 12 * config.num_parameters / 64
+    print(f"7B over 64: {device_bytes / 1e9:.2f} GB a device")
+    assert device_bytes <= 1.05 * 12 * config.num_parameters / 64
 
 
 @pytest.mark.parametrize(
@@ -176,16 +176,16 @@ def test_the_state_of_the_large_model_divides():
         ({"kind": "sgd"}, "optimizer 'sgd' is unknown; known: adamw, muon"),
         ({"steps": 0}, "steps is 0"),
         ({"warmup_ratio": 2.0}, "warmup_ratio is 2.0"),
-        ({"clip_norm": 0.0}, "clip_norm is 0.0"),
-        ({"patterns": MODULES[:1]}, "is in no group"),
+        ({"clip": -1.0}, "clip is -1.0"),
+        ({"groups": MODULES[:1]}, "is in no group"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         optimizer_for(**settings)
 
 
-def test_int8_parameters_do_not_learn():
+def test_int8_parameters_cannot_be_trained():
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.int8), PARAMS)
-    with pytest.raises(InputError, match="is int8 and cannot learn; freeze its group"):
+    with pytest.raises(InputError, match="is int8 and cannot be trained; freeze its group"):
         optimizer_for(shapes)

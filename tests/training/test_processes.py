@@ -28,7 +28,7 @@ def pair(workdir, *changes):
     port = free_port()
     ranks = [["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process-id", str(i)] for i in (0, 1)]
     return [
-        start("stage3_2b", workdir, *SETTINGS, *changes, devices=4, flags=rank, stderr=subprocess.DEVNULL)
+        start("stage3:2b", workdir, *SETTINGS, *changes, devices=4, flags=rank, stderr=subprocess.DEVNULL)
         for rank in ranks
     ]
 

@@ -1,4 +1,4 @@
-"""Training on meshes of eight host devices against one device: the same losses, the same weights, nothing whole."""
+"""Training on meshes of eight host devices against one device: equal losses and weights, and a sharded state."""
 
 import functools
 
@@ -12,9 +12,9 @@ from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.training import flatten
 
 STEPS = 20
-# With `context`, the slices of a row lie on several devices and attention goes round in a ring. The last one's vision
-# rows are split over `tensor`, and its microbatches are cut out of split rows: there the compiler got the projector's
-# gradient wrong until the projector said where its output lives.
+# With `context`, a row is split over several devices and attention is ring attention. The last mesh splits vision rows
+# over `tensor`, and its microbatches are cut out of split rows: there the compiler computed a wrong gradient of the
+# projector until the sharding of the projector's output was constrained.
 MESHES = [
     ({"fsdp": 8}, short_batch, 1),
     ({"data": 2, "fsdp": 4}, short_batch, 1),
@@ -39,7 +39,7 @@ def on_mesh(sizes: tuple, batch, grad_accum_steps: int) -> Run:
 
 
 @pytest.mark.parametrize(("sizes", "batch", "grad_accum_steps"), MESHES, ids=["-".join(sizes) for sizes, *_ in MESHES])
-def test_a_mesh_changes_nothing(sizes, batch, grad_accum_steps):
+def test_training_on_a_mesh_equals_training_on_one_device(sizes, batch, grad_accum_steps):
     expected, params = one_device(batch)
     assert expected[-1] <= 0.95 * expected[0]
     run = on_mesh(tuple(sizes.items()), batch, grad_accum_steps)
@@ -51,22 +51,22 @@ def test_a_mesh_changes_nothing(sizes, batch, grad_accum_steps):
     assert all(metrics["finite"] for metrics in run.metrics)
 
 
-def test_no_parameter_or_moment_is_whole_on_every_device():
-    """By what the compiled step gives back; leaves that no dimension of divides are listed."""
+def test_no_parameter_or_moment_is_replicated():
+    """The output shardings of the compiled step are split, except for leaves without a dimension that divides."""
     run = on_mesh((("fsdp", 8),), short_batch, 1)
     state, _ = run.compiled.output_shardings
     shapes = flatten(run.state)
-    wanted = flatten(run.shardings)
+    expected = flatten(run.shardings)
     small = []
-    for path, place in flatten(state).items():
-        assert place.is_equivalent_to(wanted[path], shapes[path].ndim), path
+    for path, sharding in flatten(state).items():
+        assert sharding.is_equivalent_to(expected[path], shapes[path].ndim), path
         if path.split("/")[-1] in ("step", "count"):
             continue
         if not any(size % 8 == 0 for size in shapes[path].shape):
             small.append(path)
         else:
-            assert not place.is_fully_replicated, path
+            assert not sharding.is_fully_replicated, path
             assert shapes[path].addressable_shards[0].data.size == shapes[path].size // 8, path
     print(f"too small to divide: {', '.join(small) or 'none'}")
-    moments = [path for path in wanted if "/mu/" in path or "/nu/" in path]
+    moments = [path for path in expected if "/mu/" in path or "/nu/" in path]
     assert len(moments) == 2 * len(flatten(run.state.params))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from runs import CONFIGS, command, params, reports, run
+from runs import command, params, reports, run
 
 from data_pipelines import mixture_dataset
 from support.tolerances import REORDERED
@@ -30,8 +30,8 @@ def stages(tmp_path_factory):
     before = ()
     for stage in (1, 2, 3, 4):
         workdir = folder / f"stage{stage}"
-        assert run(f"stage{stage}_2b", workdir, *TINY, *before) == 0
-        before = (f"start={workdir}",)
+        assert run(f"stage{stage}:2b", workdir, *TINY, *before) == 0
+        before = (f"init_from={workdir}",)
     return folder
 
 
@@ -53,7 +53,7 @@ def test_a_stage_tells_what_it_did(stages):
         assert [line["step"] for line in lines] == [2, 4]
         for line in lines:
             assert 5 < line["loss"] < 8
-            assert 0 < line["fill"] <= 1
+            assert 0 < line["packing efficiency"] <= 1
             assert line["tflops/device"] > 0
             assert line["tokens/s"] > line["vision tokens/s"] > 0
             assert 0 <= line["data wait"] <= 1
@@ -66,7 +66,7 @@ def test_rows_are_planned_once(stages, monkeypatch):
         raise AssertionError("planned again")
 
     monkeypatch.setattr(mixture_dataset, "plan_packing", plan_packing)
-    assert run("stage1_2b", stages / "stage1", *TINY) == 0
+    assert run("stage1:2b", stages / "stage1", *TINY) == 0
 
 
 def test_a_workdir_is_a_model(stages, tmp_path, capsys):
@@ -87,7 +87,7 @@ def test_a_workdir_is_a_model(stages, tmp_path, capsys):
 def whole(tmp_path_factory):
     """A run that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("whole")
-    assert run("stage3_2b", workdir / "run", *TINY, "steps=6") == 0
+    assert run("stage3:2b", workdir / "run", *TINY, "steps=6") == 0
     return workdir / "run"
 
 
@@ -106,24 +106,24 @@ def stop_after(step, monkeypatch, number=signal.SIGTERM):
 def test_a_stopped_run_goes_on_exactly(whole, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_after(2, patch)
-        assert run("stage3_2b", tmp_path / "run", *TINY, "steps=6") == 0
+        assert run("stage3:2b", tmp_path / "run", *TINY, "steps=6") == 0
     assert "stopped after step 3 of 6" in capsys.readouterr().err
     assert reports(tmp_path / "run")[-1]["step"] == 3
-    assert run("stage3_2b", tmp_path / "run", *TINY, "steps=6") == 0
+    assert run("stage3:2b", tmp_path / "run", *TINY, "steps=6") == 0
     for path, value in params(whole, 6).items():
         np.testing.assert_array_equal(params(tmp_path / "run", 6)[path], value, err_msg=path)
     losses = [[line["loss"] for line in reports(workdir) if line["step"] == 6] for workdir in (whole, tmp_path / "run")]
     assert losses[0] == losses[1]
-    assert run("stage3_2b", tmp_path / "run", *TINY, "steps=6") == 0
+    assert run("stage3:2b", tmp_path / "run", *TINY, "steps=6") == 0
     assert "all 6 steps are done" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_with_another_mesh(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(2, patch)
-        assert run("stage3_2b", tmp_path / "run", *TINY, "steps=6") == 0
+        assert run("stage3:2b", tmp_path / "run", *TINY, "steps=6") == 0
     changes = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", "loader.threads=3", "log.every=1")
-    assert run("stage3_2b", tmp_path / "run", *TINY, "steps=6", *changes) == 0
+    assert run("stage3:2b", tmp_path / "run", *TINY, "steps=6", *changes) == 0
     # The loss of the last two steps together, as the whole run reported it.
     last = [line for line in reports(tmp_path / "run") if line["step"] > 4]
     expected = reports(whole)[-1]["loss"]
@@ -136,7 +136,7 @@ def test_a_run_goes_on_with_another_mesh(whole, tmp_path, monkeypatch):
 
 def test_held_out_data_profile_and_curves(tmp_path):
     changes = ("eval.annotations=synthetic://dev/digit?count=40", "eval.every=2", "profile.start=1", "profile.steps=1")
-    arguments = command("stage3_2b", tmp_path / "run", *TINY, *changes)
+    arguments = command("stage3:2b", tmp_path / "run", *TINY, *changes)
     assert main(arguments) == 0
     held_out = [line for line in reports(tmp_path / "run") if "held-out loss" in line]
     assert [line["step"] for line in held_out] == [2, 4]
@@ -147,13 +147,13 @@ def test_held_out_data_profile_and_curves(tmp_path):
 
 def test_adapters(tmp_path, monkeypatch):
     start = ("random_init=False", f"init_from={tmp_path / 'base'}")
-    assert run("stage3_2b", tmp_path / "base", "steps=1", "mesh.fsdp=8") == 0
+    assert run("stage3:2b", tmp_path / "base", "steps=1", "mesh.fsdp=8") == 0
     lora = (*TINY, *start, "lora.rank=4")
-    assert run("finetune_lora", tmp_path / "whole", *lora) == 0
+    assert run("finetune:lora", tmp_path / "whole", *lora) == 0
     with monkeypatch.context() as patch:
         stop_after(1, patch)
-        assert run("finetune_lora", tmp_path / "run", *lora) == 0
-    assert run("finetune_lora", tmp_path / "run", *lora) == 0
+        assert run("finetune:lora", tmp_path / "run", *lora) == 0
+    assert run("finetune:lora", tmp_path / "run", *lora) == 0
     base, merged, again = params(tmp_path / "base", 1), params(tmp_path / "whole", 4), params(tmp_path / "run", 4)
     for path, value in base.items():
         changed = not np.array_equal(value, merged[path])
@@ -168,21 +168,21 @@ def test_adapters(tmp_path, monkeypatch):
 
 
 def test_what_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(NotFiniteError, match=r"step \d: loss .*; its samples are drawn #"):
-        run("stage3_2b", tmp_path / "run", *TINY, "steps=8", "optimizer.rates.llm=1e30", "optimizer.clip=0.0")
+    with pytest.raises(NotFiniteError, match=r"step \d: loss .*; its samples are synthetic #"):
+        run("stage3:2b", tmp_path / "run", *TINY, "steps=8", "optimizer.learning_rates.llm=1e30", "optimizer.clip=0.0")
 
 
 @pytest.mark.parametrize(
     ("config", "changes", "message"),
     [
-        ("stage3_2b", ["optimizer.rate=1"], "optimizer.rate: no such setting: 'rate' is unknown"),
-        ("stage3_2b", ["random_init=False"], "no start: give --config.init_from=CHECKPOINT"),
-        ("stage3_2b", ["start=/nowhere"], "/nowhere"),
-        ("stage3_2b", ["mesh.tensor=3"], "does not cover 8 devices"),
-        ("stage3_2b", ["batch.rows=12"], "12 rows of a step do not divide into 8 parts (mesh data 1 x fsdp 8"),
-        ("stage3_2b", ["batch.rows=8", "batch.grad_accum_steps=3"], "do not divide into 24 parts"),
-        ("stage3_2b", ["optimizer.groups=[('vision/.*', 'vision')]"], "is in no group"),
-        ("stage3_2b", ["seed=many"], "seed=many: give a value like 42"),
+        ("stage3:2b", ["optimizer.rate=1"], "optimizer.rate: no such setting: 'rate' is unknown"),
+        ("stage3:2b", ["random_init=False"], "no initial weights: give --config.init_from=CHECKPOINT"),
+        ("stage3:2b", ["init_from=/nowhere"], "/nowhere"),
+        ("stage3:2b", ["mesh.tensor=3"], "does not cover 8 devices"),
+        ("stage3:2b", ["batch.rows=12"], "12 rows of a step do not divide into 8 parts (mesh data 1 x fsdp 8"),
+        ("stage3:2b", ["batch.rows=8", "batch.grad_accum_steps=3"], "do not divide into 24 parts"),
+        ("stage3:2b", ["optimizer.groups=[('vision/.*', 'vision')]"], "is in no group"),
+        ("stage3:2b", ["seed=many"], "seed=many: give a value like 42"),
     ],
 )
 def test_mistakes_are_one_line(config, changes, message, tmp_path, capsys):
@@ -194,10 +194,10 @@ def test_mistakes_are_one_line(config, changes, message, tmp_path, capsys):
 
 
 def test_a_workdir_of_something_else(whole, tmp_path, capsys):
-    assert run("stage3_2b", whole, *TINY, "steps=6", "seed=1") == 2
+    assert run("stage3:2b", whole, *TINY, "steps=6", "seed=1") == 2
     assert "belongs to a run with seed = 42, now it is 1" in capsys.readouterr().err
     (tmp_path / "mine.txt").write_text("mine")
-    assert run("stage3_2b", tmp_path, *TINY) == 2
+    assert run("stage3:2b", tmp_path, *TINY) == 2
     assert "holds something that is no training run" in capsys.readouterr().err
 
 
@@ -207,7 +207,7 @@ PAPER = {1: (1e-5, 1e-3, 0.0), 2: (2e-6, 1e-5, 1e-5), 3: (2e-6, 1e-5, 1e-5), 4: 
 @pytest.mark.parametrize("size", ["2b", "7b"])
 @pytest.mark.parametrize("stage", PAPER)
 def test_the_papers_numbers(stage, size):
-    config = config_file.load(f"{CONFIGS}/stage{stage}_{size}.py")
+    config = config_file.load(f"stage{stage}:{size}")
     assert tuple(config.optimizer.learning_rates[name] for name in ("vision", "projector", "llm")) == PAPER[stage]
     data = config.data
     assert (data.length, data.max_tokens, data.fps, data.max_frames) == (16_384, 10_240, 1, 180)
@@ -219,7 +219,7 @@ def test_the_papers_numbers(stage, size):
 
 
 def test_other_configurations_load():
-    for name in ("finetune_video", "finetune_image", "finetune_lora"):
-        config = config_file.load(f"{CONFIGS}/{name}.py")
+    for variant in ("video", "image", "lora"):
+        config = config_file.load(f"finetune:{variant}")
         assert config.init_from.startswith("DAMO-NLP-SG/")
         assert jax.tree.leaves(config.to_dict())

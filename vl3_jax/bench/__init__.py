@@ -1,4 +1,4 @@
-"""What `vl3 bench` measures. Each subject is a module with one function, `measure(settings) -> Table`."""
+"""The benchmarks of `vl3 bench`. Each subject is a module with one function, `measure(settings) -> Table`."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -7,22 +7,22 @@ if TYPE_CHECKING:
     from vl3_jax.bench.settings import Settings
     from vl3_jax.bench.table import Table
 
-# Name on the command line, what it measures. The module is `vl3_jax.bench.bench_<name>`.
+# Name on the command line: what it measures. The module is `vl3_jax.bench.bench_<name>`.
 SUBJECTS = {
-    "packing": "attention and tower over packed rows beside the same code that skips nothing",
-    "tower": "the vision tower, by size of pack and of frame",
+    "packing": "attention and tower over packed rows, against the same code without block skipping",
+    "tower": "the vision tower, by number of patches in a row and in a frame",
     "prefill": "the decoder over one long sample and over many short ones",
-    "loss": "chunked cross-entropy beside plain logits",
+    "loss": "chunked cross-entropy, against plain logits",
     "step": "forward and backward of the whole model over a packed row",
-    "decode": "generation, and its share of the memory's bandwidth",
-    "cache": "attention to a cache, by slots in use, beside dense attention to all of it",
-    "processor": "pictures and videos to packed patches",
-    "packer": "planning rows",
+    "decode": "generation, and the memory bandwidth that it uses",
+    "cache": "attention to a cache, by slots in use, against dense attention to all slots",
+    "processor": "images and videos to packed patches",
+    "packer": "planning of packed rows",
     "pruning": "the frame pruner's mask",
 }
 GROUPS = {"gpu": ("step", "decode")}
 
 
 def measure(name: str, settings: "Settings") -> "Table":
-    """The table of one subject."""
+    """Measures one subject."""
     return importlib.import_module(f"vl3_jax.bench.bench_{name}").measure(settings)

@@ -1,4 +1,4 @@
-"""Attention of one new token to a cache, by slots in use: read in place, beside dense attention to all slots."""
+"""Decode attention of one new token to a KV cache, by slots in use, against dense attention to all slots."""
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +16,29 @@ _LAYERS = 4
 
 
 def measure(settings: Settings) -> Table:
-    """Caches from tiny to long, a sixteenth, a quarter and all of them in use, by one row and by several."""
+    """Measures caches of several sizes with a sixteenth, a quarter and all slots in use, for one row and several."""
     shapes = settings.pick([(2, 64)], [(1, 64), (1, 1024), (8, 1024), (1, 16_384)], [(1, 1024), (8, 16_384)])
-    rows = [
-        row for count, slots in shapes for part in (16, 4, 1) for row in _rows(settings, count, slots, slots // part)
+    table_rows = [
+        row
+        for rows, slots in shapes
+        for divisor in (16, 4, 1)
+        for row in _measure_case(settings, rows, slots, slots // divisor)
     ]
     text = settings.config.text
     title = f"{_LAYERS} layers of {text.num_heads} heads of {text.head_dim} on {text.num_kv_heads}, {settings.dtype}"
-    return Table("cache", title, rows)
+    return Table("cache", title, table_rows)
 
 
-def _rows(settings: Settings, count: int, slots: int, used: int) -> list[Row]:
-    operands = _operands(settings, count, slots, used)
+def _measure_case(settings: Settings, rows: int, slots: int, used: int) -> list[Row]:
+    operands = _operands(settings, rows, slots, used)
     sides = {
         OURS: settings.compiled(_over_layers(decode_attention), *operands),
         DENSE: settings.compiled(_over_layers(_dense), *operands),
     }
     seconds = in_turns(sides, settings.rounds)
-    case = f"{count} x {used:,} of {slots:,} slots"
+    case = f"{rows} x {used:,} of {slots:,} slots"
     return [
-        Row(case, side, seconds[side], count, "tokens", None, {"temporaries MB": run.temporaries / 1e6})
+        Row(case, side, seconds[side], rows, "tokens", None, {"temporaries MB": run.temporaries / 1e6})
         for side, run in sides.items()
     ]
 
@@ -46,24 +49,24 @@ def _dense(q, keys, values, layer, q_info, kv_info, *, causal, scale):
 
 
 def _over_layers(attend):
-    """All layers, one after another, as the decoder runs them."""
+    """Runs the attention of all layers one after another, as the decoder does."""
 
     def run(q, keys, values, q_info, kv_info):
-        def one(layer, q):
+        def attend_layer(layer, q):
             return attend(q, keys, values, layer, q_info, kv_info, causal=True, scale=q.shape[-1] ** -0.5)
 
-        return jax.lax.fori_loop(0, keys.shape[0], one, q)
+        return jax.lax.fori_loop(0, keys.shape[0], attend_layer, q)
 
     return run
 
 
-def _operands(settings: Settings, count: int, slots: int, used: int) -> tuple:
-    """`count` rows whose newest of `used` tokens asks."""
+def _operands(settings: Settings, rows: int, slots: int, used: int) -> tuple:
+    """Generates queries, keys, values and segment infos; the query is the newest of `used` tokens in each row."""
     text = settings.config.text
-    keys = jax.random.split(jax.random.key(0), 3)
-    cache = (_LAYERS, count, slots, text.num_kv_heads, text.head_dim)
-    shapes = [(count, 1, text.num_heads, text.head_dim), cache, cache]
-    arrays = [jax.random.normal(key, shape, settings.dtype) for key, shape in zip(keys, shapes, strict=True)]
-    position = np.broadcast_to(np.arange(slots, dtype=np.int32), (count, slots))
-    q_info = SegmentInfo(jnp.ones((count, 1), jnp.int32), jnp.full((count, 1), used - 1, jnp.int32))
-    return *arrays, q_info, SegmentInfo((position < used).astype(np.int32), position)
+    random_keys = jax.random.split(jax.random.key(0), 3)
+    cache = (_LAYERS, rows, slots, text.num_kv_heads, text.head_dim)
+    shapes = [(rows, 1, text.num_heads, text.head_dim), cache, cache]
+    arrays = [jax.random.normal(key, shape, settings.dtype) for key, shape in zip(random_keys, shapes, strict=True)]
+    positions = np.broadcast_to(np.arange(slots, dtype=np.int32), (rows, slots))
+    q_info = SegmentInfo(jnp.ones((rows, 1), jnp.int32), jnp.full((rows, 1), used - 1, jnp.int32))
+    return *arrays, q_info, SegmentInfo((positions < used).astype(np.int32), positions)

@@ -1,4 +1,4 @@
-"""The training loss and its gradients in chunks, beside all logits at once, with the released vocabulary."""
+"""The chunked training loss and its gradients, against all logits at once, with the released vocabulary."""
 
 import functools
 
@@ -16,7 +16,7 @@ PLAIN = "plain logits"
 
 
 def measure(settings: Settings) -> Table:
-    """Value and gradients for hidden states and unembedding."""
+    """Measures the value and the gradients with respect to hidden states and unembedding."""
     text = preset("tiny" if settings.small else "2b").text
     tokens = settings.pick(64, 1024, 4096)
     keys = jax.random.split(jax.random.key(0), 3)
@@ -40,17 +40,17 @@ def measure(settings: Settings) -> Table:
 
 
 def summed(losses, hidden: jax.Array, unembedding: jax.Array, targets: jax.Array) -> jax.Array:
-    """The sum of the losses [B, L] that `losses` computes."""
+    """Returns the sum of the losses [B, L] that `losses` computes."""
     return losses(hidden, unembedding, targets).sum()
 
 
 def chunked(hidden: jax.Array, unembedding: jax.Array, targets: jax.Array) -> jax.Array:
-    """As training computes it."""
+    """Returns the losses [B, L] as training computes them."""
     return token_losses(hidden, unembedding, targets, jnp.ones(targets.shape, bool))
 
 
 def plain(hidden: jax.Array, unembedding: jax.Array, targets: jax.Array) -> jax.Array:
-    """With all logits in memory."""
+    """Returns the losses [B, L] with all logits in memory."""
     logits = einsum("bld,vd->blv", hidden, unembedding, out_dtype=jnp.float32)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - target_logits

@@ -1,7 +1,7 @@
-"""Whether cost follows the segments: packed rows beside the same code that skips nothing, and beside separate rows.
+"""Attention over packed rows, against the same code without block skipping and against separate rows.
 
 Attention has the sizes of the released tower (16 heads of 72) and decoder (12 query and 2 key heads of 128); a row is
-64 frames of 256 patches, or 16 samples of 1,024 tokens. Separate rows are what packing could cost at best.
+64 frames of 256 patches, or 16 samples of 1,024 tokens. Separate rows are the ideal cost of packing.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from vl3_jax.bench.inputs import frames, labels
+from vl3_jax.bench.inputs import frames, segment_info
 from vl3_jax.bench.settings import Settings
 from vl3_jax.bench.table import OURS, Row, Table
 from vl3_jax.bench.timing import in_turns
@@ -26,13 +26,13 @@ from vl3_jax.model.vision import VisionTower
 from vl3_jax.training.flops import StepWork, step_flops
 
 NOTHING_SKIPPED, ONE_SAMPLE = "nothing skipped", "one sample"
-ALONE, ALONE_DENSE = "separate rows", "separate rows, dense"
-FORWARD, BOTH = "forward", "forward and backward"
-_ROUNDS = 9
+SEPARATE_ROWS, SEPARATE_ROWS_DENSE = "separate rows", "separate rows, dense"
+FORWARD, FORWARD_BACKWARD = "forward", "forward and backward"
+_MIN_ROUNDS = 9
 
 
 def measure(settings: Settings) -> Table:
-    """Attention of the tower, a layer of it, and attention of the decoder, each forward and with its backward pass."""
+    """Measures tower attention, a tower layer and decoder attention, each without and with its backward pass."""
     count, patches = settings.pick((8, 32), (64, 256), (64, 256))
     samples, tokens = settings.pick((4, 64), (16, 1024), (16, 1024))
     rows = [
@@ -45,112 +45,123 @@ def measure(settings: Settings) -> Table:
 
 
 @contextlib.contextmanager
-def skipping_nothing() -> Iterator[None]:
-    """Blockwise attention that is traced here computes every pair of blocks."""
+def without_skipping() -> Iterator[None]:
+    """Makes blockwise attention that is traced inside this context compute every pair of blocks."""
 
-    def everything(q: SegmentInfo, kv: SegmentInfo, q_block: int, kv_block: int, causal: bool) -> jax.Array:
+    def all_blocks(q_info: SegmentInfo, kv_info: SegmentInfo, q_block: int, kv_block: int, causal: bool) -> jax.Array:
         del causal
-        shape = (len(q.segment_ids), q.segment_ids.shape[1] // q_block, kv.segment_ids.shape[1] // kv_block)
+        rows, q_length = q_info.segment_ids.shape
+        shape = (rows, q_length // q_block, kv_info.segment_ids.shape[1] // kv_block)
         return jnp.ones(shape, bool)
 
-    with mock.patch.object(blockwise, "active_blocks", everything):
+    with mock.patch.object(blockwise, "active_blocks", all_blocks):
         yield
 
 
 def _tower_attention(settings: Settings, count: int, patches: int) -> list[Row]:
     heads, width = settings.pick((2, 16), (16, 72), (16, 72))
     operands = _operands(settings, count * patches, heads, heads, width)
-    together, apart = SegmentInfo(*labels([patches] * count)), SegmentInfo(*labels([patches] * count, count))
-    alone = [x.reshape(count, patches, *x.shape[2:]) for x in operands]
+    packed, separate = segment_info([patches] * count), segment_info([patches] * count, count)
+    separate_operands = [x.reshape(count, patches, *x.shape[2:]) for x in operands]
     rows = []
-    for case, run in _passes():
-        blocks, dense = (functools.partial(run, backend, False) for backend in (blockwise_attention, dense_attention))
-        sides = {OURS: settings.compiled(blocks, together, *operands)}
-        with skipping_nothing():
-            again = functools.partial(run, blockwise_attention, False)  # what was traced once is not traced again
-            sides[NOTHING_SKIPPED] = settings.compiled(again, together, *operands)
-        sides |= {ALONE: settings.compiled(blocks, apart, *alone), ALONE_DENSE: settings.compiled(dense, apart, *alone)}
-        flops = _times(case) * 4 * count * patches**2 * heads * width
-        rows += _rows(settings, f"tower attention, {case}", sides, count, "frames", flops)
+    for case, run in _attention_functions():
+        blocked, dense = (functools.partial(run, backend, False) for backend in (blockwise_attention, dense_attention))
+        sides = {OURS: settings.compiled(blocked, packed, *operands)}
+        with without_skipping():
+            untraced = functools.partial(run, blockwise_attention, False)  # JAX would reuse the trace of `blocked`
+            sides[NOTHING_SKIPPED] = settings.compiled(untraced, packed, *operands)
+        sides |= {
+            SEPARATE_ROWS: settings.compiled(blocked, separate, *separate_operands),
+            SEPARATE_ROWS_DENSE: settings.compiled(dense, separate, *separate_operands),
+        }
+        flops = _work_factor(case) * 4 * count * patches**2 * heads * width
+        rows += _measure_case(settings, f"tower attention, {case}", sides, count, "frames", flops)
     return rows
 
 
 def _decoder_attention(settings: Settings, samples: int, tokens: int) -> list[Row]:
     heads, kv_heads, width = settings.pick((2, 1, 16), (12, 2, 128), (12, 2, 128))
     operands = _operands(settings, samples * tokens, heads, kv_heads, width)
-    together, apart = SegmentInfo(*labels([tokens] * samples)), SegmentInfo(*labels([tokens] * samples, samples))
-    alone = [x.reshape(samples, tokens, *x.shape[2:]) for x in operands]
+    packed, separate = segment_info([tokens] * samples), segment_info([tokens] * samples, samples)
+    separate_operands = [x.reshape(samples, tokens, *x.shape[2:]) for x in operands]
     rows = []
-    for case, run in _passes():
-        blocks = functools.partial(run, blockwise_attention, True)
+    for case, run in _attention_functions():
+        blocked = functools.partial(run, blockwise_attention, True)
         sides = {
-            OURS: settings.compiled(blocks, together, *operands),
-            ONE_SAMPLE: settings.compiled(blocks, SegmentInfo(*labels([samples * tokens])), *operands),
-            ALONE: settings.compiled(blocks, apart, *alone),
+            OURS: settings.compiled(blocked, packed, *operands),
+            ONE_SAMPLE: settings.compiled(blocked, segment_info([samples * tokens]), *operands),
+            SEPARATE_ROWS: settings.compiled(blocked, separate, *separate_operands),
         }
-        flops, length = _times(case) * 2 * heads * width * samples * tokens, samples * tokens
-        longer = {ONE_SAMPLE: flops * (length + 1)}
-        rows += _rows(settings, f"decoder attention, {case}", sides, length, "tokens", flops * (tokens + 1), longer)
+        length = samples * tokens
+        flops_per_key = _work_factor(case) * 2 * heads * width * length  # the mean number of keys is half of the span
+        flops, one_sample_flops = flops_per_key * (tokens + 1), flops_per_key * (length + 1)
+        by_side = {ONE_SAMPLE: one_sample_flops}
+        rows += _measure_case(settings, f"decoder attention, {case}", sides, length, "tokens", flops, by_side)
     return rows
 
 
 def _tower_layer(settings: Settings, count: int, patches: int) -> list[Row]:
-    """Patch embedding, one layer and the norm after it."""
+    """Measures the patch embedding, one layer and the norm after it."""
     config = preset("tiny" if settings.small else "2b")
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, num_layers=1))
     tower = VisionTower(config.vision, jnp.dtype(settings.dtype), jnp.dtype(settings.dtype))
-    few = [x[:, :, :8] for x in frames(1, patches)]
-    params = jax.jit(tower.init)(jax.random.key(0), *few)
+    init_inputs = [x[:, :, :8] for x in frames(1, patches)]
+    params = jax.jit(tower.init)(jax.random.key(0), *init_inputs)
 
     def forward(params, *arrays):
         return tower.apply(params, *arrays)
 
-    def both(params, *arrays):
+    def gradients(params, *arrays):
         return jax.grad(lambda params: jnp.sum(forward(params, *arrays).astype(jnp.float32)))(params)
 
-    rows, together, apart = [], frames(count, patches), frames(count, patches, count)
+    rows, packed, separate = [], frames(count, patches), frames(count, patches, count)
     work = StepWork(count * patches, count * patches**2, 0, 0, 0, 0)
-    for case, function in ((FORWARD, forward), (BOTH, both)):
-        sides = {OURS: settings.compiled(function, params, *together)}
-        if not settings.accelerator:  # where the tower's attention is the one that can be told not to skip
-            with skipping_nothing():
-                again = functools.partial(function)
-                sides[NOTHING_SKIPPED] = settings.compiled(again, params, *together)
-        sides[ALONE] = settings.compiled(function, params, *apart)
+    for case, function in ((FORWARD, forward), (FORWARD_BACKWARD, gradients)):
+        sides = {OURS: settings.compiled(function, params, *packed)}
+        if not settings.accelerator:  # accelerators use another attention backend, which always skips
+            with without_skipping():
+                untraced = functools.partial(function)
+                sides[NOTHING_SKIPPED] = settings.compiled(untraced, params, *packed)
+        sides[SEPARATE_ROWS] = settings.compiled(function, params, *separate)
         flops = step_flops(config, work, () if case == FORWARD else ("vision",))["total"]
-        rows += _rows(settings, f"tower layer, {case}", sides, count, "frames", flops)
+        rows += _measure_case(settings, f"tower layer, {case}", sides, count, "frames", flops)
     return rows
 
 
-def _passes() -> list[tuple[str, Callable]]:
-    def forward(backend, causal, labels, q, k, v):
-        return backend(q, k, v, labels, labels, causal=causal, scale=q.shape[-1] ** -0.5)
+def _attention_functions() -> list[tuple[str, Callable]]:
+    """Returns attention without and with its backward pass, by case."""
 
-    def both(backend, causal, labels, q, k, v):
-        out, backward = jax.vjp(functools.partial(forward, backend, causal, labels), q, k, v)
+    def forward(backend, causal, info, q, k, v):
+        return backend(q, k, v, info, info, causal=causal, scale=q.shape[-1] ** -0.5)
+
+    def forward_backward(backend, causal, info, q, k, v):
+        out, backward = jax.vjp(functools.partial(forward, backend, causal, info), q, k, v)
         return backward(out)
 
-    return [(FORWARD, forward), (BOTH, both)]
+    return [(FORWARD, forward), (FORWARD_BACKWARD, forward_backward)]
 
 
 def _operands(settings: Settings, length: int, heads: int, kv_heads: int, width: int) -> list[jax.Array]:
-    """q, k and v of one row."""
+    """Generates q, k and v of one row."""
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = [(1, length, count, width) for count in (heads, kv_heads, kv_heads)]
     return [jax.random.normal(key, shape, settings.dtype) for key, shape in zip(keys, shapes, strict=True)]
 
 
-def _times(case: str) -> int:
-    """A backward pass has twice the products of the forward one."""
+def _work_factor(case: str) -> int:
+    """Returns the work in forward passes; a backward pass has twice the matrix products of a forward pass."""
     return 1 if case == FORWARD else 3
 
 
-def _rows(settings: Settings, case: str, sides: dict, amount: float, unit: str, flops: float, other=None) -> list[Row]:
-    """Measured rows; `other` holds the FLOPs of sides with more to do."""
-    other = other or {}
-    rounds = 1 if settings.small else max(settings.rounds, _ROUNDS)
+def _measure_case(
+    settings: Settings, case: str, sides: dict, amount: float, unit: str, flops: float, flops_by_side=None
+) -> list[Row]:
+    """Measures the sides of a case; `flops_by_side` overrides `flops` for sides that do more work."""
+    flops_by_side = flops_by_side or {}
+    rounds = 1 if settings.small else max(settings.rounds, _MIN_ROUNDS)
     seconds = in_turns(sides, rounds, warm=False, slow=(NOTHING_SKIPPED, ONE_SAMPLE))
-    return [
-        Row(case, side, seconds[side], amount, unit, other.get(side, flops), {"temporaries MB": run.temporaries / 1e6})
-        for side, run in sides.items()
-    ]
+    rows = []
+    for side, run in sides.items():
+        figures = {"temporaries MB": run.temporaries / 1e6}
+        rows.append(Row(case, side, seconds[side], amount, unit, flops_by_side.get(side, flops), figures))
+    return rows

@@ -1,7 +1,7 @@
-"""Pictures and videos to patches and pruning mask: frames a second, beside the plain way and transformers' processors.
+"""Images and videos to patches and pruning mask, against a plain loop and against transformers' processors.
 
 All sides sample one frame a second, resize within the same budget, cut patches and compute the mask; ours also renders
-the prompt. The plain way decodes every frame and resizes one after the other.
+the prompt. The plain loop decodes every frame and resizes one after the other.
 """
 
 import functools
@@ -28,71 +28,82 @@ from vl3_jax.processing.resize import MAX_TOKENS, MIN_TOKENS, PATCH, ResizeItem,
 from vl3_jax.processing.tokenizer import Tokenizer
 
 PLAIN = "plain loop"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FPS, _MAX_FRAMES, _MIN_FRAMES = 1, 180, 4
-_RATE = 10  # of the drawn video
+_VIDEO_FPS = 10  # frame rate of the synthetic video
 
 
 def measure(settings: Settings) -> Table:
-    """A drawn video and a drawn picture."""
+    """Measures a synthetic video and a synthetic image."""
     size = settings.pick((96, 64), (640, 360), (640, 360))
     seconds = settings.pick(4, 60, 60)
-    ours = functools.partial(shown, Processor(Tokenizer.from_folder(TOKENIZER), ProcessorConfig(preprocess="native")))
-    theirs, missing = port()
+    processor = Processor(Tokenizer.from_folder(TOKENIZER), ProcessorConfig(preprocess="native"))
+    theirs, missing = reference_processing()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        video, picture = pathlib.Path(folder) / "drawn.mp4", pathlib.Path(folder) / "drawn.png"
-        draw_video(video, size, seconds)
-        Image.fromarray(drawn(0, size)).save(picture)
+        video, image = pathlib.Path(folder) / "synthetic.mp4", pathlib.Path(folder) / "synthetic.png"
+        write_video(video, size, seconds)
+        Image.fromarray(synthetic_frame(0, size)).save(image)
         cases = (
             (f"video of {seconds} s, {size[0]} x {size[1]}", video),
-            (f"picture of {size[0]} x {size[1]}", picture),
+            (f"image of {size[0]} x {size[1]}", image),
         )
         for case, path in cases:
-            runs = {OURS: functools.partial(ours, path), PLAIN: functools.partial(plain, path)}
+            sides = {
+                OURS: functools.partial(count_frames, processor, path),
+                PLAIN: functools.partial(plain_processing, path),
+            }
             if theirs is not None:
-                runs[reference.SIDE] = functools.partial(theirs, path)
-            frames = {side: run() for side, run in runs.items()}
-            times = in_turns(runs, settings.rounds, warm=False)
+                sides[reference.SIDE] = functools.partial(theirs, path)
+            frames = {side: run() for side, run in sides.items()}
+            times = in_turns(sides, settings.rounds, warm=False)
             rows += [Row(case, side, time, frames[side], "frames") for side, time in times.items()]
     return Table("processor", "media to patches and pruning mask", rows, (missing,) if missing else ())
 
 
-def drawn(number: int, size: tuple[int, int]) -> np.ndarray:
-    """[height, width, 3] uint8: a bright square, further along from frame to frame, over a still ground."""
+def synthetic_frame(index: int, size: tuple[int, int]) -> np.ndarray:
+    """Generates a frame with a bright square that moves over a still background.
+
+    Args:
+      index: Number of the frame.
+      size: (width, height) in pixels.
+
+    Returns:
+      [height, width, 3] uint8.
+    """
     width, height = size
     frame = np.add.outer(np.arange(height), np.arange(width))[..., None] // (2, 3, 5) % 200
-    left = 2 * number % (width - height // 4)
+    left = 2 * index % (width - height // 4)
     frame[height // 4 : height // 2, left : left + height // 4] = 255
     return frame.astype(np.uint8)
 
 
-def draw_video(path: pathlib.Path, size: tuple[int, int], seconds: int) -> None:
-    """Encodes such frames."""
+def write_video(path: pathlib.Path, size: tuple[int, int], seconds: int) -> None:
+    """Encodes a video of synthetic frames; `size` is (width, height)."""
     with av.open(os.fspath(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=_RATE)
+        stream = container.add_stream("mpeg4", rate=_VIDEO_FPS)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        for number in range(seconds * _RATE):
-            frame = av.VideoFrame.from_ndarray(drawn(number, size))
-            frame.pts, frame.time_base = number, Fraction(1, _RATE)
+        for index in range(seconds * _VIDEO_FPS):
+            frame = av.VideoFrame.from_ndarray(synthetic_frame(index, size))
+            frame.pts, frame.time_base = index, Fraction(1, _VIDEO_FPS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
-def ask(processor: Processor, path: pathlib.Path) -> ProcessorOutput:
-    """Processes a picture or video and a question."""
-    kind = "image" if path.suffix in PICTURES else "video"
+def process(processor: Processor, path: pathlib.Path) -> ProcessorOutput:
+    """Processes an image or a video with a question."""
+    kind = "image" if path.suffix in IMAGE_SUFFIXES else "video"
     return processor([{"role": "user", "content": [{"type": kind, kind: str(path)}, "What happens?"]}])
 
 
-def shown(processor: Processor, path: pathlib.Path) -> int:
-    """The same; how many frames the model would see."""
-    return ask(processor, path).sample.visuals[0].grid[0]
+def count_frames(processor: Processor, path: pathlib.Path) -> int:
+    """Processes an image or a video with a question and returns the number of frames that the model receives."""
+    return process(processor, path).sample.visuals[0].grid[0]
 
 
-def plain(path: pathlib.Path) -> int:
-    """The same for a file, frame by frame."""
-    if path.suffix in PICTURES:
+def plain_processing(path: pathlib.Path) -> int:
+    """Processes an image or a video frame by frame and returns the number of frames."""
+    if path.suffix in IMAGE_SUFFIXES:
         frames, merge = [np.asarray(Image.open(path).convert("RGB"))], 1
     else:
         with av.open(os.fspath(path)) as container:
@@ -107,8 +118,12 @@ def plain(path: pathlib.Path) -> int:
     return len(frames)
 
 
-def port() -> tuple[Callable[[pathlib.Path], int] | None, str | None]:
-    """Transformers' processing of one file, which returns the number of frames; or None and why there is none."""
+def reference_processing() -> tuple[Callable[[pathlib.Path], int] | None, str | None]:
+    """Builds transformers' processing of one file.
+
+    Returns:
+      A function that processes a file and returns the number of frames, and None; or None and why it is missing.
+    """
     if missing := reference.why_missing():
         return None, missing
     try:
@@ -117,22 +132,22 @@ def port() -> tuple[Callable[[pathlib.Path], int] | None, str | None]:
         from transformers.video_utils import load_video
     except ImportError as error:
         return None, f"without {reference.SIDE}: {' '.join(str(error).split())[:120]}"
-    grey = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    pictures = VideoLlama3ImageProcessor(size=_budget(PATCH), **grey)
+    normalisation = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    image_processor = VideoLlama3ImageProcessor(size=_budget(PATCH), **normalisation)
     limits = {"max_frames": _MAX_FRAMES, "min_frames": _MIN_FRAMES, "use_token_compression": True}
-    videos = VideoLlama3VideoProcessor(size=_budget(2 * PATCH), **limits, **grey)
+    video_processor = VideoLlama3VideoProcessor(size=_budget(2 * PATCH), **limits, **normalisation)
 
     def run(path: pathlib.Path) -> int:
-        if path.suffix in PICTURES:
-            return len(pictures(Image.open(path).convert("RGB"), return_tensors="pt")["image_grid_thw"])
-        choose = functools.partial(videos.sample_frames, fps=_FPS)
-        frames, metadata = load_video(str(path), backend="pyav", sample_indices_fn=choose)
-        result = videos([frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
+        if path.suffix in IMAGE_SUFFIXES:
+            return len(image_processor(Image.open(path).convert("RGB"), return_tensors="pt")["image_grid_thw"])
+        sample_indices = functools.partial(video_processor.sample_frames, fps=_FPS)
+        frames, metadata = load_video(str(path), backend="pyav", sample_indices_fn=sample_indices)
+        result = video_processor([frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
         return int(result["video_grid_thw"][0, 0])
 
     return run, None
 
 
 def _budget(factor: int) -> dict[str, int]:
-    """Pixels that a picture, or all frames of a video, may have."""
+    """Returns the limits on the pixels of an image, or of all frames of a video."""
     return {"shortest_edge": MIN_TOKENS * factor**2, "longest_edge": MAX_TOKENS * factor**2}

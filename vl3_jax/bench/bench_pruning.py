@@ -1,4 +1,4 @@
-"""The frame pruner's mask over a video: one array operation, beside loops over frames and blocks."""
+"""The frame pruner's mask over a video: one array operation, against loops over frames and blocks."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,28 +12,28 @@ from vl3_jax.processing.packed_batch import PATCH_DIM
 from vl3_jax.processing.patchify import pruning_mask
 
 ON_DEVICE, FROM_BYTES, LOOP = "compiled by JAX", "from uint8 patches", "loop"
-_MERGE, _STILL = 2, 0.5
+_MERGE, _UNCHANGED = 2, 0.5
 
 
 def measure(settings: Settings) -> Table:
-    """Half of the blocks stay as they are from frame to frame."""
+    """Measures a video in which half of the blocks do not change from frame to frame."""
     frames, blocks = settings.pick((6, 8), (180, 84), (180, 84))
     rng = np.random.default_rng(0)
     patches = rng.integers(0, 256, (frames, blocks, _MERGE**2 * PATCH_DIM), np.uint8)
     for frame in range(1, frames):
-        still = rng.random(blocks) < _STILL
-        patches[frame, still] = patches[frame - 1, still]
+        unchanged = rng.random(blocks) < _UNCHANGED
+        patches[frame, unchanged] = patches[frame - 1, unchanged]
     pixels = reference.normalise(patches)
     flat, grey = patches.reshape(-1, PATCH_DIM), np.full(3, 0.5)
     sides = {
         OURS: lambda: keep_mask(pixels),
         FROM_BYTES: lambda: pruning_mask(flat, frames, _MERGE, DEFAULT_THRESHOLD, DEFAULT_MIN_TOKENS, grey, grey),
         ON_DEVICE: settings.compiled(keep_mask, jnp.asarray(pixels)),
-        LOOP: lambda: looped(pixels),
+        LOOP: lambda: looped_keep_mask(pixels),
     }
     missing = reference.why_missing()
     if not missing:
-        sides[reference.SIDE] = _theirs(pixels)
+        sides[reference.SIDE] = _reference(pixels)
     kept = {side: int(np.sum(np.asarray(run()))) for side, run in sides.items()}
     seconds = in_turns(sides, settings.rounds)
     case = f"{frames} frames of {blocks} blocks"
@@ -41,8 +41,8 @@ def measure(settings: Settings) -> Table:
     return Table("pruning", "which vision tokens of a video are kept", rows, (missing,) if missing else ())
 
 
-def looped(pixels: np.ndarray) -> np.ndarray:
-    """The mask, block by block."""
+def looped_keep_mask(pixels: np.ndarray) -> np.ndarray:
+    """Computes the mask [frames, blocks] block by block."""
     frames, blocks, _ = pixels.shape
     keep = np.ones((frames, blocks), bool)
     for frame in range(1, frames):
@@ -54,7 +54,7 @@ def looped(pixels: np.ndarray) -> np.ndarray:
     return keep
 
 
-def _theirs(pixels: np.ndarray):
+def _reference(pixels: np.ndarray):
     import torch
     from transformers.models.video_llama_3.video_processing_video_llama_3 import VideoLlama3VideoProcessor
 

@@ -1,4 +1,4 @@
-"""A table as a picture: bars of rates, case by case."""
+"""Bar charts of benchmark tables: relative rates, case by case."""
 
 import pathlib
 
@@ -9,27 +9,27 @@ _COLOURS = ("#c8553d", "#8d99ae", "#588b8b", "#f2b134", "#5c4d7d", "#a3b18a")
 
 
 def check() -> None:
-    """InputError where the library that draws is not installed."""
+    """Raises an `InputError` if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise InputError("pictures need matplotlib: pip install 'vl3_jax[bench]'") from error
+        raise InputError("charts need matplotlib: pip install 'vl3_jax[bench]'") from error
 
 
 def write(table: Table, path: pathlib.Path) -> None:
-    """Draws the table into a PNG file. Rates are relative to ours, which are written beside their bars."""
+    """Plots a table into a PNG file: bars are rates relative to ours, labelled with absolute rates."""
     from matplotlib.figure import Figure
 
     sides = list(dict.fromkeys(row.side for row in table.rows))
     figure = Figure(figsize=(9, 1.2 + 0.32 * len(table.rows)), layout="constrained")
     axes = figure.subplots()
-    names = []
-    for place, row in enumerate(table.rows):
+    labels = []
+    for index, row in enumerate(table.rows):
         relative = 1 / table.ratio(row)
-        axes.barh(place, relative, color=_COLOURS[sides.index(row.side) % len(_COLOURS)])
-        axes.text(relative, place, f" {short(row.amount / row.seconds)} {row.unit}/s", va="center", fontsize=8)
-        names.append(f"{row.case}: {row.side}" if row.side == OURS else row.side)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.barh(index, relative, color=_COLOURS[sides.index(row.side) % len(_COLOURS)])
+        axes.text(relative, index, f" {short(row.amount / row.seconds)} {row.unit}/s", va="center", fontsize=8)
+        labels.append(f"{row.case}: {row.side}" if row.side == OURS else row.side)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"rate relative to {OURS}")
     axes.margins(x=0.25)

@@ -1,4 +1,4 @@
-"""What a benchmark ran on: hardware and versions."""
+"""Describes the machine of a benchmark run: hardware and package versions."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ _PACKAGES = ("vl3_jax", "jax", "jaxlib", "libtpu", "flax", "numpy", "torch", "tr
 
 
 def machine() -> dict[str, Any]:
-    """Device, processor and versions of everything whose speed is measured."""
+    """Returns device, processor and the versions of the packages whose speed is measured."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -22,7 +22,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: found for name in _PACKAGES if (found := version(name))},
+        "versions": {name: installed for name in _PACKAGES if (installed := version(name))},
     }
 
 

@@ -1,6 +1,6 @@
-"""The other side: transformers' `video_llama_3` on torch, where they are installed."""
+"""The reference side of the benchmarks: transformers' `video_llama_3` on torch, if they are installed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,19 @@ IMAGE_ID, VIDEO_ID = 500, 501  # placeholders, inside the smallest vocabulary
 
 
 def why_missing() -> str | None:
-    """One line if the other side cannot be imported, else None."""
+    """Returns one line that says why the reference cannot be imported, or None if it can."""
     try:
         import torch  # noqa: F401
 
         declare_operators()
         from transformers import VideoLlama3ForConditionalGeneration  # noqa: F401
-    except Exception as error:  # torch and torchvision that do not fit each other raise anything
+    except Exception as error:  # incompatible versions of torch and torchvision raise exceptions of any type
         return f"without {SIDE}: {' '.join(str(error).split())[:120]}"
     return None
 
 
 def reference_config(config: ModelConfig) -> Any:
-    """The same sizes as a `VideoLlama3Config`."""
+    """Converts a model configuration to a `VideoLlama3Config`."""
     declare_operators()
     from transformers import VideoLlama3Config
 
@@ -63,20 +63,27 @@ def reference_config(config: ModelConfig) -> Any:
 
 
 def reference_model(config: ModelConfig, dtype: str = "float32") -> Any:
-    """A model with random weights on the device where JAX computes, if torch sees it; attention by torch's sdpa."""
+    """Initialises the reference with random weights and sdpa attention.
+
+    The model is on the GPU if JAX uses one and torch can, else on the CPU.
+
+    Args:
+      config: The configuration of our model.
+      dtype: Type of weights and activations.
+    """
     import jax
     import torch
 
-    described = reference_config(config)
+    hf_config = reference_config(config)
     from transformers import VideoLlama3ForConditionalGeneration
 
     torch.manual_seed(0)
-    model = VideoLlama3ForConditionalGeneration(described).eval().to(getattr(torch, dtype))
+    model = VideoLlama3ForConditionalGeneration(hf_config).eval().to(getattr(torch, dtype))
     return model.cuda() if jax.default_backend() == "gpu" and torch.cuda.is_available() else model
 
 
 def tensors(model: Any) -> dict[str, np.ndarray]:
-    """The state dict as `save_pretrained` writes it, tied tensors once; float32."""
+    """Returns the state dict as `save_pretrained` writes it, in float32 and with tied tensors once."""
     state = {name: value.float().cpu().numpy() for name, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
@@ -84,7 +91,7 @@ def tensors(model: Any) -> dict[str, np.ndarray]:
 
 
 def native_params(tensors: dict[str, np.ndarray], config: ModelConfig) -> dict:
-    """The parameter tree of a transformers state dict; every tensor is used and every leaf filled."""
+    """Converts a transformers state dict to our parameter tree; uses every tensor and fills every leaf."""
     names = name_map("native", config)
     assert set(tensors) == set(names.tensors), set(tensors) ^ set(names.tensors)
     leaves = {}
@@ -95,12 +102,12 @@ def native_params(tensors: dict[str, np.ndarray], config: ModelConfig) -> dict:
 
 
 def normalise(patches: np.ndarray) -> np.ndarray:
-    """uint8 -> float32 in -1..1, rounded as the reference's processor rounds."""
+    """Normalises uint8 pixels to float32 in -1..1 with the rounding of the reference's processor."""
     return ((patches.astype(np.float32) * np.float32(1 / 255)) - np.float32(0.5)) / np.float32(0.5)
 
 
 def model_inputs(samples: Sequence[Sample]) -> dict[str, Any]:
-    """The reference's own inputs for a batch of samples, padded on the right; torch tensors."""
+    """Converts samples to keyword arguments of the reference: torch tensors, one sample a row, padded on the right."""
     import torch
 
     length = max(len(sample.tokens) for sample in samples)
@@ -109,9 +116,9 @@ def model_inputs(samples: Sequence[Sample]) -> dict[str, Any]:
     images, videos = [], []
     for row, sample in enumerate(samples):
         tokens = sample.tokens.astype(np.int64)
-        marks = [np.full(v.num_tokens, VIDEO_ID if is_video(v) else IMAGE_ID) for v in sample.visuals]
-        if marks:
-            tokens[sample.is_vision] = np.concatenate(marks)
+        placeholders = [np.full(v.num_tokens, VIDEO_ID if is_video(v) else IMAGE_ID) for v in sample.visuals]
+        if placeholders:
+            tokens[sample.is_vision] = np.concatenate(placeholders)
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = 1
         for visual in sample.visuals:
@@ -128,12 +135,12 @@ def model_inputs(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def is_video(visual: Visual) -> bool:
-    """More than one frame."""
+    """Whether a visual has more than one frame."""
     return visual.grid[0] > 1
 
 
-def finished(model: Any, function: Any) -> Any:
-    """A side that runs `function` without gradients, to its end."""
+def synchronised(model: Any, function: Callable[[], Any]) -> Callable[[], Any]:
+    """Wraps `function` to run without gradients and to wait for the model's device."""
     import torch
 
     def run() -> Any:
@@ -146,7 +153,7 @@ def finished(model: Any, function: Any) -> Any:
 
 
 def synchronise(model: Any) -> None:
-    """Waits for the model's device."""
+    """Waits until the model's device is idle."""
     import torch
 
     if model.device.type == "cuda":

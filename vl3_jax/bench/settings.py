@@ -1,4 +1,4 @@
-"""What a run of the benchmarks has in common."""
+"""Settings that all subjects of a benchmark run share."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,21 +8,22 @@ import jax
 from vl3_jax.bench.timing import compiled, copy_bandwidth, matmul_peak
 from vl3_jax.model.config import ModelConfig, preset
 
-_IN_HASTE = {"xla_backend_optimization_level": 0}
+REDUCED_SIZES = "reduced sizes: no accelerator was found"  # a note of tables
+_NO_OPTIMISATION = {"xla_backend_optimization_level": 0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How large, how often, on what.
+    """Sizes, repetitions and the measured peak rates of the machine.
 
     Attributes:
-      model: name of the model's sizes; its weights are random.
-      small: tiny sizes, to see that everything runs; the figures mean nothing.
-      rounds: how often each side is measured.
-      dtype: of weights and activations.
-      accelerator: whether this is no CPU.
-      peak: FLOP/s of a large matrix product in `dtype`, measured.
-      bandwidth: bytes/s of a copy, reading and writing, measured.
+      model: Preset of the model, whose weights are random.
+      small: Whether sizes are tiny, to check that everything runs; the figures then mean nothing.
+      rounds: Number of measurements of each side.
+      dtype: Type of weights and activations.
+      accelerator: Whether the device is not a CPU.
+      peak: Measured FLOP/s of a large matrix product in `dtype`.
+      bandwidth: Measured bytes/s of a copy, read and written.
     """
 
     model: str
@@ -35,25 +36,25 @@ class Settings:
 
     @property
     def config(self) -> ModelConfig:
-        """Sizes of the model."""
+        """The model's configuration."""
         return preset(self.model)
 
     def compiled(self, function: Callable, *arguments) -> Callable[[], object]:
-        """See `timing.compiled`; tiny sizes run for moments and are compiled in haste."""
-        return compiled(function, *arguments, options=_IN_HASTE if self.small else None)
+        """Compiles a side (see `timing.compiled`); small runs are compiled without XLA optimisation."""
+        return compiled(function, *arguments, options=_NO_OPTIMISATION if self.small else None)
 
     def pick(self, small, cpu, accelerator):
-        """A size for this run."""
+        """Returns the argument that belongs to this kind of run."""
         return small if self.small else accelerator if self.accelerator else cpu
 
 
 def make_settings(model: str | None, small: bool, rounds: int | None) -> Settings:
-    """Settings for this machine; measures its peak rates.
+    """Makes the settings for this machine and measures its peak rates.
 
     Args:
-      model: None takes "tiny" for a small run, "mid" on a CPU, "2b" elsewhere.
-      small: see `Settings`.
-      rounds: None takes 5, for a small run 1.
+      model: A preset; None selects "tiny" for a small run, "mid" on a CPU, "2b" elsewhere.
+      small: Whether to use tiny sizes.
+      rounds: Number of measurements; None selects 5, or 1 for a small run.
     """
     accelerator = jax.default_backend() != "cpu"
     dtype = "bfloat16" if accelerator else "float32"

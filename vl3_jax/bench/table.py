@@ -1,4 +1,4 @@
-"""A benchmark's result: rows of measured times, printed, drawn and written as JSON."""
+"""Tables of measured times, rendered as text and as JSON."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,21 +8,22 @@ OURS = "vl3_jax"
 
 
 def short(value: float) -> str:
-    """Three digits that count, such as "12,300" and "0.0456"."""
+    """Formats a number with three significant digits, such as "12,300" or "0.0456"."""
     return f"{float(f'{value:.3g}'):,.12g}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One side of one case.
+    """The measurement of one side of a case.
 
     Attributes:
-      case: what was done; rows of the same case did the same.
-      side: who did it: `OURS`, a plain form, or transformers.
-      seconds: median of a run.
-      amount, unit: what a run gets done, such as 64 and "frames".
-      flops: useful arithmetic of a run; None where it is not counted.
-      figures: other measured numbers by name, such as "temporaries MB".
+      case: The work that is measured; rows of the same case do the same work.
+      side: The implementation: `OURS`, a plain one, or transformers.
+      seconds: Median time of a run.
+      amount: Work that a run does, in `unit`s.
+      unit: Unit of the work, such as "frames".
+      flops: Useful arithmetic of a run; None if it is not counted.
+      figures: Other measured numbers by name, such as "temporaries MB".
     """
 
     case: str
@@ -39,10 +40,10 @@ class Table:
     """The rows of one subject.
 
     Attributes:
-      name: as on the command line.
-      title: one line.
-      rows: `OURS` first in each case.
-      notes: lines to be read with it.
+      name: The subject's name on the command line.
+      title: One line that describes the table.
+      rows: The measurements, `OURS` first in each case.
+      notes: Remarks, one line each.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def as_json(self, peak: float) -> dict[str, Any]:
-        """For the file. `peak`: FLOP/s of the machine."""
+        """Returns the table as plain values; `peak` is the FLOP/s of the machine."""
         return {
             "name": self.name,
             "title": self.title,
@@ -60,18 +61,18 @@ class Table:
         }
 
     def ratio(self, row: Row) -> float:
-        """How many times as long as ours this side takes for the same amount."""
-        ours = next(one for one in self.rows if one.case == row.case and one.side == OURS)
+        """Returns the time that a side takes for the same amount of work, in multiples of ours."""
+        ours = next(other for other in self.rows if other.case == row.case and other.side == OURS)
         return (row.seconds / row.amount) / (ours.seconds / ours.amount)
 
     def rendered(self, peak: float) -> str:
-        """For the terminal."""
-        heads = ["case", "side", "ms", "rate", "x ours", "of peak", ""]
-        lines = [heads, *(self._cells(row, peak) for row in self.rows)]
+        """Returns the table as text; `peak` is the FLOP/s of the machine."""
+        header = ["case", "side", "ms", "rate", "x ours", "of peak", ""]
+        lines = [header, *(self._cells(row, peak) for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["", f"{self.name}: {self.title}"]
-        for number, line in enumerate(lines):
-            if number and line[0] == lines[number - 1][0]:
+        for index, line in enumerate(lines):
+            if index and line[0] == lines[index - 1][0]:
                 line = ["", *line[1:]]
             left = [cell.ljust(width) for cell, width in zip(line[:2], widths, strict=False)]
             right = [cell.rjust(width) for cell, width in zip(line[2:6], widths[2:], strict=False)]
@@ -79,10 +80,10 @@ class Table:
         return "\n".join([*text, *(f"  {note}" for note in self.notes)])
 
     def _cells(self, row: Row, peak: float) -> list[str]:
-        used = f"{row.flops / row.seconds / peak:.0%}" if row.flops else ""
+        of_peak = f"{row.flops / row.seconds / peak:.0%}" if row.flops else ""
         figures = ", ".join(f"{name} {short(value)}" for name, value in row.figures.items())
         rate = f"{short(row.amount / row.seconds)} {row.unit}/s"
-        return [row.case, row.side, short(row.seconds * 1e3), rate, f"{self.ratio(row):.2f}", used, figures]
+        return [row.case, row.side, short(row.seconds * 1e3), rate, f"{self.ratio(row):.2f}", of_peak, figures]
 
 
 def _row_as_json(row: Row, ratio: float, peak: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stopwatches: sides measured in turns, and what the machine can do at best."""
+"""Measures run times of several sides in turns, and peak rates of the machine."""
 
 import statistics
 import time
@@ -8,41 +8,49 @@ import jax
 import jax.numpy as jnp
 
 _PEAK_ROUNDS, _PRODUCTS = 20, 2
-_SLOW = 3
+_SLOW_EVERY = 3
 
 
 def in_turns(
     sides: Mapping[str, Callable[[], object]], rounds: int, warm: bool = True, slow: Collection[str] = ()
 ) -> dict[str, float]:
-    """Median seconds of each side. A round runs all of them once, so that a busy machine is busy for all.
+    """Measures the median run time of each side.
+
+    A round runs every side once, so that other load on the machine affects all of them alike.
 
     Args:
-      sides: each runs to its end, and returns what it likes.
-      rounds: how many.
-      warm: whether each runs once before, unmeasured.
-      slow: sides that run in every third round only.
+      sides: Functions by name; each must wait for its own results, which are ignored.
+      rounds: Number of rounds.
+      warm: Whether to run each side once before the measurement.
+      slow: Names of sides that run in every third round only.
+
+    Returns:
+      Median seconds by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     if warm:
         for run in sides.values():
             run()
-    for number in range(rounds):
+    for index in range(rounds):
         for name, run in sides.items():
-            if name in slow and number % _SLOW:
+            if name in slow and index % _SLOW_EVERY:
                 continue
-            begin = time.perf_counter()
+            start = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def compiled(function: Callable, *arguments, options: Mapping | None = None) -> Callable[[], object]:
-    """A side that runs `function` on the device, compiled now; it has an attribute `temporaries`, in bytes.
+    """Compiles `function` and returns a side that runs it and waits for the results.
 
     Args:
-      function: of arrays.
-      *arguments: what it is given in every run.
-      options: for the compiler.
+      function: A function of arrays.
+      *arguments: Its arguments in every run.
+      options: Compiler options.
+
+    Returns:
+      A function without arguments; its attribute `temporaries` is the temporary memory of the program in bytes.
     """
     program = jax.jit(function).lower(*arguments).compile(options)
 
@@ -54,7 +62,7 @@ def compiled(function: Callable, *arguments, options: Mapping | None = None) -> 
 
 
 def matmul_peak(size: int, dtype: str) -> float:
-    """FLOP/s of products of square matrices, the best of a few."""
+    """Returns the FLOP/s of a product of two [size, size] matrices, the best of several runs."""
     a = jnp.ones((size, size), dtype)
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
 
@@ -67,7 +75,7 @@ def matmul_peak(size: int, dtype: str) -> float:
 
 
 def copy_bandwidth(nbytes: int) -> float:
-    """Bytes/s, read and written, of a pass over that many; the best of a few."""
+    """Returns the bytes/s, read and written, of a pass over an array of `nbytes`, the best of several runs."""
     x = jnp.ones(nbytes // 4, jnp.float32)
     return 2 * nbytes / _best(compiled(lambda x: x * 0.5, x))
 
@@ -76,7 +84,7 @@ def _best(run: Callable[[], object]) -> float:
     run()
     seconds = []
     for _ in range(_PEAK_ROUNDS):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         run()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.perf_counter() - start)
     return min(seconds)

@@ -1,6 +1,6 @@
-"""Checkpoints: Orbax trees and Hugging Face files of every layout, in and out, streamed.
+"""Reads and writes checkpoints as Orbax folders and as Hugging Face folders of every supported layout.
 
-Importing this package runs no device code and needs neither torch nor transformers.
+Tensors are streamed. Importing this package runs no device code and needs neither torch nor transformers.
 """
 
 from vl3_jax.checkpoint.export import write_hf
@@ -11,7 +11,7 @@ from vl3_jax.checkpoint.load import Checkpoint, load, load_source, open_source
 from vl3_jax.checkpoint.names import LAYOUTS, TABLE, LeafSpec, NameMap, TensorSpec, name_map
 from vl3_jax.checkpoint.orbax_tree import OrbaxSource, find_tree
 from vl3_jax.checkpoint.orbax_write import write_model_info, write_orbax
-from vl3_jax.checkpoint.overview import describe
+from vl3_jax.checkpoint.overview import checkpoint_overview
 from vl3_jax.checkpoint.sources import CheckpointSource, TensorSource
 from vl3_jax.checkpoint.verify import Comparison, compare
 
@@ -27,8 +27,8 @@ __all__ = [
     "OrbaxSource",
     "TensorSource",
     "TensorSpec",
+    "checkpoint_overview",
     "compare",
-    "describe",
     "find_tree",
     "load",
     "load_source",

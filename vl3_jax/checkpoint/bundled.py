@@ -1,4 +1,4 @@
-"""The model that comes with the package: `nano`, in the official Hugging Face layout."""
+"""Locates `nano`, the model bundled with the package in the official Hugging Face layout."""
 
 import os
 import pathlib
@@ -8,5 +8,5 @@ FOLDER = pathlib.Path(__file__).parents[1] / NANO
 
 
 def resolve_bundled(source: str | os.PathLike) -> str | os.PathLike:
-    """The folder of `nano` for its name; anything else as it is (`./nano` is a folder of the user's)."""
+    """Returns the bundled folder for the name "nano" and any other source unchanged (`./nano` is a user's folder)."""
     return FOLDER if source == NANO else source

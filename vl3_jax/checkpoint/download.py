@@ -1,4 +1,4 @@
-"""Resumable downloads: a file that broke off goes on from its last byte, in the same run or in a later one."""
+"""Resumable downloads: an interrupted transfer continues from its last byte, in the same run or in a later one."""
 
 import hashlib
 import http.client
@@ -10,39 +10,40 @@ import urllib.error
 import urllib.request
 
 _CHUNK_BYTES = 2**20
-_ATTEMPTS = 5  # without a single byte of progress
-_TIMEOUT = 30.0  # seconds without an answer
+_MAX_FAILURES = 5  # consecutive attempts without a single byte of progress
+_TIMEOUT = 30.0  # seconds without a response
 
 
 class BrokenDownload(Exception):
-    """A transfer that stopped; what arrived is kept for the next run."""
+    """A transfer stopped; the received bytes are kept for the next run."""
 
 
 def download_file(url: str, target: pathlib.Path, size: int, etag: str | None, headers: dict[str, str], bar) -> None:
-    """Fetches `url` to `target` by way of `target.partial`.
+    """Downloads `url` to `target`, using `<target>.partial` while the transfer is incomplete.
 
     Args:
-      url: where the bytes are.
-      target: the file to make; an existing one is left alone.
-      size: its length in bytes.
-      etag: its SHA-256 where the server gives that (files in large-file storage); checked after a resumed transfer.
-      headers: sent along.
-      bar: progress bar, advanced by the bytes that arrive.
+      url: Address of the file.
+      target: Path of the file to write. An existing file is left unchanged.
+      size: Length of the file in bytes.
+      etag: ETag of the file. Where it is a SHA-256 (files in large-file storage), a resumed transfer is checked
+        against it.
+      headers: HTTP headers of the request.
+      bar: Progress bar, advanced by the number of bytes received.
 
     Raises:
-      BrokenDownload: the connection failed again and again.
-      OSError: the disk is full or not writable.
+      BrokenDownload: The server refused the request, or the connection failed repeatedly without progress.
+      OSError: The disk is full or not writable.
     """
     if target.exists():
         bar.update(size)
         return
     partial = target.with_name(target.name + ".partial")
-    begun = partial.stat().st_size if partial.exists() else 0
-    if begun > size:
+    received = partial.stat().st_size if partial.exists() else 0
+    if received > size:
         partial.unlink()
-        begun = 0
-    bar.update(begun)
-    resumed, failures = begun > 0, 0
+        received = 0
+    bar.update(received)
+    resumed, failures = received > 0, 0
     while (before := partial.stat().st_size if partial.exists() else 0) < size:
         try:
             _transfer(url, partial, before, headers, bar)
@@ -51,7 +52,7 @@ def download_file(url: str, target: pathlib.Path, size: int, etag: str | None, h
                 raise BrokenDownload(f"HTTP {error.code} for {target.name}") from error
             after = partial.stat().st_size if partial.exists() else 0
             failures = 0 if after > before else failures + 1
-            if failures == _ATTEMPTS:
+            if failures == _MAX_FAILURES:
                 reason = getattr(error, "reason", None) or error
                 raise BrokenDownload(f"{target.name} at {after} of {size} bytes: {reason}") from error
             time.sleep(0.1 * 2**failures)
@@ -60,25 +61,25 @@ def download_file(url: str, target: pathlib.Path, size: int, etag: str | None, h
         partial.touch()
     if resumed and re.fullmatch(r"[0-9a-f]{64}", etag or "") and _sha256(partial) != etag:
         partial.unlink()
-        raise BrokenDownload(f"{target.name} arrived damaged and was removed")
+        raise BrokenDownload(f"{target.name} does not match its SHA-256 and was removed")
     os.replace(partial, target)
 
 
-def _transfer(url: str, partial: pathlib.Path, begin: int, headers: dict[str, str], bar) -> None:
-    if begin:
-        headers = {**headers, "Range": f"bytes={begin}-"}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as answer:
-        if begin and answer.status != 206:  # the server knows no ranges and begins anew
-            bar.update(-begin)
-            begin = 0
-        with open(partial, "ab" if begin else "wb") as file:
-            # `read1` hands over what has arrived, so that a broken connection loses none of it.
-            while chunk := answer.read1(_CHUNK_BYTES):
+def _transfer(url: str, partial: pathlib.Path, start: int, headers: dict[str, str], bar) -> None:
+    if start:
+        headers = {**headers, "Range": f"bytes={start}-"}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
+        if start and response.status != 206:  # the server ignores ranges and sends the file from its first byte
+            bar.update(-start)
+            start = 0
+        with open(partial, "ab" if start else "wb") as file:
+            # `read1` returns what has been received, so that a broken connection loses none of it.
+            while chunk := response.read1(_CHUNK_BYTES):
                 file.write(chunk)
                 bar.update(len(chunk))
-            expected = int(answer.headers.get("Content-Length") or 0)
-            if file.tell() - begin < expected:
-                raise http.client.IncompleteRead(b"", expected - (file.tell() - begin))
+            expected = int(response.headers.get("Content-Length") or 0)
+            if file.tell() - start < expected:
+                raise http.client.IncompleteRead(b"", expected - (file.tell() - start))
 
 
 def _sha256(path: pathlib.Path) -> str:

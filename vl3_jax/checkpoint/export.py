@@ -1,32 +1,43 @@
-"""Writing a checkpoint as a Hugging Face folder: safetensors in the official or the native layout, streamed."""
+"""Writes a checkpoint as a Hugging Face folder: safetensors in the official or the native layout, streamed."""
 
 import concurrent.futures
 import dataclasses
 import json
+import logging
 import os
 import threading
 from collections.abc import Sequence
 
 import numpy as np
 
-from vl3_jax.checkpoint.jobs import Job, writing
+from vl3_jax.checkpoint.jobs import Job, translate_write_errors
 from vl3_jax.checkpoint.names import TensorSpec, name_map
-from vl3_jax.checkpoint.orbax_write import WORKERS, report_casts, warn_nan
-from vl3_jax.checkpoint.progress import note, progress_bar
+from vl3_jax.checkpoint.orbax_write import WORKERS, log_casts, warn_nan
+from vl3_jax.checkpoint.progress import progress_bar
 from vl3_jax.checkpoint.sidecar_files import export_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource, contains_nan
 from vl3_jax.checkpoint.tensors import SAFETENSORS_DTYPES
 from vl3_jax.checkpoint.transpose import copy_view, scratch
 from vl3_jax.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 SHARD_BYTES = 5 * 10**9
-_PIECE_BYTES = 16 * 2**20  # tensors larger than this pass through memory in rows
+_PIECE_BYTES = 16 * 2**20  # larger tensors are copied in blocks of rows
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One safetensors file: its tensors in order, where each begins, and the bytes before the first."""
+    """Layout of one safetensors file.
+
+    Attributes:
+      name: File name.
+      tensors: Tensors in file order.
+      offsets: Byte offset of each tensor from the start of the file.
+      header: Bytes before the first tensor: the header length and the header.
+      size: Total size in bytes.
+    """
 
     name: str
     tensors: tuple[TensorSpec, ...]
@@ -46,48 +57,54 @@ def write_hf(
     """Writes `source` as a Hugging Face folder, resuming an interrupted run of the same job.
 
     Args:
-      source: a complete model of any kind.
-      target: a local folder that does not exist yet.
+      source: Complete model of any kind.
+      target: Local folder that does not exist yet.
       layout: "official" (remote code) or "native" (transformers).
-      dtype: type to store; each tensor keeps its own by default.
-      quiet: no progress bar.
-      shard_bytes: most bytes of tensors in one file; a tensor larger than that has a file of its own.
+      dtype: Type to store. By default each tensor keeps its own.
+      quiet: Whether to hide the progress bar.
+      shard_bytes: Maximum bytes of tensors in one file. A larger tensor gets a file of its own.
 
     Raises:
-      InputError: `target` is taken, its disk too small, or `source` not a whole model.
+      InputError: `target` exists, its disk is too small, or `source` is not a complete model.
     """
     if not source.complete:
         raise InputError(
-            f"{source.location}: only {', '.join(source.parts)} in it, and an export needs a whole model; "
-            "join it with `vl3 convert init`"
+            f"{source.location}: contains only {', '.join(source.parts)}, and an export needs a complete model; "
+            "combine it with `vl3 convert init`"
         )
     names = name_map(layout, source.config)
     dtypes = {path: np.dtype(dtype or source.dtypes[path]) for path in source.leaves}
     shards = plan_shards(list(names.tensors.values()), dtypes, shard_bytes)
     with Job(target, source.fingerprint(to=layout, dtype=str(dtype), shard=shard_bytes)) as job:
         if job.finished:
-            note(f"{job.target} is complete already")
+            logger.info("%s is complete already", job.target)
             return
-        report_casts(source, dtypes)
+        log_casts(source, dtypes)
         for shard in shards:
             _allocate(job, shard)
-        with writing(job.target):
+        with translate_write_errors(job.target):
             _write_shards(source, job, shards, dtypes, quiet)
             _finish(source, job, shards, layout, dtypes)
         job.commit()
 
 
 def plan_shards(tensors: Sequence[TensorSpec], dtypes: dict[str, np.dtype], shard_bytes: int) -> list[Shard]:
-    """Deals the tensors out to files in order, a new one whenever the next tensor would pass `shard_bytes`."""
+    """Assigns the tensors to files in order, starting a new file when the next tensor would exceed `shard_bytes`.
+
+    Args:
+      tensors: Tensors to store.
+      dtypes: Stored dtype of each leaf.
+      shard_bytes: Maximum bytes of tensors in one file.
+    """
     groups: list[list[TensorSpec]] = [[]]
-    filled = 0
+    group_bytes = 0
     for spec in tensors:
         nbytes = spec.size * dtypes[spec.leaf].itemsize
-        if groups[-1] and filled + nbytes > shard_bytes:
+        if groups[-1] and group_bytes + nbytes > shard_bytes:
             groups.append([])
-            filled = 0
+            group_bytes = 0
         groups[-1].append(spec)
-        filled += nbytes
+        group_bytes += nbytes
     shards = []
     for number, group in enumerate(groups, start=1):
         name = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
@@ -97,22 +114,22 @@ def plan_shards(tensors: Sequence[TensorSpec], dtypes: dict[str, np.dtype], shar
 
 def _plan_shard(name: str, tensors: Sequence[TensorSpec], dtypes: dict[str, np.dtype]) -> Shard:
     entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    begins, end = [], 0
-    # Wide types first: every tensor then lies aligned to its items, as readers that map the file want it.
+    starts, end = [], 0
+    # Wide types first: every tensor is then aligned to its item size, as readers that map the file need it.
     tensors = sorted(tensors, key=lambda spec: -dtypes[spec.leaf].itemsize)
     for spec in tensors:
         dtype = dtypes[spec.leaf]
-        begins.append(end)
+        starts.append(end)
         end += spec.size * dtype.itemsize
         entries[spec.name] = {
             "dtype": _DTYPE_NAMES[dtype],
             "shape": list(spec.shape),
-            "data_offsets": [begins[-1], end],
+            "data_offsets": [starts[-1], end],
         }
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
-    return Shard(name, tuple(tensors), tuple(len(header) + begin for begin in begins), header, len(header) + end)
+    return Shard(name, tuple(tensors), tuple(len(header) + start for start in starts), header, len(header) + end)
 
 
 def _partial(job: Job, shard: Shard):
@@ -120,9 +137,9 @@ def _partial(job: Job, shard: Shard):
 
 
 def _allocate(job: Job, shard: Shard) -> None:
-    """Makes the file in its full size, so that a full disk shows now; a file of an earlier run is kept."""
+    """Allocates the file at its full size to detect a full disk early; the file of an earlier run is kept."""
     path = _partial(job, shard)
-    finished = job.folder / shard.name  # a kill between two renames of `_finish`
+    finished = job.folder / shard.name  # exists if the process was killed between two renames of `_finish`
     if finished.is_file():
         finished.rename(path)
     if path.is_file() and path.stat().st_size == shard.size:
@@ -131,7 +148,7 @@ def _allocate(job: Job, shard: Shard) -> None:
         job.discard((spec.name,))
     path.unlink(missing_ok=True)
     job.check_space(shard.size)
-    with writing(job.target), open(path, "wb") as file:
+    with translate_write_errors(job.target), open(path, "wb") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, shard.size)
         except OSError as error:
@@ -141,9 +158,11 @@ def _allocate(job: Job, shard: Shard) -> None:
 
 
 def _write_shards(source: CheckpointSource, job: Job, shards: Sequence[Shard], dtypes, quiet: bool) -> None:
-    pieces = [(shard, spec, at) for shard in shards for spec, at in zip(shard.tensors, shard.offsets, strict=True)]
+    pieces = [
+        (shard, spec, offset) for shard in shards for spec, offset in zip(shard.tensors, shard.offsets, strict=True)
+    ]
     sizes = {spec.name: spec.size * dtypes[spec.leaf].itemsize for _, spec, _ in pieces}
-    left = [piece for piece in pieces if (piece[1].name,) not in job.done]
+    remaining = [piece for piece in pieces if (piece[1].name,) not in job.done]
     files = {shard.name: os.open(_partial(job, shard), os.O_WRONLY) for shard in shards}
     stop, nan_names = threading.Event(), set()
 
@@ -159,13 +178,13 @@ def _write_shards(source: CheckpointSource, job: Job, shards: Sequence[Shard], d
             stop.set()
             raise
 
-    done = sum(sizes.values()) - sum(sizes[spec.name] for _, spec, _ in left)
+    done = sum(sizes.values()) - sum(sizes[spec.name] for _, spec, _ in remaining)
     try:
         with (
             progress_bar(sum(sizes.values()), "export", done, quiet) as bar,
             concurrent.futures.ThreadPoolExecutor(WORKERS) as pool,
         ):
-            futures = [pool.submit(write, *piece) for piece in left]
+            futures = [pool.submit(write, *piece) for piece in remaining]
             try:
                 for future in futures:
                     future.result()
@@ -178,12 +197,16 @@ def _write_shards(source: CheckpointSource, job: Job, shards: Sequence[Shard], d
 
 
 def _copy(source: CheckpointSource, spec: TensorSpec, dtype: np.dtype, file: int, offset: int) -> bool:
-    """One tensor from its leaf into the file, in rows where it is large; whether it holds NaN."""
-    axis, found = spec.row_axis(), False
+    """Copies one tensor from its leaf into the file, in blocks of rows if it is large.
+
+    Returns:
+      Whether the tensor contains NaN.
+    """
+    axis, has_nan = spec.row_axis(), False
     rows, row_bytes = spec.shape[0], spec.size // spec.shape[0] * dtype.itemsize
     step = rows
     if axis is not None and spec.size * dtype.itemsize > _PIECE_BYTES:
-        # Whole chunks only: each is read once.
+        # Blocks of whole chunks, so that each chunk is read once.
         store = source.slice(spec.leaf, spec.layer)
         chunk = (store.chunk_layout.read_chunk.shape or store.shape)[axis] or rows
         step = min(rows, max(chunk, _PIECE_BYTES // row_bytes // chunk * chunk))
@@ -194,14 +217,14 @@ def _copy(source: CheckpointSource, spec: TensorSpec, dtype: np.dtype, file: int
             region[axis] = slice(start, start + part.shape[0])
         leaf_slice = scratch("leaf", part.slice_shape, dtype)
         source.read(spec.leaf, spec.layer, tuple(region), leaf_slice)
-        found |= contains_nan(leaf_slice)
+        has_nan |= contains_nan(leaf_slice)
         view = part.to_tensor(leaf_slice)
         if not view.flags.c_contiguous:
             buffer = scratch("tensor", part.shape, dtype)
             copy_view(buffer, view)
             view = buffer
         _pwrite(file, view, offset + start * row_bytes)
-    return found
+    return has_nan
 
 
 def _pwrite(file: int, array: np.ndarray, offset: int) -> None:
@@ -214,8 +237,9 @@ def _pwrite(file: int, array: np.ndarray, offset: int) -> None:
 def _finish(
     source: CheckpointSource, job: Job, shards: Sequence[Shard], layout: str, dtypes: dict[str, np.dtype]
 ) -> None:
-    main = dtypes["llm/embed/embedding"].name
-    for name, content in export_sidecar_files(source.files, source.files_kind, source.config, layout, main).items():
+    dtype = dtypes["llm/embed/embedding"].name
+    sidecar_files = export_sidecar_files(source.files, source.files_kind, source.config, layout, dtype)
+    for name, content in sidecar_files.items():
         (job.folder / name).write_bytes(content)
     if len(shards) > 1:
         index = {

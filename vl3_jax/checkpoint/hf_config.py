@@ -1,4 +1,4 @@
-"""Hugging Face `config.json` to and from `ModelConfig`, for every layout of the name map."""
+"""Converts Hugging Face `config.json` to and from `ModelConfig`, for every layout of the name map."""
 
 import dataclasses
 import json
@@ -39,8 +39,8 @@ _TEXT_KEYS = {
     "rms_norm_eps": "rms_norm_eps",
     "max_position_embeddings": "max_position_embeddings",
 }
-# What transformers assumes for a key that the file leaves out (VideoLlama3VisionConfig and SiglipVisionConfig
-# agree). The official code has the same class defaults but its files never mean them, so there they are errors.
+# Defaults of transformers for missing keys; VideoLlama3VisionConfig and SiglipVisionConfig agree. The official code
+# has the same class defaults, but its files never rely on them, so a missing key is an error there.
 _TRANSFORMERS_VISION = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -49,11 +49,15 @@ _TRANSFORMERS_VISION = {
     "patch_size": 16,
 }
 _TRANSFORMERS_TEXT = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768}
-_DEFAULT_ROPE_THETA = 10_000.0  # of transformers' Qwen2Config, when neither spelling is there
+_DEFAULT_ROPE_THETA = 10_000.0  # of transformers' Qwen2Config, where neither spelling is present
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The JSON in `path`; InputError names the file and line of a mistake."""
+    """Reads a JSON file.
+
+    Raises:
+      InputError: The file cannot be read or is not valid JSON; the message names the line.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -65,12 +69,12 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def model_type_of(config: Mapping[str, Any], path: pathlib.Path | str) -> str:
-    """`model_type`, checked against the known ones."""
-    found = config.get("model_type") if isinstance(config, Mapping) else None
-    if found not in MODEL_TYPES:
+    """Returns the `model_type` of a parsed `config.json`; raises InputError if it is not in `MODEL_TYPES`."""
+    model_type = config.get("model_type") if isinstance(config, Mapping) else None
+    if model_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
-        raise InputError(f"{path}: model_type {found!r} is not one that vl3 reads; expected one of {known}")
-    return found
+        raise InputError(f"{path}: model_type {model_type!r} is not one that vl3 reads; expected one of {known}")
+    return model_type
 
 
 def parse_config(
@@ -78,20 +82,21 @@ def parse_config(
     path: pathlib.Path | str,
     vision_shapes: VisionConfig | None = None,
 ) -> ModelConfig:
-    """Sizes of the model that a `config.json` describes.
+    """Returns the model configuration that a `config.json` describes.
 
     Args:
-      config: the parsed file, of any `model_type` of `MODEL_TYPES`. For a tower or a decoder alone, the other
-        half keeps its defaults and must not be used.
-      path: for messages.
-      vision_shapes: sizes read off the weights, for training-repository files, which do not store them.
+      config: Parsed file with any `model_type` of `MODEL_TYPES`. For a tower or a decoder alone, the other half
+        of the result keeps its defaults and must not be used.
+      path: Path of the file, for error messages.
+      vision_shapes: Tower configuration inferred from the weights, for files of the official trainer, which do
+        not store it.
 
     Raises:
-      InputError: a missing or unsupported value.
+      InputError: A value is missing or unsupported.
     """
-    kind = model_type_of(config, path)
+    model_type = model_type_of(config, path)
     try:
-        if kind == "videollama3_qwen2":
+        if model_type == "videollama3_qwen2":
             _require(config, "mm_projector_type", ("mlp2x_gelu",), path, default="mlp2x_gelu")
             tower = config.get("vision_encoder_config")
             if tower is None and vision_shapes is not None:
@@ -99,18 +104,18 @@ def parse_config(
             if tower is None:
                 raise InputError(f"{path}: no vision_encoder_config, so the sizes of the tower are unknown; add it")
             return ModelConfig(_vision(tower, path, {}), _text(config, path))
-        if kind == "video_llama_3":
+        if model_type == "video_llama_3":
             text, vision = _section(config, "text_config", path), _section(config, "vision_config", path)
             tied = bool(config.get("tie_word_embeddings")) or bool(text.get("tie_word_embeddings"))
             return ModelConfig(
                 _vision(vision, path, _TRANSFORMERS_VISION),
                 _text({**text, "tie_word_embeddings": tied}, path),
             )
-        if kind == "qwen2":
+        if model_type == "qwen2":
             return ModelConfig(text=_text(config, path))
-        if kind == "siglip":
+        if model_type == "siglip":
             return ModelConfig(vision=_vision(_section(config, "vision_config", path), path, _TRANSFORMERS_VISION))
-        if kind == "siglip_vision_model":
+        if model_type == "siglip_vision_model":
             return ModelConfig(vision=_vision(config, path, _TRANSFORMERS_VISION))
         return ModelConfig(vision=_vision(config, path, {}))
     except (TypeError, ValueError) as error:
@@ -168,17 +173,17 @@ def _text(config: Mapping[str, Any], path: pathlib.Path | str) -> TextConfig:
 
 
 def _rope_theta(config: Mapping[str, Any], path: pathlib.Path | str) -> float:
-    """Reads `rope_parameters` {rope_theta, rope_type} as well as `rope_theta` + `rope_scaling`."""
+    """Reads `rope_theta` from either spelling: `rope_parameters`, or `rope_theta` with `rope_scaling`."""
     parameters = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or {}
-    kind = parameters.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind != "default":
-        raise InputError(f"{path}: rope type {kind!r} is not supported; only plain rotary positions are")
+    rope_type = parameters.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
+    if rope_type != "default":
+        raise InputError(f"{path}: rope type {rope_type!r} is not supported; only plain rotary positions are")
     return float(parameters.get("rope_theta") or config.get("rope_theta") or _DEFAULT_ROPE_THETA)
 
 
 def text_section(config: ModelConfig) -> dict[str, Any]:
-    """The decoder's sizes under their Hugging Face keys, `rope_theta` in the older spelling that all readers know."""
+    """Returns the decoder's sizes under Hugging Face keys, `rope_theta` in the older spelling that all readers know."""
     text = config.text
     section = {key: getattr(text, field) for key, field in _TEXT_KEYS.items()}
     section |= {"rope_theta": text.rope_theta, "tie_word_embeddings": text.tie_word_embeddings, "hidden_act": "silu"}
@@ -188,17 +193,17 @@ def text_section(config: ModelConfig) -> dict[str, Any]:
 
 
 def vision_section(config: ModelConfig) -> dict[str, Any]:
-    """The tower's sizes under their Hugging Face keys."""
+    """Returns the tower's sizes under Hugging Face keys."""
     return {key: getattr(config.vision, field) for key, field in _VISION_KEYS.items()}
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:
-    """A `ModelConfig` as JSON-ready values, for the record inside an Orbax folder."""
+    """Converts a `ModelConfig` to JSON-serialisable values, as stored in `vl3.json` of an Orbax folder."""
     return dataclasses.asdict(config)
 
 
 def from_dict(values: Mapping[str, Any], path: pathlib.Path | str) -> ModelConfig:
-    """The inverse of `to_dict`; unknown keys are an InputError, missing ones take today's defaults."""
+    """Inverts `to_dict`: unknown keys raise InputError, missing ones take the current defaults."""
     try:
         vision = {key: tuple(value) if isinstance(value, list) else value for key, value in values["vision"].items()}
         rest = {key: value for key, value in values.items() if key not in ("vision", "text")}

@@ -1,4 +1,4 @@
-"""The weight files of a Hugging Face folder: which ones count, and whether all of them are there."""
+"""Finds and opens the weight files of a Hugging Face folder and checks that all of them are present."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 
 from vl3_jax.checkpoint.hf_config import read_json
-from vl3_jax.checkpoint.hub import CARRIED_FILES
+from vl3_jax.checkpoint.hub import SIDECAR_FILES
 from vl3_jax.checkpoint.paths import is_url, list_dir, open_url, translate_io_errors
 from vl3_jax.checkpoint.tensors import Overlay, SafetensorsFile, TensorFiles
 from vl3_jax.checkpoint.torch_pickle import TorchFile
@@ -21,7 +21,14 @@ _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.(safetensors|bin)")
 
 
 class HfFolder:
-    """A local folder or a URL that fsspec reads (gs://...): names, full paths, and local copies of small files."""
+    """Hugging Face folder on a local disk or behind a URL that fsspec reads (gs://...).
+
+    Attributes:
+      location: Path or URL of the folder.
+      remote: Whether the folder is behind a URL.
+      names: Sorted names of the files in the folder.
+      local: Local folder with the JSON and tokenizer files: the folder itself, or a temporary copy for a URL.
+    """
 
     def __init__(self, location: str | os.PathLike):
         self.location = os.fspath(location).rstrip("/")
@@ -30,7 +37,7 @@ class HfFolder:
             self.names = sorted(list_dir(self.location))
             if not self.names:
                 raise InputError(f"{location}: no such folder; check the address")
-            self.local = self._fetch_small()
+            self.local = self._download_sidecar_files()
         else:
             self.local = pathlib.Path(self.location)
             if not self.local.is_dir():
@@ -40,24 +47,24 @@ class HfFolder:
     def path(self, name: str) -> str:
         return f"{self.location}/{name}"
 
-    def _fetch_small(self) -> pathlib.Path:
+    def _download_sidecar_files(self) -> pathlib.Path:
         filesystem, key = open_url(self.location)
         local = pathlib.Path(tempfile.mkdtemp(prefix="vl3-remote-"))
         self._cleanup = weakref.finalize(self, shutil.rmtree, local, ignore_errors=True)
         for name in self.names:
-            if name in CARRIED_FILES or name.endswith(".index.json") or name == "adapter_config.json":
+            if name in SIDECAR_FILES or name.endswith(".index.json") or name == "adapter_config.json":
                 with translate_io_errors(self.location):
                     filesystem.get_file(f"{key.rstrip('/')}/{name}", os.fspath(local / name))
         return local
 
 
 def open_weights(folder: HfFolder) -> TensorFiles | None:
-    """All weights of a complete model in `folder`, or None where there are none (an adapter, say).
+    """Opens all weights of a complete model in `folder`; returns None if there are none, as in an adapter folder.
 
-    Safetensors win over pickles, an index over a single file.
+    Safetensors take precedence over pickles, and an index over a single file.
 
     Raises:
-      InputError: a shard that is missing, an index that names a file that is not there, a damaged file.
+      InputError: A shard is missing or damaged, or the index names a missing file.
     """
     for stem, extension, reader in (("model", "safetensors", SafetensorsFile), ("pytorch_model", "bin", TorchFile)):
         index = f"{stem}.{extension}.index.json"
@@ -66,21 +73,21 @@ def open_weights(folder: HfFolder) -> TensorFiles | None:
             return _open_indexed(folder, index, reader)
         if single in folder.names:
             return open_file(folder, single, reader)
-        shards = [name for name in folder.names if (found := _SHARD.fullmatch(name)) and found[1] == stem]
+        shards = [name for name in folder.names if (match := _SHARD.fullmatch(name)) and match[1] == stem]
         shards = [name for name in shards if name.endswith(extension)]
         if shards:
             total = int(_SHARD.fullmatch(shards[0])[3])
-            wanted = [f"{stem}-{number:05d}-of-{total:05d}.{extension}" for number in range(1, total + 1)]
-            _require_files(folder, wanted, "the numbering of the other shards")
-            return Overlay([open_file(folder, name, reader) for name in wanted])
+            expected = [f"{stem}-{number:05d}-of-{total:05d}.{extension}" for number in range(1, total + 1)]
+            _require_files(folder, expected, "the numbering of the other shards")
+            return Overlay([open_file(folder, name, reader) for name in expected])
     return None
 
 
 def open_file(folder: HfFolder, name: str, reader: Callable[[str], TensorFiles]) -> TensorFiles:
-    """Opens one weight file; a file system's refusal becomes an InputError."""
+    """Opens one weight file with `reader`; an OSError becomes an InputError."""
     path = folder.path(name)
     if folder.remote and reader is TorchFile:
-        raise InputError(f"{path}: pickles are read from local folders only; copy it here first")
+        raise InputError(f"{path}: pickles are read from local folders only; copy it to a local folder first")
     try:
         return reader(path)
     except OSError as error:
@@ -91,35 +98,35 @@ def _open_indexed(folder: HfFolder, index: str, reader) -> TensorFiles:
     content = read_json(folder.local / index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise InputError(f"{folder.path(index)}: no weight_map in it; download the file again")
+        raise InputError(f"{folder.path(index)}: contains no weight_map; download the file again")
     files = sorted(set(weight_map.values()))
     if outside := [name for name in files if "/" in name or name.startswith("..")]:
         raise InputError(f"{folder.path(index)}: names {outside[0]!r} outside its folder; download the file again")
     _require_files(folder, files, index)
     shards = {name: open_file(folder, name, reader) for name in files}
-    lost = [name for name, file in weight_map.items() if name not in shards[file].infos]
-    if lost:
+    missing = [name for name, file in weight_map.items() if name not in shards[file].infos]
+    if missing:
         raise InputError(
-            f"{folder.path(index)}: {fold_names(lost)} not in the shard that it names; download the shards again"
+            f"{folder.path(index)}: {fold_names(missing)} not in the shard that it names; download the shards again"
         )
     return Overlay(list(shards.values()))
 
 
-def _require_files(folder: HfFolder, wanted: Sequence[str], named_by: str) -> None:
-    missing = [name for name in wanted if name not in folder.names]
+def _require_files(folder: HfFolder, expected: Sequence[str], named_by: str) -> None:
+    missing = [name for name in expected if name not in folder.names]
     if missing:
         raise InputError(
-            f"{folder.location}: missing shard {', '.join(missing)}, named by {named_by}; download the rest"
+            f"{folder.location}: missing shard {', '.join(missing)}, named by {named_by}; download what is missing"
         )
 
 
 def fold_names(names: Sequence[str]) -> str:
-    """Names in one line, those that differ by a layer number folded: `model.layers.{0-27}.mlp.up_proj.weight`."""
+    """Joins names and folds those that differ only in the layer: `model.layers.{0-27}.mlp.up_proj.weight`."""
     groups: dict[str, list[int]] = {}
     for name in names:
-        found = re.search(r"\.(\d+)\.", name)
-        pattern = f"{name[: found.start()]}.{{}}.{name[found.end() :]}" if found else name
-        groups.setdefault(pattern, []).extend([int(found[1])] if found else [])
+        match = re.search(r"\.(\d+)\.", name)
+        pattern = f"{name[: match.start()]}.{{}}.{name[match.end() :]}" if match else name
+        groups.setdefault(pattern, []).extend([int(match[1])] if match else [])
     return ", ".join(pattern.replace("{}", _ranges(numbers), 1) for pattern, numbers in groups.items())
 
 
@@ -136,7 +143,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def file_fingerprints(paths: Sequence[str]) -> list[list]:
-    """[path, size, modification time] of each file: what a resumed job compares with."""
+    """Returns [path, size, modification time] of each file, which a resumed job compares with its own."""
     fingerprints = []
     for path in paths:
         if is_url(path):

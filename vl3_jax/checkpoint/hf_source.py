@@ -1,6 +1,7 @@
-"""Opening a Hugging Face folder or Hub id: which layout it is, and the special things the trainers write."""
+"""Opens a Hugging Face folder, URL or Hub id: detects the layout and merges adapters and projector-only runs."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 import re
@@ -12,13 +13,14 @@ from vl3_jax.checkpoint.hf_config import MODEL_TYPES, model_type_of, parse_confi
 from vl3_jax.checkpoint.hf_files import HfFolder, open_file, open_weights
 from vl3_jax.checkpoint.names import LAYOUTS, PARTS, name_map
 from vl3_jax.checkpoint.paths import is_url
-from vl3_jax.checkpoint.progress import note
 from vl3_jax.checkpoint.sidecar_files import pixel_statistics
 from vl3_jax.checkpoint.sources import TensorSource
 from vl3_jax.checkpoint.tensors import Overlay, Renamed, SafetensorsFile, TensorFiles
 from vl3_jax.checkpoint.torch_pickle import TorchFile
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig, VisionConfig
+
+logger = logging.getLogger(__name__)
 
 _PROJECTOR_FILE = "mm_projector.bin"
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -32,16 +34,18 @@ def open_hf(
     base: str | None = None,
     token: str | None = None,
 ) -> TensorSource:
-    """Opens a folder, a URL or a Hub id in any layout of spec A, A', B or C; nothing but headers is read.
+    """Opens a Hugging Face folder, URL or Hub id in any layout of `names.LAYOUTS`, or a LoRA or projector-only run.
+
+    Only headers are read.
 
     Args:
-      source: local folder, gs:// URL, or `owner/name[@revision]`.
-      parts: what is wanted of it (see `names.PARTS`).
-      base: base model of an adapter or of a projector alone, where the one that its files name is elsewhere.
+      source: Local folder, gs:// URL, or `owner/name[@revision]`.
+      parts: Parts of the model to open; see `names.PARTS`.
+      base: Base model of an adapter or of a projector-only run, in place of the one that its files name.
       token: Hub token.
 
     Raises:
-      InputError: nothing to read there, or something that does not fit; one line.
+      InputError: The source has no readable weights, or its tensors do not fit its configuration.
     """
     folder = _open_folder(source, token)
     if _ADAPTER_CONFIG in folder.names:
@@ -55,13 +59,13 @@ def open_hf(
         )
     config_path, config = _read_config(folder)
     layout = _layout(config, config_path, tensors)
-    model_config = parse_config(config, config_path, _trained_tower(layout, config, tensors))
-    model_config = _with_pixels(model_config, folder.local)
+    model_config = parse_config(config, config_path, _infer_tower_config(layout, config, tensors))
+    model_config = _with_pixel_statistics(model_config, folder.local)
     return TensorSource(layout, tensors, model_config, folder.location, folder.local, parts=parts, keep=folder)
 
 
-def _with_pixels(config: ModelConfig, files: pathlib.Path) -> ModelConfig:
-    """`config` with the pixel mean and deviation of the processor files."""
+def _with_pixel_statistics(config: ModelConfig, files: pathlib.Path) -> ModelConfig:
+    """Returns `config` with the pixel mean and standard deviation of the processor files."""
     return dataclasses.replace(config, vision=dataclasses.replace(config.vision, **pixel_statistics(files)))
 
 
@@ -74,12 +78,12 @@ def _open_folder(source: str | os.PathLike, token: str | None) -> HfFolder:
 
 def _read_config(folder: HfFolder) -> tuple[str, dict[str, Any]]:
     if "config.json" not in folder.names:
-        raise InputError(f"{folder.location}: no config.json; it belongs beside the weights")
+        raise InputError(f"{folder.location}: no config.json; put it beside the weights")
     return folder.path("config.json"), read_json(folder.local / "config.json")
 
 
 def _layout(config: Mapping[str, Any], config_path: str, tensors: TensorFiles) -> str:
-    """The layout, by `model_type` and, where that leaves a choice, by the names of the tensors."""
+    """Detects the layout from `model_type` and, where several layouts share it, from the tensor names."""
     candidates = MODEL_TYPES[model_type_of(config, config_path)]
     vision = [LAYOUTS[layout].get("vision", "") + "embeddings.patch_embedding." for layout in candidates]
     for layout, prefix in zip(candidates, vision, strict=True):
@@ -88,73 +92,79 @@ def _layout(config: Mapping[str, Any], config_path: str, tensors: TensorFiles) -
     return candidates[0]
 
 
-def _trained_tower(layout: str, config: Mapping[str, Any], tensors: TensorFiles) -> VisionConfig | None:
-    """Sizes of the tower for files of the official trainer, which name the tower's folder and not its sizes."""
+def _infer_tower_config(layout: str, config: Mapping[str, Any], tensors: TensorFiles) -> VisionConfig | None:
+    """Infers the tower configuration for files of the official trainer, which name the tower's folder, not its sizes.
+
+    Returns:
+      None where `config` describes the tower itself or its weights are missing.
+    """
     if config.get("vision_encoder_config") is not None or config.get("model_type") != "videollama3_qwen2":
         return None
-    named = pathlib.Path(str(config.get("vision_encoder"))) / "config.json"
-    if named.is_file():
-        return parse_config(read_json(named), named).vision
+    config_path = pathlib.Path(str(config.get("vision_encoder"))) / "config.json"
+    if config_path.is_file():
+        return parse_config(read_json(config_path), config_path).vision
     prefix = LAYOUTS[layout]["vision"]
-    patch = tensors.infos.get(f"{prefix}embeddings.patch_embedding.weight")
-    inner = tensors.infos.get(f"{prefix}encoder.layers.0.mlp.fc1.weight")
-    if patch is None or inner is None or len(patch.shape) != 4 or len(inner.shape) != 2:
+    patch_embed = tensors.infos.get(f"{prefix}embeddings.patch_embedding.weight")
+    fc1 = tensors.infos.get(f"{prefix}encoder.layers.0.mlp.fc1.weight")
+    if patch_embed is None or fc1 is None or len(patch_embed.shape) != 4 or len(fc1.shape) != 2:
         return None
     pattern = re.escape(prefix) + r"encoder\.layers\.(\d+)\."
-    layers = [int(found[1]) for name in tensors if (found := re.match(pattern, name))]
+    layers = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
     heads = VisionConfig.num_heads
-    if patch.shape[0] != VisionConfig.hidden_size:
-        note(f"warning: {inner.file}: the tower's number of heads is stored nowhere; taken to be {heads}")
+    if patch_embed.shape[0] != VisionConfig.hidden_size:
+        logger.warning(
+            "warning: %s: the tower's number of heads is not stored in the checkpoint; assuming %d", fc1.file, heads
+        )
     return VisionConfig(
-        hidden_size=patch.shape[0],
-        intermediate_size=inner.shape[0],
+        hidden_size=patch_embed.shape[0],
+        intermediate_size=fc1.shape[0],
         num_layers=max(layers) + 1,
         num_heads=heads,
-        patch_size=patch.shape[2],
-        num_channels=patch.shape[1],
+        patch_size=patch_embed.shape[2],
+        num_channels=patch_embed.shape[1],
     )
 
 
 def _as_official(source: TensorSource) -> TensorFiles:
-    """The tensors of `source` under the names of the official layout."""
-    official = name_map("official", source.config, source.parts).by_place()
-    return Renamed(source.tensors, {official[place].name: spec.name for place, spec in source.map.by_place().items()})
+    """Returns the tensors of `source` under the names of the official layout."""
+    official = name_map("official", source.config, source.parts).by_leaf()
+    return Renamed(source.tensors, {official[key].name: spec.name for key, spec in source.map.by_leaf().items()})
 
 
 def _open_base(folder: HfFolder, config: Mapping[str, Any], base: str | None, named: Any, token) -> TensorSource:
-    """The model under an adapter or projector; a bare decoder is completed with the tower that `config` names."""
+    """Opens the base model of an adapter or projector; a decoder alone is joined with the tower that `config` names."""
     name = base or named
     if not name:
-        raise InputError(f"{folder.location}: its base model is named nowhere; give it with --base")
+        raise InputError(f"{folder.location}: its files name no base model; give it with --base")
     try:
         model = open_hf(name, base=None, token=token)
     except InputError as error:
-        hint = "" if base else "; another place is given with --base"
+        hint = "" if base else "; give another base model with --base"
         raise InputError(f"{folder.location}: base model: {error}{hint}") from None
     if model.kind != "qwen2":
         return model
     tower_name = config.get("vision_encoder") or config.get("mm_vision_encoder")
     if not tower_name:
-        raise InputError(f"{folder.location}: its tower is named nowhere (vision_encoder in config.json); add it")
+        raise InputError(f"{folder.location}: config.json names no tower; add vision_encoder to it")
     tower = open_hf(tower_name, parts=("vision",), token=token)
-    joined = Overlay([_as_official(model), _as_official(tower)])
-    both = ModelConfig(tower.config.vision, model.config.text)
-    there = ("vision", "llm", "head")
-    return TensorSource("official", joined, both, model.location, model.files, "qwen2", there, (model, tower))
+    tensors = Overlay([_as_official(model), _as_official(tower)])
+    model_config = ModelConfig(tower.config.vision, model.config.text)
+    parts = ("vision", "llm", "head")
+    return TensorSource("official", tensors, model_config, model.location, model.files, "qwen2", parts, (model, tower))
 
 
 def _open_projector(folder: HfFolder, parts, base: str | None, token) -> TensorSource:
-    """A run that trained the projector only: `mm_projector.bin` over the model it started from."""
+    """Opens a projector-only run: `mm_projector.bin` over its base model."""
     config = read_json(folder.local / "config.json") if "config.json" in folder.names else {}
     model = _open_base(folder, config, base, config.get("_name_or_path"), token)
     projector = open_file(folder, _PROJECTOR_FILE, TorchFile)
-    names = {_tail(name, "mm_projector.readout."): name for name in projector}
+    names = {_official_suffix(name, "mm_projector.readout."): name for name in projector}
     tensors = Overlay([_as_official(model), Renamed(projector, names)], replace=True)
-    return _composed(folder, tensors, model, config, parts)
+    return _compose(folder, tensors, model, config, parts)
 
 
 def _open_adapter(folder: HfFolder, parts, base: str | None, token) -> TensorSource:
-    """A LoRA run: adapter and `non_lora_trainables.bin` over the base model."""
+    """Opens a LoRA run: the adapter and `non_lora_trainables.bin` over the base model."""
     path = folder.local / _ADAPTER_CONFIG
     adapter_config = peft.read_adapter_config(path)
     config = read_json(folder.local / "config.json") if "config.json" in folder.names else {}
@@ -172,13 +182,12 @@ def _open_adapter(folder: HfFolder, parts, base: str | None, token) -> TensorSou
             break
     else:
         raise InputError(f"{folder.location}: adapter_config.json without adapter_model.safetensors; download it too")
-    return _composed(folder, tensors, model, config, parts)
+    return _compose(folder, tensors, model, config, parts)
 
 
-def _composed(folder: HfFolder, tensors: TensorFiles, model: TensorSource, config: Mapping[str, Any], parts):
-    """The merged model. Configuration files of the run win over those of its base where it has any."""
-    own = config.get("model_type") in MODEL_TYPES
-    if own:
+def _compose(folder: HfFolder, tensors: TensorFiles, model: TensorSource, config: Mapping[str, Any], parts):
+    """Returns the merged model. Configuration files of the run take precedence over those of its base."""
+    if config.get("model_type") in MODEL_TYPES:
         model_config = parse_config(config, folder.path("config.json"), model.config.vision)
         has_tokenizer = any(name in folder.names for name in ("tokenizer.json", "vocab.json"))
         files, files_kind = (folder, "official-train") if has_tokenizer else (model, model.files_kind)
@@ -196,7 +205,7 @@ def _strip_tower_wrapper(name: str) -> str:
 
 
 def _official_adapter_name(name: str, base_kind: str) -> str:
-    """An adapter's tensor under the official names; `.lora_A.weight` and the like stay at its end."""
+    """Returns the official name of an adapter tensor; a suffix such as `.lora_A.weight` is kept."""
     plain = _strip_tower_wrapper(peft.strip_wrappers(name))
     if base_kind == "native":
         for part, prefix in LAYOUTS["native"].items():
@@ -205,7 +214,7 @@ def _official_adapter_name(name: str, base_kind: str) -> str:
     return plain
 
 
-def _tail(name: str, prefix: str) -> str:
-    """`name` from the last `prefix` on, as the official layout spells it."""
-    found = name.rfind(prefix)
-    return f"model.{name[found:]}" if found >= 0 else name
+def _official_suffix(name: str, prefix: str) -> str:
+    """Returns the official name for `name` from the last occurrence of `prefix` on."""
+    position = name.rfind(prefix)
+    return f"model.{name[position:]}" if position >= 0 else name

@@ -1,23 +1,26 @@
-"""Fetching a model from the Hugging Face Hub: weights as safetensors, json and tokenizer files, nothing else.
+"""Downloads a model from the Hugging Face Hub: safetensors, JSON and tokenizer files only.
 
-Neither the repository's Python nor its pickles are downloaded. Files that the hub cache has already are used from
-there; others go to `$HF_HOME/vl3`, where a broken download continues from its last byte (the library itself drops
+Neither the repository's Python nor its pickles are downloaded. Files that are in the hub cache are used from there;
+others go to `$HF_HOME/vl3`, where an interrupted download continues from its last byte (huggingface_hub itself drops
 unfinished files when its process ends).
 """
 
 import concurrent.futures
 import errno
+import logging
 import pathlib
 import re
 import shutil
 import urllib.parse
 
 from vl3_jax.checkpoint.download import BrokenDownload, download_file
-from vl3_jax.checkpoint.progress import note, progress_bar
+from vl3_jax.checkpoint.progress import progress_bar
 from vl3_jax.errors import InputError
 
-# Small files that travel with the weights, in either direction.
-CARRIED_FILES = (
+logger = logging.getLogger(__name__)
+
+# Small files that are copied along with the weights in either direction.
+SIDECAR_FILES = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -34,22 +37,28 @@ CARRIED_FILES = (
     "special_tokens_map.json",
 )
 _ADAPTER_FILES = ("adapter_config.json",)
-_PARALLEL = 4  # files fetched at a time
+_NUM_WORKERS = 4  # concurrent downloads
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` reads as `owner/name` or `owner/name@revision`."""
+    """Returns whether `source` has the form `owner/name` or `owner/name@revision`."""
     return bool(_HUB_ID.fullmatch(source)) and not source.startswith((".", "/"))
 
 
 def download(source: str, token: str | None = None) -> pathlib.Path:
-    """Fetches `owner/name[@revision]` and returns the folder it is in.
+    """Downloads a model from the Hub.
 
-    The token defaults to the one of `hf auth login` or HF_TOKEN; HF_ENDPOINT names another server.
+    Args:
+      source: Hub id `owner/name[@revision]`. The environment variable HF_ENDPOINT names another server.
+      token: Hub token; by default that of `hf auth login` or HF_TOKEN.
+
+    Returns:
+      Local folder with the files.
 
     Raises:
-      InputError: no such repository or revision, no permission, no connection, no safetensors in it.
+      InputError: The repository or revision does not exist, is not accessible or has no safetensors, the disk is
+        full, or the connection failed.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -57,9 +66,9 @@ def download(source: str, token: str | None = None) -> pathlib.Path:
     repository, _, revision = source.partition("@")
     try:
         info = huggingface_hub.HfApi().model_info(repository, revision=revision or None, token=token)
-        wanted = _wanted(repository, [sibling.rfilename for sibling in info.siblings or []])
-        folder = _fetch(repository, info.sha or revision or "main", token, wanted)
-        reference = _home(repository) / "refs" / (revision or "main")
+        names = _select_files(repository, [sibling.rfilename for sibling in info.siblings or []])
+        folder = _fetch(repository, info.sha or revision or "main", token, names)
+        reference = _cache_folder(repository) / "refs" / (revision or "main")
         reference.parent.mkdir(parents=True, exist_ok=True)
         reference.write_text(folder.name)
     except errors.GatedRepoError:
@@ -77,31 +86,33 @@ def download(source: str, token: str | None = None) -> pathlib.Path:
     except errors.HfHubHTTPError as error:
         raise InputError(f"{source}: {_status(error)}the Hub refused the request; {_advice(error)}") from None
     except errors.HFValidationError as error:
-        raise InputError(f"{source}: not a folder here and not a Hub id ({_first_line(error)})") from None
+        raise InputError(
+            f"{source}: not a local folder and not a Hub id ({_first_line(error)}); check the name"
+        ) from None
     except (OSError, RuntimeError, BrokenDownload) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise InputError(f"{source}: no space left in the hub cache; set HF_HOME to a larger disk") from None
         raise InputError(
-            f"{source}: the download broke off ({_first_line(error)}); run the same command again, it continues"
+            f"{source}: the download was interrupted ({_first_line(error)}); run the same command again to resume it"
         ) from None
     except Exception as error:
         if not _is_transport(error):
             raise
         if folder := _offline_copy(repository, revision):
-            note(f"note: the Hub cannot be reached; using {folder}")
+            logger.warning("warning: the Hub cannot be reached; using %s", folder)
             return folder
         raise InputError(
-            f"{source}: the Hub cannot be reached ({_first_line(error)}); run the same command again, it continues"
+            f"{source}: the Hub cannot be reached ({_first_line(error)}); run the same command again to resume"
         ) from None
     return folder
 
 
 def _fetch(repository: str, revision: str, token: str | None, names: list[str]) -> pathlib.Path:
-    """All of `names` into one folder: linked from the hub cache where they are, downloaded where they are not."""
+    """Collects the files `names` in one folder: linked from the hub cache if they are there, downloaded otherwise."""
     import huggingface_hub
     from huggingface_hub.utils import build_hf_headers
 
-    folder = _home(repository) / revision
+    folder = _cache_folder(repository) / revision
     folder.mkdir(parents=True, exist_ok=True)
     headers = build_hf_headers(token=token)
     missing = []
@@ -114,35 +125,35 @@ def _fetch(repository: str, revision: str, token: str | None, names: list[str]) 
             url = huggingface_hub.hf_hub_url(repository, name, revision=revision)
             metadata = huggingface_hub.get_hf_file_metadata(url, token=token)
             if metadata.size is None:
-                raise RuntimeError(f"the server does not say how long {name} is")
+                raise RuntimeError(f"the server does not report the size of {name}")
             missing.append((name, url, metadata))
     total = sum(metadata.size for _, _, metadata in missing)
     if total > shutil.disk_usage(folder).free:
         raise OSError(errno.ENOSPC, "no space left")
 
     def get(name: str, url: str, metadata) -> None:
-        place = metadata.location or url
-        # A storage server has its own signature in the address and must not see the token.
-        ours = urllib.parse.urlsplit(place).netloc == urllib.parse.urlsplit(url).netloc
-        sent = headers if ours else {key: headers[key] for key in headers if key.lower() != "authorization"}
-        download_file(place, folder / name, metadata.size, metadata.etag, sent, bar)
+        location = metadata.location or url
+        # A storage server has its own signature in the address and must not receive the token.
+        same_server = urllib.parse.urlsplit(location).netloc == urllib.parse.urlsplit(url).netloc
+        sent = headers if same_server else {key: headers[key] for key in headers if key.lower() != "authorization"}
+        download_file(location, folder / name, metadata.size, metadata.etag, sent, bar)
 
     with (
         progress_bar(total, "download", quiet=not missing) as bar,
-        concurrent.futures.ThreadPoolExecutor(_PARALLEL) as pool,
+        concurrent.futures.ThreadPoolExecutor(_NUM_WORKERS) as pool,
     ):
-        for done in [pool.submit(get, *file) for file in missing]:
-            done.result()
+        for future in [pool.submit(get, *file) for file in missing]:
+            future.result()
     return folder
 
 
 def _offline_copy(repository: str, revision: str) -> pathlib.Path | None:
-    """What an earlier run fetched, for when the Hub cannot be asked."""
+    """Returns the folder of a complete earlier download, or None, for use without a connection to the Hub."""
     from huggingface_hub import constants
 
-    place = _home(repository)
-    reference = place / "refs" / (revision or "main")
-    folder = place / (reference.read_text() if reference.is_file() else revision or "main")
+    cached = _cache_folder(repository)
+    reference = cached / "refs" / (revision or "main")
+    folder = cached / (reference.read_text() if reference.is_file() else revision or "main")
     if folder.is_dir() and not any(folder.glob("*.partial")) and any(folder.glob("*.safetensors")):
         return folder
     cached = pathlib.Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
@@ -151,31 +162,31 @@ def _offline_copy(repository: str, revision: str) -> pathlib.Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
-def _home(repository: str) -> pathlib.Path:
+def _cache_folder(repository: str) -> pathlib.Path:
     from huggingface_hub import constants
 
     return pathlib.Path(constants.HF_HOME) / "vl3" / repository.replace("/", "--")
 
 
 def _is_transport(error: Exception) -> bool:
-    """Whether the connection failed, in whichever HTTP library huggingface_hub uses."""
+    """Returns whether the error is one of the HTTP library that huggingface_hub uses."""
     return type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
 
 
-def _wanted(repository: str, names: list[str]) -> list[str]:
-    """The files at the top of the repository that a conversion reads."""
+def _select_files(repository: str, names: list[str]) -> list[str]:
+    """Selects the top-level files of the repository that a conversion reads."""
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith((".safetensors", ".safetensors.index.json"))]
     if not any(name.endswith(".safetensors") for name in weights):
         raise InputError(
-            f"{repository}: the repository has no safetensors, and pickles are not fetched from the Hub; "
+            f"{repository}: the repository has no safetensors, and pickles are not downloaded from the Hub; "
             "download it yourself and convert the folder"
         )
     sharded = [name for name in weights if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
     if sharded and "model.safetensors.index.json" in weights:
         weights = [*sharded, "model.safetensors.index.json"]
     adapter = [name for name in top if name in _ADAPTER_FILES]
-    return [*[name for name in top if name in CARRIED_FILES], *adapter, *weights]
+    return [*[name for name in top if name in SIDECAR_FILES], *adapter, *weights]
 
 
 def _code(error) -> int | None:
@@ -189,7 +200,7 @@ def _status(error) -> str:
 
 def _not_found(error) -> str:
     if _code(error) == 401:
-        return "private, or it does not exist; check the name, or `hf auth login` with an account that may read it"
+        return "private or nonexistent; check the name, or `hf auth login` with an account that may read it"
     return "no such model on the Hub; check the name (owner/name or owner/name@revision)"
 
 
@@ -199,7 +210,7 @@ def _advice(error) -> str:
         return "check the token (`hf auth login`)"
     if code == 404:
         return "check the name and revision"
-    return "run the same command again, it continues"
+    return "run the same command again to resume"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Reading a checkpoint of any kind onto the devices that will use it."""
+"""Loads a checkpoint of any kind onto devices."""
 
 import concurrent.futures
 import dataclasses
@@ -23,20 +23,20 @@ from vl3_jax.model.config import ModelConfig
 if TYPE_CHECKING:
     import jax
 
-_ALIGNMENT = 64  # of a NumPy buffer that the CPU backend takes over instead of copying
+_ALIGNMENT = 64  # bytes; the CPU backend uses a NumPy buffer of this alignment without copying it
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model in memory.
+    """A loaded model.
 
     Attributes:
-      params: nested dict of `jax.Array`, as `vl3_jax.model` takes it.
-      config: its sizes.
-      files: folder with config.json, tokenizer and processor files, as far as the checkpoint has them.
+      params: Nested dict of `jax.Array`, the parameters of `vl3_jax.model`.
+      config: Configuration of the model.
+      files: Folder with config.json, tokenizer and processor files, as far as the checkpoint has them.
       kind: "orbax", "official", "official-train", "native", "qwen2", "siglip", "siglip-bare" or "navit".
-      files_kind: the layout that `files/config.json` is in.
-      source: keeps temporary copies of `files` alive.
+      files_kind: Layout of `files/config.json`.
+      source: The opened source, which owns temporary copies of `files`.
     """
 
     params: dict[str, Any]
@@ -50,10 +50,16 @@ class Checkpoint:
 def open_source(
     source: str | os.PathLike, parts=PARTS, base: str | None = None, token: str | None = None
 ) -> CheckpointSource:
-    """Opens an Orbax folder, training workdir or Hugging Face folder (disk or gs://), Hub id or "nano"; reads nothing.
+    """Opens a checkpoint of any kind without reading its arrays.
+
+    Args:
+      source: Orbax folder, training workdir or Hugging Face folder (on a disk or under gs://), Hub id, or "nano".
+      parts: Parts of a Hugging Face model to open; see `names.PARTS`.
+      base: Base model of an adapter or of a projector-only run, in place of the one that its files name.
+      token: Hub token.
 
     Raises:
-      InputError: nothing there, or something that does not fit; one line.
+      InputError: There is no checkpoint, or its tensors do not fit its configuration.
     """
     source = bundled.resolve_bundled(source)
     if (tree := find_tree(source)) is not None:
@@ -72,22 +78,24 @@ def load(
     quiet: bool = True,
     convert: Callable[[str, "jax.Array"], Any] | None = None,
 ) -> Checkpoint:
-    """Restores a checkpoint to any mesh and dtype.
+    """Loads a checkpoint onto any mesh and in any dtype.
 
-    Each shard is read, cast and transposed into the one buffer that then goes to its device: besides the model,
-    the host holds a leaf or two at a time, and on the CPU the buffer itself becomes the array.
+    Each shard is read, cast and transposed into a single buffer, which is then transferred to its device. Besides the
+    model, the host holds one or two leaves at a time; on the CPU backend the buffer itself becomes the array.
 
     Args:
-      source: "nano", Orbax folder, training workdir, Hugging Face folder (any layout, read in place), gs://, Hub id.
-      dtype: "bfloat16", "float16", "float32" (or the dtype); as stored by default.
-      mesh: places the parameters by the rules of `vl3_jax.parallel.rules`.
-      shardings: nested dict of shardings like the parameters, or one for all of them; wins over `mesh`.
-      base, token: see `vl3_jax.checkpoint.open_hf`.
-      quiet: no progress bar.
-      convert: given each leaf's path and array as it arrives; what it returns takes the leaf's place.
+      source: Orbax folder, training workdir or Hugging Face folder (on a disk or under gs://), Hub id, or "nano".
+      dtype: "bfloat16", "float16", "float32" or the dtype itself; by default as stored.
+      mesh: Mesh to shard the parameters over, by the rules of `vl3_jax.parallel.rules`.
+      shardings: Nested dict of shardings with the structure of the parameters, or one sharding for all of them.
+        Takes precedence over `mesh`.
+      base: Base model of an adapter or of a projector-only run, in place of the one that its files name.
+      token: Hub token.
+      quiet: Whether to hide the progress bar.
+      convert: Called with the path and array of each leaf once it is loaded; its result replaces the leaf.
 
     Raises:
-      InputError: what `open_source` raises, or a damaged array; one line.
+      InputError: There is no checkpoint, its tensors do not fit its configuration, or an array is damaged.
     """
     opened = open_source(source, base=base, token=token)
     return load_source(opened, dtype=dtype, mesh=mesh, shardings=shardings, quiet=quiet, convert=convert)
@@ -102,15 +110,15 @@ def load_source(
     quiet: bool = True,
     convert: Callable[[str, "jax.Array"], Any] | None = None,
 ) -> Checkpoint:
-    """`load` for a source that is open already."""
+    """Loads an opened source; the arguments are those of `load`."""
     target = None if dtype is None else float_dtype(getattr(dtype, "name", None) or _dtype_name(dtype))
     dtypes = {path: target or opened.dtypes[path] for path in opened.leaves}
-    placements = _placements(opened, mesh, shardings)
+    leaf_shardings = _leaf_shardings(opened, mesh, shardings)
     total = sum(spec.size * dtypes[path].itemsize for path, spec in opened.leaves.items())
     arrays = {}
     with progress_bar(total, "load", quiet=quiet) as bar, concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         for path, spec in opened.leaves.items():
-            array = _place(opened, path, spec.shape, dtypes[path], placements[path], pool)
+            array = _load_leaf(opened, path, spec.shape, dtypes[path], leaf_shardings[path], pool)
             arrays[path] = array if convert is None else convert(path, array)
             bar.update(spec.size * dtypes[path].itemsize)
     return Checkpoint(nested(arrays), opened.config, opened.files, opened.kind, opened.files_kind, opened)
@@ -120,7 +128,7 @@ def _dtype_name(dtype: Any) -> str:
     return dtype if isinstance(dtype, str) else np.dtype(dtype).name
 
 
-def _placements(source: CheckpointSource, mesh, shardings) -> dict[str, "jax.sharding.Sharding"]:
+def _leaf_shardings(source: CheckpointSource, mesh, shardings) -> dict[str, "jax.sharding.Sharding"]:
     import jax
 
     if shardings is None and mesh is not None:
@@ -132,19 +140,19 @@ def _placements(source: CheckpointSource, mesh, shardings) -> dict[str, "jax.sha
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if not isinstance(shardings, Mapping):
         return dict.fromkeys(source.leaves, shardings)
-    placements = {}
+    leaf_shardings = {}
     for path in source.leaves:
         branch = shardings
         for key in tree_key(path):
             branch = branch.get(key) if isinstance(branch, Mapping) else None
         if branch is None:
             raise InputError(f"shardings: no entry for {path}; give one for each parameter")
-        placements[path] = branch
-    return placements
+        leaf_shardings[path] = branch
+    return leaf_shardings
 
 
-def _place(source: CheckpointSource, path: str, shape, dtype: np.dtype, sharding, pool) -> "jax.Array":
-    """One leaf, read once for each distinct shard that this process holds."""
+def _load_leaf(source: CheckpointSource, path: str, shape, dtype: np.dtype, sharding, pool) -> "jax.Array":
+    """Loads one leaf, reading each distinct shard that this process holds once."""
     import jax
 
     groups: dict[tuple, list] = {}
@@ -155,7 +163,7 @@ def _place(source: CheckpointSource, path: str, shape, dtype: np.dtype, sharding
     for bounds, devices in groups.items():
         buffer = _aligned([stop - start for start, stop in bounds], dtype)
         _read(source, path, bounds, buffer, pool)
-        # Copies queue up behind the reads; waiting keeps at most one leaf on the host beside the device.
+        # Transfers are asynchronous; waiting keeps at most one leaf in host memory.
         shards += [jax.device_put(buffer, device) for device in devices]
         if devices[0].platform != "cpu":
             jax.block_until_ready(shards)
@@ -170,17 +178,17 @@ def _aligned(shape, dtype: np.dtype) -> np.ndarray:
 
 
 def _read(source: CheckpointSource, path: str, bounds, buffer: np.ndarray, pool) -> None:
-    """Fills `buffer` with the part `bounds` (start, stop of each axis) of a leaf."""
+    """Fills `buffer` with the region `bounds` ((start, stop) of each axis) of a leaf."""
     stacked = source.leaves[path].stacked
-    rest = tuple(slice(start, stop) for start, stop in (bounds[1:] if stacked else bounds))
+    region = tuple(slice(start, stop) for start, stop in (bounds[1:] if stacked else bounds))
 
     def read(layer: int | None) -> None:
-        source.read(path, layer, rest, buffer if layer is None else buffer[layer - bounds[0][0]])
+        source.read(path, layer, region, buffer if layer is None else buffer[layer - bounds[0][0]])
 
     layers = range(*bounds[0]) if stacked else [None]
     try:
-        for done in [pool.submit(read, layer) for layer in layers]:
-            done.result()
+        for future in [pool.submit(read, layer) for layer in layers]:
+            future.result()
     except (ValueError, RuntimeError, OSError) as error:
         line = str(error).splitlines()[0]
         raise InputError(f"{source.location}: {path} cannot be read ({line}); convert or download it again") from None

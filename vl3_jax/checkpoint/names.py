@@ -1,12 +1,12 @@
-"""The name map between Hugging Face tensors and the parameter tree: one table, used in both directions.
+"""Name map between Hugging Face tensors and the parameter tree: one table, used in both directions.
 
-A row says where a tensor lives on both sides and how its axes move, in the notation of einops:
-`(H K) D -> D H K` reads a (heads*head_dim, width) matrix and stores (width, heads, head_dim). `{}` in a
-tensor's name is its layer; the leaves of such rows stack their layers on a new first axis.
+Each row of the table maps a tensor to a leaf and states how its axes are rearranged, in the notation of einops:
+`(H K) D -> D H K` turns a tensor of shape (heads*head_dim, width) into a leaf of shape (width, heads, head_dim). `{}`
+in a tensor name is the layer; leaves of such rows stack their layers on a new first axis.
 
-Axes. Tower: D width, F inner width, H heads, K head size, C channels, P and Q patch rows and columns.
-Projector: W tower width, D decoder width, E = D. Decoder: D width, F inner width, N query heads, G key/value
-heads, K head size, V vocabulary rows.
+Axes of the tower: D width, F MLP width, H heads, K head size, C channels, P and Q patch rows and columns.
+Axes of the projector: W tower width, D decoder width, E = D. Axes of the decoder: D width, F MLP width, N query heads,
+G key/value heads, K head size, V vocabulary rows.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import numpy as np
 
 from vl3_jax.model.config import ModelConfig
 
-# part, leaf, tensor name after the prefix of the part, axes in the tensor -> axes in the leaf
+# Part, leaf, tensor name after the prefix of the part, axes of the tensor -> axes of the leaf.
 TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("vision", "vision/patch_embed/kernel", "embeddings.patch_embedding.weight", "D C P Q -> (C P Q) D"),
     ("vision", "vision/patch_embed/bias", "embeddings.patch_embedding.bias", "D -> D"),
@@ -63,7 +63,7 @@ TABLE: tuple[tuple[str, str, str, str], ...] = (
 
 PARTS = ("vision", "projector", "llm", "head")
 
-# Prefix of each part in each layout; a part that is absent is not stored there.
+# Prefix of each part's tensor names in each layout; a layout does not store the parts that are absent.
 LAYOUTS: dict[str, dict[str, str]] = {
     "official": {
         "vision": "model.vision_encoder.",
@@ -88,7 +88,7 @@ LAYOUTS: dict[str, dict[str, str]] = {
     "navit": {"vision": ""},
 }
 
-# Tensors that a layout may hold and the model has no place for.
+# Tensors that a layout may contain and the model does not use.
 _SIGLIP_EXTRAS = (
     r"(vision_model\.)?embeddings\.position_embedding\.weight",
     r"(vision_model\.)?embeddings\.position_ids",
@@ -103,10 +103,17 @@ LAYOUTS["siglip-bare"] = {"vision": ""}
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """One Hugging Face tensor and the slice of the leaf that it is.
+    """One Hugging Face tensor and the slice of a leaf that it corresponds to.
 
-    `shape` is the tensor's, `slice_shape` the leaf's without its layer axis; `layer` is None where the
-    leaf is not stacked.
+    Attributes:
+      name: Name of the tensor.
+      shape: Shape of the tensor.
+      leaf: Path of the leaf.
+      layer: Layer of the leaf, or None if the leaf is not stacked.
+      slice_shape: Shape of the leaf without its layer axis.
+      part: Part of the model, one of `PARTS`.
+      axes: Axes of the tensor and of the slice, such as "(H K) D -> D H K".
+      sizes: Pairs of axis and size.
     """
 
     name: str
@@ -123,22 +130,22 @@ class TensorSpec:
         return math.prod(self.shape)
 
     def to_leaf(self, tensor: np.ndarray) -> np.ndarray:
-        """The tensor as its leaf stores it: a view, never a copy."""
+        """Returns a view of the tensor with the axes of its leaf; never copies."""
         left, right = self.axes.split(" -> ")
         return _rearrange(tensor, left, right, dict(self.sizes))
 
     def to_tensor(self, leaf_slice: np.ndarray) -> np.ndarray:
-        """The inverse of `to_leaf`, a view too."""
+        """Inverts `to_leaf`, also as a view."""
         left, right = self.axes.split(" -> ")
         return _rearrange(leaf_slice, right, left, dict(self.sizes))
 
     def row_axis(self) -> int | None:
-        """Axis of the leaf's slice that is the tensor's first axis, or None where that axis is split or merged."""
+        """Returns the axis of the slice that is the tensor's first axis, or None if that axis is split or merged."""
         left, right = (_groups(side) for side in self.axes.split(" -> "))
         return right.index(left[0]) if len(left[0]) == 1 and left[0] in right else None
 
     def rows(self, start: int, stop: int) -> "TensorSpec":
-        """The spec of the rows `start:stop` alone (see `row_axis`)."""
+        """Returns the spec of the tensor's rows `start:stop`; the tensor must have a `row_axis`."""
         left, right = self.axes.split(" -> ")
         sizes = dict(self.sizes) | {_groups(left)[0]: stop - start}
         shapes = {"shape": _shape(left, sizes), "slice_shape": _shape(right, sizes)}
@@ -147,7 +154,13 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class LeafSpec:
-    """One leaf of the parameter tree: its full shape and the tensors that fill it, in layer order."""
+    """One leaf of the parameter tree.
+
+    Attributes:
+      path: Path of the leaf, such as "llm/norm/scale".
+      shape: Full shape, with the layer axis if the leaf is stacked.
+      tensors: Tensors that fill the leaf, in layer order.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -168,21 +181,33 @@ class LeafSpec:
 
 @dataclasses.dataclass(frozen=True)
 class NameMap:
-    """All tensors of a layout by name and all leaves by path, for one configuration."""
+    """Tensors and leaves of one layout for one model configuration.
+
+    Attributes:
+      layout: Key of `LAYOUTS`.
+      tensors: Specs of the tensors by name.
+      leaves: Specs of the leaves by path.
+    """
 
     layout: str
     tensors: dict[str, TensorSpec]
     leaves: dict[str, LeafSpec]
 
-    def by_place(self) -> dict[tuple[str, int | None], TensorSpec]:
+    def by_leaf(self) -> dict[tuple[str, int | None], TensorSpec]:
+        """Returns the tensor specs by (leaf, layer)."""
         return {(spec.leaf, spec.layer): spec for spec in self.tensors.values()}
 
 
 @functools.lru_cache(maxsize=32)
 def name_map(layout: str, config: ModelConfig, parts: tuple[str, ...] = PARTS) -> NameMap:
-    """The map of `layout` (a key of `LAYOUTS`) for the shapes of `config`, limited to `parts`.
+    """Builds the name map of a layout.
 
-    With tied embeddings there is no head, so none is expected and none is written.
+    With tied embeddings the map has no head, so none is expected and none is written.
+
+    Args:
+      layout: Key of `LAYOUTS`.
+      config: Model configuration, which determines the shapes.
+      parts: Parts of the model to include.
     """
     prefixes = LAYOUTS[layout]
     tensors, leaves = {}, {}
@@ -213,7 +238,7 @@ def name_map(layout: str, config: ModelConfig, parts: tuple[str, ...] = PARTS) -
 
 
 def is_droppable(name: str, layout: str, config: ModelConfig) -> bool:
-    """Whether a file of `layout` may hold `name` although the model has no place for it."""
+    """Returns whether a checkpoint of `layout` may contain the tensor `name` although the model does not use it."""
     if name == "lm_head.weight" and config.text.tie_word_embeddings and "head" in LAYOUTS[layout]:
         return True
     return any(re.fullmatch(pattern, name) for pattern in DROPPABLE.get(layout, ()))
@@ -245,7 +270,7 @@ def _axis_sizes(part: str, config: ModelConfig) -> dict[str, int]:
 
 @functools.lru_cache(maxsize=128)
 def _groups(side: str) -> tuple[str, ...]:
-    """`"D (H K)"` -> `("D", "HK")`."""
+    """Splits `"D (H K)"` into `("D", "HK")`."""
     return tuple(group.strip("()").replace(" ", "") for group in re.findall(r"\([^)]*\)|\w", side))
 
 
@@ -254,7 +279,7 @@ def _shape(side: str, sizes: dict[str, int]) -> tuple[int, ...]:
 
 
 def _rearrange(array: np.ndarray, left: str, right: str, sizes: dict[str, int]) -> np.ndarray:
-    """`array` with the axes `left` as a view with the axes `right`."""
+    """Returns a view of `array`, whose axes are `left`, with the axes `right`."""
     source, target = "".join(_groups(left)), "".join(_groups(right))
     array = array.reshape([sizes[axis] for axis in source])
     return array.transpose([source.index(axis) for axis in target]).reshape(_shape(right, sizes))

@@ -1,7 +1,7 @@
-"""Parameter trees in Orbax folders: what `vl3 convert` writes and what a training run saves.
+"""Reads parameter trees from Orbax folders, as `vl3 convert` writes them and training runs save them.
 
-Arrays are opened with tensorstore, so that a slice, a shard or another dtype is read straight from the file or object;
-the layout itself is Orbax's own (`_METADATA`, zarr or zarr3, with or without OCDBT).
+Arrays are opened with TensorStore, so that a slice or a shard is read directly from the file or object and cast on the
+way. The layout is that of Orbax (`_METADATA`, zarr or zarr3, with or without OCDBT).
 """
 
 import json
@@ -25,12 +25,12 @@ from vl3_jax.model.config import ModelConfig
 
 METADATA = "_METADATA"
 COMMITTED = "commit_success.txt"
-MODEL_INFO = "vl3.json"  # sizes of the model and what its files are, beside `_METADATA` or in a folder above it
-ASSETS = "assets"  # config.json, tokenizer and processor files, beside vl3.json
-_STEPS = "checkpoints"  # of a workdir: the folder with its steps
-_ITEMS = ("params", "state", "default", "pytree")  # names under which a checkpoint manager keeps the tree
-_GCS_CACHE = {"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}}  # for the inner nodes of OCDBT's trees
-_GCS_COALESCING = {  # neighbours in one data file of OCDBT come in one request
+MODEL_INFO = "vl3.json"  # model configuration and layout of the assets, beside `_METADATA` or in a folder above it
+ASSETS = "assets"  # folder with config.json, tokenizer and processor files, beside vl3.json
+_STEPS = "checkpoints"  # folder of a workdir that contains its steps
+_ITEMS = ("params", "state", "default", "pytree")  # item names under which a checkpoint manager stores the tree
+_GCS_CACHE = {"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}}  # for the inner nodes of OCDBT's B-trees
+_GCS_COALESCING = {  # adjacent ranges of one OCDBT data file are read in one request
     "experimental_read_coalescing_threshold_bytes": 2**20,
     "experimental_read_coalescing_merged_bytes": 64 * 2**20,
     "experimental_read_coalescing_interval": "1ms",
@@ -38,55 +38,58 @@ _GCS_COALESCING = {  # neighbours in one data file of OCDBT come in one request
 
 
 def find_tree(location: str | os.PathLike) -> epath.Path | None:
-    """The folder with `_METADATA`: itself, an item of a step, or the newest step of a training workdir.
+    """Finds the folder with `_METADATA`: `location`, an item of a step, or the newest step of a training workdir.
 
     Args:
-      location: a local folder or one under gs://; None for other URLs and for Hub ids.
+      location: Local folder or one under gs://.
+
+    Returns:
+      None if there is no such folder, and for other URLs and Hub ids.
 
     Raises:
-      InputError: gs:// that may not be listed, or without its clients; one line.
+      InputError: A gs:// folder cannot be listed, or the clients for gs:// are not installed.
     """
     if is_url(location) and not os.fspath(location).startswith("gs://"):
         return None
     folder = resolve(location)
     names = list_dir(folder)
-    if (found := _tree_in(folder, names)) is not None:
-        return found
-    below = list_dir(folder / _STEPS) if _STEPS in names else {}
-    for parent, inside in ((folder / _STEPS, below), (folder, names)):
-        for step in sorted((name for name in inside if re.fullmatch(r"\d+", name)), key=int, reverse=True):
+    if (tree := _tree_in(folder, names)) is not None:
+        return tree
+    steps = list_dir(folder / _STEPS) if _STEPS in names else {}
+    for parent, children in ((folder / _STEPS, steps), (folder, names)):
+        for step in sorted((name for name in children if re.fullmatch(r"\d+", name)), key=int, reverse=True):
             files = list_dir(parent / step)
-            # On a disk a step gets its name when it is whole; under gs:// it gets this file then.
-            whole = COMMITTED in files or not is_url(folder)
-            if whole and (found := _tree_in(parent / step, files)) is not None:
-                return found
+            # A local step is renamed to its number once complete; under gs:// this file marks it as complete.
+            complete = COMMITTED in files or not is_url(folder)
+            if complete and (tree := _tree_in(parent / step, files)) is not None:
+                return tree
     return None
 
 
 def _tree_in(folder: epath.Path, names: Collection[str]) -> epath.Path | None:
-    """`folder` or its item with `_METADATA`."""
+    """Returns `folder` or the item in it that contains `_METADATA`."""
     if METADATA in names:
         return folder
     return next((folder / item for item in _ITEMS if item in names and METADATA in list_dir(folder / item)), None)
 
 
 class OrbaxSource(CheckpointSource):
-    """The parameters in an Orbax folder; optimizer and other state beside them is not touched."""
+    """Parameters in an Orbax folder; the optimizer state and other items are not read."""
 
     def __init__(self, location: str | os.PathLike, tree: epath.Path | None = None):
-        """Opens the folder and checks names, shapes and dtypes against the model's sizes.
+        """Opens the folder and checks names, shapes and dtypes against the model configuration.
 
         Args:
-          location: of an Orbax folder or a training workdir, local or under gs://.
-          tree: what `find_tree` found there, where that is known already.
+          location: Orbax folder or training workdir, local or under gs://.
+          tree: Result of `find_tree` for `location`, if already known.
 
         Raises:
-          InputError: not a checkpoint of this package, or one whose arrays do not fit; one line.
+          InputError: The folder is not a checkpoint of this package, or its arrays do not fit its configuration.
         """
         self.kind, self.location = "orbax", os.fspath(location)
         tree = tree or find_tree(location)
         if tree is None:
-            raise InputError(f"{location}: no Orbax checkpoint in it (no {METADATA}); check the path")
+            raise InputError(f"{location}: contains no Orbax checkpoint (no {METADATA}); check the path")
         self.tree = tree
         self.info_path = self._find_info()
         info = read_json(self.info_path)
@@ -100,14 +103,16 @@ class OrbaxSource(CheckpointSource):
         self.dtypes = {path: store.dtype.numpy_dtype for path, store in self._stores.items()}
 
     def _find_info(self) -> epath.Path:
-        top = 3 if is_url(self.tree) else 1  # parts of the path of a bucket, of a disk
+        min_parts = 3 if is_url(self.tree) else 1  # number of path components of a bucket or of a disk's root
         for folder in (self.tree, *list(self.tree.parents)[:3]):
-            if len(folder.parts) >= top and exists(folder / MODEL_INFO):
+            if len(folder.parts) >= min_parts and exists(folder / MODEL_INFO):
                 return folder / MODEL_INFO
-        raise InputError(f"{self.location}: an Orbax folder without {MODEL_INFO}, so the sizes are unknown; convert it")
+        raise InputError(
+            f"{self.location}: an Orbax folder without {MODEL_INFO}, so the model configuration is unknown; convert it"
+        )
 
     def _local_files(self, assets: epath.Path) -> pathlib.Path:
-        """The folder itself, or a copy of it for as long as this source is there."""
+        """Returns `assets`, or for a URL a temporary copy that lives as long as this source."""
         if not is_url(assets) or not exists(assets):
             return pathlib.Path(assets)
         self._copy = HfFolder(assets)
@@ -139,32 +144,35 @@ class OrbaxSource(CheckpointSource):
             f"{path} {store.dtype.name}" for path, store in stores.items() if store.dtype.numpy_dtype not in floats
         ]
         problems = [
-            f"{label}: {', '.join(found)}"
-            for label, found in (
+            f"{label}: {', '.join(paths)}"
+            for label, paths in (
                 ("missing", missing),
                 ("unexpected", unexpected),
                 ("wrong shape", shapes),
                 ("wrong dtype", dtypes),
             )
-            if found
+            if paths
         ]
         if problems:
-            raise InputError(f"{self.location}: the arrays do not fit {self.info_path.name}: {'; '.join(problems)}")
+            raise InputError(
+                f"{self.location}: the arrays do not fit {self.info_path.name}: {'; '.join(problems)}; "
+                "check that both belong to the same model"
+            )
         return stores
 
     def _param_keys(self, metadata: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-        """Leaf path -> its key in the stored tree. The parameters are at the root or below a key `params`."""
+        """Returns the stored key of each leaf path. Parameters are at the root or below a key `params`."""
         try:
             entries = metadata["tree_metadata"].values()
-            every = [tuple(str(part["key"]) for part in entry["key_metadata"]) for entry in entries]
+            keys = [tuple(str(part["key"]) for part in entry["key_metadata"]) for entry in entries]
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{self.tree / METADATA}: not in the form that Orbax writes; restore it") from None
-        roots = {key[: key.index("params") + 1] for key in every if "params" in key}
+        roots = {key[: key.index("params") + 1] for key in keys if "params" in key}
         roots = sorted(
-            {root for root in roots if any(key[len(root) : len(root) + 1] == ("llm",) for key in every)} or [()]
+            {root for root in roots if any(key[len(root) : len(root) + 1] == ("llm",) for key in keys)} or [()]
         )
         root = min(roots, key=len)
-        return {"/".join(key[len(root) :]): key for key in every if key[: len(root)] == root}
+        return {"/".join(key[len(root) :]): key for key in keys if key[: len(root)] == root}
 
     def _spec(self, key: tuple[str, ...], metadata: dict[str, Any], ocdbt: bool) -> dict[str, Any]:
         name = ".".join(key)
@@ -176,35 +184,39 @@ class OrbaxSource(CheckpointSource):
         return {
             "driver": "zarr3" if metadata.get("use_zarr3") else "zarr",
             "kvstore": store,
-            # A chunk that is not there is a damaged checkpoint, not zeros.
+            # A missing chunk means that the checkpoint is damaged; it must not be read as zeros.
             "fill_missing_data_reads": not metadata.get("store_array_data_equal_to_fill_value", False),
             "recheck_cached_data": False,
             "recheck_cached_metadata": False,
         }
 
     def slice(self, leaf: str, layer: int | None) -> ts.TensorStore:
-        """See `Source.slice`."""
         store = self._stores[leaf]
         return store if layer is None else store[layer]
 
-    def fingerprints(self) -> list:
-        """See `Source.stamps`."""
+    def file_fingerprints(self) -> list:
         return file_fingerprints([os.fspath(self.tree / METADATA), os.fspath(self.info_path)])
 
 
 def model_info(config: ModelConfig, parts: Sequence[str], files_kind: str) -> str:
-    """The text of `vl3.json`."""
+    """Returns the content of `vl3.json`.
+
+    Args:
+      config: Model configuration.
+      parts: Parts of the model that are stored; see `names.PARTS`.
+      files_kind: Layout of the config.json in the assets.
+    """
     content = {"format": 1, "config": to_dict(config), "parts": list(parts), "files_kind": files_kind}
     return json.dumps(content, indent=1) + "\n"
 
 
 def tree_key(path: str) -> tuple[str, ...]:
-    """`"llm/norm/scale"` -> `("llm", "norm", "scale")`."""
+    """Splits `"llm/norm/scale"` into `("llm", "norm", "scale")`."""
     return tuple(path.split("/"))
 
 
 def nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Leaves by path as the nested dict that the model takes."""
+    """Converts a dict of leaves by path to the nested dict of parameters."""
     root: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, last = tree_key(path)

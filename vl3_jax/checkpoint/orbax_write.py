@@ -1,12 +1,14 @@
-"""Writing a checkpoint as an ordinary Orbax PyTree folder, slice by slice.
+"""Writes a checkpoint as an ordinary Orbax PyTree folder, slice by slice.
 
-One zarr array for each leaf, one chunk (or a few) for each layer, uncompressed: random bfloat16 does not compress,
-a chunk is then read at the speed of the disk, and a layer, a shard or a resumed piece touches whole files only.
+Each leaf is one uncompressed zarr array with one or a few chunks for each layer. bfloat16 weights do not compress, an
+uncompressed chunk is read at the speed of the disk, and reading a layer or a shard or resuming a piece touches whole
+files only.
 """
 
 import concurrent.futures
 import functools
 import json
+import logging
 import math
 import os
 import pathlib
@@ -17,19 +19,21 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import tensorstore as ts
 
-from vl3_jax.checkpoint.jobs import BucketJob, Job, open_job, writing
+from vl3_jax.checkpoint.jobs import BucketJob, Job, open_job, translate_write_errors
 from vl3_jax.checkpoint.names import LeafSpec
 from vl3_jax.checkpoint.orbax_tree import ASSETS, COMMITTED, METADATA, MODEL_INFO, model_info, tree_key
 from vl3_jax.checkpoint.paths import is_url, kvstore, list_dir, resolve
-from vl3_jax.checkpoint.progress import note, progress_bar
+from vl3_jax.checkpoint.progress import progress_bar
 from vl3_jax.checkpoint.sidecar_files import copy_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.transpose import scratch
 from vl3_jax.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 _CHUNK_BYTES = 8 * 2**20
-_PIECE_BYTES = 16 * 2**20  # what one worker holds in memory at a time
-# lm_head (D, V) is split over the vocabulary, so that its Hugging Face rows are read in pieces too.
+_PIECE_BYTES = 16 * 2**20  # buffer size of one worker
+# lm_head (D, V) is split over the vocabulary, so that blocks of its Hugging Face rows can be read too.
 _CHUNK_AXIS = {"llm/lm_head/kernel": 1}
 _ZARR_DTYPES = {"bfloat16": "bfloat16", "float16": "<f2", "float32": "<f4"}
 WORKERS = max(2, min(4, os.cpu_count() or 2))
@@ -41,52 +45,52 @@ def write_orbax(
     dtype: np.dtype | None = None,
     quiet: bool = False,
 ) -> None:
-    """Writes `source` as an Orbax folder at `target`, resuming an interrupted run of the same job.
+    """Writes `source` as an Orbax folder, resuming an interrupted run of the same job.
 
     Args:
-      source: any checkpoint.
-      target: a folder that does not exist yet, local or under gs://.
-      dtype: type to store; each leaf keeps its own by default.
-      quiet: no progress bar.
+      source: Checkpoint of any kind.
+      target: Folder that does not exist yet, local or under gs://.
+      dtype: Type to store. By default each leaf keeps its own.
+      quiet: Whether to hide the progress bar.
 
     Raises:
-      InputError: `target` is taken or forbidden, or its disk is too small.
+      InputError: `target` exists or is not writable, or its disk is too small.
     """
     dtypes = {path: np.dtype(dtype or source.dtypes[path]) for path in source.leaves}
     with open_job(target, source.fingerprint(to="orbax", dtype=str(dtype), layout=1)) as job:
         if job.finished:
-            note(f"{job.target} is complete already")
+            logger.info("%s is complete already", job.target)
             return
-        report_casts(source, dtypes)
+        log_casts(source, dtypes)
         pieces = [(path, tensor.layer) for path, spec in source.leaves.items() for tensor in spec.tensors]
-        found = functools.cache(lambda path: list_dir(job.folder / _array_name(path)))
-        left = [
+        chunk_files = functools.cache(lambda path: list_dir(job.folder / _array_name(path)))
+        remaining = [
             (path, layer)
             for path, layer in pieces
             if not job.is_done((path, layer))
-            or not _chunks_there(found(path), source.leaves[path], layer, dtypes[path])
+            or not _chunks_complete(chunk_files(path), source.leaves[path], layer, dtypes[path])
         ]
         sizes = {(p, layer): _slice_size(source.leaves[p], layer) * dtypes[p].itemsize for p, layer in pieces}
-        job.check_space(sum(sizes[piece] for piece in left))
+        job.check_space(sum(sizes[piece] for piece in remaining))
         total = sum(sizes.values())
         with (
-            writing(job.target),
-            progress_bar(total, "convert", total - sum(sizes[p] for p in left), quiet) as bar,
+            translate_write_errors(job.target),
+            progress_bar(total, "convert", total - sum(sizes[piece] for piece in remaining), quiet) as bar,
         ):
-            _write_pieces(source, job, left, dtypes, sizes, bar)
+            _write_pieces(source, job, remaining, dtypes, sizes, bar)
             _finish(source, job, dtypes)
         job.commit()
 
 
-def report_casts(source: CheckpointSource, dtypes: dict[str, np.dtype]) -> None:
-    """One line for each pair of dtypes that the job casts between."""
+def log_casts(source: CheckpointSource, dtypes: dict[str, np.dtype]) -> None:
+    """Logs one line for each pair of dtypes that the job casts between."""
     casts: dict[tuple[str, str], int] = {}
     for path, target in dtypes.items():
         if source.dtypes[path] != target:
             pair = (source.dtypes[path].name, target.name)
             casts[pair] = casts.get(pair, 0) + 1
     for (before, after), count in casts.items():
-        note(f"note: {count} of {len(dtypes)} leaves are cast from {before} to {after}")
+        logger.info("%d of %d leaves are cast from %s to %s", count, len(dtypes), before, after)
 
 
 def _write_pieces(source: CheckpointSource, job: Job | BucketJob, pieces, dtypes, sizes, bar) -> None:
@@ -123,7 +127,7 @@ def _write_pieces(source: CheckpointSource, job: Job | BucketJob, pieces, dtypes
 def _write_slice(
     source: CheckpointSource, path: str, layer: int | None, store: ts.TensorStore, dtype: np.dtype
 ) -> None:
-    """One layer, or one unstacked leaf, a few whole chunks at a time."""
+    """Writes one layer of a stacked leaf, or one unstacked leaf, a few whole chunks at a time."""
     axis = _CHUNK_AXIS.get(path, 0)
     chunk = store.chunk_layout.write_chunk.shape[axis]
     rows = store.shape[axis]
@@ -138,10 +142,10 @@ def _write_slice(
 
 
 def warn_nan(location: str, names: Collection[str]) -> None:
-    """One line about the tensors that hold NaN, if any do."""
+    """Logs a warning with the names of the tensors that contain NaN, if there are any."""
     if names:
-        shown = ", ".join(sorted(names)[:8]) + (" ..." if len(names) > 8 else "")
-        note(f"warning: {location}: NaN in {len(names)} of its tensors: {shown}")
+        listed = ", ".join(sorted(names)[:8]) + (" ..." if len(names) > 8 else "")
+        logger.warning("warning: %s: NaN in %d of its tensors: %s", location, len(names), listed)
 
 
 def _array_spec(folder: pathlib.PurePath, spec: LeafSpec, dtype: np.dtype) -> dict:
@@ -157,7 +161,7 @@ def _array_spec(folder: pathlib.PurePath, spec: LeafSpec, dtype: np.dtype) -> di
             "order": "C",
             "dimension_separator": ".",
         },
-        # Zeros are written like any other value: a chunk that is not there always means damage.
+        # Zeros are written like any other value, so that a missing chunk always means damage.
         "store_data_equal_to_fill_value": True,
     }
 
@@ -167,7 +171,7 @@ def _array_name(path: str) -> str:
 
 
 def chunk_shape(spec: LeafSpec, dtype: np.dtype) -> tuple[int, ...]:
-    """One layer a chunk, cut along one axis into equal parts of at most 8 MiB where an axis allows it."""
+    """Returns the chunk shape of a leaf: one layer, split along one axis into equal parts of at most 8 MiB."""
     shape = [1, *spec.shape[1:]] if spec.stacked else list(spec.shape)
     axis = _CHUNK_AXIS.get(spec.path, 1 if spec.stacked else 0)
     nbytes = math.prod(shape) * dtype.itemsize
@@ -181,21 +185,21 @@ def _slice_size(spec: LeafSpec, layer: int | None) -> int:
     return spec.size if layer is None else spec.size // spec.shape[0]
 
 
-def _chunks_there(found: Mapping[str, int], spec: LeafSpec, layer: int | None, dtype: np.dtype) -> bool:
-    """Whether all chunks of a piece are in `found`, the sizes of an array's files, with their full size."""
+def _chunks_complete(file_sizes: Mapping[str, int], spec: LeafSpec, layer: int | None, dtype: np.dtype) -> bool:
+    """Returns whether all chunks of a piece have their full size in `file_sizes`, the sizes of an array's files."""
     chunk = chunk_shape(spec, dtype)
     grid = [size // step for size, step in zip(spec.shape, chunk, strict=True)]
     nbytes = math.prod(chunk) * dtype.itemsize
     for index in np.ndindex(*grid):
         if layer is not None and index[0] != layer:
             continue
-        if found.get(".".join(map(str, index))) != nbytes:
+        if file_sizes.get(".".join(map(str, index))) != nbytes:
             return False
     return True
 
 
 def _finish(source: CheckpointSource, job: Job | BucketJob, dtypes: dict[str, np.dtype]) -> None:
-    """Everything small; what makes the folder a checkpoint comes last."""
+    """Writes the sidecar files and the metadata; `_METADATA`, which makes the folder a checkpoint, comes last."""
     copy_sidecar_files(source.files, job.folder / ASSETS)
     (job.folder / MODEL_INFO).write_text(model_info(source.config, source.parts, source.files_kind))
     entries = {}
@@ -227,9 +231,16 @@ def _finish(source: CheckpointSource, job: Job | BucketJob, dtypes: dict[str, np
 
 
 def write_model_info(folder: str | os.PathLike, source: CheckpointSource) -> None:
-    """Puts `vl3.json` and the carried files of `source` into `folder`, say a training workdir.
+    """Writes `vl3.json` and the sidecar files of `source` to `folder`, such as a training workdir.
 
-    Orbax checkpoints below it are then read by `vl3_jax.load`, `vl3 convert export` and the rest.
+    Orbax checkpoints below the folder can then be read by `vl3_jax.load` and by every `vl3` command.
+
+    Args:
+      folder: Existing folder, local or under gs://.
+      source: Checkpoint whose configuration and files are written.
+
+    Raises:
+      InputError: The folder does not exist.
     """
     folder = resolve(folder)
     if not is_url(folder) and not folder.is_dir():

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, as a table."""
+"""Lists the content of a checkpoint as a table."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from vl3_jax.checkpoint.sources import CheckpointSource
 _MODULES = {"vision": "vision", "projector": "projector", "llm": "llm", "head": "llm (lm_head)"}
 
 
-def describe(source: CheckpointSource) -> str:
-    """Leaves with shape, dtype, parameters and bytes; then the totals of each module and of all."""
+def checkpoint_overview(source: CheckpointSource) -> str:
+    """Returns a table of all leaves with shape, dtype, parameters and bytes, and one of the totals."""
     rows = [("leaf", "shape", "dtype", "parameters", "size")]
     totals: dict[str, list[int]] = {}
     for path, spec in source.leaves.items():
@@ -22,16 +22,16 @@ def describe(source: CheckpointSource) -> str:
     dtypes = sorted({np.dtype(dtype).name for dtype in source.dtypes.values()})
     summary = [("module", "", "", "parameters", "size")]
     summary += [(name, "", "", f"{size:,}", human_bytes(nbytes)) for name, (size, nbytes) in totals.items()]
-    everything = [sum(column) for column in zip(*totals.values(), strict=True)]
-    summary.append(("total", "", ", ".join(dtypes), f"{everything[0]:,}", human_bytes(everything[1])))
+    parameters, nbytes = (sum(column) for column in zip(*totals.values(), strict=True))
+    summary.append(("total", "", ", ".join(dtypes), f"{parameters:,}", human_bytes(nbytes)))
     tied = "tied" if source.config.text.tie_word_embeddings else "untied"
-    head = f"{source.location}: {source.kind} checkpoint"
+    title = f"{source.location}: {source.kind} checkpoint"
     if "llm" in source.parts:
-        head += f", embeddings {tied}"
-    return "\n".join([head, "", *_table(rows), "", *_table(summary)])
+        title += f", embeddings {tied}"
+    return "\n".join([title, "", *_format_table(rows), "", *_format_table(summary)])
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def _format_table(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Folders on a disk and under gs:// alike: one type of path (`epath.Path`), one listing, one line for a refusal."""
+"""Paths, directory listings and I/O errors for local folders and folders under gs:// alike."""
 
 import contextlib
 import os
@@ -12,10 +12,10 @@ from vl3_jax.errors import InputError
 
 _GCS = "gs://"
 _INSTALL = "gs:// needs `pip install vl3_jax[gcs]`"
-# How tensorstore and gcsfs begin their messages; other clients carry the number in `code`.
-_STATUS = {"PERMISSION_DENIED": 403, "Forbidden": 403, "UNAUTHENTICATED": 401, "NOT_FOUND": 404}
-# Classes of exceptions, of several clients, that carry none.
-_CLASSES = {
+# HTTP status by the first word of a TensorStore or gcsfs message; other clients store the number in `code`.
+_MESSAGE_STATUS = {"PERMISSION_DENIED": 403, "Forbidden": 403, "UNAUTHENTICATED": 401, "NOT_FOUND": 404}
+# HTTP status for exception classes of several clients that carry none.
+_CLASS_STATUS = {
     "FileNotFoundError": 404,
     "DefaultCredentialsError": 401,
     "RefreshError": 401,
@@ -23,7 +23,7 @@ _CLASSES = {
     "ConnectionError": 503,
     "TransportError": 503,
 }
-_TROUBLES = {
+_STATUS_MESSAGES = {
     401: "no valid credentials; log in with `gcloud auth application-default login`",
     403: "permission denied; reading needs the role Storage Object Viewer, writing Storage Object User and Storage "
     "Legacy Bucket Reader",
@@ -33,72 +33,78 @@ _TROUBLES = {
 
 
 def is_url(path: str | os.PathLike) -> bool:
-    """Whether `path` is a URL such as gs://bucket/folder."""
+    """Returns whether `path` is a URL such as gs://bucket/folder."""
     return "://" in os.fspath(path)
 
 
 def open_url(url: str | os.PathLike):
-    """(fsspec filesystem, key) of a URL.
+    """Returns the fsspec file system of a URL and the key of the URL in it.
 
     Raises:
-      InputError: nothing here reads such a URL; one line.
+      InputError: No installed file system reads such a URL.
     """
     try:
         import fsspec
 
         return fsspec.core.url_to_fs(os.fspath(url))
     except (ImportError, ValueError) as error:
-        raise InputError(f"{url}: cannot be read here ({error}); {_INSTALL}") from None
+        raise InputError(f"{url}: cannot be read ({error}); {_INSTALL}") from None
 
 
 def resolve(location: str | os.PathLike) -> epath.Path:
-    """The absolute path of a local folder, or of one under gs://.
+    """Returns the absolute path of a local folder or of one under gs://.
 
     Raises:
-      InputError: another kind of URL, or gs:// without its clients; one line.
+      InputError: `location` is another kind of URL, or the clients for gs:// are not installed.
     """
     text = os.fspath(location)
     if not is_url(text):
         return epath.Path(pathlib.Path(text).absolute())
     if not text.startswith(_GCS):
-        raise InputError(f"{text}: a place for checkpoints is a local folder or gs://bucket/folder")
+        raise InputError(f"{text}: a checkpoint location is a local folder or gs://bucket/folder")
     open_url(text)
     return epath.Path(text)
 
 
 def list_dir(folder: str | os.PathLike) -> dict[str, int]:
-    """Names in a folder, as it is now, and their sizes in bytes; empty where there is no folder.
+    """Lists a folder without caching.
+
+    Args:
+      folder: Local folder or URL.
+
+    Returns:
+      Sizes in bytes by name; empty if the folder does not exist.
 
     Raises:
-      InputError: it cannot be listed; one line.
+      InputError: The folder cannot be listed.
     """
     if is_url(folder):
         with translate_io_errors(folder):
             filesystem, key = open_url(folder)
-            filesystem.invalidate_cache(key)  # others write there too
+            filesystem.invalidate_cache(key)  # other processes write to the folder too
             try:
-                found = filesystem.ls(key, detail=True)
+                entries = filesystem.ls(key, detail=True)
             except FileNotFoundError:
                 return {}
-        sizes = {entry["name"].rstrip("/"): entry.get("size") or 0 for entry in found}
+        sizes = {entry["name"].rstrip("/"): entry.get("size") or 0 for entry in entries}
         return {name.rsplit("/", 1)[-1]: size for name, size in sizes.items() if name != key.rstrip("/")}
     try:
-        with os.scandir(folder) as found:
-            return {entry.name: _size(entry) for entry in found}
+        with os.scandir(folder) as entries:
+            return {entry.name: _size(entry) for entry in entries}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except PermissionError:
-        raise InputError(f"{folder}: not allowed to look into it; choose another folder") from None
+        raise InputError(f"{folder}: no permission to list it; choose another folder") from None
 
 
 def exists(file: epath.Path) -> bool:
-    """Whether there is such a file now."""
+    """Returns whether the file exists, without caching."""
     return file.name in list_dir(file.parent) if is_url(file) else file.exists()
 
 
 def atomic_write(file: epath.Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
-    if is_url(file):  # an object is not there before its last byte
+    """Writes a file so that other processes see either all of it or nothing."""
+    if is_url(file):  # objects are created atomically
         file.write_bytes(content)
         return
     partial = file.with_name(f"{file.name}.partial")
@@ -109,12 +115,12 @@ def atomic_write(file: epath.Path, content: bytes) -> None:
 def _size(entry: os.DirEntry) -> int:
     try:
         return entry.stat().st_size
-    except OSError:  # a link to nowhere
+    except OSError:  # a broken link
         return 0
 
 
 def kvstore(folder: epath.Path) -> dict[str, Any]:
-    """The folder as a key-value store of tensorstore."""
+    """Returns the TensorStore key-value store spec of a folder."""
     text = os.fspath(folder)
     if not text.startswith(_GCS):
         return {"driver": "file", "path": f"{text}/"}
@@ -123,7 +129,10 @@ def kvstore(folder: epath.Path) -> dict[str, Any]:
 
 
 def check_bucket(location: epath.Path) -> None:
-    """InputError unless the bucket of a gs:// place is there and open to us: clients would make a missing one."""
+    """Raises InputError unless the bucket of a gs:// location exists and is readable; clients would create it.
+
+    Local locations pass.
+    """
     if not is_url(location):
         return
     with translate_io_errors(location):
@@ -136,21 +145,21 @@ def check_bucket(location: epath.Path) -> None:
 
 @contextlib.contextmanager
 def translate_io_errors(location: str | os.PathLike) -> Iterator[None]:
-    """Turns what the clients of a URL raise when it is not there or not allowed into one InputError."""
+    """Translates errors of the clients of a URL (missing, forbidden, unreachable) into an InputError."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        if is_url(location) and (trouble := _TROUBLES.get(_status(error))):
-            raise InputError(f"{location}: {trouble}") from None
+        if is_url(location) and (message := _STATUS_MESSAGES.get(_status(error))):
+            raise InputError(f"{location}: {message}") from None
         raise
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status behind an exception of gcsfs, google-cloud-storage or tensorstore, or the one nearest to it."""
+    """Returns the HTTP status of a gcsfs, google-cloud-storage or TensorStore exception, or the closest one."""
     if isinstance(code := getattr(error, "code", None), int):
         return int(code)
-    found = [_CLASSES[parent.__name__] for parent in type(error).__mro__ if parent.__name__ in _CLASSES]
-    found += [status for start, status in _STATUS.items() if str(error).startswith(start)]
-    return found[0] if found else None
+    codes = [_CLASS_STATUS[parent.__name__] for parent in type(error).__mro__ if parent.__name__ in _CLASS_STATUS]
+    codes += [status for prefix, status in _MESSAGE_STATUS.items() if str(error).startswith(prefix)]
+    return codes[0] if codes else None

@@ -1,4 +1,4 @@
-"""The progress bar of long jobs: bytes done, on stderr, quiet when nobody watches a terminal closely."""
+"""Progress bars in bytes."""
 
 import sys
 
@@ -6,7 +6,16 @@ from tqdm import tqdm
 
 
 def progress_bar(total: int, title: str, done: int = 0, quiet: bool = False) -> tqdm:
-    """A bar over `total` bytes that starts at `done`; safe to update from several threads."""
+    """Creates a progress bar on stderr that may be updated from several threads.
+
+    The bar is refreshed every 0.5 s on a terminal and every 10 s elsewhere, such as in a log file.
+
+    Args:
+      total: Number of bytes of the job.
+      title: Text before the bar.
+      done: Number of bytes done by an earlier run.
+      quiet: Whether to hide the bar.
+    """
     return tqdm(
         total=total,
         initial=done,
@@ -19,13 +28,8 @@ def progress_bar(total: int, title: str, done: int = 0, quiet: bool = False) -> 
     )
 
 
-def note(message: str) -> None:
-    """One line to stderr."""
-    print(message, file=sys.stderr, flush=True)
-
-
 def human_bytes(count: float) -> str:
-    """`3919987168` -> `3.92 GB` (powers of ten, as disk space is sold)."""
+    """Formats a number of bytes with a decimal prefix: `3919987168` as `3.92 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"

@@ -1,4 +1,4 @@
-"""The small files beside the weights: carried as they are, or adapted where a checkpoint changes its layout."""
+"""Copies the small files beside the weights, and converts them where a checkpoint changes its layout."""
 
 import math
 import os
@@ -10,10 +10,10 @@ from etils import epath
 
 from vl3_jax.checkpoint import templates, tokens
 from vl3_jax.checkpoint.hf_config import read_json, text_section, vision_section
-from vl3_jax.checkpoint.hub import CARRIED_FILES
+from vl3_jax.checkpoint.hub import SIDECAR_FILES
 from vl3_jax.model.config import ModelConfig
 
-# Keys of the decoder that the sizes do not cover and that both layouts know.
+# Keys of the decoder that `ModelConfig` does not cover and that both layouts have.
 _SHARED_TEXT_KEYS = (
     "attention_dropout",
     "bos_token_id",
@@ -26,7 +26,7 @@ _SHARED_TEXT_KEYS = (
     "use_cache",
     "use_sliding_window",
 )
-# What the official trainer leaves in config.json and a released model has not.
+# Keys that the official trainer writes to config.json and released models do not have.
 _TRAINER_KEYS = (
     "image_token_length",
     "is_alignment",
@@ -53,10 +53,10 @@ _TOKENIZER_FILES = (
 
 
 def copy_sidecar_files(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Copies the known small files of `source` into the folder `target`, byte for byte."""
+    """Copies the sidecar files of the local folder `source` to the folder `target`, byte for byte."""
     target = epath.Path(target)
     target.mkdir(parents=True, exist_ok=True)
-    for name in CARRIED_FILES:
+    for name in SIDECAR_FILES:
         file = pathlib.Path(source) / name
         if file.is_file():
             (target / name).write_bytes(file.read_bytes())
@@ -65,37 +65,38 @@ def copy_sidecar_files(source: str | os.PathLike, target: str | os.PathLike) -> 
 def export_sidecar_files(
     files: pathlib.Path, files_kind: str, config: ModelConfig, layout: str, dtype: str
 ) -> dict[str, bytes]:
-    """The small files of a checkpoint exported in `layout`.
+    """Returns the sidecar files of a checkpoint exported in `layout`.
 
     Args:
-      files: folder with those of the source, `files_kind` the layout that its config.json is in.
-      config: sizes of the model.
-      layout: "official" or "native".
-      dtype: "bfloat16", ...: what config.json says of the weights.
+      files: Folder with the sidecar files of the source.
+      files_kind: Layout of the config.json in `files`.
+      config: Configuration of the model.
+      layout: Layout of the export, "official" or "native".
+      dtype: Name of the dtype of the weights, which config.json states.
 
     Returns:
-      name -> content. Files of the same layout pass unchanged, but for the dtype.
+      Content by file name. Files of the same layout are unchanged except for the dtype.
     """
     config_json = _read(files, "config.json")
     if files_kind == layout:
-        carried = {name: (files / name).read_bytes() for name in CARRIED_FILES if (files / name).is_file()}
+        copied = {name: (files / name).read_bytes() for name in SIDECAR_FILES if (files / name).is_file()}
         if _set_dtype(config_json, dtype):
-            carried["config.json"] = tokens.dump(config_json)
-        return carried
+            copied["config.json"] = tokens.dump(config_json)
+        return copied
     out = {name: (files / name).read_bytes() for name in _TOKENIZER_FILES if (files / name).is_file()}
     if layout == "native":
         out["config.json"] = tokens.dump(_native_config(files, files_kind, config_json, config, dtype))
         out |= {name: tokens.dump(content) for name, content in _native_processors(files, config).items()}
         out["chat_template.jinja"] = templates.NATIVE.encode()
-        return out | tokens.end_files(files)
-    ids, changed = tokens.with_official_tokens(files)
+        return out | tokens.end_token_files(files)
+    ids, changed = tokens.add_official_tokens(files)
     out |= changed
     processors = _official_processors(files, files_kind, config)
     compress = processors.pop("use_token_compression")
     if files_kind == "official-train":
         official = _released_config(config_json, ids, config, dtype)
     else:
-        official = _official_config(files_kind, config_json, ids, config, dtype, compress)
+        official = _official_config(config_json, ids, config, dtype, compress)
     out["config.json"] = tokens.dump(official)
     out |= {name: tokens.dump(content) for name, content in processors.items()}
     if files_kind == "official-train" and (files / "chat_template.json").is_file():
@@ -106,7 +107,7 @@ def export_sidecar_files(
 
 
 def pixel_statistics(files: pathlib.Path) -> dict[str, tuple[float, ...]]:
-    """`image_mean` and `image_std` of the processor files, empty where they say nothing."""
+    """Returns `image_mean` and `image_std` of the processor files, as far as they are present."""
     image = _image_processor(files)
     return {
         key: tuple(float(value) for value in image[key])
@@ -116,13 +117,14 @@ def pixel_statistics(files: pathlib.Path) -> dict[str, tuple[float, ...]]:
 
 
 def _read(files: pathlib.Path, name: str) -> dict[str, Any]:
+    """Reads a JSON object; returns {} if there is no such file."""
     path = files / name
     content = read_json(path) if path.is_file() else {}
     return content if isinstance(content, dict) else {}
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> bool:
-    """Updates the dtype under the key that is used there; False when it says so already."""
+    """Sets the dtype under the key that `config` uses; returns False if nothing changes."""
     key = "dtype" if "dtype" in config else "torch_dtype"
     if not config or config.get(key) == dtype:
         return False
@@ -150,9 +152,9 @@ def _native_config(files, files_kind: str, config_json, config: ModelConfig, dty
 
 
 def _native_ids(files, config_json, config: ModelConfig) -> tuple[int, int]:
-    """Ids of the image and the video placeholder: the tokenizer's, else transformers' defaults where they fit."""
-    known = tokens.known_tokens(files)
-    image, video = known.get(tokens.NATIVE_IMAGE, 151_655), known.get(tokens.NATIVE_VIDEO, 151_656)
+    """Returns the ids of the image and video placeholders of the tokenizer, by default those of transformers."""
+    ids = tokens.added_tokens(files)
+    image, video = ids.get(tokens.NATIVE_IMAGE, 151_655), ids.get(tokens.NATIVE_VIDEO, 151_656)
     if max(image, video) < config.text.vocab_size:
         return image, video
     image = min(config_json.get("image_token_index", 151_665), config.text.vocab_size - 1)
@@ -160,7 +162,7 @@ def _native_ids(files, config_json, config: ModelConfig) -> tuple[int, int]:
 
 
 def _released_config(config_json, ids, config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """A trainer's config.json as a released model has it."""
+    """Converts a trainer's config.json to that of a released model."""
     released = {key: value for key, value in config_json.items() if key not in _TRAINER_KEYS}
     released["vision_encoder"] = None
     released["vision_encoder_config"] = _tower_section(config)
@@ -170,7 +172,7 @@ def _released_config(config_json, ids, config: ModelConfig, dtype: str) -> dict[
     return released
 
 
-def _official_config(files_kind: str, config_json, ids, config: ModelConfig, dtype, compress) -> dict[str, Any]:
+def _official_config(config_json, ids, config: ModelConfig, dtype: str, compress: bool) -> dict[str, Any]:
     return {
         "architectures": ["Videollama3Qwen2ForCausalLM"],
         "model_type": "videollama3_qwen2",
@@ -186,7 +188,7 @@ def _official_config(files_kind: str, config_json, ids, config: ModelConfig, dty
 
 
 def _official_id(config_json: Mapping[str, Any], ids: Mapping[str, int], config: ModelConfig) -> int:
-    """Id of `<image>`: the tokenizer's; without tokenizer files the released one, where the vocabulary has it."""
+    """Returns the id of `<image>` in the tokenizer; without one, that of released models if the vocabulary has it."""
     if tokens.OFFICIAL_IMAGE in ids:
         return ids[tokens.OFFICIAL_IMAGE]
     return 151_665 if config.text.vocab_size > 151_665 else config_json.get("image_token_id", 151_665)
@@ -197,7 +199,7 @@ def _tower_section(config: ModelConfig) -> dict[str, Any]:
 
 
 def _image_processor(files: pathlib.Path) -> dict[str, Any]:
-    """Settings of the image processor: a file of its own, or a part of processor_config.json in newer saves."""
+    """Reads the image processor settings from their own file or, as newer versions save them, processor_config.json."""
     return (
         _read(files, "preprocessor_config.json") or _read(files, "processor_config.json").get("image_processor") or {}
     )
@@ -226,9 +228,9 @@ def _pixel_settings(image: Mapping[str, Any], config: ModelConfig) -> dict[str, 
 
 
 def _native_processors(files: pathlib.Path, config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """Token limits of the official files as the pixel limits of the native ones."""
+    """Returns the native processor files, with the token limits of the official files as pixel limits."""
     image, processor = _image_processor(files), _read(files, "processor_config.json")
-    low, high = image.get("min_tokens", 16), image.get("max_tokens", 16_384)
+    min_tokens, max_tokens = image.get("min_tokens", 16), image.get("max_tokens", 16_384)
     out = {}
     for file, kind, merge in (
         ("preprocessor_config.json", "image", processor.get("image_merge_size", 1)),
@@ -239,9 +241,9 @@ def _native_processors(files: pathlib.Path, config: ModelConfig) -> dict[str, di
             **_pixel_settings(image, config),
             f"{kind}_processor_type": f"VideoLlama3{kind.capitalize()}Processor",
             "processor_class": "VideoLlama3Processor",
-            "min_pixels": low * side**2,
-            "max_pixels": high * side**2,
-            "size": {"shortest_edge": low * side**2, "longest_edge": high * side**2},
+            "min_pixels": min_tokens * side**2,
+            "max_pixels": max_tokens * side**2,
+            "size": {"shortest_edge": min_tokens * side**2, "longest_edge": max_tokens * side**2},
             "merge_size": merge,
             "temporal_patch_size": 1,
         }
@@ -258,20 +260,21 @@ def _native_processors(files: pathlib.Path, config: ModelConfig) -> dict[str, di
 
 
 def _official_processors(files: pathlib.Path, files_kind: str, config: ModelConfig) -> dict[str, Any]:
-    """The official processor files, and whether tokens are compressed, from whatever the source has."""
+    """Returns the official processor files and the setting `use_token_compression` for any layout of the source."""
     image, video, processor = _image_processor(files), _video_processor(files), _read(files, "processor_config.json")
     if files_kind == "native":
         image_merge, video_merge = image.get("merge_size", 1), video.get("merge_size", 2)
-        low, high = (_tokens(image, edge, config.vision.patch_size * image_merge) for edge in ("min", "max"))
+        side = config.vision.patch_size * image_merge
+        min_tokens, max_tokens = (_token_limit(image, bound, side) for bound in ("min", "max"))
     else:
         image_merge, video_merge = processor.get("image_merge_size", 1), processor.get("video_merge_size", 2)
-        low, high = image.get("min_tokens"), image.get("max_tokens")
+        min_tokens, max_tokens = image.get("min_tokens"), image.get("max_tokens")
     preprocessor = {
         "image_processor_type": "Videollama3ImageProcessor",
         "processor_class": "Videollama3Qwen2Processor",
         **_pixel_settings(image, config),
-        "min_tokens": low or 16,
-        "max_tokens": high or 16_384,
+        "min_tokens": min_tokens or 16,
+        "max_tokens": max_tokens or 16_384,
     }
     return {
         "preprocessor_config.json": preprocessor,
@@ -286,8 +289,8 @@ def _official_processors(files: pathlib.Path, files_kind: str, config: ModelConf
     }
 
 
-def _tokens(processor: Mapping[str, Any], edge: str, side: int) -> int | None:
-    """A pixel limit as tokens of `side` x `side` pixels; both spellings of the limit are read."""
+def _token_limit(processor: Mapping[str, Any], bound: str, side: int) -> int | None:
+    """Converts the "min" or "max" pixel limit, in either spelling, to tokens of `side` x `side` pixels."""
     size = processor.get("size") or {}
-    pixels = processor.get(f"{edge}_pixels") or size.get({"min": "shortest_edge", "max": "longest_edge"}[edge])
+    pixels = processor.get(f"{bound}_pixels") or size.get({"min": "shortest_edge", "max": "longest_edge"}[bound])
     return math.floor(pixels / side**2) if pixels else None

@@ -1,7 +1,7 @@
-"""Chat templates that exported checkpoints carry. This package renders prompts in Python and never runs them.
+"""Jinja chat templates of exported checkpoints. This package renders prompts in Python and never runs them.
 
-Both follow the strings that the weights were trained on: see the prompt rules in docs/architecture.md. In the native
-layout the processor writes the frame times itself, in the official one the template does.
+Both follow the strings that the weights were trained on; see the prompt rules in docs/architecture.md. In the native
+layout the processor writes the frame times, in the official layout the template does.
 """
 
 _HEAD = """\

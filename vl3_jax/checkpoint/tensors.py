@@ -1,7 +1,7 @@
-"""Named tensors in files, without reading them: safetensors and PyTorch pickles behind one small interface.
+"""Named tensors in files: the interface shared by safetensors and PyTorch pickles, and the safetensors reader.
 
-`TensorFiles.array(name)` is a view of the memory-mapped file wherever the file lies on a disk, so that reading a
-checkpoint costs no anonymous memory.
+`TensorFiles.array(name)` is a view of the memory-mapped file if the file is local, so that reading a checkpoint uses no
+anonymous memory.
 """
 
 import abc
@@ -20,7 +20,7 @@ import numpy as np
 from vl3_jax.checkpoint.paths import is_url, open_url
 from vl3_jax.errors import InputError
 
-# Names in a safetensors header; the ones a model may be stored in are `FLOATS`.
+# Dtypes by their names in a safetensors header; `FLOATS` are those that a model may be stored in.
 SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
@@ -40,21 +40,21 @@ FLOATS: dict[str, np.dtype] = {
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
 }
-_HEADER_LIMIT = 100_000_000  # the limit of the safetensors library
+_HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
 
 
 def float_dtype(name: str) -> np.dtype:
-    """`"bfloat16"` (or bf16, f16, ...) to the dtype; InputError for others."""
-    short = {"bf16": "bfloat16", "f16": "float16", "fp16": "float16", "f32": "float32", "fp32": "float32"}
-    found = FLOATS.get(short.get(str(name), str(name)))
-    if found is None:
+    """Returns the dtype of a name such as "bfloat16" or "bf16"; raises InputError if it is not one of `FLOATS`."""
+    aliases = {"bf16": "bfloat16", "f16": "float16", "fp16": "float16", "f32": "float32", "fp32": "float32"}
+    dtype = FLOATS.get(aliases.get(str(name), str(name)))
+    if dtype is None:
         raise InputError(f"dtype {name!r} is not supported; choose bfloat16, float16 or float32")
-    return found
+    return dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """Shape and dtype of a stored tensor, and the file that holds it."""
+    """Shape and dtype of a stored tensor, and the path or URL of the file that contains it."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -66,21 +66,26 @@ class TensorInfo:
 
 
 class TensorFiles(abc.ABC):
-    """Tensors by name. `paths` are the files read, in order, for fingerprints and free-space checks."""
+    """Tensors by name.
+
+    Attributes:
+      infos: Shape, dtype and file of each tensor by name.
+      paths: Paths or URLs of the files, in order, for fingerprints.
+    """
 
     infos: Mapping[str, TensorInfo]
     paths: Sequence[str]
 
     @abc.abstractmethod
     def array(self, name: str) -> np.ndarray:
-        """The tensor, read-only, as a view of the file where possible. Safe to call from several threads."""
+        """Returns the read-only tensor, as a view of the file where possible. Safe to call from several threads."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.infos)
 
 
 class MappedFile:
-    """A local file mapped on first use."""
+    """Local file, memory-mapped on first use."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -99,7 +104,7 @@ class MappedFile:
 
 
 class RemoteFile:
-    """A file behind an fsspec URL, read by byte ranges. The bytes of one call are one anonymous buffer."""
+    """File behind an fsspec URL, read by byte ranges. Each call of `view` allocates one buffer."""
 
     def __init__(self, url: str):
         self.path = url
@@ -110,7 +115,7 @@ class RemoteFile:
 
 
 class SafetensorsFile(TensorFiles):
-    """One `.safetensors` file, its header checked against its size before anything is mapped."""
+    """One `.safetensors` file, whose header is checked against the file size before the file is mapped."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
@@ -126,13 +131,13 @@ class SafetensorsFile(TensorFiles):
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            self.infos[name], (begin, stop) = self._parse_entry(name, entry)
-            self._offsets[name] = start + begin
-            end = max(end, stop)
+            self.infos[name], (tensor_start, tensor_stop) = self._parse_entry(name, entry)
+            self._offsets[name] = start + tensor_start
+            end = max(end, tensor_stop)
         if start + end != size:
-            trouble = "truncated" if start + end > size else "longer than its header says"
+            problem = "truncated" if start + end > size else "longer than its header says"
             raise InputError(
-                f"{self.path}: {trouble}: {size} bytes, the header describes {start + end}; download the file again"
+                f"{self.path}: {problem}: {size} bytes, the header describes {start + end}; download the file again"
             )
 
     def _read_header(self, size: int) -> tuple[dict, int]:
@@ -162,19 +167,19 @@ class SafetensorsFile(TensorFiles):
     def _parse_entry(self, name: str, entry: dict) -> tuple[TensorInfo, tuple[int, int]]:
         try:
             shape = tuple(int(size) for size in entry["shape"])
-            begin, stop = (int(offset) for offset in entry["data_offsets"])
+            start, stop = (int(offset) for offset in entry["data_offsets"])
             dtype_name = entry["dtype"]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.path}: header entry of {name} is damaged ({error}); download it again") from None
         if dtype_name not in SAFETENSORS_DTYPES:
             raise InputError(f"{self.path}: {name} has dtype {dtype_name}; vl3 reads BF16, F16 and F32")
         info = TensorInfo(shape, SAFETENSORS_DTYPES[dtype_name], self.path)
-        if begin < 0 or stop - begin != info.nbytes:
+        if start < 0 or stop - start != info.nbytes:
             raise InputError(
                 f"{self.path}: {name} of shape {shape} needs {info.nbytes} bytes, its header entry gives "
-                f"{stop - begin}; download the file again"
+                f"{stop - start}; download the file again"
             )
-        return info, (begin, stop)
+        return info, (start, stop)
 
     def array(self, name: str) -> np.ndarray:
         info = self.infos[name]
@@ -183,7 +188,7 @@ class SafetensorsFile(TensorFiles):
 
 
 class Overlay(TensorFiles):
-    """Several sets of tensors as one; with `replace`, a later set wins over an earlier one."""
+    """Union of several sets of tensors; with `replace`, tensors of a later set replace those of an earlier one."""
 
     def __init__(self, layers: Sequence[TensorFiles], replace: bool = False):
         self._owner: dict[str, TensorFiles] = {}
@@ -191,7 +196,7 @@ class Overlay(TensorFiles):
             for name in layer:
                 if name in self._owner and not replace:
                     first, second = self._owner[name].infos[name].file, layer.infos[name].file
-                    raise InputError(f"{second}: {name} is in {first} too; remove the file that does not belong there")
+                    raise InputError(f"{second}: {name} is in {first} too; remove one of the two files")
                 self._owner[name] = layer
         self.infos = {name: layer.infos[name] for name, layer in self._owner.items()}
         self.paths = tuple(path for layer in layers for path in layer.paths)
@@ -201,7 +206,7 @@ class Overlay(TensorFiles):
 
 
 class Renamed(TensorFiles):
-    """Tensors under other names: `names` maps new to old, what it leaves out is hidden."""
+    """Tensors under other names: `names` maps new names to old ones, and tensors that it omits are hidden."""
 
     def __init__(self, base: TensorFiles, names: Mapping[str, str]):
         self._base, self._names = base, dict(names)

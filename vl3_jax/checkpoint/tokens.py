@@ -1,4 +1,4 @@
-"""Ids of special tokens in a folder of tokenizer files, and adding the ones that the official layout needs."""
+"""Finds special tokens in a folder of tokenizer files and adds those that the official layout needs."""
 
 import json
 import pathlib
@@ -12,26 +12,26 @@ NATIVE_IMAGE, NATIVE_VIDEO = "<|image_pad|>", "<|video_pad|>"
 _END_OF_TURN, _END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
 
 
-def known_tokens(files: pathlib.Path) -> dict[str, int]:
-    """Added tokens by their text, from whichever tokenizer files are in `files`; empty without any."""
-    found: dict[str, int] = {}
+def added_tokens(files: pathlib.Path) -> dict[str, int]:
+    """Returns the ids of the added tokens by their text, from the tokenizer files that are in `files`."""
+    ids: dict[str, int] = {}
     for name in ("added_tokens.json", "tokenizer_config.json", "tokenizer.json"):
         if not (files / name).is_file():
             continue
         content = read_json(files / name)
         if name == "added_tokens.json":
-            found |= content
+            ids |= content
         elif name == "tokenizer_config.json":
             decoder = content.get("added_tokens_decoder") or {}
-            found |= {token["content"]: int(number) for number, token in decoder.items()}
+            ids |= {token["content"]: int(number) for number, token in decoder.items()}
         else:
-            found |= {token["content"]: token["id"] for token in content.get("added_tokens") or []}
-    return found
+            ids |= {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+    return ids
 
 
 def next_free_id(files: pathlib.Path) -> int | None:
-    """The id after the last one in use; None where no vocabulary is in `files`."""
-    used = list(known_tokens(files).values())
+    """Returns the id after the last one in use, or None if `files` contains no vocabulary."""
+    used = list(added_tokens(files).values())
     if (files / "tokenizer.json").is_file():
         vocabulary = read_json(files / "tokenizer.json").get("model", {}).get("vocab") or {}
         used += list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
@@ -42,13 +42,19 @@ def next_free_id(files: pathlib.Path) -> int | None:
     return max(used, default=-1) + 1
 
 
-def with_official_tokens(files: pathlib.Path) -> tuple[dict[str, int], dict[str, bytes]]:
-    """Ids of the official special tokens, and the tokenizer files that change to have them.
+def add_official_tokens(files: pathlib.Path) -> tuple[dict[str, int], dict[str, bytes]]:
+    """Adds the special tokens of the official layout to a tokenizer.
 
-    Tokens that are there keep their ids; missing ones take the next free ids in the trainer's order. Without
-    tokenizer files both results are empty.
+    Existing tokens keep their ids; missing ones get the next free ids in the trainer's order. Without a vocabulary
+    nothing is added.
+
+    Args:
+      files: Folder with the tokenizer files, which are not changed.
+
+    Returns:
+      The ids of the official special tokens by their text, and the new content of the files that change, by name.
     """
-    known = known_tokens(files)
+    known = added_tokens(files)
     start = next_free_id(files)
     if start is None:
         return {name: known[name] for name in OFFICIAL_TOKENS if name in known}, {}
@@ -64,15 +70,15 @@ def with_official_tokens(files: pathlib.Path) -> tuple[dict[str, int], dict[str,
     return ids, changed
 
 
-def end_files(files: pathlib.Path) -> dict[str, bytes]:
-    """What tells transformers where an answer ends, for a tokenizer.json that has come without it."""
-    known = known_tokens(files)
-    if not {_END_OF_TURN, _END_OF_TEXT} <= set(known):
+def end_token_files(files: pathlib.Path) -> dict[str, bytes]:
+    """Returns the files that give transformers the end tokens, by name, for those that are missing in `files`."""
+    ids = added_tokens(files)
+    if not {_END_OF_TURN, _END_OF_TEXT} <= set(ids):
         return {}
     contents = {
         "generation_config.json": {
-            "eos_token_id": [known[_END_OF_TURN], known[_END_OF_TEXT]],
-            "pad_token_id": known[_END_OF_TEXT],
+            "eos_token_id": [ids[_END_OF_TURN], ids[_END_OF_TEXT]],
+            "pad_token_id": ids[_END_OF_TEXT],
         },
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -99,5 +105,5 @@ def _add(file: str, content: dict[str, Any], new: dict[str, int]) -> None:
 
 
 def dump(content: Any) -> bytes:
-    """JSON as Hugging Face lays it out."""
+    """Serialises JSON with the indentation of Hugging Face files."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

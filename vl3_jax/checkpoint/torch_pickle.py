@@ -1,7 +1,7 @@
-"""PyTorch `.bin` files: tensors out of the zip archive that `torch.save` writes, and nothing else.
+"""Reads tensors from PyTorch `.bin` files, the zip archives that `torch.save` writes, without running their code.
 
-A pickle is a program. This reader knows the handful of names that a state dict of tensors needs and refuses a
-file that asks for any other, before running it; tensors are views of the mapped archive.
+A pickle is a program. This reader resolves only the few names that a state dict of tensors needs and refuses a file
+that refers to any other. Tensors are views of the memory-mapped archive.
 """
 
 import collections
@@ -122,28 +122,28 @@ class TorchFile(TensorFiles):
         return dict(state)
 
     def _storage_offsets(self, entries: dict[str, zipfile.ZipInfo]) -> dict[str, tuple[int, int]]:
-        """Key of each storage -> (offset, bytes) of its raw data in the archive."""
+        """Returns the offset and size in bytes of each storage's raw data in the archive, by storage key."""
         offsets = {}
         with open(self.path, "rb") as file:
             for name, entry in entries.items():
                 if not name.startswith("data/"):
                     continue
                 if entry.compress_type != zipfile.ZIP_STORED:
-                    raise InputError(f"{self.path}: its tensors are compressed, torch never does that; save it again")
+                    raise InputError(f"{self.path}: its tensors are compressed, unlike torch's; save it again")
                 file.seek(entry.header_offset)
-                local = file.read(30)  # fixed part of a zip local header; two lengths at 26 and 28
-                lengths = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+                header = file.read(30)  # fixed part of a zip local file header; name and extra lengths at 26 and 28
+                lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
                 offsets[name[len("data/") :]] = (entry.header_offset + 30 + lengths, entry.file_size)
         return offsets
 
     def _check_bounds(self, name: str, tensor: _Tensor) -> None:
         if tensor.storage.key not in self._offsets:
             raise InputError(f"{self.path}: the data of {name} is not in the file; download it again")
-        reach = tensor.offset + 1 + sum(s * (n - 1) for s, n in zip(tensor.strides, tensor.shape, strict=True))
-        room = self._offsets[tensor.storage.key][1] // tensor.storage.dtype.itemsize
-        bad = tensor.offset < 0 or min(tensor.strides, default=0) < 0 or min(tensor.shape, default=1) < 0
-        if bad or (0 not in tensor.shape and reach > room):
-            raise InputError(f"{self.path}: {name} reaches past its data; download the file again")
+        end = tensor.offset + 1 + sum(s * (n - 1) for s, n in zip(tensor.strides, tensor.shape, strict=True))
+        storage_items = self._offsets[tensor.storage.key][1] // tensor.storage.dtype.itemsize
+        negative = tensor.offset < 0 or min(tensor.strides, default=0) < 0 or min(tensor.shape, default=1) < 0
+        if negative or (0 not in tensor.shape and end > storage_items):
+            raise InputError(f"{self.path}: {name} exceeds its data in the file; download the file again")
 
     def array(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]

@@ -1,46 +1,46 @@
-"""Copying a transposed view, which is most of the work of a conversion, at a good part of memory speed."""
+"""Fast copies of transposed views, which are most of the work of a conversion."""
 
 import math
 import threading
 
 import numpy as np
 
-try:  # three times as fast as NumPy here; without it everything still works
+try:  # optional: its transpose is three times as fast as NumPy's
     import cv2
 except ImportError:
     cv2 = None
 
-_PANEL_BYTES = 2**18  # source rows moved at a time: they stay in the cache while their columns are written
-_MOVED_AS = {2: np.uint16, 4: np.int32}  # what both libraries move without looking at the values
+_PANEL_BYTES = 2**18  # bytes of source rows copied at a time; they stay in the cache while their columns are written
+_COPY_DTYPES = {2: np.uint16, 4: np.int32}  # by item size; both libraries copy these without changing the bits
 _local = threading.local()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array in memory that this thread uses again at its next call with `name`.
+    """Returns an uninitialised array whose memory this thread reuses at its next call with the same `name`.
 
-    Fresh memory costs the kernel as much time as the copy itself.
+    Allocating new memory takes the kernel as long as the copy itself.
     """
     nbytes = math.prod(shape) * dtype.itemsize
-    kept = getattr(_local, name, None)
-    if kept is None or kept.nbytes < nbytes:
-        setattr(_local, name, None)  # the old one goes before the new one comes
-        kept = np.empty(nbytes, np.uint8)
-        setattr(_local, name, kept)
-    return kept[:nbytes].view(dtype).reshape(shape)
+    buffer = getattr(_local, name, None)
+    if buffer is None or buffer.nbytes < nbytes:
+        setattr(_local, name, None)  # frees the old buffer before the new one is allocated
+        buffer = np.empty(nbytes, np.uint8)
+        setattr(_local, name, buffer)
+    return buffer[:nbytes].view(dtype).reshape(shape)
 
 
 def copy_view(out: np.ndarray, view: np.ndarray) -> None:
-    """`out[...] = view`, cast where the dtypes differ, in rows that stay in the cache.
+    """Computes `out[...] = view`, with a cast if the dtypes differ, in blocks of rows that stay in the CPU cache.
 
     Args:
-      out: C-contiguous or a block of columns of such an array.
-      view: same shape, any strides.
+      out: Array to fill, C-contiguous or a block of columns of such an array.
+      view: Array of the same shape with any strides.
     """
-    pair = _as_matrix(view, out)
-    if pair is None:
+    matrices = _as_matrices(view, out)
+    if matrices is None:
         out[...] = view
         return
-    source, target = pair
+    source, target = matrices
     rows = max(8, _PANEL_BYTES // max(1, source.shape[1] * source.itemsize))
     for start in range(0, source.shape[0], rows):
         panel = source[start : start + rows]
@@ -48,18 +48,22 @@ def copy_view(out: np.ndarray, view: np.ndarray) -> None:
 
 
 def _transpose(source: np.ndarray, target: np.ndarray) -> None:
-    moved_as = _MOVED_AS[target.dtype.itemsize]
-    source, target = source.view(moved_as), target.view(moved_as)
-    # Views of one row or column have strides that cv2 cannot describe.
+    copy_dtype = _COPY_DTYPES[target.dtype.itemsize]
+    source, target = source.view(copy_dtype), target.view(copy_dtype)
+    # Views of one row or column have strides that cv2 does not support.
     if cv2 is None or 1 in source.shape:
         target[...] = source.T
     else:
         cv2.transpose(source, target)
 
 
-def _as_matrix(view: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """(source, target) matrices with `target = source.T`, rows of `source` contiguous; None if it is not one."""
-    if view.dtype.itemsize not in _MOVED_AS or out.dtype.itemsize not in _MOVED_AS or 0 in view.shape:
+def _as_matrices(view: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Reshapes the copy to a transpose of matrices, `target = source.T`, without copying.
+
+    Returns:
+      The matrices (source, target), with contiguous rows, or None if the copy is not such a transpose.
+    """
+    if view.dtype.itemsize not in _COPY_DTYPES or out.dtype.itemsize not in _COPY_DTYPES or 0 in view.shape:
         return None
     view, out = view.squeeze(), out.squeeze()
     order = sorted(range(view.ndim), key=lambda axis: -view.strides[axis])
@@ -70,7 +74,7 @@ def _as_matrix(view: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarra
     try:
         source = view.transpose(order).reshape((rows, columns), copy=False)
         target = out.reshape((columns, rows), copy=False)
-    except ValueError:  # not without a copy
+    except ValueError:  # the reshape needs a copy
         return None
     contiguous = source.strides[1] == source.itemsize and target.strides[1] == target.itemsize
     return (source, target) if contiguous else None

@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import logging
 import pathlib
 import sys
 from typing import Any
 
 from vl3_jax.cli import generation_flags
 from vl3_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 EPILOG = """examples:
   vl3 ask --model DIR --video cat.mp4 "What does the cat do?"
@@ -56,14 +59,14 @@ def run(arguments: argparse.Namespace) -> None:
     assistant = generation_flags.load_model(arguments)
     streaming = not arguments.json and sys.stdout.isatty()
     answer = assistant.answer(messages, on_text=_write if streaming else None, **settings)
-    for note in answer.processed.notes:
-        generation_flags.say(f"vl3 ask: note: {note}")
+    for note in answer.processed.warnings:
+        logger.info("vl3 ask: note: %s", note)
     if arguments.json:
         print(json.dumps(answer.as_json(), ensure_ascii=False))
         return
     print("" if streaming else answer.text)
     if sys.stderr.isatty():
-        generation_flags.say(summary(answer))
+        logger.info("%s", summary(answer))
 
 
 def summary(answer) -> str:

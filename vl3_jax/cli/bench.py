@@ -1,19 +1,21 @@
-"""`vl3 bench`: how fast this machine is, beside plain forms of the same work and beside transformers."""
+"""`vl3 bench`: measures the speed of this machine and compares with plain implementations and with transformers."""
 
 import argparse
 import json
+import logging
 import os
 import pathlib
-import sys
 
 from vl3_jax.bench import GROUPS, SUBJECTS
 from vl3_jax.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 EPILOG = """examples:
-  vl3 bench                                  all of it: half an hour on a small CPU
+  vl3 bench                                  all subjects: half an hour on a small CPU
   vl3 bench tower prefill --model 2b
-  vl3 bench gpu --out RUNS/bench             a step's utilisation, and decoding's share of the bandwidth
-  vl3 bench --small                          tiny sizes: whether all of it runs; the figures mean nothing
+  vl3 bench gpu --out RUNS/bench             utilisation of a training step, memory bandwidth used by decoding
+  vl3 bench --small                          tiny sizes: checks that every subject runs; the figures mean nothing
 
 subjects:
 {}
@@ -21,27 +23,27 @@ subjects:
 All sides of a case are measured in turns, in one run; times are medians. Weights are random. Where torch and
 transformers are installed, their video_llama_3 with the same weights is one of the sides. "x ours" is the time that a
 side takes for the same amount, in multiples of ours; "of peak" counts useful arithmetic against the speed of a large
-matrix product on this machine. DIR gets bench.json and a picture of each table.
+matrix product on this machine. DIR gets bench.json and a chart of each table.
 
-exit codes: 0 done, 2 bad input (one line on stderr says which), 1 a failure of ours"""
+exit codes: 0 done, 2 bad input (one line on stderr says which), 1 an internal failure"""
 
 RESULTS = "bench.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
-    listed = {**SUBJECTS, **{name: f"{' and '.join(members)}" for name, members in GROUPS.items()}}
-    parser.epilog = EPILOG.format("\n".join(f"  {name:10} {what}" for name, what in listed.items()))
+    descriptions = {**SUBJECTS, **{name: f"{' and '.join(members)}" for name, members in GROUPS.items()}}
+    parser.epilog = EPILOG.format("\n".join(f"  {name:10} {text}" for name, text in descriptions.items()))
     parser.add_argument("names", nargs="*", metavar="NAME", help="subjects (default: all)")
-    parser.add_argument("--out", default="out/bench", metavar="DIR", help="for the results (default: out/bench)")
-    parser.add_argument("--model", metavar="NAME", help="sizes: nano, mid, 2b, ... (default: 2b, on a CPU mid)")
+    parser.add_argument("--out", default="out/bench", metavar="DIR", help="folder for the results (default: out/bench)")
+    parser.add_argument("--model", metavar="NAME", help="model preset: nano, mid, 2b, ... (default: 2b, on a CPU mid)")
     parser.add_argument("--rounds", type=int, metavar="N", help="measurements of each side (default: 5)")
     parser.add_argument("--small", action="store_true", help="tiny sizes, one round")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measures, prints and writes, table by table."""
-    names = _chosen(arguments.names)
+    """Measures each subject, prints its table and writes the results after each of them."""
+    names = _selected_subjects(arguments.names)
     if arguments.rounds is not None and arguments.rounds < 1:
         raise InputError(f"--rounds {arguments.rounds}: give 1 or more")
     _check_model(arguments.model)
@@ -52,8 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {folder}: cannot be made ({error.strerror})") from error
-    # Two frameworks share the memory of a GPU.
+        raise InputError(f"--out {folder}: cannot be created ({error.strerror})") from error
+    # JAX and torch share the memory of a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
     from vl3_jax import bench
@@ -61,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     from vl3_jax.bench.settings import make_settings
 
     settings = make_settings(arguments.model, arguments.small, arguments.rounds)
-    found = {
+    results = {
         "machine": machine(),
         "subjects": names,
         "model": settings.model,
@@ -72,19 +74,19 @@ def run(arguments: argparse.Namespace) -> None:
         "copy_bytes_per_second": settings.bandwidth,
         "tables": [],
     }
-    print(_heading(found))
+    print(_heading(results))
     for name in names:
-        print(f"{name} ...", file=sys.stderr, flush=True)
+        logger.info("%s ...", name)
         table = bench.measure(name, settings)
         print(table.rendered(settings.peak), flush=True)
         chart.write(table, folder / f"{name}.png")
-        found["tables"].append(table.as_json(settings.peak))
-        (folder / RESULTS).write_text(json.dumps(found, indent=1) + "\n")
-    print(f"\n{folder / RESULTS}, and a picture of each table beside it")
+        results["tables"].append(table.as_json(settings.peak))
+        (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\n{folder / RESULTS}, and a chart of each table beside it")
 
 
-def _chosen(names: list[str]) -> list[str]:
-    """Subjects in the order asked for, groups taken apart, each once."""
+def _selected_subjects(names: list[str]) -> list[str]:
+    """Expands groups into subjects and removes duplicates, in the order given; no names select all subjects."""
     known = {**{name: (name,) for name in SUBJECTS}, **GROUPS}
     for name in names:
         if name not in known:
@@ -99,10 +101,12 @@ def _check_model(name: str | None) -> None:
         raise InputError(f"--model {name}: give one of {', '.join(PRESETS)}")
 
 
-def _heading(found: dict) -> str:
-    here = found["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
-    rates = f"{found['peak_flops'] / 1e9:,.3g} GFLOP/s in {found['dtype']}"
-    copied = f"{found['copy_bytes_per_second'] / 1e9:,.3g} GB/s copied"
-    lines = [f"{here['device']}: {here['processor']}, {here['cores']} cores; {rates}, {copied}", versions]
-    return "\n".join([*lines, *(["small sizes: the figures mean nothing"] if found["small"] else [])])
+def _heading(results: dict) -> str:
+    """Describes the machine: device, processor, measured peak rates and versions."""
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    compute = f"{results['peak_flops'] / 1e9:,.3g} GFLOP/s in {results['dtype']}"
+    bandwidth = f"{results['copy_bytes_per_second'] / 1e9:,.3g} GB/s copied"
+    device = f"{machine['device']}: {machine['processor']}, {machine['cores']} cores"
+    lines = [f"{device}; {compute}, {bandwidth}", versions]
+    return "\n".join([*lines, *(["small sizes: the figures mean nothing"] if results["small"] else [])])

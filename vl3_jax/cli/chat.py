@@ -1,6 +1,7 @@
-"""`vl3 chat`: a conversation about pictures and videos, in the terminal."""
+"""`vl3 chat`: a conversation about images and videos, in the terminal."""
 
 import argparse
+import logging
 import sys
 from typing import Any
 
@@ -9,10 +10,12 @@ from vl3_jax.errors import InputError
 from vl3_jax.processing.images import open_image
 from vl3_jax.processing.videos import open_video
 
-HELP = """/image FILE   show a picture with the next question
-/video FILE   show a video with the next question
-/clear        forget the conversation
-/help         this list
+logger = logging.getLogger(__name__)
+
+HELP = """/image FILE   attach an image to the next question
+/video FILE   attach a video to the next question
+/clear        clear the conversation
+/help         list the commands
 /quit         leave (or end of input)"""
 
 
@@ -26,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Reads questions from stdin until its end; a failed turn is reported and leaves the history as it was."""
+    """Reads questions from stdin until its end; a turn that fails is reported and leaves the history unchanged."""
     settings = generation_flags.settings(arguments)
-    conversation = ChatSession(generation_flags.load_model(arguments), arguments.system, settings)
+    session = ChatSession(generation_flags.load_model(arguments), arguments.system, settings)
     if sys.stdin.isatty():
         print(f"{HELP}\n")
     while True:
@@ -42,31 +45,41 @@ def run(arguments: argparse.Namespace) -> None:
         if line.strip() == "/quit":
             return
         try:
-            conversation.take(line.strip())
+            session.handle(line.strip())
         except InputError as error:
-            generation_flags.say(f"vl3 chat: {error}")
+            logger.error("vl3 chat: %s", error)
         except KeyboardInterrupt:
-            print("\n(stopped; the turn is forgotten)")
+            print("\n(stopped; the turn is discarded)")
 
 
 class ChatSession:
-    """The history of one chat and the media waiting for the next question."""
+    """The history of a conversation and the media attached to its next question.
 
-    def __init__(self, assistant, system: str | None, settings: dict[str, Any]):
-        self._assistant = assistant
-        self._start = [{"role": "system", "content": system}] if system else []
+    Args:
+      model: The `ChatModel` that answers.
+      system: A system prompt, or None.
+      settings: Keyword settings of `ChatModel.answer`.
+    """
+
+    def __init__(self, model, system: str | None, settings: dict[str, Any]):
+        self._model = model
+        self._system = [{"role": "system", "content": system}] if system else []
         self._settings = settings
         self._history: list[dict[str, Any]] = []
         self._media: list[dict[str, Any]] = []
 
-    def take(self, line: str) -> None:
-        """Acts on one line: a command or a question, whose answer is printed as it comes."""
+    def handle(self, line: str) -> None:
+        """Executes a command, or answers a question and prints the answer as it is generated.
+
+        Raises:
+          InputError: An unknown command, media that cannot be read, or a question that cannot be answered.
+        """
         command, _, argument = line.partition(" ")
         if command in ("/image", "/video"):
-            self._add_medium(command[1:], argument.strip())
+            self._attach(command[1:], argument.strip())
         elif line == "/clear":
             self._history, self._media = [], []
-            print("(forgotten)")
+            print("(cleared)")
         elif line == "/help":
             print(HELP)
         elif command.startswith("/"):
@@ -74,21 +87,21 @@ class ChatSession:
         elif line:
             self._ask(line)
 
-    def _add_medium(self, kind: str, path: str) -> None:
+    def _attach(self, kind: str, path: str) -> None:
         if not path:
             raise InputError(f"/{kind} needs a file")
         open_image(path) if kind == "image" else open_video(path)
         self._media.append({"type": kind, kind: path})
-        print(f"({path} goes with the next question)")
+        print(f"({path} is attached to the next question)")
 
     def _ask(self, question: str) -> None:
         turn = {"role": "user", "content": [*self._media, {"type": "text", "text": question}]}
-        messages = [*self._start, *self._history, turn]
-        answer = self._assistant.answer(messages, on_text=_write, **self._settings)
+        messages = [*self._system, *self._history, turn]
+        output = self._model.answer(messages, on_text=_write, **self._settings)
         print()
-        for note in answer.processed.notes:
-            generation_flags.say(f"vl3 chat: note: {note}")
-        self._history += [turn, {"role": "assistant", "content": answer.text}]
+        for warning in output.processed.warnings:
+            logger.warning("vl3 chat: warning: %s", warning)
+        self._history += [turn, {"role": "assistant", "content": output.text}]
         self._media = []
 
 

@@ -87,9 +87,9 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from vl3_jax.checkpoint import describe, open_source
+    from vl3_jax.checkpoint import checkpoint_overview, open_source
 
-    print(describe(open_source(arguments.source)))
+    print(checkpoint_overview(open_source(arguments.source)))
     return 0
 
 

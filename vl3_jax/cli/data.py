@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -14,42 +15,53 @@ from data_pipelines import mixtures
 from data_pipelines.mixture_dataset import DatasetSpec, MixtureDataset, missing_files, open_mixture, require_present
 from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import SampleErrorLog, to_json
-from vl3_jax import config_file
+from vl3_jax import config_file, config_tree
+from vl3_jax.cli.train import CONFIG
 from vl3_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 EPILOG = """examples:
   vl3 data check --annotations train.jsonl --media media/
-  vl3 data index --config configs/stage4_2b.py --config.data.root=/data --tokenizer CHECKPOINT --workers 16
-  vl3 data stats --config configs/data/stage4.py --config.root=/data --tokenizer CHECKPOINT --suggest-budgets
+  vl3 data index --config stage4:2b --config.data.root=/data --tokenizer CHECKPOINT --workers 16
+  vl3 data stats --config data/stage4 --config.root=/data --tokenizer CHECKPOINT --suggest-budgets
   vl3 data show  --annotations train.jsonl --media media/ --tokenizer CHECKPOINT --row 3 --out row.png
   vl3 data write --annotations train.jsonl --media media/ --out shards/
 
-The same configuration (file and changes) must be given to index, stats, show and training: an index belongs to it.
-exit codes: 0 done, 1 problems found (check) or a failure of ours, 2 bad input"""
-_UNLIKE = 0.1  # a data set whose size differs by more from what was expected is worth a line
+Give index, stats, show and training the same configuration (file and changes): an index belongs to its configuration.
+exit codes: 0 done, 1 bad samples (check) or an internal error, 2 bad input"""
+_SIZE_TOLERANCE = 0.1  # a larger relative difference from the expected number of samples is reported
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's flags."""
+    """Adds the subcommands and their flags."""
     parser.epilog = EPILOG
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
-    index = _command(commands, "index", "records lengths of all samples, once; goes on where it was stopped")
-    index.add_argument("--kept", action="store_true", help="decode videos to count the tokens that pruning leaves")
-    check = _command(commands, "check", "reads all annotations and media and lists what training would skip", False)
-    check.add_argument("--quick", action="store_true", help="read headers only, decode nothing")
-    check.add_argument("--report", metavar="FILE", help="write every problem there, one JSON object a line")
-    stats = _command(commands, "stats", "lengths, kept tokens, how full rows get")
-    stats.add_argument("--suggest-budgets", action="store_true", help="plan with other patch budgets, too")
-    stats.add_argument("--measure", type=int, default=0, metavar="N", help="read N rows: samples/s, tokens/s")
+    index = _command(commands, "index", "stores the lengths of all samples; resumes where it was stopped")
+    index.add_argument(
+        "--kept", action="store_true", help="decode videos to count the vision tokens that pruning keeps"
+    )
+    check = _command(
+        commands, "check", "reads all annotations and media and lists the samples that training would skip", False
+    )
+    check.add_argument("--quick", action="store_true", help="read headers only, without decoding")
+    check.add_argument("--report", metavar="FILE", help="write every problem to FILE, one JSON object per line")
+    stats = _command(commands, "stats", "prints lengths, tokens kept by pruning and packing efficiency")
+    stats.add_argument("--suggest-budgets", action="store_true", help="also pack with other patch budgets")
+    stats.add_argument(
+        "--measure", type=int, default=0, metavar="N", help="read N rows to measure samples/s and tokens/s"
+    )
     stats.add_argument("--json", action="store_true", help="print one JSON object")
     show = _command(
-        commands, "show", "draws a packed row: frames, pruned patches dim, samples coloured, targets marked"
+        commands,
+        "show",
+        "renders a packed row: frames with pruned patches greyed, samples in colours, supervised tokens marked",
     )
-    show.add_argument("--row", type=int, default=0, help="of the first epoch's plan")
-    show.add_argument("--out", default="row.png", metavar="FILE")
+    show.add_argument("--row", type=int, default=0, help="row number in the first epoch")
+    show.add_argument("--out", default="row.png", metavar="FILE", help="image file to write")
     write = _command(commands, "write", "writes annotations and media into ArrayRecord shards", False)
-    write.add_argument("--out", required=True, metavar="DIR")
-    write.add_argument("--samples-per-shard", type=int, default=4096, metavar="N")
+    write.add_argument("--out", required=True, metavar="DIR", help="folder of the shards")
+    write.add_argument("--samples-per-shard", type=int, default=4096, metavar="N", help="fewer for long videos")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,46 +72,49 @@ def run(arguments: argparse.Namespace) -> int:
 def _command(commands, name: str, summary: str, needs_tokenizer: bool = True) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary)
     data = parser.add_argument_group("data")
-    data.add_argument("--config", metavar="FILE", help="of a run, or of a mixture (configs/data/stage4.py)")
-    data.add_argument("--annotations", nargs="+", metavar="FILE", help="instead: annotation files or shards")
+    data.add_argument(
+        "--config", metavar=CONFIG, help="configuration of a mixture (data/stage4) or a training run (stage4:2b)"
+    )
+    data.add_argument(
+        "--annotations", nargs="+", metavar="FILE", help="annotation files or shards, instead of --config"
+    )
     data.add_argument("--media", default="", metavar="DIR", help="folder or URL of the media (with --annotations)")
-    data.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as --config.KEY=VALUE")
+    data.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="same as --config.KEY=VALUE")
     data.add_argument("--skip-missing", action="store_true", help="leave out data sets that are not on disk")
-    data.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (0: none)")
+    data.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="number of worker processes (0: none)"
+    )
     if needs_tokenizer:
         data.add_argument("--tokenizer", required=True, metavar="DIR", help="a checkpoint folder or tokenizer.json")
     return parser
 
 
-def _config(arguments: argparse.Namespace):
+def _config(arguments: argparse.Namespace) -> mixtures.MixtureConfig:
     if bool(arguments.config) == bool(arguments.annotations):
         raise InputError("give either --config or --annotations")
     if arguments.config:
-        config = config_file.load(arguments.config, arguments.set)
-        return config.data if "data" in config else config  # of a training run, or a mixture alone
-    config = mixtures.mixture([mixtures.Group("", 0, ["data"])], root="")
-    config.datasets.data.annotations = tuple(arguments.annotations)
-    config.datasets.data.media = arguments.media
-    return config_file.changed(config, arguments.set)
+        return mixtures.load(arguments.config, arguments.set)
+    spec = DatasetSpec("data", tuple(arguments.annotations), arguments.media)
+    config = config_tree.to_config_dict(mixtures.MixtureConfig(root="", datasets={spec.name: spec}))
+    return config_tree.from_tree(mixtures.MixtureConfig, config_file.changed(config, arguments.set))
 
 
-def _entries(arguments: argparse.Namespace, config) -> list[DatasetSpec]:
+def _specs(arguments: argparse.Namespace, config: mixtures.MixtureConfig) -> list[DatasetSpec]:
     specs = mixtures.dataset_specs(config)
-    absent = missing_files(specs)
+    missing = missing_files(specs)
     if not arguments.skip_missing:
         require_present(specs)
-    for name, path in absent.items():
-        _say(f"left out: {name} ({path} is not there)")
-    present = [spec for spec in specs if spec.name not in absent]
+    for name, path in missing.items():
+        logger.warning("left out: %s (%s is missing)", name, path)
+    present = [spec for spec in specs if spec.name not in missing]
     if not present:
-        raise InputError("none of the data sets is there; set `root` to the folder they are in")
+        raise InputError("all data sets are missing; set `root` to the folder that holds them")
     return present
 
 
-def _corpus(arguments: argparse.Namespace) -> MixtureDataset:
+def _mixture(arguments: argparse.Namespace) -> MixtureDataset:
     config = _config(arguments)
-    examples = SampleBuilder(arguments.tokenizer, mixtures.data_settings(config))
-    return open_mixture(_entries(arguments, config), examples)
+    return open_mixture(_specs(arguments, config), SampleBuilder(arguments.tokenizer, mixtures.data_settings(config)))
 
 
 def _index(arguments: argparse.Namespace) -> int:
@@ -107,18 +122,20 @@ def _index(arguments: argparse.Namespace) -> int:
     from data_pipelines.media_resolver import MediaResolver
 
     config = _config(arguments)
-    examples = SampleBuilder(arguments.tokenizer, mixtures.data_settings(config))
+    sample_builder = SampleBuilder(arguments.tokenizer, mixtures.data_settings(config))
     log = SampleErrorLog()
-    for spec in _entries(arguments, config):
+    for spec in _specs(arguments, config):
         source, media = spec.open(), MediaResolver(spec.media)
         with _bar(spec.name) as progress:
-            index = build_index(source, media, examples, spec.index_folder, arguments.kept, arguments.workers, progress)
-        log.add(index.problems(), len(index))
+            index = build_index(
+                source, media, sample_builder, spec.index_folder, arguments.kept, arguments.workers, progress
+            )
+        log.add(index.errors(), len(index))
         print(f"{spec.name}: {len(index):,} samples, {int((~index.good).sum()):,} bad, {index.folder}")
-        if spec.size and abs(len(index) - spec.size) > _UNLIKE * spec.size:
-            _say(f"{spec.name}: about {spec.size:,} samples were expected; is this the whole file?")
+        if spec.size and abs(len(index) - spec.size) > _SIZE_TOLERANCE * spec.size:
+            logger.warning("%s: about %s samples were expected; is this the whole file?", spec.name, f"{spec.size:,}")
     if log.bad:
-        _say(log.table())
+        logger.warning("%s", log.table())
     return 0
 
 
@@ -127,11 +144,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
     log = SampleErrorLog()
     lines = []
-    for spec in _entries(arguments, _config(arguments)):
+    for spec in _specs(arguments, _config(arguments)):
         with _bar(spec.name) as progress:
-            seen, problems = check(spec, not arguments.quick, arguments.workers, progress)
-        log.add(problems, seen)
-        lines += [to_json(problem) + "\n" for problem in problems]
+            seen, errors = check(spec, not arguments.quick, arguments.workers, progress)
+        log.add(errors, seen)
+        lines += [to_json(error) + "\n" for error in errors]
     if arguments.report:
         pathlib.Path(arguments.report).write_text("".join(lines), encoding="utf-8")
     print(log.table())
@@ -141,8 +158,8 @@ def _check(arguments: argparse.Namespace) -> int:
 def _stats(arguments: argparse.Namespace) -> int:
     from data_pipelines import tables
 
-    found = tables.collect(_corpus(arguments), arguments.suggest_budgets, arguments.measure, arguments.workers)
-    print(json.dumps(found) if arguments.json else tables.rendered(found))
+    stats = tables.collect_stats(_mixture(arguments), arguments.suggest_budgets, arguments.measure, arguments.workers)
+    print(json.dumps(stats) if arguments.json else tables.format_stats(stats))
     return 0
 
 
@@ -151,25 +168,25 @@ def _show(arguments: argparse.Namespace) -> int:
     from data_pipelines.row_image import render_row
     from data_pipelines.step_plan import StepPlan
 
-    mixture = _corpus(arguments)
-    schedule = StepPlan(mixture, 1)
-    if not 0 <= arguments.row < len(schedule):
-        raise InputError(f"row {arguments.row}: the plan has rows 0 to {len(schedule) - 1}")
-    element = BatchBuilder(mixture, schedule, slice(0, 1))(arguments.row)
-    render_row(element).save(arguments.out)
-    segments, weights = element["segment_ids"][0], element["loss_weight"][0]
-    vision = element["vision_slot"][0] >= 0
-    for segment, number in enumerate(schedule[arguments.row].rows[0].tolist(), start=1):
-        here = segments == segment
-        learned = element["targets"][0][here & (weights > 0)]
-        answer = " ".join(mixture.examples.tokenizer.decode(learned.tolist()).split())
+    mixture = _mixture(arguments)
+    step_plan = StepPlan(mixture, 1)
+    if not 0 <= arguments.row < len(step_plan):
+        raise InputError(f"row {arguments.row}: the plan has rows 0 to {len(step_plan) - 1}")
+    arrays = BatchBuilder(mixture, step_plan, slice(0, 1))(arguments.row)
+    render_row(arrays).save(arguments.out)
+    segment_ids, weights = arrays["segment_ids"][0], arrays["loss_weight"][0]
+    is_vision = arrays["vision_slot"][0] >= 0
+    for segment, number in enumerate(step_plan[arguments.row].rows[0].tolist(), start=1):
+        in_segment = segment_ids == segment
+        supervised = arrays["targets"][0][in_segment & (weights > 0)]
+        answer = " ".join(mixture.sample_builder.tokenizer.decode(supervised.tolist()).split())
         dataset, local = mixture.locate(number)
-        of_vision = int(vision[here].sum())
-        print(f"{segment:3} {dataset.spec.name} #{local + 1}: {int(here.sum())} tokens, {of_vision} of vision")
-        print(f"    learns {len(learned)}: {answer[:100]}")
-    print(f"{int((segments > 0).sum())} of {len(segments)} tokens used; drawn to {arguments.out}")
-    for line in element["_problems"].tobytes().decode().splitlines():
-        _say(line)
+        tokens, vision_tokens = int(in_segment.sum()), int(is_vision[in_segment].sum())
+        print(f"{segment:3} {dataset.spec.name} #{local + 1}: {tokens} tokens, {vision_tokens} of them vision")
+        print(f"    {len(supervised)} supervised: {answer[:100]}")
+    print(f"{int((segment_ids > 0).sum())} of {len(segment_ids)} tokens used; image written to {arguments.out}")
+    for line in arrays["_errors"].tobytes().decode().splitlines():
+        logger.warning("%s", line)
     return 0
 
 
@@ -177,36 +194,30 @@ def _write(arguments: argparse.Namespace) -> int:
     from data_pipelines.shard_writer import write
 
     log = SampleErrorLog()
-    for spec in _entries(arguments, _config(arguments)):
+    for spec in _specs(arguments, _config(arguments)):
         with _bar(spec.name) as progress:
-            shards, seen, problems = write(
-                spec, arguments.out, arguments.samples_per_shard, arguments.workers, progress
-            )
-        log.add(problems, seen)
+            shards, seen, errors = write(spec, arguments.out, arguments.samples_per_shard, arguments.workers, progress)
+        log.add(errors, seen)
         size = sum(shard.stat().st_size for shard in shards)
         print(f"{spec.name}: {len(shards)} shards, {size / 1e6:.1f} MB in {arguments.out}")
     if log.bad:
-        _say(log.table())
+        logger.warning("%s", log.table())
     return 0
 
 
 @contextlib.contextmanager
 def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, as a callback (done, total)."""
+    """Shows a progress bar on stderr; yields its callback (done, total)."""
     interval = 0.5 if sys.stderr.isatty() else 10.0
     with tqdm(desc=title, unit=" samples", file=sys.stderr, mininterval=interval) as bar:
 
         def update(done: int, total: int) -> None:
             if bar.total is None:
                 bar.reset(total)
-                bar.n = bar.initial = done  # what an earlier run did takes no time in this one
+                bar.n = bar.initial = done  # work of an earlier run does not count towards the rate
             bar.update(done - bar.n)
 
         yield update
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 _RUN = {"index": _index, "check": _check, "stats": _stats, "show": _show, "write": _write}

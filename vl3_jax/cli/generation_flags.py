@@ -1,8 +1,11 @@
 """The flags that `ask` and `chat` share: which model, how to look at media, how to decode."""
 
 import argparse
+import logging
 import sys
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -84,7 +87,7 @@ def load_model(arguments: argparse.Namespace):
         quantize=arguments.quantize,
         token=arguments.token,
         quiet=False,
-        on_status=say,
+        on_status=logger.info,
     )
     assistant.processor.on_frame = show_frames
     return assistant
@@ -93,8 +96,3 @@ def load_model(arguments: argparse.Namespace):
 def show_frames(name: str, done: int, total: int) -> None:
     """A counter that stays on its line until the last frame is decoded."""
     print(f"\r{name}: frame {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-
-def say(line: str) -> None:
-    """One line of diagnostics, to stderr."""
-    print(line, file=sys.stderr, flush=True)

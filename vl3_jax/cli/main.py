@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 
+from vl3_jax import logs, platforms
 from vl3_jax.errors import InputError
 
 # Name on the command line, its line in `vl3 --help`. The module is `vl3_jax.cli.<name>`.
@@ -33,9 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # --config.a.b=1 changes a setting of the configuration, in every command that takes one.
     argv = [re.sub(r"^--config\.", "--set=", word) for word in (sys.argv[1:] if argv is None else argv)]
     chosen = argv[0] if argv and argv[0] in COMMANDS else None
+    if chosen != "plan":  # which sees to it itself, for it uses the compiler of the TPU library
+        platforms.leave_out_absent_tpu()
     arguments = _parser(chosen).parse_args(argv)
     try:
-        return _module(arguments.command).run(arguments) or 0
+        with logs.on_terminal():
+            return _module(arguments.command).run(arguments) or 0
     except InputError as error:
         print(f"vl3 {arguments.command}: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -1,16 +1,21 @@
-"""`vl3 plan`: whether a training step, or answering, fits a TPU slice, and what it costs, before there is a TPU."""
+"""`vl3 plan`: memory, traffic and speed of a training step or of inference on a TPU slice, without a TPU."""
 
 import argparse
 import json
-import sys
+import logging
+
+from vl3_jax.cli import settings_flags
+from vl3_jax.cli.train import CONFIG, CONFIG_HELP
+
+logger = logging.getLogger(__name__)
 
 EPILOG = """examples:
-  vl3 plan --config configs/stage4_7b.py --topology v5e:8x8
-  vl3 plan --config configs/stage4_2b.py --topology v5litepod-16 --config.mesh.fsdp=8 --config.mesh.data=2 --json
-  vl3 plan --config configs/stage4_2b.py --topology v5p-16 --search --record plans.jsonl
+  vl3 plan --config stage4:7b --topology v5e:8x8
+  vl3 plan --config stage4:2b --topology v5litepod-16 --config.mesh.fsdp=8 --config.mesh.data=2 --json
+  vl3 plan --config stage4:2b --topology v5p-16 --search --record plans.jsonl
   vl3 plan --serve 7b --topology v5e:2x2 --rows 4 --prompt 16384 --new 1024
 
-The real programs are compiled by the real TPU compiler on this machine (pip install 'vl3_jax[plan]', Linux on x86),
+The real programs are compiled by the TPU compiler on this machine (pip install 'vl3_jax[plan]', Linux on x86),
 which takes minutes for the large models. Topologies are the compiler's names (v5e:8x8) or the cloud's (v5litepod-64,
 v5p-128, v6e-64). What does not fit is tried again with one change after another until it does.
 exit codes: 0 it fits, 1 it does not, 2 bad input"""
@@ -18,30 +23,35 @@ exit codes: 0 it fits, 1 it does not, 2 bad input"""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
+    from vl3_jax.planning.plan_serving import Workload
+
     parser.epilog = EPILOG
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", metavar="FILE", help="a training step: a file of configs/, or your own")
-    what.add_argument("--serve", metavar="MODEL", help="answering instead: 2b, 7b or another preset")
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--config", metavar=CONFIG, help=f"a training step: {CONFIG_HELP}")
+    subject.add_argument("--serve", metavar="MODEL", help="inference instead: 2b, 7b or another preset")
     parser.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:8x8 or v5litepod-64")
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="of this topology, joined by a network (1)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as --config.KEY=VALUE")
-    parser.add_argument("--mfu", type=float, default=0.4, help="assumed for the estimate of speed (default 0.4)")
+    parser.add_argument(
+        "--slices", type=int, default=1, metavar="N", help="slices of this topology, joined by a network (default: 1)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="the same as --config.KEY=VALUE"
+    )
+    parser.add_argument(
+        "--mfu", type=float, default=0.4, help="utilisation assumed for the estimate of speed (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     group = parser.add_argument_group("more than one plan of a step")
     group.add_argument("--search", action="store_true", help="try meshes, rows at a time and remat policies: a table")
     group.add_argument("--no-change", action="store_true", help="do not look for the change that makes it fit")
-    group.add_argument("--record", metavar="FILE", help="keep plans there, and make none twice")
-    group = parser.add_argument_group("answering")
-    group.add_argument("--rows", type=int, default=1, metavar="N", help="conversations side by side (1)")
-    group.add_argument("--prompt", type=int, default=16_384, metavar="N", help="tokens of each (16384)")
-    group.add_argument("--new", type=int, default=1024, metavar="N", help="tokens of each answer (1024)")
-    group.add_argument("--patches", type=int, default=16_384, metavar="N", help="of each one's media (16384)")
-    group.add_argument("--mesh", metavar="AXIS=N,...", help="such as data=2,tensor=4 (tensor over key/value heads)")
+    group.add_argument("--record", metavar="FILE", help="file that keeps plans, so that none is made twice")
+    group = parser.add_argument_group("inference")
+    settings_flags.add(group, Workload, {name: f"--{name}" for name in ("rows", "prompt", "new", "patches")})
+    group.add_argument("--mesh", metavar="AXIS=N,...", help="such as data=2,tensor=4 (default: heads over chips)")
     group.add_argument("--quantize", choices=["int8"], help="weights in int8")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints plans."""
+    """Prints a plan, a search, or the plan of inference."""
     from vl3_jax.errors import InputError
     from vl3_jax.parallel.topologies import parse_topology
 
@@ -55,35 +65,34 @@ def _serve(arguments: argparse.Namespace, topology) -> int:
     from vl3_jax.errors import InputError
     from vl3_jax.planning.plan_serving import Workload, plan_serving
 
-    sizes = (arguments.rows, arguments.prompt, arguments.new, arguments.patches)
-    if min(sizes) < 1:
+    workload = Workload(**settings_flags.given(arguments, Workload))
+    if min(vars(workload).values()) < 1:
         raise InputError("--rows, --prompt, --new and --patches: give 1 or more")
-    plan = plan_serving(arguments.serve, topology, Workload(*sizes), _mesh(arguments.mesh), arguments.quantize)
+    plan = plan_serving(arguments.serve, topology, workload, _mesh(arguments.mesh), arguments.quantize)
     print(json.dumps(plan.as_json()) if arguments.json else plan)
     return 0 if plan.fits else 1
 
 
 def _train(arguments: argparse.Namespace, topology) -> int:
-    from vl3_jax import config_file
     from vl3_jax.planning import report, search
     from vl3_jax.planning.plan_cache import PlanCache
+    from vl3_jax.training import run_config
 
-    config, planner = config_file.load(arguments.config, arguments.set), PlanCache(arguments.record)
+    config, planner = run_config.load(arguments.config, arguments.set), PlanCache(arguments.record)
     if arguments.search:
         return _search(arguments, config, topology, planner)
     plan = planner(config, topology)
     change = fitting = None
     if not (plan.fits or arguments.no_change):
-        print("it does not fit; looking for a change that makes it", file=sys.stderr)
+        logger.info("it does not fit; looking for a change that makes it")
         change, fitting = search.smallest_change(config, plan, planner) or (None, None)
     if arguments.json:
-        other = {"change": change, "changed": fitting and fitting.as_json()} if not plan.fits else {}
-        print(json.dumps(plan.as_json() | other))
+        remedy = {"change": change, "changed": fitting and fitting.as_json()} if not plan.fits else {}
+        print(json.dumps(plan.as_json() | remedy))
     else:
-        amount = sum(config.data.amounts.values()) if "amounts" in config.data else 0
-        print(report.rendered(plan, arguments.mfu, amount))
+        print(report.render(plan, arguments.mfu, sum(config.data.amounts.values())))
         if not (plan.fits or arguments.no_change):
-            print(report.rendered_change(change, fitting))
+            print(report.render_change(change, fitting))
     return 0 if plan.fits else 1
 
 
@@ -92,20 +101,20 @@ def _search(arguments: argparse.Namespace, config, topology, planner) -> int:
 
     from vl3_jax.planning import report, search
 
-    found = []
+    results = []
     with tqdm(search.search(config, topology, planner), total=len(search.candidates(topology)), unit=" plans") as bar:
         try:
-            for one, plan in bar:
-                found.append((one, plan))
+            for candidate, plan in bar:
+                results.append((candidate, plan))
         except KeyboardInterrupt:
-            print("stopped; what was found until now:", file=sys.stderr)
+            logger.info("stopped; the plans made until now:")
     if arguments.json:
-        best = search.pareto([plan for _, plan in found if plan], arguments.mfu)
-        plans = [plan.as_json() | {"pareto": plan in best} for _, plan in found if plan]
+        best = search.pareto([plan for _, plan in results if plan], arguments.mfu)
+        plans = [plan.as_json() | {"pareto": plan in best} for _, plan in results if plan]
         print(json.dumps({"fits": bool(best), "plans": plans}))
     else:
-        print(report.table(found, arguments.mfu))
-    return 0 if any(plan and plan.fits for _, plan in found) else 1
+        print(report.table(results, arguments.mfu))
+    return 0 if any(plan and plan.fits for _, plan in results) else 1
 
 
 def _mesh(text: str | None) -> dict[str, int] | None:

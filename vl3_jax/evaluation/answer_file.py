@@ -1,4 +1,4 @@
-"""Answers on disk, one JSON object a line: written as they come, read again to go on or to score."""
+"""The answers of an evaluation run, one JSON object per line, and the settings of the run."""
 
 import json
 import os
@@ -9,26 +9,26 @@ from typing import Any
 from vl3_jax.errors import InputError
 
 ANSWERS, SETTINGS = "answers.jsonl", "run.json"
-_NEEDED = ("id", "task", "answer", "truth")
+_REQUIRED = ("id", "task", "answer", "reference")
 
 
 class AnswerFile:
-    """`answers.jsonl` of one run; whoever opens it again with the same settings goes on with it.
+    """The `answers.jsonl` of one run. Opening it again with the same settings resumes the run.
 
     Attributes:
-      path: of the file.
-      records: the answers so far, by question id.
+      path: Path of the file.
+      records: The answers written by now, by question id.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any]):
-        """Opens or makes the folder.
+        """Opens the folder of a run, or creates it.
 
         Args:
-          folder: of the run.
-          settings: JSON values; answers of other settings must not be mixed.
+          folder: Folder of the run.
+          settings: Settings of the run, JSON values. Answers of runs with different settings are not mixed.
 
         Raises:
-          InputError: answers of other settings are there; the folder cannot be written.
+          InputError: The folder has answers of other settings, or cannot be written.
         """
         folder = pathlib.Path(folder)
         self.path = folder / ANSWERS
@@ -48,7 +48,7 @@ class AnswerFile:
         self._file.close()
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Writes answers through to the file."""
+        """Appends answers to the file and flushes it."""
         for record in records:
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
             self.records[record["id"]] = record
@@ -56,14 +56,18 @@ class AnswerFile:
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """All answers of a file. InputError names the file, or the line that is none."""
+    """Reads all answers of a file.
+
+    Raises:
+      InputError: The file cannot be read, or one of its lines is not an answer.
+    """
     records = []
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
-                record = _parsed(line)
+                record = _parse(line)
                 if record is None:
-                    fields = ", ".join(_NEEDED)
+                    fields = ", ".join(_REQUIRED)
                     raise InputError(f"{path}, line {number}: not an answer (a JSON object with {fields}); remove it")
                 records.append(record)
     except (OSError, UnicodeDecodeError) as error:
@@ -72,12 +76,12 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     return records
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _parse(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and all(name in record for name in _NEEDED) else None
+    return record if isinstance(record, dict) and all(name in record for name in _REQUIRED) else None
 
 
 def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
@@ -85,23 +89,23 @@ def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
         path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in sorted({*found, *settings}) if found.get(name) != settings.get(name)]
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in sorted({*saved, *settings}) if saved.get(name) != settings.get(name)]
     except (ValueError, TypeError, AttributeError):
         raise InputError(f"{path}: not the settings of a run; give another --out") from None
     if changed:
         name = changed[0]
         raise InputError(
-            f"{path.parent}: holds answers of another run ({name}: {found.get(name)!r} there, {settings.get(name)!r} "
+            f"{path.parent}: holds answers of another run ({name}: {saved.get(name)!r} there, {settings.get(name)!r} "
             "now); give another --out"
         )
 
 
 def _drop_unfinished_line(path: pathlib.Path) -> None:
-    """What a killed run was writing."""
+    """Removes the last line if a killed run left it incomplete."""
     if not path.exists():
         return
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
+        os.truncate(path, complete)

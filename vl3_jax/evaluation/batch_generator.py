@@ -1,4 +1,4 @@
-"""Greedy answers in batches of few sizes, so that many questions share few compiled programs."""
+"""Greedy generation in batches of a few fixed shapes, so that many questions share few compiled programs."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +12,19 @@ from vl3_jax.inference.sampling import SamplingConfig
 from vl3_jax.processing.packed_batch import PATCH_DIM, BatchShape, Sample, Visual
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 
-BATCH = 32
-_RANKED = 64  # tokens among which `decide` looks for its choices
+BATCH_SIZE = 32
+_TOP_K = 64  # tokens among which `choice_logprobs` looks for its choices
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a model wrote: text up to its end token, how many tokens, and "stop" or "length"."""
+    """A generated answer.
+
+    Attributes:
+      text: The text without its stop token.
+      new_tokens: Number of generated tokens, the stop token included.
+      finish_reason: "stop" or "length".
+    """
 
     text: str
     new_tokens: int
@@ -26,112 +32,130 @@ class Reply:
 
 
 class BatchGenerator:
-    """An assistant that answers samples in order, `batch` at a time.
+    """Answers samples in order, a fixed number at a time.
 
     Attributes:
-      processor: the assistant's, with or without pruning.
-      batch: rows of every call; what is missing in the last one is filled up and thrown away.
+      processor: The model's processor, with or without pruning.
+      batch_size: Number of rows of every batch. Missing rows of the last batch are padded and their output dropped.
     """
 
-    def __init__(self, assistant: ChatModel, batch: int = BATCH, prune: bool = True):
-        config = assistant.processor.config
-        if not prune:
-            config = dataclasses.replace(config, prune_threshold=None)
-        self.processor = Processor(assistant.processor.tokenizer, config)
-        self.batch = batch
-        self._engine, self._defaults = assistant.engine, assistant.defaults
-
-    def process(self, media: Sequence[Mapping[str, Any]], text: str | None) -> ProcessorOutput:
-        """Media and a question in one user turn, ready to be answered; media alone where `text` is None."""
-        words = [] if text is None else [{"type": "text", "text": text}]
-        messages = [{"role": "user", "content": [*media, *words]}]
-        return self.processor(messages, add_generation_prompt=text is not None)
-
-    def rows(self, bucket_sizes: Sequence[BatchShape]) -> int:
-        """How many samples a batch takes: one row is for what gives it the size of a room."""
-        return self.batch - 1 if bucket_sizes and self.batch > 1 else self.batch
-
-    def answer(
-        self, samples: Sequence[Sample], max_new_tokens: int, bucket_sizes: Sequence[BatchShape] = ()
-    ) -> list[Reply]:
-        """Continues each sample, which ends where the answer begins.
+    def __init__(self, chat_model: ChatModel, batch_size: int = BATCH_SIZE, prune: bool = True):
+        """Initialises the generator.
 
         Args:
-          samples: any number.
-          max_new_tokens: where an answer is cut off.
-          rooms: sizes to compile for, small ones first; what fits none of them, the engine rounds as ever.
+          chat_model: The model.
+          batch_size: Number of rows of every batch.
+          prune: Whether to prune the tokens of videos.
+        """
+        config = chat_model.processor.config
+        if not prune:
+            config = dataclasses.replace(config, prune_threshold=None)
+        self.processor = Processor(chat_model.processor.tokenizer, config)
+        self.batch_size = batch_size
+        self._engine, self._generation_config = chat_model.engine, chat_model.generation_config
+
+    def process(self, media: Sequence[Mapping[str, Any]], text: str | None) -> ProcessorOutput:
+        """Processes a user turn of media and a question, up to where the answer begins.
+
+        Args:
+          media: Images and videos as parts of a message.
+          text: The question. If None, the turn has media only and no answer is prompted for.
+        """
+        question = [] if text is None else [{"type": "text", "text": text}]
+        messages = [{"role": "user", "content": [*media, *question]}]
+        return self.processor(messages, add_generation_prompt=text is not None)
+
+    def samples_per_batch(self, bucket_sizes: Sequence[BatchShape]) -> int:
+        """Returns the number of samples in a full batch; with buckets, one row is for the bucket filler."""
+        return self.batch_size - 1 if bucket_sizes and self.batch_size > 1 else self.batch_size
+
+    def generate(
+        self, samples: Sequence[Sample], max_new_tokens: int, bucket_sizes: Sequence[BatchShape] = ()
+    ) -> list[Reply]:
+        """Generates a continuation of each sample.
+
+        Args:
+          samples: Any number of samples, each ending where its answer begins.
+          max_new_tokens: Maximum number of tokens of an answer.
+          bucket_sizes: Row sizes to compile for, in ascending order. A batch is padded to the first that fits; the
+            engine chooses the size of a batch that none fits.
+
+        Returns:
+          The answers, in the order of the samples.
 
         Raises:
-          InputError: a sample and its answer exceed the model's context.
+          InputError: A sample and its answer exceed the model's context.
         """
-        sampling = SamplingConfig(max_new_tokens=max_new_tokens, repetition_penalty=self._defaults.repetition_penalty)
+        penalty = self._generation_config.repetition_penalty
+        sampling = SamplingConfig(max_new_tokens=max_new_tokens, repetition_penalty=penalty)
         replies = []
-        for count, steps in self._generated(samples, sampling, bucket_sizes):
+        for count, steps in self._batches(samples, sampling, bucket_sizes):
             for row in range(count):
                 replies.append(self._reply([t for step in steps for t in step.tokens[row][step.valid[row]].tolist()]))
         return replies
 
-    def decide(
+    def choice_logprobs(
         self, samples: Sequence[Sample], choices: Sequence[int], bucket_sizes: Sequence[BatchShape] = ()
     ) -> np.ndarray:
-        """Log-probabilities that the next token is each of `choices`.
+        """Returns the log-probabilities of given tokens as the next token.
 
         Args:
-          samples: n of them.
+          samples: n samples.
           choices: c token ids.
-          rooms: as of `answer`.
+          bucket_sizes: As for `generate`.
 
         Returns:
-          [n, c] float32; -inf for a token that is not among the best 64.
+          [n, c] float32; -inf for a token that is not among the 64 most likely ones.
         """
-        ranked = min(_RANKED, self._engine.model.config.text.vocab_size)
-        found = []
-        for count, steps in self._generated(samples, SamplingConfig(max_new_tokens=1, logprobs=ranked), bucket_sizes):
+        top_k = min(_TOP_K, self._engine.model.config.text.vocab_size)
+        logprobs = []
+        for count, steps in self._batches(samples, SamplingConfig(max_new_tokens=1, logprobs=top_k), bucket_sizes):
             ids, values = (array[:count, 0] for array in (steps[0].logprob_ids, steps[0].logprobs))
-            found.append(np.stack([np.where(ids == one, values, -np.inf).max(axis=1) for one in choices], axis=1))
-        return np.concatenate(found)
+            columns = [np.where(ids == choice, values, -np.inf).max(axis=1) for choice in choices]
+            logprobs.append(np.stack(columns, axis=1))
+        return np.concatenate(logprobs)
 
-    def _generated(
+    def _batches(
         self, samples: Sequence[Sample], sampling: SamplingConfig, bucket_sizes: Sequence[BatchShape]
     ) -> Iterator[tuple[int, list[DecodeOutput]]]:
-        """For each batch, how many of its rows are wanted, and the steps until those have ended."""
-        size = self.rows(bucket_sizes)
+        """Yields, for each batch, its number of samples and the decoder outputs until all of them have stopped."""
+        size = self.samples_per_batch(bucket_sizes)
         for start in range(0, len(samples), size):
             chunk = samples[start : start + size]
-            room = next((one for one in bucket_sizes if size < self.batch and _holds(one, chunk)), None)
-            last = [] if room is None else [_ruler(room)]
-            full = [*chunk, *[chunk[-1]] * (self.batch - len(chunk) - len(last)), *last]
-            steps, done = [], np.zeros(len(chunk), bool)
-            for step in self._engine.generate(full, sampling):
+            bucket = next((bucket for bucket in bucket_sizes if size < self.batch_size and _fits(chunk, bucket)), None)
+            filler = [] if bucket is None else [_bucket_filler(bucket)]
+            padding = [chunk[-1]] * (self.batch_size - len(chunk) - len(filler))
+            steps, stopped = [], np.zeros(len(chunk), bool)
+            for step in self._engine.generate([*chunk, *padding, *filler], sampling):
                 steps.append(step)
-                ends = np.isin(step.tokens, self._defaults.stop_ids) & step.valid
-                done |= ends[: len(chunk)].any(axis=1)
-                if done.all():
+                is_stop = np.isin(step.tokens, self._generation_config.stop_ids) & step.valid
+                stopped |= is_stop[: len(chunk)].any(axis=1)
+                if stopped.all():
                     break
             yield len(chunk), steps
 
     def _reply(self, tokens: list[int]) -> Reply:
-        stopped = bool(tokens) and tokens[-1] in self._defaults.stop_ids
+        stopped = bool(tokens) and tokens[-1] in self._generation_config.stop_ids
         text = self.processor.tokenizer.decode(tokens[:-1] if stopped else tokens)
         return Reply(text.strip(), len(tokens), "stop" if stopped else "length")
 
 
-def _holds(room: BatchShape, samples: Sequence[Sample]) -> bool:
-    """Whether all fit; a room for pictures is none for text alone, which needs no tower."""
+def _fits(samples: Sequence[Sample], bucket: BatchShape) -> bool:
+    """Returns whether all samples fit. Text alone never fits a bucket with patches, as it does not need the tower."""
     patches = max(sum(len(visual.patches) for visual in sample.visuals) for sample in samples)
     return (
-        bool(patches) == bool(room.patches)
-        and patches <= room.patches
-        and max(sample.num_vision_tokens for sample in samples) <= room.vision_tokens
-        and max(len(sample.tokens) for sample in samples) <= room.length
+        bool(patches) == bool(bucket.patches)
+        and patches <= bucket.patches
+        and max(sample.num_vision_tokens for sample in samples) <= bucket.vision_tokens
+        and max(len(sample.tokens) for sample in samples) <= bucket.length
     )
 
 
-def _ruler(room: BatchShape) -> Sample:
-    """A meaningless sample that fills a room: with it in a batch, the engine rounds every batch to the same sizes."""
-    tokens = np.zeros(room.length, np.int32)
-    if not room.patches:
+def _bucket_filler(bucket: BatchShape) -> Sample:
+    """Returns a blank sample that fills a row of a bucket, with which the engine pads every batch to the bucket."""
+    tokens = np.zeros(bucket.length, np.int32)
+    if not bucket.patches:
         return Sample(tokens)
-    kept = np.arange(room.patches) < room.vision_tokens
-    visual = Visual(np.zeros((room.patches, PATCH_DIM), np.uint8), (room.patches, 1, 1), 1, kept)
-    return Sample(tokens, np.arange(room.length) < room.vision_tokens, [visual])
+    kept = np.arange(bucket.patches) < bucket.vision_tokens
+    visual = Visual(np.zeros((bucket.patches, PATCH_DIM), np.uint8), (bucket.patches, 1, 1), 1, kept)
+    return Sample(tokens, np.arange(bucket.length) < bucket.vision_tokens, [visual])

@@ -1,100 +1,100 @@
-"""Asks a model the questions of several tasks, in batches, and writes each answer down as it comes."""
+"""Asks a model the questions of several tasks in batches, and writes each batch of answers to a file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.answer_file import AnswerFile
 from vl3_jax.evaluation.batch_generator import BatchGenerator
 from vl3_jax.evaluation.live_streams import run_streams
-from vl3_jax.evaluation.tasks import EvalTask, Question, QuestionSelection
+from vl3_jax.evaluation.tasks import EvalTask, Question, QuestionSelection, swap_media
 from vl3_jax.processing.processor import ProcessorOutput
 
-_BATCHES_AT_ONCE = 8  # as many are drawn and sorted by size together; with more, media would fill the memory
-_STREAM_BATCHES_AT_ONCE = 2
+_BATCHES_PER_GROUP = 8  # batches whose samples are processed and sorted by size together; bounds the memory for media
+_STREAM_BATCHES_PER_GROUP = 2
+
+TaskQuestions = list[tuple[EvalTask, list[Question]]]
 
 
-Asked = list[tuple[EvalTask, list[Question]]]
-
-
-def questions_of(tasks: Sequence[EvalTask], selection: QuestionSelection, without_media: bool = False) -> Asked:
-    """The questions of each task.
+def questions_of(tasks: Sequence[EvalTask], selection: QuestionSelection, blind: bool = False) -> TaskQuestions:
+    """Returns the questions of each task.
 
     Args:
-      tasks: what to ask.
-      selection: which questions of each.
-      without_media: give each question the media of another one; tasks without media are left out.
+      tasks: Tasks to ask.
+      selection: Which questions of each task to ask.
+      blind: Whether to give each question the media of another one. Tasks without media are then left out.
 
     Raises:
-      InputError: a selection that there is not; nothing to be blind to.
+      InputError: The selection is impossible, or no task is left.
     """
-    if not without_media:
+    if not blind:
         return [(task, task.questions(selection)) for task in tasks]
     tasks = [task for task in tasks if task.has_media]
     if not tasks:
         raise InputError("a blind check needs tasks with media; these have none")
-    return [(task, without_media(task.questions(selection))) for task in tasks]
+    return [(task, swap_media(task.questions(selection))) for task in tasks]
 
 
 def ask(
-    answerer: BatchGenerator,
-    asked: Asked,
+    generator: BatchGenerator,
+    task_questions: TaskQuestions,
     answers: AnswerFile,
     on_progress: Callable[[str, int], None] = lambda task, done: None,
 ) -> int:
-    """Asks what `answers` does not hold yet.
+    """Asks all questions that have no answer yet.
 
     Args:
-      answerer: of the model.
-      asked: tasks with their questions.
-      answers: where answers go.
-      on_progress: told the task and how many more of its questions are answered; first of all those of earlier runs.
+      generator: The model.
+      task_questions: Tasks with their questions.
+      answers: The file of answers.
+      on_progress: Called with a task and the number of its questions answered since the last call. The first call of
+        a task counts the answers of earlier runs.
 
     Returns:
-      How many questions were asked.
+      The number of questions asked.
 
     Raises:
-      InputError: what a question's media or the model's context make impossible.
+      InputError: The media of a question cannot be processed, or a prompt exceeds the model's context.
     """
     new = 0
-    for task, questions in asked:
-        left = [one for one in questions if one.id not in answers.records]
-        on_progress(task.name, len(questions) - len(left))
-        for records in _answered(answerer, task, left):
+    for task, questions in task_questions:
+        pending = [question for question in questions if question.id not in answers.records]
+        on_progress(task.name, len(questions) - len(pending))
+        for records in _answer(generator, task, pending):
             answers.append(records)
             new += len(records)
             on_progress(task.name, len(records))
     return new
 
 
-def _answered(answerer: BatchGenerator, task: EvalTask, questions: Sequence[Question]):
-    """Records of a task's questions, some at a time, not in their order."""
-    together = answerer.rows(task.bucket_sizes) * (_STREAM_BATCHES_AT_ONCE if task.is_stream else _BATCHES_AT_ONCE)
-    for some in _batched(questions, together):
+def _answer(generator: BatchGenerator, task: EvalTask, questions: Sequence[Question]) -> Iterator[list[dict[str, Any]]]:
+    """Yields the records of a task's questions batch by batch, not in the order of the questions."""
+    batch_size = generator.samples_per_batch(task.bucket_sizes)
+    for group in _chunks(questions, batch_size * (_STREAM_BATCHES_PER_GROUP if task.is_stream else _BATCHES_PER_GROUP)):
         if task.is_stream:
-            yield _stream_records(answerer, task, some)
+            yield _stream_records(generator, task, group)
             continue
-        processed = [(one, answerer.process(one.media(), one.text)) for one in some]
+        processed = [(question, generator.process(question.media(), question.text)) for question in group]
         processed.sort(key=lambda pair: _size(pair[1]))
-        for chunk in _batched(processed, answerer.rows(task.bucket_sizes)):
-            replies = answerer.answer([shown.sample for _, shown in chunk], task.max_new_tokens, task.bucket_sizes)
+        for batch in _chunks(processed, batch_size):
+            samples = [output.sample for _, output in batch]
+            replies = generator.generate(samples, task.max_new_tokens, task.bucket_sizes)
             yield [
                 _record(task, question, reply.text)
                 | {"finish_reason": reply.finish_reason, "new_tokens": reply.new_tokens}
-                | _seen(len(shown.sample.tokens), shown.visual_tokens, shown.visual_tokens_before_pruning)
-                for (question, shown), reply in zip(chunk, replies, strict=True)
+                | _token_counts(len(output.sample.tokens), output.visual_tokens, output.visual_tokens_before_pruning)
+                for (question, output), reply in zip(batch, replies, strict=True)
             ]
 
 
-def _stream_records(answerer: BatchGenerator, task: EvalTask, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    streams = run_streams(
-        answerer, [(one.media(), one.text) for one in questions], task.max_new_tokens, task.bucket_sizes
-    )
+def _stream_records(generator: BatchGenerator, task: EvalTask, questions: Sequence[Question]) -> list[dict[str, Any]]:
+    streams = [(question.media(), question.text) for question in questions]
+    states = run_streams(generator, streams, task.max_new_tokens, task.bucket_sizes)
     return [
-        _record(task, question, stream.words)
-        | {"new_tokens": stream.new_tokens}
-        | _seen(len(stream.tokens), stream.visual.num_tokens, len(stream.visual.keep))
-        for question, stream in zip(questions, streams, strict=True)
+        _record(task, question, state.words)
+        | {"new_tokens": state.new_tokens}
+        | _token_counts(len(state.tokens), state.visual.num_tokens, len(state.visual.keep))
+        for question, state in zip(questions, states, strict=True)
     ]
 
 
@@ -104,19 +104,19 @@ def _record(task: EvalTask, question: Question, answer: Any) -> dict[str, Any]:
         "task": task.name,
         "question": question.text,
         "answer": answer,
-        "truth": dict(question.truth),
+        "reference": dict(question.reference),
     }
 
 
-def _seen(prompt_tokens: int, visual_tokens: int, before: int) -> dict[str, int]:
+def _token_counts(prompt_tokens: int, visual_tokens: int, before: int) -> dict[str, int]:
     return {"prompt_tokens": prompt_tokens, "visual_tokens": visual_tokens, "visual_tokens_before_pruning": before}
 
 
 def _size(processed: ProcessorOutput) -> tuple[int, int]:
-    """What decides about the shape of a batch: patches first, for most of the work is theirs."""
+    """Returns the sort key of a sample: patches first, because they take most of the compute."""
     sample = processed.sample
     return sum(len(visual.patches) for visual in sample.visuals), len(sample.tokens)
 
 
-def _batched(items: Sequence[Any], size: int):
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))

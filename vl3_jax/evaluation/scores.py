@@ -1,4 +1,4 @@
-"""From answers to scores, and to the table that is printed."""
+"""Computes scores from answers, and formats them as a table."""
 
 import collections
 import json
@@ -16,55 +16,60 @@ _WIDTHS = (10, 8, 10, 11, 7)
 
 
 def score(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Scores of all tasks that have answers.
+    """Scores all tasks that have answers.
 
     Args:
-      records: as in answers.jsonl.
+      records: Lines of an `answers.jsonl`.
 
     Returns:
-      "tasks": for each its "metric", "score", "majority" (what the best constant answer scores), "count", "kept" (share
-      of its vision tokens that pruning left, where there were any) and what its metric has beside it; "mean": of
-      "score" and "majority" over the tasks.
+      "tasks": for each task its "metric", "score", "majority" (the score of the best constant answer), "count", "kept"
+      (the share of its vision tokens left by pruning, if it has any) and further values of its metric. "mean": the
+      means of "score" and "majority" over the tasks.
 
     Raises:
-      InputError: no answers; an unknown task.
+      InputError: There are no answers, a task is unknown, or an answer does not suit its task.
     """
     by_task = collections.defaultdict(list)
     for record in records:
         by_task[record["task"]].append(record)
     if not by_task:
         raise InputError("there are no answers to score")
-    found = {}
+    tasks = {}
     for task in find(by_task):
-        mine = by_task[task.name]
+        task_records = by_task[task.name]
+        answers = [record["answer"] for record in task_records]
         try:
-            values = task.evaluate([one["answer"] for one in mine], [one["truth"] for one in mine])
+            values = task.evaluate(answers, [record["reference"] for record in task_records])
         except (TypeError, KeyError, AttributeError, IndexError) as error:
-            raise InputError(f"{task.name}: an answer or truth is not of this task ({error!r})") from None
-        before = sum(one.get("visual_tokens_before_pruning", 0) for one in mine)
-        kept = {"kept": sum(one.get("visual_tokens", 0) for one in mine) / before} if before else {}
-        found[task.name] = {"metric": task.metric, **values, **kept}
-    mean = {name: sum(one[name] for one in found.values()) / len(found) for name in ("score", "majority")}
-    return {"tasks": found, "mean": mean}
+            raise InputError(f"{task.name}: an answer or reference is not of this task ({error!r})") from None
+        before = sum(record.get("visual_tokens_before_pruning", 0) for record in task_records)
+        kept = {"kept": sum(record.get("visual_tokens", 0) for record in task_records) / before} if before else {}
+        tasks[task.name] = {"metric": task.metric, **values, **kept}
+    mean = {name: sum(values[name] for values in tasks.values()) / len(tasks) for name in ("score", "majority")}
+    return {"tasks": tasks, "mean": mean}
 
 
 def table(scores: Mapping[str, Any]) -> str:
-    """Lines for people: each task, then the mean."""
+    """Formats scores as a table with a line for each task and one for the mean."""
     tasks = scores["tasks"]
-    first = max(len(name) for name in (*tasks, "task"))
-    lines = [_line("task", first, ("metric", "score", "majority", "questions", "kept"))]
-    for name, one in tasks.items():
-        kept = f"{one['kept']:.0%}" if "kept" in one else ""
-        cells = (one["metric"], _decimal(one["score"]), _decimal(one["majority"]), str(one["count"]), kept)
-        beside = ", ".join(f"{key} {_decimal(value)}" for key, value in one.items() if key not in _COMMON)
-        lines.append(f"{_line(name, first, cells)}  {beside}".rstrip())
+    width = max(len(name) for name in (*tasks, "task"))
+    lines = [_line("task", width, ("metric", "score", "majority", "questions", "kept"))]
+    for name, values in tasks.items():
+        kept = f"{values['kept']:.0%}" if "kept" in values else ""
+        cells = (values["metric"], _decimal(values["score"]), _decimal(values["majority"]), str(values["count"]), kept)
+        others = ", ".join(f"{key} {_decimal(value)}" for key, value in values.items() if key not in _COMMON)
+        lines.append(f"{_line(name, width, cells)}  {others}".rstrip())
     mean = scores["mean"]
     cells = ("", _decimal(mean["score"]), _decimal(mean["majority"]), f"{len(tasks)} tasks", "")
-    return "\n".join([*lines, _line("mean", first, cells).rstrip()])
+    return "\n".join([*lines, _line("mean", width, cells).rstrip()])
 
 
 def save(scores: Mapping[str, Any], folder: str | os.PathLike) -> pathlib.Path:
-    """Writes scores.json. InputError if the folder cannot be written."""
+    """Writes `scores.json` to a folder and returns its path.
+
+    Raises:
+      InputError: The folder cannot be written.
+    """
     path = pathlib.Path(folder) / SCORES
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

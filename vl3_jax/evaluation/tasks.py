@@ -1,6 +1,6 @@
-"""What a model can be asked: questions with their truths, by the name of a task.
+"""Evaluation tasks by name: questions with references, and how answers are scored.
 
-find(["nano"])                   every judged task of a family
+find(["nano"])                   all tasks of a family
 find(["nano/digit"])             one of them
 """
 
@@ -12,36 +12,36 @@ from typing import Any
 from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import BatchShape
 
-# Families of tasks and the modules that list theirs with `tasks()`; task names begin with the family's.
+# Each family's module, whose `tasks()` returns the family's tasks. Task names begin with the name of the family.
 FAMILIES = {"nano": "vl3_jax.evaluation.nano_tasks"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
-    """One question.
+    """A question.
 
     Attributes:
-      id: unlike that of any other question of any task.
-      text: what is asked, after the media.
-      truth: what answers are judged by, for JSON.
-      media: gives the parts of a message that are shown; they are read or drawn when it is called.
+      id: Identifier, unique among the questions of all tasks.
+      text: The question, asked after the media.
+      reference: JSON values that the answer is scored against.
+      media: Reads or renders the media and returns them as parts of a message.
     """
 
     id: str
     text: str
-    truth: Mapping[str, Any]
+    reference: Mapping[str, Any]
     media: Callable[[], list[dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionSelection:
-    """Which questions of a task are asked.
+    """Which questions of a task to ask.
 
     Attributes:
-      count: how many.
-      seed: of the data set.
-      split: whose pictures are shown.
-      pictures: a file of other pictures than the split's own.
+      count: Number of questions.
+      seed: Random seed of the questions.
+      split: Split of the source images.
+      images: A file of source images to use instead of the split's own.
     """
 
     count: int = 200
@@ -51,25 +51,26 @@ class QuestionSelection:
 
     def __post_init__(self):
         if self.count < 1:
-            raise InputError(f"{self.count} questions a task: ask at least 1")
+            raise InputError(f"{self.count} questions per task: ask at least 1")
         if self.seed < 0:
             raise InputError(f"seed {self.seed}: give 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalTask:
-    """A kind of question and how it is judged.
+    """A kind of question and its scoring.
 
     Attributes:
       name: "family/task".
-      metric: what the score is, for tables.
-      questions: those of a selection.
-      evaluate: answers and truths to "score", "majority" (what a constant answer scores), "count" and more; an answer
-        is a text, of a stream a list with what was said after each frame (None for nothing).
-      max_new_tokens: where an answer is cut off.
-      has_media: whether there is something to see.
-      is_stream: whether the model watches and speaks by itself (see `streams`).
-      rooms: sizes of batches to compile for, small ones first (see `answering`).
+      metric: Name of the metric, for tables.
+      questions: Returns the questions of a selection.
+      evaluate: Maps answers and references to "score", "majority" (the score of the best constant answer), "count" and
+        further values. An answer is a text; for a stream, the list of what was said after each frame (None for
+        nothing).
+      max_new_tokens: Maximum number of tokens of an answer.
+      has_media: Whether the questions have images or videos.
+      is_stream: Whether the task is a live stream, in which the model decides when to speak (see `live_streams`).
+      bucket_sizes: Row sizes to compile for, in ascending order (see `batch_generator`).
     """
 
     name: str
@@ -83,8 +84,15 @@ class EvalTask:
 
 
 def find(names: Iterable[str]) -> list[EvalTask]:
-    """The tasks of these names, each once, in the order asked for. InputError for a name that there is not."""
-    found: dict[str, EvalTask] = {}
+    """Returns the tasks of these names, without duplicates, in the order of the names.
+
+    Args:
+      names: Names of tasks, or of families for all of their tasks.
+
+    Raises:
+      InputError: A name is unknown.
+    """
+    tasks: dict[str, EvalTask] = {}
     for name in names:
         family = name.partition("/")[0]
         if family not in FAMILIES:
@@ -92,17 +100,17 @@ def find(names: Iterable[str]) -> list[EvalTask]:
         members = {task.name: task for task in importlib.import_module(FAMILIES[family]).tasks()}
         if name != family and name not in members:
             raise InputError(f"task {name!r} is unknown; use {family} for all, or some of {', '.join(members)}")
-        found |= members if name == family else {name: members[name]}
-    return list(found.values())
+        tasks |= members if name == family else {name: members[name]}
+    return list(tasks.values())
 
 
-def without_media(questions: Sequence[Question]) -> list[Question]:
-    """Each question with the media of the next one: what is still answered rightly was not seen.
+def swap_media(questions: Sequence[Question]) -> list[Question]:
+    """Gives each question the media of the next one, to measure what can be answered without seeing the right media.
 
     Raises:
-      InputError: a single question, which has no other.
+      InputError: There is only one question.
     """
     if len(questions) < 2:
-        raise InputError("a blind check swaps media: ask at least 2 questions a task")
+        raise InputError("a blind check swaps media: ask at least 2 questions per task")
     others = [*questions[1:], questions[0]]
-    return [dataclasses.replace(one, media=other.media) for one, other in zip(questions, others, strict=True)]
+    return [dataclasses.replace(question, media=other.media) for question, other in zip(questions, others, strict=True)]

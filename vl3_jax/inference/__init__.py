@@ -1,1 +1,1 @@
-"""Answering: static cache, sampling, and the engine that turns packed samples into tokens."""
+"""Inference: a static KV cache, sampling, and the engine that turns packed samples into tokens."""

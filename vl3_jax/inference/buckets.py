@@ -1,23 +1,23 @@
-"""The short list of padded sizes that inference compiles for."""
+"""The padded sizes that inference compiles for."""
 
 import itertools
 from collections.abc import Iterator
 
-SMALLEST = 64
+SMALLEST_BUCKET = 64
 
 
 def bucket_sizes() -> Iterator[int]:
-    """64, 96, 128, 192, 256, 384, ...: at most a third of a bucket is padding."""
+    """Yields 64, 96, 128, 192, 256, 384, ...: at most a third of a bucket is padding."""
     for power in itertools.count():
-        yield SMALLEST * 2**power
-        yield SMALLEST * 3 * 2**power // 2
+        yield SMALLEST_BUCKET * 2**power
+        yield SMALLEST_BUCKET * 3 * 2**power // 2
 
 
 def round_up_to_bucket(size: int) -> int:
-    """The smallest rung that holds `size`."""
-    return next(rung for rung in bucket_sizes() if rung >= size)
+    """Returns the smallest bucket that holds `size`."""
+    return next(bucket for bucket in bucket_sizes() if bucket >= size)
 
 
 def power_of_two(size: int) -> int:
-    """The smallest power of two that holds `size`: how many rows a batch is padded to."""
+    """Returns the smallest power of two that is at least `size`: the number of rows a batch is padded to."""
     return 1 << max(size - 1, 0).bit_length()

@@ -1,4 +1,4 @@
-"""A loaded model that answers: messages in, text out. What `vl3_jax.load` returns."""
+"""The chat interface of a loaded model: messages in, text out. `vl3_jax.load` returns a `ChatModel`."""
 
 import dataclasses
 import os
@@ -16,8 +16,8 @@ from vl3_jax.processing.processor import Processor, ProcessorOutput
 
 Messages = Sequence[Mapping[str, Any]]
 
-# Where each setting of an answer goes: to `Sampling`, to the processor's configuration (under its name there), or to
-# every video of the conversation that does not say for itself.
+# Keyword settings by destination: fields of `SamplingConfig`, fields of `ProcessorConfig` (setting: field), and options
+# of every video of the conversation that does not set them itself.
 SAMPLING_SETTINGS = tuple(field.name for field in dataclasses.fields(SamplingConfig))
 PROCESSOR_SETTINGS = {
     "fps": "fps",
@@ -32,7 +32,16 @@ VIDEO_SETTINGS = ("start", "end")
 
 @dataclasses.dataclass
 class GenerationOutput:
-    """One answer and how it came about; `as_json` is what `vl3 ask --json` prints."""
+    """A generated answer with the statistics of its generation.
+
+    Attributes:
+      text: The answer without its stop token.
+      token_ids: The generated ids, the stop token included.
+      finish_reason: "stop" if a stop token ended the answer, "length" if `max_new_tokens` did.
+      processed: The prompt as the model received it.
+      logprobs: A list of (id, log-probability) for each generated token, most likely first; None if not requested.
+      seconds: Seconds of loading, processing, compilation, prefill and decoding.
+    """
 
     text: str
     token_ids: list[int]
@@ -43,11 +52,11 @@ class GenerationOutput:
 
     @property
     def tokens_per_second(self) -> float:
-        """Decoded tokens (all but the first, which prefill gives) per second of decoding."""
+        """Decoded tokens per second of decoding; the first token comes from prefill and is not counted."""
         return (len(self.token_ids) - 1) / self.seconds["decode"] if self.seconds["decode"] else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, ready for `json.dumps`."""
+        """Returns the object that `vl3 ask --json` prints, as plain values for `json.dumps`."""
         prompt = self.processed.sample.tokens.tolist()
         return {
             "text": self.text,
@@ -65,19 +74,21 @@ class GenerationOutput:
 
 
 class ChatModel:
-    """A model, its processor and an engine.
+    """A model with its processor and its engine.
 
     Args:
-      engine: the model with its parameters.
-      processor: messages to samples.
-      defaults: what the checkpoint says about generation.
-      load_seconds: how long loading took, for reports.
+      engine: The engine, which holds the model and its parameters.
+      processor: Turns messages into samples.
+      generation_config: Stop tokens and repetition penalty of the checkpoint.
+      load_seconds: Seconds that loading took, reported with each answer.
     """
 
-    def __init__(self, engine: Engine, processor: Processor, defaults: GenerationConfig, load_seconds: float = 0.0):
+    def __init__(
+        self, engine: Engine, processor: Processor, generation_config: GenerationConfig, load_seconds: float = 0.0
+    ):
         self.engine = engine
         self.processor = processor
-        self.defaults = defaults
+        self.generation_config = generation_config
         self.load_seconds = load_seconds
 
     def chat(
@@ -91,19 +102,23 @@ class ChatModel:
         stream: bool = False,
         **settings: Any,
     ) -> str | Iterator[str]:
-        """Answers a question about pictures and videos, or a whole conversation.
+        """Answers a question about images and videos, or continues a conversation.
 
         Args:
-          question: what to ask; the media come before it, pictures first.
-          images: paths, bytes, PIL images or arrays.
-          videos: paths, folders of frames, or arrays [T, H, W, 3] uint8.
-          system: a system prompt.
-          messages: a conversation instead of the above (see docs/inference.md).
-          stream: give an iterator over pieces of text instead of the whole text.
-          **settings: fields of `Sampling` (max_new_tokens, temperature, ...) and of the processor (fps, ...).
+          question: The question; the media come before it, images first.
+          images: Paths, bytes, PIL images or arrays.
+          videos: Paths, folders of frames, or arrays [T, H, W, 3] uint8.
+          system: A system prompt.
+          messages: A conversation, instead of the arguments above (see docs/inference.md).
+          stream: Whether to return an iterator over pieces of text instead of the whole text.
+          **settings: Fields of `SamplingConfig` (`max_new_tokens`, `temperature`, ...) and settings of the processor
+            (`fps`, `max_frames`, ...).
+
+        Returns:
+          The answer, or an iterator over its pieces.
 
         Raises:
-          InputError: media that cannot be read, settings that cannot be, a prompt beyond the context.
+          InputError: Media that cannot be read, an unknown or invalid setting, or a prompt that exceeds the context.
         """
         if messages is None:
             messages = conversation(question, images=images, videos=videos, system=system)
@@ -114,45 +129,52 @@ class ChatModel:
     def answer(
         self, messages: Messages, *, on_text: Callable[[str], None] | None = None, **settings: Any
     ) -> GenerationOutput:
-        """Like `chat` for one conversation, with everything there is to know about the answer.
+        """Answers a conversation and returns the text with token ids, frames, log-probabilities and timings.
 
         Args:
-          messages: the conversation.
-          on_text: given each piece of text as it comes.
-          **settings: as of `chat`.
+          messages: The conversation.
+          on_text: Called with each piece of text as soon as it is generated.
+          **settings: The settings of `chat`.
+
+        Raises:
+          InputError: As `chat`.
         """
-        chosen = self._settings(settings)
-        processed, process_seconds = self._process([messages], chosen)
-        steps, timings = [], Timings()
+        resolved = self._settings(settings)
+        processed, process_seconds = self._process([messages], resolved)
+        outputs, timings = [], Timings()
 
-        def keep_steps() -> Iterator[DecodeOutput]:
-            for step in self._steps(processed, chosen, timings):
-                steps.append(step)
-                yield step
+        def recorded() -> Iterator[DecodeOutput]:
+            for output in self._generate(processed, resolved, timings):
+                outputs.append(output)
+                yield output
 
-        for piece in self._pieces(keep_steps()):
+        for piece in self._text_pieces(recorded()):
             if on_text is not None:
                 on_text(piece)
-        return self._answer(0, processed[0], steps, chosen.sampling, self._seconds(process_seconds, timings))
+        seconds = self._seconds(process_seconds, timings)
+        return self._generation_output(0, processed[0], outputs, resolved.sampling, seconds)
 
     def answer_batch(self, conversations: Sequence[Messages], **settings: Any) -> list[GenerationOutput]:
-        """Answers several conversations together; their seconds are those of the whole batch."""
-        chosen = self._settings(settings)
-        processed, process_seconds = self._process(conversations, chosen)
+        """Answers several conversations in one batch; each output has the seconds of the whole batch."""
+        resolved = self._settings(settings)
+        processed, process_seconds = self._process(conversations, resolved)
         timings = Timings()
-        steps = list(self._steps(processed, chosen, timings))
+        outputs = list(self._generate(processed, resolved, timings))
         seconds = self._seconds(process_seconds, timings)
-        return [self._answer(row, item, steps, chosen.sampling, seconds) for row, item in enumerate(processed)]
+        return [
+            self._generation_output(row, prompt, outputs, resolved.sampling, seconds)
+            for row, prompt in enumerate(processed)
+        ]
 
-    def _settings(self, given: Mapping[str, Any]) -> "_Settings":
-        given = {name: value for name, value in given.items() if value is not None}
-        if not given.pop("prune", True):
+    def _settings(self, settings: Mapping[str, Any]) -> "_Settings":
+        settings = {name: value for name, value in settings.items() if value is not None}
+        if not settings.pop("prune", True):
             changes: dict[str, Any] = {"prune_threshold": None}
         else:
             changes = {}
-        sampling = {"repetition_penalty": self.defaults.repetition_penalty}
+        sampling = {"repetition_penalty": self.generation_config.repetition_penalty}
         video = {}
-        for name, value in given.items():
+        for name, value in settings.items():
             if name in SAMPLING_SETTINGS:
                 sampling[name] = value
             elif name in PROCESSOR_SETTINGS:
@@ -166,42 +188,50 @@ class ChatModel:
         processor = Processor(self.processor.tokenizer, config, self.processor.on_frame)
         return _Settings(SamplingConfig(**sampling), processor, video)
 
-    def _process(self, conversations: Sequence[Messages], chosen: "_Settings") -> tuple[list[ProcessorOutput], float]:
-        started = time.perf_counter()
-        processed = [chosen.processor(_with_video_defaults(messages, chosen.video)) for messages in conversations]
-        return processed, time.perf_counter() - started
+    def _process(self, conversations: Sequence[Messages], settings: "_Settings") -> tuple[list[ProcessorOutput], float]:
+        """Processes the conversations; also returns the seconds that it took."""
+        start = time.perf_counter()
+        processed = [settings.processor(_with_video_defaults(messages, settings.video)) for messages in conversations]
+        return processed, time.perf_counter() - start
 
-    def _steps(
-        self, processed: Sequence[ProcessorOutput], chosen: "_Settings", timings: Timings
+    def _generate(
+        self, processed: Sequence[ProcessorOutput], settings: "_Settings", timings: Timings
     ) -> Iterator[DecodeOutput]:
-        return self.engine.generate([item.sample for item in processed], chosen.sampling, timings)
+        return self.engine.generate([prompt.sample for prompt in processed], settings.sampling, timings)
 
     def _stream(self, messages: Messages, settings: Mapping[str, Any]) -> Iterator[str]:
-        chosen = self._settings(settings)
-        processed, _ = self._process([messages], chosen)
-        yield from self._pieces(self._steps(processed, chosen, Timings()))
+        resolved = self._settings(settings)
+        processed, _ = self._process([messages], resolved)
+        yield from self._text_pieces(self._generate(processed, resolved, Timings()))
 
-    def _pieces(self, steps: Iterable[DecodeOutput]) -> Iterator[str]:
-        """The first row's text, whole characters at a time."""
+    def _text_pieces(self, outputs: Iterable[DecodeOutput]) -> Iterator[str]:
+        """Yields the text of the first row in pieces of whole characters."""
+        stop_ids = self.generation_config.stop_ids
         text = self.processor.tokenizer.stream()
-        for step in steps:
-            if piece := "".join(text.push(token) for token in _live(step, 0) if token not in self.defaults.stop_ids):
+        for output in outputs:
+            if piece := "".join(text.push(token) for token in _valid_tokens(output, 0) if token not in stop_ids):
                 yield piece
         if rest := text.flush():
             yield rest
 
-    def _seconds(self, process: float, timings: Timings) -> dict[str, float]:
-        return {"load": self.load_seconds, "process": process, **dataclasses.asdict(timings)}
+    def _seconds(self, process_seconds: float, timings: Timings) -> dict[str, float]:
+        return {"load": self.load_seconds, "process": process_seconds, **dataclasses.asdict(timings)}
 
-    def _answer(
-        self, row: int, processed: ProcessorOutput, steps, sampling: SamplingConfig, seconds: dict[str, float]
+    def _generation_output(
+        self,
+        row: int,
+        processed: ProcessorOutput,
+        outputs: Sequence[DecodeOutput],
+        sampling: SamplingConfig,
+        seconds: dict[str, float],
     ) -> GenerationOutput:
-        tokens = [token for step in steps for token in _live(step, row)]
-        stopped = bool(tokens) and tokens[-1] in self.defaults.stop_ids
+        """Collects the outputs of one row."""
+        tokens = [token for output in outputs for token in _valid_tokens(output, row)]
+        stopped = bool(tokens) and tokens[-1] in self.generation_config.stop_ids
         logprobs = None
         if sampling.logprobs:
             ids, values = (
-                np.concatenate([getattr(step, name)[row][step.valid[row]] for step in steps])
+                np.concatenate([getattr(output, name)[row][output.valid[row]] for output in outputs])
                 for name in ("logprob_ids", "logprobs")
             )
             logprobs = [
@@ -220,40 +250,50 @@ class ChatModel:
 
 @dataclasses.dataclass(frozen=True)
 class _Settings:
-    """The settings of one answer, each where it belongs."""
+    """Keyword settings resolved into the objects that they configure.
+
+    Attributes:
+      sampling: Decoding settings.
+      processor: The model's processor with the changed settings.
+      video: Default options of every video.
+    """
 
     sampling: SamplingConfig
     processor: Processor
     video: dict[str, Any]
 
 
-def _live(step: DecodeOutput, row: int) -> list[int]:
-    """What a row really generated in this step."""
-    return step.tokens[row][step.valid[row]].tolist()
+def _valid_tokens(output: DecodeOutput, row: int) -> list[int]:
+    """Returns the ids that a row generated, without what follows its stop token."""
+    return output.tokens[row][output.valid[row]].tolist()
 
 
 def _with_video_defaults(messages: Messages, defaults: Mapping[str, Any]) -> Messages:
-    """Gives every video part without its own start or end the one asked for all."""
+    """Adds default options, such as start and end, to every video part that does not set them itself."""
 
-    def part_of(part: Any) -> Any:
+    def with_defaults(part: Any) -> Any:
         is_video = isinstance(part, Mapping) and "video" in part
         return {**defaults, **part} if is_video else part
 
-    def message_of(message: Any) -> Any:
+    def updated(message: Any) -> Any:
         content = message.get("content") if isinstance(message, Mapping) else None
-        return {**message, "content": [part_of(part) for part in content]} if isinstance(content, list) else message
+        return {**message, "content": [with_defaults(p) for p in content]} if isinstance(content, list) else message
 
-    return [message_of(message) for message in messages] if defaults else messages
+    return [updated(message) for message in messages] if defaults else messages
 
 
 def conversation(
     question: str, *, images: Sequence[Any] = (), videos: Sequence[Any] = (), system: str | None = None
 ) -> list[dict[str, Any]]:
-    """One user turn with its media in front of the question, after the system prompt if there is one."""
+    """Builds the messages of one user turn: its media in front of the question, after the system prompt if any.
+
+    Raises:
+      InputError: There is neither a question nor an image or video.
+    """
     content = [{"type": "image", "image": image} for image in images]
     content += [{"type": "video", "video": video} for video in videos]
     if not question and not content:
-        raise InputError("nothing to answer: give a question, a picture or a video")
+        raise InputError("nothing to answer: give a question, an image or a video")
     turn = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
     return [*([{"role": "system", "content": system}] if system else []), turn]
 
@@ -268,19 +308,19 @@ def load(
     quiet: bool = True,
     on_status: Callable[[str], None] = lambda line: None,
 ) -> ChatModel:
-    """Loads a checkpoint of any kind to answer questions.
+    """Loads a checkpoint of any format for inference.
 
     Args:
-      source: an Orbax folder, a training workdir, a Hugging Face folder read in place, or a Hub id.
-      dtype: "float32" or "bfloat16", of weights and activations; by default float32 on a CPU, else bfloat16.
-      mesh: places the parameters over several devices (`vl3_jax.parallel.mesh.make_mesh`).
+      source: An Orbax folder, a training workdir, a Hugging Face folder (read in place), or a Hub id.
+      dtype: "float32" or "bfloat16", the type of weights and activations; by default float32 on a CPU, else bfloat16.
+      mesh: A mesh that shards the parameters over several devices (`vl3_jax.parallel.mesh.make_mesh`).
       quantize: "int8" stores the layers' weights in int8 (see `vl3_jax.model.quantize`).
-      token: of a private Hub repository.
-      quiet: no progress bar.
-      on_status: called with a line before something slow.
+      token: Access token of a private Hub repository.
+      quiet: Whether to hide the progress bar.
+      on_status: Called with a line of text before something slow.
 
     Raises:
-      InputError: the checkpoint is not there, not whole, or has no tokenizer.
+      InputError: The checkpoint does not exist, is incomplete, or has no tokenizer.
     """
     import jax
 
@@ -290,17 +330,16 @@ def load(
     from vl3_jax.model.quantize import quantize_leaf
 
     compilation_cache.enable()
-    started = time.perf_counter()
+    start = time.perf_counter()
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if quantize not in (None, "int8"):
         raise InputError(f"quantize is {quantize!r}: use int8 or leave it out")
     convert = quantize_leaf if quantize else None
     checkpoint = load_checkpoint(source, dtype=dtype, mesh=mesh, token=token, quiet=quiet, convert=convert)
     processor = Processor.from_folder(checkpoint.files)
-    defaults = GenerationConfig.read(checkpoint.files, processor.tokenizer.stop_ids)
-    look = {"image_mean": processor.config.image_mean, "image_std": processor.config.image_std}
-    config = dataclasses.replace(checkpoint.config, vision=dataclasses.replace(checkpoint.config.vision, **look))
-    engine = Engine(
-        VideoLLaMA3(config, dtype=dtype), checkpoint.params, defaults.stop_ids, on_status=on_status, mesh=mesh
-    )
-    return ChatModel(engine, processor, defaults, time.perf_counter() - started)
+    generation_config = GenerationConfig.read(checkpoint.files, processor.tokenizer.stop_ids)
+    normalisation = {"image_mean": processor.config.image_mean, "image_std": processor.config.image_std}
+    vision = dataclasses.replace(checkpoint.config.vision, **normalisation)
+    model = VideoLLaMA3(dataclasses.replace(checkpoint.config, vision=vision), dtype=dtype)
+    engine = Engine(model, checkpoint.params, generation_config.stop_ids, on_status=on_status, mesh=mesh)
+    return ChatModel(engine, processor, generation_config, time.perf_counter() - start)

@@ -1,8 +1,8 @@
 """The engine: packed samples in, generated tokens out, in a few compiled programs of static shape.
 
-A batch runs through the three programs of `programs.py`: `see` (only where there is something to see), `prefill`, and
-`extend`, which decodes a few tokens at a time so that text can be streamed. Each is compiled once for each bucket of
-sizes.
+A batch runs through the three programs of `programs.py`: `encode_vision` (only if there are images or videos),
+`prefill`, and `decode_steps`, which decodes a few tokens at a time so that text can be streamed. Each program is
+compiled once for each bucket of sizes.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from vl3_jax.processing.packed_batch import BatchShape, Sample, pack
 
 @dataclasses.dataclass
 class Timings:
-    """Seconds spent, by phase; what a later question of the same size does not pay is `compile`."""
+    """Seconds spent in each phase; `compile` is not paid again by later batches of the same size."""
 
     compile: float = 0.0
     prefill: float = 0.0
@@ -34,7 +34,14 @@ class Timings:
 
 @dataclasses.dataclass
 class DecodeOutput:
-    """What one call of the decoder added: tokens [B, n], live [B, n] (False after a row's stop token)."""
+    """The tokens that one call of the decoder generated, for B rows and n steps.
+
+    Attributes:
+      tokens: [B, n] int32, token ids.
+      valid: [B, n] bool, False after a row's stop token.
+      logprob_ids: [B, n, K] int32, ids of the K most likely tokens; None if no log-probabilities were requested.
+      logprobs: [B, n, K] float32, their log-probabilities; None likewise.
+    """
 
     tokens: np.ndarray
     valid: np.ndarray
@@ -46,12 +53,12 @@ class Engine:
     """A model with its parameters, ready to generate.
 
     Args:
-      model: structure and activation type.
-      params: plain nested dict, on the devices where it is to run.
-      stop_ids: tokens that end an answer.
-      cache_dtype: type of the key/value cache; the model's own by default.
-      on_status: called with a line of text before something slow (compiling).
-      mesh: where the parameters are sharded; None on one device.
+      model: The model's structure and activation type.
+      params: Parameters as plain nested dicts, on the devices where they are used.
+      stop_ids: Tokens that end an answer.
+      cache_dtype: Type of the key/value cache; the model's activation type by default.
+      on_status: Called with a line of text before something slow (compilation).
+      mesh: The mesh over which the parameters are sharded; None on one device.
     """
 
     def __init__(
@@ -73,21 +80,24 @@ class Engine:
 
     @property
     def compiled_programs(self) -> int:
-        """How many programs have been compiled so far."""
+        """Number of programs that have been compiled."""
         return len(self._programs)
 
     def generate(
         self, samples: Sequence[Sample], sampling: SamplingConfig, timings: Timings | None = None
     ) -> Iterator[DecodeOutput]:
-        """Continues each sample; yields a few tokens at a time until every row has stopped.
+        """Generates the continuation of each sample, a few tokens at a time, until every row has stopped.
 
         Args:
-          samples: one conversation each, ending where the answer begins.
-          sampling: how to decode.
-          timings: filled in as time is spent.
+          samples: One prompt each, ending where the answer starts.
+          sampling: Decoding settings.
+          timings: Updated in place with the seconds spent.
+
+        Yields:
+          The tokens of each call of the decoder, one row for each sample.
 
         Raises:
-          InputError: a conversation and its answer do not fit the model's context.
+          InputError: A prompt and its answer exceed the model's context.
         """
         timings = timings if timings is not None else Timings()
         context = self.model.config.text.max_position_embeddings
@@ -99,36 +109,35 @@ class Engine:
             )
         slots = round_up_to_bucket(longest + sampling.max_new_tokens)
         rows = [[sample] for sample in samples] + [[]] * (power_of_two(len(samples)) - len(samples))
-        batch = pack(rows, self._shape(samples))
-        sampling_params, stops = SamplingParams.of(sampling), jnp.asarray(self.stop_ids, jnp.int32)
+        batch = pack(rows, self._batch_shape(samples))
+        sampling_params, stop_ids = SamplingParams.of(sampling), jnp.asarray(self.stop_ids, jnp.int32)
 
         features = None
         if any(sample.visuals for sample in samples):
             vision = [batch[name] for name in programs.VISION_ARRAYS]
-            features = self._call(timings, "prefill", programs.encode_vision, (self.model,), (self.params, *vision))
+            features = self._run(timings, "prefill", programs.encode_vision, (self.model,), (self.params, *vision))
         text = [batch["tokens"], features, *(batch[name] for name in programs.TEXT_ARRAYS)]
-        state, step = self._call(
+        state, output = self._run(
             timings,
             "prefill",
             programs.prefill,
             (self.model, slots, jnp.dtype(self.cache_dtype).name, sampling.logprobs),
-            (self.params, *text, jax.random.key(sampling.seed), sampling_params, stops),
+            (self.params, *text, jax.random.key(sampling.seed), sampling_params, stop_ids),
         )
-        made, alive = 1, len(samples)
-        more = (self.model, programs.STEPS_PER_CALL, sampling.logprobs)
-        if sampling.max_new_tokens > 1:  # compiled before the first word, not in the middle of the answer
-            self._program(
-                timings, programs.decode_steps, more, (self.params, state, sampling_params, stops, np.int32(0))
-            )
-        yield _fetch(step, alive)
-        while made < sampling.max_new_tokens and not np.all(state.done[:alive]):
-            count = min(programs.STEPS_PER_CALL, sampling.max_new_tokens - made)
-            arguments = (self.params, state, sampling_params, stops, np.int32(count))
-            state, step = self._call(timings, "decode", programs.decode_steps, more, arguments)
-            made += count
-            yield _fetch(jax.tree.map(lambda x, n=count: x[:, :n], step), alive)
+        num_generated, num_rows = 1, len(samples)
+        static = (self.model, programs.STEPS_PER_CALL, sampling.logprobs)
+        if sampling.max_new_tokens > 1:  # compiled before the first token is yielded, not in the middle of the answer
+            arguments = (self.params, state, sampling_params, stop_ids, np.int32(0))
+            self._compiled(timings, programs.decode_steps, static, arguments)
+        yield _fetch(output, num_rows)
+        while num_generated < sampling.max_new_tokens and not np.all(state.done[:num_rows]):
+            num_steps = min(programs.STEPS_PER_CALL, sampling.max_new_tokens - num_generated)
+            arguments = (self.params, state, sampling_params, stop_ids, np.int32(num_steps))
+            state, output = self._run(timings, "decode", programs.decode_steps, static, arguments)
+            num_generated += num_steps
+            yield _fetch(jax.tree.map(lambda x, n=num_steps: x[:, :n], output), num_rows)
 
-    def _shape(self, samples: Sequence[Sample]) -> BatchShape:
+    def _batch_shape(self, samples: Sequence[Sample]) -> BatchShape:
         def largest(sizes) -> int:
             return max(sizes, default=0)
 
@@ -140,26 +149,27 @@ class Engine:
             samples=1,
         )
 
-    def _call(self, timings: Timings, phase: str, function: Callable, static: tuple, arguments: tuple):
-        """Runs `function` to its end, its time counted to `phase`."""
-        program = self._program(timings, function, static, arguments)
-        started = time.perf_counter()
+    def _run(self, timings: Timings, phase: str, function: Callable, static: tuple, arguments: tuple):
+        """Runs `function`, waits for its results and adds the seconds to `phase` of `timings`."""
+        program = self._compiled(timings, function, static, arguments)
+        start = time.perf_counter()
         result = jax.block_until_ready(program(*arguments))
-        setattr(timings, phase, getattr(timings, phase) + time.perf_counter() - started)
+        setattr(timings, phase, getattr(timings, phase) + time.perf_counter() - start)
         return result
 
-    def _program(self, timings: Timings, function: Callable, static: tuple, arguments: tuple) -> Callable:
-        """The compiled form of `function` for these shapes; compiled here where they are new."""
+    def _compiled(self, timings: Timings, function: Callable, static: tuple, arguments: tuple) -> Callable:
+        """Returns the compiled form of `function` for these shapes, and compiles it if they are new."""
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments[1:]))
         signature = (function.__name__, static[1:], shapes)
         if signature not in self._programs:
-            started = time.perf_counter()
+            start = time.perf_counter()
             self.on_status(f"compiling {function.__name__} for this size")
             with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
                 self._programs[signature] = function.lower(*static, *arguments).compile()
-            timings.compile += time.perf_counter() - started
+            timings.compile += time.perf_counter() - start
         return self._programs[signature]
 
 
-def _fetch(step: DecodeOutput, rows: int) -> DecodeOutput:
-    return DecodeOutput(*(None if leaf is None else np.asarray(leaf)[:rows] for leaf in step))
+def _fetch(output: tuple[jax.Array | None, ...], num_rows: int) -> DecodeOutput:
+    """Copies the first `num_rows` rows of a program's outputs to the host."""
+    return DecodeOutput(*(None if leaf is None else np.asarray(leaf)[:num_rows] for leaf in output))

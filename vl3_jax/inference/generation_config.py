@@ -1,4 +1,4 @@
-"""What a checkpoint says about generation: its stop tokens and its repetition penalty."""
+"""Generation settings of a checkpoint: its stop tokens and its repetition penalty."""
 
 import dataclasses
 import json
@@ -11,11 +11,11 @@ from vl3_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-    """From `generation_config.json`, as far as it is used.
+    """The parts of `generation_config.json` that are used.
 
     Attributes:
-      stop_ids: the file's end-of-sequence ids and those of the tokenizer's own end tokens.
-      repetition_penalty: 1.0 where the file has none.
+      stop_ids: End-of-sequence ids of the file and of the tokenizer, sorted.
+      repetition_penalty: The file's repetition penalty, 1.0 if it has none.
     """
 
     stop_ids: tuple[int, ...]
@@ -23,19 +23,23 @@ class GenerationConfig:
 
     @classmethod
     def read(cls, folder: str | os.PathLike, end_ids: Iterable[int]) -> "GenerationConfig":
-        """Reads `folder/generation_config.json`; without one, the tokenizer's end tokens and no penalty.
+        """Reads `folder/generation_config.json`; without that file there is no penalty and only `end_ids` stop.
+
+        Args:
+          folder: The checkpoint folder.
+          end_ids: The tokenizer's end-of-sequence ids.
 
         Raises:
-          InputError: the file is not what it should be.
+          InputError: The file cannot be parsed.
         """
         path = pathlib.Path(folder) / "generation_config.json"
         if not path.is_file():
             return cls(tuple(sorted(set(end_ids))))
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            stops = values.get("eos_token_id") or []
-            stops = [stops] if isinstance(stops, int) else [int(stop) for stop in stops]
+            stop_ids = values.get("eos_token_id") or []
+            stop_ids = [stop_ids] if isinstance(stop_ids, int) else [int(stop_id) for stop_id in stop_ids]
             penalty = float(values.get("repetition_penalty") or 1.0)
         except (ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: {str(error).splitlines()[0]}; correct the file or remove it") from None
-        return cls(tuple(sorted({*end_ids, *stops})), penalty)
+        return cls(tuple(sorted({*end_ids, *stop_ids})), penalty)

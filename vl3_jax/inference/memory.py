@@ -1,4 +1,4 @@
-"""What inference will need of a device's memory, reckoned from the sizes before anything is loaded."""
+"""Estimates the device memory that inference needs, from the model's sizes, before anything is loaded."""
 
 import dataclasses
 
@@ -12,13 +12,13 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on one device.
+    """Memory needed on one device, in bytes.
 
     Attributes:
-      weights: all parameters.
-      cache: keys and values of every slot.
-      activations: the larger of what the tower and the decoder hold at once, an estimate.
-      limit: what the device has; None where it does not say (a CPU).
+      weights: All parameters.
+      cache: Keys and values of every slot.
+      activations: Estimated peak: the larger of what the tower and the decoder hold.
+      limit: The device's memory, None if it does not report it (a CPU).
     """
 
     weights: int
@@ -33,7 +33,7 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether a tenth of the device stays free; True where its size is unknown."""
+        """Whether at least a tenth of the device stays free; True if its size is unknown."""
         return self.limit is None or self.total <= 0.9 * self.limit
 
     def __str__(self) -> str:
@@ -47,25 +47,25 @@ class MemoryPlan:
 def memory_plan(
     config: ModelConfig, dtype: DTypeLike = jnp.bfloat16, slots: int = 16_384, patches: int = 16_384
 ) -> MemoryPlan:
-    """Plans one conversation on the first local device.
+    """Plans the memory of one conversation on the first local device.
 
     Args:
-      config: sizes of the model.
-      dtype: of weights, cache and activations.
-      slots: tokens of prompt and answer.
-      patches: of all pictures and frames.
+      config: The model's configuration.
+      dtype: Type of weights, cache and activations.
+      slots: Cache slots: tokens of prompt and answer.
+      patches: Patches of all images and frames.
     """
     import jax
 
-    size = jnp.dtype(dtype).itemsize
+    item_size = jnp.dtype(dtype).itemsize
     vision, text = config.vision, config.text
-    query_width = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
-    tower = patches * (2 * vision.hidden_size + max(4 * vision.hidden_size, 2 * vision.intermediate_size)) * size
-    decoder = slots * (2 * text.hidden_size + max(2 * query_width, 2 * text.intermediate_size)) * size
+    qkv_width = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+    tower = patches * (2 * vision.hidden_size + max(4 * vision.hidden_size, 2 * vision.intermediate_size)) * item_size
+    decoder = slots * (2 * text.hidden_size + max(2 * qkv_width, 2 * text.intermediate_size)) * item_size
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return MemoryPlan(
-        weights=config.num_parameters * size,
-        cache=text.cache_bytes_per_token // 2 * size * slots,
+        weights=config.num_parameters * item_size,
+        cache=text.cache_bytes_per_token // 2 * item_size * slots,
         activations=max(tower, decoder) + 4 * text.vocab_size,
         limit=limit,
     )

@@ -1,4 +1,4 @@
-"""What the engine compiles: look at pictures and frames, read prompts into a cache, decode a few tokens."""
+"""The jitted programs of the engine: vision encoding, prefill of the KV cache, and decoding of a few tokens."""
 
 import functools
 
@@ -17,14 +17,15 @@ TEXT_ARRAYS = ("vision_slot", "segment_ids", "positions")
 
 @flax.struct.dataclass
 class DecodeState:
-    """Everything that decoding carries from one token to the next; B rows.
+    """The state that decoding carries from one token to the next, for B rows.
 
     Attributes:
-      cache: keys and values of all tokens but the newest.
-      token, position: [B] int32, the newest token, not yet in the cache, and where it stands.
-      done: [B] bool, rows that have stopped.
-      generated: [B, V] bool, tokens generated so far.
-      key: random key.
+      cache: Keys and values of all tokens but the newest.
+      token: [B] int32, the newest token, which is not yet in the cache.
+      position: [B] int32, the position of that token.
+      done: [B] bool, the rows that have stopped.
+      generated: [B, V] bool, the tokens that each row has generated.
+      key: Random key.
     """
 
     cache: KVCache
@@ -34,23 +35,23 @@ class DecodeState:
     generated: jax.Array
     key: jax.Array
 
-    def placed(self) -> "DecodeState":
-        """Keeps every array where the rules want it, so that each call takes what the one before gave."""
+    def constrained(self) -> "DecodeState":
+        """Constrains every array to `STATE_AXES`, so that each call accepts what the previous call returned."""
         return jax.tree.map(lambda leaf, axes: constrain(leaf, *axes), self, STATE_AXES)
 
 
-# Logical axes of a state's arrays.
-_ENTRIES, _LABELS, _ROWS = (None, "batch", None, "kv_heads", None), ("batch", None), ("batch",)
+# Logical axes of the arrays of a state.
+_KV_AXES, _TOKEN_AXES, _ROW_AXES = (None, "batch", None, "kv_heads", None), ("batch", None), ("batch",)
 STATE_AXES = DecodeState(
-    cache=KVCache(keys=_ENTRIES, values=_ENTRIES, segment_ids=_LABELS, positions=_LABELS, length=_ROWS),
-    token=_ROWS,
-    position=_ROWS,
-    done=_ROWS,
-    generated=_LABELS,
+    cache=KVCache(keys=_KV_AXES, values=_KV_AXES, segment_ids=_TOKEN_AXES, positions=_TOKEN_AXES, length=_ROW_AXES),
+    token=_ROW_AXES,
+    position=_ROW_AXES,
+    done=_ROW_AXES,
+    generated=_TOKEN_AXES,
     key=(),
 )
 
-# What a program does not use stays among its arguments, so that the memory the compiler tells of has all weights.
+# `keep_unused`: the compiler's memory analysis then counts all weights as arguments of every program.
 encode_vision = functools.partial(jax.jit, static_argnums=0, keep_unused=True)(encode)
 
 
@@ -68,67 +69,78 @@ def prefill(
     positions,
     key,
     sampling_params,
-    stops,
+    stop_ids,
 ):
-    """Writes the prompts into a new cache and chooses each row's first token."""
+    """Writes the prompts into a new cache of `slots` slots and chooses each row's first token.
+
+    Returns:
+      A `DecodeState`, and the fields of a `DecodeOutput` with n = 1.
+    """
     cache = KVCache.empty(model.config.text, tokens.shape[0], slots, cache_dtype)
     hidden, cache = decode(model, params, tokens, features, vision_slot, segment_ids, positions, cache)
     last = jnp.maximum(cache.length - 1, 0)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-    rows, vocab = tokens.shape[0], model.config.text.vocab_size
+    rows, vocab_size = tokens.shape[0], model.config.text.vocab_size
     state = DecodeState(
         cache=cache,
         token=jnp.zeros(rows, jnp.int32),
         position=last,
         done=cache.length == 0,
-        generated=jnp.zeros((rows, vocab), bool),
+        generated=jnp.zeros((rows, vocab_size), bool),
         key=key,
     )
-    state, column = _next_token(model, params, hidden, state, sampling_params, stops, logprobs)
-    return state.placed(), tuple(None if leaf is None else leaf[:, None] for leaf in column)
+    state, outputs = _next_token(model, params, hidden, state, sampling_params, stop_ids, logprobs)
+    return state.constrained(), tuple(None if leaf is None else leaf[:, None] for leaf in outputs)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4,), keep_unused=True)
-def decode_steps(model, steps, logprobs, params, state, sampling_params, stops, count):
-    """Decodes `count` <= `steps` tokens, or fewer once every row has stopped."""
+def decode_steps(model, max_steps, logprobs, params, state, sampling_params, stop_ids, num_steps):
+    """Decodes `num_steps` <= `max_steps` tokens, or fewer once every row has stopped.
+
+    Returns:
+      The new `DecodeState`, and the fields of a `DecodeOutput` with n = `max_steps`; only the first `num_steps` columns
+      are filled.
+    """
     rows = state.token.shape[0]
-    shapes = [(jnp.int32, ()), (jnp.bool_, ())]
-    shapes += [(jnp.int32, (logprobs,)), (jnp.float32, (logprobs,))] if logprobs else []
-    columns = tuple(jnp.zeros((rows, steps, *shape), dtype) for dtype, shape in shapes)
+    specs = [(jnp.int32, ()), (jnp.bool_, ())]
+    specs += [(jnp.int32, (logprobs,)), (jnp.float32, (logprobs,))] if logprobs else []
+    buffers = tuple(jnp.zeros((rows, max_steps, *shape), dtype) for dtype, shape in specs)
 
     def unfinished(carry):
         index, state, _ = carry
-        return (index < count) & ~jnp.all(state.done)
+        return (index < num_steps) & ~jnp.all(state.done)
 
     def one_step(carry):
-        index, state, columns = carry
-        valid = (~state.done).astype(jnp.int32)[:, None]
-        nothing = jnp.full_like(valid, -1)
-        arguments = (state.token[:, None], None, nothing, valid, state.position[:, None], state.cache)
+        index, state, buffers = carry
+        segment_ids = (~state.done).astype(jnp.int32)[:, None]
+        no_vision = jnp.full_like(segment_ids, -1)
+        arguments = (state.token[:, None], None, no_vision, segment_ids, state.position[:, None], state.cache)
         hidden, cache = decode(model, params, *arguments)
-        state, column = _next_token(model, params, hidden, state.replace(cache=cache), sampling_params, stops, logprobs)
-        new = [leaf for leaf in column if leaf is not None]
-        return index + 1, state, tuple(all_.at[:, index].set(one) for all_, one in zip(columns, new, strict=True))
+        state = state.replace(cache=cache)
+        state, outputs = _next_token(model, params, hidden, state, sampling_params, stop_ids, logprobs)
+        columns = [leaf for leaf in outputs if leaf is not None]
+        buffers = tuple(buffer.at[:, index].set(column) for buffer, column in zip(buffers, columns, strict=True))
+        return index + 1, state, buffers
 
-    _, state, columns = jax.lax.while_loop(unfinished, one_step, (jnp.int32(0), state, columns))
-    return state.placed(), (*columns, *(None,) * (4 - len(columns)))
+    _, state, buffers = jax.lax.while_loop(unfinished, one_step, (jnp.int32(0), state, buffers))
+    return state.constrained(), (*buffers, *(None,) * (4 - len(buffers)))
 
 
-def _next_token(model, params, hidden, state, sampling_params, stops, logprobs):
-    """Chooses a token from the newest hidden state [B, 1, D]; gives the columns of a `Step`."""
+def _next_token(model, params, hidden, state, sampling_params, stop_ids, logprobs):
+    """Chooses a token from the newest hidden state [B, 1, D]; also returns one column of each `DecodeOutput` field."""
     logits = unembed(model, params, hidden[:, 0])
-    key, here = jax.random.split(state.key)
-    token = sample_token(logits, state.generated, here, sampling_params)
+    key, step_key = jax.random.split(state.key)
+    token = sample_token(logits, state.generated, step_key, sampling_params)
     valid = ~state.done
-    column = (token, valid, None, None)
+    outputs = (token, valid, None, None)
     if logprobs:
         values, ids = jax.lax.top_k(jax.nn.log_softmax(logits), logprobs)
-        column = (token, valid, ids.astype(jnp.int32), values)
+        outputs = (token, valid, ids.astype(jnp.int32), values)
     state = state.replace(
         token=token,
         position=state.position + 1,
-        done=state.done | jnp.isin(token, stops),
+        done=state.done | jnp.isin(token, stop_ids),
         generated=state.generated.at[jnp.arange(token.shape[0]), token].set(True),
         key=key,
     )
-    return state, column
+    return state, outputs

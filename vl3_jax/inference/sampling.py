@@ -1,4 +1,4 @@
-"""Choosing the next token, as transformers' generation does it, in one jitted function for every setting."""
+"""Sampling of the next token as transformers' generation does it, in one jitted function for every setting."""
 
 import dataclasses
 from typing import NamedTuple
@@ -11,16 +11,16 @@ from vl3_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How to decode. Greedy unless a temperature is given.
+    """Decoding settings; greedy unless a temperature is set.
 
     Attributes:
-      max_new_tokens: where to stop if no stop token comes.
-      temperature: 0 takes the best token; above, logits are divided by it and sampled.
-      top_k: keep the k best tokens; 0 keeps all.
-      top_p: keep the smallest set of tokens whose probability reaches p.
-      repetition_penalty: divides positive and multiplies negative logits of tokens generated before.
-      seed: of the random numbers.
-      logprobs: how many of the best log-probabilities to report per token (of the model's own distribution).
+      max_new_tokens: Largest number of tokens to generate.
+      temperature: 0 decodes greedily; otherwise logits are divided by it and a token is sampled.
+      top_k: Samples from the k most likely tokens; 0 keeps all.
+      top_p: Samples from the smallest set of tokens whose probability reaches p.
+      repetition_penalty: Divides positive and multiplies negative logits of tokens that were generated before.
+      seed: Seed of the random numbers.
+      logprobs: Number of top log-probabilities returned per token, of the model's own distribution.
     """
 
     max_new_tokens: int = 1024
@@ -37,7 +37,7 @@ class SamplingConfig:
         if self.temperature < 0:
             raise InputError(f"temperature is {self.temperature}: use 0 for greedy decoding or a positive number")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top-p is {self.top_p}: use a share above 0 and up to 1")
+            raise InputError(f"top-p is {self.top_p}: use a number above 0 and up to 1")
         if self.top_k < 0:
             raise InputError(f"top-k is {self.top_k}: use 0 for all tokens or a positive number")
         if self.repetition_penalty <= 0:
@@ -47,7 +47,7 @@ class SamplingConfig:
 
 
 class SamplingParams(NamedTuple):
-    """The settings that may change without compiling again: scalars on the device."""
+    """The settings that may change without recompilation, as scalars on the device."""
 
     temperature: jax.Array
     top_k: jax.Array
@@ -55,31 +55,30 @@ class SamplingParams(NamedTuple):
     repetition_penalty: jax.Array
 
     @classmethod
-    def of(cls, sampling: SamplingConfig) -> "SamplingParams":
-        """The scalars of these settings."""
+    def of(cls, config: SamplingConfig) -> "SamplingParams":
+        """Takes the scalars from a `SamplingConfig`."""
         return cls(
-            jnp.float32(sampling.temperature),
-            jnp.int32(sampling.top_k),
-            jnp.float32(sampling.top_p),
-            jnp.float32(sampling.repetition_penalty),
+            jnp.float32(config.temperature),
+            jnp.int32(config.top_k),
+            jnp.float32(config.top_p),
+            jnp.float32(config.repetition_penalty),
         )
 
 
 def sample_token(logits: jax.Array, generated: jax.Array, key: jax.Array, sampling_params: SamplingParams) -> jax.Array:
-    """The next token of each row.
+    """Chooses the next token of each row.
 
     Args:
       logits: [B, V] float32.
-      generated: [B, V] bool, which tokens this row has generated before.
-      key: random key for this step.
-      sampling_params: see `Sampling`.
+      generated: [B, V] bool, the tokens that each row has generated before.
+      key: Random key of this step.
+      sampling_params: Temperature, top-k, top-p and repetition penalty.
 
     Returns:
-      [B] int32.
+      [B] int32, token ids.
     """
-    penalised = jnp.where(
-        logits > 0, logits / sampling_params.repetition_penalty, logits * sampling_params.repetition_penalty
-    )
+    penalty = sampling_params.repetition_penalty
+    penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
     logits = jnp.where(generated, penalised, logits)
     return jax.lax.cond(
         sampling_params.temperature > 0,
@@ -89,14 +88,15 @@ def sample_token(logits: jax.Array, generated: jax.Array, key: jax.Array, sampli
 
 
 def _sample(logits: jax.Array, key: jax.Array, sampling_params: SamplingParams) -> jax.Array:
-    """Temperature, then top-k, then top-p, on logits sorted from best to worst."""
-    vocab = logits.shape[-1]
+    """Applies temperature, then top-k, then top-p to the sorted logits, and samples from what is left."""
+    vocab_size = logits.shape[-1]
     order = jnp.argsort(-logits, axis=-1, stable=True)
-    best = jnp.take_along_axis(logits, order, axis=-1) / sampling_params.temperature
-    best = jnp.where(
-        jnp.arange(vocab) < jnp.where(sampling_params.top_k > 0, sampling_params.top_k, vocab), best, -jnp.inf
-    )
-    before = jnp.cumsum(jax.nn.softmax(best, axis=-1), axis=-1) - jax.nn.softmax(best, axis=-1)
-    best = jnp.where((before < sampling_params.top_p) | (jnp.arange(vocab) == 0), best, -jnp.inf)
-    rank = jax.random.categorical(key, best, axis=-1)
+    sorted_logits = jnp.take_along_axis(logits, order, axis=-1) / sampling_params.temperature
+    top_k = jnp.where(sampling_params.top_k > 0, sampling_params.top_k, vocab_size)
+    sorted_logits = jnp.where(jnp.arange(vocab_size) < top_k, sorted_logits, -jnp.inf)
+    probabilities = jax.nn.softmax(sorted_logits, axis=-1)
+    preceding = jnp.cumsum(probabilities, axis=-1) - probabilities
+    in_top_p = (preceding < sampling_params.top_p) | (jnp.arange(vocab_size) == 0)
+    sorted_logits = jnp.where(in_top_p, sorted_logits, -jnp.inf)
+    rank = jax.random.categorical(key, sorted_logits, axis=-1)
     return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0].astype(jnp.int32)

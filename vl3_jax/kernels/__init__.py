@@ -1,1 +1,1 @@
-"""Attention on each kind of device. `vl3_jax.model.attention` is the function to call; it chooses among these."""
+"""Attention kernels for TPUs, GPUs and CPUs. Call `vl3_jax.model.attention`, which chooses among them."""

@@ -1,8 +1,7 @@
-"""What every kind of attention in blocks offers, and its derivative.
+"""The interface of blockwise attention implementations, and its derivative.
 
-A backend gives, besides its output, the logarithm of each softmax's denominator, and takes it again in its backward
-pass. So attention over one part of the keys is a result that can be merged with that over another part, as the ring
-does (`vl3_jax.kernels.ring`).
+A backend returns the log-sum-exp of the scores besides its output, and takes both in its backward pass. Attention over
+one part of the keys can therefore be merged with attention over another part, as `vl3_jax.kernels.ring` does.
 """
 
 import functools
@@ -15,14 +14,16 @@ from vl3_jax.kernels.segment_info import SegmentInfo
 
 
 class Backend(NamedTuple):
-    """Attention over some keys, and its gradient. B rows, L queries, S keys, H heads, K of them for keys, D channels.
+    """An implementation of attention and its gradient.
+
+    Dimension names: B rows, L queries, S keys, H query heads, K key/value heads, D channels of a head.
 
     Attributes:
-      forward: (q [B, L, H, D], k, v [B, S, K, D], q_info, kv_info, *, causal, scale, dtype) -> out [B, L, H, D] of
-        `dtype` and lse [B, L, H] float32, the logarithm of sum(exp(scale * q k^T)); for a query that sees
-        nothing, out is 0 and lse is `MASKED`.
-      backward: (q, k, v, q_info, kv_info, out, lse, d_out, *, causal, scale, dtype) -> gradients of q, k, v
-        of `dtype`. Where these keys are a part of all, out and lse are those of all.
+      forward: (q [B, L, H, D], k and v [B, S, K, D], q_info, kv_info, *, causal, scale, dtype) -> out [B, L, H, D] of
+        `dtype` and lse [B, L, H] float32, the log-sum-exp of scale * q k^T. For a query that attends to nothing, out
+        is 0 and lse is `MASKED`.
+      backward: (q, k, v, q_info, kv_info, out, lse, d_out, *, causal, scale, dtype) -> gradients of q, k and v, of
+        `dtype`. Where the keys are only a part of all keys, out and lse are those of all keys.
     """
 
     forward: Callable[..., tuple[jax.Array, jax.Array]]
@@ -40,7 +41,21 @@ def attend(
     causal: bool,
     scale: float,
 ) -> jax.Array:
-    """A backend's output in the type of q, differentiable by its own backward pass."""
+    """Runs a backend, differentiable through its own backward pass.
+
+    Args:
+      backend: Implementation to run.
+      q: Queries, [B, L, H, D].
+      k: Keys, [B, S, K, D].
+      v: Values, [B, S, K, D].
+      q_info: Segments and positions of the queries, [B, L].
+      kv_info: Segments and positions of the keys, [B, S].
+      causal: Whether a query attends only to keys at its own or earlier positions.
+      scale: Factor of the scores.
+
+    Returns:
+      The attention output, [B, L, H, D] in the dtype of `q`.
+    """
     return _forward(backend, q, k, v, q_info, kv_info, causal, scale)[0]
 
 

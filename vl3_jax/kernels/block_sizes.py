@@ -1,9 +1,10 @@
-"""Sizes of blocks for the TPU kernels, by generation of TPU and kind of attention.
+"""Block sizes of the TPU kernels, by TPU generation and kind of attention.
 
-No entry was measured on a TPU. They follow from the compiler's own schedules for v5e and v6e: instruction bundles of a
-visit times visits, over the three kernels, are within a tenth of the least among the blocks of 128 to 1024 tokens
-that were tried, for packed frames of 256 to 1200 patches with 16 heads of 72 channels and for samples of 5,000 tokens
-with 12 heads of 128 on 2. All compile within the VMEM that a kernel has by default: 16 MiB, 32 on v6e.
+No entry was measured on a TPU. They follow from the compiler's own schedules for v5e and v6e: the instruction bundles
+of a pair of blocks times the number of pairs, over the three kernels, are within a tenth of the least among the tried
+blocks of 128 to 1024 tokens, for packed frames of 256 to 1200 patches with 16 heads of 72 channels and for samples of
+5,000 tokens with 12 query heads of 128 channels on 2 key/value heads. All compile within a kernel's default VMEM:
+16 MiB, 32 on v6e.
 """
 
 from typing import NamedTuple
@@ -13,16 +14,17 @@ import jax
 from vl3_jax.kernels.segment_info import round_up
 from vl3_jax.parallel.rules import target_device
 
-LANES = 128  # of a vector register: blocks are whole numbers of them
+LANES = 128  # of a vector register; block sizes are multiples of it
 
 
 class BlockSizes(NamedTuple):
-    """What one visit takes (`vl3_jax.kernels.tpu_kernels`).
+    """Sizes of one grid step of the TPU kernels (`vl3_jax.kernels.tpu_kernels`).
 
     Attributes:
-      q, kv: tokens of a block of queries and of keys.
-      heads: key/value heads, each with all its query heads; divides their number.
-      unroll: query heads whose instructions are scheduled together: while one waits for the matrix unit, the next
+      q: Tokens in a block of queries.
+      kv: Tokens in a block of keys.
+      heads: Key/value heads of a step, each with all its query heads; divides the number of key/value heads.
+      unroll: Query heads whose instructions are scheduled together: while one waits for the matrix unit, the next
         computes.
     """
 
@@ -32,39 +34,48 @@ class BlockSizes(NamedTuple):
     unroll: int
 
 
-class TunedBlocks(NamedTuple):
-    """Of a generation.
+class TunedBlockSizes(NamedTuple):
+    """Block sizes of one TPU generation.
 
     Attributes:
-      frames: without causality: short segments, of which a larger block would hold several.
-      text: causal: long segments.
-      most: query heads times queries times bytes of a channel that one visit may take. Their accumulators and double
+      frames: For attention that is not causal, with short segments, of which a larger block would hold several.
+      text: For causal attention, with long segments.
+      max_q_bytes: Upper bound of query heads x queries x bytes of a channel in one step. Their accumulators and double
         buffers fill VMEM, next to scores of 512 x 512.
     """
 
     frames: BlockSizes = BlockSizes(256, 256, 8, 4)
     text: BlockSizes = BlockSizes(512, 512, 1, 2)
-    most: int = 8192
+    max_q_bytes: int = 8192
 
 
-# By `device_kind`; others as v4, v5e and v5p, whose schedules hardly differ.
-_TABLE = {"TPU v6 lite": TunedBlocks(frames=BlockSizes(256, 256, 16, 4), most=16_384)}
+# By `device_kind`. All others use the defaults of v4, v5e and v5p, whose schedules hardly differ.
+_TUNED = {"TPU v6 lite": TunedBlockSizes(frames=BlockSizes(256, 256, 16, 4), max_q_bytes=16_384)}
 
 
 def tpu_blocks(q: jax.Array, k: jax.Array, causal: bool) -> BlockSizes | None:
-    """For q [B, L, H, D] and k [B, S, K, D] on the TPU of the present trace; None if no block of queries fits."""
-    entry = _TABLE.get(target_device().device_kind, TunedBlocks())
-    blocks = entry.text if causal else entry.frames
+    """Chooses the block sizes for the TPU that the current trace is compiled for.
+
+    Args:
+      q: Queries, [B, L, H, D].
+      k: Keys, [B, S, K, D].
+      causal: Whether attention is causal.
+
+    Returns:
+      The block sizes, or None if no block of queries fits VMEM.
+    """
+    tuned = _TUNED.get(target_device().device_kind, TunedBlockSizes())
+    blocks = tuned.text if causal else tuned.frames
     kv_heads, group = k.shape[2], q.shape[2] // k.shape[2]
-    most = entry.most // q.dtype.itemsize // group
-    if most < LANES:
+    max_queries = tuned.max_q_bytes // q.dtype.itemsize // group
+    if max_queries < LANES:
         return None
-    q_block = _fit(q.shape[1], min(blocks.q, most // LANES * LANES))
-    heads = max(n for n in range(1, blocks.heads + 1) if kv_heads % n == 0 and (n == 1 or n * q_block <= most))
+    q_block = _fit(q.shape[1], min(blocks.q, max_queries // LANES * LANES))
+    heads = max(n for n in range(1, blocks.heads + 1) if kv_heads % n == 0 and (n == 1 or n * q_block <= max_queries))
     return BlockSizes(q_block, _fit(k.shape[1], blocks.kv), heads, min(blocks.unroll, heads * group))
 
 
 def _fit(length: int, block: int) -> int:
-    """The least block that cuts `length` into as few blocks as `block` does."""
+    """Returns the smallest block size that splits `length` into as few blocks as `block` does."""
     count = -(-length // block)
     return round_up(-(-length // count), LANES)

@@ -1,4 +1,4 @@
-"""Attention as two matrix products with all scores between: the reference, and right for a few queries."""
+"""Attention as two matrix products with all scores in memory: the reference, and the fastest for a few queries."""
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,15 @@ from vl3_jax.kernels.segment_info import MASKED, SegmentInfo
 def dense_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, q_info: SegmentInfo, kv_info: SegmentInfo, *, causal: bool, scale: float
 ) -> jax.Array:
-    """Same contract as `blockwise_attention`, with all [B, H, L, S] scores at once."""
-    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
-    scores = einsum("blkgd,bskd->bkgls", grouped, k, out_dtype=jnp.float32) * scale
+    """Equals `blockwise_attention`, with all [B, H, L, S] scores in memory at once."""
+    grouped_q = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
+    scores = einsum("blkgd,bskd->bkgls", grouped_q, k, out_dtype=jnp.float32) * scale
     allowed = (q_info.segment_ids[:, :, None] == kv_info.segment_ids[:, None]) & (q_info.segment_ids[:, :, None] > 0)
     if causal:
         allowed &= kv_info.positions[:, None] <= q_info.positions[:, :, None]
     allowed = allowed[:, None, None]
-    peak = jnp.max(scores, axis=-1, keepdims=True, where=allowed, initial=MASKED)
-    weights = jnp.exp(jnp.where(allowed, scores - jax.lax.stop_gradient(peak), MASKED))
-    total = weights.sum(-1, keepdims=True)
-    weights = weights / jnp.where(total == 0.0, 1.0, total)
+    row_max = jnp.max(scores, axis=-1, keepdims=True, where=allowed, initial=MASKED)
+    weights = jnp.exp(jnp.where(allowed, scores - jax.lax.stop_gradient(row_max), MASKED))
+    row_sum = weights.sum(-1, keepdims=True)
+    weights = weights / jnp.where(row_sum == 0.0, 1.0, row_sum)
     return einsum("bkgls,bskd->blkgd", weights.astype(v.dtype), v).reshape(q.shape)

@@ -1,4 +1,7 @@
-"""The softmax of scores that come block by block: what is known so far, and how one more block changes it."""
+"""Online softmax: attention over keys that arrive block by block.
+
+The functions have short names and are meant to be called through the module: `online_softmax.update(...)`.
+"""
 
 from typing import NamedTuple
 
@@ -10,18 +13,30 @@ from vl3_jax.kernels.segment_info import MASKED
 
 
 class OnlineSoftmaxState(NamedTuple):
-    """Of the keys seen so far, for queries [..., D], all float32."""
+    """Running softmax of queries [..., D] over the keys processed before; all arrays are float32.
 
-    peak: jax.Array  # [..., 1], the largest score
-    total: jax.Array  # [..., 1], sum of exp(score - peak)
-    out: jax.Array  # [..., D], the values weighted by exp(score - peak)
+    Attributes:
+      row_max: Largest score of each query, [..., 1].
+      row_sum: Sum of exp(score - row_max), [..., 1].
+      out: Values weighted by exp(score - row_max), [..., D].
+    """
+
+    row_max: jax.Array
+    row_sum: jax.Array
+    out: jax.Array
 
 
 def init(shape: tuple[int, ...]) -> OnlineSoftmaxState:
-    """Before the first key, for queries of `shape`."""
-    one = (*shape[:-1], 1)
+    """Returns the state before the first block of keys.
+
+    Args:
+      shape: Shape of the queries, [..., D].
+    """
+    row_shape = (*shape[:-1], 1)
     return OnlineSoftmaxState(
-        jnp.full(one, MASKED, jnp.float32), jnp.zeros(one, jnp.float32), jnp.zeros(shape, jnp.float32)
+        row_max=jnp.full(row_shape, MASKED, jnp.float32),
+        row_sum=jnp.zeros(row_shape, jnp.float32),
+        out=jnp.zeros(shape, jnp.float32),
     )
 
 
@@ -31,18 +46,31 @@ def update(
     """Adds a block of keys.
 
     Args:
-      state: what came before.
-      scores: [..., keys] float32; allowed: bool, which of them count.
-      values: of these keys; `equation` is the product of weights [..., keys] and values to [..., D].
+      state: State of the blocks before.
+      scores: Scores of the keys, [..., keys] float32.
+      allowed: Which keys each query attends to, bool in the shape of `scores`.
+      values: Values of the keys.
+      equation: Einsum of weights [..., keys] and `values` to [..., D].
+
+    Returns:
+      The state with these keys.
     """
-    peak = jnp.maximum(state.peak, jnp.where(allowed, scores, MASKED).max(-1, keepdims=True))
-    weights = jnp.where(allowed, jnp.exp(scores - peak), 0.0)
-    shrink = jnp.exp(state.peak - peak)
+    row_max = jnp.maximum(state.row_max, jnp.where(allowed, scores, MASKED).max(-1, keepdims=True))
+    weights = jnp.where(allowed, jnp.exp(scores - row_max), 0.0)
+    correction = jnp.exp(state.row_max - row_max)
     out = einsum(equation, weights.astype(values.dtype), values, out_dtype=jnp.float32)
-    return OnlineSoftmaxState(peak, state.total * shrink + weights.sum(-1, keepdims=True), state.out * shrink + out)
+    return OnlineSoftmaxState(
+        row_max=row_max,
+        row_sum=state.row_sum * correction + weights.sum(-1, keepdims=True),
+        out=state.out * correction + out,
+    )
 
 
 def finalize(state: OnlineSoftmaxState) -> tuple[jax.Array, jax.Array]:
-    """The output [..., D], zeros where no key was allowed, and the logarithm [..., 1] of the sum of exp(score)."""
-    total = jnp.where(state.total == 0.0, 1.0, state.total)
-    return state.out / total, state.peak + jnp.log(total)
+    """Normalises the output after the last block of keys.
+
+    Returns:
+      The output [..., D], zeros for a query without allowed keys, and lse [..., 1], the log-sum-exp of the scores.
+    """
+    row_sum = jnp.where(state.row_sum == 0.0, 1.0, state.row_sum)
+    return state.out / row_sum, state.row_max + jnp.log(row_sum)

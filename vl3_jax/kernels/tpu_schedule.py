@@ -1,11 +1,11 @@
-"""The pairs of blocks that a TPU kernel visits, one after another, and the call that visits them and no others.
+"""Schedules of block pairs for the TPU kernels, and the Pallas call that processes exactly these pairs.
 
-The grid of a kernel is steps over heads by visits, and how many visits there are is known when the program runs, not
-when it is compiled: a pair of blocks that cannot hold an allowed pair of tokens costs no step, no copy and no
-arithmetic. The visits of one outer block follow each other, so what is gathered for it stays in VMEM; the copies for
-the next visit run during the present one, also from one outer block to the next.
+The grid of a kernel is (head groups, block pairs). The number of pairs is known only when the program runs, so a pair
+of blocks that cannot hold an allowed pair of tokens costs no grid step, no copy and no arithmetic. The pairs of one
+outer block follow each other, so its accumulators stay in VMEM. The copies for the next pair run while the current one
+is processed, also across a change of the outer block.
 
-Arrays are [heads, rows * length, channels], all rows one after another, and blocks are numbered along that axis.
+Arrays are [heads, rows * length, channels], with all rows concatenated, and blocks are numbered along that axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,70 +16,85 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-# Of a block's number; the sign stays free.
+# Bits of the block numbers in a packed pair; the sign bit stays free.
 _OUTER_BITS, _INNER_BITS = 15, 16
-# int32 numbers in SMEM, which has 1 MiB from v4 on; the rest is left to the compiler.
-_SMEM_NUMBERS = 131_072
+# Limit of int32 numbers in SMEM, which has 1 MiB from v4 on; the rest is left to the compiler.
+_MAX_PAIRS = 131_072
 
 
 class PairSchedule(NamedTuple):
-    """pairs[:count] are the visits, ordered by outer block; every outer block has one at least."""
+    """Block pairs in the order in which a kernel processes them: pairs[:count].
 
-    pairs: jax.Array  # [pairs there could be + 1] int32: number of the outer block, _INNER_BITS of the inner one's
-    count: jax.Array  # [] int32
+    Pairs are sorted by outer block, and every outer block has at least one.
+
+    Attributes:
+      pairs: Packed pairs, [possible pairs + 1] int32: the outer block's number shifted by `_INNER_BITS`, and the inner
+        block's number. Entries from `count` on are -1.
+      count: Number of pairs, [] int32.
+    """
+
+    pairs: jax.Array
+    count: jax.Array
 
 
 def pair_schedule(active: jax.Array) -> PairSchedule:
-    """Visits of the true entries of [B, outer blocks, inner blocks] bool.
+    """Lists the active block pairs.
 
-    An outer block without any visits some inner block all the same, for its result has to be written.
+    An outer block without active pairs is paired with one inner block all the same, because its result must be written.
+
+    Args:
+      active: Mask of the active pairs, [B, outer blocks, inner blocks] bool.
+
+    Returns:
+      The schedule over all rows.
     """
     _, outer_count, inner_count = active.shape
     idle = ~active.any(-1, keepdims=True)
     active = (active | (idle & (jnp.arange(inner_count) == 0))).ravel()
     count = active.sum(dtype=jnp.int32)
-    chosen = jnp.argsort(~active, stable=True).astype(jnp.int32)
-    outer = chosen // inner_count
-    inner = outer // outer_count * inner_count + chosen % inner_count
-    pairs = jnp.where(jnp.arange(chosen.size) < count, outer << _INNER_BITS | inner, -1)
+    indices = jnp.argsort(~active, stable=True).astype(jnp.int32)
+    outer = indices // inner_count
+    inner = outer // outer_count * inner_count + indices % inner_count
+    pairs = jnp.where(jnp.arange(indices.size) < count, outer << _INNER_BITS | inner, -1)
     return PairSchedule(jnp.pad(pairs, (0, 1), constant_values=-1), count)
 
 
 def fits_schedule(rows: int, outer_count: int, inner_count: int) -> bool:
-    """Whether `schedule` of [rows, outer_count, inner_count], or of its transpose, can be kept in SMEM."""
-    most = rows * max(outer_count, inner_count)
-    return most < 2**_OUTER_BITS and rows * outer_count * inner_count < _SMEM_NUMBERS
+    """Returns whether the schedule of [rows, outer_count, inner_count] pairs, or of the transpose, fits SMEM."""
+    max_blocks = rows * max(outer_count, inner_count)
+    return max_blocks < 2**_OUTER_BITS and rows * outer_count * inner_count < _MAX_PAIRS
 
 
-def _outer(pairs, visit):
-    return pairs[visit] >> _INNER_BITS
+def _outer_block(pairs, index):
+    return pairs[index] >> _INNER_BITS
 
 
-def _inner(pairs, visit):
-    return pairs[visit] & ((1 << _INNER_BITS) - 1)
+def _inner_block(pairs, index):
+    return pairs[index] & ((1 << _INNER_BITS) - 1)
 
 
 def is_first(pairs) -> jax.Array:
-    """In a kernel: whether this is the first visit of its outer block."""
-    visit = pl.program_id(1)
-    return (visit == 0) | (_outer(pairs, visit) != _outer(pairs, jnp.maximum(visit - 1, 0)))
+    """Returns, inside a kernel, whether this is the first pair of its outer block."""
+    index = pl.program_id(1)
+    return (index == 0) | (_outer_block(pairs, index) != _outer_block(pairs, jnp.maximum(index - 1, 0)))
 
 
 def is_last(pairs) -> jax.Array:
-    """In a kernel: whether this is the last visit of its outer block."""
-    visit = pl.program_id(1)
-    return _outer(pairs, visit) != _outer(pairs, visit + 1)
+    """Returns, inside a kernel, whether this is the last pair of its outer block."""
+    index = pl.program_id(1)
+    return _outer_block(pairs, index) != _outer_block(pairs, index + 1)
 
 
 class Operand(NamedTuple):
-    """An array of three dimensions, heads first, and the part of it that one visit sees.
+    """A three-dimensional array, heads first, and the block of it that one grid step reads or writes.
 
     Attributes:
-      array: or the shape of a result.
-      heads: of one step; a step takes the next so many, or all steps the same where these are all there are.
-      block: tokens.
-      axis: 1 or 2, the one of tokens.
-      inner: blocks are those of the inner side.
+      array: The array, or shape and dtype of a result.
+      heads: Heads in a block. If these are all heads of the array, every head group gets the same ones; otherwise head
+        group i gets the i-th `heads` heads.
+      block: Tokens in a block.
+      axis: Axis of the tokens, 1 or 2.
+      inner: Whether blocks are those of the inner side.
     """
 
     array: jax.Array | jax.ShapeDtypeStruct
@@ -89,51 +104,54 @@ class Operand(NamedTuple):
     inner: bool = False
 
     def spec(self) -> pl.BlockSpec:
-        """Block shape and index map over (step, visit)."""
+        """Returns the block shape and the index map over (head group, pair)."""
         shape = [self.heads, *self.array.shape[1:]]
         shape[self.axis] = self.block
-        number = _inner if self.inner else _outer
-        one_step = self.heads == self.array.shape[0]
+        block_number = _inner_block if self.inner else _outer_block
+        all_heads = self.heads == self.array.shape[0]
 
-        def index(step, visit, pairs):
-            at = [0 if one_step else step, 0, 0]
-            at[self.axis] = number(pairs, visit)
-            return tuple(at)
+        def index_map(head_group, pair, pairs):
+            indices = [0 if all_heads else head_group, 0, 0]
+            indices[self.axis] = block_number(pairs, pair)
+            return tuple(indices)
 
-        return pl.BlockSpec(tuple(shape), index)
+        return pl.BlockSpec(tuple(shape), index_map)
 
 
 def run_schedule(
     kernel: Callable[..., None],
-    plan: PairSchedule,
-    steps: int,
+    schedule: PairSchedule,
+    head_groups: int,
     operands: Sequence[Operand],
     results: Sequence[Operand],
     scratch: Sequence[tuple[int, ...]],
     interpret: bool,
 ) -> list[jax.Array]:
-    """Runs `kernel(pairs, *operands, *results, *scratch)`, all of them references, for every step and visit.
+    """Runs `kernel(pairs, *operands, *results, *scratch)`, all of them references, for every head group and pair.
 
     Args:
-      kernel: writes results at the last visit of an outer block at the latest.
-      plan: from `schedule`.
-      steps: over heads; they may run on several cores.
-      operands: inputs.
-      results: outputs, blocks of the outer side.
-      scratch: shapes of float32 arrays in VMEM that live from visit to visit.
-      interpret: runs on any device, slowly.
+      kernel: Kernel, which writes its results at the last pair of an outer block at the latest.
+      schedule: Block pairs, from `pair_schedule`.
+      head_groups: Number of head groups, which may run on several cores.
+      operands: Inputs.
+      results: Outputs, in blocks of the outer side.
+      scratch: Shapes of float32 arrays in VMEM that are kept from pair to pair.
+      interpret: Whether to interpret the kernel, which works on any device but is slow.
+
+    Returns:
+      The outputs.
     """
     return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(steps, plan.count),
-            in_specs=[one.spec() for one in operands],
-            out_specs=[one.spec() for one in results],
+            grid=(head_groups, schedule.count),
+            in_specs=[operand.spec() for operand in operands],
+            out_specs=[result.spec() for result in results],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         ),
-        out_shape=[one.array for one in results],
+        out_shape=[result.array for result in results],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name=kernel.func.__name__,
-    )(plan.pairs, *[one.array for one in operands])
+    )(schedule.pairs, *[operand.array for operand in operands])

@@ -1,6 +1,6 @@
-"""The model: pure Flax modules and functions. Nothing here reads a file or knows a tokenizer.
+"""The model as pure Flax modules and functions, independent of files and tokenizers.
 
-Names are imported when first used, so that reading a configuration does not load jax.
+Names are imported on first use, so that reading a configuration does not import jax.
 """
 
 import importlib

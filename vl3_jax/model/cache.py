@@ -1,4 +1,4 @@
-"""The key/value cache of the decoder: a static array that says for itself what lies where."""
+"""The key/value cache of the decoder: static arrays that carry the segment and position of every slot."""
 
 import flax.struct
 import jax
@@ -12,15 +12,16 @@ from vl3_jax.model.config import TextConfig
 class KVCache:
     """Keys and values of S slots for each of B rows.
 
-    Where a token is written (`length`) is apart from where it stands in the text (`positions`): padding is never
-    written, so rows of different lengths grow side by side without holes, and a slot may be given up by setting
+    The slot of a token (counted by `length`) is independent of its position in the text (`positions`). Padding is
+    never written, so rows of different lengths grow side by side without holes, and a slot can be freed by setting
     its segment to 0.
 
     Attributes:
-      keys, values: [layers, B, S, K, D].
-      segment_ids: [B, S] int32, 0 = nothing to attend to.
-      positions: [B, S] int32.
-      length: [B] int32, slots written so far. A row past its last slot drops what no longer fits.
+      keys: Keys of all layers, [layers, B, S, K, D].
+      values: Values of all layers, [layers, B, S, K, D].
+      segment_ids: Segment of each slot, [B, S] int32; nothing attends to a slot of segment 0.
+      positions: Position of the token in each slot, [B, S] int32.
+      length: Number of slots written, [B] int32. Tokens that do not fit after a row's last slot are dropped.
     """
 
     keys: jax.Array
@@ -31,7 +32,7 @@ class KVCache:
 
     @classmethod
     def empty(cls, config: TextConfig, rows: int, slots: int, dtype: DTypeLike = jnp.float32) -> "KVCache":
-        """A cache for `rows` rows of `slots` tokens each, nothing written."""
+        """Creates an empty cache for `rows` rows of `slots` tokens each."""
         shape = (config.num_layers, rows, slots, config.num_kv_heads, config.head_dim)
         return cls(
             keys=jnp.zeros(shape, dtype),
@@ -41,32 +42,40 @@ class KVCache:
             length=jnp.zeros(rows, jnp.int32),
         )
 
-    def append_labels(self, segment_ids: jax.Array, positions: jax.Array) -> tuple["KVCache", jax.Array]:
-        """Claims slots for the tokens whose segment is not 0.
+    def reserve_slots(self, segment_ids: jax.Array, positions: jax.Array) -> tuple["KVCache", jax.Array]:
+        """Reserves slots for the new tokens whose segment is not 0.
 
         Args:
-          segment_ids, positions: [B, L] int32 of the new tokens.
+          segment_ids: Segments of the new tokens, [B, L] int32.
+          positions: Positions of the new tokens, [B, L] int32.
 
         Returns:
-          The cache with their labels written, and slots [B, L] int32 for `write`; S where nothing is written.
+          The cache with the segments and positions of the new tokens, and the slot of each token for `write_layer`,
+          [B, L] int32; S for a token that is not written.
         """
-        real = segment_ids > 0
-        slots = self.length[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
-        slots = jnp.where(real, slots, self.segment_ids.shape[1])
-        put = jax.vmap(lambda row, slot, new: row.at[slot].set(new, mode="drop"))
+        valid = segment_ids > 0
+        slots = self.length[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
+        slots = jnp.where(valid, slots, self.segment_ids.shape[1])
+        scatter = jax.vmap(lambda row, slot, new: row.at[slot].set(new, mode="drop"))
         cache = self.replace(
-            segment_ids=put(self.segment_ids, slots, segment_ids),
-            positions=put(self.positions, slots, positions),
-            length=self.length + real.sum(1, dtype=jnp.int32),
+            segment_ids=scatter(self.segment_ids, slots, segment_ids),
+            positions=scatter(self.positions, slots, positions),
+            length=self.length + valid.sum(1, dtype=jnp.int32),
         )
         return cache, slots
 
 
-def write(layers: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array) -> jax.Array:
-    """Writes one layer's new keys (or values) in place.
+def write_layer(cache: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array) -> jax.Array:
+    """Writes the new keys (or values) of one layer into the cache.
 
     Args:
-      layers: [layers, B, S, K, D]; layer: [] int32; slots: [B, L] from `append_labels`; new: [B, L, K, D].
+      cache: Keys or values of all layers, [layers, B, S, K, D].
+      layer: Index of the layer, [] int32.
+      slots: Slots from `KVCache.reserve_slots`, [B, L] int32.
+      new: New keys or values, [B, L, K, D].
+
+    Returns:
+      The updated `cache`.
     """
     rows = jnp.arange(slots.shape[0])[:, None]
-    return layers.at[layer, rows, slots].set(new.astype(layers.dtype), mode="drop")
+    return cache.at[layer, rows, slots].set(new.astype(cache.dtype), mode="drop")

@@ -1,4 +1,4 @@
-"""Sizes of a VideoLLaMA3: what the parameters' shapes and the forward pass depend on, and nothing else.
+"""Model configurations: the sizes that determine the parameters' shapes and the forward pass.
 
 Sources: the released `config.json` files (arXiv 2501.13106; DAMO-NLP-SG/VideoLLaMA3-2B and -7B).
 """
@@ -10,9 +10,9 @@ from vl3_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """SigLIP-NaViT tower: any resolution, 2D rotary positions, attention inside one frame.
+    """Configuration of the SigLIP-NaViT tower: any resolution, 2D rotary positions, attention within one frame.
 
-    `image_mean` and `image_std` normalise pixels already scaled to 0..1; they live here because uint8
+    `image_mean` and `image_std` normalise pixels that are scaled to 0..1. They are part of the model because uint8
     patches are normalised on the device.
     """
 
@@ -41,7 +41,7 @@ class VisionConfig:
 
     @property
     def patch_dim(self) -> int:
-        """Values in one flattened patch: channels x rows x columns (588 for 14 x 14 RGB)."""
+        """Number of values in one flattened patch: channels x rows x columns (588 for 14 x 14 RGB)."""
         return self.num_channels * self.patch_size**2
 
     @property
@@ -56,7 +56,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Qwen2.5 decoder: grouped-query attention, SwiGLU, one-dimensional rotary positions."""
+    """Configuration of the Qwen2.5 decoder: grouped-query attention, SwiGLU, one-dimensional rotary positions."""
 
     hidden_size: int = 1536
     intermediate_size: int = 8960
@@ -88,13 +88,13 @@ class TextConfig:
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Keys and values of all layers for one token, in bytes of bfloat16."""
+        """Bytes of bfloat16 that the keys and values of one token take in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * 2
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole VideoLLaMA3: tower, two-layer projector (`mlp2x_gelu`), decoder."""
+    """Configuration of a VideoLLaMA3: tower, two-layer projector (`mlp2x_gelu`) and decoder."""
 
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
@@ -107,7 +107,7 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Parameters stored, tied embeddings counted once."""
+        """Number of stored parameters; tied embeddings are counted once."""
         return self.vision.num_parameters + self.num_projector_parameters + self.text.num_parameters
 
 
@@ -136,7 +136,7 @@ PRESETS: dict[str, ModelConfig] = {
             vocab_size=512,
         ),
     ),
-    # The default model of the package, small enough to be trained on a laptop; its vocabulary is its tokenizer's.
+    # The bundled model, small enough to be trained on a laptop; its vocabulary is that of its tokenizer.
     "nano": ModelConfig(
         vision=VisionConfig(hidden_size=96, intermediate_size=384, num_layers=4, num_heads=4),
         text=TextConfig(
@@ -166,7 +166,14 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The configuration called `name`; InputError names the known ones."""
+    """Returns a named configuration.
+
+    Args:
+      name: A key of `PRESETS`.
+
+    Raises:
+      InputError: No configuration has this name.
+    """
     if name not in PRESETS:
-        raise InputError(f"no model is called {name!r}; there are {', '.join(PRESETS)}")
+        raise InputError(f"unknown model {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -1,6 +1,6 @@
 """The Qwen2.5 decoder, over packed rows or against a cache.
 
-Letters: B rows, L tokens, D width, H query heads, K key/value heads, S cache slots.
+Dimension names: B rows, L tokens, D width, H query heads, K key/value heads, S cache slots.
 """
 
 import flax.linen as nn
@@ -11,18 +11,18 @@ from jax.typing import DTypeLike
 
 from vl3_jax.kernels.einsum import einsum
 from vl3_jax.model.attention import attention
-from vl3_jax.model.cache import KVCache, write
+from vl3_jax.model.cache import KVCache, write_layer
 from vl3_jax.model.config import TextConfig
 from vl3_jax.model.layers import ACTIVATIONS, EMBEDDING_INIT, Linear, RMSNorm
 from vl3_jax.model.remat import remat
 from vl3_jax.model.rope import rotary_angles, rotate
 from vl3_jax.parallel.rules import constrain
 
-TOKENS = ("batch", "length")
+TOKEN_AXES = ("batch", "length")
 
 
 class Decoder(nn.Module):
-    """Token embedding, layers, final norm and unembedding."""
+    """Token embedding, transformer layers, final norm and output head."""
 
     config: TextConfig
     dtype: DTypeLike = jnp.float32
@@ -59,16 +59,16 @@ class Decoder(nn.Module):
         positions: jax.Array,
         cache: KVCache | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
-        """See `vl3_jax.model.vl3.decode`."""
+        """Implements `vl3_jax.model.decode`, which describes the arguments."""
         with jax.named_scope("embed"):
             x = self.embed(tokens).astype(self.dtype)
             if features is not None:
-                take = jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))
-                x = jnp.where(vision_slot[..., None] >= 0, take(features, vision_slot).astype(x.dtype), x)
-            x = constrain(x, *TOKENS, None)
+                gather = jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))
+                x = jnp.where(vision_slot[..., None] >= 0, gather(features, vision_slot).astype(x.dtype), x)
+            x = constrain(x, *TOKEN_AXES, None)
         slots = None
         if cache is not None:
-            cache, slots = cache.append_labels(segment_ids, positions)
+            cache, slots = cache.reserve_slots(segment_ids, positions)
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         keys_values = None if cache is None else (cache.keys, cache.values)
         kv_info = (segment_ids, positions) if cache is None else (cache.segment_ids, cache.positions)
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
         return self.norm(x), cache
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] -> [..., vocab] float32."""
+        """Returns the logits [..., vocab], float32, of hidden states [..., D]."""
         if not self.config.tie_word_embeddings:
             return self.lm_head(hidden).astype(jnp.float32)
         table = self.embed.table().astype(hidden.dtype)
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The table of token embeddings, also the output head of a tied model."""
+    """Token embeddings, which are also the output head of a model with tied embeddings."""
 
     config: TextConfig
     param_dtype: DTypeLike = jnp.float32
@@ -101,12 +101,12 @@ class Embedding(nn.Module):
         return jnp.take(self.embedding, tokens, axis=0, mode="clip")
 
     def table(self) -> jax.Array:
-        """[vocab, D]."""
+        """Returns the embedding matrix, [vocab, D]."""
         return self.embedding
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm block: grouped-query attention with biased q, k, v; SwiGLU without biases."""
+    """Pre-norm transformer block: grouped-query attention with biases on q, k and v, and SwiGLU without biases."""
 
     config: TextConfig
     param_dtype: DTypeLike = jnp.float32
@@ -122,13 +122,13 @@ class DecoderLayer(nn.Module):
         out, keys_values = attn(ln_attn(x), keys_values, layer, shared)
         x += checkpoint_name(out, "attention_out")
         x += checkpoint_name(DecoderMLP(config, self.param_dtype, name="mlp")(ln_mlp(x)), "mlp_out")
-        x = constrain(x, *TOKENS, None)
+        x = constrain(x, *TOKEN_AXES, None)
         self.sow("intermediates", "out", x)
         return (x, keys_values), None
 
 
 class DecoderAttention(nn.Module):
-    """Causal attention inside a segment, over the row itself or over the cache it is written to."""
+    """Causal attention within a segment, over the packed row or over the cache that the new tokens are written to."""
 
     config: TextConfig
     param_dtype: DTypeLike = jnp.float32
@@ -147,12 +147,12 @@ class DecoderAttention(nn.Module):
         q, k = rotate(q, angles), rotate(k, angles)
         if keys_values is not None:
             keys_values = tuple(
-                write(layers, layer, slots, new) for layers, new in zip(keys_values, (k, v), strict=True)
+                write_layer(cache, layer, slots, new) for cache, new in zip(keys_values, (k, v), strict=True)
             )
             k, v = keys_values
         with jax.named_scope("attention"):
-            labels = (segment_ids, kv_segment_ids, positions, kv_positions)
-            out = attention(q, k, v, *labels, causal=True, layer=None if keys_values is None else layer)
+            info = (segment_ids, kv_segment_ids, positions, kv_positions)
+            out = attention(q, k, v, *info, causal=True, layer=None if keys_values is None else layer)
         shape, axes = (heads, head_dim, width), ("heads", "head_dim", "embed")
         out = Linear(shape, axes, num_in=2, use_bias=False, param_dtype=self.param_dtype, name="out")(out)
         return out, keys_values
@@ -163,7 +163,7 @@ class DecoderAttention(nn.Module):
 
 
 class DecoderMLP(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     config: TextConfig
     param_dtype: DTypeLike = jnp.float32

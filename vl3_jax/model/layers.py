@@ -1,4 +1,4 @@
-"""The small Linen modules that tower, projector and decoder share."""
+"""Linen modules that the tower, the projector and the decoder share."""
 
 import math
 from collections.abc import Callable
@@ -21,19 +21,23 @@ EMBEDDING_INIT = nn.initializers.normal(0.02)
 
 
 def fan_in_uniform(fan_in: int) -> Initializer:
-    """Uniform in +-1/sqrt(fan_in): how a fresh projector's weights and biases start."""
+    """Returns the initializer of a new projector's weights and biases: uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Linear(nn.Module):
-    """y = x . kernel + bias over the last `num_in` dimensions of x.
+    """Linear layer over the last `num_in` dimensions of its input.
 
     Attributes:
-      shape: (*in_shape, *out_shape) of the kernel; the bias has out_shape.
-      axes: logical axis names of the kernel's dimensions.
-      num_in: how many of them are contracted.
-      kernel_init: by default normal with variance 1 / fan-in, which serves narrow models as well as wide ones.
+      shape: Shape of the kernel, (*in_shape, *out_shape); the bias has shape out_shape.
+      axes: Logical axis names of the kernel's dimensions.
+      num_in: Number of input dimensions, which are contracted.
+      use_bias: Whether a bias is added.
+      kernel_init: Initializer of the kernel; by default normal with variance 1 / fan-in, which suits narrow models as
+        well as wide ones.
+      bias_init: Initializer of the bias.
+      param_dtype: Dtype of the parameters.
     """
 
     shape: tuple[int, ...]
@@ -67,14 +71,14 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = _vector(self, "scale", nn.initializers.ones, x.shape[-1], self.axis, self.param_dtype)
         bias = _vector(self, "bias", nn.initializers.zeros, x.shape[-1], self.axis, self.param_dtype)
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + self.eps)
-        return (normal * scale + bias).astype(x.dtype)
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        normalised = centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + self.eps)
+        return (normalised * scale + bias).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation: float32 inside, cast back, then times the weight."""
+    """Root-mean-square normalisation, computed in float32 and cast back before it is scaled."""
 
     eps: float
     axis: str
@@ -83,9 +87,9 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = _vector(self, "scale", nn.initializers.ones, x.shape[-1], self.axis, self.param_dtype)
-        wide = x.astype(jnp.float32)
-        normal = wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + self.eps)
-        return normal.astype(x.dtype) * scale.astype(x.dtype)
+        x32 = x.astype(jnp.float32)
+        normalised = x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + self.eps)
+        return normalised.astype(x.dtype) * scale.astype(x.dtype)
 
 
 def _vector(module: nn.Module, name: str, init: Initializer, size: int, axis: str, dtype: DTypeLike) -> jax.Array:

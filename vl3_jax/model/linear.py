@@ -1,4 +1,4 @@
-"""The product with a kernel, in whichever form the kernel is stored: plain, int8, or with an adapter."""
+"""Matrix product with a kernel that is a plain array, int8-quantised, or extended by a LoRA adapter."""
 
 import math
 
@@ -11,13 +11,13 @@ from vl3_jax.model.quantize import QuantizedKernel
 
 @flax.struct.dataclass
 class LoraKernel:
-    """A kernel with a low-rank adapter (LoRA, arXiv 2106.09685); it stands wherever a plain array may.
+    """A kernel with a low-rank adapter (LoRA, arXiv 2106.09685), usable in place of a plain array.
 
     Attributes:
-      base: [*in_shape, *out_shape], the kernel adapted; frozen in training.
-      a: [*in_shape, rank].
-      b: [rank, *out_shape].
-      scale: alpha / rank, the factor of the product of `a` and `b`.
+      base: The adapted kernel, [*in_shape, *out_shape]; frozen in training.
+      a: Down-projection, [*in_shape, rank].
+      b: Up-projection, [rank, *out_shape].
+      scale: Factor of the product of `a` and `b`, alpha / rank.
     """
 
     base: jax.Array | QuantizedKernel
@@ -27,19 +27,21 @@ class LoraKernel:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the kernel."""
+        """Shape of the adapted kernel."""
         return self.base.shape
 
 
 def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoraKernel, num_in: int = 1) -> jax.Array:
-    """Contracts the last `num_in` dimensions of `x` with the first `num_in` of `kernel`, cast to `x`'s type.
+    """Contracts the last `num_in` dimensions of `x` with the first `num_in` of `kernel`.
 
     Args:
-      x: [..., *in_shape].
-      kernel: [*in_shape, *out_shape]; a quantised one is scaled after the product, an adapter's part is added.
+      x: Input, [..., *in_shape].
+      kernel: Kernel, [*in_shape, *out_shape], cast to the dtype of `x`. The product with a quantised kernel is scaled
+        afterwards; the contribution of an adapter is added.
+      num_in: Number of contracted dimensions.
 
     Returns:
-      [..., *out_shape], in the type of `x`.
+      The product, [..., *out_shape] in the dtype of `x`.
     """
     if isinstance(kernel, LoraKernel):
         return linear(x, kernel.base, num_in) + kernel.scale * linear(linear(x, kernel.a, num_in), kernel.b)

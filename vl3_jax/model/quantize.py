@@ -1,7 +1,8 @@
-"""int8 weights: half of bfloat16's memory, for inference on a chip that would not hold the model otherwise.
+"""int8 weight quantisation for inference, which halves the memory of bfloat16 weights.
 
-Symmetric, one scale for each output channel. Only the kernels of the layers and an untied output head are
-quantised: nearly all parameters, and none that the result is sensitive to (embeddings, norms, patch embedding).
+Quantisation is symmetric, with one scale for each output channel. Only the kernels of the layers and an untied output
+head are quantised. These are nearly all parameters; the ones to which the result is sensitive (embeddings, norms,
+patch embedding) keep their dtype.
 """
 
 import functools
@@ -13,11 +14,11 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class QuantizedKernel:
-    """A kernel that stands wherever a plain array may.
+    """An int8 kernel, usable in place of a plain array.
 
     Attributes:
-      values: int8, the kernel's own shape.
-      scale: float32, the same but 1 for the dimensions that are contracted.
+      values: Quantised values, int8 in the shape of the kernel.
+      scale: Scale of each output channel, float32; its shape has size 1 in the contracted dimensions.
     """
 
     values: jax.Array
@@ -25,28 +26,31 @@ class QuantizedKernel:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the kernel."""
+        """Shape of the kernel."""
         return self.values.shape
 
 
 def quantize_leaf(path: str, leaf: jax.Array) -> jax.Array | QuantizedKernel:
-    """Quantises one leaf of the parameter tree if it is a kernel worth it, else gives it back.
+    """Quantises a leaf of the parameter tree if it is the kernel of a layer or of the output head.
 
     Args:
-      path: its place, joined by "/".
-      leaf: the array.
+      path: Keys of the leaf, joined by "/".
+      leaf: The array.
+
+    Returns:
+      The quantised kernel, or `leaf` itself.
     """
     *modules, module, kind = path.split("/")
     if kind != "kernel" or ("layers" not in modules and module != "lm_head"):
         return leaf
-    first = int("layers" in modules)  # stacked layers come first and are never contracted
+    first = int("layers" in modules)  # the dimension of stacked layers comes first and is never contracted
     contracted = (first, first + 1) if module == "out" else (first,)
     return _quantize(leaf, contracted)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _quantize(kernel: jax.Array, contracted: tuple[int, ...]) -> QuantizedKernel:
-    wide = kernel.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(wide), axis=contracted, keepdims=True) / 127
-    values = jnp.round(wide / jnp.where(scale == 0, 1, scale)).astype(jnp.int8)
+    kernel = kernel.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(kernel), axis=contracted, keepdims=True) / 127
+    values = jnp.round(kernel / jnp.where(scale == 0, 1, scale)).astype(jnp.int8)
     return QuantizedKernel(values, scale)

@@ -1,7 +1,7 @@
 """Rotary position embeddings, one-dimensional (decoder) and axial two-dimensional (tower).
 
-Angles are computed in float32 whatever the model's type: in bfloat16 the cosine of a position below 137 is
-already off by up to 0.35. Both use the half-split pairing: channel i turns with channel i + D/2.
+Angles are computed in float32 whatever the model's dtype: in bfloat16 the cosine of a position below 137 is already off
+by up to 0.35. Both use the half-split pairing: channel i is rotated with channel i + D/2.
 """
 
 import jax
@@ -9,44 +9,50 @@ import jax.numpy as jnp
 
 
 def _inverse_frequencies(dim: int, theta: float) -> jax.Array:
-    """[dim / 2] float32: theta^(-2j / dim)."""
+    """Returns theta^(-2j / dim) for j < dim / 2, [dim / 2] float32."""
     return theta ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
 
 
 def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> jax.Array:
-    """Angles of one-dimensional positions.
+    """Returns the rotary angles of one-dimensional positions.
 
     Args:
-      positions: [...] int32.
+      positions: Positions, [...] int32.
+      head_dim: Channels of a head.
+      theta: Base of the frequencies.
 
     Returns:
-      [..., head_dim / 2] float32.
+      Angles, [..., head_dim / 2] float32.
     """
     return positions[..., None].astype(jnp.float32) * _inverse_frequencies(head_dim, theta)
 
 
 def axial_rotary_angles(coordinates: jax.Array, head_dim: int, theta: float) -> jax.Array:
-    """Angles of (row, column) positions: one half of the angles follows the row, the other the column.
+    """Returns the rotary angles of two-dimensional positions.
+
+    The first half of the angles depends on the row, the second on the column.
 
     Args:
-      coordinates: [..., 2] int32, row and column in the frame's own patch grid.
+      coordinates: Row and column in the frame's own patch grid, [..., 2] int32.
+      head_dim: Channels of a head.
+      theta: Base of the frequencies.
 
     Returns:
-      [..., head_dim / 2] float32.
+      Angles, [..., head_dim / 2] float32.
     """
     angles = coordinates[..., None].astype(jnp.float32) * _inverse_frequencies(head_dim // 2, theta)
     return angles.reshape(*angles.shape[:-2], head_dim // 2)
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turns every head of `x` by its token's angles.
+    """Rotates the channels of every head by the angles of its token.
 
     Args:
-      x: [..., heads, head_dim].
-      angles: [..., head_dim / 2] float32, without the heads dimension.
+      x: Queries or keys, [..., heads, head_dim].
+      angles: Angles, [..., head_dim / 2] float32, without the dimension of heads.
 
     Returns:
-      Same shape and type as `x`; computed in float32.
+      The rotated heads, in the shape and dtype of `x`; computed in float32.
     """
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

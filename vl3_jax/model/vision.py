@@ -1,6 +1,6 @@
-"""SigLIP-NaViT: the vision tower, the spatial merge after it, and the projector into the decoder's space.
+"""The SigLIP-NaViT vision tower, the spatial merge after it, and the projector into the decoder's embedding space.
 
-Letters: B text rows, R vision rows of N patches, T vision tokens, C tower width, H heads.
+Dimension names: B text rows, R vision rows of N patches, T vision tokens, C tower width, H heads.
 """
 
 import flax.linen as nn
@@ -16,11 +16,11 @@ from vl3_jax.model.remat import remat
 from vl3_jax.model.rope import axial_rotary_angles, rotate
 from vl3_jax.parallel.rules import constrain
 
-ROWS = ("batch", "vision_row")
+ROW_AXES = ("batch", "vision_row")
 
 
 class VisionTower(nn.Module):
-    """Patches to features; attention never leaves a frame."""
+    """Vision transformer over packed patches; attention stays within a frame."""
 
     config: VisionConfig
     dtype: DTypeLike = jnp.float32
@@ -32,12 +32,12 @@ class VisionTower(nn.Module):
         """Encodes packed rows of patches.
 
         Args:
-          patches: [B, R, N, 588] uint8, each ordered channel, row, column; or float, already normalised.
-          patch_segment: [B, R, N] int32, 1.. per frame, 0 = padding.
-          patch_hw: [B, R, N, 2] int32, row and column in the frame's own grid.
+          patches: Patches, [B, R, N, 588] uint8, each in the order channel, row, column; or already normalised floats.
+          patch_segment: Frame of each patch, [B, R, N] int32, counted from 1; 0 = padding.
+          patch_hw: Row and column of each patch in the frame's own grid, [B, R, N, 2] int32.
 
         Returns:
-          [B, R, N, C], after the final norm and before the merge.
+          Features after the final norm and before the merge, [B, R, N, C].
         """
         config = self.config
         with jax.named_scope("patch_embed"):
@@ -48,7 +48,7 @@ class VisionTower(nn.Module):
                 param_dtype=self.param_dtype,
                 name="patch_embed",
             )
-            x = constrain(embed(pixels), *ROWS, None, None)
+            x = constrain(embed(pixels), *ROW_AXES, None, None)
             self.sow("intermediates", "embedded", x)
         angles = axial_rotary_angles(patch_hw, config.head_dim, config.rope_theta)
         layers = nn.scan(
@@ -71,7 +71,7 @@ class VisionTower(nn.Module):
 
 
 class VisionLayer(nn.Module):
-    """Pre-norm transformer block with biases everywhere, as in SigLIP."""
+    """Pre-norm transformer block with biases in every linear layer, as in SigLIP."""
 
     config: VisionConfig
     param_dtype: DTypeLike = jnp.float32
@@ -86,13 +86,13 @@ class VisionLayer(nn.Module):
             VisionAttention(config, self.param_dtype, name="attn")(norms[0](x), angles, segment), "attention_out"
         )
         x += checkpoint_name(VisionMLP(config, self.param_dtype, name="mlp")(norms[1](x)), "mlp_out")
-        x = constrain(x, *ROWS, None, None)
+        x = constrain(x, *ROW_AXES, None, None)
         self.sow("intermediates", "out", x)
         return x, None
 
 
 class VisionAttention(nn.Module):
-    """Multi-head attention with 2D rotary positions, inside each frame."""
+    """Multi-head attention with 2D rotary positions, within each frame."""
 
     config: VisionConfig
     param_dtype: DTypeLike = jnp.float32
@@ -104,13 +104,13 @@ class VisionAttention(nn.Module):
         q, k, v = (Linear(shape, axes, param_dtype=self.param_dtype, name=name)(x) for name in "qkv")
         q, k = rotate(q, angles), rotate(k, angles)
         with jax.named_scope("attention"):
-            out = attention(q, k, v, segment, segment, causal=False, axes=ROWS)
+            out = attention(q, k, v, segment, segment, causal=False, axes=ROW_AXES)
         shape, axes = (heads, head_dim, width), ("vision_heads", "head_dim", "vision_embed")
         return Linear(shape, axes, num_in=2, param_dtype=self.param_dtype, name="out")(out)
 
 
 class VisionMLP(nn.Module):
-    """Two linear layers with the tower's activation between."""
+    """Two linear layers with the tower's activation between them."""
 
     config: VisionConfig
     param_dtype: DTypeLike = jnp.float32
@@ -124,27 +124,29 @@ class VisionMLP(nn.Module):
 
 
 def merge_patches(features: jax.Array, token_patches: jax.Array) -> jax.Array:
-    """Gathers each vision token as the mean of its patches; tokens nobody names (pruned ones) cost nothing.
+    """Computes each vision token as the mean of its patches.
+
+    Pruned tokens are not part of `token_patches` and cost nothing.
 
     Args:
-      features: [B, R, N, C].
-      token_patches: [B, T, 4] int32 indices into R * N, -1 = none.
+      features: Features of the patches, [B, R, N, C].
+      token_patches: Patches of each token, [B, T, 4] int32 indices into R * N; -1 = none.
 
     Returns:
-      [B, T, C]; zeros for a token without patches.
+      Vision tokens, [B, T, C]; zeros for a token without patches.
     """
     flat = features.reshape(features.shape[0], -1, features.shape[-1])
-    take = jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))
+    gather = jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))
     total = 0.0
     for corner in range(token_patches.shape[-1]):
         index = token_patches[..., corner]
-        total += jnp.where(index[..., None] >= 0, take(flat, index), 0).astype(jnp.float32)
+        total += jnp.where(index[..., None] >= 0, gather(flat, index), 0).astype(jnp.float32)
     count = jnp.sum(token_patches >= 0, axis=-1, keepdims=True)
     return (total / jnp.maximum(count, 1)).astype(features.dtype)
 
 
 class Projector(nn.Module):
-    """`mlp2x_gelu`: merged tower features into the decoder's embedding space."""
+    """Two-layer MLP (`mlp2x_gelu`) from merged tower features to the decoder's embedding space."""
 
     config: ModelConfig
     param_dtype: DTypeLike = jnp.float32
@@ -154,8 +156,8 @@ class Projector(nn.Module):
         width, out = self.config.vision.hidden_size, self.config.text.hidden_size
         hidden = self._linear("fc1", width, out, ("vision_embed", "mlp"))(x)
         features = self._linear("fc2", out, out, ("embed", "mlp"))(ACTIVATIONS[self.config.projector_act](hidden))
-        # Left open, the compiler may split the width over `tensor`, and on a mesh of data, fsdp and tensor get the
-        # backward product wrong (jax 0.10.2: its rows come in the order of another mesh axis).
+        # Without this constraint the compiler may split the width over `tensor`, and on a mesh of data, fsdp and tensor
+        # compute a wrong backward product (jax 0.10.2: its rows come in the order of another mesh axis).
         return constrain(features, "batch", None, None)
 
     def _linear(self, name: str, fan_in: int, fan_out: int, axes: tuple[str, str]) -> Linear:

@@ -1,6 +1,6 @@
-"""VideoLLaMA3 in three pure functions: `encode` pictures and frames, `decode` text, `unembed` hidden states.
+"""VideoLLaMA3 as three pure functions: `encode` images and frames, `decode` text, `unembed` hidden states.
 
-All take the arrays of one packed batch (docs/architecture.md) and the parameters as a plain nested dict.
+All three take the arrays of a packed batch (docs/architecture.md) and the parameters as a plain nested dict.
 """
 
 import functools
@@ -17,13 +17,14 @@ from vl3_jax.model.vision import Projector, VisionTower, merge_patches
 
 
 class VideoLLaMA3(nn.Module):
-    """Structure and numerics of the model; it holds no parameters itself.
+    """The model as a Linen module, which holds no parameters itself.
 
     Attributes:
-      config: sizes.
-      dtype: type of the activations (and, by a cast where they are used, of the weights).
-      param_dtype: type in which `init_params` makes the parameters.
-      vision_remat, text_remat: names from `vl3_jax.model.remat.POLICIES`.
+      config: Sizes of the model.
+      dtype: Dtype of the activations; weights are cast to it where they are used.
+      param_dtype: Dtype of the parameters that `init_params` creates.
+      vision_remat: Rematerialisation policy of the tower's layers, a key of `vl3_jax.model.remat.POLICIES`.
+      text_remat: Rematerialisation policy of the decoder's layers, a key of the same table.
     """
 
     config: ModelConfig
@@ -38,7 +39,6 @@ class VideoLLaMA3(nn.Module):
         self.llm = Decoder(self.config.text, self.dtype, self.param_dtype, self.text_remat)
 
     def encode(self, patches, patch_segment, patch_hw, token_patches):
-        """See the function `encode`."""
         features = self.vision(patches, patch_segment, patch_hw)
         with jax.named_scope("merge"):
             merged = merge_patches(features, token_patches)
@@ -47,15 +47,13 @@ class VideoLLaMA3(nn.Module):
             return self.projector(merged)
 
     def decode(self, tokens, features, vision_slot, segment_ids, positions, cache=None):
-        """See the function `decode`."""
         return self.llm(tokens, features, vision_slot, segment_ids, positions, cache)
 
     def unembed(self, hidden):
-        """See the function `unembed`."""
         return self.llm.unembed(hidden)
 
     def init_all(self):
-        """Uses every parameter once, for initialisation."""
+        """Uses every parameter once, so that `init` creates all of them."""
         patch = jnp.zeros((1, 1, 1), jnp.int32)
         pixels = jnp.zeros((1, 1, 1, self.config.vision.patch_dim), self.dtype)
         features = self.encode(pixels, patch, jnp.zeros((1, 1, 1, 2), jnp.int32), patch)
@@ -71,16 +69,18 @@ def encode(
     patch_hw: jax.Array,
     token_patches: jax.Array,
 ) -> jax.Array:
-    """Pictures and frames to vision tokens: tower, merge, projector.
+    """Encodes images and video frames into vision tokens: tower, merge and projector.
 
     Args:
-      patches: [B, R, N, 588] uint8 (normalised here), or float that is normalised already.
-      patch_segment: [B, R, N] int32, 1.. per picture or video frame, 0 = padding.
-      patch_hw: [B, R, N, 2] int32, row and column in the frame's own grid.
-      token_patches: [B, T, 4] int32, the patches (index into R * N) whose mean is this token, -1 = none.
+      model: The model.
+      params: Parameters of the model, at least those of the tower and the projector.
+      patches: Patches, [B, R, N, 588] uint8, or already normalised floats.
+      patch_segment: Image or video frame of each patch, [B, R, N] int32, counted from 1; 0 = padding.
+      patch_hw: Row and column of each patch in the frame's own grid, [B, R, N, 2] int32.
+      token_patches: Patches whose mean is each vision token, [B, T, 4] int32 indices into R * N; -1 = none.
 
     Returns:
-      features [B, T, D].
+      Vision tokens, [B, T, D].
     """
     return model.apply({"params": params}, patches, patch_segment, patch_hw, token_patches, method="encode")
 
@@ -95,30 +95,38 @@ def decode(
     positions: jax.Array,
     cache: KVCache | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
-    """Packed rows of text and vision tokens to hidden states; with a cache, prefill and each later step alike.
+    """Computes the hidden states of packed rows of text and vision tokens.
+
+    With a cache, the same function serves prefill and every decoding step.
 
     Args:
-      tokens: [B, L] int32; anything where a vision token goes.
-      features: [B, T, D] from `encode`, or None where there is nothing to see.
-      vision_slot: [B, L] int32, which vision token stands here, -1 = none; an index may occur more than once.
-      segment_ids: [B, L] int32, 1.. per packed sample, 0 = padding.
-      positions: [B, L] int32, restart at 0 in each sample.
-      cache: what earlier calls wrote; the new tokens are appended and see it.
+      model: The model.
+      params: Parameters of the model, at least those of the decoder.
+      tokens: Token ids, [B, L] int32; ignored where a vision token is inserted.
+      features: Vision tokens from `encode`, [B, T, D]; None for text without images or videos.
+      vision_slot: Index of the vision token to insert at each position, [B, L] int32; -1 = none. An index may occur
+        more than once.
+      segment_ids: Packed sample of each token, [B, L] int32, counted from 1; 0 = padding.
+      positions: Position of each token, [B, L] int32; starts at 0 in each sample.
+      cache: Keys and values of earlier calls. The new tokens are appended and attend to it.
 
     Returns:
-      hidden [B, L, D] after the final norm, and the cache with the new tokens (None without one).
+      Hidden states after the final norm, [B, L, D], and the cache with the new tokens (None without a cache).
     """
     arguments = (tokens, features, vision_slot, segment_ids, positions, cache)
     return model.apply({"params": params}, *arguments, method="decode")
 
 
 def unembed(model: VideoLLaMA3, params: dict, hidden: jax.Array) -> jax.Array:
-    """Hidden states [..., D] to logits [..., vocab], float32."""
+    """Returns the logits [..., vocab], float32, of hidden states [..., D]."""
     return model.apply({"params": params}, hidden, method="unembed")
 
 
 def init_params(model: VideoLLaMA3, key: jax.Array) -> dict:
-    """Random parameters as a plain nested dict; under `jit` with `out_shardings`, made where they will live."""
+    """Creates random parameters as a plain nested dict.
+
+    Under `jit` with `out_shardings` each device creates only its own shards.
+    """
     return nn.unbox(model.init(key, method="init_all")["params"])
 
 
@@ -128,11 +136,11 @@ def _boxed_shapes(model: VideoLLaMA3) -> dict:
 
 
 def abstract_params(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) -> dict:
-    """Shapes and types of the parameter tree, nothing allocated."""
+    """Returns the parameter tree as `jax.ShapeDtypeStruct` leaves, without allocating anything."""
     return nn.unbox(_boxed_shapes(VideoLLaMA3(config, param_dtype=param_dtype)))
 
 
 def param_axes(config: ModelConfig) -> dict:
-    """The same tree with the logical axis names of each parameter (see `vl3_jax.parallel.rules`)."""
+    """Returns the parameter tree with the logical axis names of each parameter (see `vl3_jax.parallel.rules`)."""
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
     return jax.tree.map(lambda leaf: leaf.names, _boxed_shapes(VideoLLaMA3(config)), is_leaf=is_box)

@@ -1,1 +1,1 @@
-"""Meshes and the one table of sharding rules."""
+"""Meshes, sharding rules, multi-process start-up, TPU topologies and compiler flags."""

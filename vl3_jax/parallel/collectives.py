@@ -1,4 +1,4 @@
-"""What devices send each other in a compiled program: collectives by kind, counted through its loops."""
+"""Counts the collectives of a compiled program by kind, including their repetitions in loops."""
 
 import collections
 import dataclasses
@@ -18,26 +18,37 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Of one kind of collective: how often a device takes part in one step, and the bytes of its results."""
+    """Traffic of one kind of collective in one run of a program, as one device sees it.
+
+    Attributes:
+      count: Number of collectives.
+      bytes: Bytes of their results.
+    """
 
     count: int
     bytes: int
 
 
 def collectives(text: str) -> dict[str, Traffic]:
-    """Reads a compiled program (`compiled.as_text()`), as one device runs it.
+    """Counts the collectives of a compiled program.
 
-    A loop's body counts as often as the compiler knows it to run, once where it does not; each branch of a condition
-    counts once.
+    The body of a loop counts as often as the compiler knows it to run, or once if the compiler does not know. Each
+    branch of a conditional counts once.
+
+    Args:
+      text: HLO text of the program, from `compiled.as_text()`.
+
+    Returns:
+      The traffic of each kind of collective that occurs.
     """
     computations, entry = _computations(text)
     runs: collections.Counter[str] = collections.Counter()
-    waiting = [(entry, 1)]
-    while waiting:
-        name, times = waiting.pop()
+    pending = [(entry, 1)]
+    while pending:
+        name, times = pending.pop()
         runs[name] += times
         for line in computations.get(name, ()):
-            waiting += [(called, times * trips) for called, trips in _calls(line)]
+            pending += [(called, times * trips) for called, trips in _calls(line)]
     counts: collections.Counter[str] = collections.Counter()
     sizes: collections.Counter[str] = collections.Counter()
     for name, times in runs.items():
@@ -50,24 +61,26 @@ def collectives(text: str) -> dict[str, Traffic]:
 
 
 def _computations(text: str) -> tuple[Mapping[str, list[str]], str]:
+    """Returns the lines of each computation by its name, and the name of the entry computation."""
     computations: dict[str, list[str]] = {}
     name = entry = ""
     for line in text.splitlines():
-        found = _COMPUTATION.match(line)
-        if found and not line.startswith(" "):
-            name = found[2]
+        header = _COMPUTATION.match(line)
+        if header and not line.startswith(" "):
+            name = header[2]
             computations[name] = []
-            entry = name if found[1] else entry
+            entry = name if header[1] else entry
         elif name:
             computations[name].append(line)
     return computations, entry
 
 
 def _calls(line: str) -> Iterator[tuple[str, int]]:
-    found = _INSTRUCTION.match(line)
-    if not found:
+    """Yields the computations that an instruction calls, and how often."""
+    instruction = _INSTRUCTION.match(line)
+    if not instruction:
         return
-    trips = _TRIPS.search(line) if found[2] == "while" else None
+    trips = _TRIPS.search(line) if instruction[2] == "while" else None
     for called in _CALLED.findall(line):
         yield called, int(trips[1]) if trips else 1
     branches = _BRANCHES.search(line)
@@ -76,11 +89,14 @@ def _calls(line: str) -> Iterator[tuple[str, int]]:
 
 
 def _collective(line: str) -> tuple[str, int]:
-    """Kind and bytes of the result; ("", 0) for any other instruction. An asynchronous pair counts at its start."""
-    found = _INSTRUCTION.match(line)
-    if not found:
+    """Returns kind and bytes of the result of a collective, or ("", 0) for any other instruction.
+
+    An asynchronous pair counts at its start.
+    """
+    instruction = _INSTRUCTION.match(line)
+    if not instruction:
         return "", 0
-    shape, operation = found[1], found[2]
+    shape, operation = instruction[1], instruction[2]
     kind = operation.removesuffix("-start")
     if kind not in KINDS:
         return "", 0
@@ -88,5 +104,5 @@ def _collective(line: str) -> tuple[str, int]:
         math.prod(map(int, filter(None, dimensions.split(",")))) * _BYTES.get(dtype, 0)
         for dtype, dimensions in _SHAPE.findall(shape)
     ]
-    # The start of a pair gives operand and result; the result of a gather is the larger.
+    # The start of an asynchronous pair lists operand and result; the result of a gather is the larger.
     return kind, max(sizes, default=0) if operation.endswith("-start") else sum(sizes)

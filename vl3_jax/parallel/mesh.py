@@ -1,4 +1,4 @@
-"""Building a mesh from a `{axis: size}` request."""
+"""Builds a device mesh from the sizes of its axes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,15 +12,18 @@ from vl3_jax.parallel.rules import MESH_AXES
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes data, fsdp, tensor, context, in this order.
+    """Builds a mesh with the axes data, fsdp, tensor and context, in this order.
 
     Args:
-      sizes: size of each axis; an axis left out has size 1, one axis may be -1 (what is left).
-      devices: all of the process group's devices unless given.
+      sizes: Size of each axis. An omitted axis has size 1; one axis may be -1, which takes the remaining devices.
+      devices: Devices of the mesh; None uses all devices of all processes.
+
+    Returns:
+      The mesh.
 
     Raises:
-      InputError: an unknown axis, sizes whose product is not the number of devices, or several TPU slices that `data`
-        does not keep apart.
+      InputError: An axis is unknown, the product of the sizes is not the number of devices, or `data` is not a multiple
+        of the number of TPU slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     unknown = set(sizes) - set(MESH_AXES)
@@ -28,8 +31,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         raise InputError(f"unknown mesh axis {sorted(unknown)[0]!r}; the axes are {', '.join(MESH_AXES)}")
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
     if shape.count(-1) == 1:
-        rest = -int(np.prod(shape))
-        shape[shape.index(-1)] = len(devices) // rest if rest else 0
+        known = -int(np.prod(shape))
+        shape[shape.index(-1)] = len(devices) // known if known else 0
     if int(np.prod(shape)) != len(devices) or min(shape) < 1:
         raise InputError(
             f"mesh {dict(sizes)} does not cover {len(devices)} devices: the sizes must multiply to {len(devices)}"
@@ -39,14 +42,14 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def _tpu_grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """The chips in an order that makes neighbours on an axis neighbours in the torus."""
+    """Arranges the chips so that neighbours on a mesh axis are neighbours in the torus."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     data, *inner = shape
     if data % slices:
         raise InputError(
-            f"{slices} slices are joined by a slow network, over which only copies of the weights should meet: "
+            f"{slices} slices are connected by a slow network, which only data parallelism should use: "
             f"mesh.data is {data}, make it a multiple of {slices}"
         )
     within, across = (data // slices, *inner), (slices, 1, 1, 1)

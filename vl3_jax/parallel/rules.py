@@ -1,4 +1,4 @@
-"""The one table from logical axes to mesh axes, and the two things made from it: shardings and constraints.
+"""The table from logical axes to mesh axes, and the shardings and constraints that follow from it.
 
 The mesh has up to four axes: `data` (whole copies of the weights), `fsdp` (weights split, rows split),
 `tensor` (heads and hidden units split) and `context` (positions split). A mesh may lack any of them.
@@ -11,12 +11,12 @@ from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, Part
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 
-# Logical axis -> mesh axes, tried in the order given. An axis of the mesh is used once in an array: where two
-# logical axes ask for it, the first dimension has it. A mesh axis that does not divide the dimension is left out.
+# Logical axis -> mesh axes, tried in this order. A mesh axis is used once in an array: where two logical axes map to
+# it, the first dimension gets it. A mesh axis that does not divide the dimension is left out.
 RULES: Mapping[str, tuple[str, ...]] = {
     # Activations.
     "batch": ("data", "fsdp"),
-    "vision_row": ("context", "tensor"),  # the tower's 16 heads of 72 do not split; its rows do
+    "vision_row": ("context", "tensor"),  # the tower is split by rows, not by its 16 heads of 72 channels
     "length": ("context",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -34,12 +34,15 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Resolves the logical `axes` of an array of `shape` on `mesh`.
+    """Resolves the logical axes of an array to a partition spec.
 
     Args:
-      axes: a logical name, or None for a dimension that is never split, for each dimension.
-      shape: the global shape; decides which mesh axes divide.
-      mesh: only its axis names and sizes are read.
+      axes: Logical axis of each dimension; None for a dimension that is never split.
+      shape: Global shape of the array, which decides which mesh axes divide it.
+      mesh: Mesh, of which only the axis names and sizes are read.
+
+    Returns:
+      The partition spec.
     """
     taken: set[str] = set()
     entries = []
@@ -57,45 +60,54 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh 
 
 
 def current_mesh() -> AbstractMesh | None:
-    """The mesh of the enclosing `jax.set_mesh`, or None outside one (or inside a `shard_map`)."""
+    """Returns the mesh of the enclosing `jax.set_mesh`, or None outside of one and inside a `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.are_all_axes_manual else mesh
 
 
 def target_device() -> AbstractDevice | jax.Device:
-    """What the enclosing trace is compiled for; its `platform` and `device_kind`.
+    """Returns a device with the `platform` and `device_kind` that the enclosing trace is compiled for.
 
-    A device of the mesh, also inside a `shard_map` and also where the mesh is of devices that are not there; without
-    a mesh the default device.
+    This is a device of the mesh, also inside a `shard_map` and also where the mesh describes devices that are not
+    attached; without a mesh it is the default device.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device or jax.devices()[0]
     return jax.devices(device)[0] if isinstance(device, str) else device
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Asks the compiler to keep `x` sharded by its logical axes; without a mesh, `x` as it is."""
+    """Constrains the sharding of `x` to its logical axes; without a mesh, returns `x` unchanged."""
     mesh = current_mesh()
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
 
 
-# Arrays of the packed batch that have vision rows after the text rows.
+# Arrays of a packed batch whose second dimension is that of vision rows.
 VISION_ROW_ARRAYS = ("patches", "patch_segment", "patch_hw")
 
 
 def batch_shardings(batch: Mapping[str, jax.Array], mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where each array of a packed batch lives on `mesh`: rows split, vision rows too, nothing else."""
+    """Returns the sharding of each array of a packed batch: text rows and vision rows are split, nothing else."""
 
-    def place(name: str, shape: Sequence[int]) -> NamedSharding:
+    def sharding(name: str, shape: Sequence[int]) -> NamedSharding:
         axes = ("batch", "vision_row") if name in VISION_ROW_ARRAYS else ("batch",)
         return NamedSharding(mesh, partition_spec((*axes, *[None] * (len(shape) - len(axes))), shape, mesh))
 
-    return {name: place(name, array.shape) for name, array in batch.items()}
+    return {name: sharding(name, array.shape) for name, array in batch.items()}
 
 
 def shardings(abstract, axes, mesh: Mesh):
-    """A tree of `NamedSharding` for a tree of arrays (or shapes) and the like tree of logical axes."""
+    """Returns the shardings of a tree of arrays.
+
+    Args:
+      abstract: Tree of arrays or of their shapes.
+      axes: Tree of the same structure with the logical axes of each array.
+      mesh: Mesh of the shardings.
+
+    Returns:
+      A tree of `NamedSharding`.
+    """
     return jax.tree.map(
         lambda leaf, names: NamedSharding(mesh, partition_spec(names, leaf.shape, mesh)), abstract, axes
     )

@@ -1,7 +1,6 @@
-"""TPU slices by name: what to ask the compiler for, and what their chips can do.
+"""TPU topologies by name, and the memory and speed of their chips.
 
-Sources: cloud.google.com/tpu/docs, pages "TPU v4", "v5e", "v5p", "v6e": shapes of slices, memory, rates and prices of
-chips.
+Source: cloud.google.com/tpu/docs, pages "TPU v4", "v5e", "v5p" and "v6e", for shapes of slices, memory and rates.
 """
 
 import dataclasses
@@ -15,33 +14,33 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A generation of TPU.
+    """A TPU generation.
 
     Attributes:
-      name: as the compiler calls it.
-      hbm: bytes that a program may use.
-      flops: dense bfloat16 FLOP/s.
-      bandwidth: of the HBM, bytes/s.
-      links: bytes/s to all neighbours together, one way.
-      dimensions: of a slice: 2 (a torus of rows and columns) or 3.
-      cores_in_names: its cloud names count cores, two a chip.
+      name: Name that the compiler uses, such as "v5e".
+      hbm_bytes: Bytes of HBM that a program may use.
+      peak_flops: Peak dense bfloat16 FLOP/s.
+      hbm_bandwidth: Bandwidth of the HBM in bytes/s.
+      link_bandwidth: Bandwidth of the links to all neighbours together, one way, in bytes/s.
+      dimensions: Dimensions of a slice's torus, 2 or 3.
+      named_by_cores: Whether names such as "v5p-128" count cores, of which a chip has two, instead of chips.
     """
 
     name: str
-    hbm: int
-    flops: float
-    bandwidth: float
-    links: float
+    hbm_bytes: int
+    peak_flops: float
+    hbm_bandwidth: float
+    link_bandwidth: float
     dimensions: int
-    cores_in_names: bool = False
+    named_by_cores: bool = False
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", int(31.25 * GIB), 275e12, 1.2e12, 300e9, 3, cores_in_names=True),
+        Chip("v4", int(31.25 * GIB), 275e12, 1.2e12, 300e9, 3, named_by_cores=True),
         Chip("v5e", int(15.75 * GIB), 197e12, 0.82e12, 200e9, 2),
-        Chip("v5p", int(95.74 * GIB), 459e12, 2.765e12, 600e9, 3, cores_in_names=True),
+        Chip("v5p", int(95.74 * GIB), 459e12, 2.765e12, 600e9, 3, named_by_cores=True),
         Chip("v6e", int(31.25 * GIB), 918e12, 1.64e12, 400e9, 2),
     )
 }
@@ -61,12 +60,12 @@ _SHAPES_3D = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """One slice, or several that are joined by the data centre's network.
+    """One TPU slice, or several slices connected by the data-centre network.
 
     Attributes:
-      chip: of which it is made.
-      shape: of a slice, in chips.
-      slices: how many.
+      chip: Generation of the chips.
+      shape: Shape of a slice in chips.
+      slices: Number of slices.
     """
 
     chip: Chip
@@ -75,46 +74,57 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """How many there are, of all slices."""
+        """Number of chips in all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def name(self) -> str:
-        """As the compiler takes it, "v5e:8x8"."""
+        """Name of a slice that the compiler understands, such as "v5e:8x8"."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     def doubled(self) -> "Topology | None":
-        """A slice of twice as many chips, its shortest side doubled, the last of these; None if this is the largest."""
+        """Returns a topology whose slices have twice as many chips, or None if these slices are the largest.
+
+        The shortest side is doubled, the last one of several.
+        """
         if math.prod(self.shape) >= max(_SHAPES_2D if self.chip.dimensions == 2 else _SHAPES_3D):
             return None
-        side = max(range(len(self.shape)), key=lambda place: (-self.shape[place], place))
-        shape = tuple(size * (1 + (place == side)) for place, size in enumerate(self.shape))
+        shortest = max(range(len(self.shape)), key=lambda axis: (-self.shape[axis], axis))
+        shape = tuple(size * (1 + (axis == shortest)) for axis, size in enumerate(self.shape))
         return dataclasses.replace(self, shape=shape)
 
 
 def parse_topology(name: str, slices: int = 1) -> Topology:
-    """Slices by the compiler's name ("v5e:8x8", "v5p:4x4x4") or the cloud's ("v5litepod-64", "v5p-128", "v6e-64").
+    """Parses the name of a TPU topology.
 
-    The number of "v4-N" and "v5p-N" counts cores, two a chip; that of the others counts chips.
+    Args:
+      name: Name for the compiler ("v5e:8x8", "v5p:4x4x4") or the accelerator type of Google Cloud ("v5litepod-64",
+        "v5p-128", "v6e-64"). The number of "v4-N" and "v5p-N" counts cores, two per chip; that of the others chips.
+      slices: Number of slices.
+
+    Returns:
+      The topology.
 
     Raises:
-      InputError: an unknown generation, shape or size; names the known ones.
+      InputError: The generation, the shape or the size is unknown.
     """
     if slices < 1:
-        raise InputError(f"{slices} slices; give 1 or more")
-    found = re.fullmatch(r"(\w+)(?::(\d+(?:x\d+)+)|-(\d+))", name.strip().lower())
-    generation = _ALIASES.get(found[1], found[1]) if found else ""
+        raise InputError(f"{slices} slices: give 1 or more")
+    match = re.fullmatch(r"(\w+)(?::(\d+(?:x\d+)+)|-(\d+))", name.strip().lower())
+    generation = _ALIASES.get(match[1], match[1]) if match else ""
     if generation not in CHIPS:
         raise InputError(f"topology {name!r}: give one like v5e:8x8, v5litepod-64, v5p-128 or v6e-64")
     chip = CHIPS[generation]
-    if found[2]:
-        shape = tuple(map(int, found[2].split("x")))
+    if match[2]:
+        shape = tuple(map(int, match[2].split("x")))
         if len(shape) != chip.dimensions or min(shape) < 1:
             raise InputError(f"topology {name!r}: a slice of {generation} has {chip.dimensions} dimensions")
         return Topology(chip, shape, slices)
-    count = int(found[3]) // (2 if chip.cores_in_names else 1)
+    count = int(match[3]) // (2 if chip.named_by_cores else 1)
     shapes = _SHAPES_2D if chip.dimensions == 2 else _SHAPES_3D
-    if count not in shapes or (chip.cores_in_names and int(found[3]) % 2):
-        sizes = ", ".join(str(size * (2 if chip.cores_in_names else 1)) for size in shapes)
-        raise InputError(f"topology {name!r}: {found[1]} comes in {sizes}; others by their shape, {generation}:AxB")
+    if count not in shapes or (chip.named_by_cores and int(match[3]) % 2):
+        sizes = ", ".join(str(size * (2 if chip.named_by_cores else 1)) for size in shapes)
+        raise InputError(
+            f"topology {name!r}: {match[1]} comes in {sizes}; give other sizes by their shape, {generation}:AxB"
+        )
     return Topology(chip, shapes[count], slices)

@@ -1,4 +1,4 @@
-"""The real TPU compiler without a TPU: descriptions of a slice's chips, and what it says of a program."""
+"""Ahead-of-time compilation for TPU topologies, on a machine without a TPU."""
 
 import contextlib
 import dataclasses
@@ -16,20 +16,19 @@ from vl3_jax.errors import InputError
 from vl3_jax.parallel.collectives import Traffic, collectives
 from vl3_jax.parallel.topologies import Topology
 
-GIB = 2**30
 # "Used 18.50G of 15.75G hbm", after placing buffers; "HLO temporaries (19.21G) exceeds available HBM", before.
-_REFUSAL = re.compile(r"(?:[Uu]sed |temporaries \()(?P<size>[\d.]+)(?P<unit>[KMGT])(?: of|\) exceeds)")
+_OUT_OF_MEMORY = re.compile(r"(?:[Uu]sed |temporaries \()(?P<size>[\d.]+)(?P<unit>[KMGT])(?: of|\) exceeds)")
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryAnalysis:
-    """What one program takes of a chip, the compiler's own figures.
+    """The compiler's figures of one program on a chip.
 
     Attributes:
-      fits: it compiled. Of a program that does not fit only `peak` is known.
-      arguments, temporaries, peak: bytes of HBM.
-      collectives: kind -> count and bytes, of one run.
-      seconds: of compiling, on this machine.
+      fits: Whether the program compiled. Of one that does not fit only `peak` is known.
+      arguments, temporaries, peak: Bytes of HBM.
+      collectives: Count and bytes of each kind of collective, of one run.
+      seconds: Seconds of compilation on this machine.
     """
 
     fits: bool
@@ -41,9 +40,13 @@ class MemoryAnalysis:
 
 
 def topology_devices(topology: Topology) -> list[Any]:
-    """Descriptions of the slice's chips, as devices of a mesh. InputError if there is no TPU compiler here."""
+    """Returns descriptions of the chips of a topology, as devices of a mesh.
+
+    Raises:
+      InputError: No TPU compiler is installed, or it refuses the topology.
+    """
     settings: dict[str, Any] = {"num_slices": topology.slices}
-    if topology.chip.cores_in_names:
+    if topology.chip.named_by_cores:
         settings["chip_config_name"] = "megacore"  # both cores of a chip are one device, as on the machines
     if math.prod(topology.shape) == 1:
         settings["chips_per_host_bounds"] = (1, 1, 1)
@@ -62,9 +65,9 @@ def compile_and_analyze(lowered: Any) -> tuple[MemoryAnalysis, Any]:
     """Compiles a lowered program.
 
     Returns:
-      What it takes, and the compiled program; None in its place where it does not fit.
+      Its figures, and the compiled program; None in its place where it does not fit.
     """
-    begin = time.perf_counter()
+    started = time.perf_counter()
     with quiet():
         try:
             compiled = lowered.compile()
@@ -72,33 +75,33 @@ def compile_and_analyze(lowered: Any) -> tuple[MemoryAnalysis, Any]:
             peak = bytes_needed(str(error))
             if peak is None:
                 raise
-            return MemoryAnalysis(False, 0, 0, peak, {}, time.perf_counter() - begin), None
+            return MemoryAnalysis(False, 0, 0, peak, {}, time.perf_counter() - started), None
     memory = compiled.memory_analysis()
-    weight = MemoryAnalysis(
+    analysis = MemoryAnalysis(
         fits=True,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
         collectives=collectives(compiled.as_text()),
-        seconds=time.perf_counter() - begin,
+        seconds=time.perf_counter() - started,
     )
-    return weight, compiled
+    return analysis, compiled
 
 
 def bytes_needed(message: str) -> int | None:
-    """Bytes that a program would need, from the compiler's refusal; None if that was about something else."""
-    found = _REFUSAL.search(message)
+    """Returns the bytes that a program would need, from the compiler's error message; None of another error."""
+    found = _OUT_OF_MEMORY.search(message)
     return int(float(found["size"]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found["unit"]]) if found else None
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the compiler's remarks about the machine it runs on from the terminal."""
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    """Keeps the compiler's messages about the machine it runs on from the terminal."""
+    saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
         os.dup2(saved, 2)
         os.close(saved)
-        os.close(nowhere)
+        os.close(devnull)

@@ -1,4 +1,4 @@
-"""Plans that were made before: compiling takes minutes, and the same program is weighed the same."""
+"""A cache of plans on disk: compiling takes minutes, and the same program gives the same figures."""
 
 import functools
 import hashlib
@@ -6,23 +6,23 @@ import json
 import os
 import pathlib
 
-from ml_collections import ConfigDict
-
 import vl3_jax
+from vl3_jax import config_tree
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.topologies import Topology
 from vl3_jax.planning.plan_step import Plan, from_json, plan_step
+from vl3_jax.training.run_config import RunConfig
 from vl3_jax.versions import version
 
 
 class PlanCache:
-    """A file of plans, one JSON object a line. Calling it plans a step, or looks it up.
+    """A file of plans, one JSON object per line. Calling it plans a step, or looks it up.
 
     Args:
-      path: appended to after each plan; None keeps nothing.
+      path: File that each new plan is appended to; None keeps nothing.
 
     Raises:
-      InputError: the file holds something else.
+      InputError: The file holds something else.
     """
 
     def __init__(self, path: str | os.PathLike | None):
@@ -36,8 +36,8 @@ class PlanCache:
             except (ValueError, KeyError, TypeError):
                 raise InputError(f"{path}, line {number}: not a record of plans; give another file") from None
 
-    def __call__(self, config: ConfigDict, topology: Topology) -> Plan:
-        """The plan of this configuration on this slice, by this code and compiler."""
+    def __call__(self, config: RunConfig, topology: Topology) -> Plan:
+        """Returns the plan of a configuration on a topology, by this code and compiler."""
         key = _key(config, topology)
         if key in self._found:
             return from_json(self._found[key], topology)
@@ -49,14 +49,19 @@ class PlanCache:
         return plan
 
 
-def _key(config: ConfigDict, topology: Topology) -> str:
-    parts = [json.dumps(json.loads(config.to_json()), sort_keys=True), topology.name, str(topology.slices), _program()]
+def _key(config: RunConfig, topology: Topology) -> str:
+    parts = [
+        json.dumps(config_tree.to_tree(config), sort_keys=True),
+        topology.name,
+        str(topology.slices),
+        _code_and_compiler(),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @functools.cache
-def _program() -> str:
-    """What decides over a compiled step: this package's code, and the compiler."""
+def _code_and_compiler() -> str:
+    """Returns what a compiled step depends on: a digest of this package's code, and the versions of the compiler."""
     digest = hashlib.sha256()
     folder = pathlib.Path(vl3_jax.__file__).parent
     for name in ("kernels", "model", "parallel", "planning", "training"):

@@ -1,24 +1,24 @@
-"""Plans for a person to read."""
+"""Plans as text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vl3_jax.planning.compiler import GIB
-from vl3_jax.planning.plan_step import SAMPLES_A_ROW, TOKEN_FILL, Plan
+from vl3_jax.parallel.topologies import GIB
+from vl3_jax.planning.plan_step import SAMPLES_PER_ROW, TOKEN_FILL, Plan
 from vl3_jax.planning.search import Candidate, pareto
 
 _PARTS = ("vision", "projector", "llm", "unembed", "lora")
 
 
-def rendered(plan: Plan, mfu: float, samples: int = 0) -> str:
-    """One plan.
+def render(plan: Plan, mfu: float, samples: int = 0) -> str:
+    """Returns one plan as text.
 
     Args:
-      plan: see there.
-      mfu: assumed for speed and cost.
-      samples: of the stage's data; 0 is unknown.
+      plan: The plan.
+      mfu: Utilisation assumed for speed and cost, 0 to 1.
+      samples: Number of samples in the training data; 0 is unknown.
     """
-    chips, memory, peak = plan.topology.chips, plan.memory, plan.topology.chip.flops
+    chips, memory, peak = plan.topology.chips, plan.memory, plan.topology.chip.peak_flops
     slices = f"{plan.topology.slices} x " if plan.topology.slices > 1 else ""
     passes = f" in {plan.grad_accum_steps} parts" if plan.grad_accum_steps > 1 else ""
     verdict = f"it fits, {plan.headroom / GIB:.2f} to spare (arguments {memory.arguments / GIB:.2f}, temporaries "
@@ -28,7 +28,7 @@ def rendered(plan: Plan, mfu: float, samples: int = 0) -> str:
     lines = [
         f"{slices}{plan.topology.name}: {chips} chips, mesh {axes(plan.mesh)}; a step has {plan.rows} rows{passes}, "
         f"{plan.tokens:,} tokens",
-        f"HBM a chip    {memory.peak / GIB:.2f} of {plan.topology.chip.hbm / GIB:.2f} GiB: {verdict}",
+        f"HBM a chip    {memory.peak / GIB:.2f} of {plan.topology.chip.hbm_bytes / GIB:.2f} GiB: {verdict}",
     ]
     for kind, traffic in memory.collectives.items():
         lines.append(f"{kind:20}{traffic.count:7,} a step, {traffic.bytes / 1e9:8.2f} GB a chip")
@@ -44,7 +44,7 @@ def rendered(plan: Plan, mfu: float, samples: int = 0) -> str:
         lines.append(f"links         {plan.link_seconds:.2f} s a step at their peak")
     lines.append(f"at {mfu:.0%} MFU    {seconds:.2f} s a step, {plan.tokens * TOKEN_FILL / seconds:,.0f} tokens/s")
     if samples:
-        steps = samples / SAMPLES_A_ROW / plan.rows
+        steps = samples / SAMPLES_PER_ROW / plan.rows
         hours = steps * seconds / 3600
         lines.append(
             f"{samples:,} samples: about {steps:,.0f} steps, {hours:,.0f} hours, {hours * chips:,.0f} chip-hours"
@@ -53,8 +53,8 @@ def rendered(plan: Plan, mfu: float, samples: int = 0) -> str:
     return "\n".join(lines)
 
 
-def rendered_change(change: Mapping[str, Any] | None, plan: Plan | None) -> str:
-    """The least change that makes a step fit, as flags, and what it comes to."""
+def render_change(change: Mapping[str, Any] | None, plan: Plan | None) -> str:
+    """Returns the smallest change that makes a step fit, as flags, and the memory it then takes."""
     if change is None or plan is None:
         return "no change was found that makes it fit, nor a slice twice as large"
     flags = " ".join(
@@ -64,7 +64,7 @@ def rendered_change(change: Mapping[str, Any] | None, plan: Plan | None) -> str:
 
 
 def table(found: Sequence[tuple[Candidate, Plan | None]], mfu: float) -> str:
-    """What a search found, fastest first; `*` marks those of which none is both faster and smaller."""
+    """Returns the results of a search, fastest first; `*` marks those of which none is both faster and smaller."""
     best = pareto([plan for _, plan in found if plan], mfu)
     rows = [("", "mesh", "rows", "remat", "HBM GiB", "compute s", "links s", "tokens/s")]
     known = sorted(
@@ -83,16 +83,16 @@ def table(found: Sequence[tuple[Candidate, Plan | None]], mfu: float) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
-            cell.ljust(width) if place < 4 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column < 4 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
-    limit = next((plan.topology.chip.hbm for _, plan in found if plan), 0)
-    note = f"rows: at a time, of each part of the mesh; HBM: of {limit / GIB:.2f}; compute: all of it, at {mfu:.0%}"
-    return "\n".join([*(line.rstrip() for line in lines), note])
+    limit = next((plan.topology.chip.hbm_bytes for _, plan in found if plan), 0)
+    legend = f"rows: at a time, of each part of the mesh; HBM: of {limit / GIB:.2f}; compute: all of it, at {mfu:.0%}"
+    return "\n".join([*(line.rstrip() for line in lines), legend])
 
 
 def axes(mesh: Mapping[str, int]) -> str:
-    """A mesh in words."""
+    """Returns a mesh as text."""
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one chip"

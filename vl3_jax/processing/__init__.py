@@ -1,1 +1,1 @@
-"""Pixels, frames and chat text to arrays: pictures, videos and conversations become samples of a packed batch."""
+"""Image, video and text processing: turns conversations with media into samples of a packed batch."""

@@ -1,7 +1,7 @@
-"""Conversations to token ids: the strings that the released weights were trained on.
+"""Renders conversations to token ids with the chat template that the released weights were trained on.
 
-Each message is tokenised on its own; the joins are special tokens, so the ids equal those of the whole
-text. Structure is placed by id and text is encoded as plain text, so nothing that a user types can become
+Each message is tokenised on its own. Messages are joined by special tokens, so the ids equal those of the whole
+text. Special tokens are inserted by id and text is encoded as plain text, so nothing that a user types can become
 a placeholder or end a turn.
 """
 
@@ -21,7 +21,12 @@ DEFAULT_SYSTEM_PROMPT = (
 
 @dataclasses.dataclass(frozen=True)
 class VisualTokenCounts:
-    """What the text must know of a picture or video: vision tokens left of each frame, and the frames' times."""
+    """Sizes and times of one image or video, as the chat template needs them.
+
+    Attributes:
+      frame_tokens: Number of vision tokens of each frame after pruning; one entry for an image.
+      times: Time of each frame in seconds, written before the frame. None writes no times.
+    """
 
     frame_tokens: Sequence[int]
     times: Sequence[float] | None = None
@@ -29,11 +34,11 @@ class VisualTokenCounts:
 
 @dataclasses.dataclass(frozen=True)
 class PromptStyle:
-    """Where templates differ.
+    """Variants of the chat template.
 
     Attributes:
-      native_placeholders: `<|image_pad|>` and `<|video_pad|>` instead of `<image>`.
-      trainer_streams: stream messages as the official trainer writes them (a newline after their end, no
+      native_placeholders: Use `<|image_pad|>` and `<|video_pad|>` instead of `<image>`.
+      trainer_streams: Write stream messages as the official trainer does (with a newline after their end and without
         times) instead of as the released processor does.
     """
 
@@ -43,7 +48,13 @@ class PromptStyle:
 
 @dataclasses.dataclass(frozen=True)
 class RenderedTurn:
-    """Token ids of one message, [n] int32, and which of them are placeholders of vision tokens, [n] bool."""
+    """One message as token ids.
+
+    Attributes:
+      role: Role of the message.
+      tokens: [n] int32 token ids.
+      is_vision: [n] bool; True for the placeholders of vision tokens.
+    """
 
     role: str
     tokens: np.ndarray
@@ -57,42 +68,48 @@ class _Placeholders:
 
 
 def with_default_system(turns: Sequence[Turn]) -> list[Turn]:
-    """Puts the official system prompt first, unless the conversation begins with one of its own."""
-    own = bool(turns) and turns[0].role == "system"
-    return list(turns) if own else [Turn("system", [DEFAULT_SYSTEM_PROMPT]), *turns]
+    """Prepends the official system prompt, unless the conversation starts with a system message."""
+    has_system = bool(turns) and turns[0].role == "system"
+    return list(turns) if has_system else [Turn("system", [DEFAULT_SYSTEM_PROMPT]), *turns]
 
 
 def render(
-    turns: Sequence[Turn], shown: Sequence[VisualTokenCounts], tokenizer: Tokenizer, style: PromptStyle | None = None
+    turns: Sequence[Turn],
+    token_counts: Sequence[VisualTokenCounts],
+    tokenizer: Tokenizer,
+    style: PromptStyle | None = None,
 ) -> list[RenderedTurn]:
-    """Token ids of each message.
+    """Converts each message to token ids.
 
     Args:
-      turns: the conversation.
-      shown: of each picture and video, in order of appearance.
-      tokenizer: where all ids come from.
-      style: see there; the released template if not given.
+      turns: Messages of the conversation.
+      token_counts: One entry for each image and video, in order of appearance.
+      tokenizer: Tokenizer of the checkpoint.
+      style: Variant of the template; defaults to that of the released processor.
+
+    Returns:
+      One rendered turn for each message.
 
     Raises:
-      InputError: the tokenizer lacks a special token that this conversation needs.
+      InputError: The tokenizer lacks a special token that this conversation needs.
     """
     style = style or PromptStyle()
-    left = iter(shown)
-    return [_render_turn(turn, left, tokenizer, style) for turn in turns]
+    remaining = iter(token_counts)
+    return [_render_turn(turn, remaining, tokenizer, style) for turn in turns]
 
 
 def generation_prompt(tokenizer: Tokenizer) -> list[int]:
-    """Ids that open the assistant's turn."""
+    """Returns the ids that open an assistant turn."""
     return [tokenizer.id_of(IM_START), *tokenizer.encode("assistant\n")]
 
 
 def time_label(seconds: float) -> str:
-    """As written before a frame; rounded to a tenth, and always with its decimal."""
+    """Returns the text written before a frame: its time rounded to a tenth of a second, always with one decimal."""
     return f"Time {round(float(seconds), 1)}s:"
 
 
 def _render_turn(
-    turn: Turn, shown: Iterator[VisualTokenCounts], tokenizer: Tokenizer, style: PromptStyle
+    turn: Turn, token_counts: Iterator[VisualTokenCounts], tokenizer: Tokenizer, style: PromptStyle
 ) -> RenderedTurn:
     is_stream = turn.role == "stream"
     opening, closing = (STREAM_START, STREAM_END) if is_stream else (IM_START, IM_END)
@@ -102,43 +119,46 @@ def _render_turn(
         if isinstance(part, str):
             pieces.append(part)
         else:
-            pieces += _media_pieces(part, next(shown), with_times=not (is_stream and style.trainer_streams))
+            pieces += _media_pieces(part, next(token_counts), with_times=not (is_stream and style.trainer_streams))
     pieces += [tokenizer.id_of(closing), "\n" if ends_with_newline else ""]
     return RenderedTurn(turn.role, *_encode(pieces, tokenizer, style))
 
 
-def _media_pieces(media: MediaPart, shown: VisualTokenCounts, with_times: bool) -> list[str | _Placeholders]:
+def _media_pieces(media: MediaPart, counts: VisualTokenCounts, with_times: bool) -> list[str | _Placeholders]:
     if media.kind == "image":
         label = f"{time_label(media.time)} " if media.time is not None and with_times else ""
-        return [label, _Placeholders("image", shown.frame_tokens[0]), "\n"]
+        return [label, _Placeholders("image", counts.frame_tokens[0]), "\n"]
     pieces: list[str | _Placeholders] = []
-    for number, tokens in enumerate(shown.frame_tokens):
-        label = "" if shown.times is None else time_label(shown.times[number])
-        pieces += ["," + label if number else label, _Placeholders("video", tokens)]
+    for frame, num_tokens in enumerate(counts.frame_tokens):
+        label = "" if counts.times is None else time_label(counts.times[frame])
+        pieces += ["," + label if frame else label, _Placeholders("video", num_tokens)]
     return [*pieces, "\n"]
 
 
 def _encode(
     pieces: Sequence[str | int | _Placeholders], tokenizer: Tokenizer, style: PromptStyle
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Adjacent texts are encoded as one: tokens do not end where parts do."""
+    """Encodes pieces to token ids and the mask of vision placeholders.
+
+    Adjacent texts are encoded as one text, because a token may span several parts.
+    """
     ids: list[int] = []
     is_vision: list[bool] = []
     text = ""
 
-    def add(new: list[int], vision: bool = False) -> None:
-        ids.extend(new)
-        is_vision.extend([vision] * len(new))
+    def append(new_ids: list[int], vision: bool = False) -> None:
+        ids.extend(new_ids)
+        is_vision.extend([vision] * len(new_ids))
 
     for piece in pieces:
         if isinstance(piece, str):
             text += piece
             continue
-        add(tokenizer.encode(text) if text else [])
+        append(tokenizer.encode(text) if text else [])
         text = ""
         if isinstance(piece, _Placeholders):
-            add([tokenizer.placeholder(piece.kind, style.native_placeholders)] * piece.count, vision=True)
+            append([tokenizer.placeholder(piece.kind, style.native_placeholders)] * piece.count, vision=True)
         else:
-            add([piece])
-    add(tokenizer.encode(text) if text else [])
+            append([piece])
+    append(tokenizer.encode(text) if text else [])
     return np.array(ids, np.int32), np.array(is_vision, bool)

@@ -1,8 +1,8 @@
-"""DiffFP, the differential frame pruner: which vision tokens of a video differ from the frame before.
+"""DiffFP, the differential frame pruner: keeps the vision tokens of a video that differ from the frame before.
 
-One definition serves NumPy (data pipelines, processors) and JAX (on device): it is written against the
-array API standard, and takes its functions from the array it is given.
-Source: arXiv 2501.13106, section 2.3, and the released processor's arithmetic.
+The function is written against the array API standard, so that the same code runs on NumPy arrays (data pipelines,
+processors) and on JAX arrays (on device).
+Source: arXiv 2501.13106, section 2.3, and the arithmetic of the released processor.
 """
 
 from typing import TypeVar
@@ -17,15 +17,16 @@ def keep_mask(blocks: Array, threshold: float = DEFAULT_THRESHOLD, min_tokens: i
     """Marks the merge blocks whose mean absolute change from the previous frame exceeds the threshold.
 
     Args:
-      blocks: [T, M, K] float; the normalised pixels (-1..1) of T frames, M merge blocks each, K values a
-        block (merge_size^2 * 588). Their storage type is the type of the arithmetic: pass bfloat16 to
-        reproduce the original's bfloat16 pixels.
-      threshold: compared with 255 * mean|change| of the normalised values, so the default 0.1 is a mean
-        change of 0.05 grey levels (0..255).
-      min_tokens: where a frame keeps fewer blocks than this, its first `min_tokens` blocks are kept too.
+      blocks: [T, M, K] float; normalised pixels (-1..1) of T frames with M merge blocks each and K values per block
+        (merge_size^2 * 588). The arithmetic runs in their dtype: pass bfloat16 to reproduce the bfloat16 pixels of
+        the original implementation.
+      threshold: Limit for 255 * mean|change| of the normalised values. The default 0.1 is a mean change of
+        0.05 grey levels (0..255).
+      min_tokens: Minimum number of blocks kept per frame. In a frame with fewer, its first `min_tokens` blocks are
+        kept as well.
 
     Returns:
-      [T, M] bool. The first frame is kept whole, so a single picture is never pruned.
+      [T, M] bool. The first frame is kept whole, so a single image is never pruned.
     """
     xp = blocks.__array_namespace__()
     change = xp.mean(xp.abs(blocks[1:] - blocks[:-1]), axis=-1) * 255

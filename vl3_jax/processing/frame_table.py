@@ -1,14 +1,14 @@
-"""When each frame of a video file is shown, found out without decoding it where the container tells."""
+"""Presentation times of the frames of a video file, found without decoding where the container states them."""
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import av
 
-_REORDERING = ("h264", "hevc")  # AVI knows no presentation times, so theirs are made up
-_FAR = 16  # packets; shorter stretches are decoded through rather than skipped
+_REORDERING = ("h264", "hevc")  # AVI stores no presentation times, so FFmpeg invents them for reordered frames
+_MAX_JOINED_GAP = 16  # packets; shorter gaps between two ranges are decoded rather than skipped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,61 +16,62 @@ class FrameTable:
     """The frames of a video stream in presentation order.
 
     Attributes:
-      starts: presentation time of each, in `unit`.
-      end: when the last one ends.
-      unit: seconds.
-      rate: average frames per second, as the container states it.
-      stream_start: when the stream begins, seconds.
-      container_start: when the file begins (its sound may begin earlier), seconds.
-      packets: in decoding order, (presentation time, is key frame); None where only decoding tells the times.
-      complete: whether the file was read to its end.
-      promised_seconds: length that the header states, if it does.
+      starts: Presentation time of each frame, in `time_base` units.
+      end: End of the last frame, in `time_base` units.
+      time_base: Length of a time unit in seconds.
+      rate: Average frames per second, as the container states it.
+      stream_start: Start of the stream in seconds.
+      container_start: Start of the file in seconds; its sound may start before the video stream.
+      packets: (presentation time, is key frame) of each packet in decoding order; None where the times are known
+        only from decoding.
+      complete: Whether the file was read to its end.
+      header_seconds: End of the stream in seconds as the header states it, or None if it does not.
     """
 
     starts: Sequence[int]
     end: int
-    unit: Fraction
+    time_base: Fraction
     rate: float
     stream_start: Fraction
     container_start: Fraction
     packets: list[tuple[int, bool]] | None = None
     complete: bool = True
-    promised_seconds: float | None = None
+    header_seconds: float | None = None
 
     @property
     def seconds(self) -> float:
-        """When the last frame ends, in seconds of the file."""
-        return float(self.end * self.unit)
+        """End of the last frame, in seconds of the file."""
+        return float(self.end * self.time_base)
 
 
 def scan_packets(
     container: av.container.InputContainer, stream: av.VideoStream, stop: float | None
 ) -> tuple[FrameTable, av.VideoFrame | None]:
-    """Reads the container's packets, decoding only the first frame, which tells the size.
+    """Reads the packets of a container and decodes only the first frame, from which the size is known.
 
-    If packets lack times, or two share one, the table is empty: use `scan_frames`.
+    If packets have no times, or two have the same, the table is empty: use `scan_frames`.
 
     Args:
-      container: freshly opened.
-      stream: of the container.
-      stop: seconds after which no frame matters; None reads all.
+      container: A freshly opened container.
+      stream: Video stream of the container.
+      stop: Time in seconds after which no frame is needed; None reads the whole file.
 
     Returns:
-      The table, and the first frame, None if nothing could be decoded.
+      The table, and the first frame or None if nothing could be decoded.
     """
     packets, durations, complete, usable = [], {}, True, True
     if container.format.name == "avi" and stream.codec_context.name in _REORDERING:
         usable = False
-    first = None
+    first_frame = None
     try:
         for packet in container.demux(stream):
-            if first is None:  # at the end of the file an empty packet brings out what the decoder holds back
+            if first_frame is None:  # the empty packet at the end of the file flushes what the decoder holds back
                 with contextlib.suppress(av.FFmpegError, EOFError):
-                    first = next(iter(packet.decode()), None)
+                    first_frame = next(iter(packet.decode()), None)
             if not packet.size:
                 continue
             usable = usable and packet.pts is not None and packet.pts not in durations
-            if not usable and first is not None:
+            if not usable and first_frame is not None:
                 break
             packets.append((packet.pts, packet.is_keyframe))
             if not packet.is_discard:
@@ -79,28 +80,28 @@ def scan_packets(
                 complete = False
                 break
     except (av.FFmpegError, OSError):
-        pass  # cut off or damaged: what came before stands, and the shortfall is noticed by its length
+        pass  # truncated or damaged: what was read is used, and the caller compares its length with the header
     if not usable or not durations:
-        return _table(stream, container, [], 0), first
+        return _make_table(stream, container, [], 0), first_frame
     starts = sorted(durations)
-    table = _table(stream, container, starts, durations[starts[-1]])
-    return dataclasses.replace(table, packets=packets, complete=complete), first
+    table = _make_table(stream, container, starts, durations[starts[-1]])
+    return dataclasses.replace(table, packets=packets, complete=complete), first_frame
 
 
 def scan_frames(container: av.container.InputContainer, stream: av.VideoStream) -> FrameTable:
-    """Decodes the whole stream to learn which frames it really yields, keeping none."""
+    """Decodes the whole stream to find which frames it really yields; no frame is kept."""
     starts: list[int] = []
     duration = 0
     for frame in decoded_frames(container, stream):
-        duration = frame.duration or _frame_length(stream)
-        known = frame.pts if frame.pts is not None else frame.dts
-        starts.append(known if known is not None else (starts[-1] + duration if starts else 0))
-    # Frames come out in the order they are shown; where their times do not, the times are the wrong ones.
-    return _table(stream, container, sorted(starts), duration)
+        duration = frame.duration or _frame_duration(stream)
+        time = frame.pts if frame.pts is not None else frame.dts
+        starts.append(time if time is not None else (starts[-1] + duration if starts else 0))
+    # The decoder yields frames in presentation order. Where their times are not ascending, the times are wrong.
+    return _make_table(stream, container, sorted(starts), duration)
 
 
-def decoded_frames(container: av.container.InputContainer, stream: av.VideoStream):
-    """All frames that can be decoded, past damaged packets."""
+def decoded_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Yields all frames that can be decoded, skipping damaged packets."""
     try:
         for packet in container.demux(stream):
             try:
@@ -115,44 +116,55 @@ def decoded_frames(container: av.container.InputContainer, stream: av.VideoStrea
         return
 
 
-def runs(packets: Sequence[tuple[int, bool]], wanted: Sequence[int]) -> list[tuple[int, int]]:
-    """Stretches of packets, (first, last), that suffice to decode the frames shown at the `wanted` times.
+def packet_ranges(packets: Sequence[tuple[int, bool]], wanted: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns the ranges of packets that suffice to decode the frames at the `wanted` presentation times.
 
-    Each begins with a key frame that is shown no later than the wanted frame, which therefore depends on
-    nothing before it. Stretches close to each other are joined.
+    Each range starts with a key frame that is presented no later than the wanted frame, which therefore depends on
+    nothing before it. Ranges that are close to each other are joined.
+
+    Args:
+      packets: (presentation time, is key frame) of each packet in decoding order.
+      wanted: Presentation times of the wanted frames.
+
+    Returns:
+      (first, last) packet index of each range, both inclusive, ascending.
     """
     position = {start: index for index, (start, _) in enumerate(packets)}
     keys = [index for index, (_, is_key) in enumerate(packets) if is_key]
-    joined: list[tuple[int, int]] = []
-    passed = 0
+    ranges: list[tuple[int, int]] = []
+    num_keys_before = 0
     for last, start in sorted((position[start], start) for start in wanted):
-        while passed < len(keys) and keys[passed] <= last:
-            passed += 1
-        first = next((key for key in reversed(keys[:passed]) if packets[key][0] <= start), 0)
-        if joined and first <= joined[-1][1] + _FAR:
-            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
+        while num_keys_before < len(keys) and keys[num_keys_before] <= last:
+            num_keys_before += 1
+        first = next((key for key in reversed(keys[:num_keys_before]) if packets[key][0] <= start), 0)
+        if ranges and first <= ranges[-1][1] + _MAX_JOINED_GAP:
+            ranges[-1] = (ranges[-1][0], max(last, ranges[-1][1]))
         else:
-            joined.append((first, last))
-    return joined
+            ranges.append((first, last))
+    return ranges
 
 
-def _table(
+def _make_table(
     stream: av.VideoStream, container: av.container.InputContainer, starts: list[int], last_duration: int
 ) -> FrameTable:
-    unit = stream.time_base
-    begins = stream.start_time if stream.start_time is not None else (starts[0] if starts else 0)
-    file_begins = Fraction(container.start_time, av.time_base) if container.start_time is not None else begins * unit
+    time_base = stream.time_base
+    stream_start = stream.start_time if stream.start_time is not None else (starts[0] if starts else 0)
+    if container.start_time is not None:
+        container_start = Fraction(container.start_time, av.time_base)
+    else:
+        container_start = stream_start * time_base
     return FrameTable(
         starts=starts,
-        end=starts[-1] + (last_duration or _frame_length(stream)) if starts else 0,
-        unit=unit,
+        end=starts[-1] + (last_duration or _frame_duration(stream)) if starts else 0,
+        time_base=time_base,
         rate=float(stream.average_rate or stream.guessed_rate or 1),
-        stream_start=begins * unit,
-        container_start=min(file_begins, begins * unit),
-        promised_seconds=float((begins + stream.duration) * unit) if stream.duration else None,
+        stream_start=stream_start * time_base,
+        container_start=min(container_start, stream_start * time_base),
+        header_seconds=float((stream_start + stream.duration) * time_base) if stream.duration else None,
     )
 
 
-def _frame_length(stream: av.VideoStream) -> int:
+def _frame_duration(stream: av.VideoStream) -> int:
+    """Returns the average duration of a frame in `time_base` units."""
     rate = stream.average_rate or stream.guessed_rate
     return round(1 / (rate * stream.time_base)) if rate else 0

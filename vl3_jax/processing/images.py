@@ -1,18 +1,18 @@
-"""Pictures from anywhere, upright and in RGB: the pixels that Pillow's `convert("RGB")` gives.
+"""Reads images from files, bytes, PIL images and arrays as upright RGB, with the pixels of Pillow's `convert("RGB")`.
 
-A picture is opened lazily: its size is known from the header, its pixels are decoded when asked for.
-Up to `MAX_WHOLE_PIXELS` it is decoded whole. Larger JPEG and PNG files are decoded at a fraction of
-their size (never below `MAX_REDUCED_PIXELS` / 4, far above any target size), so that memory stays
-bounded; larger files of other kinds are refused.
+An image is opened lazily: its size is read from the header, and its pixels are decoded on request. Images of up to
+`MAX_WHOLE_PIXELS` pixels are decoded whole. Larger JPEG and PNG files are decoded at a fraction of their size (never
+below `MAX_REDUCED_PIXELS` / 4, far above any target size), so that memory stays bounded; larger files of other
+formats are refused.
 """
 
 import dataclasses
 import io
 import math
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
@@ -20,7 +20,7 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 from vl3_jax.errors import InputError
 from vl3_jax.processing import png_strips
 
-MAX_WHOLE_PIXELS = 100_000_000  # 400 MB in Pillow's four bytes a pixel
+MAX_WHOLE_PIXELS = 100_000_000  # 400 MB at Pillow's four bytes per pixel
 MAX_REDUCED_PIXELS = 2**25
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -37,64 +37,79 @@ _UPRIGHT = {
 
 @dataclasses.dataclass
 class ImageReader:
-    """A picture not yet decoded.
+    """An image that is not decoded yet.
 
     Attributes:
-      name: for messages: the path, or what kind of object it was.
-      height: upright, in pixels of the file.
-      width: upright, in pixels of the file.
-      notes: what a user should be told, one line each.
+      name: Name for messages: the path, or the kind of object.
+      height: Height of the upright image in pixels of the file.
+      width: Width of the upright image in pixels of the file.
+      warnings: Messages for the user, one line each.
     """
 
     name: str
     height: int
     width: int
     _decode: Callable[[], Image.Image]
-    notes: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
     def load(self) -> Image.Image:
-        """Upright RGB pixels. InputError when the file is damaged."""
+        """Decodes the upright RGB pixels.
+
+        Raises:
+          InputError: The file is damaged.
+        """
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; the pixels are what counts
+            with catch_warnings():
+                simplefilter("ignore")  # Pillow warns of unusual metadata, which does not affect the pixels
                 return self._decode()
         except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
-            raise InputError(f"{self.name}: damaged picture ({_one_line(error)}); replace the file") from error
+            raise InputError(f"{self.name}: damaged image ({_one_line(error)}); replace the file") from error
 
 
 def open_image(source: Any) -> ImageReader:
     """Opens a path, bytes, a binary file object, a `PIL.Image` or an array.
 
-    Arrays are [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]: uint8, uint16, or floats in 0..1. Alpha is dropped, of
-    an animation the first frame is taken, 16-bit grey keeps its upper byte.
+    Arrays are [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]: uint8, uint16, or floats in 0..1. Alpha is dropped, the first
+    frame of an animation is used, and 16-bit grey keeps its upper byte.
 
     Raises:
-      InputError: missing or unreadable file, empty picture, too large to decode in bounded memory.
+      InputError: The file is missing or unreadable, the image is empty, or it is too large to decode in bounded memory.
     """
     if isinstance(source, Image.Image):
-        return _from_opener(lambda: source, "picture")
+        return _from_opener(lambda: source, "image")
     if isinstance(source, np.ndarray):
-        array = array_to_rgb(source, "picture array")
-        return ImageReader("picture array", *array.shape[:2], lambda: Image.fromarray(array))
+        array = array_to_rgb(source, "image array")
+        return ImageReader("image array", *array.shape[:2], lambda: Image.fromarray(array))
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-        return _from_opener(lambda: _open(io.BytesIO(data), "picture bytes"), "picture bytes")
+        return _from_opener(lambda: _open(io.BytesIO(data), "image bytes"), "image bytes")
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
         if not os.path.exists(name):
-            raise InputError(f"{name}: no such picture file; check the path")
+            raise InputError(f"{name}: no such image file; check the path")
         if os.path.isdir(name):
-            raise InputError(f"{name}: is a folder, not a picture; give a file, or show a folder of frames as a video")
+            raise InputError(f"{name}: is a folder, not an image; give a file, or pass a folder of frames as a video")
         if not os.path.getsize(name):
             raise InputError(f"{name}: the file is empty (0 bytes); replace it")
         return _from_opener(lambda: _open(name, name), name)
     if hasattr(source, "read"):
         return open_image(source.read())
-    raise InputError(f"a picture cannot be a {type(source).__name__}; give a path, bytes, a PIL image or an array")
+    raise InputError(f"an image cannot be of type {type(source).__name__}; give a path, bytes, a PIL image or an array")
 
 
 def array_to_rgb(array: np.ndarray, name: str) -> np.ndarray:
-    """[h, w], [h, w, 1 | 3 | 4] uint8, uint16 or float 0..1 -> [h, w, 3] uint8."""
+    """Converts an array to RGB.
+
+    Args:
+      array: [h, w] or [h, w, 1 | 3 | 4]; uint8, uint16, or floats in 0..1.
+      name: Name for messages.
+
+    Returns:
+      [h, w, 3] uint8.
+
+    Raises:
+      InputError: The shape, dtype or values are not those of an image.
+    """
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
@@ -111,9 +126,12 @@ def array_to_rgb(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB without regard to orientation; 16-bit grey keeps its upper byte where Pillow would clip it to white."""
+    """Converts an image to RGB without applying its orientation.
+
+    16-bit grey keeps its upper byte, where Pillow would clip it to white.
+    """
     if image.mode.startswith("I;16"):
-        return Image.fromarray(array_to_rgb(np.asarray(image).astype(np.uint16), "picture"))
+        return Image.fromarray(array_to_rgb(np.asarray(image).astype(np.uint16), "image"))
     if image.mode == "I":
         array = np.asarray(image)
         if array.max() > 255:  # 16-bit PNG in older Pillow
@@ -123,53 +141,53 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _open(file: str | io.BytesIO, name: str) -> Image.Image:
-    """Opens lazily. JPEG and PNG go to their plugin, because `Image.open` refuses large ones."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """Opens a file lazily. JPEG and PNG go to their plugin, because `Image.open` refuses large ones."""
+    with catch_warnings():
+        simplefilter("ignore")
         try:
             for plugin in (JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile):
-                if _starts_like(file, plugin):
+                if _has_magic(file, plugin):
                     return plugin(file)
             return Image.open(file)
         except Image.DecompressionBombError as error:
             raise InputError(f"{name}: {_too_large()}") from error
         except (OSError, ValueError, SyntaxError) as error:
-            raise InputError(f"{name}: not a picture that can be read; convert it to PNG or JPEG") from error
+            raise InputError(f"{name}: not a readable image; convert it to PNG or JPEG") from error
 
 
-def _starts_like(file: str | io.BytesIO, plugin: type) -> bool:
+def _has_magic(file: str | io.BytesIO, plugin: type) -> bool:
     if isinstance(file, str):
         with open(file, "rb") as opened:
-            start = opened.read(8)
+            head = opened.read(8)
     else:
-        start = file.getvalue()[:8]
+        head = file.getvalue()[:8]
     magic = b"\xff\xd8\xff" if plugin is JpegImagePlugin.JpegImageFile else b"\x89PNG\r\n\x1a\n"
-    return start.startswith(magic)
+    return head.startswith(magic)
 
 
 def _from_opener(opener: Callable[[], Image.Image], name: str) -> ImageReader:
-    """`opener` is called for the header now and again for the pixels, so that none are kept in between."""
+    """Creates a reader; `opener` is called now for the header and again for the pixels, so none are held in between."""
     image = opener()
     width, height = image.size
     if not width or not height:
-        raise InputError(f"{name}: {width} x {height} pixels; an empty picture shows nothing")
+        raise InputError(f"{name}: {width} x {height} pixels; the image is empty, replace it")
     orientation = _orientation(image)
-    factor = _reduction(image, name)
+    factor = _reduction_factor(image, name)
 
     def decode() -> Image.Image:
-        source = opener()
-        pixels = _pixels(source, factor)
-        turn = _UPRIGHT.get(orientation)
-        return pixels if turn is None else pixels.transpose(turn)
+        pixels = _decode_rgb(opener(), factor)
+        transpose = _UPRIGHT.get(orientation)
+        return pixels if transpose is None else pixels.transpose(transpose)
 
-    notes = [] if factor == 1 else [f"{name}: {width} x {height} pixels, decoded at 1/{factor} of its size"]
-    return ImageReader(name, *((width, height) if orientation in _SIDEWAYS else (height, width)), decode, notes)
+    upright_size = (width, height) if orientation in _SIDEWAYS else (height, width)
+    warnings = [] if factor == 1 else [f"{name}: {width} x {height} pixels, decoded at 1/{factor} of its size"]
+    return ImageReader(name, *upright_size, decode, warnings)
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":  # Pillow turns these itself
+    if image.format == "TIFF":  # Pillow rotates TIFF images itself
         return 1
-    if image.format == "PNG":  # its own getexif would decode the whole file to look behind the pixels
+    if image.format == "PNG":  # PngImageFile.getexif would decode the whole file to find a chunk behind the pixels
         exif = png_strips.chunk_data(image.fp, b"eXIf") if getattr(image, "fp", None) else None
         if exif:
             image.info.setdefault("exif", b"Exif\0\0" + exif)
@@ -177,8 +195,8 @@ def _orientation(image: Image.Image) -> int:
     return image.getexif().get(_ORIENTATION, 1)
 
 
-def _reduction(image: Image.Image, name: str) -> int:
-    """By how much the picture must be reduced while decoding to bound memory: 1, or what `_pixels` can do."""
+def _reduction_factor(image: Image.Image, name: str) -> int:
+    """Returns the factor by which the image is reduced while decoding to bound memory; 1 decodes it whole."""
     width, height = image.size
     if width * height <= MAX_WHOLE_PIXELS or getattr(image, "fp", None) is None:
         return 1
@@ -190,7 +208,7 @@ def _reduction(image: Image.Image, name: str) -> int:
     raise InputError(f"{name}: {_too_large(width, height)}")
 
 
-def _pixels(image: Image.Image, factor: int) -> Image.Image:
+def _decode_rgb(image: Image.Image, factor: int) -> Image.Image:
     if factor > 1 and image.format == "PNG":
         return png_strips.reduced(image.fp, factor)
     if factor > 1:
@@ -199,7 +217,7 @@ def _pixels(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _too_large(width: int | None = None, height: int | None = None) -> str:
-    size = f"{width} x {height} pixels are" if width else "the picture is"
+    size = f"{width} x {height} pixels are" if width else "its pixels are"
     return f"{size} too many to decode (limit {MAX_WHOLE_PIXELS:,} pixels); save it smaller, or as a baseline JPEG"
 
 

@@ -1,11 +1,11 @@
-"""Conversations as people write them, checked and brought into one form.
+"""Parses conversations: checks the messages and converts them to one form.
 
     [{"role": "user", "content": [{"type": "video", "video": "a.mp4", "fps": 1, "max_frames": 180},
                                   {"type": "image", "image": "b.png"},
                                   {"type": "text", "text": "What happens?"}]}]
 
-Content is a string or a list of parts. A part is a string or one of the forms above; the nested form of the
-released model, {"type": "video", "video": {"video_path": "a.mp4", "fps": 1}}, is read too.
+Content is a string or a list of parts. A part is a string or one of the forms above. The nested form of the released
+model, {"type": "video", "video": {"video_path": "a.mp4", "fps": 1}}, is accepted too.
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ _VIDEO_KEYS = {
     "precise_time": "precise_time",
     "timestamps": "timestamps",
 }
-_IGNORED = ("type", "num_frames")  # the latter is what the source tells anyway
+_IGNORED = ("type", "num_frames")  # the number of frames is known from the source
 
 
 @dataclasses.dataclass(frozen=True)
 class MediaPart:
-    """A picture or video in a message.
+    """An image or video in a message.
 
     Attributes:
       kind: "image" or "video".
-      source: path, bytes, array, ...
-      options: of a video: fps, max_frames, start, end, precise_time, timestamps; only those given.
-      time: seconds written before a picture, None for none.
+      source: Path, bytes, array or any other source that the reader of this kind accepts.
+      options: Options of a video (fps, max_frames, start, end, precise_time, timestamps); only those that are set.
+      time: Time in seconds written before an image, or None.
     """
 
     kind: str
@@ -48,7 +48,12 @@ class MediaPart:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One message: its role and its parts, texts and media in order."""
+    """One message.
+
+    Attributes:
+      role: One of `ROLES`.
+      parts: Texts and media in order.
+    """
 
     role: str
     parts: list[str | MediaPart]
@@ -59,15 +64,19 @@ class Turn:
 
 
 def parse_messages(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
-    """Checks a conversation. InputError names the message and what is wrong with it."""
+    """Checks a conversation and converts it to turns.
+
+    Raises:
+      InputError: A message is malformed; the error names the message and the problem.
+    """
     if isinstance(messages, Mapping | str) or not isinstance(messages, Sequence) or not messages:
         raise InputError(
             'a conversation is a list of messages, [{"role": "user", "content": "..."}]; give at least one'
         )
-    return [_turn(message, f"message {number}") for number, message in enumerate(messages, start=1)]
+    return [_parse_turn(message, f"message {number}") for number, message in enumerate(messages, start=1)]
 
 
-def _turn(message: Any, where: str) -> Turn:
+def _parse_turn(message: Any, where: str) -> Turn:
     if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
         raise InputError(f'{where}: needs "role" and "content", like {{"role": "user", "content": "..."}}')
     role, content = message["role"], message["content"]
@@ -76,15 +85,15 @@ def _turn(message: Any, where: str) -> Turn:
     if isinstance(content, str | Mapping):
         content = [content]
     if not isinstance(content, Sequence):
-        raise InputError(f"{where}: content is a {type(content).__name__}; give a string or a list of parts")
-    return Turn(role, [_part(part, f"{where}, part {number}") for number, part in enumerate(content, start=1)])
+        raise InputError(f"{where}: content has type {type(content).__name__}; give a string or a list of parts")
+    return Turn(role, [_parse_part(part, f"{where}, part {number}") for number, part in enumerate(content, start=1)])
 
 
-def _part(part: Any, where: str) -> str | MediaPart:
+def _parse_part(part: Any, where: str) -> str | MediaPart:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
-        raise InputError(f"{where}: a {type(part).__name__}; give a string or a part with a type")
+        raise InputError(f"{where}: has type {type(part).__name__}; give a string or an object with a type")
     kind = part.get("type") or next((name for name in ("text", "image", "video") if name in part), None)
     if kind not in ("text", "image", "video"):
         raise InputError(f"{where}: unknown type {kind!r}; use text, image or video")
@@ -92,31 +101,31 @@ def _part(part: Any, where: str) -> str | MediaPart:
         raise InputError(f'{where}: of type {kind} but without "{kind}"; add it')
     if kind == "text":
         if not isinstance(part["text"], str):
-            raise InputError(f"{where}: text is a {type(part['text']).__name__}; give a string")
+            raise InputError(f"{where}: text has type {type(part['text']).__name__}; give a string")
         return part["text"]
-    outer = {key: value for key, value in part.items() if key != kind and key not in _IGNORED}
+    extra = {key: value for key, value in part.items() if key != kind and key not in _IGNORED}
     source = part[kind]
     if isinstance(source, Mapping):
-        inner = dict(source)
-        if f"{kind}_path" not in inner:
+        nested = dict(source)
+        if f"{kind}_path" not in nested:
             raise InputError(f'{where}: {kind} is an object without "{kind}_path"; add it')
-        source = inner.pop(f"{kind}_path")
-        outer = {**inner, **outer}
-    return _image(source, outer, where) if kind == "image" else _video(source, outer, where)
+        source = nested.pop(f"{kind}_path")
+        extra = {**nested, **extra}
+    return _parse_image(source, extra, where) if kind == "image" else _parse_video(source, extra, where)
 
 
-def _image(source: Any, extra: dict[str, Any], where: str) -> MediaPart:
+def _parse_image(source: Any, extra: dict[str, Any], where: str) -> MediaPart:
     times = [extra.pop(key) for key in _TIME_KEYS if key in extra]
-    _none_left(extra, _TIME_KEYS, where)
+    _reject_unknown_keys(extra, _TIME_KEYS, where)
     time = times[0] if times else None
     if isinstance(time, Sequence) and not isinstance(time, str) and len(time) == 1:
         time = time[0]
     return MediaPart("image", source, time=None if time is None else _number(time, "time", where))
 
 
-def _video(source: Any, extra: dict[str, Any], where: str) -> MediaPart:
+def _parse_video(source: Any, extra: dict[str, Any], where: str) -> MediaPart:
     options = {_VIDEO_KEYS[key]: value for key, value in extra.items() if key in _VIDEO_KEYS and value is not None}
-    _none_left({key for key in extra if key not in _VIDEO_KEYS}, _VIDEO_KEYS, where)
+    _reject_unknown_keys({key for key in extra if key not in _VIDEO_KEYS}, _VIDEO_KEYS, where)
     for name in ("fps", "start", "end"):
         if name in options:
             options[name] = _number(options[name], name, where)
@@ -127,9 +136,9 @@ def _video(source: Any, extra: dict[str, Any], where: str) -> MediaPart:
     return MediaPart("video", source, options)
 
 
-def _none_left(extra: Any, known: Any, where: str) -> None:
-    if extra:
-        raise InputError(f"{where}: unknown key {sorted(extra)[0]!r}; known are {', '.join(known)}")
+def _reject_unknown_keys(unknown: Any, known: Any, where: str) -> None:
+    if unknown:
+        raise InputError(f"{where}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(known)}")
 
 
 def _number(value: Any, name: str, where: str) -> float:

@@ -1,8 +1,8 @@
-"""The one data contract: samples of text, pictures and videos, packed into a batch of static shape.
+"""The packed batch: samples of text, images and videos packed into arrays of static shape.
 
-`encode` and `decode` of the model take exactly these arrays, in training and in inference. The letters:
-B text rows of L tokens, S samples at most in one; R vision rows of N patches for each text row, T vision
-tokens. Values are documented in docs/architecture.md, "The packed batch".
+The model's `encode` and `decode` take exactly these arrays, in training and in inference. Dimension names: B text rows
+of L tokens with at most S samples each; R vision rows of N patches for each text row; T vision tokens. The values are
+documented in docs/architecture.md, "The packed batch".
 """
 
 import dataclasses
@@ -11,16 +11,24 @@ from collections.abc import Sequence
 import numpy as np
 
 PATCH_DIM = 588  # 3 channels x 14 rows x 14 columns
-MAX_MERGE = 2  # the widest spatial merge; a larger one is not a mean of its block in the reference
+MAX_MERGE = 2  # the widest spatial merge; in the reference a wider one is not the mean of its block
 
 
 class CapacityError(ValueError):
-    """A row of samples holds more than the batch shape has room for."""
+    """A row of samples exceeds the capacities of the batch shape."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """Capacities of one text row."""
+    """Capacities of one text row.
+
+    Attributes:
+      length: Number of tokens (L).
+      patches: Number of patches in each vision row (N).
+      vision_tokens: Number of vision tokens (T).
+      vision_rows: Number of vision rows (R).
+      samples: Maximum number of samples (S).
+    """
 
     length: int
     patches: int
@@ -31,13 +39,13 @@ class BatchShape:
 
 @dataclasses.dataclass
 class Visual:
-    """One picture or video, resized and cut into patches.
+    """One image or video, resized and cut into patches.
 
     Attributes:
-      patches: [t * gh * gw, 588] uint8, frame by frame, merge block by merge block; a patch is ordered
+      patches: [t * gh * gw, 588] uint8, frame by frame, merge block by merge block; the values of a patch are ordered
         channel, row, column.
-      grid: (t, gh, gw), frames and patch rows and columns of each.
-      merge: 1 or 2; merge x merge patches become one vision token.
+      grid: (t, gh, gw): number of frames, and patch rows and patch columns of each frame.
+      merge: Spatial merge size, 1 or 2; merge x merge patches become one vision token.
       keep: [t * gh * gw / merge^2] bool, the tokens that survive pruning; None keeps all.
     """
 
@@ -65,25 +73,25 @@ class Visual:
 
     @property
     def tokens_per_frame(self) -> int:
-        """Vision tokens of one frame before pruning."""
+        """Number of vision tokens of one frame before pruning."""
         return self.patches_per_frame // self.merge**2
 
     @property
     def num_tokens(self) -> int:
-        """Vision tokens left after pruning."""
+        """Number of vision tokens left after pruning."""
         return int(self.keep.sum())
 
 
 @dataclasses.dataclass
 class Sample:
-    """One sample: token ids in which each surviving vision token has its own placeholder position.
+    """One sample: token ids in which each surviving vision token has a placeholder position.
 
     Attributes:
-      tokens: [n] int32; what stands at a placeholder position does not matter.
-      is_vision: [n] bool; the placeholders, as many as the visuals keep tokens, in their order.
-      visuals: pictures and videos in order of appearance.
-      loss_weight: [n] float32; the loss weight of predicting tokens[i] (0: not supervised).
-      task: what the sample is, for a loss per task.
+      tokens: [n] int32 token ids; the ids at placeholder positions do not matter.
+      is_vision: [n] bool; the placeholders, one for each token that the visuals keep, in the same order.
+      visuals: Images and videos in order of appearance.
+      loss_weight: [n] float32; loss weight of predicting tokens[i] (0: not supervised).
+      task: Task id of the sample, for a loss per task.
     """
 
     tokens: np.ndarray
@@ -112,7 +120,7 @@ class Sample:
 
 
 def block_coordinates(height: int, width: int, merge: int) -> np.ndarray:
-    """[height * width, 2] int32: row and column of each patch of a frame, in merge-block order."""
+    """Returns the row and column of each patch of a frame in merge-block order: [height * width, 2] int32."""
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     coordinates = np.stack([rows, columns], axis=-1)
     blocks = coordinates.reshape(height // merge, merge, width // merge, merge, 2)
@@ -120,17 +128,17 @@ def block_coordinates(height: int, width: int, merge: int) -> np.ndarray:
 
 
 def pack(rows: Sequence[Sequence[Sample]], shape: BatchShape) -> dict[str, np.ndarray]:
-    """Assembles one batch from the samples of each text row.
+    """Packs samples into one batch.
 
     Args:
-      rows: B rows of samples, each already known to fit (see `BatchShape`).
-      shape: the capacities.
+      rows: The samples of each of the B text rows.
+      shape: Capacities of a text row, which each row must fit.
 
     Returns:
       The arrays of the packed batch, by name.
 
     Raises:
-      CapacityError: a row holds too many tokens, vision tokens, samples or patches; says which.
+      CapacityError: A row holds too many tokens, vision tokens, samples or patches; the error says which.
     """
     batch = _empty_batch(len(rows), shape)
     for index, samples in enumerate(rows):
@@ -166,19 +174,19 @@ def _fill_text(row: dict[str, np.ndarray], samples: Sequence[Sample], shape: Bat
     start = slot = 0
     for segment, sample in enumerate(samples, start=1):
         length = len(sample.tokens)
-        here, last = slice(start, start + length), slice(start, start + length - 1)
-        row["tokens"][here] = sample.tokens
-        row["segment_ids"][here] = segment
-        row["positions"][here] = np.arange(length)
-        row["targets"][last] = sample.tokens[1:]
-        row["loss_weight"][last] = sample.loss_weight[1:]
-        row["vision_slot"][here][sample.is_vision] = slot + np.arange(sample.num_vision_tokens)
+        span, predicting = slice(start, start + length), slice(start, start + length - 1)
+        row["tokens"][span] = sample.tokens
+        row["segment_ids"][span] = segment
+        row["positions"][span] = np.arange(length)
+        row["targets"][predicting] = sample.tokens[1:]
+        row["loss_weight"][predicting] = sample.loss_weight[1:]
+        row["vision_slot"][span][sample.is_vision] = slot + np.arange(sample.num_vision_tokens)
         row["sample_task"][segment - 1] = sample.task
         start, slot = start + length, slot + sample.num_vision_tokens
 
 
 def _fill_vision(row: dict[str, np.ndarray], visuals: Sequence[Visual], shape: BatchShape) -> None:
-    """Places frames first-fit over the vision rows, so that none crosses from one row to the next."""
+    """Assigns frames first-fit to the vision rows, so that no frame crosses from one row to the next."""
     free = [shape.patches] * shape.vision_rows
     frames_in_row = [0] * shape.vision_rows
     slot = 0
@@ -186,22 +194,22 @@ def _fill_vision(row: dict[str, np.ndarray], visuals: Sequence[Visual], shape: B
         size, tokens, width = visual.patches_per_frame, visual.tokens_per_frame, visual.merge**2
         coordinates = block_coordinates(*visual.grid[1:], visual.merge)
         for frame in range(visual.grid[0]):
-            target = next((r for r, room in enumerate(free) if room >= size), None)
-            if target is None:
+            vision_row = next((index for index, patches in enumerate(free) if patches >= size), None)
+            if vision_row is None:
                 raise CapacityError(
                     f"a frame of {size} patches does not fit {shape.vision_rows} vision rows of {shape.patches}"
                 )
-            start = shape.patches - free[target]
-            here = (target, slice(start, start + size))
-            free[target] -= size
-            frames_in_row[target] += 1
-            row["patches"][here] = visual.patches[frame * size : (frame + 1) * size]
-            row["patch_segment"][here] = frames_in_row[target]
-            row["patch_hw"][here] = coordinates
+            start = shape.patches - free[vision_row]
+            span = (vision_row, slice(start, start + size))
+            free[vision_row] -= size
+            frames_in_row[vision_row] += 1
+            row["patches"][span] = visual.patches[frame * size : (frame + 1) * size]
+            row["patch_segment"][span] = frames_in_row[vision_row]
+            row["patch_hw"][span] = coordinates
 
             kept = np.flatnonzero(visual.keep[frame * tokens : (frame + 1) * tokens])
             if slot + len(kept) > shape.vision_tokens:
                 raise CapacityError(f"more than {shape.vision_tokens} vision tokens in one row")
-            first = target * shape.patches + start + kept[:, None] * width
+            first = vision_row * shape.patches + start + kept[:, None] * width
             row["token_patches"][slot : slot + len(kept), :width] = first + np.arange(width)
             slot += len(kept)

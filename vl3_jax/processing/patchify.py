@@ -1,4 +1,4 @@
-"""Pixels to patches, merge block by merge block, and the DiffFP mask straight from uint8 patches."""
+"""Cuts frames into patches in merge-block order, and computes the DiffFP mask directly from uint8 patches."""
 
 import numpy as np
 
@@ -16,11 +16,12 @@ def patchify(frames: np.ndarray, merge: int = 1) -> np.ndarray:
 
     Args:
       frames: [t, h, w, 3] uint8; h and w are multiples of 14 * merge.
-      merge: the side of a merge block in patches.
+      merge: Side of a merge block in patches.
 
     Returns:
-      [t * (h / 14) * (w / 14), 588] uint8. Frames follow each other; in a frame blocks of merge x merge patches
-      in raster order, in a block patches in raster order; a patch is ordered channel, row, column.
+      [t * (h / 14) * (w / 14), 588] uint8. Frames follow each other. Within a frame, blocks of merge x merge patches
+      are in raster order; within a block, patches are in raster order. The values of a patch are ordered channel,
+      row, column.
     """
     count, height, width, channels = frames.shape
     rows, columns = height // (PATCH * merge), width // (PATCH * merge)
@@ -29,9 +30,18 @@ def patchify(frames: np.ndarray, merge: int = 1) -> np.ndarray:
 
 
 def normalise(patches: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """[..., 588] uint8 -> float32: scaled to 0..1, then (x - mean) / std of each channel ([3] each)."""
-    per_value = [np.repeat(np.asarray(values, np.float32), _CHANNEL_DIM) for values in (mean, std)]
-    return (_SCALED[patches] - per_value[0]) / per_value[1]
+    """Scales patches to 0..1 and normalises each channel.
+
+    Args:
+      patches: [..., 588] uint8.
+      mean: [3] mean of each channel.
+      std: [3] standard deviation of each channel.
+
+    Returns:
+      [..., 588] float32, (patches / 255 - mean) / std.
+    """
+    mean, std = (np.repeat(np.asarray(values, np.float32), _CHANNEL_DIM) for values in (mean, std))
+    return (_SCALED[patches] - mean) / std
 
 
 def pruning_mask(
@@ -43,29 +53,29 @@ def pruning_mask(
     mean: np.ndarray,
     std: np.ndarray,
 ) -> np.ndarray:
-    """`diff_pruning.keep_mask` of normalised float32 pixels, without ever holding them.
+    """Computes `diff_pruning.keep_mask` of the normalised float32 pixels without holding all of them in memory.
 
-    With one std for all channels the change of a block is a sum of integers, so nearly all blocks are
-    decided exactly from uint8; those whose change is within the float32 error of the threshold, and pictures
-    with several stds, go through the float32 arithmetic. The result is the same.
+    With one std for all channels, the change of a block is a sum of integers, so nearly all blocks are decided exactly
+    from uint8. Blocks whose change is within the float32 error of the threshold, and all blocks where the stds differ,
+    go through the float32 arithmetic. The result is the same.
 
     Args:
-      patches: [frames * blocks * merge^2, 588] uint8, as from `patchify`.
-      frames: how many.
-      merge: as in `patchify`.
-      threshold: see `keep_mask`.
-      min_tokens: see `keep_mask`.
-      mean: [3] of the normalisation.
-      std: [3] of the normalisation.
+      patches: [frames * blocks * merge^2, 588] uint8, as returned by `patchify`.
+      frames: Number of frames.
+      merge: Side of a merge block in patches.
+      threshold: Limit for the change of a block, as in `diff_pruning.keep_mask`.
+      min_tokens: Minimum number of blocks kept per frame, as in `diff_pruning.keep_mask`.
+      mean: [3] mean of each channel.
+      std: [3] standard deviation of each channel.
 
     Returns:
       [frames * blocks] bool.
     """
     blocks = patches.reshape(frames, -1, merge**2, PATCH_DIM)
     keep = np.ones(blocks.shape[:2], bool)
-    per_chunk = max(1, _CHUNK_BYTES // max(blocks[0].nbytes, 1))
-    for start in range(1, frames, per_chunk):
-        stop = min(start + per_chunk, frames)
+    frames_per_chunk = max(1, _CHUNK_BYTES // max(blocks[0].nbytes, 1))
+    for start in range(1, frames, frames_per_chunk):
+        stop = min(start + frames_per_chunk, frames)
         keep[start:stop] = _changed(blocks[start - 1 : stop], threshold, mean, std)
     too_few = keep.sum(axis=1) < min_tokens
     keep[too_few, :min_tokens] = True
@@ -73,19 +83,29 @@ def pruning_mask(
 
 
 def _changed(blocks: np.ndarray, threshold: float, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """[t, m, merge^2, 588] uint8 -> [t - 1, m] bool: the change from the frame before exceeds the threshold."""
+    """Marks the blocks whose change from the frame before exceeds the threshold.
+
+    Args:
+      blocks: [t, m, merge^2, 588] uint8.
+      threshold: Limit for the change of a block.
+      mean: [3] mean of each channel.
+      std: [3] standard deviation of each channel.
+
+    Returns:
+      [t - 1, m] bool.
+    """
     before, after = blocks[:-1], blocks[1:]
-    values = blocks.shape[2] * blocks.shape[3]
+    num_values = blocks.shape[2] * blocks.shape[3]
     difference = np.maximum(before, after) - np.minimum(before, after)
-    change = difference.reshape(*difference.shape[:2], values).sum(axis=-1, dtype=np.uint32) / (values * std[0])
+    change = difference.reshape(*difference.shape[:2], num_values).sum(axis=-1, dtype=np.uint32) / (num_values * std[0])
     keep = change > threshold
     # float32 normalises each value to within 1e-6, hence the mean change (times 255) to within 1e-3.
-    unsure = np.abs(change - threshold) < 1e-3 * max(1.0, threshold)
+    uncertain = np.abs(change - threshold) < 1e-3 * max(1.0, threshold)
     if len(set(std)) > 1:
-        unsure[:] = True
-    frame, block = np.nonzero(unsure)
-    for here in np.array_split(np.arange(len(frame)), len(frame) * values // _CHUNK_BYTES + 1):
-        pair = np.stack([before[frame[here], block[here]], after[frame[here], block[here]]])
-        pixels = normalise(pair, mean, std).reshape(2, len(here), values)
-        keep[frame[here], block[here]] = diff_pruning.keep_mask(pixels, threshold, 0)[1]
+        uncertain[:] = True
+    frame, block = np.nonzero(uncertain)
+    for chunk in np.array_split(np.arange(len(frame)), len(frame) * num_values // _CHUNK_BYTES + 1):
+        pair = np.stack([before[frame[chunk], block[chunk]], after[frame[chunk], block[chunk]]])
+        pixels = normalise(pair, mean, std).reshape(2, len(chunk), num_values)
+        keep[frame[chunk], block[chunk]] = diff_pruning.keep_mask(pixels, threshold, 0)[1]
     return keep

@@ -1,8 +1,8 @@
-"""Very large PNG files at a fraction of their size, without ever holding them whole.
+"""Decodes very large PNG files at a fraction of their size, without holding all pixels in memory.
 
-The compressed rows are inflated as a stream. A few hundred rows at a time become a small PNG of their
-own, which Pillow decodes; row filters refer to the row above, so each strip is led by the last decoded row
-of the one before, stored unfiltered. Every strip is averaged down at once.
+The compressed rows are inflated as a stream. A few hundred rows at a time form a small PNG, which Pillow decodes. Row
+filters refer to the row above, so each strip starts with the last decoded row of the previous strip, stored
+unfiltered. Each strip is averaged down at once.
 """
 
 import io
@@ -15,69 +15,69 @@ import numpy as np
 from PIL import Image
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG colour type, at 8 bits a channel
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG colour type, at 8 bits per channel
 _MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _STRIP_BYTES = 2**24
 _READ_BYTES = 2**20
 
 
 def readable(file: BinaryIO) -> bool:
-    """Whether the PNG in `file` has 8-bit channels in plain row order."""
+    """Returns whether the PNG in `file` has 8-bit channels and is not interlaced."""
     header = chunk_data(file, b"IHDR")
     return header is not None and header[8] == 8 and header[12] == 0
 
 
 def reduced(file: BinaryIO, factor: int) -> Image.Image:
-    """The PNG in `file`, averaged over factor x factor pixels, in RGB.
+    """Decodes the PNG in `file` to RGB, averaged over factor x factor pixels.
 
     Raises:
-      ValueError: the data ends early or is damaged.
+      ValueError: The data ends early or is damaged.
     """
     header = chunk_data(file, b"IHDR")
     width, height, _, colour = struct.unpack(">IIBB", header[:10])
     palette = chunk_data(file, b"PLTE") if colour == 3 else None
     row_bytes = 1 + width * _CHANNELS[colour]
-    rows_at_once = max(1, _STRIP_BYTES // (row_bytes * factor)) * factor
+    rows_per_strip = max(1, _STRIP_BYTES // (row_bytes * factor)) * factor
     result = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-    above, done = None, 0
-    for rows in _strips(file, row_bytes, rows_at_once, height):
-        strip = _decode(rows, above, header, colour, palette, len(rows) // row_bytes)
-        above = np.asarray(strip)[-1].tobytes()
+    row_above, done = None, 0
+    for rows in _strips(file, row_bytes, rows_per_strip, height):
+        strip = _decode_strip(rows, row_above, header, colour, palette, len(rows) // row_bytes)
+        row_above = np.asarray(strip)[-1].tobytes()
         result.paste(strip.convert("RGB").reduce(factor), (0, done // factor))
         done += len(rows) // row_bytes
     if done < height:
-        raise ValueError(f"only {done} of {height} rows are there")
+        raise ValueError(f"only {done} of {height} rows are present")
     return result
 
 
-def _decode(
-    rows: bytes, above: bytes | None, header: bytes, colour: int, palette: bytes | None, count: int
+def _decode_strip(
+    rows: bytes, row_above: bytes | None, header: bytes, colour: int, palette: bytes | None, count: int
 ) -> Image.Image:
-    lead = b"" if above is None else b"\0" + above
-    size = header[:4] + struct.pack(">I", count + bool(lead))
+    prefix = b"" if row_above is None else b"\0" + row_above
+    size = header[:4] + struct.pack(">I", count + bool(prefix))
     chunks = [(b"IHDR", size + header[8:])]
     if palette is not None:
         chunks.append((b"PLTE", palette))
-    chunks += [(b"IDAT", zlib.compress(lead + rows, 0)), (b"IEND", b"")]
-    small = Image.open(io.BytesIO(_MAGIC + b"".join(_chunk(*chunk) for chunk in chunks)))
-    small.load()
-    if small.mode != _MODES[colour]:
-        raise ValueError(f"unexpected pixel layout {small.mode}")
-    return small.crop((0, bool(lead), *small.size))
+    chunks += [(b"IDAT", zlib.compress(prefix + rows, 0)), (b"IEND", b"")]
+    strip = Image.open(io.BytesIO(_MAGIC + b"".join(_chunk(*chunk) for chunk in chunks)))
+    strip.load()
+    if strip.mode != _MODES[colour]:
+        raise ValueError(f"unexpected pixel layout {strip.mode}")
+    return strip.crop((0, bool(prefix), *strip.size))
 
 
 def _strips(file: BinaryIO, row_bytes: int, rows: int, height: int) -> Iterator[bytes]:
-    """The filtered rows, `rows` at a time."""
-    inflater, pending, left = zlib.decompressobj(), bytearray(), height
+    """Yields the filtered rows of the file, `rows` at a time."""
+    inflater, pending, remaining = zlib.decompressobj(), bytearray(), height
     for data in _idat(file):
-        while data and left:
+        while data and remaining:
             pending += inflater.decompress(data, _STRIP_BYTES)
             data = inflater.unconsumed_tail
-            while left and len(pending) >= row_bytes * min(rows, left):
-                end = row_bytes * min(rows, left)
+            while remaining and len(pending) >= row_bytes * min(rows, remaining):
+                end = row_bytes * min(rows, remaining)
                 yield bytes(pending[:end])
                 del pending[:end]
-                left -= end // row_bytes
+                remaining -= end // row_bytes
 
 
 def _idat(file: BinaryIO) -> Iterator[bytes]:
@@ -91,7 +91,7 @@ def _idat(file: BinaryIO) -> Iterator[bytes]:
 
 
 def chunk_data(file: BinaryIO, wanted: bytes) -> bytes | None:
-    """Data of the first chunk of that kind; None if there is none. The file is left where it was."""
+    """Returns the data of the first chunk of the wanted kind, or None; the position of the file is restored."""
     before = file.tell()
     try:
         return next((file.read(length) for kind, length in _chunks(file) if kind == wanted), None)
@@ -100,7 +100,7 @@ def chunk_data(file: BinaryIO, wanted: bytes) -> bytes | None:
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Kind and length of each chunk, the file standing at its data."""
+    """Yields the kind and length of each chunk, with the file positioned at the chunk's data."""
     position = len(_MAGIC)
     while True:
         file.seek(position)

@@ -1,8 +1,8 @@
-"""The processor: a conversation with pictures and videos in, one sample of the packed batch out.
+"""The processor: converts a conversation with images and videos to one sample of the packed batch.
 
 processor = Processor.from_folder("checkpoint")
 processed = processor([{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, "What happens?"]}])
-processed.sample                                      # goes to packed_batch.pack
+processed.sample                                      # input of packed_batch.pack
 """
 
 import collections
@@ -26,7 +26,13 @@ from vl3_jax.processing.video_reader import FrameSamplingOptions, PlanChangedErr
 
 @dataclasses.dataclass(frozen=True)
 class SampledFrames:
-    """Which frames of a video the model saw: source indices, and the times written before them (None: none)."""
+    """The frames of a video that the model sees.
+
+    Attributes:
+      name: Name of the video: its path, or the kind of object.
+      indices: Index of each frame in the source.
+      timestamps: Time in seconds written before each frame; None if no times are written.
+    """
 
     name: str
     indices: list[int]
@@ -38,27 +44,27 @@ class ProcessorOutput:
     """A prompt ready for the model.
 
     Attributes:
-      sample: its arrays.
-      videos: one entry for each video, in order of appearance.
-      visual_tokens: vision tokens left after pruning.
-      visual_tokens_before_pruning: and before.
-      notes: what the user should be told of damaged or reduced media, one line each.
+      sample: Token ids, patches and loss weights of the conversation.
+      videos: Sampled frames of each video, in order of appearance.
+      visual_tokens: Number of vision tokens after pruning.
+      visual_tokens_before_pruning: Number of vision tokens before pruning.
+      warnings: Messages for the user about damaged or reduced media, one line each.
     """
 
     sample: Sample
     videos: list[SampledFrames]
     visual_tokens: int
     visual_tokens_before_pruning: int
-    notes: list[str]
+    warnings: list[str]
 
     @property
     def prompt_ids(self) -> list[int]:
-        """Token ids, placeholders of surviving vision tokens included."""
+        """Token ids, including the placeholders of the vision tokens left after pruning."""
         return self.sample.tokens.tolist()
 
 
 class Processor:
-    """Turns conversations into samples. Safe to call from several threads."""
+    """Converts conversations to samples. It may be called from several threads."""
 
     def __init__(
         self,
@@ -66,14 +72,25 @@ class Processor:
         config: ProcessorConfig | None = None,
         on_frame: Callable[[str, int, int], None] = lambda name, done, total: None,
     ):
-        """`on_frame` is told of each decoded frame: the video's name, how many are done, of how many."""
+        """Creates a processor.
+
+        Args:
+          tokenizer: Tokenizer of the checkpoint.
+          config: Settings; the defaults if None.
+          on_frame: Callback after each decoded frame: (name of the video, frames done, total frames).
+        """
         self.tokenizer = tokenizer
         self.config = config or ProcessorConfig()
         self.on_frame = on_frame
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike, **overrides: Any) -> "Processor":
-        """Reads tokenizer and settings of a checkpoint folder; `overrides` are fields of `ProcessorConfig`."""
+        """Creates a processor with the tokenizer and settings of a checkpoint folder.
+
+        Args:
+          folder: Checkpoint folder.
+          **overrides: Fields of `ProcessorConfig` that take precedence over the files.
+        """
         return cls(Tokenizer.from_folder(folder), ProcessorConfig.from_folder(folder, **overrides))
 
     def __call__(
@@ -88,31 +105,31 @@ class Processor:
         """Processes one conversation.
 
         Args:
-          conversation: messages, see `messages.parse_messages`.
-          add_generation_prompt: end with the opening of an assistant turn.
-          add_system_prompt: begin with the official system prompt, if there is no other.
-          supervise: set `loss_weight` for training, see `labels.token_loss_weights`.
-          rng: for the balancing of stream decisions.
-          trainer_streams: see `chat.Style`.
+          conversation: Messages in the form that `messages.parse_messages` accepts.
+          add_generation_prompt: End with the opening of an assistant turn.
+          add_system_prompt: Start with the official system prompt, if the conversation has none.
+          supervise: Set the `loss_weight` of the sample for training, with `loss_weights.token_loss_weights`.
+          rng: Generator for the balancing of stream decisions.
+          trainer_streams: Write and supervise stream messages as the official trainer does.
 
         Raises:
-          InputError: bad message, medium or setting; names it.
+          InputError: A message, image, video or setting is invalid; the error names it.
         """
         turns = messages.parse_messages(conversation)
         if add_system_prompt:
             turns = chat_template.with_default_system(turns)
-        media = [medium for turn in turns for medium in turn.media]
-        opened = [self._open(medium) for medium in media]
-        visuals = self._visuals(media, opened)
+        media = [part for turn in turns for part in turn.media]
+        readers = [self._open(part) for part in media]
+        visuals = self._visuals(media, readers)
 
         style = chat_template.PromptStyle(self.config.native_placeholders, trainer_streams)
-        shown = [
+        token_counts = [
             chat_template.VisualTokenCounts(
-                visual.keep.reshape(visual.grid[0], -1).sum(axis=1).tolist(), getattr(source, "timestamps", None)
+                visual.keep.reshape(visual.grid[0], -1).sum(axis=1).tolist(), getattr(reader, "timestamps", None)
             )
-            for visual, source in zip(visuals, opened, strict=True)
+            for visual, reader in zip(visuals, readers, strict=True)
         ]
-        rendered = chat_template.render(turns, shown, self.tokenizer, style)
+        rendered = chat_template.render(turns, token_counts, self.tokenizer, style)
         tokens = [turn.tokens for turn in rendered]
         is_vision = [turn.is_vision for turn in rendered]
         weights = [np.zeros(turn.tokens.shape, np.float32) for turn in rendered]
@@ -126,68 +143,76 @@ class Processor:
             sample=Sample(
                 np.concatenate(tokens), np.concatenate(is_vision), visuals, loss_weight=np.concatenate(weights)
             ),
-            videos=[SampledFrames(c.name, list(c.indices), c.timestamps) for c in opened if isinstance(c, VideoReader)],
+            videos=[
+                SampledFrames(reader.name, list(reader.indices), reader.timestamps)
+                for reader in readers
+                if isinstance(reader, VideoReader)
+            ],
             visual_tokens=sum(visual.num_tokens for visual in visuals),
             visual_tokens_before_pruning=sum(len(visual.keep) for visual in visuals),
-            notes=[note for source in opened for note in source.notes],
+            warnings=[warning for reader in readers for warning in reader.warnings],
         )
 
-    def _open(self, medium: messages.MediaPart) -> images.ImageReader | VideoReader:
-        if medium.kind == "image":
-            return images.open_image(medium.source)
-        options = dict(medium.options)
+    def _open(self, part: messages.MediaPart) -> images.ImageReader | VideoReader:
+        if part.kind == "image":
+            return images.open_image(part.source)
+        options = dict(part.options)
         timestamps = options.pop("timestamps", None)
-        if isinstance(medium.source, np.ndarray | list | tuple):
-            unfit = sorted(set(options) - {"max_frames"})
-            if unfit:
-                raise InputError(f"video frames: {unfit[0]} does not apply to frames already chosen; leave it out")
-            return videos.open_video(medium.source, FrameSamplingOptions(**options) if options else None, timestamps)
+        if isinstance(part.source, np.ndarray | list | tuple):
+            unsupported = sorted(set(options) - {"max_frames"})
+            if unsupported:
+                raise InputError(
+                    f"video frames: {unsupported[0]} does not apply to frames already chosen; leave it out"
+                )
+            return videos.open_video(part.source, FrameSamplingOptions(**options) if options else None, timestamps)
         defaults = FrameSamplingOptions(
             fps=self.config.fps,
             max_frames=self.config.max_frames,
             preprocess=self.config.preprocess,
             threads=self.config.threads,
         )
-        return videos.open_video(medium.source, dataclasses.replace(defaults, **options), timestamps)
+        return videos.open_video(part.source, dataclasses.replace(defaults, **options), timestamps)
 
     def _visuals(
-        self, media: Sequence[messages.MediaPart], opened: Sequence[images.ImageReader | VideoReader]
+        self, media: Sequence[messages.MediaPart], readers: Sequence[images.ImageReader | VideoReader]
     ) -> list[Visual]:
-        """Resizes everything to the sizes that the whole prompt allows."""
-        merges = [self.config.image_merge if m.kind == "image" else self.config.video_merge for m in media]
+        """Resizes all media to the sizes that the token budget of the prompt allows."""
+        merges = [self.config.image_merge if part.kind == "image" else self.config.video_merge for part in media]
         with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 4)) as pool:
-            while True:  # again, when a damaged video turns out shorter than planned: the sizes depend on it
-                items = [_item(source, merge) for source, merge in zip(opened, merges, strict=True)]
+            while True:  # repeated when a damaged video turns out shorter than stated: the sizes depend on its length
+                items = [_resize_item(reader, merge) for reader, merge in zip(readers, merges, strict=True)]
                 sizes = resize.target_sizes(
                     items, self.config.preprocess, self.config.min_tokens, self.config.max_tokens
                 )
                 try:
-                    return self._resized(opened, items, sizes, pool)
+                    return self._resize_all(readers, items, sizes, pool)
                 except PlanChangedError:
                     continue
 
-    def _resized(
+    def _resize_all(
         self,
-        opened: Sequence[images.ImageReader | VideoReader],
+        readers: Sequence[images.ImageReader | VideoReader],
         items: Sequence[resize.ResizeItem],
         sizes: Sequence[tuple[int, int]],
         pool: ThreadPoolExecutor,
     ) -> list[Visual]:
-        """Pictures side by side in the pool, videos one after the other, their frames in the pool."""
-        pictures = {
-            index: pool.submit(_picture, source, items[index], sizes[index])
-            for index, source in enumerate(opened)
-            if isinstance(source, images.ImageReader)
+        """Processes images in parallel in the pool, and videos one after the other with their frames in the pool."""
+        image_tasks = {
+            index: pool.submit(_process_image, reader, items[index], sizes[index])
+            for index, reader in enumerate(readers)
+            if isinstance(reader, images.ImageReader)
         }
         return [
-            pictures[index].result() if index in pictures else self._video(source, items[index], sizes[index], pool)
-            for index, source in enumerate(opened)
+            image_tasks[index].result()
+            if index in image_tasks
+            else self._process_video(reader, items[index], sizes[index], pool)
+            for index, reader in enumerate(readers)
         ]
 
-    def _video(
-        self, clip: VideoReader, item: resize.ResizeItem, size: tuple[int, int], pool: ThreadPoolExecutor
+    def _process_video(
+        self, reader: VideoReader, item: resize.ResizeItem, size: tuple[int, int], pool: ThreadPoolExecutor
     ) -> Visual:
-        patches = _resized_frames(self._watched(clip), item, size, pool)
+        patches = _patchify_frames(self._decode_frames(reader), item, size, pool)
         config = self.config
         keep = None
         if config.prune_threshold is not None and item.frames > 1:
@@ -202,46 +227,52 @@ class Processor:
             )
         return Visual(patches, _grid(item, size), item.merge, keep)
 
-    def _watched(self, clip: VideoReader) -> Iterator[Image.Image]:
-        for done, frame in enumerate(clip.frames(), start=1):
-            self.on_frame(clip.name, done, len(clip.indices))
+    def _decode_frames(self, reader: VideoReader) -> Iterator[Image.Image]:
+        for done, frame in enumerate(reader.frames(), start=1):
+            self.on_frame(reader.name, done, len(reader.indices))
             yield frame
 
 
-def _item(source: images.ImageReader | VideoReader, merge: int) -> resize.ResizeItem:
-    frames = len(source.indices) if isinstance(source, VideoReader) else 1
-    return resize.ResizeItem(source.height, source.width, merge, frames, source.name)
+def _resize_item(reader: images.ImageReader | VideoReader, merge: int) -> resize.ResizeItem:
+    frames = len(reader.indices) if isinstance(reader, VideoReader) else 1
+    return resize.ResizeItem(reader.height, reader.width, merge, frames, reader.name)
 
 
 def _grid(item: resize.ResizeItem, size: tuple[int, int]) -> tuple[int, int, int]:
     return item.frames, size[0] // PATCH, size[1] // PATCH
 
 
-def _picture(image: images.ImageReader, item: resize.ResizeItem, size: tuple[int, int]) -> Visual:
-    pixels = np.asarray(resize.resize_image(image.load(), size))
+def _process_image(reader: images.ImageReader, item: resize.ResizeItem, size: tuple[int, int]) -> Visual:
+    pixels = np.asarray(resize.resize_image(reader.load(), size))
     return Visual(patchify.patchify(pixels[None], item.merge), _grid(item, size), item.merge)
 
 
-def _resized_frames(
+def _patchify_frames(
     frames: Iterator[Image.Image], item: resize.ResizeItem, size: tuple[int, int], pool: ThreadPoolExecutor
 ) -> np.ndarray:
-    """[t * gh * gw, 588] uint8. Frames are resized while the next ones are decoded; few are held at a time."""
+    """Resizes frames and cuts them into patches.
+
+    Frames are resized in the pool while the next ones are decoded; only a few are held at a time.
+
+    Returns:
+      [t * gh * gw, 588] uint8.
+    """
     count, rows, columns = _grid(item, size)
     patches = np.empty((count, rows * columns, PATCH_DIM), np.uint8)
 
-    def put(image: Image.Image, place: np.ndarray) -> None:
-        place[:] = patchify.patchify(np.asarray(resize.resize_frame(image, size))[None], item.merge)
+    def write_patches(frame: Image.Image, out: np.ndarray) -> None:
+        out[:] = patchify.patchify(np.asarray(resize.resize_frame(frame, size))[None], item.merge)
 
-    _drain(pool.submit(put, image, place) for image, place in zip(frames, patches, strict=True))
+    _run_bounded(pool.submit(write_patches, frame, out) for frame, out in zip(frames, patches, strict=True))
     return patches.reshape(-1, PATCH_DIM)
 
 
-def _drain(tasks: Iterable[Future], ahead: int = 8) -> None:
-    """Starts tasks no more than `ahead` of the oldest unfinished one."""
-    waiting: collections.deque[Future] = collections.deque()
+def _run_bounded(tasks: Iterable[Future], max_pending: int = 8) -> None:
+    """Consumes a lazy series of tasks, keeping at most `max_pending` unfinished ones, and raises their errors."""
+    pending: collections.deque[Future] = collections.deque()
     for task in tasks:
-        waiting.append(task)
-        if len(waiting) > ahead:
-            waiting.popleft().result()
-    while waiting:
-        waiting.popleft().result()
+        pending.append(task)
+        if len(pending) > max_pending:
+            pending.popleft().result()
+    while pending:
+        pending.popleft().result()

@@ -1,15 +1,19 @@
-"""What a processor does to media, and where a checkpoint folder says so."""
+"""Settings of the processor, and their values in a checkpoint folder."""
 
 import dataclasses
 import json
+import math
 import os
 from typing import Any
 
+from vl3_jax.config_tree import CHOICES, NONE
 from vl3_jax.errors import InputError
-from vl3_jax.processing import diff_pruning, resize, video_reader
+from vl3_jax.processing import diff_pruning, resize
 from vl3_jax.processing.packed_batch import MAX_MERGE
+from vl3_jax.processing.video_reader import FrameSamplingOptions
 
 PREPROCESS_MODES = ("official", "native")
+MERGES = (1, MAX_MERGE)
 _GREY = (0.5, 0.5, 0.5)
 
 
@@ -18,43 +22,45 @@ class ProcessorConfig:
     """Settings of a processor.
 
     Attributes:
-      image_merge: 1 or 2; that many patches each way become one vision token of a picture.
-      video_merge: the same of a video.
-      min_tokens: a picture or frame is enlarged to at least this many vision tokens.
-      max_tokens: budget of vision tokens before pruning, of a prompt (official) or an item (native).
-      fps: frames shown per second of video.
-      max_frames: of one video.
-      image_mean: of each channel of pixels in 0..1.
-      image_std: of each channel.
-      preprocess: "official" (what the weights were trained on) or "native" (as the transformers port does);
-        both frame selection and resize rule.
-      prune_threshold: of DiffFP; None keeps every token of a video.
-      prune_min_tokens: tokens that every frame keeps.
-      native_placeholders: put the port's placeholder ids into the prompt instead of `<image>`.
-      threads: of the video decoder; 0 lets FFmpeg choose, 1 suits many workers.
+      image_merge: Patches each way that become one vision token of an image, 1 or 2.
+      video_merge: Patches each way that become one vision token of a video frame, 1 or 2.
+      min_tokens: Vision tokens that an image or frame is enlarged to at least.
+      max_tokens: Budget of vision tokens before pruning, of a prompt (official) or an item (native).
+      fps: Frames sampled per second of video.
+      max_frames: Largest number of frames of a video; more are thinned out evenly.
+      image_mean: Mean of each channel of pixels in 0..1.
+      image_std: Standard deviation of each channel of pixels in 0..1.
+      preprocess: Frame sampling and resize rule, "official" (of the original release, as the weights were trained) or
+        "native" (of the transformers port).
+      prune_threshold: Mean difference of pixels up to which a video token is pruned (DiffFP); None keeps every token.
+      prune_min_tokens: Tokens that every frame keeps.
+      native_placeholders: Whether a prompt has the port's placeholder ids instead of `<image>`.
+      threads: Threads of the video decoder; 0 lets FFmpeg choose, 1 suits many workers.
     """
 
-    image_merge: int = 1
-    video_merge: int = 2
+    image_merge: int = dataclasses.field(default=1, metadata={CHOICES: MERGES})
+    video_merge: int = dataclasses.field(default=2, metadata={CHOICES: MERGES})
     min_tokens: int = resize.MIN_TOKENS
     max_tokens: int = resize.MAX_TOKENS
-    fps: float = video_reader.DEFAULT_FPS
-    max_frames: int = video_reader.DEFAULT_MAX_FRAMES
+    fps: float = FrameSamplingOptions.fps
+    max_frames: int = FrameSamplingOptions.max_frames
     image_mean: tuple[float, float, float] = _GREY
     image_std: tuple[float, float, float] = _GREY
-    preprocess: str = "official"
-    prune_threshold: float | None = diff_pruning.DEFAULT_THRESHOLD
+    preprocess: str = dataclasses.field(default=FrameSamplingOptions.preprocess, metadata={CHOICES: PREPROCESS_MODES})
+    prune_threshold: float | None = dataclasses.field(default=diff_pruning.DEFAULT_THRESHOLD, metadata={NONE: 0.0})
     prune_min_tokens: int = diff_pruning.DEFAULT_MIN_TOKENS
     native_placeholders: bool = False
-    threads: int = 0
+    threads: int = FrameSamplingOptions.threads
 
     def __post_init__(self):
         for name in ("image_merge", "video_merge"):
-            if getattr(self, name) not in (1, MAX_MERGE):
+            if getattr(self, name) not in MERGES:
                 raise InputError(f"{name} is {getattr(self, name)}; use 1 or {MAX_MERGE}")
         for name in ("min_tokens", "max_tokens", "max_frames"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise InputError(f"fps is {self.fps}; give a number above 0")
         if self.preprocess not in PREPROCESS_MODES:
             raise InputError(f"preprocess is {self.preprocess!r}; use one of {', '.join(PREPROCESS_MODES)}")
         if min(self.image_std) <= 0:
@@ -62,15 +68,15 @@ class ProcessorConfig:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike, **overrides: Any) -> "ProcessorConfig":
-        """Settings of a checkpoint folder, official or native; what its files do not say keeps its default.
+        """Reads the settings of a checkpoint folder, official or native; what its files do not say keeps its default.
 
         Args:
-          folder: holds some of config.json, processor_config.json, preprocessor_config.json and
+          folder: Folder with some of config.json, processor_config.json, preprocessor_config.json and
             video_preprocessor_config.json.
-          **overrides: fields that win over the files.
+          **overrides: Fields that take precedence over the files.
 
         Raises:
-          InputError: a file is not JSON, or a setting is impossible; names the file.
+          InputError: A file is not JSON, or a setting is impossible; names the file.
         """
         model, both = _read(folder, "config.json"), _read(folder, "processor_config.json")
         image = {**_read(folder, "preprocessor_config.json"), **both.get("image_processor", {})}
@@ -119,7 +125,7 @@ def _channels(value: Any) -> tuple[float, ...] | None:
 
 
 def _budget(image: dict[str, Any]) -> dict[str, int | None]:
-    """Token limits; native files state them in pixels, under either of two names."""
+    """Returns the token limits; native files state them in pixels, under either of two names."""
     token_pixels = (resize.PATCH * (image.get("merge_size") or 1)) ** 2
     size = image.get("size") or {}
     limits = {}

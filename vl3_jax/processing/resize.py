@@ -1,7 +1,7 @@
-"""Target sizes: how large a picture or a video's frames may be, and the resampling to that size.
+"""Target sizes of images and video frames, and the resampling to these sizes.
 
-Sizes are (height, width) in pixels, multiples of 14 * merge. A budget of vision tokens, counted after
-merging, is shared by everything in one prompt (official) or granted to each item (native).
+Sizes are (height, width) in pixels, multiples of 14 * merge. A budget of vision tokens, counted after merging, is
+shared by all media of one prompt (official) or granted to each item (native).
 """
 
 import dataclasses
@@ -20,16 +20,25 @@ NATIVE_MAX_ASPECT = 200
 
 @dataclasses.dataclass(frozen=True)
 class ResizeItem:
-    """A picture (frames = 1) or a video before resizing; `name` is for messages."""
+    """An image or video before resizing.
+
+    Attributes:
+      height: Height in pixels.
+      width: Width in pixels.
+      merge: Spatial merge size.
+      frames: Number of frames; 1 for an image.
+      name: Name for messages.
+    """
 
     height: int
     width: int
     merge: int
     frames: int = 1
-    name: str = "picture"
+    name: str = "image"
 
     @property
     def factor(self) -> int:
+        """Side of a merge block in pixels."""
         return PATCH * self.merge
 
 
@@ -39,73 +48,74 @@ def target_sizes(
     min_tokens: int = MIN_TOKENS,
     max_tokens: int = MAX_TOKENS,
 ) -> list[tuple[int, int]]:
-    """The size to which each item of one prompt is resized.
+    """Computes the size to which each item of one prompt is resized.
 
     Args:
-      items: everything that is shown, in any order.
+      items: All images and videos of the prompt, in any order.
       preprocess: "official" or "native".
-      min_tokens: a picture or frame is enlarged to at least this many tokens (not with mixed merge sizes).
-      max_tokens: the budget, shared by the prompt (official) or of each item (native).
+      min_tokens: Minimum number of vision tokens to which an image or frame is enlarged; not applied by the official
+        rule when merge sizes differ.
+      max_tokens: Budget of vision tokens, shared by the prompt (official) or of each item (native).
 
     Returns:
-      (height, width) of each item.
+      (height, width) of each item in pixels.
 
     Raises:
-      InputError: native, and a side is more than 200 times the other.
+      InputError: Under the native rule, one side of an item is more than 200 times the other.
     """
     if preprocess == "native":
-        return [_native(item, min_tokens, max_tokens) for item in items]
+        return [_native_size(item, min_tokens, max_tokens) for item in items]
     if len({item.merge for item in items}) > 1:
-        return _mixed(items, max_tokens)
+        return _mixed_sizes(items, max_tokens)
     frames = sum(item.frames for item in items)
-    return [_uniform(item, min_tokens, max_tokens * item.factor**2 // frames) for item in items]
+    return [_uniform_size(item, min_tokens, max_tokens * item.factor**2 // frames) for item in items]
 
 
 def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Bicubic, antialiased, in uint8, to `size` = (height, width): exactly what the installed Pillow does."""
+    """Resizes to `size` = (height, width): bicubic, antialiased, in uint8, exactly as the installed Pillow does."""
     return image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
 
 
 def resize_frame(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The same for a video frame, width before height.
+    """Resizes a video frame as `resize_image` does, but always the width before the height.
 
-    That is the order of torchvision, which the transformers port resizes videos with, and of Pillow before 13. From
-    13 on Pillow begins with the height where the width grows and the height shrinks, and rounding in between makes
-    a fifth of the values differ, some by 8 grey levels.
+    That is the order of torchvision, with which the transformers port resizes videos, and of Pillow before 13. Pillow
+    from 13 on resizes the height first where the width grows and the height shrinks; the rounding in between changes
+    a fifth of the values, some by 8 grey levels.
     """
     if size[1] > image.width and size[0] < image.height:
         image = resize_image(image, (image.height, size[1]))
     return resize_image(image, size)
 
 
-def _uniform(item: ResizeItem, min_tokens: int, max_pixels: int) -> tuple[int, int]:
-    """Every item has the same merge size: an equal share of the budget for each frame of the prompt."""
+def _uniform_size(item: ResizeItem, min_tokens: int, max_pixels: int) -> tuple[int, int]:
+    """Applies the official rule for equal merge sizes: each frame of the prompt gets an equal share of the budget."""
     height, width, factor = item.height, item.width, item.factor
     min_pixels = min_tokens * factor**2
     rows, columns = round(height / factor), round(width / factor)
     if rows * columns * factor**2 > max_pixels:
         shrink = math.sqrt(height * width / max(max_pixels, 1))
         rows, columns = math.floor(height / shrink / factor), math.floor(width / shrink / factor)
-    if rows * columns * factor**2 < min_pixels:  # also after shrinking: the minimum has the last word
+    if rows * columns * factor**2 < min_pixels:  # also after shrinking: the minimum takes precedence
         rows, columns = _enlarged(item, min_pixels)
-    return _pixels(rows, columns, factor)
+    return _to_pixels(rows, columns, factor)
 
 
-def _mixed(items: Sequence[ResizeItem], max_tokens: int) -> list[tuple[int, int]]:
-    """Merge sizes differ: one scale for all, from the tokens that the items would have unscaled."""
+def _mixed_sizes(items: Sequence[ResizeItem], max_tokens: int) -> list[tuple[int, int]]:
+    """Applies the official rule for different merge sizes: one scale for all, from their unscaled token counts."""
     total = sum(
         item.frames * math.ceil(item.height / item.factor) * math.ceil(item.width / item.factor) for item in items
     )
     to_multiple, shrink = (math.floor, math.sqrt(total / max_tokens)) if total > max_tokens else (round, 1.0)
     return [
-        _pixels(
+        _to_pixels(
             to_multiple(item.height / shrink / item.factor), to_multiple(item.width / shrink / item.factor), item.factor
         )
         for item in items
     ]
 
 
-def _native(item: ResizeItem, min_tokens: int, max_tokens: int) -> tuple[int, int]:
+def _native_size(item: ResizeItem, min_tokens: int, max_tokens: int) -> tuple[int, int]:
     height, width, factor = item.height, item.width, item.factor
     if max(height, width) / min(height, width) > NATIVE_MAX_ASPECT:
         raise InputError(
@@ -119,7 +129,7 @@ def _native(item: ResizeItem, min_tokens: int, max_tokens: int) -> tuple[int, in
         rows, columns = math.floor(height / shrink / factor), math.floor(width / shrink / factor)
     elif rows * columns * factor**2 < min_pixels:
         rows, columns = _enlarged(item, min_pixels)
-    return _pixels(rows, columns, factor)
+    return _to_pixels(rows, columns, factor)
 
 
 def _enlarged(item: ResizeItem, min_pixels: int) -> tuple[int, int]:
@@ -127,6 +137,6 @@ def _enlarged(item: ResizeItem, min_pixels: int) -> tuple[int, int]:
     return math.ceil(item.height * grow / item.factor), math.ceil(item.width * grow / item.factor)
 
 
-def _pixels(rows: int, columns: int, factor: int) -> tuple[int, int]:
-    """At least one block each way: the reference fails on a side of 0."""
+def _to_pixels(rows: int, columns: int, factor: int) -> tuple[int, int]:
+    """Converts blocks to pixels, with at least one block per side: the reference fails on a side of 0."""
     return max(rows, 1) * factor, max(columns, 1) * factor

@@ -1,4 +1,7 @@
-"""Text to token ids and back, from a checkpoint's `tokenizer.json`; every special id is read from the file."""
+"""Tokenizer of a checkpoint: converts text to token ids and back.
+
+It is loaded from the checkpoint's `tokenizer.json`, and the ids of special tokens are read from that file.
+"""
 
 import codecs
 import functools
@@ -20,12 +23,19 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, name: str = "tokenizer"):
         self._backend, self._name = backend, name
-        # Special tokens that a user types are ordinary text; real ones are placed by id.
+        # Special tokens that a user types are encoded as ordinary text; real ones are inserted by id.
         self._backend.encode_special_tokens = True
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "Tokenizer":
-        """Reads `tokenizer.json` of a checkpoint folder (or that file itself). InputError if missing or unreadable."""
+        """Loads a tokenizer.
+
+        Args:
+          folder: A checkpoint folder with a `tokenizer.json`, or that file itself.
+
+        Raises:
+          InputError: The file is missing or unreadable.
+        """
         path = os.fspath(folder)
         if os.path.isdir(path):
             path = os.path.join(path, "tokenizer.json")
@@ -40,55 +50,67 @@ class Tokenizer:
         return self._backend.get_vocab_size()
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Ids of text. The name of a special token in it stays ordinary text, or with `special` gives the token."""
+        """Encodes text to token ids.
+
+        Args:
+          text: The text.
+          special: Encode the names of special tokens in the text as these tokens, instead of as ordinary text.
+        """
         if special and self._special_names:
             pieces = re.split(f"({'|'.join(map(re.escape, self._special_names))})", text)
-            return [
-                i for rank, piece in enumerate(pieces) for i in ([self.find(piece)] if rank % 2 else self.encode(piece))
-            ]
+            # The split puts ordinary text at even positions and names of special tokens at odd ones.
+            ids = ([self.find(piece)] if n % 2 else self.encode(piece) for n, piece in enumerate(pieces))
+            return [token_id for piece_ids in ids for token_id in piece_ids]
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        """Text of ids; bytes that are no UTF-8 become U+FFFD."""
+        """Decodes token ids to text; bytes that are not valid UTF-8 become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def find(self, token: str) -> int | None:
-        """Id of a token by its exact name, None if there is none."""
+        """Returns the id of the token with this exact name, or None."""
         return self._backend.token_to_id(token)
 
     def id_of(self, token: str) -> int:
-        """Id of a token that must exist. InputError if it does not."""
-        found = self.find(token)
-        if found is None:
+        """Returns the id of the token with this exact name.
+
+        Raises:
+          InputError: The tokenizer has no such token.
+        """
+        token_id = self.find(token)
+        if token_id is None:
             raise InputError(f"{self._name}: has no token {token}; use the tokenizer of a VideoLLaMA3 checkpoint")
-        return found
+        return token_id
 
     def placeholder(self, kind: str, native: bool = False) -> int:
-        """Id that stands where vision tokens go; the model overwrites it.
+        """Returns the placeholder id of vision tokens, whose embeddings the model replaces.
 
         Args:
           kind: "image" or "video".
-          native: prefer the transformers port's own tokens to the official `<image>`.
+          native: Prefer the tokens of the transformers port over the official `<image>`.
+
+        Raises:
+          InputError: The tokenizer has no placeholder token.
         """
         names = [IMAGE, IMAGE_PAD if kind == "image" else VIDEO_PAD]
         for name in reversed(names) if native else names:
-            if (found := self.find(name)) is not None:
-                return found
+            if (token_id := self.find(name)) is not None:
+                return token_id
         return self.id_of(IMAGE)
 
     @property
     def stop_ids(self) -> list[int]:
-        """Ids that end an answer: end of turn, end of text."""
-        return [found for name in (IM_END, END_OF_TEXT) if (found := self.find(name)) is not None]
+        """Ids that end generation: end of turn and end of text."""
+        return [token_id for name in (IM_END, END_OF_TEXT) if (token_id := self.find(name)) is not None]
 
     @property
     def pad_id(self) -> int:
         """Id that fills unused positions."""
-        found = self.find(END_OF_TEXT)
-        return 0 if found is None else found
+        token_id = self.find(END_OF_TEXT)
+        return 0 if token_id is None else token_id
 
     def stream(self, skip_special_tokens: bool = True) -> "TextStream":
-        """A decoder for one answer, fed token by token."""
+        """Returns an incremental decoder for one generated text."""
         return TextStream(self, skip_special_tokens)
 
     @functools.cached_property
@@ -105,37 +127,40 @@ class Tokenizer:
         return (json.loads(self._backend.to_str()).get("decoder") or {}).get("type") == "ByteLevel"
 
     def token_bytes(self, token_id: int, skip_special_tokens: bool = True) -> bytes:
-        """What one token adds to the text, which may be part of a character."""
+        """Returns the UTF-8 bytes that one token adds to the text; they may be part of a character."""
         token = self._backend.id_to_token(token_id)
         if token is None or (skip_special_tokens and token_id in self._special_ids):
             return b""
         if not self._is_byte_level:
             return self.decode([token_id], skip_special_tokens).encode()
-        alphabet = _byte_of_letter()
-        if all(letter in alphabet for letter in token):
-            return bytes(alphabet[letter] for letter in token)
+        alphabet = _byte_of_character()
+        if all(character in alphabet for character in token):
+            return bytes(alphabet[character] for character in token)
         return token.encode()
 
 
 class TextStream:
-    """Turns ids into text as they come, holding back the beginning of a character until it is whole."""
+    """Decodes token ids to text incrementally, holding back the first bytes of a character until it is complete."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """Text that is certain after this token; may be empty."""
-        return self._utf8.decode(self._tokenizer.token_bytes(int(token_id), self._skip))
+        """Returns the text that is complete after this token; may be empty."""
+        return self._utf8.decode(self._tokenizer.token_bytes(int(token_id), self._skip_special_tokens))
 
     def flush(self) -> str:
-        """What is held back at the end: nothing, or U+FFFD for a character that never became whole."""
+        """Returns the rest of the text at its end: nothing, or U+FFFD for an incomplete character."""
         return self._utf8.decode(b"", final=True)
 
 
 @functools.cache
-def _byte_of_letter() -> dict[str, int]:
-    """Byte-level BPE writes each byte as a printable letter: itself where printable, else from U+0100 on, in order."""
+def _byte_of_character() -> dict[str, int]:
+    """Returns the byte of each character of the byte-level BPE alphabet.
+
+    Byte-level BPE writes each byte as a printable character: itself where printable, else from U+0100 on, in order.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + rank): byte for rank, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""What every kind of video offers: how many frames are shown and their times, then the frames, one by one."""
+"""The common interface of video readers: the selected frames and their times first, then the frames one by one."""
 
 import abc
 import dataclasses
@@ -10,30 +10,30 @@ from PIL import Image
 
 from vl3_jax.errors import InputError
 
-DEFAULT_FPS = 1.0
-DEFAULT_MAX_FRAMES = 180
-
 
 class PlanChangedError(Exception):
-    """A damaged video held fewer frames than it promised. The clip has planned anew; ask it for its frames again."""
+    """A damaged video yields fewer frames than its container states.
+
+    The reader has selected its frames again; the caller has to read the new selection and call `frames` again.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameSamplingOptions:
-    """How frames are chosen.
+    """Options that control which frames of a video are selected.
 
     Attributes:
-      fps: frames shown per second of video.
-      max_frames: at most so many, evenly spaced.
-      start: seconds of the file; None is its beginning.
-      end: seconds of the file; None is its end.
-      precise_time: keep the ticks anchored at 0 when `start` is given, instead of at `start`.
+      fps: Frames to select per second of video.
+      max_frames: Maximum number of frames; more are reduced to so many evenly spaced ones.
+      start: Start of the window in seconds of the file; None is the start of the file.
+      end: End of the window in seconds of the file; None is the end of the file.
+      precise_time: Keep the sampling ticks anchored at 0 when `start` is set, instead of at `start`.
       preprocess: "official" or "native".
-      threads: decoder threads; 0 lets FFmpeg choose.
+      threads: Number of decoder threads; 0 lets FFmpeg choose.
     """
 
-    fps: float = DEFAULT_FPS
-    max_frames: int = DEFAULT_MAX_FRAMES
+    fps: float = 1.0
+    max_frames: int = 180
     start: float | None = None
     end: float | None = None
     precise_time: bool = False
@@ -42,11 +42,18 @@ class FrameSamplingOptions:
 
     @property
     def exact_fps(self) -> Fraction:
-        """As FFmpeg would read it from a command line: 29.97 is 2997/100, not the nearest binary fraction."""
+        """The rate as FFmpeg reads it from a command line: 29.97 is 2997/100, not the nearest binary fraction."""
         return Fraction(str(self.fps))
 
     def check(self, name: str) -> None:
-        """Raises InputError for values that no video could satisfy."""
+        """Checks the options for values that no video can satisfy.
+
+        Args:
+          name: Name of the video for messages.
+
+        Raises:
+          InputError: An option is out of range, or `start` is not before `end`.
+        """
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise InputError(f"{name}: fps is {self.fps}; give a number above 0")
         if self.max_frames < 1:
@@ -59,15 +66,15 @@ class FrameSamplingOptions:
 
 
 class VideoReader(abc.ABC):
-    """A video of which nothing is decoded yet.
+    """A video whose frames are selected but not decoded yet.
 
     Attributes:
-      name: for messages: the path, or what kind of object it was.
-      height: upright, in pixels, of the first frame.
-      width: upright, in pixels, of the first frame.
-      indices: the source frame of each frame shown.
-      timestamps: seconds written before each frame; None writes none.
-      notes: what a user should be told, one line each.
+      name: Name for messages: the path, or the kind of object.
+      height: Height of the upright first frame in pixels.
+      width: Width of the upright first frame in pixels.
+      indices: Index of each selected frame in the source.
+      timestamps: Time in seconds written before each selected frame; None writes no times.
+      warnings: Messages for the user, one line each.
     """
 
     name: str
@@ -75,13 +82,13 @@ class VideoReader(abc.ABC):
     width: int
     indices: list[int]
     timestamps: list[float] | None
-    notes: list[str]
+    warnings: list[str]
 
     @abc.abstractmethod
     def frames(self) -> Iterator[Image.Image]:
-        """The frames shown, upright and in RGB, as many as `indices`; no more than a few are held at a time.
+        """Yields the selected frames, upright and in RGB, as many as `indices`; only a few are held at a time.
 
         Raises:
-          PlanChangedError: see there.
-          InputError: nothing can be read.
+          PlanChangedError: The video is damaged and the selection has changed.
+          InputError: No frame can be read.
         """

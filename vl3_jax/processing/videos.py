@@ -1,8 +1,10 @@
-"""Opens a video of any kind. Nothing is decoded but what its timing needs; frames come one by one.
+"""Opens videos of every kind: files, animations, folders of frames and frames in memory.
 
-clip = open_video("a.mp4", FrameSamplingOptions(fps=1, max_frames=180))
-clip.height, clip.width, len(clip.indices), clip.timestamps      # enough to choose the size of the frames
-for image in clip.frames(): ...                                  # and to resize each as it comes
+Opening decodes no more than the selection of frames needs; the frames themselves are decoded one by one.
+
+video = open_video("a.mp4", FrameSamplingOptions(fps=1, max_frames=180))
+video.height, video.width, len(video.indices), video.timestamps    # enough to choose the target size
+for frame in video.frames(): ...                                   # resize each frame as it is decoded
 """
 
 import os
@@ -16,7 +18,7 @@ from vl3_jax.processing.frame_sets import AnimationReader, ArrayVideoReader, Fol
 from vl3_jax.processing.video_file import FileVideoReader
 from vl3_jax.processing.video_reader import FrameSamplingOptions, VideoReader
 
-_ANIMATIONS = (b"GIF8", b"RIFF", b"\x89PNG")  # RIFF is AVI, too: told apart by what follows
+_ANIMATIONS = (b"GIF8", b"RIFF", b"\x89PNG")  # RIFF is also AVI: what follows it differs
 
 
 def open_video(
@@ -25,16 +27,18 @@ def open_video(
     """Opens a path (file or folder of frames), bytes, a binary file object, or frames in memory.
 
     Args:
-      source: a video file, animated GIF / WebP / PNG, folder; their bytes; or frames already chosen:
-        [t, h, w, 3] or a list of pictures (paths, arrays, PIL images).
-      options: which frames are shown; for frames in memory only `max_frames` may apply, and only if given.
-      timestamps: of frames in memory, seconds; without, none are written.
+      source: A video file, an animated GIF / WebP / PNG or a folder; their bytes; or frames that are already selected,
+        as [t, h, w, 3] or a list of images (paths, arrays, PIL images).
+      options: Options of frame selection; of these only `max_frames` applies to frames in memory, and only if options
+        are passed.
+      timestamps: Time in seconds of each frame in memory; None writes no times.
 
     Returns:
-      A `Clip`.
+      The reader of the video.
 
     Raises:
-      InputError: missing, unreadable, without pictures; or the window lies outside it. Names the file.
+      InputError: The source is missing, unreadable or without frames, or the window lies outside it; the error names
+        the file.
     """
     if isinstance(source, np.ndarray | list | tuple):
         if isinstance(source, np.ndarray) and source.ndim != 4:
@@ -46,7 +50,7 @@ def open_video(
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         options.check("video bytes")
-        return _of_kind(data, data[:12], "video bytes", options)
+        return _open_by_magic(data, data[:12], "video bytes", options)
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
         options.check(name)
@@ -57,13 +61,13 @@ def open_video(
         if not os.path.getsize(name):
             raise InputError(f"{name}: the file is empty (0 bytes); replace it")
         with open(name, "rb") as file:
-            start = file.read(12)
-        return _of_kind(name, start, name, options)
+            head = file.read(12)
+        return _open_by_magic(name, head, name, options)
     if hasattr(source, "read"):
         return open_video(source.read(), options)
-    raise InputError(f"a video cannot be a {type(source).__name__}; give a path, bytes, or frames as arrays")
+    raise InputError(f"a video cannot be of type {type(source).__name__}; give a path, bytes, or frames as arrays")
 
 
-def _of_kind(source: str | bytes, start: bytes, name: str, options: FrameSamplingOptions) -> VideoReader:
-    animated = start.startswith(_ANIMATIONS) and (start[:4] != b"RIFF" or start[8:12] == b"WEBP")
-    return (AnimationReader if animated else FileVideoReader)(source, name, options)
+def _open_by_magic(source: str | bytes, head: bytes, name: str, options: FrameSamplingOptions) -> VideoReader:
+    is_animation = head.startswith(_ANIMATIONS) and (head[:4] != b"RIFF" or head[8:12] == b"WEBP")
+    return (AnimationReader if is_animation else FileVideoReader)(source, name, options)

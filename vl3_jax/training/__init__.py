@@ -1,6 +1,7 @@
-"""Training: loss, parameter groups, optimizer, state, step, adapters, and the count of a step's work.
+"""Training: loss, parameter groups, optimizer, state, train step, LoRA adapters, and model FLOPs.
 
-Pure functions over plain nested dicts of parameters and packed batches; nothing here reads data or knows a tokenizer.
+The functions exported here work on nested dicts of parameters and on packed batches; they read no data and know no
+tokenizer.
 """
 
 from vl3_jax.training.cross_entropy import token_losses

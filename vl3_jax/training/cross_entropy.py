@@ -1,16 +1,16 @@
 """Cross-entropy of the next token without logits in memory: tiles of tokens x vocabulary, forward and backward.
 
-The forward pass keeps a running log-sum-exp of each token, the backward pass recomputes one tile of probabilities at a
-time (as FlashAttention-2 does for attention, arXiv 2307.08691, and "Cut Your Losses", arXiv 2411.09009, for this loss).
-Blocks of the vocabulary are the outer loop, so a block of the unembedding's gradient is summed in float32 and written
-once: no second copy of it exists, whatever its type. Tokens that are not asked for are sorted to the end and never
-multiplied.
+The forward pass keeps a running log-sum-exp of each token; the backward pass recomputes one tile of probabilities at a
+time, as FlashAttention-2 does for attention (arXiv 2307.08691) and "Cut Your Losses" for this loss (arXiv 2411.09009).
+The outer loop runs over blocks of the vocabulary, so the gradient of a block of the unembedding is summed in float32
+and written once, without a second copy of the unembedding in memory. Unsupervised tokens are sorted to the end and
+never multiplied.
 
-On a mesh each device works on its own tokens. A mesh axis that splits tokens and vocabulary alike (fsdp) gathers one
-block of the unembedding at a time and scatters the block's gradient; an axis that splits the vocabulary alone (tensor)
-keeps its part of it, and only sums over tokens are exchanged.
+On a mesh each device works on its own tokens. A mesh axis that splits both tokens and vocabulary (fsdp) gathers one
+block of the unembedding at a time and scatters the gradient of the block. An axis that splits the vocabulary alone
+(tensor) keeps its shard, and only sums over tokens are exchanged.
 
-Letters: B rows, L positions, D width, V vocabulary; in the loops t tokens and v vocabulary rows of a tile.
+Dimension names: B rows, L positions, D width, V vocabulary; in the loops, t tokens and v vocabulary rows of a tile.
 """
 
 import dataclasses
@@ -32,96 +32,100 @@ VOCAB_BLOCK = 8192
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Sizes of a tile and the mesh axes of the unembedding, all as one device sees them.
+    """Tile sizes and the mesh axes of the unembedding, as seen by one device.
 
     Attributes:
-      vocab_axis: dimension of the unembedding that is the vocabulary, 0 or 1.
-      token_block, vocab_block: rows of a tile.
-      vocab: axes that split the vocabulary, major first.
-      gathered: those of them over which a block is gathered (they split the tokens too).
-      width: axes that split the other dimension; always gathered.
-      summed: further axes that split the tokens.
-      copies: how many devices of `width` hold the same tokens.
+      vocab_axis: Dimension of the unembedding that is the vocabulary, 0 or 1.
+      token_block: Tokens of a tile.
+      vocab_block: Vocabulary rows of a tile.
+      vocab_mesh_axes: Mesh axes that split the vocabulary, major first.
+      gather_axes: Those of `vocab_mesh_axes` that also split the tokens; blocks are gathered over them.
+      width_mesh_axes: Mesh axes that split the other dimension; blocks are always gathered over them.
+      sum_axes: Further mesh axes that split the tokens.
+      copies: Number of devices along `width_mesh_axes` that hold the same tokens.
     """
 
     vocab_axis: int
     token_block: int
     vocab_block: int
-    vocab: tuple[str, ...] = ()
-    gathered: tuple[str, ...] = ()
-    width: tuple[str, ...] = ()
-    summed: tuple[str, ...] = ()
+    vocab_mesh_axes: tuple[str, ...] = ()
+    gather_axes: tuple[str, ...] = ()
+    width_mesh_axes: tuple[str, ...] = ()
+    sum_axes: tuple[str, ...] = ()
     copies: int = 1
 
     @property
-    def parted(self) -> tuple[str, ...]:
-        """Axes over which the vocabulary stays split."""
-        return tuple(axis for axis in self.vocab if axis not in self.gathered)
-
-    def fitted(self, tokens: int) -> "_Layout":
-        """For a device that has no more than `tokens`."""
-        return dataclasses.replace(self, token_block=min(self.token_block, tokens))
+    def split_axes(self) -> tuple[str, ...]:
+        """Mesh axes over which the vocabulary stays split."""
+        return tuple(axis for axis in self.vocab_mesh_axes if axis not in self.gather_axes)
 
     @property
-    def block_letters(self) -> str:
+    def block_dims(self) -> str:
+        """Dimension names of a block of the unembedding."""
         return "vd" if self.vocab_axis == 0 else "dv"
+
+    def limit_tokens(self, tokens: int) -> "_Layout":
+        """Returns the layout with tiles of at most `tokens` tokens."""
+        return dataclasses.replace(self, token_block=min(self.token_block, tokens))
 
 
 def token_losses(
     hidden: jax.Array,
     unembedding: jax.Array,
     targets: jax.Array,
-    wanted: jax.Array,
+    supervised: jax.Array,
     *,
     vocab_axis: int = 0,
     token_block: int = TOKEN_BLOCK,
     vocab_block: int = VOCAB_BLOCK,
 ) -> jax.Array:
-    """-log softmax(hidden . unembedding)[target] of each position, in float32.
+    """Computes -log softmax(hidden . unembedding)[target] of each supervised position.
 
     Args:
-      hidden: [B, L, D]; the products are taken in its type and summed in float32.
-      unembedding: [V, D] where `vocab_axis` is 0 (a tied embedding), [D, V] where it is 1; any float type. Its gradient
-        has its type and is computed only where it is asked for.
-      targets: [B, L] int32, below V wherever wanted.
-      wanted: [B, L] bool; the others give 0, and cost and receive nothing.
-      vocab_axis: see `unembedding`.
-      token_block, vocab_block: the largest tile whose logits exist at a time.
+      hidden: Hidden states, [B, L, D]. Products are taken in their type and summed in float32.
+      unembedding: [V, D] if `vocab_axis` is 0 (a tied embedding), [D, V] if it is 1; any float type. Its gradient has
+        the same type and is computed only if it is differentiated.
+      targets: Token ids, [B, L] int32, less than V wherever supervised.
+      supervised: Positions with a loss, [B, L] bool. The others give 0, cost nothing and receive no gradient.
+      vocab_axis: Dimension of `unembedding` that is the vocabulary.
+      token_block: Largest number of tokens whose logits exist at a time.
+      vocab_block: Largest number of logits of a token that exist at a time.
 
     Returns:
-      [B, L] float32, in nats.
+      The losses in nats, [B, L] float32.
     """
-    return _losses(hidden, unembedding, targets, wanted, (vocab_axis, token_block, vocab_block))
+    return _losses(hidden, unembedding, targets, supervised, (vocab_axis, token_block, vocab_block))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _losses(hidden, unembedding, targets, wanted, options):
-    return _run(_forward, hidden, unembedding, (targets, wanted), options)[0]
+def _losses(hidden, unembedding, targets, supervised, options):
+    return _run(_forward, hidden, unembedding, (targets, supervised), options)[0]
 
 
-def _losses_forward(hidden, unembedding, targets, wanted, options):
-    trained = unembedding.perturbed
-    hidden, unembedding, targets, wanted = (x.value for x in (hidden, unembedding, targets, wanted))
-    losses, lse = _run(_forward, hidden, unembedding, (targets, wanted), options)
-    # The residuals' structure is all that tells the backward pass, before it is traced, what is trained.
-    return losses, (hidden, unembedding, targets, wanted, lse, () if trained else None)
+def _losses_forward(hidden, unembedding, targets, supervised, options):
+    trainable = unembedding.perturbed
+    hidden, unembedding, targets, supervised = (x.value for x in (hidden, unembedding, targets, supervised))
+    losses, lse = _run(_forward, hidden, unembedding, (targets, supervised), options)
+    # Whether the unembedding is trainable must be static in the backward pass; the pytree structure of the residuals
+    # (an empty tuple or None) carries it there.
+    return losses, (hidden, unembedding, targets, supervised, lse, () if trainable else None)
 
 
 def _losses_backward(options, residuals, d_losses):
-    hidden, unembedding, targets, wanted, lse, trained = residuals
+    hidden, unembedding, targets, supervised, lse, trainable = residuals
     if isinstance(d_losses, jax.custom_derivatives.SymbolicZero):
         return None, None, None, None
-    backward = functools.partial(_backward, trained=trained is not None)
-    tokens = (targets, wanted, lse, d_losses)
+    backward = functools.partial(_backward, trainable=trainable is not None)
+    tokens = (targets, supervised, lse, d_losses)
     d_hidden, d_unembedding = _run(backward, hidden, unembedding, tokens, options)
-    return d_hidden, d_unembedding if trained is not None else None, None, None
+    return d_hidden, d_unembedding if trainable is not None else None, None, None
 
 
 _losses.defvjp(_losses_forward, _losses_backward, symbolic_zeros=True)
 
 
 def _run(function, hidden, unembedding, tokens, options):
-    """`function` on this device's tokens and part of the unembedding; under a mesh, in a `shard_map`."""
+    """Runs `function` on the whole arrays, or in a `shard_map` on each device's shards if there is a mesh."""
     vocab_axis, token_block, vocab_block = options
     mesh = current_mesh()
     if mesh is None:
@@ -129,17 +133,17 @@ def _run(function, hidden, unembedding, tokens, options):
     hidden_spec = partition_spec(("batch", "length", None), hidden.shape, mesh)
     names = ("vocab", "embed") if vocab_axis == 0 else ("embed", "vocab")
     spec = partition_spec(names, unembedding.shape, mesh)
-    of_tokens = [*_axes(hidden_spec[0]), *_axes(hidden_spec[1])]
-    vocab, width = _axes(spec[vocab_axis]), _axes(spec[1 - vocab_axis])
+    token_axes = [*_mesh_axes(hidden_spec[0]), *_mesh_axes(hidden_spec[1])]
+    vocab_axes, width_axes = _mesh_axes(spec[vocab_axis]), _mesh_axes(spec[1 - vocab_axis])
     layout = _Layout(
         vocab_axis,
         token_block,
         vocab_block,
-        vocab=vocab,
-        gathered=tuple(axis for axis in vocab if axis in of_tokens),
-        width=width,
-        summed=tuple(axis for axis in of_tokens if axis not in vocab + width),
-        copies=math.prod(mesh.shape[axis] for axis in width if axis not in of_tokens),
+        vocab_mesh_axes=vocab_axes,
+        gather_axes=tuple(axis for axis in vocab_axes if axis in token_axes),
+        width_mesh_axes=width_axes,
+        sum_axes=tuple(axis for axis in token_axes if axis not in vocab_axes + width_axes),
+        copies=math.prod(mesh.shape[axis] for axis in width_axes if axis not in token_axes),
     )
     token_spec = PartitionSpec(*hidden_spec[:2])
     in_specs = (hidden_spec, spec, *[token_spec] * len(tokens))
@@ -148,54 +152,56 @@ def _run(function, hidden, unembedding, tokens, options):
     return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)(hidden, unembedding, *tokens)
 
 
-def _axes(spec) -> tuple[str, ...]:
-    return () if spec is None else (spec,) if isinstance(spec, str) else tuple(spec)
+def _mesh_axes(entry) -> tuple[str, ...]:
+    """Returns the mesh axes in one entry of a `PartitionSpec`."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def _forward(hidden, unembedding, targets, wanted, *, layout):
-    """Losses and log-sum-exps, [B, L] float32 each, 0 where not wanted."""
-    layout = layout.fitted(wanted.size)
-    order, count = _compact(wanted, layout)
+def _forward(hidden, unembedding, targets, supervised, *, layout):
+    """Returns losses and log-sum-exps, [B, L] float32 each, 0 where not supervised."""
+    layout = layout.limit_tokens(supervised.size)
+    order, count = _compact(supervised, layout)
     x, y = _take(hidden, order), _take(targets, order)
-    tile, tiles = layout.token_block, -(-count // layout.token_block)
+    tile, num_tiles = layout.token_block, -(-count // layout.token_block)
 
     def over_vocabulary(j, state):
         block, ids = _block(unembedding, j, x.dtype, layout)
 
         def over_tokens(i, state):
-            peak, total, picked = (lax.dynamic_slice_in_dim(array, i * tile, tile) for array in state)
+            row_max, row_sum, target_score = (lax.dynamic_slice_in_dim(array, i * tile, tile) for array in state)
             scores, is_target = _scores(x, y, i, block, ids, layout)
-            new_peak = jnp.maximum(peak, scores.max(-1))
-            total = total * jnp.exp(peak - new_peak) + jnp.exp(scores - new_peak[:, None]).sum(-1)
-            picked += jnp.where(is_target, scores, 0.0).sum(-1)
-            new = (new_peak, total, picked)
+            new_max = jnp.maximum(row_max, scores.max(-1))
+            row_sum = row_sum * jnp.exp(row_max - new_max) + jnp.exp(scores - new_max[:, None]).sum(-1)
+            target_score += jnp.where(is_target, scores, 0.0).sum(-1)
+            new = (new_max, row_sum, target_score)
             return tuple(lax.dynamic_update_slice_in_dim(a, b, i * tile, 0) for a, b in zip(state, new, strict=True))
 
-        return lax.fori_loop(0, tiles, over_tokens, state)
+        return lax.fori_loop(0, num_tiles, over_tokens, state)
 
     zeros = jnp.zeros(order.shape, jnp.float32)
-    start = (zeros + MASKED, zeros, zeros)
-    peak, total, picked = lax.fori_loop(0, _num_blocks(unembedding, layout), over_vocabulary, start)
-    if layout.parted:
-        highest = lax.pmax(peak, layout.parted)
-        total = lax.psum(total * jnp.exp(peak - highest), layout.parted)
-        peak, picked = highest, lax.psum(picked, layout.parted)
-    done = jnp.arange(len(order)) < count
-    lse = jnp.where(done, peak + jnp.log(jnp.where(done, total, 1.0)), 0.0)
-    inverse = jnp.argsort(order[: wanted.size]).reshape(wanted.shape)
-    return jnp.where(done, lse - picked, 0.0)[inverse], lse[inverse]
+    init = (zeros + MASKED, zeros, zeros)
+    row_max, row_sum, target_score = lax.fori_loop(0, _num_blocks(unembedding, layout), over_vocabulary, init)
+    if layout.split_axes:
+        global_max = lax.pmax(row_max, layout.split_axes)
+        row_sum = lax.psum(row_sum * jnp.exp(row_max - global_max), layout.split_axes)
+        row_max, target_score = global_max, lax.psum(target_score, layout.split_axes)
+    valid = jnp.arange(len(order)) < count
+    lse = jnp.where(valid, row_max + jnp.log(jnp.where(valid, row_sum, 1.0)), 0.0)
+    inverse = jnp.argsort(order[: supervised.size]).reshape(supervised.shape)
+    return jnp.where(valid, lse - target_score, 0.0)[inverse], lse[inverse]
 
 
-def _backward(hidden, unembedding, targets, wanted, lse, d_losses, *, layout, trained):
-    """Gradients of hidden, in its type, and of the unembedding in its own (zeros unless `trained`)."""
-    layout = layout.fitted(wanted.size)
-    order, count = _compact(wanted, layout)
+def _backward(hidden, unembedding, targets, supervised, lse, d_losses, *, layout, trainable):
+    """Returns the gradients of hidden states and unembedding in their types; the latter is 0 unless `trainable`."""
+    layout = layout.limit_tokens(supervised.size)
+    order, count = _compact(supervised, layout)
     x, y, lse, d_losses = (_take(array, order) for array in (hidden, targets, lse, d_losses))
-    done = jnp.arange(len(order)) < count
-    # The rest of the last tile: a probability of zero, for an infinite one would not be 0 times a gradient of 0.
-    d_losses, lse = jnp.where(done, d_losses, 0.0), jnp.where(done, lse, -MASKED)
-    tile, tiles = layout.token_block, -(-count // layout.token_block)
-    letters = layout.block_letters
+    valid = jnp.arange(len(order)) < count
+    # Unsupervised tokens that fill the last tile get a huge log-sum-exp, hence probabilities of 0: with their own, of
+    # 0, a probability may be infinite, and infinity times a gradient of 0 is NaN.
+    d_losses, lse = jnp.where(valid, d_losses, 0.0), jnp.where(valid, lse, -MASKED)
+    tile, num_tiles = layout.token_block, -(-count // layout.token_block)
+    dims = layout.block_dims
 
     def over_vocabulary(j, state):
         d_x, d_unembedding = state
@@ -203,38 +209,39 @@ def _backward(hidden, unembedding, targets, wanted, lse, d_losses, *, layout, tr
 
         def over_tokens(i, state):
             d_x, d_block = state
-            here = functools.partial(lax.dynamic_slice_in_dim, start_index=i * tile, slice_size=tile)
+            take_tile = functools.partial(lax.dynamic_slice_in_dim, start_index=i * tile, slice_size=tile)
             scores, is_target = _scores(x, y, i, block, ids, layout)
-            d_scores = jnp.exp(scores - here(lse)[:, None]) - is_target
-            d_scores = (d_scores * here(d_losses)[:, None]).astype(x.dtype)
-            d_tile = here(d_x) + einsum(f"tv,{letters}->td", d_scores, block, out_dtype=jnp.float32)
-            if trained:
-                d_block += einsum(f"tv,td->{letters}", d_scores, here(x), out_dtype=jnp.float32)
+            d_scores = jnp.exp(scores - take_tile(lse)[:, None]) - is_target
+            d_scores = (d_scores * take_tile(d_losses)[:, None]).astype(x.dtype)
+            d_tile = take_tile(d_x) + einsum(f"tv,{dims}->td", d_scores, block, out_dtype=jnp.float32)
+            if trainable:
+                d_block += einsum(f"tv,td->{dims}", d_scores, take_tile(x), out_dtype=jnp.float32)
             return lax.dynamic_update_slice_in_dim(d_x, d_tile, i * tile, 0), d_block
 
-        d_block = jnp.zeros(block.shape if trained else (), jnp.float32)
-        d_x, d_block = lax.fori_loop(0, tiles, over_tokens, (d_x, d_block))
-        if trained:
+        d_block = jnp.zeros(block.shape if trainable else (), jnp.float32)
+        d_x, d_block = lax.fori_loop(0, num_tiles, over_tokens, (d_x, d_block))
+        if trainable:
             d_unembedding = _add_block(d_unembedding, j, _scatter(d_block, layout), layout)
         return d_x, d_unembedding
 
-    start = (jnp.zeros(x.shape, jnp.float32), jnp.zeros(unembedding.shape if trained else (), unembedding.dtype))
-    d_x, d_unembedding = lax.fori_loop(0, _num_blocks(unembedding, layout), over_vocabulary, start)
-    if layout.parted:
-        d_x = lax.psum(d_x, layout.parted)
-    inverse = jnp.argsort(order[: wanted.size]).reshape(wanted.shape)
+    init = (jnp.zeros(x.shape, jnp.float32), jnp.zeros(unembedding.shape if trainable else (), unembedding.dtype))
+    d_x, d_unembedding = lax.fori_loop(0, _num_blocks(unembedding, layout), over_vocabulary, init)
+    if layout.split_axes:
+        d_x = lax.psum(d_x, layout.split_axes)
+    inverse = jnp.argsort(order[: supervised.size]).reshape(supervised.shape)
     d_hidden = jnp.take(d_x.astype(hidden.dtype), inverse, axis=0, mode="clip")
-    return d_hidden, d_unembedding if trained else jnp.zeros_like(unembedding)
+    return d_hidden, d_unembedding if trainable else jnp.zeros_like(unembedding)
 
 
-def _compact(wanted, layout):
-    """Indices of the wanted positions, then of the others (filled up to whole tiles), and how many are wanted."""
-    flat = wanted.reshape(-1)
+def _compact(supervised, layout):
+    """Returns the positions, supervised ones first, padded to whole tiles, and the number of supervised ones."""
+    flat = supervised.reshape(-1)
     order = jnp.argsort(~flat, stable=True)
     return jnp.pad(order, (0, -flat.size % layout.token_block)), flat.sum(dtype=jnp.int32)
 
 
 def _take(array, order):
+    """Returns the tokens of [B, L, ...] at flat indices `order`."""
     return jnp.take(array.reshape(-1, *array.shape[2:]), order, axis=0, mode="clip")
 
 
@@ -243,54 +250,55 @@ def _num_blocks(unembedding, layout) -> int:
 
 
 def _vocab_rows(unembedding, layout) -> int:
-    """Rows of the vocabulary that this device adds to a block."""
-    gathered = math.prod(lax.axis_size(axis) for axis in layout.gathered)
+    """Returns the number of vocabulary rows that this device contributes to a block."""
+    gathered = math.prod(lax.axis_size(axis) for axis in layout.gather_axes)
     return min(max(layout.vocab_block // gathered, 1), unembedding.shape[layout.vocab_axis])
 
 
-def _start(unembedding, j, layout):
-    """Where block `j` begins; the last one begins early and repeats rows of the one before."""
+def _block_start(unembedding, j, layout):
+    """Returns the first row of block `j`; the last block starts early and repeats rows of the block before."""
     rows = _vocab_rows(unembedding, layout)
     return jnp.minimum(j * rows, unembedding.shape[layout.vocab_axis] - rows)
 
 
 def _block(unembedding, j, dtype, layout):
-    """Block `j` of the vocabulary, [v, D] or [D, v] in `dtype`, and its token ids [v], -1 for a repeated row."""
-    axis, rows, start = layout.vocab_axis, _vocab_rows(unembedding, layout), _start(unembedding, j, layout)
+    """Returns block `j` of the vocabulary, [v, D] or [D, v], and its token ids [v], -1 for repeated rows."""
+    axis, rows, start = layout.vocab_axis, _vocab_rows(unembedding, layout), _block_start(unembedding, j, layout)
     block = lax.dynamic_slice_in_dim(unembedding, start, rows, axis).astype(dtype)
-    place = start + jnp.arange(rows)
-    shard = lax.axis_index(layout.vocab) if layout.vocab else 0
-    ids = jnp.where(place >= j * rows, place + shard * unembedding.shape[axis], -1)
-    if layout.width:
-        block = lax.all_gather(block, layout.width, axis=1 - axis, tiled=True)
-    if layout.gathered:
-        block = lax.all_gather(block, layout.gathered, axis=axis, tiled=True)
-        ids = lax.all_gather(ids, layout.gathered, tiled=True)
+    local_ids = start + jnp.arange(rows)
+    shard = lax.axis_index(layout.vocab_mesh_axes) if layout.vocab_mesh_axes else 0
+    ids = jnp.where(local_ids >= j * rows, local_ids + shard * unembedding.shape[axis], -1)
+    if layout.width_mesh_axes:
+        block = lax.all_gather(block, layout.width_mesh_axes, axis=1 - axis, tiled=True)
+    if layout.gather_axes:
+        block = lax.all_gather(block, layout.gather_axes, axis=axis, tiled=True)
+        ids = lax.all_gather(ids, layout.gather_axes, tiled=True)
     return block, ids
 
 
 def _scatter(d_block, layout):
-    """A block's gradient, summed over the devices' tokens, cut down to this device's part of it."""
-    if layout.summed:
-        d_block = lax.psum(d_block, layout.summed)
-    if layout.gathered:
-        d_block = lax.psum_scatter(d_block, layout.gathered, scatter_dimension=layout.vocab_axis, tiled=True)
-    if layout.width:
-        d_block = lax.psum_scatter(d_block, layout.width, scatter_dimension=1 - layout.vocab_axis, tiled=True)
+    """Sums a block's gradient over the tokens of all devices and returns this device's shard of it."""
+    if layout.sum_axes:
+        d_block = lax.psum(d_block, layout.sum_axes)
+    if layout.gather_axes:
+        d_block = lax.psum_scatter(d_block, layout.gather_axes, scatter_dimension=layout.vocab_axis, tiled=True)
+    if layout.width_mesh_axes:
+        dimension = 1 - layout.vocab_axis
+        d_block = lax.psum_scatter(d_block, layout.width_mesh_axes, scatter_dimension=dimension, tiled=True)
         d_block /= layout.copies
     return d_block
 
 
 def _add_block(d_unembedding, j, d_block, layout):
-    """Writes block `j`; rows that the block before has written are zero in this one, so they are added to."""
-    axis, start = layout.vocab_axis, _start(d_unembedding, j, layout)
-    there = lax.dynamic_slice_in_dim(d_unembedding, start, d_block.shape[axis], axis)
-    new = (there.astype(jnp.float32) + d_block).astype(d_unembedding.dtype)
+    """Adds the gradient of block `j`; it is 0 in the rows that repeat those of the block before."""
+    axis, start = layout.vocab_axis, _block_start(d_unembedding, j, layout)
+    old = lax.dynamic_slice_in_dim(d_unembedding, start, d_block.shape[axis], axis)
+    new = (old.astype(jnp.float32) + d_block).astype(d_unembedding.dtype)
     return lax.dynamic_update_slice_in_dim(d_unembedding, new, start, axis)
 
 
 def _scores(x, y, i, block, ids, layout):
-    """Logits [t, v] float32 of tile `i` against a block, and which of them is the target's."""
+    """Returns the logits of token tile `i` against a block, [t, v] float32, and a mask of the targets."""
     x, y = (lax.dynamic_slice_in_dim(array, i * layout.token_block, layout.token_block) for array in (x, y))
-    scores = einsum(f"td,{layout.block_letters}->tv", x, block, out_dtype=jnp.float32)
+    scores = einsum(f"td,{layout.block_dims}->tv", x, block, out_dtype=jnp.float32)
     return jnp.where(ids >= 0, scores, MASKED), ids == y[:, None]

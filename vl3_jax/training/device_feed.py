@@ -1,8 +1,8 @@
-"""Batches onto a mesh: each host assembles the rows that its own devices hold, and a few batches wait there."""
+"""Puts batches on a mesh: each host builds the rows that its devices hold, and a few batches are prefetched."""
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -12,55 +12,63 @@ from data_pipelines.loader import Batch
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.rules import batch_shardings
 
-AHEAD = 2  # batches on the devices besides the one at work
+PREFETCH = 2  # batches on the devices besides the one in use
 
 
 def local_rows(mesh: Mesh, rows_per_step: int) -> slice:
-    """The rows of a step that this process's devices hold. InputError where they are not one stretch."""
+    """Returns the rows of a step that this process's devices hold.
+
+    Raises:
+      InputError: The rows are not contiguous.
+    """
     sharding = batch_shardings({"tokens": jax.ShapeDtypeStruct((rows_per_step, 1), np.int32)}, mesh)["tokens"]
-    spans = sharding.addressable_devices_indices_map((rows_per_step, 1)).values()
-    rows = sorted({row for span in spans for row in range(*span[0].indices(rows_per_step))})
+    indices = sharding.addressable_devices_indices_map((rows_per_step, 1)).values()
+    rows = sorted({row for index in indices for row in range(*index[0].indices(rows_per_step))})
     if rows != list(range(rows[0], rows[-1] + 1)):
-        raise InputError("this host's devices hold scattered rows; order the mesh so that hosts are neighbours")
+        raise InputError(
+            "the rows of this host's devices are not contiguous; order the mesh so that a host's devices are neighbours"
+        )
     return slice(rows[0], rows[-1] + 1)
 
 
-def prefetch_to_device(batches: Iterable[Batch], mesh: Mesh, rows_per_step: int, ahead: int = AHEAD) -> Iterator[Batch]:
-    """The same batches with their arrays on the mesh, sharded by rows, those to come already on their way.
+def prefetch_to_device(
+    batches: Iterable[Batch], mesh: Mesh, rows_per_step: int, size: int = PREFETCH
+) -> Iterator[Batch]:
+    """Yields the batches with their arrays on the mesh, sharded by rows; the next ones are transferred in advance.
 
     Args:
-      batches: of a `Loader` with `rows=local_rows(mesh, rows_per_step)`.
-      mesh: see `parallel.mesh`.
-      rows_per_step: on all hosts together.
-      ahead: batches put on the devices before they are asked for.
+      batches: Batches of a `Loader` with `rows=local_rows(mesh, rows_per_step)`.
+      mesh: The mesh, see `parallel.mesh`.
+      rows_per_step: Rows of a step on all hosts together.
+      size: Number of batches that are transferred before they are requested.
     """
-    held = local_rows(mesh, rows_per_step)
-    waiting: collections.deque[Batch] = collections.deque()
+    local = local_rows(mesh, rows_per_step)
+    queue: collections.deque[Batch] = collections.deque()
     for batch in batches:
-        waiting.append(dataclasses.replace(batch, arrays=_placed(batch.arrays, mesh, rows_per_step, held)))
-        if len(waiting) > ahead:
-            yield waiting.popleft()
-    yield from waiting
+        queue.append(dataclasses.replace(batch, arrays=_to_mesh(batch.arrays, mesh, rows_per_step, local)))
+        if len(queue) > size:
+            yield queue.popleft()
+    yield from queue
 
 
 def sum_across_hosts(counts: np.ndarray) -> np.ndarray:
-    """Sums [bad, seen] over all processes; for `Loader(agree=...)`."""
+    """Sums the array [bad, seen] over all processes; for `Loader(reduce_counts=...)`."""
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(counts)).reshape(-1, len(counts)).sum(axis=0)
 
 
-def _placed(arrays, mesh: Mesh, rows_per_step: int, held: slice) -> dict[str, jax.Array]:
+def _to_mesh(arrays: Mapping[str, np.ndarray], mesh: Mesh, rows_per_step: int, local: slice) -> dict[str, jax.Array]:
     shapes = {
         name: jax.ShapeDtypeStruct((rows_per_step, *array.shape[1:]), array.dtype) for name, array in arrays.items()
     }
     shardings = batch_shardings(shapes, mesh)
 
-    def part(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        first, last, _ = index[0].indices(rows_per_step)
-        return arrays[name][first - held.start : last - held.start][(slice(None), *index[1:])]
+    def shard(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(rows_per_step)
+        return arrays[name][start - local.start : stop - local.start][(slice(None), *index[1:])]
 
     return {
-        name: jax.make_array_from_callback(shape.shape, shardings[name], lambda index, name=name: part(name, index))
+        name: jax.make_array_from_callback(shape.shape, shardings[name], lambda index, name=name: shard(name, index))
         for name, shape in shapes.items()
     }

@@ -1,7 +1,7 @@
-"""Model FLOPs of one training step, counted from what a packed batch holds, and the peak rates of devices.
+"""Model FLOPs of a training step, counted from the content of a packed batch, and the peak FLOP/s of devices.
 
-Useful work only, as model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B) counts it: padding, masked pairs of
-attention, recomputation and elementwise work are free. A multiply-add is 2 FLOPs. XLA's own count misses loops and
+Only useful work counts, as in model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B): padding, masked pairs of
+attention, recomputation and elementwise operations do not. A multiply-add is 2 FLOPs. XLA's own count misses loops and
 kernels.
 """
 
@@ -18,15 +18,15 @@ _MODULES = ("vision", "projector", "llm")
 
 @dataclasses.dataclass(frozen=True)
 class StepWork:
-    """What a packed batch asks the model to do; those of several batches add up.
+    """Amount of work in a packed batch. The work of several batches is their sum.
 
     Attributes:
-      patches: patches that are no padding.
-      patch_pairs: sum over frames of the square of their patches.
-      vision_tokens: vision tokens that some patch is merged into.
-      tokens: text positions that are no padding.
-      token_pairs: sum over samples of n (n + 1) / 2, the pairs of causal attention.
-      supervised: positions with a loss.
+      patches: Number of patches, padding not counted.
+      patch_pairs: Sum over images and frames of the square of their number of patches.
+      vision_tokens: Number of vision tokens, padding not counted.
+      tokens: Number of text positions, padding not counted.
+      token_pairs: Sum over samples of n (n + 1) / 2, the pairs of causal attention.
+      supervised: Number of positions with a loss.
     """
 
     patches: int
@@ -42,14 +42,19 @@ class StepWork:
 
 
 def count_work(batch: Mapping[str, np.ndarray]) -> StepWork:
-    """Counts a packed batch, on the host: its `segment_ids`, `loss_weight`, `patch_segment` and `token_patches`."""
+    """Counts the work in a packed batch, with NumPy.
+
+    Args:
+      batch: Packed batch of which `segment_ids`, `loss_weight`, `patch_segment` and `token_patches` are read; the last
+        two may be absent.
+    """
     samples = _segment_lengths(batch["segment_ids"])
     frames = _segment_lengths(batch["patch_segment"]) if "patch_segment" in batch else np.zeros(0, np.int64)
-    vision = np.any(np.asarray(batch["token_patches"]) >= 0, axis=-1).sum() if "token_patches" in batch else 0
+    vision_tokens = np.any(np.asarray(batch["token_patches"]) >= 0, axis=-1).sum() if "token_patches" in batch else 0
     return StepWork(
         patches=int(frames.sum()),
         patch_pairs=int((frames**2).sum()),
-        vision_tokens=int(vision),
+        vision_tokens=int(vision_tokens),
         tokens=int(samples.sum()),
         token_pairs=int((samples * (samples + 1) // 2).sum()),
         supervised=int(np.count_nonzero(batch["loss_weight"])),
@@ -57,60 +62,60 @@ def count_work(batch: Mapping[str, np.ndarray]) -> StepWork:
 
 
 def _segment_lengths(segments: np.ndarray) -> np.ndarray:
-    """Lengths of all segments of all rows ([..., N], 0 is padding), int64."""
+    """Returns the lengths of all segments of all rows, int64; `segments` is [..., N] and 0 is padding."""
     rows = np.asarray(segments).reshape(-1, np.shape(segments)[-1])
     lengths = [np.bincount(row)[1:] for row in rows]
     return np.concatenate(lengths).astype(np.int64) if lengths else np.zeros(0, np.int64)
 
 
 def step_flops(
-    config: ModelConfig, work: StepWork, trained: Collection[str] = _MODULES, lora_rank: int = 0
+    config: ModelConfig, work: StepWork, trainable: Collection[str] = _MODULES, lora_rank: int = 0
 ) -> dict[str, float]:
-    """FLOPs of the forward and backward passes over `work`.
+    """Computes the FLOPs of the forward and backward passes over `work`.
 
-    A matrix product costs as much again for the gradient of its input, if anything before it learns, and once more for
-    the gradient of its weights, if they learn: three times its forward pass where everything does, once in a frozen
-    tower.
+    The backward pass of a matrix product costs as much as its forward pass for the gradient of the input, if anything
+    before it is trainable, and as much again for the gradient of the weights, if they are trainable. The total is three
+    times the forward pass if everything is trainable, and the forward pass alone in a frozen tower.
 
     Args:
-      config: sizes of the model.
-      work: see `count_work`.
-      trained: which of "vision", "projector", "llm" learn; "lora" for the decoder's adapters.
-      lora_rank: of adapters on all linear layers of the decoder.
+      config: Configuration of the model.
+      work: Work of the step, from `count_work`.
+      trainable: Trainable modules among "vision", "projector" and "llm"; "lora" for the adapters of the decoder.
+      lora_rank: Rank of the adapters, which are on all linear layers of the decoder.
 
     Returns:
-      {"vision", "projector", "llm", "unembed", "lora": FLOPs of the part, "forward": of the forward pass alone,
-      "total": all}.
+      FLOPs of the parts "vision", "projector", "llm", "unembed" and "lora", those of the forward pass as "forward", and
+      the sum of the parts as "total".
     """
     vision, text = config.vision, config.text
     width, out = vision.hidden_size, text.hidden_size
     query, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     layer = 2 * out * query + 2 * out * kv + 3 * out * text.intermediate_size
     adapter = _adapter_sides(out, query, kv, text.intermediate_size)
-    learns = {name: name in trained for name in (*_MODULES, "lora")}
-    below_projector = learns["vision"]
-    below_llm = below_projector or learns["projector"]
+    is_trainable = {name: name in trainable for name in (*_MODULES, "lora")}
+    below_projector = is_trainable["vision"]
+    below_llm = below_projector or is_trainable["projector"]
     # Gradients reach a decoder layer's input for the layers and embeddings below it, too.
-    through_llm = below_llm or learns["llm"] or learns["lora"]
+    through_llm = below_llm or is_trainable["llm"] or is_trainable["lora"]
     patch_embed = 2 * vision.patch_dim * width
     tower_layer = 2 * (4 * width * width + 2 * width * vision.intermediate_size)
     parts = {
         "vision": [
-            (work.patches * patch_embed, False, learns["vision"]),
-            (work.patches * vision.num_layers * tower_layer, learns["vision"], learns["vision"]),
-            (work.patch_pairs * vision.num_layers * 4 * width, learns["vision"], learns["vision"]),
+            (work.patches * patch_embed, False, is_trainable["vision"]),
+            (work.patches * vision.num_layers * tower_layer, is_trainable["vision"], is_trainable["vision"]),
+            (work.patch_pairs * vision.num_layers * 4 * width, is_trainable["vision"], is_trainable["vision"]),
         ],
         "projector": [
-            (work.vision_tokens * 2 * width * out, below_projector, learns["projector"]),
-            (work.vision_tokens * 2 * out * out, below_llm, learns["projector"]),
+            (work.vision_tokens * 2 * width * out, below_projector, is_trainable["projector"]),
+            (work.vision_tokens * 2 * out * out, below_llm, is_trainable["projector"]),
         ],
         "llm": [
-            (work.tokens * text.num_layers * 2 * layer, through_llm, learns["llm"]),
+            (work.tokens * text.num_layers * 2 * layer, through_llm, is_trainable["llm"]),
             # The two products of attention have two inputs each, and no weights.
             (work.token_pairs * text.num_layers * 4 * query, through_llm, through_llm),
         ],
-        "unembed": [(work.supervised * 2 * out * text.vocab_size, through_llm, learns["llm"])],
-        "lora": [(work.tokens * text.num_layers * 2 * lora_rank * adapter, through_llm, learns["lora"])],
+        "unembed": [(work.supervised * 2 * out * text.vocab_size, through_llm, is_trainable["llm"])],
+        "lora": [(work.tokens * text.num_layers * 2 * lora_rank * adapter, through_llm, is_trainable["lora"])],
     }
     flops = {name: float(sum(f * (1 + a + b) for f, a, b in products)) for name, products in parts.items()}
     forward = float(sum(f for products in parts.values() for f, _, _ in products))
@@ -118,22 +123,26 @@ def step_flops(
 
 
 def _adapter_sides(out: int, query: int, kv: int, inner: int) -> int:
-    """Inputs plus outputs of a decoder layer's linear layers: q, k, v, o, gate, up, down."""
+    """Returns the summed input and output sizes of a decoder layer's q, k, v, o, gate, up and down projections."""
     return 2 * (out + query) + 2 * (out + kv) + 3 * (out + inner)
 
 
-def recomputed_flops(config: ModelConfig, work: StepWork, trained: Collection[str], remat: Mapping[str, str]) -> float:
-    """FLOPs of the layers' forward passes that the backward pass repeats.
+def recomputed_flops(
+    config: ModelConfig, work: StepWork, trainable: Collection[str], remat: Mapping[str, str]
+) -> float:
+    """Computes the FLOPs of the layers' forward passes that the backward pass repeats.
 
     Args:
-      config, work, trained: see `step_flops`.
-      remat: {"vision", "text": name from `vl3_jax.model.remat.POLICIES`}.
+      config: Configuration of the model.
+      work: Work of the step, from `count_work`.
+      trainable: Trainable modules, as for `step_flops`.
+      remat: Remat policies of the layers of "vision" and "text", names from `vl3_jax.model.remat.POLICIES`.
     """
     vision, text = config.vision, config.text
     width, out = vision.hidden_size, text.hidden_size
     query, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-    # Of one position of a layer: the projections into attention and the MLP, and the one out of attention. That out of
-    # the MLP is never repeated, since nothing but the residual takes it.
+    # FLOPs of one position in one layer: the projections into attention and the MLP, and the one out of attention. The
+    # projection out of the MLP is never repeated, since only the residual stream uses its output.
     tower_in, tower_out = 2 * (3 * width * width + width * vision.intermediate_size), 2 * width * width
     text_in, text_out = 2 * (out * (query + 2 * kv) + 2 * out * text.intermediate_size), 2 * out * query
 
@@ -143,38 +152,39 @@ def recomputed_flops(config: ModelConfig, work: StepWork, trained: Collection[st
 
     tower = repeated(remat["vision"], work.patches, tower_in, tower_out, work.patch_pairs * 4 * width)
     decoder = repeated(remat["text"], work.tokens, text_in, text_out, work.token_pairs * 4 * query)
-    return float(("vision" in trained) * vision.num_layers * tower + bool(trained) * text.num_layers * decoder)
+    return float(("vision" in trainable) * vision.num_layers * tower + bool(trainable) * text.num_layers * decoder)
 
 
 class StepFlops:
-    """Counts the FLOPs of steps of one run; of the rows that one host holds if given those.
+    """Counts the FLOPs of the steps of one run.
 
     Args:
-      config: sizes of the model.
-      rates: peak learning rate of each group, None or 0 for a frozen one; if a group learns that is none of "vision",
-        "projector", "llm" and "lora", the whole model counts as learning.
-      lora_rank: see `step_flops`.
+      config: Configuration of the model.
+      learning_rates: Peak learning rate of each group of parameters, None or 0 for a frozen one. If a group other than
+        "vision", "projector", "llm" and "lora" is trainable, the whole model counts as trainable.
+      lora_rank: Rank of the adapters on all linear layers of the decoder.
     """
 
     def __init__(self, config: ModelConfig, learning_rates: Mapping[str, float | None], lora_rank: int = 0):
-        trained = {group for group, rate in learning_rates.items() if rate}
-        own = trained - {*_MODULES, "lora"}
-        self._config, self._trained, self._rank = config, trained | set(_MODULES if own else ()), lora_rank
+        trainable = {group for group, rate in learning_rates.items() if rate}
+        custom_groups = trainable - {*_MODULES, "lora"}
+        self._config, self._lora_rank = config, lora_rank
+        self._trainable = trainable | set(_MODULES if custom_groups else ())
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> float:
-        """FLOPs of a step over the packed batch."""
-        return step_flops(self._config, count_work(batch), self._trained, self._rank)["total"]
+        """Returns the FLOPs of a step over a packed batch, which may be the rows of one host."""
+        return step_flops(self._config, count_work(batch), self._trainable, self._lora_rank)["total"]
 
 
-# Dense bfloat16 FLOP/s of one device, by a part of its `device_kind` (lower case), most specific first.
-# TPU: cloud.google.com/tpu/docs, the pages "TPU v4", "v5e", "v5p", "v6e" (a device is a chip; v2 and v3 are not listed,
-# theirs are half chips). GPU: NVIDIA's data sheets, without sparsity: H100 SXM5, PCIe and NVL, H200 SXM, A100.
+# Dense bfloat16 FLOP/s of one device, by a part of its `device_kind` in lower case; the first match counts.
+# TPU: cloud.google.com/tpu/docs, the pages "TPU v4", "v5e", "v5p", "v6e". A device is a chip; v2 and v3, whose devices
+# are half chips, are not listed. GPU: NVIDIA's data sheets, without sparsity: H100 SXM5, PCIe and NVL, H200 SXM, A100.
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
-    ("tpu v4", CHIPS["v4"].flops),
-    ("tpu v5 lite", CHIPS["v5e"].flops),
-    ("tpu v5e", CHIPS["v5e"].flops),
-    ("tpu v5", CHIPS["v5p"].flops),
-    ("tpu v6", CHIPS["v6e"].flops),
+    ("tpu v4", CHIPS["v4"].peak_flops),
+    ("tpu v5 lite", CHIPS["v5e"].peak_flops),
+    ("tpu v5e", CHIPS["v5e"].peak_flops),
+    ("tpu v5", CHIPS["v5p"].peak_flops),
+    ("tpu v6", CHIPS["v6e"].peak_flops),
     ("h100 pcie", 756e12),
     ("h100 nvl", 835e12),
     ("h100", 989e12),
@@ -184,6 +194,6 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a device of this `jax.Device.device_kind`; None where unknown, as for a CPU."""
+    """Returns the dense bfloat16 FLOP/s of a `jax.Device.device_kind`; None if unknown, as for a CPU."""
     kind = device_kind.lower()
     return next((peak for name, peak in PEAK_FLOPS if name in kind), None)

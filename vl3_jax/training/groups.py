@@ -1,8 +1,8 @@
-"""Which parameters learn, and at what rate: one ordered list of patterns that covers every parameter.
+"""Groups of parameters, each with a learning rate: one ordered list of patterns that covers every parameter.
 
-A pattern is a regular expression that must match a parameter's whole path, its keys joined by slashes
-("llm/layers/attn/q/kernel"; an adapter's leaves end in "kernel/base", "kernel/a", "kernel/b"). The first that matches
-names the parameter's group.
+A pattern is a regular expression that must match the whole path of a parameter, its keys joined by slashes:
+"llm/layers/attn/q/kernel". The leaves of an adapted kernel end in "kernel/base", "kernel/a" and "kernel/b". The first
+pattern that matches names the group of the parameter.
 """
 
 import re
@@ -15,39 +15,40 @@ from vl3_jax.errors import InputError
 
 Patterns = Sequence[tuple[str, str]]
 
-# The modules of the reference trainer's learning rates.
+# The modules that have a learning rate in the reference trainer.
 MODULES: Patterns = ((r"vision/.*", "vision"), (r"projector/.*", "projector"), (r"llm/.*", "llm"))
-# The same with adapters, wherever they are; their frozen bases stay with their modules.
+# The same with a group of all adapters; the kernels under them stay in the groups of their modules.
 WITH_LORA: Patterns = ((r".*/kernel/[ab]", "lora"), *MODULES)
 
 
 def leaf_path(path: Sequence[Any]) -> str:
-    """A key path of `jax.tree_util` as one string: dict keys and field names joined by slashes."""
+    """Returns a key path of `jax.tree_util` as one string: dict keys and field names joined by slashes."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """{path: leaf} of a tree of parameters, in the tree's own order."""
+    """Returns the leaves of a tree by path, in the order of the tree."""
     return {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def map_paths(function, tree: Any, *rest: Any) -> Any:
-    """`jax.tree.map` whose function is given the path first."""
+    """Maps a tree like `jax.tree.map`; the first argument of `function` is the path of the leaf."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(leaf_path(path), *leaves), tree, *rest)
 
 
 def assign(params: Any, patterns: Patterns) -> Any:
-    """The group of each parameter.
+    """Assigns a group to each parameter.
 
     Args:
-      params: tree of arrays or of their shapes.
-      patterns: (regular expression, group), in order.
+      params: Tree of arrays or of their shapes.
+      patterns: Pairs of a regular expression and a group, in order.
 
     Returns:
-      A tree like `params` with the groups' names.
+      A tree like `params` with the names of the groups.
 
     Raises:
-      InputError: a parameter that no pattern covers, a pattern that no parameter is left for, or one that is none.
+      InputError: No pattern covers a parameter, no parameter is left for a pattern, or a pattern is not a regular
+        expression.
     """
     compiled = []
     for pattern, group in patterns:
@@ -72,10 +73,17 @@ def assign(params: Any, patterns: Patterns) -> Any:
 
 
 def trainable_mask(groups: Any, learning_rates: Mapping[str, float | None]) -> Any:
-    """Which parameters learn: those whose group has a rate that is neither None nor 0.
+    """Marks the trainable parameters: those whose group has a learning rate that is neither None nor 0.
+
+    Args:
+      groups: Tree with the group of each parameter, from `assign`.
+      learning_rates: Peak learning rate of each group.
+
+    Returns:
+      A tree of bools like `groups`.
 
     Raises:
-      InputError: a group without an entry in `rates`, an entry without a group, a negative rate, or nothing to learn.
+      InputError: A group has no learning rate, a learning rate has no group or is negative, or every group is frozen.
     """
     present = sorted(set(jax.tree.leaves(groups)))
     missing, unknown = sorted(set(present) - set(learning_rates)), sorted(set(learning_rates) - set(present))
@@ -92,12 +100,12 @@ def trainable_mask(groups: Any, learning_rates: Mapping[str, float | None]) -> A
 
 
 def split(params: Any, mask: Any) -> tuple[Any, Any]:
-    """The trainable and the frozen half: trees like `params` with None for the leaves of the other half."""
-    trainable = jax.tree.map(lambda leaf, learns: leaf if learns else None, params, mask)
-    frozen = jax.tree.map(lambda leaf, learns: None if learns else leaf, params, mask)
+    """Splits parameters into a trainable and a frozen tree like `params`, with None for the leaves of the other."""
+    trainable = jax.tree.map(lambda leaf, is_trainable: leaf if is_trainable else None, params, mask)
+    frozen = jax.tree.map(lambda leaf, is_trainable: None if is_trainable else leaf, params, mask)
     return trainable, frozen
 
 
 def merge(trainable: Any, frozen: Any) -> Any:
-    """The inverse of `split`."""
+    """Merges the two trees of `split` into the whole tree."""
     return jax.tree.map(lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda leaf: leaf is None)

@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on the kernels that path patterns name.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on the kernels whose paths match patterns.
 
-The official trainer's defaults are rank 64, alpha 16 and a dropout of 0.05 on the adapters' input. There is no dropout
-here: a step needs no random numbers.
+The official trainer's defaults are rank 64, alpha 16 and a dropout of 0.05 on the input of the adapters. There is no
+dropout here, so that a step needs no random numbers.
 """
 
 import math
@@ -21,27 +21,28 @@ from vl3_jax.training.groups import leaf_path
 
 RANK = 64
 ALPHA = 16.0
-# Every linear layer of the decoder, without the output head.
+# All linear layers of the decoder but the output head.
 LLM: tuple[str, ...] = (r"llm/layers/attn/(q|k|v|out)/kernel", r"llm/layers/mlp/(gate|up|down)/kernel")
-# What the official trainer adapts of the tower, where PEFT finds the decoder's module names.
+# Kernels of the tower that the official trainer adapts, because PEFT finds module names of the decoder there.
 TOWER: tuple[str, ...] = (r"vision/layers/attn/(q|k|v)/kernel",)
 
 
 def add_adapters(
     params: Any, key: jax.Array, patterns: Sequence[str] = LLM, rank: int = RANK, alpha: float = ALPHA
 ) -> Any:
-    """`params` with a `LoraKernel` around each kernel whose path a pattern matches wholly; the model is unchanged.
+    """Replaces each kernel whose whole path matches a pattern by a `LoraKernel` that computes the same function.
 
-    As in PEFT, `a` starts uniform in +-1/sqrt(fan in) and `b` at zero; both are float32.
+    As in PEFT, `a` is initialised uniformly in +-1/sqrt(fan in) and `b` with zeros; both are float32.
 
     Args:
-      params: tree of parameters, or of their shapes under `jax.eval_shape`; kernels may be quantised.
-      key: where `a` is drawn from, for each path apart.
-      patterns: regular expressions over paths such as "llm/layers/attn/q/kernel".
-      rank, alpha: the adapters' part is alpha / rank * a b.
+      params: Tree of parameters, or of their shapes under `jax.eval_shape`; kernels may be quantised.
+      key: Random key, folded with the path of each kernel to initialise its `a`.
+      patterns: Regular expressions over paths such as "llm/layers/attn/q/kernel".
+      rank: Rank of the adapters.
+      alpha: Numerator of the scale: an adapter adds alpha / rank * a b to its kernel.
 
     Raises:
-      InputError: a pattern that matches no kernel, or a rank below 1.
+      InputError: A pattern matches no kernel, or the rank is less than 1.
     """
     if rank < 1:
         raise InputError(f"the rank of adapters is {rank}; give at least 1")
@@ -55,21 +56,24 @@ def add_adapters(
             return kernel
         stack, in_shape, out_shape = _shapes(path, kernel.shape)
         bound = math.prod(in_shape) ** -0.5
-        here = jax.random.fold_in(key, zlib.crc32(path.encode()))
-        a = jax.random.uniform(here, (*stack, *in_shape, rank), jnp.float32, -bound, bound)
+        path_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        a = jax.random.uniform(path_key, (*stack, *in_shape, rank), jnp.float32, -bound, bound)
         return LoraKernel(kernel, a, jnp.zeros((*stack, rank, *out_shape), jnp.float32), alpha / rank)
 
     adapted = jax.tree_util.tree_map_with_path(adapt, params, is_leaf=_is_kernel)
     if unused:
-        raise InputError(f"adapters: no kernel is called {min(unused)!r}; give paths such as llm/layers/attn/q/kernel")
+        raise InputError(f"adapters: no kernel matches {min(unused)!r}; give paths such as llm/layers/attn/q/kernel")
     return adapted
 
 
 def merge_adapters(params: Any) -> Any:
-    """Plain parameters: base + scale * a b, summed in float32, in the base's type (float32 for a quantised one)."""
+    """Returns plain parameters: base + scale * a b, summed in float32 and cast to the type of the base.
+
+    A quantised base becomes float32.
+    """
 
     def merge(kernel: Any) -> Any:
-        if not isinstance(kernel, LoraKernel):
+        if not _is_adapted(kernel):
             return kernel
         base = kernel.base
         if isinstance(base, QuantizedKernel):
@@ -80,12 +84,12 @@ def merge_adapters(params: Any) -> Any:
 
 
 def remove_adapters(params: Any) -> Any:
-    """The parameters without their adapters."""
-    return jax.tree.map(lambda x: x.base if isinstance(x, LoraKernel) else x, params, is_leaf=_is_adapted)
+    """Returns the parameters without their adapters."""
+    return jax.tree.map(lambda node: node.base if _is_adapted(node) else node, params, is_leaf=_is_adapted)
 
 
 def adapter_product(kernel: LoraKernel) -> jax.Array:
-    """The adapter's part, scale * a b: float32, in the kernel's shape."""
+    """Returns what an adapter adds to its kernel, scale * a b, in float32 and in the shape of the kernel."""
     a, b, shape = kernel.a.astype(jnp.float32), kernel.b.astype(jnp.float32), kernel.shape
     stack, rank = shape[: a.ndim + b.ndim - 2 - len(shape)], a.shape[-1]
     product = einsum("...ir,...ro->...io", a.reshape(*stack, -1, rank), b.reshape(*stack, rank, -1))
@@ -93,11 +97,11 @@ def adapter_product(kernel: LoraKernel) -> jax.Array:
 
 
 def adapter_axes(params: Any, axes: Any) -> Any:
-    """The logical axes of `params`, from those of the plain tree: an adapter's are its kernel's, its rank has none.
+    """Returns the logical axes of parameters with adapters: those of the adapted kernels, None for the rank.
 
     Args:
-      params: tree of arrays or shapes, with adapters and quantised kernels or without.
-      axes: from `vl3_jax.model.param_axes`.
+      params: Tree of arrays or shapes, which may hold adapters and quantised kernels.
+      axes: Logical axes of the plain tree, from `vl3_jax.model.param_axes`.
     """
 
     def expand(path: Sequence[Any], kernel: Any, names: tuple[str, ...]) -> Any:
@@ -121,8 +125,9 @@ def _is_kernel(node: Any) -> bool:
 
 
 def _shapes(path: str, dimensions: tuple) -> tuple[tuple, tuple, tuple]:
-    """A kernel's dimensions (sizes or names): stacked layers, inputs, outputs."""
+    """Splits the dimensions of a kernel (sizes or names) into stacked layers, inputs and outputs."""
     *modules, module, _ = path.split("/")
     stacked = int("layers" in modules)
-    inputs = stacked + (2 if module == "out" else 1)  # the output projection of attention takes heads and head_dim
-    return dimensions[:stacked], dimensions[stacked:inputs], dimensions[inputs:]
+    # The output projection of attention contracts heads and head_dim.
+    end_of_inputs = stacked + (2 if module == "out" else 1)
+    return dimensions[:stacked], dimensions[stacked:end_of_inputs], dimensions[end_of_inputs:]

@@ -1,7 +1,7 @@
-"""The training loss: weighted next-token cross-entropy, summed, in all and for each task.
+"""The training loss: weighted next-token cross-entropy, summed over the batch and over each task.
 
-Sums, not means: the caller divides by the weight of the whole global batch, so that no device, microbatch or row
-counts more than its tokens (the reference trainer averages over devices instead).
+The functions return sums, not means: the caller divides by the weight of the whole global batch, so that no device,
+microbatch or row counts more than its tokens. The reference trainer averages over devices instead.
 """
 
 import flax.struct
@@ -16,12 +16,13 @@ from vl3_jax.training.cross_entropy import token_losses
 
 @flax.struct.dataclass
 class LossSums:
-    """Sums over a batch, float32; those of several batches add up.
+    """Sums over a batch, all float32. The sums of several batches can be added.
 
     Attributes:
-      loss: [] sum of weight * loss, in nats.
-      weight: [] sum of the weights.
-      task_loss, task_weight: [tasks] the same for each task.
+      loss: Sum of weight * loss in nats, [].
+      weight: Sum of the weights, [].
+      task_loss: Sum of weight * loss of each task, [tasks].
+      task_weight: Sum of the weights of each task, [tasks].
     """
 
     loss: jax.Array
@@ -31,16 +32,19 @@ class LossSums:
 
 
 def unembedding(params: dict, config: TextConfig) -> tuple[jax.Array, int]:
-    """The matrix from hidden states to logits and its vocabulary dimension: [V, D] and 0 if tied, else [D, V] and 1.
+    """Returns the matrix from hidden states to logits, and which of its dimensions is the vocabulary.
+
+    Returns:
+      The embedding [V, D] and 0 if it is tied, otherwise the kernel [D, V] of the output head and 1.
 
     Raises:
-      InputError: the matrix is quantised.
+      InputError: The output head is quantised.
     """
     if config.tie_word_embeddings:
         return params["llm"]["embed"]["embedding"], 0
     kernel = params["llm"]["lm_head"]["kernel"]
     if isinstance(kernel, QuantizedKernel):
-        raise InputError("parameter llm/lm_head/kernel is int8; training over a quantised model needs its head whole")
+        raise InputError("parameter llm/lm_head/kernel is int8; load the output head without quantisation to train")
     return kernel, 1
 
 
@@ -53,15 +57,15 @@ def loss_sums(
     tasks: int = 1,
     **blocks: int,
 ) -> LossSums:
-    """Weighted cross-entropy of a packed batch.
+    """Computes the weighted cross-entropy of a packed batch.
 
     Args:
-      hidden: [B, L, D], after the final norm.
-      unembedding: [V, D] or [D, V].
-      batch: of the packed batch `targets`, `loss_weight`, `segment_ids` [B, L] and `sample_task` [B, S].
-      vocab_axis: which dimension of `unembedding` is the vocabulary.
-      tasks: how many tasks there are; a sample of a task beyond them counts in the whole only.
-      **blocks: `token_block`, `vocab_block` of `token_losses`.
+      hidden: Hidden states after the final norm, [B, L, D].
+      unembedding: Matrix from hidden states to logits, [V, D] or [D, V].
+      batch: Packed batch of which `targets`, `loss_weight` and `segment_ids` [B, L] and `sample_task` [B, S] are read.
+      vocab_axis: Dimension of `unembedding` that is the vocabulary.
+      tasks: Number of tasks. Samples with a larger task id count in the total only.
+      **blocks: `token_block` and `vocab_block` of `token_losses`.
     """
     weight = batch["loss_weight"].astype(jnp.float32)
     losses = token_losses(hidden, unembedding, batch["targets"], weight != 0, vocab_axis=vocab_axis, **blocks)
@@ -75,6 +79,14 @@ def loss_sums(
 
 
 def token_tasks(sample_task: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """[B, L] int32: the task of each token's sample, -1 for padding. From [B, S] and [B, L] (1.. per sample)."""
+    """Returns the task id of each token's sample.
+
+    Args:
+      sample_task: Task id of each packed sample, [B, S] int32.
+      segment_ids: Sample of each token, counted from 1, [B, L] int32; 0 is padding.
+
+    Returns:
+      Task ids, [B, L] int32; -1 for padding.
+    """
     task = jnp.take_along_axis(sample_task, jnp.maximum(segment_ids - 1, 0), axis=1, mode="clip")
     return jnp.where(segment_ids > 0, task, -1)

@@ -1,7 +1,8 @@
-"""What a person sees of a run: a progress bar, a line of JSON for each report, TensorBoard curves."""
+"""Shows and writes the metrics of a run: a progress bar, lines of metrics.jsonl, TensorBoard events."""
 
 import datetime
 import json
+import logging
 import math
 import os
 import sys
@@ -13,20 +14,23 @@ from tqdm import tqdm
 
 from vl3_jax.checkpoint.paths import is_url
 
+logger = logging.getLogger(__name__)
+
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
-_SHOWN = ("loss", "tokens/s", "samples/s", "mfu", "fill", "kept", "data wait")  # in the bar
+# Metrics in the progress bar.
+_IN_BAR = ("loss", "tokens/s", "samples/s", "mfu", "packing efficiency", "kept", "data wait")
 
 
 class MetricWriter:
-    """Writes reports where they belong; on hosts other than the first, nowhere.
+    """Writes metrics; on hosts other than the first, nowhere.
 
     Args:
-      workdir: of the run, local or gs://.
-      total: steps of the whole run.
-      done: steps of earlier sessions.
-      active: this is the first host.
-      tensorboard: write event files, too.
+      workdir: Workdir of the run, local or gs://.
+      total: Number of optimizer steps in the whole run.
+      done: Steps done before this start; metrics of later ones are dropped, for these steps are done again.
+      active: Whether this is the first host.
+      tensorboard: Whether event files are written, too.
     """
 
     def __init__(self, workdir: str | epath.Path, total: int, done: int, active: bool, tensorboard: bool = True):
@@ -45,27 +49,27 @@ class MetricWriter:
             return
         workdir = epath.Path(workdir)
         self._path = workdir / METRICS
-        # A file on an object store cannot grow; it is written anew.
-        self._lines = _before(self._path, done) if self._path.exists() else []
+        # A file on an object store cannot be appended to, so its lines are kept and written again.
+        self._lines = _lines_up_to(self._path, done) if self._path.exists() else []
         self._rewrite()
         if tensorboard:
             from tensorboardX import SummaryWriter
 
             self._events = workdir / TENSORBOARD
             if is_url(workdir):
-                # What tensorboardX has for gs:// writes in a thread; after an error there the run would wait forever.
+                # tensorboardX writes to gs:// in a thread, after an error in which the run would wait forever.
                 self._buffer = tempfile.TemporaryDirectory(prefix="vl3-events-")
             self._writer = SummaryWriter(self._buffer.name if self._buffer else str(self._events), purge_step=done)
 
     def step(self, number: int) -> None:
-        """Step `number` (from 1) is done."""
+        """Moves the progress bar to step `number` (from 1)."""
         self._bar.update(number - self._bar.n)
 
-    def report(self, step: int, values: Mapping[str, float]) -> None:
-        """Values after `step` steps: those of the whole, and `loss/<task>` and the like."""
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes metrics by name after `step` steps."""
         if not self._active:
             return
-        self._bar.set_postfix_str(" ".join(f"{name} {_short(values[name])}" for name in _SHOWN if name in values))
+        self._bar.set_postfix_str(" ".join(f"{name} {_short(values[name])}" for name in _IN_BAR if name in values))
         record = {"step": step, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **values}
         record = {name: _json_number(value) for name, value in record.items()}
         self._lines.append(json.dumps(record) + "\n")
@@ -76,20 +80,20 @@ class MetricWriter:
             self._writer.flush()
             self._copy_events()
 
-    def say(self, text: str) -> None:
-        """A line for the person at the terminal, above the bar."""
+    def log(self, text: str) -> None:
+        """Logs a text on the first host."""
         if self._active:
-            self._bar.write(text, file=sys.stderr)
+            logger.info("%s", text)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Closes the progress bar and the event file."""
         self._bar.close()
         if self._writer is not None:
             self._writer.close()
             self._copy_events()
 
     def _copy_events(self) -> None:
-        """Event files to the object store, whole, as they are now."""
+        """Copies the event files, as they are now, to the object store."""
         if self._buffer is not None:
             for file in os.scandir(self._buffer.name):
                 (self._events / file.name).write_bytes(epath.Path(file.path).read_bytes())
@@ -105,8 +109,8 @@ class MetricWriter:
         self._path.write_text("".join(self._lines))
 
 
-def _before(path: epath.Path, step: int) -> list[str]:
-    """Reports up to a step: later ones belong to steps that are done again."""
+def _lines_up_to(path: epath.Path, step: int) -> list[str]:
+    """Returns the lines of metrics.jsonl up to a step."""
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:

@@ -1,8 +1,7 @@
-"""AdamW with a peak rate for each group of parameters and one schedule for all, or Muon for small models.
+"""AdamW with a peak learning rate for each group of parameters and one schedule for all, or Muon for small models.
 
-Defaults are those of the reference trainer: betas 0.9 and 0.999, epsilon 1e-8, no weight decay, linear warmup over 3 %
-of the steps, then half a cosine to zero. It names a gradient clip of 1.0 which its shipped settings probably do not
-apply; here it is applied unless `clip_norm` is None.
+Defaults are those of the reference trainer. It names a gradient clip of 1.0 which its shipped settings probably do not
+apply; here it is applied unless `clip` is 0.
 """
 
 import dataclasses
@@ -18,59 +17,58 @@ from vl3_jax.errors import InputError
 from vl3_jax.training.groups import MODULES, Patterns, assign, flatten, map_paths, split, trainable_mask
 
 KINDS = ("adamw", "muon")
-# Leaves that never decay: biases, and the scales of LayerNorm and RMSNorm.
+# Leaves without weight decay: biases, and the scales of LayerNorm and RMSNorm.
 NO_DECAY = ("bias", "scale")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters learn.
+    """The optimizer of a run.
 
     Attributes:
-      rates: the peak learning rate of each group of `patterns`; None or 0 freezes it.
-      steps: length of the run, in optimizer steps.
-      patterns: which parameter is in which group, see `vl3_jax.training.groups`.
-      warmup_ratio: share of the steps, rounded up, over which the rates rise from 0.
+      learning_rates: Peak learning rate of each group of parameters; None or 0 freezes the group.
+      groups: Pairs of a pattern of parameter paths and the group it puts them in, in order; see
+        `vl3_jax.training.groups`.
       kind: "adamw", or "muon": orthogonalised momentum (arXiv 2502.16982) for the matrices of layers and projector and
         AdamW for the rest. Muon gathers whole matrices and is meant for small models.
-      b1, b2, eps, weight_decay: of AdamW; the decay, times the rate, is of both kinds and of kernels and embeddings.
-      muon_beta: momentum of Muon.
-      clip_norm: the largest global norm of a gradient; None does not clip.
-      mu_dtype: type of the first moment; "bfloat16" saves two bytes for each trained parameter.
+      warmup_ratio: Share of the steps, rounded up, over which the learning rates rise from 0; half a cosine back to 0
+        follows.
+      b1, b2, eps: Betas and epsilon of AdamW.
+      weight_decay: Decay of kernels and embeddings, times the learning rate.
+      muon_beta: Momentum of Muon.
+      clip: Largest global norm of the gradient; 0 does not clip.
+      first_moment_dtype: Type of the first moment; "bfloat16" saves two bytes for each trainable parameter.
     """
 
     learning_rates: Mapping[str, float | None]
-    steps: int
-    patterns: Patterns = MODULES
-    warmup_ratio: float = 0.03
+    groups: Patterns = MODULES
     kind: str = "adamw"
+    warmup_ratio: float = 0.03
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
     muon_beta: float = 0.95
-    clip_norm: float | None = 1.0
-    mu_dtype: str | None = None
+    clip: float = 1.0
+    first_moment_dtype: str = "float32"
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise InputError(f"optimizer {self.kind!r} is unknown; known: {', '.join(KINDS)}")
-        if self.steps < 1:
-            raise InputError(f"steps is {self.steps}; give at least 1")
         if not 0 <= self.warmup_ratio <= 1:
             raise InputError(f"warmup_ratio is {self.warmup_ratio}; give a share of the steps, 0 to 1")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise InputError(f"clip_norm is {self.clip_norm}; give a positive number, or None not to clip")
+        if self.clip < 0:
+            raise InputError(f"clip is {self.clip}; give a positive number, or 0 not to clip")
 
-    @property
-    def warmup_steps(self) -> int:
-        return math.ceil(self.warmup_ratio * self.steps)
+    def warmup_steps(self, steps: int) -> int:
+        """Returns the number of warmup steps in a run of `steps`."""
+        return math.ceil(self.warmup_ratio * steps)
 
 
-def schedule(steps: int, warmup_steps: int) -> Callable[[jax.Array], jax.Array]:
-    """The multiplier of the peak rates at a step (from 0): transformers' `get_cosine_schedule_with_warmup`.
+def schedule(steps: int, warmup_steps: int) -> optax.Schedule:
+    """Returns the multiplier of the peak rates at a step (from 0): transformers' `get_cosine_schedule_with_warmup`.
 
-    0 at step 0 if there is any warmup, 1 at `warmup_steps`, 0 again at `steps`.
+    It is 0 at step 0 if there is any warmup, 1 at `warmup_steps`, 0 again at `steps`.
     """
 
     def multiplier(step: jax.Array) -> jax.Array:
@@ -85,87 +83,97 @@ def schedule(steps: int, warmup_steps: int) -> Callable[[jax.Array], jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """The settings, resolved for one tree of parameters.
+    """An optimizer for one tree of parameters.
 
     Attributes:
-      settings: what it was made from.
-      groups: tree like the parameters, the group of each.
-      mask: tree like the parameters, whether it learns.
-      transform: the optax transformation, over the trainable half of the tree.
+      config: Settings it was made from.
+      schedule: Multiplier of the peak learning rates at a step.
+      groups: Tree like the parameters with the group of each.
+      mask: Tree like the parameters with whether each is trainable.
+      transform: Optax transformation of the trainable half of the tree.
     """
 
-    settings: OptimizerConfig
+    config: OptimizerConfig
+    schedule: optax.Schedule
     groups: Any
     mask: Any
     transform: optax.GradientTransformation
 
     def init(self, params: Any) -> optax.OptState:
-        """The state at step 0: float32 moments of what learns, nothing of what does not."""
-        return self.transform.init(_wide(split(params, self.mask)[0]))
+        """Returns the state at step 0: float32 moments of the trainable parameters, nothing of the frozen ones."""
+        return self.transform.init(_to_float32(split(params, self.mask)[0]))
 
     def update(self, gradients: Any, opt_state: optax.OptState, trainable: Any) -> tuple[Any, optax.OptState]:
-        """One step.
+        """Applies one step.
 
         Args:
-          gradients, trainable: trees of the trainable half, see `groups.split`.
-          opt_state: of the step before.
+          gradients, trainable: Trees of the trainable half, see `groups.split`.
+          opt_state: State after the previous step.
 
         Returns:
           The trainable half after the step, in its own types, and the new state.
         """
-        updates, opt_state = self.transform.update(_wide(gradients), opt_state, _wide(trainable))
+        updates, opt_state = self.transform.update(_to_float32(gradients), opt_state, _to_float32(trainable))
         new = jax.tree.map(lambda p, u: (p.astype(jnp.float32) + u).astype(p.dtype), trainable, updates)
         return new, opt_state
 
     def learning_rates(self, step: jax.Array) -> dict[str, jax.Array]:
-        """The learning rate of each group at a step (from 0)."""
-        multiplier = schedule(self.settings.steps, self.settings.warmup_steps)(step)
-        return {group: (rate or 0.0) * multiplier for group, rate in self.settings.learning_rates.items()}
+        """Returns the learning rate of each group at a step (from 0)."""
+        multiplier = self.schedule(step)
+        return {group: (rate or 0.0) * multiplier for group, rate in self.config.learning_rates.items()}
 
 
-def make_optimizer(settings: OptimizerConfig, params: Any) -> Optimizer:
-    """Resolves the settings for `params`, a tree of arrays or of their shapes.
+def make_optimizer(config: OptimizerConfig, params: Any, steps: int) -> Optimizer:
+    """Builds the optimizer of a tree of parameters.
+
+    Args:
+      config: Its settings.
+      params: Tree of arrays or of their shapes.
+      steps: Number of optimizer steps in the whole run.
 
     Raises:
-      InputError: what `groups.assign` and `groups.trainable_mask` raise, or an int8 parameter that is to learn.
+      InputError: What `groups.assign` and `groups.trainable_mask` raise, no steps, or a trainable int8 parameter.
     """
-    groups = assign(params, settings.patterns)
-    mask = trainable_mask(groups, settings.learning_rates)
+    if steps < 1:
+        raise InputError(f"steps is {steps}; give at least 1")
+    groups = assign(params, config.groups)
+    mask = trainable_mask(groups, config.learning_rates)
     for path, leaf in flatten(split(params, mask)[0]).items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise InputError(f"parameter {path} is {leaf.dtype} and cannot learn; freeze its group")
-    trained_groups, _ = split(groups, mask)
-    parts = []
-    if settings.clip_norm is not None:
-        parts.append(optax.clip_by_global_norm(settings.clip_norm))
-    parts.append(_muon(settings, trained_groups) if settings.kind == "muon" else _adam(settings))
-    if settings.weight_decay:
-        decays = map_paths(lambda path, _: path.rsplit("/", 1)[-1] not in NO_DECAY, trained_groups)
-        parts.append(optax.add_decayed_weights(settings.weight_decay, decays))
-    parts.append(_scale_by_group_rates(settings, trained_groups))
-    return Optimizer(settings, groups, mask, optax.chain(*parts))
+            raise InputError(f"parameter {path} is {leaf.dtype} and cannot be trained; freeze its group")
+    trainable_groups, _ = split(groups, mask)
+    multiplier = schedule(steps, config.warmup_steps(steps))
+    transforms = []
+    if config.clip:
+        transforms.append(optax.clip_by_global_norm(config.clip))
+    transforms.append(_muon(config, trainable_groups) if config.kind == "muon" else _adam(config))
+    if config.weight_decay:
+        decays = map_paths(lambda path, _: path.rsplit("/", 1)[-1] not in NO_DECAY, trainable_groups)
+        transforms.append(optax.add_decayed_weights(config.weight_decay, decays))
+    transforms.append(_scale_by_learning_rates(config.learning_rates, multiplier, trainable_groups))
+    return Optimizer(config, multiplier, groups, mask, optax.chain(*transforms))
 
 
-def _wide(tree: Any) -> Any:
+def _to_float32(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
 
-def _adam(settings: OptimizerConfig) -> optax.GradientTransformation:
-    return optax.scale_by_adam(settings.b1, settings.b2, settings.eps, mu_dtype=settings.mu_dtype)
+def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.first_moment_dtype)
 
 
-def _muon(settings: OptimizerConfig, trained: Any) -> optax.GradientTransformation:
+def _muon(config: OptimizerConfig, trainable: Any) -> optax.GradientTransformation:
     def dimensions(tree: Any) -> Any:
         return map_paths(lambda path, _: matrix_dimensions(path), tree)
 
     muon = optax.chain(
         optax.contrib.scale_by_muon(
-            beta=settings.muon_beta, mu_dtype=settings.mu_dtype, weight_dimension_numbers=dimensions
+            beta=config.muon_beta, mu_dtype=config.first_moment_dtype, weight_dimension_numbers=dimensions
         ),
         _scale_like_adam(dimensions),
     )
-    labels = map_paths(lambda path, _: "adam" if matrix_dimensions(path) is None else "muon", trained)
-    return optax.partition({"muon": muon, "adam": _adam(settings)}, labels)
+    labels = map_paths(lambda path, _: "adam" if matrix_dimensions(path) is None else "muon", trainable)
+    return optax.partition({"muon": muon, "adam": _adam(config)}, labels)
 
 
 def _scale_like_adam(dimensions: Callable[[Any], Any]) -> optax.GradientTransformation:
@@ -182,11 +190,12 @@ def _scale_like_adam(dimensions: Callable[[Any], Any]) -> optax.GradientTransfor
 
 
 def matrix_dimensions(path: str) -> optax.contrib.MuonDimensionNumbers | None:
-    """Which dimensions of a kernel are its rows and columns (stacked layers are apart); None for what is no matrix.
+    """Returns which dimensions of a kernel are its rows and columns; None for a parameter that is no matrix.
 
-    Attention kernels are [layers, D, heads, head_dim] and back. Text embeddings, the output head and adapters are left
-    to AdamW, like biases and norms. The patch embedding is a matrix like others: its inputs are nearly the same in all
-    patches but for a few directions, which carry the picture and which AdamW finds late.
+    Attention kernels are [layers, D, heads, head_dim] and back; stacked layers are matrices of their own. Text
+    embeddings, the output head and adapters are left to AdamW, like biases and norms. The patch embedding is a matrix
+    like others: its inputs are nearly the same in all patches but for a few directions, which carry the image and
+    which AdamW finds late.
     """
     *modules, module, kind = path.split("/")
     if kind != "kernel" or not ("layers" in modules or modules == ["projector"] or module == "patch_embed"):
@@ -199,16 +208,17 @@ def matrix_dimensions(path: str) -> optax.contrib.MuonDimensionNumbers | None:
     return optax.contrib.MuonDimensionNumbers((first,), (first + 1,))
 
 
-def _scale_by_group_rates(settings: OptimizerConfig, groups: Any) -> optax.GradientTransformation:
-    """Times minus the rate of each leaf's group at this step."""
-    multiplier = schedule(settings.steps, settings.warmup_steps)
+def _scale_by_learning_rates(
+    learning_rates: Mapping[str, float | None], multiplier: optax.Schedule, groups: Any
+) -> optax.GradientTransformation:
+    """Multiplies each leaf by minus the learning rate of its group at this step."""
 
     def init(_params: Any) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
 
     def update(updates: Any, state: optax.ScaleByScheduleState, _params: Any = None):
         now = multiplier(state.count)
-        updates = jax.tree.map(lambda u, group: -settings.learning_rates[group] * now * u, updates, groups)
+        updates = jax.tree.map(lambda u, group: -learning_rates[group] * now * u, updates, groups)
         return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init, update)

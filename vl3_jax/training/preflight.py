@@ -1,4 +1,7 @@
-"""What every host asks before anything is loaded or compiled: a pod that waits costs as much as one that works."""
+"""Checks of devices, workdir, initial weights and data before anything is loaded or compiled.
+
+A pod that waits for one faulty host costs as much as one that works.
+"""
 
 import contextlib
 import os
@@ -11,35 +14,36 @@ import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
 from data_pipelines import mixtures
 from data_pipelines.mixture_dataset import require_present
 from vl3_jax.checkpoint import open_source
 from vl3_jax.checkpoint.paths import check_bucket, is_url, list_dir, translate_io_errors
 from vl3_jax.errors import InputError
+from vl3_jax.training.run_config import RunConfig
 
 _PROBE = ".vl3-probe"
-_LENGTH = 1000  # bytes of a host's answer
+_LENGTH = 1000  # bytes of a host's message
 
 
-def check(config: ConfigDict, workdir: epath.Path) -> None:
-    """Devices, workdir, start and data; every host must call this.
+def check(config: RunConfig, workdir: epath.Path) -> None:
+    """Checks devices, workdir, initial weights and data; every host must call this.
 
     Raises:
-      InputError: on all hosts alike, naming the first that finds fault and what it is, so that all of them end.
+      InputError: Something is wrong on some host. Raised on all hosts alike, naming the first and what it found, so
+        that all of them end.
     """
     _devices(config.expect_devices)
     if jax.process_count() == 1:
         _writable(workdir)
-        return  # a start and data that cannot be read are found in a moment, and nobody waits
+        return  # weights and data that cannot be read are found in a moment, and nobody waits
     first = jax.process_index() == 0
     probe = workdir / _PROBE
-    run_on_all_hosts(lambda: _made(probe) if first else None)
+    run_on_all_hosts(lambda: _write_probe(probe) if first else None)
     try:
-        run_on_all_hosts(lambda: None if first else _seen(probe))
+        run_on_all_hosts(lambda: None if first else _read_probe(probe))
     finally:
-        # Gone before any host looks into the workdir: they meet once more below.
+        # Removed before any host looks into the workdir: all of them synchronise once more below.
         if first:
             with translate_io_errors(workdir):
                 probe.unlink(missing_ok=True)
@@ -47,64 +51,64 @@ def check(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def run_on_all_hosts(step: Callable[[], None]) -> None:
-    """Runs `step` on every host and waits for all; InputError on all of them when it fails on any."""
+    """Runs `step` on every host and waits for all; raises InputError on all of them when it fails on any."""
     try:
         step()
-        mine = ""
+        message = ""
     except InputError as error:
-        mine = str(error)
+        message = str(error)
     except OSError as error:
-        mine = f"{type(error).__name__}: {error}"
-    answers = _gathered(mine)
-    for rank, answer in enumerate(answers):
-        if answer:
-            name, _, text = answer.partition("\n")
+        message = f"{type(error).__name__}: {error}"
+    messages = _gather(message)
+    for rank, message in enumerate(messages):
+        if message:
+            name, _, text = message.partition("\n")
             raise InputError(f"host {rank} ({name}): {text}")
 
 
-def _gathered(text: str) -> list[str]:
-    """What every process says; "" from those without complaint."""
-    said = f"{socket.gethostname()}\n{text}".encode()[:_LENGTH] if text else b""
+def _gather(text: str) -> list[str]:
+    """Gathers a text from every process; "" from those without an error."""
+    message = f"{socket.gethostname()}\n{text}".encode()[:_LENGTH] if text else b""
     padded = np.zeros(_LENGTH, np.uint8)
-    padded[: len(said)] = np.frombuffer(said, np.uint8)
+    padded[: len(message)] = np.frombuffer(message, np.uint8)
     rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, _LENGTH)
     return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
 
 
 def _devices(expected: int) -> None:
-    """All hosts see the same devices, so all of them raise."""
+    """Compares the number of devices; all hosts see the same ones, so all of them raise."""
     found = jax.devices()
     if not expected or len(found) == expected:
         return
-    held = [sum(one.process_index == rank for one in found) for rank in range(jax.process_count())]
+    per_host = [sum(device.process_index == rank for device in found) for rank in range(jax.process_count())]
     raise InputError(
-        f"{len(found)} devices ({found[0].device_kind}) where {expected} are expected; hosts 0 to {len(held) - 1} have "
-        f"{', '.join(map(str, held))}; check the slice, or change --config.expect_devices"
+        f"{len(found)} devices ({found[0].device_kind}) where {expected} are expected; hosts 0 to "
+        f"{len(per_host) - 1} have {', '.join(map(str, per_host))}; check the slice, or change --config.expect_devices"
     )
 
 
-def _made(probe: epath.Path) -> None:
+def _write_probe(probe: epath.Path) -> None:
     """Writes a small file into the workdir."""
     check_bucket(probe.parent)
     with _writing(probe.parent), translate_io_errors(probe.parent):
         probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_text("a moment's trial of the workdir")
+        probe.write_text("a test whether the workdir can be written")
 
 
-def _seen(probe: epath.Path) -> None:
-    """Whether the workdir is that of the first host, and open to this one."""
+def _read_probe(probe: epath.Path) -> None:
+    """Checks that the workdir is the one the first host wrote to, and that this host can write there."""
     if probe.name not in list_dir(probe.parent):
         raise InputError(f"{probe.parent}: not the folder that the first host wrote to; all hosts need to share it")
-    mine = probe.parent / f"{_PROBE}-{jax.process_index()}"
+    own = probe.parent / f"{_PROBE}-{jax.process_index()}"
     with _writing(probe.parent), translate_io_errors(probe.parent):
-        mine.write_text("")
-        mine.unlink()
+        own.write_text("")
+        own.unlink()
 
 
 def _writable(workdir: epath.Path) -> None:
-    """Of one process: the workdir, or the folder that it will be made in."""
+    """Checks, for a single process, that the workdir or the folder it will be made in can be written."""
     if is_url(workdir):
-        _made(workdir / _PROBE)
+        _write_probe(workdir / _PROBE)
         with translate_io_errors(workdir):
             (workdir / _PROBE).unlink()
         return
@@ -117,7 +121,7 @@ def _writable(workdir: epath.Path) -> None:
 
 @contextlib.contextmanager
 def _writing(folder: os.PathLike) -> Iterator[None]:
-    """Turns what a local file system raises into one InputError."""
+    """Turns errors of a local file system into one InputError."""
     try:
         yield
     except OSError as error:
@@ -126,8 +130,8 @@ def _writing(folder: os.PathLike) -> Iterator[None]:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); give another --workdir") from None
 
 
-def _readable(config: ConfigDict) -> None:
-    """The start and the annotation files."""
+def _readable(config: RunConfig) -> None:
+    """Checks that the initial weights and the annotation files can be read."""
     if config.init_from:
         open_source(config.init_from)
     require_present(mixtures.dataset_specs(config.data))

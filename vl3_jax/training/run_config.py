@@ -1,21 +1,25 @@
-"""The settings of a training run. Files of `configs/` call `training_config` with what their run is about."""
+"""The configuration of a training run."""
 
+import dataclasses
 import json
 import os
-import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.mixtures import Group, mixture
+from data_pipelines.loader import BAD_SHARE
+from data_pipelines.mixture_dataset import DatasetSpec
+from data_pipelines.mixtures import MixtureConfig
 from data_pipelines.synthetic.tokenizer import TOKENIZER
-from vl3_jax import config_file
+from vl3_jax import config_file, config_tree
 from vl3_jax.errors import InputError
 from vl3_jax.training import lora
 from vl3_jax.training.groups import MODULES, WITH_LORA
+from vl3_jax.training.optimizer import OptimizerConfig
 
-# A run that is gone on with may change these: they move work around, but do not change what is learned.
-FREE = (
+# Settings that may change when a run is resumed: they move work around, but do not change what is learned.
+MUTABLE_ON_RESUME = (
     "mesh",
     "cpu_devices",
     "expect_devices",
@@ -27,132 +31,311 @@ FREE = (
     "profile",
     "batch.grad_accum_steps",
 )
+RUN_CONFIG_FILE = "config.json"
 MOCK = "mock"
-MOCK_RATE = 1e-3
-RECORD = "config.json"
-DRAWN = "synthetic://train/stage3?count=400"  # samples that are drawn when they are read
+MOCK_LEARNING_RATE = 1e-3  # at the rates of a trained model a random one learns nothing
+SYNTHETIC_DATA = "synthetic://train/stage3?count=400"
 
 
-def training_config(
-    variant: str, *, model: str, data: str | os.PathLike | ConfigDict, learning_rates: dict[str, float], **settings: Any
+@dataclasses.dataclass(frozen=True)
+class RematConfig:
+    """Rematerialisation policies, names of `model/remat.py`.
+
+    Attributes:
+      vision: Policy of the tower's layers.
+      text: Policy of the decoder's layers.
+    """
+
+    vision: str = "full"
+    text: str = "full"
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Size of each mesh axis; one may be -1, which takes all remaining devices.
+
+    Attributes:
+      data: Copies of the weights, each with rows of its own.
+      fsdp: Devices that share weights and split rows.
+      tensor: Devices that split heads and hidden widths.
+      context: Devices that split the positions of a row.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    context: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """The size of an optimizer step.
+
+    Attributes:
+      samples: Samples of a step on average, which decide its rows where `rows` is 0.
+      rows: Rows of a step on all hosts together; 0 derives them from `samples`, rounded to what the mesh divides.
+      grad_accum_steps: Microbatches of a step; 0 gives each device one row at a time.
+    """
+
+    samples: int = 128
+    rows: int = 0
+    grad_accum_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters.
+
+    Attributes:
+      rank: Rank of the adapters; 0 trains whole matrices instead.
+      alpha: Scale of the adapters, which count alpha / rank.
+      patterns: Regular expressions of the parameter paths that get adapters.
+    """
+
+    rank: int = 0
+    alpha: float = lora.ALPHA
+    patterns: tuple[str, ...] = lora.LLM
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+    """Reading of training data.
+
+    Attributes:
+      workers: Worker processes of each host; 0 reads in threads of the training process.
+      threads: Threads of each host; 0 is one for each processor.
+      bad_share: Share of bad samples, 0 to 1, above which the run stops.
+    """
+
+    workers: int = 0
+    threads: int = 0
+    bad_share: float = BAD_SHARE
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """The loss on held-out data.
+
+    Attributes:
+      annotations: Annotation files of the held-out data.
+      media: Folder or URL of their media.
+      every: Optimizer steps between two evaluations; 0 never evaluates.
+      steps: Batches of an evaluation; 0 is all of the data.
+    """
+
+    annotations: tuple[str, ...] = ()
+    media: str = ""
+    every: int = 0
+    steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints of a run.
+
+    Attributes:
+      every: Optimizer steps between two checkpoints; 0 keeps the last state only.
+      keep: Number of newest checkpoints that are kept; 0 keeps all.
+    """
+
+    every: int = 1000
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Metrics of a run.
+
+    Attributes:
+      every: Optimizer steps between two lines of metrics.
+      tensorboard: Whether TensorBoard event files are written, too.
+    """
+
+    every: int = 10
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """A profiler trace.
+
+    Attributes:
+      start: First optimizer step of the trace, from 0.
+      steps: Optimizer steps of the trace; 0 takes none.
+    """
+
+    start: int = 10
+    steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides over a training run; defaults are the paper's where it has any.
+
+    Attributes:
+      model: Model preset, which the initial weights must match.
+      optimizer: Optimizer and learning rates.
+      data: Mixture of data sets, and how records become rows.
+      init_from: Checkpoint of any kind with the initial weights.
+      random_init: Whether the run starts from random weights instead.
+      tokenizer: Folder or tokenizer.json; empty takes the one of `init_from`.
+      seed: Seed of the order of samples and of random weights.
+      dtype: Type of activations.
+      param_dtype: Type of trainable weights.
+      frozen_dtype: Type of frozen weights.
+      remat: Rematerialisation policies.
+      mesh: Device mesh.
+      cpu_devices: Devices that a CPU is split into where there is no accelerator; 0 is one.
+      expect_devices: Number of devices on all hosts, any other of which ends the job; 0 accepts any.
+      batch: Size of a step.
+      epochs: Epochs of the run, where `steps` is 0.
+      steps: Optimizer steps of the run; 0 ends with the epochs.
+      lora: Adapters.
+      loader: Reading of data.
+      eval: Held-out data.
+      checkpoint: Checkpoints.
+      log: Metrics.
+      profile: Profiler trace.
+      mock: Whether this is a tiny model on synthetic data.
+    """
+
+    model: str
+    optimizer: OptimizerConfig
+    data: MixtureConfig
+    init_from: str = ""
+    random_init: bool = False
+    tokenizer: str = ""
+    seed: int = 42
+    dtype: str = "bfloat16"
+    param_dtype: str = "float32"
+    frozen_dtype: str = "bfloat16"
+    remat: RematConfig = RematConfig()
+    mesh: MeshConfig = MeshConfig()
+    cpu_devices: int = 0
+    expect_devices: int = 0
+    batch: BatchConfig = BatchConfig()
+    epochs: int = 1
+    steps: int = 0
+    lora: LoraConfig = LoraConfig()
+    loader: LoaderConfig = LoaderConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    profile: ProfileConfig = ProfileConfig()
+    mock: bool = False
+
+
+def train_config(
+    variant: str,
+    *,
+    models: Sequence[str],
+    data: MixtureConfig | ConfigDict,
+    learning_rates: Mapping[str, float],
+    **settings: Any,
 ) -> ConfigDict:
-    """All settings of a run; what is not given is the paper's, or has the value that suits most.
+    """Builds the configuration of a run, for a file of `configs/` to return.
 
     Args:
-      variant: "" or "mock": a tiny model on drawn data, for a laptop.
-      model: a preset; must be what `start` holds.
-      data: a mixture (`data_pipelines.mixtures.mixture`), or the file of one.
-      rates: peak learning rate of each group of parameters, 0 for a frozen one: "vision", "projector", "llm", and
-        "lora" where there are adapters.
-      **settings: others, with `__` for the dot: `optimizer__clip=0.0`.
+      variant: One of `models`, "mock", or both joined by a comma; the first of `models` where it names none. "mock"
+        shrinks the run to a tiny model on synthetic data, for any machine.
+      models: Model presets that this run exists for.
+      data: The mixture, or the configuration of one.
+      learning_rates: Peak learning rate of each group of parameters, 0 for a frozen one: "vision", "projector", "llm",
+        and "lora" where there are adapters.
+      **settings: Other values, with `__` for the dot: `optimizer__clip=0.0`.
 
     Raises:
-      InputError: an unknown variant or setting.
+      InputError: An unknown variant.
     """
-    config = ConfigDict(
-        {
-            "model": model,
-            "init_from": "",  # checkpoint of any kind that training begins from
-            "random_init": False,  # begin from random weights instead
-            "tokenizer": "",  # folder or tokenizer.json; "": that of `start`
-            "seed": 42,
-            "dtype": "bfloat16",  # of activations
-            "param_dtype": "float32",  # of weights that learn
-            "frozen_dtype": "bfloat16",  # of weights that do not
-            "remat": {"vision": "full", "text": "full"},  # names of model/remat.py
-            "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "context": 1},  # -1: what is left
-            "cpu_devices": 0,  # into how many a CPU is split, where there is nothing else; 0: one
-            "expect_devices": 0,  # of all hosts together; a job that finds another number ends; 0: any
-            "batch": {
-                "samples": 128,  # of a step on average; decides the rows of a step where they are not given
-                "rows": 0,  # of a step, on all hosts; 0: from `samples`, rounded to what the mesh divides
-                "grad_accum_steps": 0,  # parts of a step that go one after another; 0: a device has one row at a time
-            },
-            "epochs": 1,
-            "steps": 0,  # stop after so many; 0: when the epochs are over
-            "optimizer": {
-                "kind": "adamw",  # or "muon", for tiny models
-                "learning_rates": {name: float(rate) for name, rate in learning_rates.items()},
-                "groups": WITH_LORA if "lora" in learning_rates else MODULES,  # (pattern of paths, group), in order
-                "warmup_ratio": 0.03,  # of all steps; then half a cosine to 0
-                "b1": 0.9,
-                "b2": 0.999,
-                "eps": 1e-8,
-                "weight_decay": 0.0,
-                "clip": 1.0,  # of the gradient's global norm; 0: none
-                "first_moment_dtype": "float32",  # or "bfloat16"
-            },
-            "lora": {"rank": 0, "alpha": 16.0, "patterns": lora.LLM},  # rank 0: whole matrices are trained
-            "data": data if isinstance(data, ConfigDict) else config_file.load(data),
-            "loader": {"workers": 0, "threads": 0, "bad_share": 0.05},  # threads 0: as many as processors
-            "eval": {"annotations": (), "media": "", "every": 0, "steps": 0},  # steps 0: all of it
-            "checkpoint": {"every": 1000, "keep": 2},
-            "log": {"every": 10, "tensorboard": True},
-            "profile": {"start": 10, "steps": 0},
-            "mock": False,
-        }
+    model, is_mock = split_variant(variant, models)
+    optimizer = OptimizerConfig(
+        learning_rates={group: float(rate) for group, rate in learning_rates.items()},
+        groups=WITH_LORA if "lora" in learning_rates else MODULES,
     )
-    for key, value in settings.items():
-        config_file.set_value(config, key.replace("__", "."), value)
-    if variant == MOCK:
-        _shrink(config)
-    elif variant:
-        raise InputError(f"no variant {variant!r} of this configuration; there is {MOCK!r}")
-    return config
+    mixture = data if isinstance(data, MixtureConfig) else config_tree.from_tree(MixtureConfig, data, "data.")
+    config = RunConfig(model, optimizer, mixture)
+    config = config_tree.replace(config, {name.replace("__", "."): value for name, value in settings.items()})
+    return config_tree.to_config_dict(apply_mock(config) if is_mock else config)
 
 
-def _shrink(config: ConfigDict) -> None:
-    """Tiny shapes, drawn data and a random start, so that the whole path runs anywhere in a minute."""
-    config.mock = True
-    config.model = "tiny"
-    config.random_init = True
-    config.dtype = config.frozen_dtype = "float32"
-    config.remat = ConfigDict({"vision": "none", "text": "none"})
-    config.batch.rows = 8
-    config.batch.grad_accum_steps = 1
-    config.data.datasets = mixture([Group("drawn", 0, ["drawn"])]).datasets
-    config.data.datasets.drawn.annotations = (DRAWN,)
-    config.tokenizer = str(TOKENIZER)
-    config.steps = 20
-    config.checkpoint.every = 10
-    config.log.every = 5
-    for (
-        name,
-        rate,
-    ) in config.optimizer.learning_rates.items():  # at the rates of a trained model a random one learns nothing
-        config.optimizer.learning_rates[name] = MOCK_RATE if rate else 0.0
-    for name, value in {
-        "length": 512,
-        "patches": 512,
-        "vision_tokens": 256,
-        "samples": 8,
-        "max_tokens": 64,
-        "min_tokens": 4,
-        "max_frames": 8,
-        "max_frame_patches": 256,
-    }.items():
-        config.data[name] = value
+def split_variant(variant: str, choices: Sequence[str]) -> tuple[str, bool]:
+    """Returns the choice that a variant such as "7b,mock" names, by default the first, and whether it is a mock run.
+
+    Raises:
+      InputError: The variant names something else, or two choices.
+    """
+    names = [name for name in variant.split(",") if name]
+    chosen = [name for name in names if name != MOCK]
+    if len(chosen) > 1 or not set(chosen) <= set(choices):
+        known = ", ".join([*choices, MOCK])
+        raise InputError(f"no variant {variant!r} of this configuration; there are {known}, or two joined by a comma")
+    return (chosen or choices)[0], MOCK in names
 
 
-def record(config: ConfigDict, rows: int) -> dict[str, Any]:
-    """What a workdir remembers of its run: the settings, and the rows of a step that they came to."""
-    return {"config": json.loads(config.to_json()), "rows": rows}
+def apply_mock(config: RunConfig) -> RunConfig:
+    """Returns the run with a tiny model, synthetic data and random weights, so that it runs anywhere in a minute."""
+    dataset = DatasetSpec("synthetic", (SYNTHETIC_DATA,), "synthetic", "synthetic")
+    rates = config.optimizer.learning_rates
+    return config_tree.replace(
+        config,
+        {
+            "mock": True,
+            "model": "tiny",
+            "random_init": True,
+            "tokenizer": str(TOKENIZER),
+            "dtype": "float32",
+            "frozen_dtype": "float32",
+            "remat": RematConfig("none", "none"),
+            "batch.rows": 8,
+            "batch.grad_accum_steps": 1,
+            "steps": 20,
+            "checkpoint.every": 10,
+            "log.every": 5,
+            "optimizer.learning_rates": {group: MOCK_LEARNING_RATE if rate else 0.0 for group, rate in rates.items()},
+            "data.datasets": {dataset.name: dataset},
+            "data.length": 512,
+            "data.patches": 512,
+            "data.vision_tokens": 256,
+            "data.samples": 8,
+            "data.max_tokens": 64,
+            "data.min_tokens": 4,
+            "data.max_frames": 8,
+            "data.max_frame_patches": 256,
+        },
+    )
 
 
-def check_same_run(workdir: pathlib.Path, found: dict[str, Any], config: ConfigDict) -> None:
-    """Compares the record of a workdir with a configuration. InputError names the first difference that matters."""
-    before, now = _flat(found["config"]), _flat(json.loads(config.to_json()))
+def load(name: str | os.PathLike, changes: Sequence[str] = ()) -> RunConfig:
+    """Loads the configuration of a run by name or file, after changes; see `config_file.load`."""
+    config = config_file.load(name, changes)
+    if "optimizer" not in config:
+        raise InputError(f"{name}: not the configuration of a training run; a mixture alone is for `vl3 data`")
+    return config_tree.from_tree(RunConfig, config)
+
+
+def to_record(config: RunConfig, rows: int) -> str:
+    """Returns the content of a workdir's `config.json`: the settings, and the rows of a step that they came to."""
+    return json.dumps({"config": config_tree.to_tree(config), "rows": rows}, indent=1) + "\n"
+
+
+def check_same_run(workdir: os.PathLike, recorded: Mapping[str, Any], config: RunConfig) -> None:
+    """Compares the record of a workdir with a configuration.
+
+    Raises:
+      InputError: They differ in a setting that may not change; names the first.
+    """
+    before, now = _flat(recorded["config"]), _flat(json.loads(json.dumps(config_tree.to_tree(config))))
     for key in [*before, *now]:
-        if any(key == free or key.startswith(free + ".") for free in FREE):
+        if any(key == mutable or key.startswith(mutable + ".") for mutable in MUTABLE_ON_RESUME):
             continue
         if before.get(key) != now.get(key):
             raise InputError(
                 f"{workdir}: belongs to a run with {key} = {before.get(key)!r}, now it is {now.get(key)!r}; "
-                "go on with the same settings, or give another --workdir"
+                "resume it with the same settings, or give another --workdir"
             )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -1,4 +1,4 @@
-"""The state of a training run, its shapes, and where it lives on a mesh."""
+"""The state of a training run, its shapes, and its shardings on a mesh."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ from vl3_jax.training.optimizer import Optimizer
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes.
+    """Everything that a train step changes.
 
     Attributes:
-      step: [] int32, optimizer steps done.
-      params: the whole tree, what learns and what does not.
-      opt_state: of the optimizer, over what learns alone.
+      step: Number of completed optimizer steps, [] int32.
+      params: The whole tree of parameters, trainable and frozen.
+      opt_state: State of the optimizer, for the trainable parameters only.
     """
 
     step: jax.Array
@@ -31,18 +31,20 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def new_state(optimizer: Optimizer, params: Any, param_dtype: DTypeLike = None, frozen_dtype: DTypeLike = None) -> Any:
-    """A run's state at step 0; under `jit` with `out_shardings`, made where it will live.
+def new_state(
+    optimizer: Optimizer, params: Any, param_dtype: DTypeLike = None, frozen_dtype: DTypeLike = None
+) -> TrainState:
+    """Builds the state at step 0. Under `jit` with `out_shardings` it is created in its final sharding.
 
     Args:
-      optimizer: resolved for `params`.
-      params: the starting weights.
-      param_dtype: type of what learns, float32 if it is to take small steps; as it is by default.
-      frozen_dtype: type of what does not; bfloat16 halves its memory. As it is by default.
+      optimizer: Optimizer of `params`.
+      params: Initial weights.
+      param_dtype: Type of trainable floating-point parameters; float32 keeps small updates. None keeps their types.
+      frozen_dtype: Type of frozen floating-point parameters; bfloat16 halves their memory. None keeps their types.
     """
 
-    def cast(leaf: jax.Array, learns: bool) -> jax.Array:
-        dtype = param_dtype if learns else frozen_dtype
+    def cast(leaf: jax.Array, is_trainable: bool) -> jax.Array:
+        dtype = param_dtype if is_trainable else frozen_dtype
         keep = dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating)
         return leaf if keep else leaf.astype(dtype)
 
@@ -53,28 +55,31 @@ def new_state(optimizer: Optimizer, params: Any, param_dtype: DTypeLike = None, 
 def abstract_state(
     optimizer: Optimizer, params: Any, param_dtype: DTypeLike = None, frozen_dtype: DTypeLike = None
 ) -> TrainState:
-    """Shapes and types of `new_state`, nothing allocated; `params` may be shapes."""
+    """Returns the shapes and types of `new_state` without allocating it; `params` may be shapes."""
     return jax.eval_shape(lambda tree: new_state(optimizer, tree, param_dtype, frozen_dtype), params)
 
 
 def state_shardings(state: TrainState, config: ModelConfig, mesh: Mesh) -> TrainState:
-    """A tree of `NamedSharding`: parameters by the rules table, moments like their parameters, scalars everywhere.
+    """Returns the `NamedSharding` of each leaf of a state.
+
+    Parameters follow the logical-axis rules, adapters the axes of their kernels, moments the sharding of their
+    parameters; scalars are replicated.
 
     Args:
-      state: arrays or shapes; adapters in `params` are placed with their kernels.
-      config: sizes of the model that `params` are of.
-      mesh: see `vl3_jax.parallel.mesh`.
+      state: Arrays or shapes.
+      config: Configuration of the model.
+      mesh: Mesh of devices or an abstract mesh.
     """
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     params = rules.shardings(state.params, adapter_axes(state.params, param_axes(config)), mesh)
-    placed = flatten(params)
+    param_shardings = flatten(params)
     shapes = {path: leaf.shape for path, leaf in flatten(state.params).items()}
 
-    def place(path: str, leaf: Any) -> NamedSharding:
-        # A moment's path ends in its parameter's: "1/mu/llm/norm/scale".
-        parts = path.split("/")
-        ends = ("/".join(parts[start:]) for start in range(len(parts)))
-        owner = next((end for end in ends if shapes.get(end) == leaf.shape), None)
-        return everywhere if owner is None else placed[owner]
+    def sharding_of(path: str, leaf: Any) -> NamedSharding:
+        # The path of a moment ends in the path of its parameter: "1/mu/llm/norm/scale".
+        keys = path.split("/")
+        suffixes = ("/".join(keys[start:]) for start in range(len(keys)))
+        owner = next((suffix for suffix in suffixes if shapes.get(suffix) == leaf.shape), None)
+        return replicated if owner is None else param_shardings[owner]
 
-    return TrainState(everywhere, params, map_paths(place, state.opt_state))
+    return TrainState(replicated, params, map_paths(sharding_of, state.opt_state))

@@ -1,4 +1,4 @@
-"""The data of a run: its corpus, how many rows make a step, how many steps there are."""
+"""The data of a run: its mixture, the rows of a step, the number of steps, and the loader."""
 
 import contextlib
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines import mixtures
@@ -16,43 +15,43 @@ from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.step_plan import StepPlan
 from vl3_jax.training import device_feed
 from vl3_jax.training.rows import check_rows, rows_for_samples
+from vl3_jax.training.run_config import EvalConfig, RunConfig
 
 
-def open_data(config: ConfigDict, tokenizer: str) -> MixtureDataset:
-    """The data sets of a configuration; indices that are missing are made (`vl3 data index` does so beforehand)."""
-    return _opened(mixtures.dataset_specs(config.data), SampleBuilder(tokenizer, mixtures.data_settings(config.data)))
+def open_data(config: mixtures.MixtureConfig, tokenizer: str) -> MixtureDataset:
+    """Opens the data sets of a mixture; missing indices are built here, or beforehand by `vl3 data index`."""
+    return _open(mixtures.dataset_specs(config), SampleBuilder(tokenizer, mixtures.data_settings(config)))
 
 
-def open_held_out(config: ConfigDict, mixture: MixtureDataset) -> MixtureDataset | None:
-    """The data that is only looked at, under the settings of training; None if there is none."""
-    if not config.eval.annotations or not config.eval.every:
+def open_held_out(config: EvalConfig, mixture: MixtureDataset) -> MixtureDataset | None:
+    """Opens the held-out data, with the settings of the training data; None if there is none."""
+    if not config.annotations or not config.every:
         return None
-    spec = DatasetSpec("held out", tuple(config.eval.annotations), config.eval.media)
-    return _opened([spec], mixture.examples)
+    return _open([DatasetSpec("held out", config.annotations, config.media)], mixture.sample_builder)
 
 
-def rows_per_step(config: ConfigDict, mixture: MixtureDataset, mesh: Mesh, before: int | None = None) -> int:
-    """Rows on all hosts together.
+def rows_per_step(config: RunConfig, mixture: MixtureDataset, mesh: Mesh, recorded: int | None = None) -> int:
+    """Returns the rows of a step on all hosts together.
 
     Args:
-      config: gives them (`batch.rows`), or how many samples they should hold on average (`batch.samples`).
-      corpus: tells how many samples a row holds.
-      mesh: what it splits rows into divides them.
-      before: what they came to when this run began.
+      config: Gives them (`batch.rows`), or how many samples they should hold on average (`batch.samples`).
+      mixture: Tells how many samples a row holds.
+      mesh: Its parts must divide the rows.
+      recorded: Rows of a step when the run was started; None for a new run.
 
     Raises:
-      InputError: the mesh, or accumulation, does not divide the rows.
+      InputError: Mesh or microbatches do not divide the rows.
     """
-    given = before or config.batch.rows
-    if given:
-        check_rows(config, mesh, given)
-        return given
-    rows = mixture.epoch_plan(config.seed, 0)
-    return rows_for_samples(config, mesh, max(len(rows.samples), 1) / max(len(rows), 1))
+    rows = recorded or config.batch.rows
+    if rows:
+        check_rows(config.batch, mesh, rows)
+        return rows
+    plan = mixture.epoch_plan(config.seed, 0)
+    return rows_for_samples(config.batch, mesh, max(len(plan.samples), 1) / max(len(plan), 1))
 
 
-def total_steps(config: ConfigDict, mixture: MixtureDataset, rows: int) -> tuple[int, int]:
-    """Steps and epochs: `config.steps`, in as many epochs as that takes, or those of `config.epochs`."""
+def total_steps(config: RunConfig, mixture: MixtureDataset, rows: int) -> tuple[int, int]:
+    """Returns steps and epochs of the run: `steps` in as many epochs as they take, or those of `epochs`."""
     if not config.steps:
         return len(StepPlan(mixture, rows, config.epochs, config.seed)), config.epochs
     epochs = 1
@@ -62,14 +61,14 @@ def total_steps(config: ConfigDict, mixture: MixtureDataset, rows: int) -> tuple
 
 
 def build_loader(
-    config: ConfigDict,
+    config: RunConfig,
     mixture: MixtureDataset,
     mesh: Mesh,
     rows: int,
     epochs: int = 1,
-    place: dict[str, Any] | None = None,
+    data_state: dict[str, Any] | None = None,
 ) -> Loader:
-    """Reads this host's part of each step, from `place` on."""
+    """Builds the loader of this host's part of each step, from `data_state` on."""
     return Loader(
         mixture,
         rows,
@@ -78,23 +77,23 @@ def build_loader(
         rows=device_feed.local_rows(mesh, rows),
         workers=config.loader.workers,
         threads=config.loader.threads or None,
-        state=place,
+        state=data_state,
         bad_share=config.loader.bad_share,
         reduce_counts=device_feed.sum_across_hosts if jax.process_count() > 1 else None,
     )
 
 
-def _opened(specs: list[DatasetSpec], examples: SampleBuilder) -> MixtureDataset:
-    """Opens data sets; the first process indexes what is not indexed, the others where it did not do so for them."""
+def _open(specs: list[DatasetSpec], sample_builder: SampleBuilder) -> MixtureDataset:
+    """Opens data sets; the first process builds missing indices, the others those that it did not build for them."""
     bars: dict[str, tqdm] = {}
 
-    def progress(name: str, done: int, total: int) -> None:
+    def on_progress(name: str, done: int, total: int) -> None:
         if name not in bars:
             bars[name] = tqdm(desc=f"index {name}", total=total, unit=" samples", mininterval=1.0)
         bars[name].update(done - bars[name].n)
 
     def opened() -> MixtureDataset:
-        return open_mixture(specs, examples, build=True, on_progress=progress)
+        return open_mixture(specs, sample_builder, build=True, on_progress=on_progress)
 
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: [bar.close() for bar in bars.values()])

@@ -1,1 +1,1 @@
-"""The tasks, by kind; `data_pipelines.synthetic.registry` lists them."""
+"""The generators of the tasks; `data_pipelines.synthetic.registry` lists them."""

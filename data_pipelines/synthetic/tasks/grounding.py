@@ -1,4 +1,4 @@
-"""Boxes of things that the question names, and captions that tell what is where."""
+"""Bounding boxes of named objects, captions, and conversations about one or two objects."""
 
 from data_pipelines.synthetic.formats import (
     BOX_FORMAT,
@@ -11,7 +11,7 @@ from data_pipelines.synthetic.formats import (
 from data_pipelines.synthetic.samples import Example
 from data_pipelines.synthetic.scene_sampler import SceneSampler
 from data_pipelines.synthetic.scenes import PlacedObject, Scene
-from data_pipelines.synthetic.tasks.counting import PLACE, in_a_ninth
+from data_pipelines.synthetic.tasks.counting import POSITION, object_in_cell
 from data_pipelines.synthetic.tasks.naming import COLOUR, COLOUR_OF, alone, several
 from data_pipelines.synthetic.vocabulary import KINDS
 
@@ -23,69 +23,68 @@ WHICH = ("What is {colour}?", "Which thing is {colour}?", "Name the {colour} thi
 
 
 def box(sampler: SceneSampler) -> Example:
-    """The box of the only thing."""
+    """The box of the only object."""
     scene = alone(sampler, KINDS, shares=(0.4, 0.8))
-    return _box(sampler, scene, scene.placed[0])
+    return _box(sampler, scene, scene.objects[0])
 
 
 def box_of_two(sampler: SceneSampler) -> Example:
-    """The box of the one of two that is named."""
+    """The box of the named one of two objects."""
     scene = several(sampler, 2)
-    return _box(sampler, scene, sampler.pick(scene.placed))
+    return _box(sampler, scene, sampler.choice(scene.objects))
 
 
 def caption(sampler: SceneSampler) -> Example:
-    """Colour, name and place of the only thing."""
-    placed, height, width = in_a_ninth(sampler)
+    """Colour, name and position of the only object."""
+    placed, height, width = object_in_cell(sampler)
     scene = sampler.scene(height, width, placed)
     answer = f"{object_phrase(placed.sprite)} {position_phrase(position_of(placed.box, height, width))}"
-    return Example((scene,), ((sampler.pick(CAPTION), answer),), {"answer": answer, "media": [scene.facts()]})
+    return Example((scene,), ((sampler.choice(CAPTION), answer),), {"answer": answer, "media": [scene.facts()]})
 
 
 def caption_of_two(sampler: SceneSampler) -> Example:
-    """Colours and names of two things, left before right or top before bottom."""
+    """Colours and names of two objects, left before right or top before bottom."""
     scene = several(sampler, 2)
-    answer = " and ".join(object_phrase(one.sprite) for one in scene.placed)
-    return Example((scene,), ((sampler.pick(CAPTION_BOTH), answer),), {"answer": answer, "media": [scene.facts()]})
+    answer = " and ".join(object_phrase(placed.sprite) for placed in scene.objects)
+    return Example((scene,), ((sampler.choice(CAPTION_BOTH), answer),), {"answer": answer, "media": [scene.facts()]})
 
 
 def talk(sampler: SceneSampler) -> Example:
-    """Several questions about one thing: far more to learn from each picture."""
-    placed, height, width = in_a_ninth(sampler)
+    """Several questions about one object, which give far more supervision per image."""
+    placed, height, width = object_in_cell(sampler)
     scene = sampler.scene(height, width, placed)
     sprite = placed.sprite
     turns = [
-        (sampler.pick(NAME), sprite.name),
-        (sampler.pick(COLOUR), sprite.colour),
-        (sampler.pick(PLACE), position_of(placed.box, height, width)),
+        (sampler.choice(NAME), sprite.name),
+        (sampler.choice(COLOUR), sprite.colour),
+        (sampler.choice(POSITION), position_of(placed.box, height, width)),
         _box_turn(sampler, scene, placed),
     ]
-    turns = sampler.some(turns, 3)
+    turns = sampler.sample(turns, 3)
     return Example((scene,), tuple(turns), {"answer": turns[0][1], "media": [scene.facts()]})
 
 
 def talk_of_two(sampler: SceneSampler) -> Example:
-    """The same question about each of two things, so that only the named one's own look tells the answer."""
+    """The same questions about each of two objects, so that each answer depends on the object that is named."""
     scene = several(sampler, 2)
-    first, second = sampler.some(scene.placed, 2)
     turns = []
-    for one in (first, second):
+    for placed in sampler.sample(scene.objects, 2):
         turns += [
-            (sampler.pick(COLOUR_OF).format(name=one.sprite.name), one.sprite.colour),
-            (sampler.pick(WHICH).format(colour=one.sprite.colour), one.sprite.name),
-            _box_turn(sampler, scene, one),
+            (sampler.choice(COLOUR_OF).format(name=placed.sprite.name), placed.sprite.colour),
+            (sampler.choice(WHICH).format(colour=placed.sprite.colour), placed.sprite.name),
+            _box_turn(sampler, scene, placed),
         ]
-    turns = sampler.some(turns, 4)
+    turns = sampler.sample(turns, 4)
     return Example((scene,), tuple(turns), {"answer": turns[0][1], "media": [scene.facts()]})
 
 
 def _box(sampler: SceneSampler, scene: Scene, placed: PlacedObject) -> Example:
     turn = _box_turn(sampler, scene, placed)
-    inside = thousandths(placed.box, scene.height, scene.width)
-    truth = {"answer": turn[1], "asked": placed.sprite.name, "box": inside, "media": [scene.facts()]}
-    return Example((scene,), (turn,), truth)
+    box_in_thousandths = thousandths(placed.box, scene.height, scene.width)
+    reference = {"answer": turn[1], "asked": placed.sprite.name, "box": box_in_thousandths, "media": [scene.facts()]}
+    return Example((scene,), (turn,), reference)
 
 
 def _box_turn(sampler: SceneSampler, scene: Scene, placed: PlacedObject) -> tuple[str, str]:
-    question = sampler.pick(BOX).format(name=placed.sprite.name)
+    question = sampler.choice(BOX).format(name=placed.sprite.name)
     return question, box_answer(placed.sprite.name, thousandths(placed.box, scene.height, scene.width))

@@ -1,4 +1,4 @@
-"""Questions about two pictures."""
+"""Questions about two images."""
 
 from data_pipelines.synthetic.samples import Example
 from data_pipelines.synthetic.scene_sampler import SceneSampler
@@ -11,22 +11,24 @@ SAME = ("Do both pictures show the same?", "Are the two pictures of the same thi
 
 
 def pair(sampler: SceneSampler) -> Example:
-    """The names of both, in order."""
+    """The names of the objects in both images, in order."""
     scenes = alone(sampler, KINDS), alone(sampler, KINDS)
-    answer = " and ".join(scene.placed[0].sprite.name for scene in scenes)
-    return _of_two(sampler.pick(BOTH), answer, scenes)
+    answer = " and ".join(scene.objects[0].sprite.name for scene in scenes)
+    return _example(sampler.choice(BOTH), answer, scenes)
 
 
 def same(sampler: SceneSampler) -> Example:
-    """Whether both show a thing of the same name; where not, it is of the same kind as often as not."""
+    """Whether both images show objects of the same name. Half of the different pairs are of the same kind."""
     kind, name = sampler.kind_and_name()
     first = alone(sampler, (kind,), name)
-    if sampler.chance(0.5):
-        return _of_two(sampler.pick(SAME), "yes", (first, alone(sampler, (kind,), name)))
-    other_kind = kind if sampler.chance(0.5) else sampler.pick([one for one in KINDS if one != kind])
-    other = sampler.pick([one for one in NAMES[other_kind] if one != name])
-    return _of_two(sampler.pick(SAME), "no", (first, alone(sampler, (other_kind,), other)))
+    if sampler.bernoulli(0.5):
+        return _example(sampler.choice(SAME), "yes", (first, alone(sampler, (kind,), name)))
+    other_kind = (
+        kind if sampler.bernoulli(0.5) else sampler.choice([candidate for candidate in KINDS if candidate != kind])
+    )
+    other_name = sampler.choice([candidate for candidate in NAMES[other_kind] if candidate != name])
+    return _example(sampler.choice(SAME), "no", (first, alone(sampler, (other_kind,), other_name)))
 
 
-def _of_two(question: str, answer: str, scenes: tuple[Scene, Scene]) -> Example:
+def _example(question: str, answer: str, scenes: tuple[Scene, Scene]) -> Example:
     return Example(scenes, ((question, answer),), {"answer": answer, "media": [scene.facts() for scene in scenes]})

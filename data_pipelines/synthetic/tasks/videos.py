@@ -1,4 +1,4 @@
-"""Questions about clips: what is shown, which way it moves, what comes first, when it is to be seen."""
+"""Questions about videos: their content, the direction of motion, the order of events, and when objects are visible."""
 
 from collections.abc import Sequence
 
@@ -12,164 +12,164 @@ from data_pipelines.synthetic.vocabulary import COLOURS, DIRECTIONS
 SHOWN = ("What is shown?", "What does the video show?", "Name what you see.")
 APPEARS = ("What appears?", "What comes in?", "What is new?")
 START = ("What is there from the start?", "What is there all the time?")
-WAY = ("Which way does it move?", "In which direction does it move?", "Where does it go?")
+DIRECTION = ("Which way does it move?", "In which direction does it move?", "Where does it go?")
 FIRST = ("What appears first?", "What comes first?")
 LAST = ("What appears last?", "What comes last?")
 WHEN = ("When can you see the {name}?", "When is the {name} shown?", "Give the time of the {name}.")
-STATIC_SIZES = ((56, 84), (84, 56), (84, 84))  # of at least six merge blocks, which are never resampled
-_BLINK = 3  # pixels of a blinking light
+STATIC_SIZES = ((56, 84), (84, 56), (84, 84))  # at least six merge blocks, and never resampled
+_BLINK = 3  # side of a blinking light in pixels
 
 
 def video_name(sampler: SceneSampler) -> Example:
-    """One thing in a clip, still or wandering."""
-    height, width = sampler.clip_size()
-    sprite = _some_thing(sampler, 0.5, 0.8, height, width)
-    frames, region = sampler.between(4, 6), (0, 0, width, height)
-    corners = [_corner(sampler, sprite, region) for _ in range(frames)]
-    if sampler.chance(0.4):
-        corners = corners[:1] * frames
-    return _ask(
-        sampler, SHOWN, sprite.name, sampler.clip(height, width, frames, Track(sprite, tuple(corners)), noisy=0.5)
-    )
+    """The name of the only object, which stands still or jumps about."""
+    height, width = sampler.video_size()
+    sprite = _random_sprite(sampler, 0.5, 0.8, height, width)
+    num_frames, region = sampler.integer(4, 6), (0, 0, width, height)
+    corners = [_corner(sampler, sprite, region) for _ in range(num_frames)]
+    if sampler.bernoulli(0.4):
+        corners = corners[:1] * num_frames
+    video = sampler.video(height, width, num_frames, Track(sprite, tuple(corners)), noise_probability=0.5)
+    return _example(sampler, SHOWN, sprite.name, video)
 
 
 def motion(sampler: SceneSampler) -> Example:
-    """One thing crosses most of the picture."""
-    way = sampler.pick(tuple(DIRECTIONS))
-    height, width = sampler.clip_size()
-    sprite = _some_thing(sampler, 0.3, 0.45, height, width)
-    frames = sampler.between(4, 6)
+    """The direction in which the only object crosses most of the image."""
+    direction = sampler.choice(tuple(DIRECTIONS))
+    height, width = sampler.video_size()
+    sprite = _random_sprite(sampler, 0.3, 0.45, height, width)
+    num_frames = sampler.integer(4, 6)
     free = (width - sprite.width, height - sprite.height)
-    along = 0 if DIRECTIONS[way][0] else 1
-    length = sampler.between(0.65 * free[along], free[along])
-    start = sampler.between(0, free[along] - length)
-    path = [start + round(length * frame / (frames - 1)) for frame in range(frames)]
-    if sum(DIRECTIONS[way]) < 0:
+    along = 0 if DIRECTIONS[direction][0] else 1
+    length = sampler.integer(0.65 * free[along], free[along])
+    start = sampler.integer(0, free[along] - length)
+    path = [start + round(length * frame / (num_frames - 1)) for frame in range(num_frames)]
+    if sum(DIRECTIONS[direction]) < 0:
         path.reverse()
-    across = sampler.between(0, free[1 - along])
-    corners = tuple((at, across) if along == 0 else (across, at) for at in path)
-    return _ask(sampler, WAY, way, sampler.clip(height, width, frames, Track(sprite, corners)))
+    across = sampler.integer(0, free[1 - along])
+    corners = tuple((offset, across) if along == 0 else (across, offset) for offset in path)
+    return _example(sampler, DIRECTION, direction, sampler.video(height, width, num_frames, Track(sprite, corners)))
 
 
 def order(sampler: SceneSampler) -> Example:
-    """Two or three things appear one after the other, and stay or go."""
-    count = sampler.between(2, 3)
-    height, width = sampler.pick(((56, 84), (84, 56), (84, 84)))
-    frames = sampler.between(max(4, count + 1), 6)
-    specs = sorted(sampler.some(range(frames), count))
-    stay = sampler.chance(0.5)
-    sprites, colours = sampler.different(count), sampler.colours(count)
+    """Which of two or three objects appears first or last."""
+    count = sampler.integer(2, 3)
+    height, width = sampler.choice(((56, 84), (84, 56), (84, 84)))
+    num_frames = sampler.integer(max(4, count + 1), 6)
+    starts = sorted(sampler.sample(range(num_frames), count))
+    stay = sampler.bernoulli(0.5)
+    objects, colours = sampler.distinct_names(count), sampler.distinct_colours(count)
     tracks = []
     for rank, region in enumerate(sampler.cells(count, height, width)):
-        sprite = sampler.sprite(*sprites[rank], colours[rank], sampler.between(READABLE, CELL - 1))
-        stop = frames if stay or rank == count - 1 else specs[rank + 1]
-        tracks.append(_track(sprite, _corner(sampler, sprite, region), frames, (specs[rank], stop)))
-    question, answer = (FIRST, sprites[0][1]) if sampler.chance(0.5) else (LAST, sprites[-1][1])
-    return _ask(sampler, question, answer, sampler.clip(height, width, frames, *sampler.some(tracks, count)))
+        sprite = sampler.sprite(*objects[rank], colours[rank], sampler.integer(READABLE, CELL - 1))
+        stop = num_frames if stay or rank == count - 1 else starts[rank + 1]
+        tracks.append(_track(sprite, _corner(sampler, sprite, region), num_frames, (starts[rank], stop)))
+    question, answer = (FIRST, objects[0][1]) if sampler.bernoulli(0.5) else (LAST, objects[-1][1])
+    return _example(sampler, question, answer, sampler.video(height, width, num_frames, *sampler.sample(tracks, count)))
 
 
 def when(sampler: SceneSampler) -> Example:
-    """The seconds in which the only thing is to be seen."""
-    height, width = sampler.clip_size()
-    frames = sampler.between(5, 8)
-    sprite = _some_thing(sampler, 0.4, 0.7, height, width)
-    span = random_span(sampler, frames)
-    track = _track(sprite, _corner(sampler, sprite, (0, 0, width, height)), frames, span)
-    return _when(sampler, sampler.clip(height, width, frames, track), sprite, span)
+    """The seconds in which the only object is visible."""
+    height, width = sampler.video_size()
+    num_frames = sampler.integer(5, 8)
+    sprite = _random_sprite(sampler, 0.4, 0.7, height, width)
+    span = random_span(sampler, num_frames)
+    track = _track(sprite, _corner(sampler, sprite, (0, 0, width, height)), num_frames, span)
+    return _span_example(sampler, sampler.video(height, width, num_frames, track), sprite, span)
 
 
 def when_of_two(sampler: SceneSampler) -> Example:
-    """The same of the one of two that is named."""
-    clip, spans = two_with_times(sampler)
-    rank = sampler.between(0, 1)
-    return _when(sampler, clip, clip.tracks[rank].sprite, spans[rank])
+    """The seconds in which the named one of two objects is visible."""
+    video, spans = two_timed_objects(sampler)
+    rank = sampler.integer(0, 1)
+    return _span_example(sampler, video, video.tracks[rank].sprite, spans[rank])
 
 
 def talk_of_times(sampler: SceneSampler) -> Example:
-    """When each of two things is to be seen, and which comes first."""
-    clip, spans = two_with_times(sampler)
-    names = [track.sprite.name for track in clip.tracks]
+    """When each of two objects is visible, and which appears first."""
+    video, spans = two_timed_objects(sampler)
+    names = [track.sprite.name for track in video.tracks]
     turns = [
-        (sampler.pick(WHEN).format(name=name), span_answer(*span)) for name, span in zip(names, spans, strict=True)
+        (sampler.choice(WHEN).format(name=name), span_answer(*span)) for name, span in zip(names, spans, strict=True)
     ]
     if spans[0][0] != spans[1][0]:
         early = names[0] if spans[0][0] < spans[1][0] else names[1]
-        turns.append((sampler.pick(FIRST), early))
-    turns = sampler.some(turns, len(turns))
-    return Example((clip,), tuple(turns), {"answer": turns[0][1], "media": [clip.facts()]})
+        turns.append((sampler.choice(FIRST), early))
+    turns = sampler.sample(turns, len(turns))
+    return Example((video,), tuple(turns), {"answer": turns[0][1], "media": [video.facts()]})
 
 
 def static(sampler: SceneSampler) -> Example:
-    """Next to nothing changes: a light blinks, or a small thing appears and stays. At least half can be pruned."""
-    height, width = sampler.pick(STATIC_SIZES)
-    frames = sampler.between(5, 8)
-    # The last blocks along the longer side are for what changes, the rest for what does not.
+    """An almost static video: a light blinks or a small object appears. At least half of the tokens can be pruned."""
+    height, width = sampler.choice(STATIC_SIZES)
+    num_frames = sampler.integer(5, 8)
+    # Changes are confined to the last merge blocks along the longer side.
     across = width >= height
-    rest = (0, 0, width - CELL, height) if across else (0, 0, width, height - CELL)
-    room = min(rest[2], rest[3])
-    (kind, name), (new_kind, new_name) = sampler.different(2)
-    colour, new_colour = sampler.colours(2)
-    sprite = sampler.sprite(kind, name, colour, sampler.between(0.55 * room, 0.9 * room))
-    tracks = [_track(sprite, _corner(sampler, sprite, rest), frames, (0, frames))]
-    offset = sampler.between(0, (height if across else width) // CELL - 1) * CELL
+    static_region = (0, 0, width - CELL, height) if across else (0, 0, width, height - CELL)
+    available = min(static_region[2], static_region[3])
+    (kind, name), (new_kind, new_name) = sampler.distinct_names(2)
+    colour, new_colour = sampler.distinct_colours(2)
+    sprite = sampler.sprite(kind, name, colour, sampler.integer(0.55 * available, 0.9 * available))
+    tracks = [_track(sprite, _corner(sampler, sprite, static_region), num_frames, (0, num_frames))]
+    offset = sampler.integer(0, (height if across else width) // CELL - 1) * CELL
     x, y = (width - CELL, offset) if across else (offset, height - CELL)
-    if sampler.chance(0.5):
-        new = sampler.sprite(new_kind, new_name, new_colour, sampler.between(READABLE, CELL - 2))
-        span = (sampler.between(1, frames - 1), frames)
-        tracks.append(_track(new, _corner(sampler, new, (x, y, x + CELL, y + CELL)), frames, span))
-        question, answer = (APPEARS, new_name) if sampler.chance(0.6) else (START, name)
+    if sampler.bernoulli(0.5):
+        new_sprite = sampler.sprite(new_kind, new_name, new_colour, sampler.integer(READABLE, CELL - 2))
+        span = (sampler.integer(1, num_frames - 1), num_frames)
+        corner = _corner(sampler, new_sprite, (x, y, x + CELL, y + CELL))
+        tracks.append(_track(new_sprite, corner, num_frames, span))
+        question, answer = (APPEARS, new_name) if sampler.bernoulli(0.6) else (START, name)
     else:
         question, answer = SHOWN, name
-        if sampler.chance(0.5):
-            light = make_sprite(sampler.rng, sampler.image_pool, "shape", "square", "white", _BLINK, varied=False)
-            tracks.append(Track(light, tuple((x + CELL - 15, y + 3) if n % 2 else None for n in range(frames))))
-    return _ask(sampler, question, answer, sampler.clip(height, width, frames, *tracks, noisy=0))
+        if sampler.bernoulli(0.5):
+            light = make_sprite(sampler.rng, sampler.image_pool, "shape", "square", "white", _BLINK, augment=False)
+            tracks.append(Track(light, tuple((x + CELL - 15, y + 3) if n % 2 else None for n in range(num_frames))))
+    return _example(sampler, question, answer, sampler.video(height, width, num_frames, *tracks, noise_probability=0))
 
 
-def two_with_times(sampler: SceneSampler) -> tuple[SyntheticVideo, tuple[tuple[int, int], tuple[int, int]]]:
-    """Two things side by side, each in its own seconds."""
-    height, width = sampler.pick(((56, 84), (84, 56), (84, 84), (56, 56)))
-    frames = sampler.between(5, 8)
-    spans = random_span(sampler, frames), random_span(sampler, frames)
+def two_timed_objects(sampler: SceneSampler) -> tuple[SyntheticVideo, tuple[tuple[int, int], tuple[int, int]]]:
+    """Makes a video of two objects side by side; returns it and the span of frames of each object."""
+    height, width = sampler.choice(((56, 84), (84, 56), (84, 84), (56, 56)))
+    num_frames = sampler.integer(5, 8)
+    spans = random_span(sampler, num_frames), random_span(sampler, num_frames)
     tracks = []
-    halves = sampler.some(sampler.halves(height, width), 2)
-    named = zip(sampler.different(2), sampler.colours(2), strict=True)
-    for ((kind, name), colour), region, span in zip(named, halves, spans, strict=True):
-        room = min(region[2] - region[0], region[3] - region[1]) - 2
-        sprite = sampler.sprite(kind, name, colour, sampler.between(0.75 * room, room))
-        tracks.append(_track(sprite, _corner(sampler, sprite, region), frames, span))
-    return sampler.clip(height, width, frames, *tracks), spans
+    halves = sampler.sample(sampler.halves(height, width), 2)
+    names_and_colours = zip(sampler.distinct_names(2), sampler.distinct_colours(2), strict=True)
+    for ((kind, name), colour), region, span in zip(names_and_colours, halves, spans, strict=True):
+        available = min(region[2] - region[0], region[3] - region[1]) - 2
+        sprite = sampler.sprite(kind, name, colour, sampler.integer(0.75 * available, available))
+        tracks.append(_track(sprite, _corner(sampler, sprite, region), num_frames, span))
+    return sampler.video(height, width, num_frames, *tracks), spans
 
 
-def random_span(sampler: SceneSampler, frames: int) -> tuple[int, int]:
-    """First second and the one behind the last; never the whole clip. Long and short ones are equally likely."""
-    length = sampler.between(1, frames - 1)
-    start = sampler.between(0, frames - length)
+def random_span(sampler: SceneSampler, num_frames: int) -> tuple[int, int]:
+    """Returns a random span [start, stop) of frames shorter than the video; all lengths are equally likely."""
+    length = sampler.integer(1, num_frames - 1)
+    start = sampler.integer(0, num_frames - length)
     return start, start + length
 
 
-def _some_thing(sampler: SceneSampler, low: float, high: float, height: int, width: int) -> Sprite:
-    """Its longer side is this share of the shorter side of the picture."""
+def _random_sprite(sampler: SceneSampler, low: float, high: float, height: int, width: int) -> Sprite:
+    """Makes a random object whose longer side is a share from `low` to `high` of the image's shorter side."""
     kind, name = sampler.kind_and_name()
     smaller = min(height, width)
-    return sampler.sprite(kind, name, sampler.pick(list(COLOURS)), sampler.between(low * smaller, high * smaller))
+    return sampler.sprite(kind, name, sampler.choice(list(COLOURS)), sampler.integer(low * smaller, high * smaller))
 
 
 def _corner(sampler: SceneSampler, sprite: Sprite, region: Region) -> tuple[int, int]:
-    placed = sampler.placed(sprite, region)
+    placed = sampler.place_object(sprite, region)
     return placed.x, placed.y
 
 
-def _track(sprite: Sprite, corner: tuple[int, int], frames: int, span: tuple[int, int]) -> Track:
-    return Track(sprite, tuple(corner if span[0] <= frame < span[1] else None for frame in range(frames)))
+def _track(sprite: Sprite, corner: tuple[int, int], num_frames: int, span: tuple[int, int]) -> Track:
+    return Track(sprite, tuple(corner if span[0] <= frame < span[1] else None for frame in range(num_frames)))
 
 
-def _when(sampler: SceneSampler, clip: SyntheticVideo, sprite: Sprite, span: tuple[int, int]) -> Example:
+def _span_example(sampler: SceneSampler, video: SyntheticVideo, sprite: Sprite, span: tuple[int, int]) -> Example:
     answer = span_answer(*span)
-    question = sampler.pick(WHEN).format(name=sprite.name)
-    truth = {"answer": answer, "asked": sprite.name, "span": [float(end) for end in span], "media": [clip.facts()]}
-    return Example((clip,), ((question, answer),), truth)
+    question = sampler.choice(WHEN).format(name=sprite.name)
+    reference = {"answer": answer, "asked": sprite.name, "span": [float(end) for end in span], "media": [video.facts()]}
+    return Example((video,), ((question, answer),), reference)
 
 
-def _ask(sampler: SceneSampler, templates: Sequence[str], answer: str, clip: SyntheticVideo) -> Example:
-    return Example((clip,), ((sampler.pick(templates), answer),), {"answer": answer, "media": [clip.facts()]})
+def _example(sampler: SceneSampler, templates: Sequence[str], answer: str, video: SyntheticVideo) -> Example:
+    return Example((video,), ((sampler.choice(templates), answer),), {"answer": answer, "media": [video.facts()]})

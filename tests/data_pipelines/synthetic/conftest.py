@@ -1,4 +1,4 @@
-"""What several of these tests need: the small tokenizer, and settings for tiny pictures."""
+"""Fixtures of the tests of synthetic data: the small tokenizer, and a sample builder for tiny images."""
 
 import pytest
 
@@ -21,6 +21,5 @@ def tokenizer_file():
 
 
 @pytest.fixture(scope="session")
-def reader(tokenizer_file):
-    """Records to samples."""
+def builder(tokenizer_file):
     return SampleBuilder(tokenizer_file, SETTINGS)

@@ -1,4 +1,4 @@
-"""Scores: right answers score 1, other forms of them too, and nothing that a model writes raises."""
+"""Scoring: right answers score 1 in every accepted form, and no model output raises an exception."""
 
 import math
 
@@ -8,27 +8,27 @@ from hypothesis import strategies as st
 
 from data_pipelines.synthetic import parsing
 from data_pipelines.synthetic.formats import box_answer, span_answer
-from data_pipelines.synthetic.registry import JUDGED, SPEAK, TASKS, examples
+from data_pipelines.synthetic.registry import EVALUATED_TASKS, SPEAK, TASKS, examples
 from data_pipelines.synthetic.scoring import box_iou, evaluate, score, span_iou, stream_scores
 
 TEXT = st.one_of(st.text(max_size=80), st.text(alphabet="[]<>0123456789.,- stoandref/azA\n", max_size=200))
 COORDINATE = st.integers(0, 1000)
 
 
-def true_answers(task, drawn):
-    return [one.truth["words"] if TASKS[task].metric == SPEAK else one.answer for one in drawn]
+def true_answers(task, samples):
+    return [sample.reference["words"] if TASKS[task].metric == SPEAK else sample.answer for sample in samples]
 
 
-@pytest.mark.parametrize("task", JUDGED)
-def test_the_truth_scores_full_marks(task):
-    drawn = examples(task, "test", 0, 30)
-    truths = [dict(one.truth) for one in drawn]
-    found = evaluate(task, true_answers(task, drawn), truths)
-    assert found["score"] == pytest.approx(1)
-    assert found["count"] == 30
-    assert found["majority"] < 0.9
+@pytest.mark.parametrize("task", EVALUATED_TASKS)
+def test_references_score_1(task):
+    samples = examples(task, "test", 0, 30)
+    references = [dict(sample.reference) for sample in samples]
+    scores = evaluate(task, true_answers(task, samples), references)
+    assert scores["score"] == pytest.approx(1)
+    assert scores["count"] == 30
+    assert scores["majority"] < 0.9
     wrong = [[None] * 8] * 30 if TASKS[task].metric == SPEAK else ["I cannot tell"] * 30
-    assert evaluate(task, wrong, truths)["score"] < 0.5
+    assert evaluate(task, wrong, references)["score"] < 0.5
 
 
 @settings(max_examples=150, deadline=None)
@@ -50,19 +50,19 @@ def test_no_answer_raises(text):
 
 
 @given(box=st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE))
-def test_boxes_come_back(box):
+def test_formatted_boxes_are_parsed(box):
     x0, x1 = sorted(box[::2])
     y0, y1 = sorted(box[1::2])
     assert parsing.parse_boxes(box_answer("bag", (x0, y0, x1, y1))) == [[x0, y0, x1, y1]]
 
 
 @given(start=st.integers(0, 600), length=st.integers(1, 600))
-def test_spans_come_back(start, length):
+def test_formatted_spans_are_parsed(start, length):
     assert parsing.parse_spans(span_answer(start, start + length)) == [(start, start + length)]
     assert span_iou([(start, start + length)], (start, start + length)) == 1
 
 
-def test_other_ways_to_write_it():
+def test_other_formats():
     assert parsing.parse_boxes("it is at [[10, 20, 300,400]] or [0.5, 0.1, 1.0, 0.2]") == [
         [10, 20, 300, 400],
         [500, 100, 1000, 200],
@@ -84,10 +84,10 @@ def test_attributes():
     assert parsing.parse_attributes("blue trousers and a red 7") == {"trousers", "blue trousers", "7", "red 7"}
     assert parsing.parse_attributes("an orange ankle boot") == {"ankle boot", "orange ankle boot"}
     assert parsing.parse_attributes("T-shirt") == {"t-shirt"}  # and not a shirt
-    truth = {"answer": "a red ring and a blue bag"}
-    assert score("caption_of_two", "a blue bag and a red ring", truth) == 1
-    assert score("caption_of_two", "a blue ring and a red bag", truth) == pytest.approx(0.5)
-    assert score("caption_of_two", "a red ring", truth) == pytest.approx(2 / 3)
+    reference = {"answer": "a red ring and a blue bag"}
+    assert score("caption_of_two", "a blue bag and a red ring", reference) == 1
+    assert score("caption_of_two", "a blue ring and a red bag", reference) == pytest.approx(0.5)
+    assert score("caption_of_two", "a red ring", reference) == pytest.approx(2 / 3)
 
 
 def test_ious():
@@ -101,9 +101,9 @@ def test_ious():
 
 
 def test_streams():
-    truth = [["7", None, None, "3"]]
-    assert stream_scores([["7", None, None, "4"]], truth) == {"score": 1, "wait_f1": 1, "words": 0.5}
-    late = stream_scores([[None, "7", None, "3"]], truth)
+    references = [["7", None, None, "3"]]
+    assert stream_scores([["7", None, None, "4"]], references) == {"score": 1, "wait_f1": 1, "words": 0.5}
+    late = stream_scores([[None, "7", None, "3"]], references)
     assert late == {"score": 0.5, "wait_f1": 0.5, "words": 1}
-    assert stream_scores([["7"]], truth)["score"] == pytest.approx(2 / 3)  # what is missing is silence
-    assert stream_scores([[None] * 9], truth)["score"] == 0
+    assert stream_scores([["7"]], references)["score"] == pytest.approx(2 / 3)  # what is missing is silence
+    assert stream_scores([[None] * 9], references)["score"] == 0

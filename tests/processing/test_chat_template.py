@@ -1,4 +1,4 @@
-"""Prompts: the exact strings of the released template, and nothing that a user types becomes structure."""
+"""Tests of the chat template: exact strings of the released template, and typed text that never becomes structure."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from vl3_jax.processing.tokenizer import Tokenizer
 
 IMAGE = {"type": "image", "image": "a.png"}
 VIDEO = {"type": "video", "video": "a.mp4"}
-ASK = "<|im_start|>assistant\n"
+OPENING = "<|im_start|>assistant\n"
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,11 @@ def user(*content):
     return {"role": "user", "content": list(content)}
 
 
-def prompt(tokenizer, messages, shown=(), style=None, ask=True, system=False):
+def prompt(tokenizer, messages, token_counts=(), style=None, add_generation_prompt=True, add_system=False):
     turns = parse_messages(messages)
-    rendered = render(with_default_system(turns) if system else turns, shown, tokenizer, style)
+    rendered = render(with_default_system(turns) if add_system else turns, token_counts, tokenizer, style)
     ids = [token for turn in rendered for token in turn.tokens.tolist()]
-    return ids + (chat_template.generation_prompt(tokenizer) if ask else [])
+    return ids + (chat_template.generation_prompt(tokenizer) if add_generation_prompt else [])
 
 
 CREATED, HELPFUL = "VideoLLaMA3 created by Alibaba DAMO Academy", "a helpful assistant to help people understand"
@@ -43,68 +43,68 @@ CASES = {
         [user("What color is a banana?")],
         [],
         {},
-        f"<|im_start|>user\nWhat color is a banana?<|im_end|>\n{ASK}",
+        f"<|im_start|>user\nWhat color is a banana?<|im_end|>\n{OPENING}",
     ),
     "default system": (
         [user("Hi")],
         [],
-        {"system": True},
-        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n{ASK}",
+        {"add_system": True},
+        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n{OPENING}",
     ),
-    "own system": (
+    "custom system": (
         [{"role": "system", "content": "Be brief."}, user("Hi")],
         [],
-        {"system": True},
-        f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n{ASK}",
+        {"add_system": True},
+        f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n{OPENING}",
     ),
     "image": (
         [user(IMAGE, {"type": "text", "text": "What is it?"})],
         [VisualTokenCounts([1])],
         {},
-        f"<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n{ASK}",
+        f"<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n{OPENING}",
     ),
     "two images": (
         [user("Image1: ", IMAGE, "Image2: ", IMAGE, "Same city?")],
         [VisualTokenCounts([1]), VisualTokenCounts([1])],
         {},
-        f"<|im_start|>user\nImage1: <image>\nImage2: <image>\nSame city?<|im_end|>\n{ASK}",
+        f"<|im_start|>user\nImage1: <image>\nImage2: <image>\nSame city?<|im_end|>\n{OPENING}",
     ),
     "video": (
         [user(VIDEO, "What happens?")],
         [VisualTokenCounts([1, 1, 1], [0, 1, 2])],
         {},
-        f"<|im_start|>user\nTime 0.0s:<image>,Time 1.0s:<image>,Time 2.0s:<image>\nWhat happens?<|im_end|>\n{ASK}",
+        f"<|im_start|>user\nTime 0.0s:<image>,Time 1.0s:<image>,Time 2.0s:<image>\nWhat happens?<|im_end|>\n{OPENING}",
     ),
     "pruned video": (
         [user(VIDEO, "Q")],
         [VisualTokenCounts([3, 1, 2], [0, 10, 20.05])],
         {},
         "<|im_start|>user\nTime 0.0s:<image><image><image>,Time 10.0s:<image>,Time 20.1s:<image><image>\n"
-        f"Q<|im_end|>\n{ASK}",
+        f"Q<|im_end|>\n{OPENING}",
     ),
     "video without times": (
         [user(VIDEO, "Q")],
         [VisualTokenCounts([1, 1])],
         {},
-        f"<|im_start|>user\n<image>,<image>\nQ<|im_end|>\n{ASK}",
+        f"<|im_start|>user\n<image>,<image>\nQ<|im_end|>\n{OPENING}",
     ),
     "several turns": (
         [user(IMAGE, "Q1"), {"role": "assistant", "content": "A1"}, user("Q2")],
         [VisualTokenCounts([1])],
         {},
         "<|im_start|>user\n<image>\nQ1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n"
-        f"<|im_start|>user\nQ2<|im_end|>\n{ASK}",
+        f"<|im_start|>user\nQ2<|im_end|>\n{OPENING}",
     ),
     "image then video": (
         [user(IMAGE, VIDEO, "Q")],
         [VisualTokenCounts([2]), VisualTokenCounts([1], [0.0])],
         {},
-        f"<|im_start|>user\n<image><image>\nTime 0.0s:<image>\nQ<|im_end|>\n{ASK}",
+        f"<|im_start|>user\n<image><image>\nTime 0.0s:<image>\nQ<|im_end|>\n{OPENING}",
     ),
     "stream, released": (
         STREAM,
         [VisualTokenCounts([1]), VisualTokenCounts([1])],
-        {"ask": False},
+        {"add_generation_prompt": False},
         "<|stream_start|>stream\nTime 1.0s: <image>\n<|stream_end|>"
         "<|stream_start|>stream\nTime 2.0s: <image>\n<|stream_end|>"
         "<|im_start|>assistant\nHe sits.<|im_end|>\n",
@@ -112,7 +112,7 @@ CASES = {
     "stream, trainer": (
         STREAM,
         [VisualTokenCounts([1]), VisualTokenCounts([1])],
-        {"ask": False, "style": PromptStyle(trainer_streams=True)},
+        {"add_generation_prompt": False, "style": PromptStyle(trainer_streams=True)},
         "<|stream_start|>stream\n<image>\n<|stream_end|>\n" * 2 + "<|im_start|>assistant\nHe sits.<|im_end|>\n",
     ),
     "native": (
@@ -120,21 +120,21 @@ CASES = {
         [VisualTokenCounts([2]), VisualTokenCounts([1, 1], [0.0, 1.08])],
         {"style": PromptStyle(native_placeholders=True)},
         "<|im_start|>user\n<|image_pad|><|image_pad|>\nTime 0.0s:<|video_pad|>,Time 1.1s:<|video_pad|>\n"
-        f"Q<|im_end|>\n{ASK}",
+        f"Q<|im_end|>\n{OPENING}",
     ),
-    "text that begins with newlines": (
+    "text that starts with newlines": (
         [user(IMAGE, "\n\n  Q")],
         [VisualTokenCounts([1])],
         {},
-        f"<|im_start|>user\n<image>\n\n\n  Q<|im_end|>\n{ASK}",
+        f"<|im_start|>user\n<image>\n\n\n  Q<|im_end|>\n{OPENING}",
     ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_ids_are_those_of_the_whole_text(tokenizer, case):
-    messages, shown, options, text = CASES[case]
-    assert prompt(tokenizer, messages, shown, **options) == tokenizer.encode(text, special=True)
+def test_ids_equal_those_of_the_whole_text(tokenizer, case):
+    messages, token_counts, options, text = CASES[case]
+    assert prompt(tokenizer, messages, token_counts, **options) == tokenizer.encode(text, special=True)
 
 
 def test_golden_ids(tokenizer):
@@ -147,14 +147,14 @@ def test_golden_ids(tokenizer):
         [VisualTokenCounts([10549])],
         PromptStyle(native_placeholders=True),
     )
-    tail = [198, 74785, 279, 2168, 13, 151645, 198, 151644, 77091, 198]
-    assert ids == [151644, 872, 198] + [151655] * 10549 + tail
+    suffix = [198, 74785, 279, 2168, 13, 151645, 198, 151644, 77091, 198]
+    assert ids == [151644, 872, 198] + [151655] * 10549 + suffix
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(2.04, "2.0"), (0.15, "0.1"), (10, "10.0"), (0.25, "0.2"), (3599, "3599.0")]
 )
-def test_times_are_rounded_to_a_tenth(seconds, text):
+def test_time_labels_are_rounded_to_a_tenth(seconds, text):
     assert time_label(seconds) == f"Time {text}s:"
 
 
@@ -189,14 +189,14 @@ def test_placeholders_are_marked(tokenizer):
         {"video": {"video_path": "a.mp4", "fps": 2, "max_frames": 64}, "start": 1, "end": 5.5, "num_frames": 3},
     ],
 )
-def test_forms_of_a_video(part):
+def test_all_forms_of_a_video_part_parse_to_the_same_turn(part):
     options = {"fps": 2.0, "max_frames": 64, "start": 1.0, "end": 5.5}
     assert parse_messages([user(part)])[0].parts == [MediaPart("video", "a.mp4", options)]
 
 
 @pytest.mark.parametrize("key", ["time", "timestamp", "timestamps"])
 @pytest.mark.parametrize("value", [3, [3.0]])
-def test_forms_of_a_picture(key, value):
+def test_all_forms_of_an_image_part_parse_to_the_same_turn(key, value):
     for part in ({"type": "image", "image": "a.png"}, {"image": {"image_path": "a.png"}}):
         assert parse_messages([user({**part, key: value})])[0].parts == [MediaPart("image", "a.png", {}, 3.0)]
 
@@ -214,10 +214,10 @@ def test_forms_of_a_picture(key, value):
         ([user({**VIDEO, "max_frame": 3})], "unknown key 'max_frame'; known are fps, max_frames"),
         ([user({**VIDEO, "fps": "fast"})], "fps is 'fast'; give a number"),
         ([user({**IMAGE, "fps": 1})], "unknown key 'fps'"),
-        ([user(3)], "part 1: a int"),
-        ([{"role": "user", "content": 3}], "content is a int"),
+        ([user(3)], "part 1: has type int"),
+        ([{"role": "user", "content": 3}], "content has type int"),
     ],
 )
-def test_bad_messages_are_refused(messages, message):
+def test_invalid_messages_are_refused(messages, message):
     with pytest.raises(InputError, match=message):
         parse_messages(messages)

@@ -1,4 +1,4 @@
-"""Small data sets on disk: pictures and videos of a few patches, annotations of every kind, known bad ones."""
+"""Small data sets on disk: images and videos of a few patches, records of every kind, and known bad records."""
 
 import json
 import pathlib
@@ -25,10 +25,10 @@ def turns(question, answer):
     return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
 
 
-def write_media(folder: pathlib.Path, pictures: int = 4, videos: int = 3) -> None:
-    """p0.png, ... of noise; v0.mp4, ... of numbered frames, 2, 3, ... seconds long; still, a folder of frames."""
+def write_media(folder: pathlib.Path, images: int = 4, videos: int = 3) -> None:
+    """Writes p0.png, ... of noise; v0.mp4, ... of numbered frames, 2, 3, ... s long; `still`, a folder of frames."""
     rng = np.random.default_rng(0)
-    for number in range(pictures):
+    for number in range(images):
         height, width = rng.integers(20, 300, 2)
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"p{number}.png")
     for number in range(videos):
@@ -40,20 +40,20 @@ def write_media(folder: pathlib.Path, pictures: int = 4, videos: int = 3) -> Non
         Image.fromarray(frame).save(folder / "still" / f"{number}.png")
 
 
-def good_records(count: int, pictures: int = 4, videos: int = 3, seed: int = 0) -> list[dict]:
-    """Text, pictures, videos, both, and streams; every record says its own number."""
+def good_records(count: int, images: int = 4, videos: int = 3, seed: int = 0) -> list[dict]:
+    """Returns records of text, images, videos, both, and streams in turn; the text of each contains its number."""
     rng = np.random.default_rng(seed)
     records = []
     for number in range(count):
-        said = turns(f"Question {number}?", f"Answer {number} " + "word " * int(rng.integers(1, 30)))
-        picture, video = f"p{rng.integers(pictures)}.png", f"v{rng.integers(videos)}.mp4"
+        conversation = turns(f"Question {number}?", f"Answer {number} " + "word " * int(rng.integers(1, 30)))
+        image, video = f"p{rng.integers(images)}.png", f"v{rng.integers(videos)}.mp4"
         kind = number % 5
         if kind == 1:
-            records.append({"image": [picture], "conversations": said})
+            records.append({"image": [image], "conversations": conversation})
         elif kind == 2:
-            records.append({"video": [video], "conversations": said})
+            records.append({"video": [video], "conversations": conversation})
         elif kind == 3:
-            records.append({"image": [picture, "p0.png"], "video": video, "conversations": said})
+            records.append({"image": [image, "p0.png"], "video": video, "conversations": conversation})
         elif kind == 4:
             stream = [
                 {"role": "user", "content": f"Tell {number}.", "time": 0.0},
@@ -62,25 +62,25 @@ def good_records(count: int, pictures: int = 4, videos: int = 3, seed: int = 0) 
             ]
             records.append({"video": [video], "stream": True, "start_time": 0.0, "conversation": stream})
         else:
-            records.append({"conversations": said})
+            records.append({"conversations": conversation})
     return records
 
 
 def write_lines(path: pathlib.Path, records: list) -> str:
-    """JSON lines; bytes among the records are written as they are."""
+    """Writes JSON lines and returns the path; records that are bytes are written unchanged."""
     lines = [record if isinstance(record, bytes) else json.dumps(record).encode() for record in records]
     path.write_bytes(b"\n".join(lines) + b"\n")
     return str(path)
 
 
 def bad_records(folder: pathlib.Path) -> list:
-    """One of each kind that training must survive."""
+    """Writes damaged media and returns one bad record of each kind that training must survive."""
     (folder / "empty.png").write_bytes(b"")
     (folder / "noise.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    whole = (folder / "p0.png").read_bytes()
-    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
-    movie = (folder / "v2.mp4").read_bytes()
-    (folder / "noise.mp4").write_bytes(movie[: len(movie) // 3])
+    image = (folder / "p0.png").read_bytes()
+    (folder / "cut.png").write_bytes(image[: len(image) // 2])
+    video = (folder / "v2.mp4").read_bytes()
+    (folder / "noise.mp4").write_bytes(video[: len(video) // 3])
     return [
         b'{"conversations": [',
         b'{"caf\xe9": 1}',
@@ -95,10 +95,10 @@ def bad_records(folder: pathlib.Path) -> list:
     ]
 
 
-def make_corpus(
+def make_mixture(
     folder: pathlib.Path, records: dict[str, list], settings: DataSettings = SETTINGS, **weights
 ) -> MixtureDataset:
-    """A corpus of annotation files `<name>.jsonl` in a folder with media."""
+    """Writes annotation files `<name>.jsonl` into a folder with media and opens them as a mixture."""
     specs = [
         DatasetSpec(name, (write_lines(folder / f"{name}.jsonl", rows),), str(folder), name[:1], weights.get(name, 1.0))
         for name, rows in records.items()
@@ -107,27 +107,27 @@ def make_corpus(
 
 
 def unpacked(batch: dict[str, np.ndarray], row: int, segment: int) -> dict[str, np.ndarray]:
-    """What a segment (from 1) of a packed row says: ids, weights, placeholders, patches of its vision tokens."""
-    here = batch["segment_ids"][row] == segment
-    slots = batch["vision_slot"][row][here]
-    named = batch["token_patches"][row][slots[slots >= 0]]
+    """Extracts a segment (from 1) of a packed row: ids, weights, placeholders, patches of its vision tokens."""
+    members = batch["segment_ids"][row] == segment
+    slots = batch["vision_slot"][row][members]
+    token_patches = batch["token_patches"][row][slots[slots >= 0]]
     patches = batch["patches"][row].reshape(-1, 588)
     vision_row = np.arange(batch["patch_segment"].shape[1])[:, None]
     frames = (batch["patch_segment"][row] + 10_000 * vision_row).reshape(-1)
-    weight = np.roll(batch["loss_weight"][row][here], 1)
+    weight = np.roll(batch["loss_weight"][row][members], 1)
     return {
-        "tokens": batch["tokens"][row][here],
-        "targets": batch["targets"][row][here][:-1],
-        "positions": batch["positions"][row][here],
+        "tokens": batch["tokens"][row][members],
+        "targets": batch["targets"][row][members][:-1],
+        "positions": batch["positions"][row][members],
         "weight": weight,
         "is_vision": slots >= 0,
-        "patches": np.concatenate([patches[n[n >= 0]] for n in named]) if len(named) else patches[:0],
-        "frames": frames[named[:, 0]],
+        "patches": np.concatenate([patches[n[n >= 0]] for n in token_patches]) if len(token_patches) else patches[:0],
+        "frames": frames[token_patches[:, 0]],
     }
 
 
 def expected(sample: Sample) -> dict[str, np.ndarray]:
-    """The same from the sample itself (but for `frames`, which only tell vision tokens of one frame from others)."""
+    """Returns the same arrays from the sample itself; `frames` only distinguishes tokens of different frames."""
     kept = [
         visual.patches.reshape(len(visual.keep), -1, 588)[visual.keep].reshape(-1, 588) for visual in sample.visuals
     ]
@@ -149,10 +149,10 @@ def expected(sample: Sample) -> dict[str, np.ndarray]:
 
 
 def assert_holds(batch: dict[str, np.ndarray], row: int, segment: int, sample: Sample) -> None:
-    """The segment gives back the sample exactly."""
-    found, wanted = unpacked(batch, row, segment), expected(sample)
-    for one in (found, wanted):  # numbered in order of appearance
-        order = {frame: number for number, frame in enumerate(dict.fromkeys(one["frames"].tolist()))}
-        one["frames"] = [order[frame] for frame in one["frames"].tolist()]
+    """Asserts that the segment reproduces the sample exactly."""
+    actual, wanted = unpacked(batch, row, segment), expected(sample)
+    for arrays in (actual, wanted):  # renumber the frames in order of appearance
+        order = {frame: number for number, frame in enumerate(dict.fromkeys(arrays["frames"].tolist()))}
+        arrays["frames"] = [order[frame] for frame in arrays["frames"].tolist()]
     for name, value in wanted.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)

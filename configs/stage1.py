@@ -1,0 +1,24 @@
+"""Stage 1, vision encoder adaptation: tower and projector are trained on images with captions, the decoder is frozen.
+
+    vl3 convert init --vision google/siglip-so400m-patch14-384 --llm Qwen/Qwen2.5-1.5B-Instruct INIT
+    vl3 train --config stage1:2b --workdir RUNS/stage1_2b --config.init_from=INIT --config.data.root=DATA
+
+The 7B starts from the tower of the trained 2B:
+
+    vl3 convert export RUNS/stage4_2b RUNS/stage4_2b_exported --format official
+    vl3 convert init --vision RUNS/stage4_2b_exported --llm Qwen/Qwen2.5-7B-Instruct INIT
+    vl3 train --config stage1:7b --workdir RUNS/stage1_7b --config.init_from=INIT --config.data.root=DATA
+"""
+
+from vl3_jax import config_file
+from vl3_jax.training.run_config import train_config
+
+
+def get_config(variant: str = "2b"):
+    """Rows of 16,384 tokens and 16,384 patches."""
+    return train_config(
+        variant,
+        models=("2b", "7b"),
+        data=config_file.evaluate("data/stage1"),
+        learning_rates={"vision": 1e-5, "projector": 1e-3, "llm": 0.0},
+    )

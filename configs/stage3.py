@@ -1,0 +1,19 @@
+"""Stage 3, multi-task fine-tuning: instructions on images and text, and the first videos.
+
+    vl3 train --config stage3:2b --workdir RUNS/stage3_2b --config.init_from=RUNS/stage2_2b --config.data.root=DATA
+
+Variants: 2b, 7b; `mock` for a tiny run on synthetic data.
+"""
+
+from vl3_jax import config_file
+from vl3_jax.training.run_config import train_config
+
+
+def get_config(variant: str = "2b"):
+    """Rows of 16,384 tokens and 40,960 patches; pruning on."""
+    return train_config(
+        variant,
+        models=("2b", "7b"),
+        data=config_file.evaluate("data/stage3"),
+        learning_rates={"vision": 2e-6, "projector": 1e-5, "llm": 1e-5},
+    )

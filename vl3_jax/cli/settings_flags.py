@@ -1,0 +1,46 @@
+"""Command-line flags made from the declarations of settings: type, choices, description and default."""
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from vl3_jax import config_tree
+
+
+def add(group: Any, cls: type, flags: Mapping[str, str], defaults: Mapping[str, str] | None = None) -> None:
+    """Adds a flag for each of some settings; one that is not given is None in the parsed arguments.
+
+    Args:
+      group: Parser or argument group.
+      cls: Dataclass that declares the settings.
+      flags: Flag of each setting, by the name of its field.
+      defaults: What the help names as default instead of the declared one.
+    """
+    hints, descriptions = typing.get_type_hints(cls), config_tree.descriptions(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name, flag in flags.items():
+        default = (defaults or {}).get(name, fields[name].default)
+        text = descriptions[name].rstrip(".")
+        group.add_argument(
+            flag,
+            type=_type(hints[name]),
+            choices=fields[name].metadata.get(config_tree.CHOICES),
+            metavar=None if config_tree.CHOICES in fields[name].metadata else _type(hints[name]).__name__.upper(),
+            help=(text if default is None else f"{text} (default: {default})").replace("%", "%%"),
+        )
+
+
+def given(arguments: argparse.Namespace, cls: type) -> dict[str, Any]:
+    """Returns those settings of a dataclass whose flags, named after their fields, were given."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
+
+
+def _type(hint: Any) -> type:
+    """Returns the type of a setting, without None where it may be that."""
+    if isinstance(hint, types.UnionType):
+        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return hint

@@ -1,0 +1,135 @@
+"""Settings declared once, as frozen dataclasses, and their form as nested plain values.
+
+The dataclasses are the truth: names, types, defaults, checks and, in the `Attributes` section of their docstrings,
+descriptions. Configuration files and the command line see the same settings as an `ml_collections.ConfigDict`, which
+is built from the dataclasses and turned back into them before anything else runs.
+
+A field whose value may be None names in its metadata the value that stands for None in a file or on the command line,
+and one of a few values may name these:
+
+    prune_threshold: float | None = dataclasses.field(default=0.1, metadata={NONE: 0.0})
+    merge: int = dataclasses.field(default=1, metadata={CHOICES: (1, 2)})
+
+A dataclass whose instances stand in a mapping under one of their own fields names that field as its class variable
+`KEY`; the plain form does not repeat it.
+"""
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from vl3_jax.errors import InputError
+
+Settings = TypeVar("Settings")
+# Keys of a field's metadata.
+NONE = "none"  # what stands for None in the plain form
+CHOICES = "choices"  # the values that there are
+_ATTRIBUTE = re.compile(r"^  (?P<names>[\w, ]+): (?P<text>.*(?:\n    .*)*)", re.MULTILINE)
+
+
+def to_tree(settings: Any) -> dict[str, Any]:
+    """Returns a dataclass instance as nested dicts of plain values, which JSON and ConfigDict can hold."""
+    return {
+        field.name: _to_plain(getattr(settings, field.name), field)
+        for field in dataclasses.fields(settings)
+        if not _is_key(field, settings)
+    }
+
+
+def to_config_dict(settings: Any) -> ConfigDict:
+    """Returns the ConfigDict of a dataclass instance, for a user to override."""
+    return ConfigDict(to_tree(settings))
+
+
+def from_tree(cls: type[Settings], tree: Mapping[str, Any] | ConfigDict, where: str = "") -> Settings:
+    """Builds a dataclass instance from its plain form; keys that are absent keep their defaults.
+
+    Args:
+      cls: The dataclass.
+      tree: Nested mappings, such as a ConfigDict or the JSON of `to_tree`.
+      where: Dotted path of `tree` within the whole configuration, for messages.
+
+    Raises:
+      InputError: A key that is no setting, or a value that the dataclass refuses.
+    """
+    tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
+    types, fields = typing.get_type_hints(cls), {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(tree) - set(fields))
+    if unknown:
+        known = ", ".join(sorted(fields))
+        raise InputError(f"{where}{unknown[0]}: no such setting: {unknown[0]!r} is unknown; there are {known}")
+    values = {}
+    for name, value in tree.items():
+        none = fields[name].metadata.get(NONE, dataclasses.MISSING)
+        values[name] = None if value == none else _from_plain(types[name], value, f"{where}{name}.")
+    return cls(**values)
+
+
+def replace(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Returns a copy of nested settings with other values.
+
+    Args:
+      settings: A dataclass instance.
+      changes: Values by dotted path, such as {"mesh.fsdp": 8}.
+
+    Raises:
+      InputError: A path that is no setting, or a value that the dataclass refuses.
+    """
+    for path, value in changes.items():
+        settings = _replaced(settings, path, path.split("."), value)
+    return settings
+
+
+def descriptions(cls: type) -> dict[str, str]:
+    """Returns the description of each setting of a dataclass, as its docstring (or that of a base class) gives it."""
+    found: dict[str, str] = {}
+    for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
+        _, _, attributes = (inspect.cleandoc(base.__doc__ or "")).partition("Attributes:\n")
+        for match in _ATTRIBUTE.finditer(attributes):
+            found |= {name.strip(): " ".join(match["text"].split()) for name in match["names"].split(",")}
+    return found
+
+
+def _is_key(field: dataclasses.Field, settings: Any) -> bool:
+    """Whether the field is the key under which these settings stand in a mapping of their owner."""
+    return field.name == getattr(settings, "KEY", None)
+
+
+def _to_plain(value: Any, field: dataclasses.Field | None = None) -> Any:
+    if value is None and field is not None:
+        return field.metadata.get(NONE)
+    if dataclasses.is_dataclass(value):
+        return to_tree(value)
+    if isinstance(value, Mapping):
+        return {key: _to_plain(item) for key, item in value.items()}
+    return value
+
+
+def _from_plain(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return from_tree(kind, value, where)
+    if isinstance(value, Mapping):
+        item = (*typing.get_args(kind), Any, Any)[1]
+        key = getattr(item, "KEY", None)
+        inner = {name: {key: name, **entry} if key else entry for name, entry in value.items()}
+        return {name: _from_plain(item, entry, f"{where}{name}.") for name, entry in inner.items()}
+    return _frozen(value)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _replaced(settings: Any, path: str, names: list[str], value: Any) -> Any:
+    name, *rest = names
+    inner = settings if isinstance(settings, Mapping) else vars(settings)
+    if name not in inner:
+        raise InputError(f"{path}: no such setting: {name!r} is unknown; there are {', '.join(sorted(inner))}")
+    if rest:
+        value = _replaced(inner[name], path, rest, value)
+    return {**inner, name: value} if isinstance(settings, Mapping) else dataclasses.replace(settings, **{name: value})
