@@ -19,6 +19,7 @@ import inspect
 import re
 import typing
 from collections.abc import Mapping
+from types import UnionType
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -58,7 +59,7 @@ def from_tree(cls: type[Settings], tree: Mapping[str, Any] | ConfigDict, where: 
       InputError: A key that is no setting, or a value that the dataclass refuses.
     """
     tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
-    types, fields = typing.get_type_hints(cls), {field.name: field for field in dataclasses.fields(cls)}
+    kinds, fields = types(cls), {field.name: field for field in dataclasses.fields(cls)}
     unknown = sorted(set(tree) - set(fields))
     if unknown:
         known = ", ".join(sorted(fields))
@@ -66,7 +67,7 @@ def from_tree(cls: type[Settings], tree: Mapping[str, Any] | ConfigDict, where: 
     values = {}
     for name, value in tree.items():
         none = fields[name].metadata.get(NONE, dataclasses.MISSING)
-        values[name] = None if value == none else _from_plain(types[name], value, f"{where}{name}.")
+        values[name] = None if value == none else _from_plain(kinds[name], value, f"{where}{name}.")
     return cls(**values)
 
 
@@ -85,6 +86,12 @@ def replace(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def types(cls: type) -> dict[str, Any]:
+    """Returns the type of each setting of a dataclass, without None where a setting may be that."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: _without_none(hints[field.name]) for field in dataclasses.fields(cls)}
+
+
 def descriptions(cls: type) -> dict[str, str]:
     """Returns the description of each setting of a dataclass, as its docstring (or that of a base class) gives it."""
     found: dict[str, str] = {}
@@ -93,6 +100,11 @@ def descriptions(cls: type) -> dict[str, str]:
         for match in _ATTRIBUTE.finditer(attributes):
             found |= {name.strip(): " ".join(match["text"].split()) for name in match["names"].split(",")}
     return found
+
+
+def _without_none(hint: Any) -> Any:
+    members = [member for member in typing.get_args(hint) if member is not type(None)]
+    return members[0] if isinstance(hint, UnionType) and len(members) == 1 else hint
 
 
 def _is_key(field: dataclasses.Field, settings: Any) -> bool:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pkgutil
 
+_GPU_FILES = "/dev/nvidia[0-9]*"
 _TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 # Set on TPU machines, or by someone who wants the TPU's library started whatever the machine looks like.
 _TPU_VARIABLES = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_ACCELERATOR_TYPE", "JAX_FORCE_TPU_INIT")
@@ -20,8 +21,8 @@ def leave_out_absent_tpu() -> None:
     """Keeps jax from starting the TPU library on a machine without a TPU, where it would print lines of errors.
 
     The library is installed there for its compiler (`vl3 plan`), which works all the same. JAX_PLATFORMS is set to the
-    devices that jax would find by itself, so this must run before jax is imported. Nothing is done where the variable is
-    set already, where the library is missing, where there may be a TPU, and where a plugin other than CUDA's is
+    devices that jax would find by itself, so this must run before jax is imported. Nothing is done where the variable
+    is set already, where the library is missing, where there may be a TPU, and where a plugin other than CUDA's is
     installed.
     """
     if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
@@ -30,7 +31,8 @@ def leave_out_absent_tpu() -> None:
         return
     plugins = _plugins()
     if all("cuda" in name for name in plugins):
-        os.environ["JAX_PLATFORMS"] = "cuda,cpu" if plugins else "cpu"
+        # A platform that is named but missing is an error, so CUDA is named only where there is a GPU.
+        os.environ["JAX_PLATFORMS"] = "cuda,cpu" if plugins and glob.glob(_GPU_FILES) else "cpu"
 
 
 def _plugins() -> set[str]:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 from data_pipelines.synthetic.registry import STREAM, TASKS, VIDEO
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.tasks import find
+from vl3_jax.evaluation.tasks import QuestionSelection, find
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 STAGES = range(5)
@@ -134,7 +134,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--export", type=pathlib.Path, metavar="DIR", help="folder for the final model (default: RUNS/export)"
     )
     parser.add_argument(
-        "--count", type=int, default=200, metavar="N", help="held-out questions per task (default: 200)"
+        "--count",
+        type=int,
+        default=QuestionSelection.count,
+        metavar="N",
+        help="held-out questions per task (default: %(default)s)",
     )
     parser.add_argument(
         "--tasks", default="nano", type=lambda text: text.split(","), help="as for `vl3 eval` (default: nano)"

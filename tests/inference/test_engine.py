@@ -13,7 +13,8 @@ from support.tolerances import REORDERED, relative_error
 from support.weights import random_params
 from vl3_jax.errors import InputError
 from vl3_jax.inference.engine import Engine, Timings
-from vl3_jax.inference.sampling import SamplingConfig, SamplingParams, sample_token
+from vl3_jax.inference.sampling import SamplingParams, sample_token
+from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import KVCache, VideoLLaMA3, abstract_params, decode, encode, param_axes, preset, unembed
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import shardings

@@ -8,7 +8,7 @@ from support.samples import random_sample, random_visual
 from support.tolerances import GREEDY_MARGIN
 from vl3_jax.bench.reference import model_inputs, native_params, tensors
 from vl3_jax.inference.engine import Engine
-from vl3_jax.inference.sampling import SamplingConfig
+from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import VideoLLaMA3, preset
 
 

@@ -20,6 +20,7 @@ SUBJECTS = {
     "packer": "planning of packed rows",
     "pruning": "the frame pruner's mask",
 }
+ROUNDS = 5  # measurements of each side
 GROUPS = {"gpu": ("step", "decode")}
 
 

@@ -12,7 +12,7 @@ from vl3_jax.bench.inputs import ModelPair, model_pair, random_sample
 from vl3_jax.bench.settings import REDUCED_SIZES, Settings
 from vl3_jax.bench.table import OURS, Row, Table
 from vl3_jax.inference.engine import Engine, Timings
-from vl3_jax.inference.sampling import SamplingConfig
+from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import decode, unembed
 from vl3_jax.processing.packed_batch import Sample
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 
+from vl3_jax.bench import ROUNDS
 from vl3_jax.bench.timing import compiled, copy_bandwidth, matmul_peak
 from vl3_jax.model.config import ModelConfig, preset
 
@@ -54,14 +55,14 @@ def make_settings(model: str | None, small: bool, rounds: int | None) -> Setting
     Args:
       model: A preset; None selects "tiny" for a small run, "mid" on a CPU, "2b" elsewhere.
       small: Whether to use tiny sizes.
-      rounds: Number of measurements; None selects 5, or 1 for a small run.
+      rounds: Number of measurements; None selects `ROUNDS`, or 1 for a small run.
     """
     accelerator = jax.default_backend() != "cpu"
     dtype = "bfloat16" if accelerator else "float32"
     return Settings(
         model=model or ("tiny" if small else "2b" if accelerator else "mid"),
         small=small,
-        rounds=rounds or (1 if small else 5),
+        rounds=rounds or (1 if small else ROUNDS),
         dtype=dtype,
         accelerator=accelerator,
         peak=matmul_peak(256 if small else 8192 if accelerator else 2048, dtype),

@@ -1,4 +1,4 @@
-"""`vl3 ask`: one question about pictures and videos."""
+"""`vl3 ask`: answers one question about images and videos."""
 
 import argparse
 import json
@@ -21,10 +21,10 @@ EPILOG = """examples:
 Media stand before the question, in the order of the flags. A conversation file holds a list of messages:
   [{"role": "user", "content": [{"type": "video", "video": "a.mp4", "fps": 1}, {"type": "text", "text": "..."}]}]
 
-exit codes: 0 answered, 2 bad input (one line on stderr says which), 1 a failure of ours"""
+exit codes: 0 answered, 2 bad input (one line on stderr names it), 1 a failure of ours"""
 
 
-class _Medium(argparse.Action):
+class _MediaAction(argparse.Action):
     """Collects --image and --video in one list, so that their order is kept."""
 
     def __call__(self, parser, namespace, values, option_string=None):
@@ -36,31 +36,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     parser.epilog = EPILOG
     generation_flags.add_model(parser)
-    asked = parser.add_argument_group("question")
-    asked.add_argument("question", nargs="?", default="", help="what to ask")
-    asked.add_argument("--image", action=_Medium, metavar="F", help="a picture; may be given several times")
-    asked.add_argument("--video", action=_Medium, metavar="F", help="a video or a folder of frames; several times too")
-    asked.add_argument("--system", metavar="TEXT", help="a system prompt")
-    asked.add_argument("--conversation", metavar="FILE", help="a JSON list of messages instead of question and media")
+    question = parser.add_argument_group("question")
+    question.add_argument("question", nargs="?", default="", help="the question")
+    question.add_argument("--image", action=_MediaAction, metavar="F", help="an image; may be repeated")
+    question.add_argument(
+        "--video", action=_MediaAction, metavar="F", help="a video or folder of frames; may be repeated"
+    )
+    question.add_argument("--system", metavar="TEXT", help="a system prompt")
+    question.add_argument("--conversation", metavar="FILE", help="JSON list of messages instead of question and media")
     generation_flags.add_media(parser)
     generation_flags.add_decoding(parser)
-    shown = parser.add_argument_group("output")
-    shown.add_argument("--json", action="store_true", help="print one JSON object with ids, frames and times")
-    shown.add_argument("--logprobs", type=int, metavar="K", help="with --json: the K best tokens at each position")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print one JSON object with ids, frames and times")
+    output.add_argument("--logprobs", type=int, metavar="K", help="with --json: the K most likely tokens per position")
     parser.set_defaults(media=None)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Answers and prints."""
+    """Answers the question and prints the answer."""
     messages = _messages(arguments)
     settings = generation_flags.settings(arguments)
-    if arguments.logprobs:
-        settings["logprobs"] = arguments.logprobs
-    assistant = generation_flags.load_model(arguments)
+    model = generation_flags.load_model(arguments)
     streaming = not arguments.json and sys.stdout.isatty()
-    answer = assistant.answer(messages, on_text=_write if streaming else None, **settings)
-    for note in answer.processed.warnings:
-        logger.info("vl3 ask: note: %s", note)
+    answer = model.answer(messages, on_text=_write if streaming else None, **settings)
+    for warning in answer.processed.warnings:
+        logger.warning("vl3 ask: warning: %s", warning)
     if arguments.json:
         print(json.dumps(answer.as_json(), ensure_ascii=False))
         return
@@ -70,9 +70,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def summary(answer) -> str:
-    """One line about tokens and time, for a terminal."""
-    seen, before = answer.processed.visual_tokens, answer.processed.visual_tokens_before_pruning
-    kept = f", {seen} of {before} vision tokens kept ({seen / before:.0%})" if before else ""
+    """Returns one line about tokens and time, for a terminal."""
+    kept_tokens, before = answer.processed.visual_tokens, answer.processed.visual_tokens_before_pruning
+    kept = f", {kept_tokens} of {before} vision tokens kept ({kept_tokens / before:.0%})" if before else ""
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in answer.seconds.items() if value >= 0.05)
     speed = f"{answer.tokens_per_second:.1f} tokens/s"
     return (
@@ -98,7 +98,11 @@ def _messages(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def read_conversation(path: str) -> list[dict[str, Any]]:
-    """The messages of a JSON file; InputError names the line that is wrong."""
+    """Reads the messages of a JSON file.
+
+    Raises:
+      InputError: The file is missing or is no list of messages; names the line.
+    """
     try:
         messages = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 
-from vl3_jax.bench import GROUPS, SUBJECTS
+from vl3_jax.bench import GROUPS, ROUNDS, SUBJECTS
 from vl3_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="subjects (default: all)")
     parser.add_argument("--out", default="out/bench", metavar="DIR", help="folder for the results (default: out/bench)")
     parser.add_argument("--model", metavar="NAME", help="model preset: nano, mid, 2b, ... (default: 2b, on a CPU mid)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="measurements of each side (default: 5)")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"measurements of each side (default: {ROUNDS})")
     parser.add_argument("--small", action="store_true", help="tiny sizes, one round")
 
 

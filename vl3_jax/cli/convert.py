@@ -29,15 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=(*_LAYOUTS, _ADAPTERS),
         required=True,
-        help="native: transformers; official: the released remote code; peft: what a LoRA run learned",
+        help="native: transformers; official: the released remote code; peft: the adapters of a LoRA run",
     )
     action.add_argument("--dtype", choices=_DTYPES, help="stored type (default: as in SRC)")
 
-    action = actions.add_parser("init", help="SigLIP + Qwen2.5 -> the Orbax folder that stage 1 starts from")
+    action = actions.add_parser("init", help="SigLIP + Qwen2.5 -> the Orbax folder that stage 1 is initialised from")
     action.add_argument("--vision", required=True, metavar="DIR", help="SigLIP, its tower, SigLIP-NaViT; folder or id")
     action.add_argument("--llm", required=True, metavar="DIR", help="Qwen2.5; folder or Hub id")
     action.add_argument("target", metavar="DST", help="Orbax folder to write, local or gs://; the same command resumes")
-    action.add_argument("--seed", type=int, default=0, help="of the fresh projector (default 0)")
+    action.add_argument("--seed", type=int, default=0, help="seed of the random projector (default: %(default)s)")
     action.add_argument("--dtype", choices=_DTYPES, help="stored type (default: as in the inputs)")
     action.add_argument("--token", help="Hub token (default: HF_TOKEN or `hf auth login`)")
 
@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = actions.add_parser("verify", help="compare two checkpoints: names, shapes, values, logits")
     action.add_argument("a", metavar="A", help="any checkpoint")
     action.add_argument("b", metavar="B", help="any checkpoint")
-    action.add_argument("--tolerance", type=float, default=0.0, help="largest difference that passes (default 0)")
+    action.add_argument(
+        "--tolerance", type=float, default=0.0, help="largest difference that passes (default: %(default)s)"
+    )
     action.add_argument("--no-logits", action="store_true", help="do not run the models")
 
 
@@ -99,9 +101,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     if not arguments.tolerance >= 0:
         raise InputError(f"--tolerance {arguments.tolerance}: must be 0 or more")
     a, b = open_source(arguments.a), open_source(arguments.b)
-    outcome = compare(a, b, arguments.tolerance, logits=not arguments.no_logits)
-    print("\n".join(outcome.lines))
-    return 0 if outcome.equal else 1
+    comparison = compare(a, b, arguments.tolerance, logits=not arguments.no_logits)
+    print("\n".join(comparison.lines))
+    return 0 if comparison.equal else 1
 
 
 def _dtype(name: str | None):

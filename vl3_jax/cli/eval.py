@@ -6,9 +6,9 @@ import pathlib
 import sys
 import time
 
-from data_pipelines.synthetic.image_pool import SPLITS
-from vl3_jax.cli import generation_flags
+from vl3_jax.cli import generation_flags, settings_flags
 from vl3_jax.errors import InputError
+from vl3_jax.evaluation.tasks import QuestionSelection
 
 logger = logging.getLogger(__name__)
 
@@ -25,20 +25,20 @@ share of vision tokens left by pruning.
 exit codes: 0 done, 2 bad input (one line on stderr says which), 1 internal error"""
 
 
+_SELECTION = {name: f"--{name}" for name in ("count", "seed", "split", "images")}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     parser.epilog = EPILOG
     generation_flags.add_model(parser, required=False)
     questions = parser.add_argument_group("questions")
     questions.add_argument("--tasks", metavar="A,B", help="nano: all synthetic tasks; nano/digit: one of them")
-    questions.add_argument("--count", type=int, default=200, metavar="N", help="questions per task (default: 200)")
-    questions.add_argument("--seed", type=int, default=7, help="random seed of the questions (default: 7)")
-    questions.add_argument("--split", choices=SPLITS, default="test", help="split of the source images (default: test)")
-    questions.add_argument("--images", metavar="NPZ", help="source images to use instead of the split's own")
+    settings_flags.add(questions, QuestionSelection, _SELECTION)
     questions.add_argument("--blind", action="store_true", help="give each question the media of another one")
     generation = parser.add_argument_group("generation")
     generation.add_argument("--no-prune", action="store_true", help="keep every video token")
-    generation.add_argument("--batch", type=int, metavar="N", help="questions per batch (default: 32)")
+    generation.add_argument("--batch", type=int, metavar="N", help="questions per batch (default: as --count needs)")
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="folder for answers and scores")
     output.add_argument(
@@ -76,7 +76,7 @@ def _answers(arguments: argparse.Namespace) -> list[dict]:
             raise InputError(f"give --{name}, or --score-only with a file of answers")
     if arguments.batch is not None and arguments.batch < 1:
         raise InputError(f"--batch {arguments.batch}: give 1 or more")
-    selection = tasks.QuestionSelection(arguments.count, arguments.seed, arguments.split, arguments.images)
+    selection = QuestionSelection(**settings_flags.given(arguments, QuestionSelection))
     selected_tasks = tasks.find(name.strip() for name in arguments.tasks.split(","))
     task_questions = runner.questions_of(selected_tasks, selection, arguments.blind)
     settings = {name: getattr(arguments, name) for name in ("model", "dtype", "quantize", *vars(selection))}

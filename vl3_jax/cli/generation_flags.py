@@ -1,15 +1,21 @@
-"""The flags that `ask` and `chat` share: which model, how to look at media, how to decode."""
+"""The flags that several commands share: the model, the processing of media, decoding."""
 
 import argparse
 import logging
 import sys
 from typing import Any
 
+from vl3_jax.cli import settings_flags
+from vl3_jax.inference import answer_settings
+from vl3_jax.inference.sampling_config import SamplingConfig
+from vl3_jax.processing.processor_config import ProcessorConfig
+from vl3_jax.processing.video_reader import FrameSamplingOptions
+
 logger = logging.getLogger(__name__)
 
 
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """--model and how to load it."""
+    """Adds --model and the flags of its loading."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -19,69 +25,50 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
         "a Hub id owner/name@rev",
     )
     group.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="of weights and activations (default: float32 on a CPU)"
+        "--dtype", choices=["float32", "bfloat16"], help="type of weights and activations (default: float32 on a CPU)"
     )
     group.add_argument("--quantize", choices=["int8"], help="weights in int8: half of bfloat16's memory")
-    group.add_argument("--token", metavar="TOKEN", help="for a private Hub repository")
+    group.add_argument("--token", metavar="TOKEN", help="token of a private Hub repository")
 
 
 def add_media(parser: argparse.ArgumentParser) -> None:
-    """How pictures and videos are turned into vision tokens."""
-    group = parser.add_argument_group("looking at media")
-    group.add_argument("--fps", type=float, help="frames looked at per second of video (default: 1)")
-    group.add_argument("--max-frames", type=int, help="of a video; more are thinned out evenly (default: 180)")
-    group.add_argument("--start", type=float, metavar="S", help="look at a video from this second on")
-    group.add_argument("--end", type=float, metavar="S", help="look at a video up to this second")
-    group.add_argument(
-        "--preprocess",
-        choices=["official", "native"],
-        help="frame sampling and resize rule: of the original release (default) or of its transformers port",
-    )
-    group.add_argument("--max-visual-tokens", type=int, metavar="N", help="budget before pruning (default: 16384)")
-    group.add_argument("--image-merge", type=int, choices=[1, 2], help="patches merged each way in a picture")
+    """Adds the flags of the processing of images and videos."""
+    group = parser.add_argument_group("media")
+    settings_flags.add(group, FrameSamplingOptions, _flags(answer_settings.VIDEO))
+    processor = _flags(answer_settings.PROCESSOR)
+    threshold = {"prune_threshold": processor.pop("prune_threshold")}
+    settings_flags.add(group, ProcessorConfig, processor, {"image_merge": "the checkpoint's"})
     pruning = group.add_mutually_exclusive_group()
-    pruning.add_argument(
-        "--prune-threshold", type=float, metavar="X", help="prune video tokens that changed less (default: 0.1)"
-    )
+    settings_flags.add(pruning, ProcessorConfig, threshold)
     pruning.add_argument("--no-prune", action="store_true", help="keep every video token")
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:
-    """How the answer is decoded."""
+    """Adds the flags of decoding."""
     group = parser.add_argument_group("decoding (greedy unless a temperature is given)")
-    group.add_argument("--max-new-tokens", type=int, default=1024, metavar="N", help="(default: 1024)")
-    group.add_argument("--temperature", type=float, metavar="T")
-    group.add_argument("--top-p", type=float, metavar="P")
-    group.add_argument("--top-k", type=int, metavar="K")
-    group.add_argument("--seed", type=int, metavar="N")
-    group.add_argument(
-        "--repetition-penalty",
-        type=float,
-        metavar="R",
-        help="over generated tokens (default: the checkpoint's; 1 turns it off)",
-    )
+    flags = _flags(answer_settings.SAMPLING)
+    del flags["logprobs"]  # of `vl3 ask` alone
+    settings_flags.add(group, SamplingConfig, flags, {"repetition_penalty": "the checkpoint's; 1 turns it off"})
 
 
-MEDIA = ("fps", "max_frames", "start", "end", "preprocess", "max_visual_tokens", "image_merge", "prune_threshold")
-DECODING = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty")
+def _flags(keywords: dict[str, str]) -> dict[str, str]:
+    return {field: f"--{keyword.replace('_', '-')}" for keyword, field in keywords.items()}
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the flags ask of `ChatModel.answer`; flags not given are left out."""
-    chosen = {name: getattr(arguments, name) for name in (*MEDIA, *DECODING)}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    if arguments.no_prune:
-        chosen["prune"] = False
-    return chosen
+    """Returns the keywords of `ChatModel.answer` that were given as flags."""
+    keywords = (*answer_settings.SAMPLING, *answer_settings.PROCESSOR, *answer_settings.VIDEO)
+    given = {name: value for name in keywords if (value := getattr(arguments, name, None)) is not None}
+    return given | ({answer_settings.PRUNE: False} if arguments.no_prune else {})
 
 
 def load_model(arguments: argparse.Namespace):
-    """Loads --model, telling a terminal what is going on: loading, decoding frames, compiling."""
+    """Loads --model; on a terminal it shows progress of loading, decoding frames and compiling."""
     from vl3_jax.inference.chat_model import load
 
     if not sys.stderr.isatty():
         return load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, token=arguments.token)
-    assistant = load(
+    model = load(
         arguments.model,
         dtype=arguments.dtype,
         quantize=arguments.quantize,
@@ -89,10 +76,10 @@ def load_model(arguments: argparse.Namespace):
         quiet=False,
         on_status=logger.info,
     )
-    assistant.processor.on_frame = show_frames
-    return assistant
+    model.processor.on_frame = show_frames
+    return model
 
 
 def show_frames(name: str, done: int, total: int) -> None:
-    """A counter that stays on its line until the last frame is decoded."""
+    """Shows a counter that stays on its line until the last frame is decoded."""
     print(f"\r{name}: frame {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -15,15 +15,15 @@ from vl3_jax.errors import InputError
 
 # Name on the command line, its line in `vl3 --help`. The module is `vl3_jax.cli.<name>`.
 COMMANDS = {
-    "demo": "the newcomer's first command: a whole question-and-answer run on this machine",
-    "ask": "answer one question about pictures and videos",
-    "chat": "a conversation about pictures and videos, in the terminal",
+    "demo": "the first command to try: asks the tiny model of this package six questions",
+    "ask": "answer one question about images and videos",
+    "chat": "a conversation about images and videos, in the terminal",
     "eval": "questions with known answers, asked in batches and scored",
-    "train": "train a stage, or fine-tune; the same command goes on after an interruption",
-    "plan": "whether a training step fits a TPU slice, before there is a TPU",
-    "data": "training data: index, check, statistics, pictures of packed rows, shards",
-    "bench": "how fast this machine is, beside transformers where it is installed",
-    "convert": "checkpoints: Hugging Face to Orbax and back, stage-1 starts, tables, comparisons",
+    "train": "train a stage, or fine-tune; the same command resumes an interrupted run",
+    "plan": "memory, traffic and speed of a training step on a TPU slice, without a TPU",
+    "data": "training data: index, check, statistics, images of packed rows, shards",
+    "bench": "speed of this machine, beside transformers where it is installed",
+    "convert": "checkpoints: Hugging Face to Orbax and back, initial weights, tables, comparisons",
 }
 
 EXIT_FAILURE, EXIT_BAD_INPUT = 1, 2
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # --config.a.b=1 changes a setting of the configuration, in every command that takes one.
     argv = [re.sub(r"^--config\.", "--set=", word) for word in (sys.argv[1:] if argv is None else argv)]
     chosen = argv[0] if argv and argv[0] in COMMANDS else None
-    if chosen != "plan":  # which sees to it itself, for it uses the compiler of the TPU library
+    if chosen != "plan":  # it uses the compiler of the TPU library
         platforms.leave_out_absent_tpu()
     arguments = _parser(chosen).parse_args(argv)
     try:

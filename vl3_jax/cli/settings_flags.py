@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,17 +17,17 @@ def add(group: Any, cls: type, flags: Mapping[str, str], defaults: Mapping[str, 
       flags: Flag of each setting, by the name of its field.
       defaults: What the help names as default instead of the declared one.
     """
-    hints, descriptions = typing.get_type_hints(cls), config_tree.descriptions(cls)
+    types, descriptions = config_tree.types(cls), config_tree.descriptions(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name, flag in flags.items():
         default = (defaults or {}).get(name, fields[name].default)
         text = descriptions[name].rstrip(".")
         group.add_argument(
             flag,
-            type=_type(hints[name]),
+            type=types[name],
             choices=fields[name].metadata.get(config_tree.CHOICES),
-            metavar=None if config_tree.CHOICES in fields[name].metadata else _type(hints[name]).__name__.upper(),
-            help=(text if default is None else f"{text} (default: {default})").replace("%", "%%"),
+            metavar=None if config_tree.CHOICES in fields[name].metadata else types[name].__name__.upper(),
+            help=(text if default is None else f"{text} (default: {_shown(default)})").replace("%", "%%"),
         )
 
 
@@ -39,8 +37,5 @@ def given(arguments: argparse.Namespace, cls: type) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
 
 
-def _type(hint: Any) -> type:
-    """Returns the type of a setting, without None where it may be that."""
-    if isinstance(hint, types.UnionType):
-        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    return hint
+def _shown(default: Any) -> str:
+    return f"{default:g}" if isinstance(default, float) else str(default)

@@ -8,7 +8,7 @@ import numpy as np
 
 from vl3_jax.inference.chat_model import ChatModel
 from vl3_jax.inference.engine import DecodeOutput
-from vl3_jax.inference.sampling import SamplingConfig
+from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.packed_batch import PATCH_DIM, BatchShape, Sample, Visual
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 

@@ -9,6 +9,8 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from data_pipelines.synthetic.image_pool import SPLITS
+from vl3_jax.config_tree import CHOICES
 from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import BatchShape
 
@@ -46,7 +48,7 @@ class QuestionSelection:
 
     count: int = 200
     seed: int = 7
-    split: str = "test"
+    split: str = dataclasses.field(default="test", metadata={CHOICES: SPLITS})
     images: str | None = None
 
     def __post_init__(self):

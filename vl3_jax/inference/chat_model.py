@@ -9,25 +9,14 @@ from typing import Any
 import numpy as np
 
 from vl3_jax.errors import InputError
+from vl3_jax.inference import answer_settings
+from vl3_jax.inference.answer_settings import AnswerSettings
 from vl3_jax.inference.engine import DecodeOutput, Engine, Timings
 from vl3_jax.inference.generation_config import GenerationConfig
-from vl3_jax.inference.sampling import SamplingConfig
+from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 
 Messages = Sequence[Mapping[str, Any]]
-
-# Keyword settings by destination: fields of `SamplingConfig`, fields of `ProcessorConfig` (setting: field), and options
-# of every video of the conversation that does not set them itself.
-SAMPLING_SETTINGS = tuple(field.name for field in dataclasses.fields(SamplingConfig))
-PROCESSOR_SETTINGS = {
-    "fps": "fps",
-    "max_frames": "max_frames",
-    "preprocess": "preprocess",
-    "max_visual_tokens": "max_tokens",
-    "image_merge": "image_merge",
-    "prune_threshold": "prune_threshold",
-}
-VIDEO_SETTINGS = ("start", "end")
 
 
 @dataclasses.dataclass
@@ -166,36 +155,21 @@ class ChatModel:
             for row, prompt in enumerate(processed)
         ]
 
-    def _settings(self, settings: Mapping[str, Any]) -> "_Settings":
-        settings = {name: value for name, value in settings.items() if value is not None}
-        if not settings.pop("prune", True):
-            changes: dict[str, Any] = {"prune_threshold": None}
-        else:
-            changes = {}
-        sampling = {"repetition_penalty": self.generation_config.repetition_penalty}
-        video = {}
-        for name, value in settings.items():
-            if name in SAMPLING_SETTINGS:
-                sampling[name] = value
-            elif name in PROCESSOR_SETTINGS:
-                changes[PROCESSOR_SETTINGS[name]] = value
-            elif name in VIDEO_SETTINGS:
-                video[name] = value
-            else:
-                known = sorted([*SAMPLING_SETTINGS, *PROCESSOR_SETTINGS, *VIDEO_SETTINGS, "prune"])
-                raise InputError(f"unknown setting {name!r}; known are {', '.join(known)}")
-        config = dataclasses.replace(self.processor.config, **changes)
-        processor = Processor(self.processor.tokenizer, config, self.processor.on_frame)
-        return _Settings(SamplingConfig(**sampling), processor, video)
+    def _settings(self, keywords: Mapping[str, Any]) -> AnswerSettings:
+        sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
+        return answer_settings.resolve(keywords, sampling, self.processor.config)
 
-    def _process(self, conversations: Sequence[Messages], settings: "_Settings") -> tuple[list[ProcessorOutput], float]:
+    def _process(
+        self, conversations: Sequence[Messages], settings: AnswerSettings
+    ) -> tuple[list[ProcessorOutput], float]:
         """Processes the conversations; also returns the seconds that it took."""
         start = time.perf_counter()
-        processed = [settings.processor(_with_video_defaults(messages, settings.video)) for messages in conversations]
+        processor = Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame)
+        processed = [processor(_with_video_defaults(messages, settings.video)) for messages in conversations]
         return processed, time.perf_counter() - start
 
     def _generate(
-        self, processed: Sequence[ProcessorOutput], settings: "_Settings", timings: Timings
+        self, processed: Sequence[ProcessorOutput], settings: AnswerSettings, timings: Timings
     ) -> Iterator[DecodeOutput]:
         return self.engine.generate([prompt.sample for prompt in processed], settings.sampling, timings)
 
@@ -246,21 +220,6 @@ class ChatModel:
             logprobs=logprobs,
             seconds=seconds,
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """Keyword settings resolved into the objects that they configure.
-
-    Attributes:
-      sampling: Decoding settings.
-      processor: The model's processor with the changed settings.
-      video: Default options of every video.
-    """
-
-    sampling: SamplingConfig
-    processor: Processor
-    video: dict[str, Any]
 
 
 def _valid_tokens(output: DecodeOutput, row: int) -> list[int]:

@@ -18,7 +18,8 @@ from jax.typing import DTypeLike
 from vl3_jax.errors import InputError
 from vl3_jax.inference import programs
 from vl3_jax.inference.buckets import power_of_two, round_up_to_bucket
-from vl3_jax.inference.sampling import SamplingConfig, SamplingParams
+from vl3_jax.inference.sampling import SamplingParams
+from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import VideoLLaMA3
 from vl3_jax.processing.packed_batch import BatchShape, Sample, pack
 

@@ -1,7 +1,7 @@
 """The table from logical axes to mesh axes, and the shardings and constraints that follow from it.
 
-The mesh has up to four axes: `data` (whole copies of the weights), `fsdp` (weights split, rows split),
-`tensor` (heads and hidden units split) and `context` (positions split). A mesh may lack any of them.
+The mesh has up to four axes: `data` (rows are split, weights replicated), `fsdp` (rows and weights are split),
+`tensor` (heads and hidden units are split) and `context` (positions are split). A mesh may lack any of them.
 """
 
 from collections.abc import Mapping, Sequence

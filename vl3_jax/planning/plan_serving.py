@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from vl3_jax.errors import InputError
 from vl3_jax.inference import programs
-from vl3_jax.inference.sampling import SamplingConfig, SamplingParams
+from vl3_jax.inference.sampling import SamplingParams
+from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import KVCache, ModelConfig, VideoLLaMA3, abstract_params, param_axes, preset
 from vl3_jax.model.quantize import quantize_leaf
 from vl3_jax.parallel.mesh import make_mesh

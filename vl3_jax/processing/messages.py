@@ -13,17 +13,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
+from vl3_jax.processing.video_reader import FrameSamplingOptions
 
 ROLES = ("system", "user", "assistant", "stream")
+_NOT_PER_VIDEO = ("preprocess", "threads")
 _TIME_KEYS = ("time", "timestamp", "timestamps")
+# Key of a video part: the option it sets. `timestamps` is apart, for frames that are chosen already.
 _VIDEO_KEYS = {
-    "fps": "fps",
-    "max_frames": "max_frames",
-    "start": "start",
+    **{name: name for name in FrameSamplingOptions.__dataclass_fields__ if name not in _NOT_PER_VIDEO},
     "start_time": "start",
-    "end": "end",
     "end_time": "end",
-    "precise_time": "precise_time",
     "timestamps": "timestamps",
 }
 _IGNORED = ("type", "num_frames")  # the number of frames is known from the source

@@ -32,7 +32,8 @@ class ProcessorConfig:
       image_std: Standard deviation of each channel of pixels in 0..1.
       preprocess: Frame sampling and resize rule, "official" (of the original release, as the weights were trained) or
         "native" (of the transformers port).
-      prune_threshold: Mean difference of pixels up to which a video token is pruned (DiffFP); None keeps every token.
+      prune_threshold: Mean difference of pixels up to which a video token is pruned (DiffFP); None, which is 0 in a
+        configuration, keeps every token.
       prune_min_tokens: Tokens that every frame keeps.
       native_placeholders: Whether a prompt has the port's placeholder ids instead of `<image>`.
       threads: Threads of the video decoder; 0 lets FFmpeg choose, 1 suits many workers.

@@ -1,0 +1,66 @@
+"""The settings of an answer, which `ChatModel` takes as keywords and `vl3 ask` and `vl3 chat` as flags.
+
+Each is a field of the dataclass that declares its type, default, choices and description.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vl3_jax.errors import InputError
+from vl3_jax.inference.sampling_config import SamplingConfig
+from vl3_jax.processing.processor_config import ProcessorConfig
+
+# Keyword: field of the dataclass.
+SAMPLING = {field.name: field.name for field in dataclasses.fields(SamplingConfig)}
+PROCESSOR = {
+    "fps": "fps",
+    "max_frames": "max_frames",
+    "preprocess": "preprocess",
+    "max_visual_tokens": "max_tokens",
+    "image_merge": "image_merge",
+    "prune_threshold": "prune_threshold",
+}
+VIDEO = {"start": "start", "end": "end"}  # fields of `FrameSamplingOptions`
+PRUNE = "prune"  # False keeps every token; it stands for a `prune_threshold` of None
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerSettings:
+    """The settings of one answer.
+
+    Attributes:
+      sampling: Decoding.
+      processor: Processing of the media.
+      video: Start and end, as far as given, of videos without their own.
+    """
+
+    sampling: SamplingConfig
+    processor: ProcessorConfig
+    video: Mapping[str, Any]
+
+
+def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: ProcessorConfig) -> AnswerSettings:
+    """Applies keywords to the settings of a checkpoint; a keyword whose value is None keeps the default.
+
+    Args:
+      keywords: Values by the names above.
+      sampling: Decoding settings of the checkpoint.
+      processor: Processor settings of the checkpoint.
+
+    Raises:
+      InputError: An unknown keyword, or a value that its dataclass refuses.
+    """
+    chosen = {name: value for name, value in keywords.items() if value is not None}
+    known = {*SAMPLING, *PROCESSOR, *VIDEO, PRUNE}
+    for name in chosen:
+        if name not in known:
+            raise InputError(f"unknown setting {name!r}; known are {', '.join(sorted(known))}")
+
+    def fields(keywords: Mapping[str, str]) -> dict[str, Any]:
+        return {field: chosen[name] for name, field in keywords.items() if name in chosen}
+
+    changes = fields(PROCESSOR) | ({} if chosen.get(PRUNE, True) else {"prune_threshold": None})
+    return AnswerSettings(
+        dataclasses.replace(sampling, **fields(SAMPLING)), dataclasses.replace(processor, **changes), fields(VIDEO)
+    )
