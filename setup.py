@@ -11,7 +11,7 @@ REQUIREMENTS = [
 ]
 # gs:// paths: gcsfs opens them; Orbax asks google-cloud-storage, and its control client where folders are real.
 GCS = ["gcsfs>=2025.2", "google-cloud-storage>=2.18", "google-cloud-storage-control>=1.3"]
-# Pictures of the tables of `vl3 bench`.
+# Charts of `vl3 bench`.
 BENCH = ["matplotlib>=3.9"]
 
 setup(

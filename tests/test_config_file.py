@@ -61,6 +61,6 @@ def test_groups_and_variants(path):
         ("plain.py", ["a=1"], "a: a group of settings; change one of a"),
     ],
 )
-def test_mistakes_are_told(path, file, changes, message):
+def test_bad_input_is_refused(path, file, changes, message):
     with pytest.raises(InputError, match=message):
         config_file.load(f"{path}/{file}", changes)

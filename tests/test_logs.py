@@ -29,7 +29,7 @@ def test_a_line_stands_above_the_bar(monkeypatch):
     assert line
     assert before.endswith("\r")  # the bar was cleared
     assert "BAR" in before
-    assert "BAR" in after  # and drawn again
+    assert "BAR" in after  # and shown again
 
 
 def test_a_handler_of_the_root_does_not_show_lines_twice(capsys, monkeypatch):

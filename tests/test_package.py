@@ -1,4 +1,4 @@
-"""What holds for the package as a whole: imports, the command, the first command of the README."""
+"""The package as a whole: imports, the command, the first command of the README."""
 
 import re
 import subprocess

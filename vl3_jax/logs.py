@@ -14,7 +14,7 @@ PACKAGES = ("vl3_jax", "data_pipelines")
 
 
 class _Terminal(logging.Handler):
-    """Writes lines to stderr, above the progress bars that are drawn there."""
+    """Writes lines to stderr, above the progress bars there."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm

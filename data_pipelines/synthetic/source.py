@@ -5,7 +5,7 @@
     synthetic://train/stage2?count=100000                   the tasks of a training stage, in its shares
     synthetic://test/digit?count=200&images=mine.npz        with other source images
 
-Sample i is a pure function of split, tasks, seed and i; the count is nothing but the length of the source.
+Sample i is a pure function of split, tasks, seed and i; the count only sets the length of the source.
 """
 
 import dataclasses

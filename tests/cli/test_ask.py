@@ -1,4 +1,4 @@
-"""`vl3 ask` and `vl3 chat` as a person uses them, on a tiny random checkpoint and real media."""
+"""`vl3 ask` and `vl3 chat` as a user runs them, on a tiny random checkpoint and real media."""
 
 import io
 import json
@@ -16,9 +16,9 @@ from vl3_jax.cli.main import main
 
 MEDIA = DATA / "media"
 VIDEO = MEDIA / "edge" / "city_vp9.webm"
-PICTURE = MEDIA / "images" / "handwriting.png"
+IMAGE = MEDIA / "images" / "handwriting.png"
 SMALL = ["--max-visual-tokens", "300", "--max-new-tokens", "8"]
-PICTURES = sorted((MEDIA / "images").iterdir())
+IMAGES = sorted((MEDIA / "images").iterdir())
 VIDEOS = sorted(file for folder in ("videos", "edge") for file in (MEDIA / folder).iterdir())
 UNREADABLE = "city_no_index.mp4"
 
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def assistant(checkpoint):
+def model(checkpoint):
     return vl3.load(checkpoint)
 
 
@@ -39,7 +39,7 @@ def ask(capsys, checkpoint, *arguments) -> dict:
 
 
 def failure(capsys, checkpoint, *arguments) -> str:
-    """The one line of a question that is refused."""
+    """Returns the one line of stderr of a question that is refused."""
     assert main(["ask", "--model", str(checkpoint), *SMALL, *map(str, arguments)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -48,7 +48,7 @@ def failure(capsys, checkpoint, *arguments) -> str:
     return captured.err
 
 
-def test_json_says_everything_about_a_video(capsys, checkpoint):
+def test_json_describes_a_video(capsys, checkpoint):
     answer = ask(capsys, checkpoint, "--video", VIDEO, "--logprobs", 2, "What happens?")
     assert len(answer["token_ids"]) == 8 or answer["finish_reason"] == "stop"
     assert answer["prompt_tokens"] == len(answer["prompt_token_ids"])
@@ -63,11 +63,11 @@ def test_json_says_everything_about_a_video(capsys, checkpoint):
     assert answer["tokens_per_second"] > 0
 
 
-def test_media_stand_in_the_order_of_the_flags(capsys, checkpoint):
+def test_media_keep_the_order_of_the_flags(capsys, checkpoint):
     tokenizer = vl3.load(checkpoint).processor.tokenizer
     for flags, expected in [
-        (["--image", PICTURE, "--video", VIDEO], "I"),
-        (["--video", VIDEO, "--image", PICTURE], "T"),
+        (["--image", IMAGE, "--video", VIDEO], "I"),
+        (["--video", VIDEO, "--image", IMAGE], "T"),
     ]:
         answer = ask(capsys, checkpoint, *flags, "Q")
         ids = answer["prompt_token_ids"]
@@ -90,33 +90,33 @@ def test_window_frames_and_pruning_flags(capsys, checkpoint, start):
     assert capped["visual_tokens"] < capped["visual_tokens_before_pruning"]
 
 
-@pytest.mark.parametrize("file", [*PICTURES, *VIDEOS], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [*IMAGES, *VIDEOS], ids=lambda file: file.name)
 def test_every_file_is_answered_or_explained(capsys, checkpoint, file):
-    flag = "--image" if file in PICTURES else "--video"
+    flag = "--image" if file in IMAGES else "--video"
     if file.name == UNREADABLE:
         assert file.name in failure(capsys, checkpoint, flag, file, "What is it?")
     else:
         assert ask(capsys, checkpoint, flag, file, "What is it?")["visual_tokens"] > 0
 
 
-def silence(path):
+def write_silence(path):
     with wave.open(str(path), "wb") as sound:
         sound.setparams((1, 2, 8000, 8000, "NONE", ""))
         sound.writeframes(bytes(16_000))
 
 
-def picture(width, height):
+def blank_image(width, height):
     return lambda path: Image.new("RGB", (width, height), "navy").save(path)
 
 
 BAD = {
     "missing.mp4": (None, ["--video"]),
     "missing.png": (None, ["--image"]),
-    "sound.wav": (silence, ["--video"]),
+    "sound.wav": (write_silence, ["--video"]),
     "empty.mp4": (lambda path: path.write_bytes(b""), ["--video"]),
     "empty.png": (lambda path: path.write_bytes(b""), ["--image"]),
     "text.mp4": (lambda path: path.write_text("a diary\n" * 50), ["--video"]),
-    "long.png": (picture(5000, 1), ["--preprocess", "native", "--image"]),
+    "long.png": (blank_image(5000, 1), ["--preprocess", "native", "--image"]),
 }
 
 
@@ -128,8 +128,8 @@ def test_bad_media_are_one_line_that_names_the_file(capsys, checkpoint, tmp_path
     assert name in failure(capsys, checkpoint, *flags, tmp_path / name, "What is it?")
 
 
-def test_extreme_pictures_are_answered(capsys, checkpoint, tmp_path):
-    picture(5000, 1)(tmp_path / "long.png")
+def test_extreme_images_are_answered(capsys, checkpoint, tmp_path):
+    blank_image(5000, 1)(tmp_path / "long.png")
     Image.new("L", (20_000, 20_000)).save(tmp_path / "huge.png", compress_level=1)
     for name in ("long.png", "huge.png"):
         assert ask(capsys, checkpoint, "--image", tmp_path / name, "Q")["visual_tokens"] > 0
@@ -159,7 +159,7 @@ def test_a_conversation_file(capsys, checkpoint, tmp_path):
     file = tmp_path / "talk.json"
     talk = [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "image", "image": {"image_path": str(PICTURE)}}, "What is it?"]},
+        {"role": "user", "content": [{"type": "image", "image": {"image_path": str(IMAGE)}}, "What is it?"]},
         {"role": "assistant", "content": "Formulas."},
         {"role": "user", "content": [{"type": "video", "video": str(VIDEO), "fps": 1, "max_frames": 2}, "And here?"]},
     ]
@@ -178,31 +178,31 @@ def test_a_typed_placeholder_stays_text(capsys, checkpoint):
     assert answer["prompt_token_ids"].count(151_645) == 1
 
 
-def test_python_answers_as_the_command_does(capsys, checkpoint, assistant):
+def test_python_answers_as_the_command_does(capsys, checkpoint, model):
     settings = {"max_visual_tokens": 300, "max_new_tokens": 8}
-    expected = ask(capsys, checkpoint, "--image", PICTURE, "--video", VIDEO, "What is it?")["text"]
-    arguments = {"images": [PICTURE], "videos": [VIDEO], **settings}
-    assert assistant.chat("What is it?", **arguments) == expected
-    assert "".join(assistant.chat("What is it?", stream=True, **arguments)) == expected
-    pixels = np.asarray(Image.open(PICTURE).convert("RGB"))
-    assert assistant.chat("Q", images=[pixels], **settings) == assistant.chat("Q", images=[PICTURE], **settings)
+    expected = ask(capsys, checkpoint, "--image", IMAGE, "--video", VIDEO, "What is it?")["text"]
+    arguments = {"images": [IMAGE], "videos": [VIDEO], **settings}
+    assert model.chat("What is it?", **arguments) == expected
+    assert "".join(model.chat("What is it?", stream=True, **arguments)) == expected
+    pixels = np.asarray(Image.open(IMAGE).convert("RGB"))
+    assert model.chat("Q", images=[pixels], **settings) == model.chat("Q", images=[IMAGE], **settings)
     with pytest.raises(vl3.InputError, match="unknown setting 'beams'"):
-        assistant.chat("Q", beams=4)
+        model.chat("Q", beams=4)
 
 
-def test_a_batch_answers_as_each_alone(assistant):
+def test_a_batch_answers_as_each_alone(model):
     talks = [
-        [{"role": "user", "content": [{"type": "image", "image": PICTURE}, "What is it?"]}],
+        [{"role": "user", "content": [{"type": "image", "image": IMAGE}, "What is it?"]}],
         [{"role": "user", "content": "Hello"}],
         [{"role": "user", "content": [{"type": "video", "video": VIDEO}, "What happens?"]}],
     ]
     settings = {"max_visual_tokens": 300, "max_new_tokens": 8}
-    together = assistant.answer_batch(talks, **settings)
-    assert [answer.text for answer in together] == [assistant.answer(talk, **settings).text for talk in talks]
+    together = model.answer_batch(talks, **settings)
+    assert [answer.text for answer in together] == [model.answer(talk, **settings).text for talk in talks]
 
 
 def test_chat_keeps_history_and_media(capsys, checkpoint, monkeypatch):
-    lines = [f"/image {PICTURE}", "What is it?", "Sure?", "/image nowhere.png", "/dance", "/clear", "Hello", "/quit"]
+    lines = [f"/image {IMAGE}", "What is it?", "Sure?", "/image nowhere.png", "/dance", "/clear", "Hello", "/quit"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
     prompts = []
     answer = vl3.ChatModel.answer
@@ -222,24 +222,24 @@ def test_chat_keeps_history_and_media(capsys, checkpoint, monkeypatch):
     assert "/dance" in errors
 
 
-def test_help_reads_like_a_manual():
+def test_help_has_all_sections():
     result = subprocess.run(
         [sys.executable, "-m", "vl3_jax.cli.main", "ask", "--help"], capture_output=True, text=True, check=True
     )
-    for heading in ("model:", "question:", "looking at media:", "decoding", "output:", "examples:", "exit codes:"):
+    for heading in ("model:", "question:", "media:", "decoding", "output:", "examples:", "exit codes:"):
         assert heading in result.stdout
 
 
 def test_int8_weights_answer(capsys, checkpoint):
-    answer = ask(capsys, checkpoint, "--quantize", "int8", "--image", PICTURE, "What is it?")
+    answer = ask(capsys, checkpoint, "--quantize", "int8", "--image", IMAGE, "What is it?")
     assert len(answer["token_ids"]) == 8 or answer["finish_reason"] == "stop"
 
 
-def test_a_terminal_is_told_of_every_frame(capsys, assistant):
+def test_a_terminal_shows_every_frame(capsys, model):
     from vl3_jax.cli.generation_flags import show_frames
 
-    assistant.processor.on_frame = show_frames
-    assistant.chat("Q", videos=[VIDEO], max_visual_tokens=300, max_new_tokens=2)
-    shown = capsys.readouterr().err
-    assert shown.endswith("\n")
-    assert f"{VIDEO}: frame 1 of" in shown
+    model.processor.on_frame = show_frames
+    model.chat("Q", videos=[VIDEO], max_visual_tokens=300, max_new_tokens=2)
+    output = capsys.readouterr().err
+    assert output.endswith("\n")
+    assert f"{VIDEO}: frame 1 of" in output

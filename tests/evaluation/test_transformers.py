@@ -85,7 +85,7 @@ def inputs_of(processor, question) -> dict:
 
     media = question.media()
     placeholders = "".join("<|image_pad|>\n" if part["type"] == "image" else "<|video_pad|>\n" for part in media)
-    text = f"<|im_start|>user\n{placeholders}{question.text}<|im_end|>\n<|im_start|>chat_model\n"
+    text = f"<|im_start|>user\n{placeholders}{question.text}<|im_end|>\n<|im_start|>assistant\n"
     arguments = {"text": [text], "return_tensors": "pt"}
     images = [Image.fromarray(part["image"]) for part in media if part["type"] == "image"]
     videos = [part["video"] for part in media if part["type"] == "video"]

@@ -18,7 +18,7 @@ STAGE_FOUR = ["--config", "stage4:2b", "--topology", "v5e:4x4"]
 
 
 def plan(*flags):
-    """In a process of its own: this one's devices are its own affair."""
+    """Runs the command in a process of its own, which sees other devices than this one."""
     command = [sys.executable, "-m", "vl3_jax.cli.main", "plan", "--json", *flags]
     done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr[-2000:]
@@ -28,7 +28,7 @@ def plan(*flags):
 @needs_compiler
 @pytest.mark.parametrize("name", BUDGETS)
 def test_a_step_keeps_to_its_budget(name):
-    """A change of the code that costs memory or collectives must be meant: then write the new numbers down."""
+    """A change of the code that needs more memory or collectives must update the budget."""
     budget = BUDGETS[name]
     config, topology, *changes = budget["plan"]
     code, found = plan("--config", config, "--topology", topology, *changes)
@@ -48,7 +48,7 @@ def test_a_step_keeps_to_its_budget(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "topology"), [("stage4:2b", "v5e-16"), ("stage4:7b", "v5e-64")])
 def test_stage_four_fits(config, topology):
-    """40,960 patches and 16,384 tokens a row, one row a chip at a time."""
+    """Rows of 40,960 patches and 16,384 tokens, one at a time on each chip."""
     code, found = plan("--config", config, "--topology", topology)
     memory = found["hbm_bytes_per_chip"]
     seconds = found["compile_seconds"]
@@ -58,7 +58,7 @@ def test_stage_four_fits(config, topology):
 
 
 @needs_compiler
-def test_answering():
+def test_a_plan_of_inference():
     code, found = plan("--serve", "tiny", "--topology", "v5e:2x2", "--rows", "2", "--prompt", "512", "--new", "64")
     memory = found["hbm_bytes_per_chip"]
     assert (code, found["fits"], found["mesh"]["tensor"]) == (0, True, 2)
@@ -68,7 +68,7 @@ def test_answering():
     assert found["programs"]["decode"]["arguments"] >= memory["weights"] + memory["cache"]
 
 
-def test_what_does_not_fit_says_by_how_much_and_what_would(monkeypatch, capsys):
+def test_a_step_that_does_not_fit_names_the_excess_and_a_remedy(monkeypatch, capsys):
     monkeypatch.setattr(plan_cache, "plan_step", FakePlanner(state=16, row=20))
     assert main(["plan", *STAGE_FOUR]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -100,7 +100,7 @@ def test_a_search_and_its_record(monkeypatch, capsys, tmp_path):
     assert sum(plan["pareto"] for plan in found["plans"]) == sum(line.startswith("*") for line in table.splitlines())
 
 
-def test_a_search_that_is_stopped_shows_what_it_has(monkeypatch, capsys):
+def test_a_stopped_search_shows_its_plans(monkeypatch, capsys):
     planner = FakePlanner(state=16, row=1)
 
     def interrupted(config, topology):
@@ -145,7 +145,7 @@ def test_the_compilers_refusal_is_read(message, gib):
         (["--serve", "2b", "--topology", "v5e:2x2", "--prompt", "40000"], "exceed the context of 2b, 32768"),
     ],
 )
-def test_mistakes_are_one_line(flags, message, capsys):
+def test_bad_input_is_one_line(flags, message, capsys):
     assert main(["plan", *flags]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -1,4 +1,4 @@
-"""Searching among plans: what is tried, what is passed over, which are the best, what makes a step fit."""
+"""The search over plans: candidates, those passed over, the best, and the change that makes a step fit."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""Small runs of `vl3 train`, in this process and in others."""
+"""Mock runs of `vl3 train`, in this process and in others."""
 
 import json
 import os
@@ -17,13 +17,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def command(config: str, workdir: os.PathLike, *changes: str) -> list[str]:
-    """The arguments of `vl3` for a mock run."""
+    """Returns the arguments of `vl3` for a mock run."""
     changes = [f"--config.{change}" for change in changes]
     return ["train", "--config", f"{config},mock", "--workdir", os.fspath(workdir), *changes]
 
 
 def run(config: str, workdir: os.PathLike, *changes: str) -> int:
-    """Trains in this process; the exit code."""
+    """Trains in this process and returns the exit code."""
     return main(command(config, workdir, "log.tensorboard=False", *changes))
 
 
@@ -35,18 +35,18 @@ def start(config: str, workdir: os.PathLike, *changes: str, devices: int = 1, fl
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """Returns a free port."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 def params(workdir: os.PathLike, step: int) -> dict[str, np.ndarray]:
-    """The parameters of a checkpoint, by path."""
+    """Returns the parameters of a checkpoint by path."""
     tree = load(pathlib.Path(workdir) / "checkpoints" / str(step)).params
     return {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
 
 
 def reports(workdir: os.PathLike) -> list[dict]:
-    """The lines of metrics.jsonl."""
+    """Returns the lines of metrics.jsonl."""
     return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]

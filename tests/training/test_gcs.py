@@ -24,7 +24,7 @@ def bucket(gcs):
 
 @pytest.fixture(scope="module")
 def resumed(bucket, gcs):
-    """A run that was killed while it wrote its second checkpoint, and then went on to the end."""
+    """A run that was killed while it wrote its second checkpoint, and then resumed to its end."""
     gcs.stalled = "checkpoints/4/commit_success.txt"
     process = start("stage3:2b", "gs://runs/run", *TINY, "log.tensorboard=True", devices=8)
     try:
@@ -39,7 +39,7 @@ def resumed(bucket, gcs):
     return "gs://runs/run"
 
 
-def test_a_killed_run_goes_on_exactly(resumed, bucket, gcs, tmp_path):
+def test_a_killed_run_resumes_bit_exactly(resumed, bucket, gcs, tmp_path):
     assert run("stage3:2b", tmp_path / "whole", *TINY) == 0
     assert find_tree(resumed).parent.name == "4"
     jax.tree.map(np.testing.assert_array_equal, load(resumed).params, load(tmp_path / "whole").params)
@@ -57,7 +57,7 @@ def test_other_commands_read_the_run(resumed, bucket, gcs, tmp_path, capsys):
     words = ["--image", str(tmp_path / "p.png"), "--max-new-tokens", "3", "--json", "What is this?"]
     assert main(["ask", "--model", resumed, *words]) == 0
     assert len(json.loads(capsys.readouterr().out)["token_ids"]) <= 3
-    assert run("stage3:2b", "gs://runs/next", *TINY, f"start={resumed}", "checkpoint.keep=1") == 0
+    assert run("stage3:2b", "gs://runs/next", *TINY, f"init_from={resumed}", "checkpoint.keep=1") == 0
     first, then = (json.loads(bucket[f"{name}/metrics.jsonl"].data.splitlines()[0])["loss"] for name in ("run", "next"))
     assert first != then  # the same data, and random weights would be the same
     assert {name.split("/")[2] for name in gcs.names("runs", "next/checkpoints/")} == {"4"}
@@ -75,7 +75,7 @@ def test_other_commands_read_the_run(resumed, bucket, gcs, tmp_path, capsys):
         ("s3://runs/run", [], "is a local folder or gs://bucket/folder"),
     ],
 )
-def test_mistakes_are_one_line(resumed, workdir, changes, message, capsys):
+def test_bad_input_is_one_line(resumed, workdir, changes, message, capsys):
     capsys.readouterr()
     assert run("stage3:2b", workdir, *TINY, *changes) == 2
     error = capsys.readouterr().err.strip().splitlines()

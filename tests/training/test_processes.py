@@ -1,4 +1,4 @@
-"""Two real processes as one job, killed and started again; and writers of checkpoints killed at random moments."""
+"""Two processes as one job, killed and resumed; and writers of checkpoints killed at random moments."""
 
 import os
 import pathlib
@@ -17,6 +17,7 @@ from runs import free_port, params, reports, start
 from tiny import optimizer_for, start_params
 
 from vl3_jax.training.checkpoints import Checkpoints
+from vl3_jax.training.run_config import CheckpointConfig
 from vl3_jax.training.state import new_state
 
 SETTINGS = ("mesh.fsdp=8", "checkpoint.every=4", "steps=20")
@@ -24,7 +25,7 @@ PATIENCE = 400  # seconds
 
 
 def pair(workdir, *changes):
-    """Both processes of a job, four devices each."""
+    """Starts both processes of a job, with four devices each."""
     port = free_port()
     ranks = [["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process-id", str(i)] for i in (0, 1)]
     return [
@@ -34,7 +35,7 @@ def pair(workdir, *changes):
 
 
 def finish(processes):
-    """Exit codes."""
+    """Returns the exit codes of the processes."""
     return [process.wait(PATIENCE) for process in processes]
 
 
@@ -52,9 +53,9 @@ def test_a_job_with_a_killed_process_ends_with_the_same_weights(tmp_path):
     processes[0].wait()
     assert max(int(step.name) for step in (tmp_path / "killed" / "checkpoints").iterdir() if step.name.isdigit()) < 20
     assert finish(pair(tmp_path / "killed")) == [0, 0]
-    whole, again = params(tmp_path / "whole", 20), params(tmp_path / "killed", 20)
+    whole, resumed = params(tmp_path / "whole", 20), params(tmp_path / "killed", 20)
     for path, value in whole.items():
-        np.testing.assert_array_equal(again[path], value, err_msg=path)
+        np.testing.assert_array_equal(resumed[path], value, err_msg=path)
     last = [[line for line in reports(tmp_path / name) if line["step"] == 20][-1] for name in ("whole", "killed")]
     assert last[0]["loss"] == last[1]["loss"]
 
@@ -79,11 +80,12 @@ from etils import epath
 sys.path.insert(0, sys.argv[2])
 from tiny import optimizer_for, start_params
 from vl3_jax.training.checkpoints import Checkpoints
+from vl3_jax.training.run_config import CheckpointConfig
 from vl3_jax.training.state import new_state
 
 optimizer = optimizer_for()
 state = new_state(optimizer, jax.tree.map(jax.numpy.asarray, start_params()))
-checkpoints = Checkpoints(epath.Path(sys.argv[1]), optimizer, 1, 2, False)
+checkpoints = Checkpoints(epath.Path(sys.argv[1]), optimizer, CheckpointConfig(every=1, keep=2), has_adapters=False)
 first = (checkpoints.latest or 0) + 1
 print("ready", flush=True)
 for step in itertools.count(first):
@@ -93,15 +95,15 @@ for step in itertools.count(first):
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_whenever_writing_is_killed_the_last_whole_checkpoint_loads(times, tmp_path):
+def test_the_last_complete_checkpoint_loads_whenever_writing_is_killed(times, tmp_path):
     rng = random.Random(times)
     optimizer = optimizer_for()
     state = new_state(optimizer, jax.tree.map(jnp.asarray, start_params()))
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
-    here = str(pathlib.Path(__file__).parent)
-    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(here).parent), "XLA_FLAGS": ""}
+    folder = str(pathlib.Path(__file__).parent)
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(folder).parent), "XLA_FLAGS": ""}
     for _ in range(times):
-        command = [sys.executable, "-c", WRITER, str(tmp_path), here]
+        command = [sys.executable, "-c", WRITER, str(tmp_path), folder]
         writer = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert writer.stdout.readline() == b"ready\n"
         time.sleep(rng.uniform(0.0, 1.5))
@@ -109,12 +111,14 @@ def test_whenever_writing_is_killed_the_last_whole_checkpoint_loads(times, tmp_p
         writer.wait()
         steps = [int(step.name) for step in (tmp_path / "checkpoints").iterdir() if step.name.isdigit()]
         if not steps:
-            continue  # killed before the first was whole
+            continue  # killed before the first was complete
         newest = max(steps)
-        checkpoints = Checkpoints(epath.Path(tmp_path), optimizer, 1, 2, adapted=False)
+        checkpoints = Checkpoints(
+            epath.Path(tmp_path), optimizer, CheckpointConfig(every=1, keep=2), has_adapters=False
+        )
         assert checkpoints.latest == newest
         found = checkpoints.restore(newest, state)
         assert all((leaf == newest).all() for leaf in jax.tree.leaves(found))
-        assert checkpoints.place(newest) == {"step": newest}
+        assert checkpoints.data_state(newest) == {"step": newest}
         checkpoints.close()
     assert steps

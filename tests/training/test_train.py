@@ -1,4 +1,4 @@
-"""`vl3 train` as a person drives it: stages, stopping, resuming, errors, and what other commands make of a workdir."""
+"""`vl3 train` as a user runs it: stages, stopping, resuming, errors, and other commands on a workdir."""
 
 import json
 import os
@@ -25,7 +25,7 @@ TINY = ("steps=4", "checkpoint.every=2", "log.every=2", "mesh.fsdp=8")
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-    """The four stages on drawn data, each from the former's checkpoint."""
+    """The four stages on synthetic data, each initialised from the previous one's checkpoint."""
     folder = tmp_path_factory.mktemp("stages")
     before = ()
     for stage in (1, 2, 3, 4):
@@ -35,7 +35,7 @@ def stages(tmp_path_factory):
     return folder
 
 
-def test_each_stage_learns_what_it_should(stages):
+def test_each_stage_trains_its_modules(stages):
     after = {stage: params(stages / f"stage{stage}", 4) for stage in (1, 2, 3, 4)}
     first = params(stages / "stage1", 2)
     assert set(after[1]) == set(after[4]) == set(first)
@@ -47,7 +47,7 @@ def test_each_stage_learns_what_it_should(stages):
             assert not np.array_equal(after[stage][path], after[stage - 1][path]), (stage, path)
 
 
-def test_a_stage_tells_what_it_did(stages):
+def test_a_stage_logs_its_metrics(stages):
     for stage in (1, 2, 3, 4):
         lines = reports(stages / f"stage{stage}")
         assert [line["step"] for line in lines] == [2, 4]
@@ -61,7 +61,7 @@ def test_a_stage_tells_what_it_did(stages):
     assert pruned[0] == 1 > pruned[1]
 
 
-def test_rows_are_planned_once(stages, monkeypatch):
+def test_packing_is_planned_once(stages, monkeypatch):
     def plan_packing(*_):
         raise AssertionError("planned again")
 
@@ -70,14 +70,14 @@ def test_rows_are_planned_once(stages, monkeypatch):
 
 
 def test_a_workdir_is_a_model(stages, tmp_path, capsys):
-    picture = tmp_path / "p.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)).save(picture)
+    image = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)).save(image)
     capsys.readouterr()
-    model = ["--model", str(stages / "stage4"), "--image", str(picture), "--max-new-tokens", "3", "--json"]
+    model = ["--model", str(stages / "stage4"), "--image", str(image), "--max-new-tokens", "3", "--json"]
     assert main(["ask", *model, "What is this?"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert len(answer["token_ids"]) <= 3
-    assert answer["visual_tokens"] == 6  # pictures at merge size 2, as they were learned
+    assert answer["visual_tokens"] == 6  # images at merge size 2, as in training
     assert main(["convert", "export", str(stages / "stage4"), str(tmp_path / "out"), "--format", "native"]) == 0
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert main(["convert", "verify", str(stages / "stage4"), str(tmp_path / "out")]) == 0
@@ -85,14 +85,14 @@ def test_a_workdir_is_a_model(stages, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing interrupts."""
+    """A run without interruption."""
     workdir = tmp_path_factory.mktemp("whole")
     assert run("stage3:2b", workdir / "run", *TINY, "steps=6") == 0
     return workdir / "run"
 
 
 def stop_after(step, monkeypatch, number=signal.SIGTERM):
-    """Sends this process a signal while a step is at work."""
+    """Sends this process a signal while a step runs."""
     original = MetricWriter.step
 
     def observed(self, done):
@@ -103,7 +103,7 @@ def stop_after(step, monkeypatch, number=signal.SIGTERM):
     monkeypatch.setattr(MetricWriter, "step", observed)
 
 
-def test_a_stopped_run_goes_on_exactly(whole, tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_resumes_bit_exactly(whole, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_after(2, patch)
         assert run("stage3:2b", tmp_path / "run", *TINY, "steps=6") == 0
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_exactly(whole, tmp_path, monkeypatch, capsys):
     assert "all 6 steps are done" in capsys.readouterr().err
 
 
-def test_a_run_goes_on_with_another_mesh(whole, tmp_path, monkeypatch):
+def test_a_run_resumes_on_another_mesh(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(2, patch)
         assert run("stage3:2b", tmp_path / "run", *TINY, "steps=6") == 0
@@ -167,7 +167,7 @@ def test_adapters(tmp_path, monkeypatch):
     assert main(["convert", "export", str(tmp_path / "base"), str(tmp_path / "none"), "--format", "peft"]) == 2
 
 
-def test_what_is_not_finite_stops_the_run(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(NotFiniteError, match=r"step \d: loss .*; its samples are synthetic #"):
         run("stage3:2b", tmp_path / "run", *TINY, "steps=8", "optimizer.learning_rates.llm=1e30", "optimizer.clip=0.0")
 
@@ -185,7 +185,7 @@ def test_what_is_not_finite_stops_the_run(tmp_path):
         ("stage3:2b", ["seed=many"], "seed=many: give a value like 42"),
     ],
 )
-def test_mistakes_are_one_line(config, changes, message, tmp_path, capsys):
+def test_bad_input_is_one_line(config, changes, message, tmp_path, capsys):
     assert run(config, tmp_path / "run", *changes) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert message in error[-1]

@@ -23,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     parser.epilog = EPILOG
     parser.add_argument("--model", metavar="M", help="any checkpoint that `vl3 ask` takes (default: nano)")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the questions (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the questions (default: %(default)s)")
     parser.add_argument("--out", default="demo.html", metavar="FILE", help="the report (default: demo.html)")
     parser.add_argument(
         "--max-new-tokens",
         type=int,
         default=48,
         metavar="N",
-        help="maximum number of tokens of an answer (default: 48)",
+        help="maximum number of tokens of an answer (default: %(default)s)",
     )
 
 

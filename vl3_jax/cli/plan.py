@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subject.add_argument("--serve", metavar="MODEL", help="inference instead: 2b, 7b or another preset")
     parser.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:8x8 or v5litepod-64")
     parser.add_argument(
-        "--slices", type=int, default=1, metavar="N", help="slices of this topology, joined by a network (default: 1)"
+        "--slices", type=int, default=1, metavar="N", help="slices, joined by a network (default: %(default)s)"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="the same as --config.KEY=VALUE"
