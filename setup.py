@@ -40,7 +40,12 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.11",
-    packages=find_packages(include=["vl3_jax", "vl3_jax.*", "data_pipelines", "data_pipelines.*"]),
+    packages=[
+        *find_packages(include=["vl3_jax", "vl3_jax.*", "data_pipelines", "data_pipelines.*"]),
+        "vl3_jax.configs",
+        "vl3_jax.configs.data",
+    ],
+    package_dir={"vl3_jax.configs": "configs"},
     package_data={
         "data_pipelines": ["py.typed", "synthetic/tokenizer.json", "synthetic/images/*"],
         "vl3_jax": ["py.typed", "nano/*"],

@@ -108,20 +108,22 @@ def line(cell: Cell, found: Outcome) -> str:
 
 
 def page(lines: list[str], versions: str) -> str:
-    """docs/plans.md."""
+    """Returns the content of docs/plans.md."""
     return f"""# Plans
 
-What `vl3 plan` says of the released sizes on common slices, written by `python benchmarks/plans.py --record FILE`:
-the real step of `stageN:SIZE`, rows of 16,384 tokens and 40,960 patches, compiled for the slice by the TPU
-compiler ({versions}). Memory is the compiler's own figure, GiB a chip. Nothing of this ran on a TPU.
+Plans of the released sizes on common slices, made by `python benchmarks/plans.py --record FILE`: the training step of
+`stageN:SIZE`, with rows of 16,384 tokens and of 16,384 (stage 1) or 40,960 patches, compiled for the slice by the TPU
+compiler ({versions}). Memory is the compiler's own figure, in GiB per chip. None of it was run on a
+TPU.
 
-Best is the setting that recomputes least and leaves {SPARE:.0%} of the memory; where a configuration does not fit, the
-change that costs least. On 256 chips there are two copies of the weights, each over 128 chips: `fsdp` over all of them
-does not divide the tower's width, 1,152, and would leave a whole tower on every chip. Tokens a second (without padding)
-and chip-hours of the stage's published data are arithmetic at {MFU:.0%} MFU: an assumption, not a measurement.
+The best setting is the one that recomputes least and leaves {SPARE:.0%} of the memory free; where a configuration does
+not fit, it is the cheapest change that makes it fit. On 256 chips there are two copies of the weights, each over 128
+chips: `fsdp` over all of them does not divide the tower's width of 1,152, so every chip would hold a whole tower.
+Tokens per second (without padding) and the chip-hours of the stage's published data are computed at {MFU:.0%} MFU,
+which is an assumption and not a measurement.
 
-A step of the recipe has 128 samples, which fill about 54 rows. Every chip works on a row of its own at least, so that a
-step on 256 chips is larger, unless `tensor` or `context` gives a row to several of them.
+A step of the paper has 128 samples, which fill about 54 rows. Every chip works on at least one row of its own, so a
+step on 256 chips is larger, unless `tensor` or `context` splits a row over several chips.
 
 | model | stage | slice | mesh | HBM | best setting | HBM then | rows a step | tokens/s | chip-hours |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -130,7 +132,6 @@ step on 256 chips is larger, unless `tensor` or `context` gives a row to several
 
 
 def main() -> None:
-    """See the module's description."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", required=True, metavar="FILE", help="keeps plans")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="plans at a time, some GB of memory each (1)")

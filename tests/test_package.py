@@ -1,5 +1,8 @@
 """The package as a whole: imports, the command, the first command of the README."""
 
+import ast
+import collections
+import pathlib
 import re
 import subprocess
 import sys
@@ -8,6 +11,7 @@ import pytest
 
 from vl3_jax.cli.main import COMMANDS, main
 
+ROOT = pathlib.Path(__file__).parents[1]
 # Modules that importing the library must not pull in.
 HEAVY = ("torch", "transformers", "tensorflow")
 
@@ -56,3 +60,27 @@ def test_demo_answers_with_the_weights_of_the_package(capsys, tmp_path):
     right = int(re.search(r"(\d) of 6 right", text)[1])
     assert right >= 4
     assert (tmp_path / "demo.html").stat().st_size > 10_000
+
+
+def modules(package: str) -> list[pathlib.Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", ["vl3_jax", "data_pipelines"])
+def test_no_two_modules_share_a_name(package):
+    """A command's module is named after the command, whatever else bears that name."""
+    names = collections.Counter(
+        path.name for path in modules(package) if path.parent.name != "cli" and not path.name.startswith("__")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_no_two_public_classes_share_a_name():
+    classes = collections.Counter(
+        node.name
+        for package in ("vl3_jax", "data_pipelines", "launch", "benchmarks", "configs")
+        for path in modules(package)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in classes.items() if count > 1] == []

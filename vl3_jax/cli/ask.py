@@ -33,7 +33,6 @@ class _MediaAction(argparse.Action):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's flags."""
     parser.epilog = EPILOG
     generation_flags.add_model(parser)
     question = parser.add_argument_group("question")

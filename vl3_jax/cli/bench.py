@@ -31,7 +31,6 @@ RESULTS = "bench.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's flags."""
     descriptions = {**SUBJECTS, **{name: f"{' and '.join(members)}" for name, members in GROUPS.items()}}
     parser.epilog = EPILOG.format("\n".join(f"  {name:10} {text}" for name, text in descriptions.items()))
     parser.add_argument("names", nargs="*", metavar="NAME", help="subjects (default: all)")

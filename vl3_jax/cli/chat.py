@@ -20,7 +20,6 @@ HELP = """/image FILE   attach an image to the next question
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's flags."""
     parser.epilog = f"in the conversation:\n{HELP}"
     generation_flags.add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system prompt")

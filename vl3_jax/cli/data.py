@@ -65,7 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the chosen subcommand."""
     return _RUN[arguments.data_command](arguments)
 
 

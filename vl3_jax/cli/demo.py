@@ -20,7 +20,6 @@ _MIN_SCORE = 0.5  # score from which a box or span counts as right
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's flags."""
     parser.epilog = EPILOG
     parser.add_argument("--model", metavar="M", help="any checkpoint that `vl3 ask` takes (default: nano)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the questions (default: %(default)s)")

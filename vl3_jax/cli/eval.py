@@ -29,7 +29,6 @@ _SELECTION = {name: f"--{name}" for name in ("count", "seed", "split", "images")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's flags."""
     parser.epilog = EPILOG
     generation_flags.add_model(parser, required=False)
     questions = parser.add_argument_group("questions")

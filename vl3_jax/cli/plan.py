@@ -22,7 +22,6 @@ exit codes: 0 it fits, 1 it does not, 2 bad input"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's flags."""
     from vl3_jax.planning.plan_serving import Workload
 
     parser.epilog = EPILOG

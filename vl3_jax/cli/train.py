@@ -18,7 +18,6 @@ CONFIG_HELP = "a configuration of this package (stage4:7b, finetune:lora), or a 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's flags."""
     parser.epilog = EPILOG
     parser.add_argument("--config", required=True, metavar=CONFIG, help=CONFIG_HELP)
     parser.add_argument(
@@ -35,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains."""
     import jax
 
     from vl3_jax import compilation_cache
