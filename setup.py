@@ -57,10 +57,12 @@ setup(
         # Compiling for a TPU on a machine without one. jax 0.10 pairs with this libtpu; later ones with later.
         "plan": ["libtpu==0.0.42.1; python_version < '3.12'", "libtpu; python_version >= '3.12'"],
         "gcs": GCS,
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
         "bench": BENCH,
         "test": [
             *BENCH,
             *GCS,
+            "basedpyright>=1.31",
             "hypothesis>=6.100",
             "ipykernel",
             "jsonschema>=4.20",

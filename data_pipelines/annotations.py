@@ -1,4 +1,4 @@
-"""Converts records in the official annotation format into the messages that `Processor` takes.
+"""Parses records in the official annotation format into conversations that `Processor` can read.
 
     {"image": ["l.png", "r.png"], "conversations": [{"from": "human", "value": "<image> and <image>: what changed?"},
                                                     {"from": "gpt", "value": "The lamp."}]}
@@ -17,8 +17,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipelines.media_resolver import MediaResolver
-from data_pipelines.sample_errors import BAD_RECORD, EMPTY, TAGS, BadSampleError, SampleError
+from data_pipelines.sample_errors import BAD_RECORD, EMPTY, TAGS, BadSampleError
+from data_pipelines.sources.media_resolver import MediaResolver
+from vl3_jax.processing.messages import Turn, parse_messages
 
 TAG_OF = {"image": "<image>", "video": "<video>"}
 _HUMAN, _SYSTEM = ("human", "user"), ("system",)
@@ -44,40 +45,33 @@ class Conversation:
     """One training sample before its media are read.
 
     Attributes:
-      messages: Messages for `Processor`; for a stream, a single message with the video only.
-      where: Annotation file and line of the record.
+      turns: Its messages; for a stream, a single message with the video only.
       stream: The turns of a live stream, sorted by time; empty for any other sample.
       stream_start: Start of the stream's clock, in seconds of the video file.
     """
 
-    messages: list[dict[str, Any]]
-    where: str
+    turns: list[Turn]
     stream: tuple[StreamTurn, ...] = ()
     stream_start: float = 0.0
 
 
-def to_conversation(
-    record: Mapping[str, Any], where: str, media: MediaResolver, fps: float = 1.0
-) -> Conversation | SampleError:
-    """Converts one record.
+def parse_conversation(record: Mapping[str, Any], media: MediaResolver, fps: float = 1.0) -> Conversation:
+    """Parses one record: the only way from a record to its messages, whatever they are needed for.
 
     Args:
       record: The record as parsed from the file.
-      where: Annotation file and line, for error messages.
       media: Resolves the media that the record names.
       fps: Sampled frames per second; the video of a stream is cut after the last frame before its last turn.
 
-    Returns:
-      The conversation, or a `SampleError` if the record is malformed or names missing media.
+    Raises:
+      BadSampleError: The record is malformed or names missing media.
+      InputError: An option of a medium is malformed.
     """
-    try:
-        if not isinstance(record, Mapping):
-            raise BadSampleError(BAD_RECORD, f"a {type(record).__name__}; each record is an object {{...}}")
-        if record.get("stream"):
-            return _stream(record, where, media, fps)
-        return Conversation(_messages(record, media), where)
-    except BadSampleError as error:
-        return error.at(where)
+    if not isinstance(record, Mapping):
+        raise BadSampleError(BAD_RECORD, f"a {type(record).__name__}; each record is an object {{...}}")
+    if record.get("stream"):
+        return _stream(record, media, fps)
+    return Conversation(parse_messages(_messages(record, media)))
 
 
 def _messages(record: Mapping[str, Any], media: MediaResolver) -> list[dict[str, Any]]:
@@ -156,7 +150,7 @@ def _parts(record: Mapping[str, Any], kind: str, media: MediaResolver) -> list[d
     return [{"type": kind, kind: media.resolve(value, kind), **options} for value in values]
 
 
-def _stream(record: Mapping[str, Any], where: str, media: MediaResolver, fps: float) -> Conversation:
+def _stream(record: Mapping[str, Any], media: MediaResolver, fps: float) -> Conversation:
     turns = sorted(map(_stream_turn, _list_of_turns(record, "conversation")), key=lambda turn: turn.time)
     if all(turn.role != "assistant" for turn in turns):
         raise BadSampleError(EMPTY, 'no turn of role "assistant", so nothing is supervised; add what the model says')
@@ -170,7 +164,7 @@ def _stream(record: Mapping[str, Any], where: str, media: MediaResolver, fps: fl
     # Frames after the last turn are never used, so the video ends right after the last frame before that turn.
     end = start + max((math.floor((last - start) * fps) + 1) / fps, 1.0)
     videos[0]["end_time"] = min(videos[0].get("end_time", end), end)
-    return Conversation([{"role": "user", "content": videos}], where, tuple(turns), start)
+    return Conversation(parse_messages([{"role": "user", "content": videos}]), tuple(turns), start)
 
 
 def _stream_turn(turn: Any) -> StreamTurn:

@@ -8,24 +8,31 @@ are memory-mapped:
     media.npy     [m]          is_video, height, width, frames, kept (-1: not counted)
     problems.jsonl             the errors of the bad samples
     index.json                 the settings and the source that the index belongs to
+
+An index is built in parts, so that a run which was stopped is resumed.
 """
 
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.lengths import MediaInfo, SampleLengths
-from data_pipelines.sample_errors import SampleError, SampleErrorLog, from_json, to_json
-from data_pipelines.settings import DataSettings, fingerprint
+from data_pipelines.packing.lengths import BAD, MediaInfo, SampleLengths
+from data_pipelines.parallel_map import chunk_ranges, parallel_map
+from data_pipelines.sample_builder import SampleBuilder
+from data_pipelines.sample_errors import SampleError, from_json_lines, to_json_lines
+from data_pipelines.settings import fingerprint
+from data_pipelines.sources import RecordSource
+from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
 
-BAD = -1
 VERSION = 1
+CHUNK = 1024  # samples per part; a killed run loses at most the parts in progress
+CHUNK_KEPT = 32  # the same where media are decoded
 _MEDIA_DTYPE = np.dtype([("is_video", "?"), ("height", "<i4"), ("width", "<i4"), ("frames", "<i4"), ("kept", "<i4")])
 _ARRAYS = ("text", "offsets", "media")
 
@@ -52,8 +59,7 @@ class Index:
 
     def __iter__(self) -> Iterator[SampleLengths]:
         """Yields the lengths of all samples in order, bad ones included; faster than `__getitem__` on each."""
-        for start in range(0, len(self), 2**16):
-            stop = min(start + 2**16, len(self))
+        for start, stop in chunk_ranges(len(self), 2**16):
             offsets = (self.offsets[start : stop + 1] - self.offsets[start]).tolist()
             media = [MediaInfo(*m) for m in self.media[self.offsets[start] : self.offsets[stop]].tolist()]
             for number, text in enumerate(self.text[start:stop].tolist()):
@@ -64,16 +70,9 @@ class Index:
         """Which samples are good, [n] bool."""
         return np.asarray(self.text) != BAD
 
-    def errors(self) -> Iterator[SampleError]:
-        """Yields the errors of the bad samples in order."""
-        with open(self.folder / "problems.jsonl", encoding="utf-8") as file:
-            yield from map(from_json, file)
-
-    def log(self) -> SampleErrorLog:
-        """Returns a log of all samples and their errors."""
-        log = SampleErrorLog()
-        log.add(self.errors(), len(self))
-        return log
+    def errors(self) -> list[SampleError]:
+        """Returns the errors of the bad samples in order."""
+        return from_json_lines((self.folder / "problems.jsonl").read_text(encoding="utf-8"))
 
     def __getstate__(self) -> str:
         return os.fspath(self.folder)
@@ -82,73 +81,96 @@ class Index:
         self.__init__(folder)
 
 
-def index_key(source_fingerprint: Sequence[Any], tokenizer: str, settings: DataSettings, kept: bool) -> dict[str, Any]:
-    """Returns everything that an index depends on, as JSON.
-
-    Args:
-      source_fingerprint: `RecordSource.fingerprint()` of the source.
-      tokenizer: A hash of the tokenizer file.
-      settings: The data settings.
-      kept: Whether the index counts the vision tokens that pruning keeps.
-    """
-    return {
-        "version": VERSION,
-        "source": list(source_fingerprint),
-        "tokenizer": tokenizer,
-        **settings.index_key(kept),
-    }
-
-
-def find_index(parent: str | os.PathLike, keys: Sequence[dict[str, Any]]) -> Index | None:
-    """Opens the index of the first key that has one below `parent`; None if no key has."""
-    for key in keys:
-        folder = folder_for_key(parent, key)
+def find_index(
+    source: RecordSource, sample_builder: SampleBuilder, parent: str | os.PathLike, kept: Sequence[bool]
+) -> Index | None:
+    """Opens the index of a source with the first of several values of `kept` that has one below `parent`."""
+    content = source.fingerprint()
+    for value in kept:
+        folder = pathlib.Path(parent) / fingerprint(_index_key(content, sample_builder, value))
         if (folder / "index.json").exists():
             return Index(folder)
     return None
 
 
-def folder_for_key(parent: str | os.PathLike, key: dict[str, Any]) -> pathlib.Path:
-    """Returns the folder of a key's index below `parent`."""
-    return pathlib.Path(parent) / fingerprint(key)
+def build_index(
+    source: RecordSource,
+    media: MediaResolver,
+    sample_builder: SampleBuilder,
+    parent: str | os.PathLike,
+    kept: bool = False,
+    workers: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Index:
+    """Returns the index of a source; builds it unless it is on disk already.
+
+    Args:
+      source: The records.
+      media: Resolves the media of the records.
+      sample_builder: Provides the tokenizer and the settings.
+      parent: Folder that holds this and other indices of the source.
+      kept: Count the vision tokens that pruning keeps, which decodes every video once.
+      workers: Number of worker processes; 0 works in this process.
+      on_progress: Called with the number of samples indexed and the total.
+
+    Raises:
+      InputError: The folder cannot be written.
+      WorkerDiedError: A worker process died; finished parts are kept for the next call.
+    """
+    index = find_index(source, sample_builder, parent, [kept])
+    if index is not None:
+        on_progress(len(index), len(index))
+        return index
+    key = _index_key(source.fingerprint(), sample_builder, kept)
+    folder = pathlib.Path(parent) / fingerprint(key)
+    parts_folder = folder.with_name(folder.name + ".parts")
+    try:
+        parts_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{parts_folder}: {error.strerror}; choose a folder for indices that can be written") from None
+    size = CHUNK_KEPT if kept else CHUNK
+    parts = [
+        (start, stop, parts_folder / f"{size}-{start:012d}.npz") for start, stop in chunk_ranges(len(source), size)
+    ]
+    shared = (source if kept else source.outline(), media, sample_builder, kept)
+    pending = [part for part in parts if not part[-1].exists()]
+    parallel_map(_index_range, shared, pending, len(source), workers, on_progress)
+    return _join_parts([path for _, _, path in parts], folder, key)
 
 
-class IndexPart:
-    """Collects the lengths of a range of samples while an index is built."""
-
-    def __init__(self):
-        self.text: list[int] = []
-        self.counts: list[int] = []
-        self.media: list[tuple] = []
-        self.errors: list[SampleError] = []
-
-    def add(self, lengths: SampleLengths | SampleError) -> None:
-        """Appends one sample."""
-        if isinstance(lengths, SampleError):
-            self.text.append(BAD)
-            self.counts.append(0)
-            self.errors.append(lengths)
-            return
-        self.text.append(lengths.text)
-        self.counts.append(len(lengths.media))
-        self.media += [(m.is_video, m.height, m.width, m.frames, m.kept) for m in lengths.media]
-
-    def save(self, path: pathlib.Path) -> None:
-        """Writes the part atomically."""
-        lines = "".join(to_json(error) + "\n" for error in self.errors).encode()
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with open(partial, "wb") as file:
-            np.savez(
-                file,
-                text=np.array(self.text, np.int32),
-                counts=np.array(self.counts, np.int32),
-                media=np.array(self.media, _MEDIA_DTYPE),
-                problems=np.frombuffer(lines, np.uint8),
-            )
-        os.replace(partial, path)
+def _index_key(content: list[Any], sample_builder: SampleBuilder, kept: bool) -> dict[str, Any]:
+    """Returns everything that an index depends on, as JSON; `content` is the fingerprint of the source."""
+    settings = sample_builder.settings.index_key(kept)
+    return {"version": VERSION, "source": content, "tokenizer": sample_builder.tokenizer_hash, **settings}
 
 
-def join_parts(part_files: Sequence[pathlib.Path], folder: pathlib.Path, key: dict[str, Any]) -> Index:
+def _index_range(
+    source: RecordSource,
+    media: MediaResolver,
+    sample_builder: SampleBuilder,
+    kept: bool,
+    start: int,
+    stop: int,
+    path: pathlib.Path,
+) -> None:
+    """Writes the lengths of a range of samples atomically."""
+    results = [sample_builder.lengths(source[number], media, kept) for number in range(start, stop)]
+    errors = [result for result in results if isinstance(result, SampleError)]
+    lengths = [SampleLengths(BAD) if isinstance(result, SampleError) else result for result in results]
+    media_rows = [(m.is_video, m.height, m.width, m.frames, m.kept) for sample in lengths for m in sample.media]
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with open(partial, "wb") as file:
+        np.savez(
+            file,
+            text=np.array([sample.text for sample in lengths], np.int32),
+            counts=np.array([len(sample.media) for sample in lengths], np.int32),
+            media=np.array(media_rows, _MEDIA_DTYPE),
+            problems=np.frombuffer(to_json_lines(errors).encode(), np.uint8),
+        )
+    os.replace(partial, path)
+
+
+def _join_parts(part_files: Sequence[pathlib.Path], folder: pathlib.Path, key: dict[str, Any]) -> Index:
     """Concatenates saved parts into the index of `folder`, then removes the parts together with their folder."""
     parts = [dict(np.load(file)) for file in part_files]
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.mixture_dataset import MixtureDataset
+from data_pipelines.packing.step_plan import StepPlan
 from data_pipelines.sample_builder import placeholder_sample
-from data_pipelines.sample_errors import SampleError, SampleErrorLog, from_json, to_json
-from data_pipelines.step_plan import StepPlan
+from data_pipelines.sample_errors import SampleError, SampleErrorLog, from_json_lines, to_json_lines
 from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import Sample, pack
 
@@ -77,8 +77,8 @@ class BatchBuilder:
             members = step_rows.rows[row].tolist() if row < len(step_rows.rows) else []
             numbers[index, : len(members)] = members
             rows.append([self._sample(number, step_rows.epoch, errors) for number in members])
-        lines = "".join(to_json(error) + "\n" for error in errors).encode()
-        return {**pack(rows, shape), "_samples": numbers, "_errors": np.frombuffer(lines, np.uint8)}
+        lines = np.frombuffer(to_json_lines(errors).encode(), np.uint8)
+        return {**pack(rows, shape), "_samples": numbers, "_errors": lines}
 
     def _sample(self, number: int, epoch: int, errors: list[SampleError]) -> Sample:
         sample = self._mixture.sample(number, (self._step_plan.seed, epoch))
@@ -128,7 +128,7 @@ class Loader:
     ):
         mixture.log().check(bad_share, 1)
         self.log = SampleErrorLog() if log is None else log
-        self.step_plan = StepPlan(mixture, rows_per_step, epochs, seed)
+        self.step_plan = mixture.step_plan(rows_per_step, epochs, seed)
         self._build_batch = BatchBuilder(mixture, self.step_plan, rows)
         self._workers, self._threads = workers, threads or os.cpu_count() or 1
         self._bad_share, self._reduce_counts = bad_share, reduce_counts
@@ -151,11 +151,11 @@ class Loader:
             self._iterator = _pipeline(self._build_batch, steps, self._workers, self._threads)
         arrays = self._next_arrays()
         samples, lines = arrays.pop("_samples"), arrays.pop("_errors")
-        errors = [from_json(line) for line in lines.tobytes().decode().splitlines()]
-        self.log.add(errors, int((samples >= 0).sum()))
+        self.log.add(from_json_lines(lines.tobytes().decode()), int((samples >= 0).sum()))
         step, self._next_step = self._next_step, self._next_step + 1
         self._stop_if_bad()
-        return Batch(step, self.step_plan[step].epoch, arrays, samples, self._state(step + 1))
+        state = {"step": self._next_step, "plan": self.step_plan.identity}
+        return Batch(step, self.step_plan[step].epoch, arrays, samples, state)
 
     def close(self) -> None:
         """Stops threads and workers; iteration may still be continued afterwards, which starts new ones."""
@@ -186,9 +186,6 @@ class Loader:
         elif self._next_step % _CHECK_EVERY == 0 or self._next_step == len(self):
             bad, seen = self._reduce_counts(np.array([self.log.bad, self.log.seen], np.int64)).tolist()
             self.log.check(self._bad_share, _MIN_SAMPLES, bad, seen)
-
-    def _state(self, step: int) -> dict[str, Any]:
-        return {"step": step, "plan": self.step_plan.identity}
 
     def _first_step(self, state: Mapping[str, Any] | None) -> int:
         if state is None:

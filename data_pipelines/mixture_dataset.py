@@ -2,23 +2,22 @@
 
 import dataclasses
 import functools
-import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from data_pipelines.index import Index, find_index, index_key
-from data_pipelines.indexing import build_index, tokenizer_hash
-from data_pipelines.lengths import SampleSize, compute_sample_size
-from data_pipelines.media_resolver import MediaResolver
-from data_pipelines.packing import PackingPlan, epoch_order, plan_packing
+from data_pipelines.index import Index, build_index, find_index
+from data_pipelines.packing.lengths import SampleSize, compute_sample_size
+from data_pipelines.packing.packing_plan import PackingPlan, epoch_order, plan_packing
+from data_pipelines.packing.sample_sizes import SampleSizes, compute_sample_sizes, concatenate
+from data_pipelines.packing.step_plan import StepPlan
 from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import MISSING, SampleError, SampleErrorLog
-from data_pipelines.sample_sizes import SampleSizes, compute_sample_sizes, concatenate
 from data_pipelines.settings import fingerprint
 from data_pipelines.sources import RecordSource, open_source
+from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import Sample
 
@@ -104,11 +103,11 @@ class MixtureDataset:
         self.datasets, self.sample_builder = list(datasets), sample_builder
         self.settings = sample_builder.settings
         self.tasks = sorted({dataset.spec.task for dataset in datasets})
-        self._ends = list(itertools.accumulate(len(dataset.index) for dataset in datasets))
+        self._firsts = np.cumsum([0, *(len(dataset.index) for dataset in datasets)])
         self.planned: dict[str, PackingPlan] = {}  # packing plans of epochs, by a fingerprint of all they depend on
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return int(self._firsts[-1])
 
     @functools.cached_property
     def sample_sizes_by_dataset(self) -> list[SampleSizes]:
@@ -129,6 +128,22 @@ class MixtureDataset:
             self.planned[key] = plan_packing(self.sample_sizes, order, self.settings.shape, (seed, epoch))
         return self.planned[key]
 
+    def step_plan(self, rows_per_step: int, epochs: int = 1, seed: int = 0) -> StepPlan:
+        """Returns which rows belong to which step of a run; all epochs are planned at once.
+
+        Args:
+          rows_per_step: Rows of a step on all hosts together.
+          epochs: Number of epochs.
+          seed: Seed of the sample order and of the row order.
+
+        Raises:
+          InputError: No row per step, no epoch, or no usable sample.
+        """
+        if rows_per_step < 1 or epochs < 1:
+            raise InputError(f"{rows_per_step} rows per step and {epochs} epochs; give at least 1 of each")
+        plans = [self.epoch_plan(seed, epoch) for epoch in range(epochs)]
+        return StepPlan(plans, rows_per_step, seed, fingerprint([self.identity(), rows_per_step, seed]))
+
     def sample_size(self, number: int) -> SampleSize:
         """Returns the size of a usable sample."""
         dataset, local = self.locate(number)
@@ -136,19 +151,18 @@ class MixtureDataset:
 
     def locate(self, number: int) -> tuple[IndexedDataset, int]:
         """Returns the data set of a sample number, and the sample's number within that data set."""
-        rank = int(np.searchsorted(self._ends, number, side="right"))
-        return self.datasets[rank], number - (self._ends[rank - 1] if rank else 0)
+        rank = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        return self.datasets[rank], number - int(self._firsts[rank])
 
     def sample(self, number: int, seed: Sequence[int]) -> Sample | SampleError:
         """Reads one usable sample; equal seeds give equal samples."""
         dataset, local = self.locate(number)
-        task = self.tasks.index(dataset.spec.task)
-        size = compute_sample_size(dataset.index[local], self.settings)
         try:
             record = dataset.source[local]
         except InputError as error:  # the annotation file itself was removed
             return SampleError(MISSING, dataset.spec.name, str(error), dataset.spec.annotations[0])
-        return self.sample_builder.sample(record, dataset.media, size, [*seed, number], task)
+        task = self.tasks.index(dataset.spec.task)
+        return self.sample_builder.sample(record, dataset.media, self.sample_size(number), [*seed, number], task)
 
     def log(self) -> SampleErrorLog:
         """Returns the errors known before anything is read: those in the indices, and samples that fit no row."""
@@ -194,11 +208,9 @@ def open_mixture(
     """
     require_present(specs)
     datasets, unindexed = [], []
-    tokenizer = tokenizer_hash(sample_builder)
     for spec in specs:
         source = spec.open()
-        keys = [index_key(source.fingerprint(), tokenizer, sample_builder.settings, kept) for kept in (True, False)]
-        index = find_index(spec.index_folder, keys)
+        index = find_index(source, sample_builder, spec.index_folder, kept=(True, False))
         if index is None and build:
             report = functools.partial(on_progress, spec.name)
             media = MediaResolver(spec.media)

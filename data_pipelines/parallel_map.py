@@ -15,32 +15,61 @@ class WorkerDiedError(RuntimeError):
 
 
 def parallel_map(
-    function: Callable[..., Result], shared: tuple, ranges: Sequence[tuple], workers: int
-) -> Iterator[tuple[tuple, Result]]:
-    """Calls `function(*shared, *arguments)` for the arguments of each range.
+    function: Callable[..., Result],
+    shared: tuple,
+    ranges: Sequence[tuple],
+    total: int,
+    workers: int,
+    on_progress: Callable[[int, int], None],
+) -> list[Result]:
+    """Calls `function(*shared, start, stop, ...)` for each range of samples.
 
     Args:
       function: A module-level function, so that it can be pickled.
       shared: Arguments common to all calls; sent to each worker once.
-      ranges: The remaining arguments of each call.
+      ranges: The remaining arguments of each call; the first two are the range [start, stop).
+      total: Number of samples; those outside the ranges count as done.
       workers: Number of worker processes; 0 works in this process.
+      on_progress: Called before the first and after each range with the number of samples done and the total.
 
-    Yields:
-      Pairs of a range's arguments and the result, in order of completion.
+    Returns:
+      The results in order of the ranges.
 
     Raises:
       WorkerDiedError: A worker process died.
     """
+    sizes = [stop - start for start, stop, *_ in ranges]
+    done, results = total - sum(sizes), {}
+    on_progress(done, total)
     if workers <= 0 or len(ranges) <= 1:
-        for arguments in ranges:
-            yield arguments, function(*shared, *arguments)
-        return
+        completed = ((number, function(*shared, *arguments)) for number, arguments in enumerate(ranges))
+    else:
+        completed = _map_in_workers(function, shared, ranges, workers)
+    try:
+        for number, result in completed:
+            results[number] = result
+            done += sizes[number]
+            on_progress(done, total)
+    finally:
+        completed.close()
+    return [results[number] for number in range(len(ranges))]
+
+
+def chunk_ranges(total: int, size: int) -> list[tuple[int, int]]:
+    """Splits [0, total) into consecutive ranges (start, stop) of at most `size`."""
+    return [(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def _map_in_workers(
+    function: Callable[..., Result], shared: tuple, ranges: Sequence[tuple], workers: int
+) -> Iterator[tuple[int, Result]]:
+    """Yields the number of each range and its result, in order of completion."""
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _init_worker, (function, shared))
-    pending, running = iter(ranges), {}
+    pending, running = enumerate(ranges), {}
     try:
         while True:
-            for arguments in pending:
-                running[pool.submit(_call, arguments)] = arguments
+            for number, arguments in pending:
+                running[pool.submit(_call, arguments)] = number
                 if len(running) >= 2 * workers:
                     break
             if not running:
@@ -54,11 +83,6 @@ def parallel_map(
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def chunk_ranges(total: int, size: int) -> list[tuple[int, int]]:
-    """Splits [0, total) into consecutive ranges (start, stop) of at most `size`."""
-    return [(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def _init_worker(function: Callable, shared: tuple) -> None:

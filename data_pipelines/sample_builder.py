@@ -2,22 +2,25 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from data_pipelines import stream_layout
-from data_pipelines.annotations import Conversation, to_conversation
-from data_pipelines.lengths import MediaInfo, SampleLengths, SampleSize
-from data_pipelines.media_resolver import MediaResolver
-from data_pipelines.sample_errors import CHANGED, UNREADABLE, BadSampleError, SampleError, from_exception
+from data_pipelines.annotations import Conversation, parse_conversation
+from data_pipelines.packing.lengths import MediaInfo, SampleLengths, SampleSize
+from data_pipelines.sample_errors import CHANGED, UNREADABLE, BadSampleError, SampleError
 from data_pipelines.settings import DataSettings
-from data_pipelines.sources import Record
-from vl3_jax.processing import chat_template, loss_weights, messages
+from data_pipelines.sources import Record, map_record
+from data_pipelines.sources.media_resolver import MediaResolver
+from vl3_jax.processing import chat_template, loss_weights
+from vl3_jax.processing.chat_template import VisualTokenCounts
+from vl3_jax.processing.messages import MediaPart, Turn
 from vl3_jax.processing.packed_batch import PATCH_DIM, Sample, Visual
-from vl3_jax.processing.processor import Processor, ProcessorOutput
+from vl3_jax.processing.processor import Processor, assemble_sample, open_media
 from vl3_jax.processing.tokenizer import Tokenizer
 from vl3_jax.processing.video_reader import VideoReader
 
@@ -33,18 +36,18 @@ class SampleBuilder:
     def __init__(self, tokenizer: str | os.PathLike, settings: DataSettings):
         self.settings = settings
         self._tokenizer_path = os.fspath(tokenizer)
-        self._style = chat_template.PromptStyle(settings.processor.native_placeholders, settings.trainer_streams)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, read at first use."""
         return Tokenizer.from_folder(self._tokenizer_path)
 
-    @property
-    def tokenizer_file(self) -> str:
-        """The path of tokenizer.json."""
-        path = self._tokenizer_path
-        return os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
+    @functools.cached_property
+    def tokenizer_hash(self) -> str:
+        """A hash of the content of tokenizer.json."""
+        path = pathlib.Path(self._tokenizer_path)
+        content = (path / "tokenizer.json" if path.is_dir() else path).read_bytes()
+        return hashlib.blake2b(content, digest_size=8).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"tokenizer": self._tokenizer_path, "settings": self.settings}
@@ -65,17 +68,13 @@ class SampleBuilder:
         Returns:
           The lengths, or the error of a bad sample.
         """
-        if isinstance(record, SampleError):
-            return record
-        conversation = to_conversation(record.fields, record.where, media, self.settings.processor.fps)
-        if isinstance(conversation, SampleError):
-            return conversation
-        try:
-            if kept:
-                return self._decoded_lengths(conversation)
-            return self._lengths(conversation)
-        except Exception as error:  # a damaged file may raise anything; it is an error of this sample only
-            return from_exception(error, record.where)
+
+        def measure(record: Record) -> SampleLengths:
+            conversation = self._parse(record, media)
+            lengths = self._lengths(conversation)
+            return self._count_kept(lengths, conversation) if kept else lengths
+
+        return map_record(record, measure)
 
     def sample(
         self, record: Record | SampleError, media: MediaResolver, size: SampleSize, seed: Sequence[int], task: int = 0
@@ -92,81 +91,30 @@ class SampleBuilder:
         Returns:
           The sample, or the error of a bad sample; also if the sample exceeds the planned size.
         """
-        if isinstance(record, SampleError):
-            return record
-        conversation = to_conversation(record.fields, record.where, media, self.settings.processor.fps)
-        if isinstance(conversation, SampleError):
-            return conversation
-        try:
-            sample = self._sample(conversation, size.budget, np.random.default_rng(list(seed)))
+
+        def build(record: Record) -> Sample:
+            sample = self._sample(self._parse(record, media), size.budget, np.random.default_rng(list(seed)))
             sample = self._fit_to_plan(truncate(sample, self.settings.shape.length), size)
-        except Exception as error:  # a damaged file may raise anything; it is an error of this sample only
-            return from_exception(error, record.where)
-        sample.task = task
-        return sample
+            return dataclasses.replace(sample, task=task)
 
-    def _process(
-        self, conversation: Conversation, budget: int, rng: np.random.Generator | None = None
-    ) -> ProcessorOutput:
-        config = dataclasses.replace(self.settings.processor, max_tokens=budget)
-        processed = Processor(self.tokenizer, config)(
-            conversation.messages,
-            add_generation_prompt=False,
-            supervise=True,
-            rng=rng,
-            trainer_streams=self.settings.trainer_streams,
-        )
-        _raise_if_damaged([warning for warning in processed.warnings if "damaged" in warning])
-        return processed
+        return map_record(record, build)
 
-    def _sample(self, conversation: Conversation, budget: int, rng: np.random.Generator) -> Sample:
-        processed = self._process(conversation, budget, rng)
-        if not conversation.stream:
-            return processed.sample
-        (visual,) = processed.sample.visuals
-        frame_tokens = visual.keep.reshape(visual.grid[0], -1).sum(axis=1).tolist()
-        layout = _interleave(conversation, processed.videos[0].timestamps, frame_tokens)
-        turns = chat_template.render(layout.turns, layout.token_counts, self.tokenizer, self._style)
-        weights = loss_weights.token_loss_weights(turns, self.tokenizer, rng, self.settings.trainer_streams)
-        return Sample(
-            np.concatenate([turn.tokens for turn in turns]),
-            np.concatenate([turn.is_vision for turn in turns]),
-            [stream_layout.truncate_frames(visual, layout.frames)],
-            np.concatenate(weights),
-        )
+    def _parse(self, record: Record, media: MediaResolver) -> Conversation:
+        return parse_conversation(record.fields, media, self.settings.processor.fps)
 
     def _lengths(self, conversation: Conversation) -> SampleLengths:
-        processor = Processor(self.tokenizer, self.settings.processor)
-        turns = messages.parse_messages(conversation.messages)
-        # `_open` is private to Processor; using it keeps these lengths equal to those that it produces.
-        readers = [processor._open(medium) for turn in turns for medium in turn.media]
-        _raise_if_damaged(
-            [warning for reader in readers if isinstance(reader, VideoReader) for warning in reader.warnings]
-        )
-        times = [reader.timestamps if isinstance(reader, VideoReader) else None for reader in readers]
-        frames = [len(reader.indices) if isinstance(reader, VideoReader) else 1 for reader in readers]
-        text = self._count_text_tokens(conversation, turns, frames, times)
+        readers = [open_media(part, self.settings.processor) for turn in conversation.turns for part in turn.media]
+        _raise_if_damaged([warning for reader in readers for warning in reader.warnings])
+        counts = [VisualTokenCounts([0] * reader.num_frames, reader.timestamps) for reader in readers]
+        rendered, _ = self._render(conversation, counts)
         media = [
-            MediaInfo(isinstance(reader, VideoReader), reader.height, reader.width, count)
-            for reader, count in zip(readers, frames, strict=True)
+            MediaInfo(isinstance(reader, VideoReader), reader.height, reader.width, reader.num_frames)
+            for reader in readers
         ]
-        return SampleLengths(text, tuple(media))
+        return SampleLengths(sum(len(turn.tokens) for turn in rendered), tuple(media))
 
-    def _count_text_tokens(
-        self, conversation: Conversation, turns: list[messages.Turn], frames: list[int], times: list[Any]
-    ) -> int:
-        """Counts all tokens that are not vision tokens."""
-        token_counts = [
-            chat_template.VisualTokenCounts([0] * count, seconds) for count, seconds in zip(frames, times, strict=True)
-        ]
-        if conversation.stream:
-            layout = _interleave(conversation, times[0], [0] * frames[0])
-            turns, token_counts = layout.turns, layout.token_counts
-        rendered = chat_template.render(turns, token_counts, self.tokenizer, self._style)
-        return sum(len(turn.tokens) for turn in rendered)
-
-    def _decoded_lengths(self, conversation: Conversation) -> SampleLengths:
-        lengths = self._lengths(conversation)
+    def _count_kept(self, lengths: SampleLengths, conversation: Conversation) -> SampleLengths:
+        """Adds the vision tokens that pruning keeps, if there are videos to decode."""
         if not any(medium.is_video for medium in lengths.media):
             return lengths
         sample = self._sample(conversation, self.settings.processor.max_tokens, np.random.default_rng(0))
@@ -175,6 +123,25 @@ class SampleBuilder:
             for medium, visual in zip(lengths.media, sample.visuals, strict=True)
         ]
         return SampleLengths(lengths.text, tuple(media))
+
+    def _sample(self, conversation: Conversation, budget: int, rng: np.random.Generator) -> Sample:
+        config = dataclasses.replace(self.settings.processor, max_tokens=budget)
+        media = Processor(self.tokenizer, config).read_media(conversation.turns)
+        _raise_if_damaged(media.warnings)
+        rendered, num_frames = self._render(conversation, media.token_counts)
+        weights = loss_weights.token_loss_weights(rendered, self.tokenizer, rng, self.settings.trainer_streams)
+        visuals = [media.visuals[0].first_frames(num_frames)] if conversation.stream else media.visuals
+        return assemble_sample(rendered, visuals, weights)
+
+    def _render(
+        self, conversation: Conversation, counts: Sequence[VisualTokenCounts]
+    ) -> tuple[list[chat_template.RenderedTurn], int]:
+        """Returns the token ids of each message, and the number of media (of a stream: frames) among them."""
+        turns = conversation.turns
+        if conversation.stream:
+            turns, counts = _interleave_stream(conversation, counts[0])
+        style = chat_template.PromptStyle(self.settings.processor.native_placeholders, self.settings.trainer_streams)
+        return chat_template.render(turns, counts, self.tokenizer, style), len(counts)
 
     def _fit_to_plan(self, sample: Sample, size: SampleSize) -> Sample:
         """Checks that a sample is within its planned size; a larger one would break its whole row."""
@@ -210,9 +177,7 @@ def truncate(sample: Sample, length: int) -> Sample:
         left -= int(keep.sum())
         frames = int(np.flatnonzero(keep)[-1]) // visual.tokens_per_frame + 1 if keep.any() else 0
         if frames:
-            visuals.append(
-                stream_layout.truncate_frames(Visual(visual.patches, visual.grid, visual.merge, keep), frames)
-            )
+            visuals.append(dataclasses.replace(visual, keep=keep).first_frames(frames))
     return Sample(sample.tokens[:length], sample.is_vision[:length], visuals, sample.loss_weight[:length], sample.task)
 
 
@@ -224,6 +189,39 @@ def placeholder_sample(size: SampleSize, vision_rows: int) -> Sample:
     """
     visuals = [_padding_frames(patches, count) for patches, count in size.frames] if vision_rows > 1 else []
     return Sample(np.zeros(1, np.int32), visuals=visuals)
+
+
+def _interleave_stream(
+    conversation: Conversation, counts: VisualTokenCounts
+) -> tuple[list[Turn], list[VisualTokenCounts]]:
+    """Interleaves the frames and turns of a live stream by time, each frame as a message of its own.
+
+    Frames after the last turn are left out.
+
+    Args:
+      conversation: The conversation of a stream.
+      counts: Vision tokens of all frames of its video, and their times in seconds of the file; without times there is
+        one frame per second.
+
+    Returns:
+      Frames and turns in order of time, and the vision tokens of each frame among them.
+
+    Raises:
+      BadSampleError: There is no frame before the last turn.
+    """
+    seconds = counts.times
+    if seconds is None:
+        seconds = [conversation.stream_start + frame for frame in range(len(counts.frame_tokens))]
+    turns, used = [], []
+    for turn in conversation.stream:
+        while len(used) < len(seconds) and seconds[len(used)] <= turn.time:
+            time = seconds[len(used)] - conversation.stream_start
+            turns.append(Turn("stream", [MediaPart("image", None, time=time)]))
+            used.append(VisualTokenCounts([counts.frame_tokens[len(used)]]))
+        turns.append(Turn(turn.role, [turn.text]))
+    if not used:
+        raise BadSampleError(UNREADABLE, "the stream has no frame before its last turn; check the times")
+    return turns, used
 
 
 def _pad_to_plan(visuals: Sequence[Visual], size: SampleSize) -> list[Visual] | None:
@@ -252,14 +250,6 @@ def _padding_frames(patches: int, frames: int) -> Visual:
 
 def _raise_if_damaged(warnings: Sequence[str]) -> None:
     """Rejects damaged videos: the readable part may lack what the answer describes."""
-    if warnings:
-        raise BadSampleError(UNREADABLE, warnings[0], warnings[0].split(": ")[0])
-
-
-def _interleave(
-    conversation: Conversation, times: Sequence[float] | None, frame_tokens: Sequence[int]
-) -> stream_layout.StreamLayout:
-    layout = stream_layout.interleave_stream(conversation, times, frame_tokens)
-    if not layout.frames:
-        raise BadSampleError(UNREADABLE, "the stream has no frame before its last turn; check the times")
-    return layout
+    damage = [warning for warning in warnings if "damaged" in warning]
+    if damage:
+        raise BadSampleError(UNREADABLE, damage[0], damage[0].split(": ")[0])

@@ -58,10 +58,15 @@ def from_exception(error: Exception, where: str) -> SampleError:
     """Converts any exception that a sample raised into the error of that sample."""
     if isinstance(error, BadSampleError):
         return error.at(where)
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, InputError):
         return BadSampleError(UNREADABLE, text, text.split(": ")[0]).at(where)
     return BadSampleError(FAILED, f"{type(error).__name__}: {text}").at(where)
+
+
+def one_line(error: Exception) -> str:
+    """Returns the message of an exception in one line; the name of its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class TooManyBadSamplesError(InputError):
@@ -128,11 +133,11 @@ class SampleErrorLog:
             )
 
 
-def to_json(error: SampleError) -> str:
-    """Serialises an error to one line of JSON."""
-    return json.dumps(dataclasses.asdict(error), ensure_ascii=False)
+def to_json_lines(errors: Iterable[SampleError]) -> str:
+    """Serialises errors to one line of JSON each."""
+    return "".join(json.dumps(dataclasses.asdict(error), ensure_ascii=False) + "\n" for error in errors)
 
 
-def from_json(line: str) -> SampleError:
-    """Parses a line written by `to_json`."""
-    return SampleError(**json.loads(line))
+def from_json_lines(lines: str) -> list[SampleError]:
+    """Parses the output of `to_json_lines`."""
+    return [SampleError(**json.loads(line)) for line in lines.split("\n") if line]

@@ -1,15 +1,16 @@
 """Writes annotations and media into ArrayRecord shards: few large files with random access."""
 
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from data_pipelines.media_resolver import MediaResolver
 from data_pipelines.mixture_dataset import DatasetSpec
 from data_pipelines.parallel_map import chunk_ranges, parallel_map
-from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, SampleError, from_exception
-from data_pipelines.sources import RecordSource, array_records
+from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, SampleError
+from data_pipelines.sources import Record, RecordSource, array_records, map_record
+from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
 
 _OPTIONS = "group_size:1"  # with larger groups, reading one record reads its neighbours too
@@ -49,16 +50,9 @@ def write(
         raise InputError(f"{folder}: {error.strerror}; choose a folder that can be written") from None
     shards = [folder / f"{spec.name}.array_record-{n:05d}-of-{len(ranges):05d}" for n in range(len(ranges))]
     pending = [(*chunk, shard) for chunk, shard in zip(ranges, shards, strict=True) if not shard.exists()]
-    processed = sum(stop - start for start, stop, _ in pending)
-    done = len(source) - processed
-    on_progress(done, len(source))
     shared = (source, MediaResolver(spec.media))
-    errors_by_start = {}
-    for (start, stop, _), errors in parallel_map(_write_range, shared, pending, workers):
-        errors_by_start[start] = errors
-        done += stop - start
-        on_progress(done, len(source))
-    return shards, processed, [error for start in sorted(errors_by_start) for error in errors_by_start[start]]
+    errors = parallel_map(_write_range, shared, pending, len(source), workers, on_progress)
+    return shards, sum(stop - start for start, stop, _ in pending), list(itertools.chain(*errors))
 
 
 def _write_range(
@@ -66,21 +60,15 @@ def _write_range(
 ) -> list[SampleError]:
     from array_record.python import array_record_module
 
-    errors = []
+    def write_record(record: Record) -> None:
+        writer.write(array_records.encode(_with_bytes(record.fields, media)))
+
     partial = shard.with_name(f"{shard.name}.{os.getpid()}.partial")
     writer = array_record_module.ArrayRecordWriter(os.fspath(partial), _OPTIONS)
-    for number in range(start, stop):
-        record = source[number]
-        if isinstance(record, SampleError):
-            errors.append(record)
-            continue
-        try:
-            writer.write(array_records.encode(_with_bytes(record.fields, media)))
-        except Exception as error:  # whatever a sample raises is an error of that sample only
-            errors.append(from_exception(error, record.where))
+    results = [map_record(source[number], write_record) for number in range(start, stop)]
     writer.close()
     os.replace(partial, shard)
-    return errors
+    return [error for error in results if error is not None]
 
 
 def _with_bytes(fields: Mapping[str, Any], media: MediaResolver) -> dict[str, Any]:

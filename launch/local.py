@@ -238,26 +238,25 @@ def log(text: str) -> None:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses and checks the arguments; `train` holds those after `--`, `workdir` is taken from them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (1)")
+    add = parser.add_argument
+    add("--processes", type=int, default=1, metavar="N", help="processes on this machine (1)")
     devices = parser.add_mutually_exclusive_group()
     devices.add_argument("--cpu-devices", type=int, default=0, metavar="M", help="CPU devices of each process")
     devices.add_argument("--gpus", type=int, default=0, metavar="G", help="GPUs of this machine, divided evenly")
-    parser.add_argument("--restarts", type=int, default=0, metavar="K", help="restarts of a failed job (0)")
-    parser.add_argument(
+    add("--restarts", type=int, default=0, metavar="K", help="restarts of a failed job (0)")
+    add(
         "--hang-seconds",
         type=float,
         default=0,
         metavar="S",
         help="restart the job after S seconds without a finished step (0: never)",
     )
-    parser.add_argument(
-        "--grace-seconds", type=float, default=600, metavar="S", help="time to save a checkpoint after SIGTERM (600)"
-    )
-    parser.add_argument("--port", type=int, default=0, help="port of the coordinator (default: any free port)")
-    parser.add_argument("--xla-flags", metavar="G", help="set compiler flags for v5e, v5p, v6e or gpu (none)")
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="TPU slices of the job, for --xla-flags (1)")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
-    parser.add_argument("train", nargs=argparse.REMAINDER, metavar="-- ARGUMENTS", help="arguments of `vl3 train`")
+    add("--grace-seconds", type=float, default=600, metavar="S", help="time to save a checkpoint after SIGTERM (600)")
+    add("--port", type=int, default=0, help="port of the coordinator (default: any free port)")
+    add("--xla-flags", metavar="G", help="set compiler flags for v5e, v5p, v6e or gpu (none)")
+    add("--slices", type=int, default=1, metavar="N", help="TPU slices of the job, for --xla-flags (1)")
+    add("--dry-run", action="store_true", help="print the commands without running them")
+    add("train", nargs=argparse.REMAINDER, metavar="-- ARGUMENTS", help="arguments of `vl3 train`")
     arguments = parser.parse_args(argv)
     arguments.train = [*arguments.train[arguments.train[:1] == ["--"] :]]
     train_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

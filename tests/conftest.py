@@ -26,7 +26,7 @@ QUICK = (
     "tests/checkpoint/test_name_map.py",
     "tests/data_pipelines/synthetic/test_scoring.py",
     "tests/data_pipelines/test_annotations.py",
-    "tests/data_pipelines/test_packing_plan.py",
+    "tests/data_pipelines/packing/test_packing_plan.py",
     "tests/data_pipelines/test_sources.py",
     "tests/evaluation/test_scores.py",
     "tests/evaluation/test_tasks.py",

@@ -1,13 +1,13 @@
 """Reads annotation files, JSON lines or one JSON list, record by record through byte offsets."""
 
-import json
 import mmap
 import re
+from typing import Any
 
 import numpy as np
 
-from data_pipelines.sample_errors import NOT_JSON, NOT_UTF8, BadSampleError, SampleError
-from data_pipelines.sources.base import ByteFile, Record, RecordSource
+from data_pipelines.parallel_map import chunk_ranges
+from data_pipelines.sources.base import ByteFile, RecordSource, parse_json
 from vl3_jax.errors import InputError
 
 _CHUNK = 2**24
@@ -20,8 +20,7 @@ class AnnotationFile(RecordSource):
     """One file in the official format; a first character "[" means a JSON list, any other JSON lines."""
 
     def __init__(self, path: str):
-        super().__init__()
-        self.path = path
+        super().__init__(path)
         self._file = ByteFile(path)
         size = self._size()
         start = self._first_character(size)
@@ -35,23 +34,19 @@ class AnnotationFile(RecordSource):
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, index: int) -> Record | SampleError:
-        start, stop = int(self._starts[index]), int(self._stops[index])
-        try:
-            return Record(_parse(self._file.read(start, stop)), f"{self.path}, line {self._line(index)}")
-        except BadSampleError as error:
-            return error.at(f"{self.path}, line {self._line(index)}")
+    def where(self, index: int) -> str:
+        if self._lines is not None:
+            line = int(self._lines[index]) + 1
+        else:
+            ranges = chunk_ranges(int(self._starts[index]), _CHUNK)
+            line = 1 + sum(self._file.read(*chunk).count(b"\n") for chunk in ranges)
+        return f"{self.path}, line {line}"
+
+    def read(self, index: int) -> Any:
+        return parse_json(self._file.read(int(self._starts[index]), int(self._stops[index])), "the record")
 
     def fingerprint(self) -> list:
         return ["annotations", len(self), *self._file.fingerprint()]
-
-    def _line(self, index: int) -> int:
-        if self._lines is not None:
-            return int(self._lines[index]) + 1
-        before, line = int(self._starts[index]), 1
-        for start in range(0, before, _CHUNK):
-            line += self._file.read(start, min(start + _CHUNK, before)).count(b"\n")
-        return line
 
     def _size(self) -> int:
         try:
@@ -71,24 +66,11 @@ class AnnotationFile(RecordSource):
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _parse(text: bytes):
-    try:
-        return json.loads(text.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadSampleError(
-            NOT_UTF8, f"byte {error.start} of the record is not UTF-8; save the file as UTF-8"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise BadSampleError(NOT_JSON, f"{error.msg} at character {error.pos + 1} of the record") from None
-    except RecursionError:
-        raise BadSampleError(NOT_JSON, "nested too deeply") from None
-
-
 def _lines(file: ByteFile, size: int, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns starts, stops and numbers (from 0) of the lines that are not blank."""
     ends = [np.empty(0, np.int64)]
-    for start in range(0, size, _CHUNK):
-        chunk = np.frombuffer(file.read(start, min(start + _CHUNK, size)), np.uint8)
+    for start, stop in chunk_ranges(size, _CHUNK):
+        chunk = np.frombuffer(file.read(start, stop), np.uint8)
         ends.append(np.flatnonzero(chunk == ord("\n")) + start)
     stops = np.concatenate(ends)
     if size and (not len(stops) or stops[-1] < size - 1):

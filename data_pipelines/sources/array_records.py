@@ -10,8 +10,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, SampleError
-from data_pipelines.sources.base import ByteFile, Record, RecordSource
+from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, one_line
+from data_pipelines.sources.base import ByteFile, RecordSource
 from vl3_jax.errors import InputError
 
 _LENGTH = struct.Struct("<I")
@@ -60,8 +60,7 @@ class ArrayRecords(RecordSource):
     """One ArrayRecord shard."""
 
     def __init__(self, path: str):
-        super().__init__()
-        self.path = path
+        super().__init__(path)
         self._length = self._call("num_records")
         if not self._length:  # the reader reports 0 records for a damaged file, too
             raise InputError(f"{path}: no records, or not a complete ArrayRecord file; write or download it again")
@@ -69,13 +68,11 @@ class ArrayRecords(RecordSource):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Record | SampleError:
-        where = f"{self.path}, record {index + 1}"
+    def read(self, index: int) -> dict[str, Any]:
         try:
-            return Record(decode(self._call("read", [index])[0]), where)
+            return decode(self._call("read", [index])[0])
         except (ValueError, KeyError, TypeError, struct.error, InputError) as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            return BadSampleError(BAD_RECORD, f"damaged ({text}); write the shard again").at(where)
+            raise BadSampleError(BAD_RECORD, f"damaged ({one_line(error)}); write the shard again") from error
 
     def fingerprint(self) -> list:
         return ["array_record", len(self), *ByteFile(self.path).fingerprint()]
@@ -85,8 +82,7 @@ class ArrayRecords(RecordSource):
             with self._lock:  # the reader is not documented as thread-safe
                 return getattr(self._open_reader, method)(*arguments)
         except (RuntimeError, ValueError, IndexError) as error:
-            text = " ".join(str(error).split())
-            raise InputError(f"{self.path}: not a readable ArrayRecord file ({text})") from error
+            raise InputError(f"{self.path}: not a readable ArrayRecord file ({one_line(error)})") from error
 
     @functools.cached_property
     def _open_reader(self):

@@ -3,12 +3,15 @@
 import abc
 import dataclasses
 import hashlib
+import json
 import os
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from data_pipelines.sample_errors import SampleError
+from data_pipelines.sample_errors import NOT_JSON, NOT_UTF8, BadSampleError, SampleError, from_exception
+
+Result = TypeVar("Result")
 
 _FINGERPRINT_BYTES = 64 * 2**10  # at each end of a file
 
@@ -26,20 +29,50 @@ class Record:
     where: str
 
 
+def map_record(record: Record | SampleError, function: Callable[[Record], Result]) -> Result | SampleError:
+    """Returns the result of a function of a record, or the error of a bad sample."""
+    if isinstance(record, SampleError):
+        return record
+    try:
+        return function(record)
+    except Exception as error:  # a damaged file may raise anything; it is an error of this sample only
+        return from_exception(error, record.where)
+
+
 class RecordSource(abc.ABC):
     """A sequence of records. Indexing returns a `SampleError` for a bad record instead of raising.
 
     File handles are opened lazily, in each process separately.
+
+    Attributes:
+      path: Path or URL of the file, folder or generator that holds the records.
     """
 
-    def __init__(self):
+    def __init__(self, path: str = ""):
+        self.path = path
         self._lock = threading.Lock()
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
+    def __getitem__(self, index: int) -> Record | SampleError:
+        where = self.where(index)
+        try:
+            return Record(self.read(index), where)
+        except BadSampleError as error:
+            return error.at(where)
+
+    def where(self, index: int) -> str:
+        """Returns the location of a record: file and line, or shard and sample."""
+        return f"{self.path}, record {index + 1}"
+
     @abc.abstractmethod
-    def __getitem__(self, index: int) -> Record | SampleError: ...
+    def read(self, index: int) -> Mapping[str, Any]:
+        """Returns the fields of a record.
+
+        Raises:
+          BadSampleError: The record cannot be read.
+        """
 
     @abc.abstractmethod
     def fingerprint(self) -> list[Any]:
@@ -57,6 +90,22 @@ class RecordSource(abc.ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+
+
+def parse_json(content: bytes, name: str) -> Any:
+    """Parses JSON, naming its origin in errors.
+
+    Raises:
+      BadSampleError: The content is not UTF-8, not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadSampleError(NOT_UTF8, f"byte {error.start} of {name} is not UTF-8; save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise BadSampleError(NOT_JSON, f"{error.msg} at character {error.pos + 1} of {name}") from None
+    except RecursionError:
+        raise BadSampleError(NOT_JSON, f"{name} is nested too deeply") from None
 
 
 class ByteFile:

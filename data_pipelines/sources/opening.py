@@ -3,12 +3,12 @@
 import glob
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from data_pipelines.sample_errors import SampleError
-from data_pipelines.sources.base import Record, RecordSource
+from data_pipelines.sources.base import RecordSource
 from data_pipelines.sources.tfds_source import folder_and_split
 from vl3_jax.errors import InputError
 
@@ -37,17 +37,25 @@ class Concatenated(RecordSource):
     def __init__(self, sources: Sequence[RecordSource]):
         super().__init__()
         self._sources = list(sources)
-        self._ends = np.cumsum([len(source) for source in self._sources])
+        self._firsts = np.cumsum([0, *map(len, sources)])
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._firsts[-1])
 
-    def __getitem__(self, index: int) -> Record | SampleError:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return self._sources[number][index - (int(self._ends[number - 1]) if number else 0)]
+    def where(self, index: int) -> str:
+        source, local = self._locate(index)
+        return source.where(local)
+
+    def read(self, index: int) -> Mapping[str, Any]:
+        source, local = self._locate(index)
+        return source.read(local)
 
     def fingerprint(self) -> list:
         return [source.fingerprint() for source in self._sources]
+
+    def _locate(self, index: int) -> tuple[RecordSource, int]:
+        number = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        return self._sources[number], index - int(self._firsts[number])
 
 
 def open_source(paths: str | Sequence[str], kind: str | None = None) -> RecordSource:

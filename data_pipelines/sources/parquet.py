@@ -4,9 +4,10 @@ import bisect
 import collections
 import functools
 import itertools
+from typing import Any
 
-from data_pipelines.sample_errors import SampleError
-from data_pipelines.sources.base import ByteFile, Record, RecordSource
+from data_pipelines.sample_errors import one_line
+from data_pipelines.sources.base import ByteFile, RecordSource
 from vl3_jax.errors import InputError
 
 _CACHED_GROUPS = 4  # row groups kept in memory, because neighbouring rows are often read together
@@ -19,8 +20,7 @@ class ParquetFile(RecordSource):
     """
 
     def __init__(self, path: str):
-        super().__init__()
-        self.path = path
+        super().__init__(path)
         metadata = self._open_file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._firsts = [0, *itertools.accumulate(sizes)]
@@ -28,12 +28,14 @@ class ParquetFile(RecordSource):
     def __len__(self) -> int:
         return self._firsts[-1]
 
-    def __getitem__(self, index: int) -> Record | SampleError:
+    def where(self, index: int) -> str:
+        return f"{self.path}, row {index + 1}"
+
+    def read(self, index: int) -> dict[str, Any]:
         group = bisect.bisect_right(self._firsts, index) - 1
         with self._lock:
             table = self._group(group)
-        row = table.slice(index - self._firsts[group], 1).to_pylist()[0]
-        return Record(row, f"{self.path}, row {index + 1}")
+        return table.slice(index - self._firsts[group], 1).to_pylist()[0]
 
     def fingerprint(self) -> list:
         return ["parquet", len(self), *ByteFile(self.path).fingerprint()]
@@ -64,5 +66,4 @@ class ParquetFile(RecordSource):
         except ImportError as error:
             raise InputError(f"{self.path}: reading Parquet needs `pip install pyarrow`") from error
         except (OSError, ValueError) as error:
-            text = " ".join(str(error).split())
-            raise InputError(f"{self.path}: not a readable Parquet file ({text})") from error
+            raise InputError(f"{self.path}: not a readable Parquet file ({one_line(error)})") from error

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, SampleError
-from data_pipelines.sources.base import Record, RecordSource
+from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, one_line
+from data_pipelines.sources.base import RecordSource
 from vl3_jax.errors import InputError
 
 _DEFAULT_SPLIT = "train"
@@ -32,23 +32,20 @@ class TfdsSource(RecordSource):
     """A split of a prepared data set: `folder/name/1.0.0` or `folder/name/1.0.0:train[:50%]`."""
 
     def __init__(self, path: str):
-        super().__init__()
-        self.path = path
+        super().__init__(path)
         self._folder, self._split = folder_and_split(path)
         self._length = len(self._open_data)
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Record | SampleError:
-        where = f"{self.path}, record {index + 1}"
+    def read(self, index: int) -> dict[str, Any]:
         try:
-            return Record(_fields(self._open_data[index]), where)
-        except BadSampleError as error:
-            return error.at(where)
+            return _fields(self._open_data[index])
+        except BadSampleError:
+            raise
         except Exception as error:  # TFDS does not wrap the exceptions of its file formats
-            text = " ".join(str(error).split()) or type(error).__name__
-            return BadSampleError(BAD_RECORD, f"cannot be read ({text})").at(where)
+            raise BadSampleError(BAD_RECORD, f"cannot be read ({one_line(error)})") from error
 
     def fingerprint(self) -> list:
         info = self._open_builder.info
@@ -63,8 +60,8 @@ class TfdsSource(RecordSource):
         except ImportError as error:
             raise InputError(f"{self.path}: needs `pip install tensorflow-datasets` ({error})") from error
         except Exception as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"{self.path}: not a prepared TFDS data set ({text}); give its version folder") from error
+            reason = f"not a prepared TFDS data set ({one_line(error)}); give its version folder"
+            raise InputError(f"{self.path}: {reason}") from error
 
     @functools.cached_property
     def _open_data(self):
@@ -76,8 +73,7 @@ class TfdsSource(RecordSource):
         try:
             return self._open_builder.as_data_source(self._split, decoders=skip)
         except Exception as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"{self.path}: split {self._split!r} cannot be opened ({text})") from error
+            raise InputError(f"{self.path}: split {self._split!r} cannot be opened ({one_line(error)})") from error
 
 
 def _fields(features: Mapping[str, Any]) -> dict[str, Any]:

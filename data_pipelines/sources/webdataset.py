@@ -5,13 +5,12 @@ the official format; media that it names are looked up among the members, and if
 members belong to the sample, in the order of the tar. A `.txt` without `.json` is the caption of the sample's images.
 """
 
-import json
 import os
 import tarfile
 from typing import Any
 
-from data_pipelines.sample_errors import BAD_RECORD, MISSING, NOT_JSON, NOT_UTF8, BadSampleError, SampleError
-from data_pipelines.sources.base import ByteFile, Record, RecordSource
+from data_pipelines.sample_errors import BAD_RECORD, MISSING, NOT_UTF8, BadSampleError
+from data_pipelines.sources.base import ByteFile, RecordSource, parse_json
 from vl3_jax.errors import InputError
 
 _SUFFIXES = {
@@ -24,39 +23,26 @@ class WebDataset(RecordSource):
     """One tar file. A truncated tar yields the samples before the cut, and an error for the last one."""
 
     def __init__(self, path: str):
-        super().__init__()
+        super().__init__(path)
         if path.endswith((".gz", ".tgz", ".zst", ".bz2", ".xz")):
             raise InputError(f"{path}: a compressed tar has no random access; unpack it to .tar")
-        self.path = path
         self._file = ByteFile(path)
         self._samples = _samples(path, self._file.size)
 
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> Record | SampleError:
-        key, members = self._samples[index]
-        where = f"{self.path}, sample {key}"
-        try:
-            return Record(self._fields(members), where)
-        except BadSampleError as error:
-            return error.at(where)
+    def where(self, index: int) -> str:
+        return f"{self.path}, sample {self._samples[index][0]}"
 
-    def fingerprint(self) -> list:
-        return ["webdataset", len(self), *self._file.fingerprint()]
-
-    def _fields(self, members: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    def read(self, index: int) -> dict[str, Any]:
+        members = self._samples[index][1]
         by_kind = {
             kind: [name for name in members if name.lower().endswith(suffixes)] for kind, suffixes in _SUFFIXES.items()
         }
         annotation = next((name for name in members if name.endswith(".json")), None)
         if annotation:
-            try:
-                fields = json.loads(self._read(annotation, members).decode())
-            except UnicodeDecodeError:
-                raise BadSampleError(NOT_UTF8, f"{annotation} is not UTF-8") from None
-            except json.JSONDecodeError as error:
-                raise BadSampleError(NOT_JSON, f"{annotation}: {error.msg} at character {error.pos + 1}") from None
+            fields = parse_json(self._read(annotation, members), annotation)
             if not isinstance(fields, dict):
                 raise BadSampleError(BAD_RECORD, f"{annotation} holds a {type(fields).__name__}, not an object")
         else:
@@ -67,6 +53,9 @@ class WebDataset(RecordSource):
             wanted = [wanted] if isinstance(wanted, str) else wanted
             fields[kind] = [{"path": name, "bytes": self._medium(name, members)} for name in wanted]
         return fields
+
+    def fingerprint(self) -> list:
+        return ["webdataset", len(self), *self._file.fingerprint()]
 
     def _caption(self, members: dict[str, tuple[int, int]]) -> list[dict[str, str]]:
         name = next((name for name in members if name.endswith(".txt")), None)

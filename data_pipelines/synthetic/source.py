@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.sources.base import Record, RecordSource
+from data_pipelines.sources.base import RecordSource
 from data_pipelines.synthetic.encoding import encode_video
 from data_pipelines.synthetic.image_pool import ImagePool, open_image_pool
 from data_pipelines.synthetic.registry import check_tasks, example
@@ -135,7 +135,10 @@ class SyntheticSource(RecordSource):
     def __len__(self) -> int:
         return self.spec.count
 
-    def __getitem__(self, index: int) -> Record:
+    def where(self, index: int) -> str:
+        return f"{self.spec.url}, sample {index + 1}"
+
+    def read(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         task, sample = self.task_of(index), self.example(index)
@@ -143,7 +146,7 @@ class SyntheticSource(RecordSource):
         fields = sample.record([self._content(medium, is_stream) for medium in sample.media], task)
         if sample.video is not None and not is_stream:
             fields["timestamps"] = sample.video.times
-        return Record(fields, f"{self.spec.url}, sample {index + 1}")
+        return fields
 
     def task_of(self, index: int) -> str:
         """Returns the name of a sample's task."""

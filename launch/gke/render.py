@@ -101,20 +101,19 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--name", required=True, help="name of the job")
-    parser.add_argument("--image", required=True, help="image that was built from launch/gke/Dockerfile and pushed")
-    parser.add_argument("--topology", required=True, help="topology of a slice, such as v5e:8x8 or v5p-128")
-    parser.add_argument("--config", required=True, help="name or file of a configuration, as in `vl3 train`")
-    parser.add_argument("--workdir", required=True, help="gs://bucket/folder")
-    parser.add_argument("--slices", type=int, default=1, help="number of slices (1)")
-    parser.add_argument("--spot", action="store_true", help="use spot machines, which can be preempted")
-    parser.add_argument("--service-account", default="", help="Kubernetes service account with access to the bucket")
-    parser.add_argument("--max-restarts", type=int, default=50, help="restarts of the whole job (50)")
-    parser.add_argument(
-        "--hang-seconds", type=int, default=1800, help="restart after S seconds without progress (1800)"
-    )
-    parser.add_argument("--grace-seconds", type=int, default=600, help="time to save before a machine stops (600)")
-    parser.add_argument("--xla-flags", action="store_true", help="set the compiler flags for this chip")
+    add = parser.add_argument
+    add("--name", required=True, help="name of the job")
+    add("--image", required=True, help="image that was built from launch/gke/Dockerfile and pushed")
+    add("--topology", required=True, help="topology of a slice, such as v5e:8x8 or v5p-128")
+    add("--config", required=True, help="name or file of a configuration, as in `vl3 train`")
+    add("--workdir", required=True, help="gs://bucket/folder")
+    add("--slices", type=int, default=1, help="number of slices (1)")
+    add("--spot", action="store_true", help="use spot machines, which can be preempted")
+    add("--service-account", default="", help="Kubernetes service account with access to the bucket")
+    add("--max-restarts", type=int, default=50, help="restarts of the whole job (50)")
+    add("--hang-seconds", type=int, default=1800, help="restart after S seconds without progress (1800)")
+    add("--grace-seconds", type=int, default=600, help="time to save before a machine stops (600)")
+    add("--xla-flags", action="store_true", help="set the compiler flags for this chip")
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, changes = parser.parse_known_args(argv)
     for change in changes:

@@ -1,8 +1,6 @@
 """Figures of docs/nano.md: an example of each task, the loss of each task over all stages, scores after each stage."""
 
-import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,11 +99,6 @@ def scores(tasks: Mapping[str, Mapping[str, Any]], path: os.PathLike) -> None:
     ax.axhline(len(table) - 1.5, color="black", lw=0.8)
     ax.axvline(0.5, color="black", lw=0.8)
     _save(figure, path)
-
-
-def reports(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the lines of a workdir's metrics.jsonl."""
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def _answer(sample: Example) -> str:

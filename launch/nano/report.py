@@ -139,11 +139,15 @@ def _scores(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"{folder}: no scores; run launch/nano/train.py to its end") from None
 
 
+def _metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the lines of a workdir's metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def _training(workdir: pathlib.Path) -> dict[str, float]:
     """Returns the steps, samples and minutes of a stage, summed over its logged metrics."""
     samples = seconds = step = 0
-    for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        report = json.loads(line)
+    for report in _metrics(workdir):
         if "seconds/step" in report:
             elapsed = report["seconds/step"] * (report["step"] - step)
             step, seconds, samples = report["step"], seconds + elapsed, samples + elapsed * report["samples/s"]
@@ -171,21 +175,20 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the report and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=pathlib.Path, metavar="DIR", help="the --runs folder of train.py")
-    parser.add_argument("--second", type=pathlib.Path, metavar="DIR", help="a --runs folder with another --seed")
-    parser.add_argument("--goals", type=pathlib.Path, metavar="FILE", help="target scores, JSON")
-    parser.add_argument("--root", type=pathlib.Path, default=ROOT, metavar="DIR", help="folder of README.md and docs")
+    add = parser.add_argument
+    add("--runs", type=pathlib.Path, metavar="DIR", help="the --runs folder of train.py")
+    add("--second", type=pathlib.Path, metavar="DIR", help="a --runs folder with another --seed")
+    add("--goals", type=pathlib.Path, metavar="FILE", help="target scores, JSON")
+    add("--root", type=pathlib.Path, default=ROOT, metavar="DIR", help="folder of README.md and docs")
     arguments = parser.parse_args(argv)
     folder = arguments.root / "docs" / FIGURES
     try:
         goals = json.loads(arguments.goals.read_text(encoding="utf-8")) if arguments.goals else {}
         results = collect(arguments.runs, arguments.second, goals) if arguments.runs else None
         import figures
-    except (InputError, OSError, ValueError) as error:
-        print(f"report.py: {error}", file=sys.stderr)
-        return 2
-    except ImportError as error:
-        print(f"report.py: {error}; pip install 'vl3_jax[bench]'", file=sys.stderr)
+    except (InputError, OSError, ValueError, ImportError) as error:
+        advice = "; pip install 'vl3_jax[bench]'" if isinstance(error, ImportError) else ""
+        print(f"report.py: {error}{advice}", file=sys.stderr)
         return 2
     folder.mkdir(parents=True, exist_ok=True)
     samples, table = questions()
@@ -195,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         tasks = results["tasks"]
         sections |= {"accuracy": accuracy(tasks), "training": training(results), "checks": checks(tasks)}
-        figures.losses([figures.reports(arguments.runs / f"nano{stage}") for stage in STAGES], folder / "loss.png")
+        figures.losses([_metrics(arguments.runs / f"nano{stage}") for stage in STAGES], folder / "loss.png")
         sections["loss"] = f"![Loss of each task over all stages]({FIGURES}/loss.png)"
         figures.scores(tasks, folder / "stages.png")
         sections["stages"] = f"![Scores after each stage]({FIGURES}/stages.png)"

@@ -126,27 +126,20 @@ def run_all(commands: Sequence[Sequence[str]], seed: int | None) -> int:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", required=True, type=pathlib.Path, metavar="DIR", help="output folder")
-    parser.add_argument(
-        "--seed", type=int, metavar="N", help="seed of weights and data (default: from the configuration)"
-    )
-    parser.add_argument(
-        "--export", type=pathlib.Path, metavar="DIR", help="folder for the final model (default: RUNS/export)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--runs", required=True, type=pathlib.Path, metavar="DIR", help="output folder")
+    add("--seed", type=int, metavar="N", help="seed of weights and data (default: from the configuration)")
+    add("--export", type=pathlib.Path, metavar="DIR", help="folder for the final model (default: RUNS/export)")
+    add(
         "--count",
         type=int,
         default=QuestionSelection.count,
         metavar="N",
         help="held-out questions per task (default: %(default)s)",
     )
-    parser.add_argument(
-        "--tasks", default="nano", type=lambda text: text.split(","), help="as for `vl3 eval` (default: nano)"
-    )
-    parser.add_argument(
-        "--config", default=CONFIG, metavar="NAME|FILE", help="its variants 0 to 4 are the stages (default: nano)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and exit")
+    add("--tasks", default="nano", type=lambda text: text.split(","), help="as for `vl3 eval` (default: nano)")
+    add("--config", default=CONFIG, metavar="NAME|FILE", help="its variants 0 to 4 are the stages (default: nano)")
+    add("--dry-run", action="store_true", help="print the commands and exit")
     return parser.parse_args(argv)
 
 

@@ -1,18 +1,20 @@
 """Tests that the sides of a benchmark do the same work, and that tables report the measurements."""
 
 import functools
+import subprocess
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vl3_jax.bench import bench_loss, bench_packer, bench_packing, bench_pruning, bench_step, inputs, reference
+from vl3_jax.bench import bench_loss, bench_packer, bench_packing, bench_pruning, bench_step, inputs
 from vl3_jax.bench.settings import Settings
-from vl3_jax.bench.table import OURS, Row, Table
-from vl3_jax.bench.timing import compiled, in_turns
+from vl3_jax.bench.table import OURS, REFERENCE, Row, Table
+from vl3_jax.bench.timing import compiled, in_turns, process_memory, run_python
 from vl3_jax.kernels import blockwise
-from vl3_jax.kernels.blockwise import blockwise_attention
+from vl3_jax.kernels.backend import AttentionInputs
+from vl3_jax.kernels.backend import attend as run_backend
 from vl3_jax.kernels.segment_info import active_blocks
 from vl3_jax.processing.diff_pruning import keep_mask
 from vl3_jax.processing.packed_batch import BatchShape
@@ -21,7 +23,7 @@ SMALL = Settings("tiny", small=True, rounds=1, dtype="float32", accelerator=Fals
 
 
 def attend(info, q, k, v):
-    return blockwise_attention(q, k, v, info, info, causal=False, scale=1.0)
+    return run_backend(blockwise.BLOCKWISE, AttentionInputs(q, k, v, info, info, causal=False, scale=1.0))
 
 
 def test_attention_without_skipping_is_slower_and_equal():
@@ -84,8 +86,7 @@ def test_a_step_has_the_loss_of_the_reference():
     packed, separate = (bench_step.packed_rows(rows) for rows in ([samples], [[sample] for sample in samples]))
     ours, ours_separate = (jax.jit(mean)(pair.params, batch) for batch in (packed, separate))
     np.testing.assert_allclose(ours, ours_separate, rtol=1e-5)
-    model = pair.reference.eval()
-    theirs = model(**bench_step.reference_batch(model, samples)).loss.item()
+    theirs = pair.reference.loss(samples).item()
     assert float(ours) == pytest.approx(theirs, rel=1e-4)
 
 
@@ -111,10 +112,19 @@ def test_a_compiled_side_reports_its_memory():
     assert run.temporaries >= 0
 
 
+def test_memory_of_a_child_process_is_measured():
+    idle, busy = (run_python("-c", f"import time; x = b'x' * {size}; time.sleep(0.5)") for size in (1, 100_000_000))
+    assert 90e6 < busy.peak_bytes - idle.peak_bytes < 110e6
+    assert idle.cpu_seconds < idle.seconds
+    assert process_memory("VmRSS") > 10e6
+    with pytest.raises(subprocess.CalledProcessError):
+        run_python("-c", "raise SystemExit(3)")
+
+
 def test_a_table_compares_equal_amounts():
     rows = [
         Row("long", OURS, 2.0, 100, "tokens", flops=4e9, figures={"temporaries MB": 1.5}),
-        Row("long", reference.SIDE, 0.1, 1, "tokens"),
+        Row("long", REFERENCE, 0.1, 1, "tokens"),
         Row("short", OURS, 1.0, 10, "tokens"),
     ]
     table = Table("name", "description", rows, ("a note",))

@@ -236,7 +236,7 @@ def test_target_with_other_data(tmp_path, capfd):
 
 def test_second_process_is_locked_out(tmp_path, capfd):
     from vl3_jax.checkpoint import open_hf
-    from vl3_jax.checkpoint.jobs import Job
+    from vl3_jax.storage.jobs import Job
 
     write_folder(tmp_path / "in", "official", tiny())
     fingerprint = open_hf(tmp_path / "in").fingerprint(to="orbax", dtype="None", layout=1)

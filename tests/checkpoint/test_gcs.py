@@ -8,18 +8,8 @@ import numpy as np
 import pytest
 
 from support.hf_folders import read_tensors, tiny, write_folder
-from vl3_jax.checkpoint import (
-    OrbaxSource,
-    find_tree,
-    load,
-    name_map,
-    open_source,
-    orbax_write,
-    paths,
-    write_model_info,
-)
+from vl3_jax.checkpoint import find_tree, load, name_map, open_source, orbax_write, write_model_info
 from vl3_jax.cli.main import main
-from vl3_jax.errors import InputError
 
 
 def convert(*arguments) -> int:
@@ -124,11 +114,11 @@ def test_newest_complete_step_of_a_workdir(bucket, gcs, local):
     with ocp.CheckpointManager("gs://models/run/checkpoints") as manager:
         for step in (2, 10):
             manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
-    assert OrbaxSource("gs://models/run").tree.parent.name == "10"
-    assert OrbaxSource("gs://models/run/checkpoints/2").tree.parent.name == "2"
+    assert open_source("gs://models/run").tree.parent.name == "10"
+    assert open_source("gs://models/run/checkpoints/2").tree.parent.name == "2"
     jax.tree.map(np.testing.assert_array_equal, load("gs://models/run").params, params)
     del bucket["run/checkpoints/10/commit_success.txt"]  # the step is now incomplete
-    assert OrbaxSource("gs://models/run").tree.parent.name == "2"
+    assert open_source("gs://models/run").tree.parent.name == "2"
 
 
 def test_hugging_face_folder_is_read_in_place(bucket, gcs, local):
@@ -174,18 +164,6 @@ def test_targets_that_cannot_be_written(bucket, local, target, message, capfd):
 def test_exports_must_be_local(bucket, capfd):
     assert convert("export", "gs://models/model", "gs://models/out", "--format", "native") == 2
     assert "exports go to local folders" in last_error_line(capfd)
-
-
-def test_connection_errors_are_translated():
-    import aiohttp
-
-    with (
-        pytest.raises(InputError, match="cannot be reached; check the network"),
-        paths.translate_io_errors("gs://models/model"),
-    ):
-        raise aiohttp.ServerDisconnectedError
-    with pytest.raises(FileNotFoundError), paths.translate_io_errors("/models/model"):
-        raise FileNotFoundError
 
 
 def test_missing_gcs_clients():

@@ -15,7 +15,7 @@ from support.hf_folders import (
     write_folder,
     write_json,
 )
-from vl3_jax.checkpoint import OrbaxSource, load, name_map
+from vl3_jax.checkpoint import load, name_map, open_source
 from vl3_jax.cli.main import main
 
 torch = pytest.importorskip("torch")
@@ -26,7 +26,7 @@ def convert(*arguments) -> int:
 
 
 def slice_of(folder, leaf: str, layer: int | None = None) -> np.ndarray:
-    return OrbaxSource(folder).slice(leaf, layer).read().result()
+    return open_source(folder).slice(leaf, layer).read().result()
 
 
 @pytest.mark.parametrize("vision", ["siglip", "siglip_vision_model", "navit", "official"])

@@ -19,7 +19,7 @@ from vl3_jax.model import ModelConfig, TextConfig
 # Runs a command with pauses around each piece, so that the process is killed while it writes.
 CHILD = """
 import sys, time
-from vl3_jax.checkpoint import jobs
+from vl3_jax.storage import jobs
 from vl3_jax.cli.main import main
 
 mark_done, commit = jobs.Job.mark_done, jobs.Job.commit
@@ -112,6 +112,7 @@ def test_killed_twenty_times(tmp_path, direction):
 def test_written_pieces_are_not_written_again(tmp_path, monkeypatch):
     """Pieces recorded as done are skipped unless their file is missing or truncated."""
     from vl3_jax.checkpoint import orbax_write
+    from vl3_jax.storage import jobs
 
     write_folder(tmp_path / "in", "official", tiny())
     written, original = [], orbax_write._write_slice
@@ -122,7 +123,7 @@ def test_written_pieces_are_not_written_again(tmp_path, monkeypatch):
         original(source, path, layer, *rest)
         written.append((path, layer))
 
-    monkeypatch.setattr(orbax_write, "WORKERS", 1)
+    monkeypatch.setattr(jobs, "WORKERS", 1)
     monkeypatch.setattr(orbax_write, "_write_slice", failing)
     assert main(["convert", "hf", str(tmp_path / "in"), str(tmp_path / "out")]) == 1
     first, partial = list(written), tmp_path / "out.converting"
@@ -139,14 +140,13 @@ def test_written_pieces_are_not_written_again(tmp_path, monkeypatch):
 
 
 def test_another_source_starts_over(tmp_path, monkeypatch, capfd):
-    from vl3_jax.checkpoint import jobs, orbax_write
+    from vl3_jax.checkpoint import orbax_write
 
     write_folder(tmp_path / "a", "official", tiny(), seed=1)
     tensors = write_folder(tmp_path / "b", "official", tiny(), seed=2)
     with monkeypatch.context() as patch:
         patch.setattr(orbax_write, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(["convert", "hf", str(tmp_path / "a"), str(tmp_path / "out")]) == 1
-    assert jobs.Job
     assert main(["convert", "hf", str(tmp_path / "b"), str(tmp_path / "out")]) == 0
     assert "starting over" in capfd.readouterr().err
     assert main(["convert", "export", str(tmp_path / "out"), str(tmp_path / "back"), "--format", "official"]) == 0

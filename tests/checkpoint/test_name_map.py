@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from support.hf_folders import random_tensors, tiny
 from vl3_jax.checkpoint import LAYOUTS, name_map
-from vl3_jax.checkpoint.transpose import copy_view
+from vl3_jax.checkpoint.tensors import copy_view
 from vl3_jax.model import abstract_params, preset
 
 

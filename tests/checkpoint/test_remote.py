@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from support.hf_folders import tiny, write_folder
-from vl3_jax.checkpoint import OrbaxSource, load, name_map
+from vl3_jax.checkpoint import load, name_map, open_source
 from vl3_jax.cli.main import main
 
 
@@ -22,7 +22,7 @@ def remote(tmp_path):
 def test_converts_and_loads_from_a_url(tmp_path, remote):
     url, tensors = remote
     assert main(["convert", "hf", url, str(tmp_path / "o")]) == 0
-    source = OrbaxSource(tmp_path / "o")
+    source = open_source(tmp_path / "o")
     for name, spec in name_map("official", tiny()).tensors.items():
         np.testing.assert_array_equal(source.slice(spec.leaf, spec.layer).read().result(), spec.to_leaf(tensors[name]))
     assert (source.files / "tokenizer.json").is_file()

@@ -16,7 +16,7 @@ from support.hf_folders import (
     write_folder,
     write_json,
 )
-from vl3_jax.checkpoint import OrbaxSource, load, open_source, write_hf, write_model_info, write_orbax
+from vl3_jax.checkpoint import load, open_source, write_hf, write_model_info, write_orbax
 from vl3_jax.checkpoint.export import plan_shards
 from vl3_jax.checkpoint.names import name_map
 from vl3_jax.cli.main import main
@@ -196,6 +196,6 @@ def test_checkpoints_of_a_training_run_are_read(tmp_path, layout):
                 if layout == "state":
                     item = {"state": ocp.args.StandardSave(state)}
                 manager.save(step, args=ocp.args.Composite(**item))
-    assert OrbaxSource(workdir).tree.parent.name == "10"
+    assert open_source(workdir).tree.parent.name == "10"
     assert convert("export", workdir, tmp_path / "b", "--format", "official") == 0
     assert_same_tensors(read_tensors(tmp_path / "b"), tensors)

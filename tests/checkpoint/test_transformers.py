@@ -142,17 +142,17 @@ def test_processors_of_an_export_load(tmp_path):
 def test_official_template(message, options, text):
     import jinja2
 
-    from vl3_jax.checkpoint.templates import OFFICIAL
+    from vl3_jax.checkpoint.tokenizer_files import OFFICIAL_TEMPLATE
 
-    rendered = jinja2.Template(OFFICIAL).render(messages=[message], add_generation_prompt=True, **options)
+    rendered = jinja2.Template(OFFICIAL_TEMPLATE).render(messages=[message], add_generation_prompt=True, **options)
     assert rendered == text
 
 
 def test_native_template():
     import jinja2
 
-    from vl3_jax.checkpoint.templates import NATIVE
+    from vl3_jax.checkpoint.tokenizer_files import NATIVE_TEMPLATE
 
     content = [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "Q"}]
-    rendered = jinja2.Template(NATIVE).render(messages=[{"role": "user", "content": content}])
+    rendered = jinja2.Template(NATIVE_TEMPLATE).render(messages=[{"role": "user", "content": content}])
     assert rendered == "<|im_start|>user\n<|image_pad|>\n<|video_pad|>\nQ<|im_end|>\n"

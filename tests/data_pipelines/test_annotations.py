@@ -3,9 +3,10 @@
 import pytest
 
 from data_pipelines import sample_errors
-from data_pipelines.annotations import Conversation, StreamTurn, to_conversation
-from data_pipelines.media_resolver import MediaResolver
+from data_pipelines.annotations import StreamTurn, parse_conversation
 from data_pipelines.sample_errors import SampleError, SampleErrorLog, TooManyBadSamplesError
+from data_pipelines.sources import Record, map_record
+from data_pipelines.sources.media_resolver import MediaResolver
 
 WHERE = "a.jsonl, line 7"
 ASK, ANSWER = {"from": "human", "value": "Which?"}, {"from": "gpt", "value": " That. "}
@@ -24,13 +25,18 @@ def human(text):
 
 def contents(record, media):
     """Returns (role, parts) of each message, with media by their base names."""
-    conversation = to_conversation(record, WHERE, media)
-    assert isinstance(conversation, Conversation), conversation
 
     def shorten(part):
-        return part if isinstance(part, str) else "@" + part[part["type"]].rsplit("/", 1)[1]
+        return part if isinstance(part, str) else "@" + part.source.rsplit("/", 1)[1]
 
-    return [(m["role"], [shorten(part) for part in m["content"]]) for m in conversation.messages]
+    return [(turn.role, [shorten(part) for part in turn.parts]) for turn in parse_conversation(record, media).turns]
+
+
+def error_of(record, media):
+    """Returns the error of a bad record."""
+    error = map_record(Record(record, WHERE), lambda read: parse_conversation(read.fields, media))
+    assert isinstance(error, SampleError)
+    return error
 
 
 def test_images_replace_their_tags(media):
@@ -70,8 +76,8 @@ def test_roles(media):
 
 def test_windows_of_a_video(media):
     record = {"video": ["a.mp4"], "start_time": 1, "end_time": 2.5, "conversations": [ASK, ANSWER]}
-    part = to_conversation(record, WHERE, media).messages[0]["content"][0]
-    assert (part["start_time"], part["end_time"]) == (1.0, 2.5)
+    (part,) = parse_conversation(record, media).turns[0].media
+    assert (part.options["start"], part.options["end"]) == (1.0, 2.5)
 
 
 def test_a_stream_ends_with_the_frame_before_its_last_turn(media):
@@ -80,10 +86,10 @@ def test_a_stream_ends_with_the_frame_before_its_last_turn(media):
         {"role": "user", "content": "Tell me.", "time": 12.0},
     ]
     record = {"video": ["a.mp4"], "stream": True, "start_time": 12.0, "end_time": 47.0, "conversation": turns}
-    conversation = to_conversation(record, WHERE, media)
+    conversation = parse_conversation(record, media)
     assert conversation.stream == (StreamTurn("user", "Tell me.", 12.0), StreamTurn("assistant", "A pen.", 24.2))
     assert conversation.stream_start == 12.0
-    assert conversation.messages[0]["content"][0]["end_time"] == 25.0
+    assert conversation.turns[0].media[0].options["end"] == 25.0
 
 
 STREAM = {"video": ["a.mp4"], "stream": True}
@@ -121,8 +127,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_record_gives_its_kind_and_location(media, name):
     record, kind = BAD[name]
-    error = to_conversation(record, WHERE, media)
-    assert isinstance(error, SampleError)
+    error = error_of(record, media)
     assert (error.kind, error.where) == (kind, WHERE)
     assert error.message
     assert "\n" not in str(error)
@@ -135,9 +140,9 @@ def test_remote_media(tmp_path):
         file.write(b"pixels")
     media = MediaResolver("memory://bucket/x")
     record = {"image": "a.png", "conversations": [ASK, ANSWER]}
-    assert to_conversation(record, WHERE, media).messages[0]["content"][0]["image"] == b"pixels"
+    assert parse_conversation(record, media).turns[0].media[0].source == b"pixels"
     record["image"] = "none.png"
-    error = to_conversation(record, WHERE, media)
+    error = error_of(record, media)
     assert (error.kind, error.file) == (sample_errors.MISSING, "memory://bucket/x/none.png")
 
 

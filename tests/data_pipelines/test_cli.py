@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from sample_datasets import TOKENIZER, bad_records, good_records, write_lines, write_media
+from sample_datasets import TOKENIZER, bad_records, good_records, turns, write_lines, write_media
 
 from data_pipelines import mixtures
 from data_pipelines.sources import open_source
@@ -52,6 +52,16 @@ def test_check(data, folder, tmp_path):
     assert quick.startswith("9 of 30")  # a truncated image is detected only when it is decoded
     in_workers = data("check", "mixed.jsonl", "--workers", "2")[1]
     assert in_workers == out
+
+
+def test_check_lists_a_time_window_of_single_frames(data, folder):
+    """It applies to videos only; training skips the sample as well."""
+    fields = {"video": [["p0.png", "p1.png"]], "conversations": turns("Q", "A")}
+    write_lines(folder / "frames.jsonl", [fields, {**fields, "start_time": 1.0}])
+    code, out, _ = data("check", "frames.jsonl")
+    assert (code, out.splitlines()[0]) == (1, "1 of 2 samples are bad (50.0%)")
+    assert "start does not apply to frames already chosen" in out
+    assert "1 bad" in data("index", "frames.jsonl")[1]
 
 
 def test_index_stats_and_show(data, tmp_path):

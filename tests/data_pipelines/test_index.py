@@ -14,14 +14,13 @@ import psutil
 import pytest
 from sample_datasets import SETTINGS, TOKENIZER, bad_records, good_records, turns, write_lines, write_media
 
-from data_pipelines import indexing, sample_errors
-from data_pipelines.index import Index
-from data_pipelines.indexing import build_index
-from data_pipelines.media_resolver import MediaResolver
+from data_pipelines import sample_errors
+from data_pipelines.index import Index, build_index
 from data_pipelines.parallel_map import WorkerDiedError
 from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import SampleError
 from data_pipelines.sources import open_source
+from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
 
 
@@ -40,8 +39,8 @@ def sample_builder():
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(indexing, "CHUNK", 6)
-    monkeypatch.setattr(indexing, "CHUNK_KEPT", 6)
+    monkeypatch.setattr("data_pipelines.index.CHUNK", 6)
+    monkeypatch.setattr("data_pipelines.index.CHUNK_KEPT", 6)
 
 
 def contents(index):
@@ -61,9 +60,8 @@ def test_an_index_holds_the_lengths_of_its_samples(folder, sample_builder, tmp_p
     for number, (lengths, streamed) in enumerate(zip(expected, index, strict=True)):
         if good[number]:
             assert index[number] == streamed == lengths
-    assert list(index.errors()) == [lengths for lengths in expected if isinstance(lengths, SampleError)]
-    log = index.log()
-    assert (log.seen, log.bad) == (35, good.count(False))
+    assert index.errors() == [lengths for lengths in expected if isinstance(lengths, SampleError)]
+    assert (len(index), len(index.errors())) == (35, good.count(False))
     assert os.listdir(tmp_path) == [index.folder.name]
 
 

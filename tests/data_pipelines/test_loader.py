@@ -17,12 +17,11 @@ from sample_datasets import SETTINGS, assert_holds, bad_records, good_records, m
 
 from data_pipelines.loader import DataWorkerError, Loader
 from data_pipelines.sample_errors import TooManyBadSamplesError
-from data_pipelines.step_plan import StepPlan
 from support.samples import random_sample, random_visual
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.processing.packed_batch import BatchShape, pack
-from vl3_jax.training import device_feed
+from vl3_jax.training import data
 
 ROWS, EPOCHS = 6, 4
 
@@ -105,7 +104,7 @@ def test_threads_change_nothing(mixture, uninterrupted):
 
 
 def test_an_epoch_holds_every_sample_once(mixture, uninterrupted):
-    step_plan = StepPlan(mixture, ROWS, EPOCHS, 3)
+    step_plan = mixture.step_plan(ROWS, EPOCHS, 3)
     steps = [-(-len(rows) // ROWS) for rows in step_plan.epochs]
     assert len(uninterrupted) == len(step_plan) == sum(steps)
     for last, count in zip(np.cumsum(steps), steps, strict=True):
@@ -150,14 +149,14 @@ def test_resuming_after_a_hundred_steps(folder):
     mixture = make_mixture(folder, {"texts": records}, dataclasses.replace(SETTINGS, shape=shape))
     whole = [digest(batch) for batch in Loader(mixture, 1)]
     assert len(whole) > 120
-    state = {"step": 100, "plan": StepPlan(mixture, 1).identity}
+    state = {"step": 100, "plan": mixture.step_plan(1).identity}
     assert [digest(batch) for batch in Loader(mixture, 1, state=state, threads=3)] == whole[100:]
     finished = state | {"step": len(whole)}
     assert list(Loader(mixture, 1, state=finished)) == []
 
 
 def test_a_state_of_other_data_is_refused(mixture):
-    state = {"step": 3, "plan": StepPlan(mixture, ROWS, seed=1).identity}
+    state = {"step": 3, "plan": mixture.step_plan(ROWS, seed=1).identity}
     with pytest.raises(InputError, match="step 3 was saved with other data"):
         Loader(mixture, ROWS, seed=2, state=state)
     with pytest.raises(InputError, match="at least 1"):
@@ -251,10 +250,10 @@ def test_a_killed_worker_raises(mixture):
 def test_batches_on_a_mesh(mixture):
     mesh = make_mesh({"data": 2, "fsdp": -1}, jax.devices()[:4])
     rows = 8
-    assert device_feed.local_rows(mesh, rows) == slice(0, rows)
+    assert data.local_rows(mesh, rows) == slice(0, rows)
     on_host = list(Loader(mixture, rows, threads=1))
     with Loader(mixture, rows, threads=2) as loader:
-        on_mesh = list(device_feed.prefetch_to_device(loader, mesh, rows))
+        on_mesh = list(data.prefetch_to_device(loader, mesh, rows))
     assert len(on_mesh) == len(on_host)
     for expected, batch in zip(on_host, on_mesh, strict=True):
         assert expected.state == batch.state

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from sample_datasets import SETTINGS, TOKENIZER, bad_records, good_records, turns, write_lines, write_media
 
 from data_pipelines import sample_errors
-from data_pipelines.lengths import MediaInfo, SampleLengths, SampleSize, assign_frames, compute_sample_size
-from data_pipelines.media_resolver import MediaResolver
+from data_pipelines.packing.lengths import MediaInfo, SampleLengths, SampleSize, assign_frames, compute_sample_size
 from data_pipelines.sample_builder import SampleBuilder, placeholder_sample, truncate
 from data_pipelines.sample_errors import BadSampleError, SampleError
 from data_pipelines.settings import DataSettings
 from data_pipelines.sources import Record, open_source
+from data_pipelines.sources.media_resolver import MediaResolver
 from support.samples import random_sample, random_visual
 from vl3_jax.processing.packed_batch import BatchShape, CapacityError, pack
 from vl3_jax.processing.processor import Processor

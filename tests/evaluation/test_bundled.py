@@ -8,7 +8,7 @@ import pytest
 import vl3_jax as vl3
 from data_pipelines.synthetic.registry import EVALUATED_TASKS
 from data_pipelines.synthetic.tokenizer import TOKENIZER
-from vl3_jax.checkpoint import bundled
+from vl3_jax.checkpoint.load import NANO_FOLDER
 from vl3_jax.cli.main import main
 from vl3_jax.model import preset
 
@@ -37,8 +37,8 @@ def mean(tasks, key):
 
 
 def test_the_folder_is_small_and_complete():
-    assert sum(file.stat().st_size for file in bundled.FOLDER.iterdir()) <= MAX_BYTES
-    assert (bundled.FOLDER / "tokenizer.json").read_bytes() == TOKENIZER.read_bytes()
+    assert sum(file.stat().st_size for file in NANO_FOLDER.iterdir()) <= MAX_BYTES
+    assert (NANO_FOLDER / "tokenizer.json").read_bytes() == TOKENIZER.read_bytes()
     config = vl3.load("nano").engine.model.config
     assert config.num_parameters == preset("nano").num_parameters
 

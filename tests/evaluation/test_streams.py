@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.lengths import compute_sample_size
-from data_pipelines.media_resolver import MediaResolver
+from data_pipelines.packing.lengths import compute_sample_size
 from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.settings import DataSettings
+from data_pipelines.sources.media_resolver import MediaResolver
 from data_pipelines.synthetic.registry import example
 from data_pipelines.synthetic.source import SyntheticSource
 from data_pipelines.synthetic.tokenizer import TOKENIZER

@@ -8,7 +8,7 @@ import vl3_jax as vl3
 from support import reference
 from support.small_checkpoint import write_small_checkpoint
 from support.tolerances import GREEDY_MARGIN
-from vl3_jax.checkpoint import bundled
+from vl3_jax.checkpoint.load import NANO_FOLDER
 from vl3_jax.cli.main import main
 from vl3_jax.evaluation.tasks import QuestionSelection, find
 
@@ -30,7 +30,7 @@ def pair(request, tmp_path_factory):
         source = write_small_checkpoint(folder / "official", size="nano")
         (source / "generation_config.json").unlink()
     else:
-        source = bundled.FOLDER
+        source = NANO_FOLDER
     assert main(["convert", "export", str(source), str(folder / "native"), "--format", "native"]) == 0
     model = VideoLlama3ForConditionalGeneration.from_pretrained(folder / "native").eval()
     return vl3.load(source), model, AutoProcessor.from_pretrained(folder / "native")

@@ -7,9 +7,11 @@ from PIL import Image
 import vl3_jax as vl3
 from support.checkpoints import DATA, config_with_real_vocabulary, write_reference_checkpoint
 from support.forward import forward
-from support.reference import reference_model, torch
 from support.tolerances import END_TO_END, GREEDY_MARGIN, relative_error
 from vl3_jax.processing.packed_batch import BatchShape, pack
+
+pytest.importorskip("support.reference", reason="the reference is not installed: pip install -e '.[parity]'")
+from support.reference import reference_model, torch
 
 IMAGE = DATA / "media" / "images" / "handwriting.png"
 OPENING, CLOSING = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from support.reference import reference_model, torch
 from support.samples import random_sample, random_visual
 from support.tolerances import GREEDY_MARGIN
-from vl3_jax.bench.reference import model_inputs, native_params, tensors
 from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import VideoLLaMA3, preset
+
+pytest.importorskip("support.reference", reason="the reference is not installed: pip install -e '.[parity]'")
+from support.reference import model_inputs, native_params, reference_model, tensors, torch
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.1])

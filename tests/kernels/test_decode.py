@@ -13,6 +13,7 @@ import pytest
 from support.compiler import needs_compiler
 from support.tolerances import ATTENTION, ATTENTION_BFLOAT16, REORDERED, relative_error
 from vl3_jax.kernels import blockwise_decode, tpu_decode
+from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.blockwise_decode import blockwise_decode_attention, used_blocks
 from vl3_jax.kernels.dense import dense_attention
 from vl3_jax.kernels.segment_info import SegmentInfo
@@ -27,13 +28,16 @@ FUNCTIONS = {
 }
 
 
-def random_cache(rows, slots, kv_heads, width, dtype=jnp.float32, layers=3):
+def random_inputs(
+    infos, heads, kv_heads, width, causal=True, q_dtype=jnp.float32, dtype=jnp.float32
+) -> AttentionInputs:
+    """Returns random queries and caches of three layers for the info of queries and slots."""
+    rows, length = infos[0].segment_ids.shape
+    slots = infos[1].segment_ids.shape[1]
+    q = jax.random.normal(jax.random.key(1), (rows, length, heads, width)).astype(q_dtype)
     keys = jax.random.split(jax.random.key(0))
-    return [jax.random.normal(key, (layers, rows, slots, kv_heads, width)).astype(dtype) for key in keys]
-
-
-def random_queries(rows, length, heads, width, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(1), (rows, length, heads, width)).astype(dtype)
+    cache = [jax.random.normal(key, (3, rows, slots, kv_heads, width)).astype(dtype) for key in keys]
+    return AttentionInputs(q, *cache, *infos, causal=causal, scale=width**-0.5)
 
 
 def ragged_info(used: list[int], slots: int, length: int) -> tuple[SegmentInfo, SegmentInfo]:
@@ -48,15 +52,12 @@ def ragged_info(used: list[int], slots: int, length: int) -> tuple[SegmentInfo, 
     return q_info, SegmentInfo((slot < used).astype(np.int32), slot + 0 * used)
 
 
-def dense(q, keys, values, q_info, kv_info, causal=True):
-    k, v = (x[LAYER].astype(jnp.float32) for x in (keys, values))
-    operands = (q.astype(jnp.float32), k, v, q_info, kv_info)
-    return dense_attention(*operands, causal=causal, scale=q.shape[-1] ** -0.5)
+def dense(inputs):
+    return dense_attention(inputs.replace(q=inputs.q.astype(jnp.float32)).select_layer(LAYER))
 
 
-def run(name, q, keys, values, q_info, kv_info, causal=True):
-    function = jax.jit(functools.partial(FUNCTIONS[name], causal=causal, scale=q.shape[-1] ** -0.5))
-    return function(q, keys, values, jnp.int32(LAYER), q_info, kv_info)
+def run(name, inputs):
+    return jax.jit(FUNCTIONS[name])(inputs, jnp.int32(LAYER))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -64,10 +65,9 @@ def run(name, q, keys, values, q_info, kv_info, causal=True):
     ("length", "heads", "kv_heads", "width", "slots"), [(1, 12, 2, 128, 1024), (3, 7, 1, 16, 768), (16, 4, 4, 128, 96)]
 )
 def test_equal_to_dense(name, length, heads, kv_heads, width, slots):
-    q_info, kv_info = ragged_info([slots, 0, slots // 3, 1], slots, length)
-    q, cache = random_queries(4, length, heads, width), random_cache(4, slots, kv_heads, width)
-    out = run(name, q, *cache, q_info, kv_info)
-    np.testing.assert_allclose(out, dense(q, *cache, q_info, kv_info), atol=ATTENTION)
+    inputs = random_inputs(ragged_info([slots, 0, slots // 3, 1], slots, length), heads, kv_heads, width)
+    out = run(name, inputs)
+    np.testing.assert_allclose(out, dense(inputs), atol=ATTENTION)
     assert not np.any(out[1])
 
 
@@ -78,20 +78,18 @@ def test_equal_to_dense_with_freed_slots_in_any_order(name, causal):
     positions = rng.permuted(np.tile(np.arange(512, dtype=np.int32), (2, 1)), axis=1)
     kv_info = SegmentInfo(rng.integers(0, 4, (2, 512), np.int32), positions)
     q_info = SegmentInfo(np.array([[1, 3, 0], [2, 2, 9]], np.int32), np.array([[100, 400, 5], [0, 511, 7]], np.int32))
-    q, cache = random_queries(2, 3, 4, 16), random_cache(2, 512, 2, 16)
-    out = run(name, q, *cache, q_info, kv_info, causal)
-    np.testing.assert_allclose(out, dense(q, *cache, q_info, kv_info, causal), atol=ATTENTION)
+    inputs = random_inputs((q_info, kv_info), 4, 2, 16, causal)
+    np.testing.assert_allclose(run(name, inputs), dense(inputs), atol=ATTENTION)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("q_dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_a_bfloat16_cache(name, q_dtype):
-    q_info, kv_info = ragged_info([300, 512], 512, 1)
-    q, cache = random_queries(2, 1, 4, 128, q_dtype), random_cache(2, 512, 2, 128, jnp.bfloat16)
-    out = run(name, q, *cache, q_info, kv_info)
+    inputs = random_inputs(ragged_info([300, 512], 512, 1), 4, 2, 128, q_dtype=q_dtype, dtype=jnp.bfloat16)
+    out = run(name, inputs)
     assert out.dtype == q_dtype
     tolerance = ATTENTION if q_dtype == jnp.float32 else ATTENTION_BFLOAT16
-    np.testing.assert_allclose(out.astype(jnp.float32), dense(q, *cache, q_info, kv_info), atol=tolerance)
+    np.testing.assert_allclose(out.astype(jnp.float32), dense(inputs), atol=tolerance)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -99,49 +97,44 @@ def test_unused_blocks_are_not_read(name):
     """Unused blocks and all other layers are NaN, which would spread to the output."""
     module = {"blockwise": blockwise_decode, "tpu": tpu_decode}[name]
     used = [1, 700, module.BLOCK, 0]
-    q_info, kv_info = ragged_info(used, 2048, 1)
-    q, cache = random_queries(4, 1, 4, 16), random_cache(4, 2048, 2, 16)
-    expected = dense(q, *cache, q_info, kv_info)
+    inputs = random_inputs(ragged_info(used, 2048, 1), 4, 2, 16)
+    cache, expected = (inputs.k, inputs.v), dense(inputs)
     for row, slots in enumerate(used):
         first_unused = -(-slots // module.BLOCK) * module.BLOCK
         cache = [x.at[:, row, first_unused:].set(np.nan) for x in cache]
-    cache = [jnp.where(jnp.arange(3)[:, None, None, None, None] == LAYER, x, np.nan) for x in cache]
-    np.testing.assert_allclose(run(name, q, *cache, q_info, kv_info), expected, atol=ATTENTION)
+    k, v = (jnp.where(jnp.arange(3)[:, None, None, None, None] == LAYER, x, np.nan) for x in cache)
+    np.testing.assert_allclose(run(name, inputs.replace(k=k, v=v)), expected, atol=ATTENTION)
 
 
 def test_used_blocks_follow_the_slots_in_use():
-    q_info, kv_info = ragged_info([1, 256, 257, 1500, 0, 4096], 4096, 1)
-    order, count = used_blocks(q_info, kv_info, 256, causal=True)
+    inputs = random_inputs(ragged_info([1, 256, 257, 1500, 0, 4096], 4096, 1), 1, 1, 1)
+    order, count = used_blocks(inputs, 256)
     np.testing.assert_array_equal(count, [1, 1, 2, 6, 0, 16])
     np.testing.assert_array_equal(order[3, :6], np.arange(6))
-    kv_info.segment_ids[5, :1024] = 0  # freed
-    order, count = used_blocks(q_info, kv_info, 256, causal=True)
+    inputs.kv_info.segment_ids[5, :1024] = 0  # freed
+    order, count = used_blocks(inputs, 256)
     np.testing.assert_array_equal(count, [1, 1, 2, 6, 0, 12])
     np.testing.assert_array_equal(order[5, :12], np.arange(4, 16))
 
 
-def cache_attention(q, keys, values, layer, q_info, kv_info):
-    segments, positions = zip(q_info, kv_info, strict=True)
-    return attention(q, keys, values, *segments, *positions, causal=True, layer=layer)
+def cache_attention(inputs, layer):
+    return attention(inputs, layer=layer)
 
 
 @pytest.mark.parametrize("length", [1, 24])
 def test_attention_to_a_layer_of_a_cache(length):
     """Runs few and many queries on one device and on a mesh."""
-    q_info, kv_info = ragged_info([512, 300, 30, 100], 512, length)
-    q, cache = random_queries(4, length, 4, 16), random_cache(4, 512, 2, 16)
-    expected = dense(q, *cache, q_info, kv_info)
-    operands = (q, *cache, jnp.int32(LAYER), q_info, kv_info)
-    assert relative_error(jax.jit(cache_attention)(*operands), expected) <= REORDERED
+    inputs = random_inputs(ragged_info([512, 300, 30, 100], 512, length), 4, 2, 16)
+    expected = dense(inputs)
+    assert relative_error(jax.jit(cache_attention)(inputs, jnp.int32(LAYER)), expected) <= REORDERED
     with jax.set_mesh(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
-        assert relative_error(jax.jit(cache_attention)(*operands), expected) <= REORDERED
+        assert relative_error(jax.jit(cache_attention)(inputs, jnp.int32(LAYER)), expected) <= REORDERED
 
 
 def test_a_few_queries_do_not_copy_the_layer():
-    q_info, kv_info = ragged_info([500], 8192, 1)
-    q, cache = random_queries(1, 1, 4, 64), random_cache(1, 8192, 2, 64)
-    compiled = jax.jit(cache_attention).lower(q, *cache, jnp.int32(LAYER), q_info, kv_info).compile()
-    layer_bytes = cache[0][0].nbytes
+    inputs = random_inputs(ragged_info([500], 8192, 1), 4, 2, 64)
+    compiled = jax.jit(cache_attention).lower(inputs, jnp.int32(LAYER)).compile()
+    layer_bytes = inputs.k[0].nbytes
     assert compiled.memory_analysis().temp_size_in_bytes < layer_bytes / 4
 
 
@@ -150,8 +143,8 @@ def test_a_few_queries_do_not_copy_the_layer():
     [(512, 2, 72, "72 channels"), (96, 1, 128, "96 slots"), (96, 4, 128, None)],
 )
 def test_operands_that_the_tpu_kernel_does_not_support(slots, kv_heads, width, reason):
-    q, keys = random_queries(1, 1, 4, width), random_cache(1, slots, kv_heads, width)[0]
-    unsupported_reason = tpu_decode_unsupported_reason(q, keys)
+    inputs = random_inputs(ragged_info([slots], slots, 1), 4, kv_heads, width)
+    unsupported_reason = tpu_decode_unsupported_reason(inputs)
     assert unsupported_reason is None if reason is None else reason in unsupported_reason
 
 
@@ -162,6 +155,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.dispatch import decode_attention
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.cache import write_layer
@@ -178,7 +172,8 @@ def step(q, keys, values, q_info, kv_info, slots, new):
     def layer(index, carry):
         q, *caches = carry
         caches = [write_layer(cache, index, slots, new) for cache in caches]
-        return decode_attention(q, *caches, index, q_info, kv_info, causal=True, scale=0.1), *caches
+        inputs = AttentionInputs(q, *caches, q_info, kv_info, causal=True, scale=0.1)
+        return decode_attention(inputs, index), *caches
 
     return jax.lax.fori_loop(0, keys.shape[0], layer, (q, keys, values))
 

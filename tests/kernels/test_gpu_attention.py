@@ -1,6 +1,5 @@
 """Tests the GPU kernels against dense attention, interpreted without a GPU, and lowers them for CUDA at full size."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -8,28 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from support.attention import make_segment_info, random_qkv, stack_rows, value_and_gradients
+from support.attention import attention_of, cast, make_segment_info, random_inputs, stack_rows, value_and_gradients
 from support.tolerances import ATTENTION, ATTENTION_BFLOAT16
 from vl3_jax.kernels import dispatch
 from vl3_jax.kernels import gpu_attention as kernels
+from vl3_jax.kernels.backend import AttentionInputs, attend
 from vl3_jax.kernels.blockwise import BLOCKWISE
 from vl3_jax.kernels.dense import dense_attention
-from vl3_jax.kernels.gpu_attention import gpu_attention
 from vl3_jax.kernels.segment_info import SegmentInfo, active_block_schedule, active_blocks
 
-run_kernels = functools.partial(gpu_attention, interpret=jax.default_backend() != "gpu")
-TOLERANCE = {jnp.float32: ATTENTION, jnp.bfloat16: ATTENTION_BFLOAT16}
+run_kernels = attention_of(kernels.gpu_backend(interpret=jax.default_backend() != "gpu"))
+TOLERANCE = {"float32": ATTENTION, "bfloat16": ATTENTION_BFLOAT16}
 
 
-def assert_equal_to_dense(qkv, q_info, kv_info, causal, dtype):
-    qkv = [x.astype(dtype) for x in qkv]
-    out, gradients = value_and_gradients(run_kernels, *qkv, q_info, kv_info, causal)
-    qkv = [x.astype(jnp.float32) for x in qkv]
-    expected, expected_gradients = value_and_gradients(dense_attention, *qkv, q_info, kv_info, causal)
-    assert {x.dtype for x in (out, *gradients)} == {jnp.dtype(dtype)}
+def assert_equal_to_dense(inputs):
+    dtype = inputs.q.dtype
+    out, gradients = value_and_gradients(run_kernels, inputs)
+    expected, expected_gradients = value_and_gradients(dense_attention, cast(inputs, jnp.float32))
+    assert {x.dtype for x in (out, *gradients)} == {dtype}
     for ours, dense in zip((out, *gradients), (expected, *expected_gradients), strict=True):
         ours = ours.astype(jnp.float32)
-        np.testing.assert_allclose(ours, dense, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        np.testing.assert_allclose(ours, dense, atol=TOLERANCE[dtype.name], rtol=TOLERANCE[dtype.name])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
@@ -38,7 +36,7 @@ def assert_equal_to_dense(qkv, q_info, kv_info, causal, dtype):
 def test_equal_to_dense(heads, kv_heads, width, causal, dtype):
     rows = [([90, 5, 60], False), ([], False), ([170], True)]
     info = stack_rows(*(make_segment_info(lengths, 200, padding_first) for lengths, padding_first in rows))
-    assert_equal_to_dense(random_qkv(3, 200, 200, heads, kv_heads, width), info, info, causal, dtype)
+    assert_equal_to_dense(random_inputs(heads, kv_heads, width, info, causal=causal, dtype=dtype))
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -50,7 +48,7 @@ def test_equal_to_dense_against_other_keys_in_any_order(seed):
     kv_info = SegmentInfo(segment_ids[:, order], kv_info.positions[:, order])
     indices = rng.integers(0, 250, 40)
     q_info = SegmentInfo(kv_info.segment_ids[:, indices], kv_info.positions[:, indices])
-    assert_equal_to_dense(random_qkv(1, 40, 250, 2, 1, 16, seed), q_info, kv_info, True, jnp.float32)
+    assert_equal_to_dense(random_inputs(2, 1, 16, q_info, kv_info, causal=True, seed=seed))
 
 
 def test_inactive_blocks_are_not_read(monkeypatch):
@@ -59,8 +57,9 @@ def test_inactive_blocks_are_not_read(monkeypatch):
     monkeypatch.setattr(kernels, "BACKWARD", {4: kernels.Tiles(32, 32, 1, 1)})
     q_info = make_segment_info([32, 32, 32], 96)
     kv_info = SegmentInfo(np.where(q_info.segment_ids == 2, 9, q_info.segment_ids), q_info.positions)
-    qkv = [x.at[:, 32:64].set(np.nan) for x in random_qkv(1, 96, 96, 2, 1, 16)]
-    out, gradients = value_and_gradients(run_kernels, *qkv, q_info, kv_info, False)
+    inputs = random_inputs(2, 1, 16, q_info, kv_info, causal=False)
+    q, k, v = (x.at[:, 32:64].set(np.nan) for x in (inputs.q, inputs.k, inputs.v))
+    out, gradients = value_and_gradients(run_kernels, inputs.replace(q=q, k=k, v=v))
     for array in (out, *gradients):
         assert np.all(np.isfinite(array))
         assert not np.any(array[:, 32:64])
@@ -99,9 +98,11 @@ def test_unsupported_operands_use_plain_jax(capability, width, dtypes, reason, m
     for module in (dispatch, kernels):
         monkeypatch.setattr(module, "target_device", lambda: FakeGpu(capability))
     q, k, v = (jax.ShapeDtypeStruct((1, 512, 4, width), dtype) for dtype in dtypes)
-    unsupported_reason = kernels.gpu_unsupported_reason(q, k, v, True)
+    info = SegmentInfo(*[jax.ShapeDtypeStruct((1, 512), jnp.int32)] * 2)
+    inputs = AttentionInputs(q, k, v, info, info, causal=True, scale=1.0)
+    unsupported_reason = kernels.gpu_unsupported_reason(inputs)
     assert unsupported_reason is None if reason is None else reason in unsupported_reason
-    assert dispatch.select_backend(q, k, v, True) == (BLOCKWISE if reason else kernels.gpu_backend())
+    assert dispatch.select_backend(inputs) == (BLOCKWISE if reason else kernels.gpu_backend())
 
 
 TRITON_CALL = "__gpu$xla.gpu.triton"
@@ -112,7 +113,8 @@ def lowered_for_cuda(length, heads, kv_heads, width, causal, dtype) -> str:
     shape = jax.ShapeDtypeStruct
 
     def loss(q, k, v, info):
-        return jnp.sum(gpu_attention(q, k, v, info, info, causal=causal, scale=0.1).astype(jnp.float32))
+        inputs = AttentionInputs(q, k, v, info, info, causal=causal, scale=0.1)
+        return jnp.sum(attend(kernels.gpu_backend(), inputs).astype(jnp.float32))
 
     q, kv = shape((1, length, heads, width), dtype), shape((1, length, kv_heads, width), dtype)
     info = SegmentInfo(*[shape((1, length), jnp.int32)] * 2)

@@ -1,6 +1,5 @@
 """Tests ring attention against one device, which slices are computed, and that no device holds whole rows."""
 
-import functools
 import re
 
 import jax
@@ -8,18 +7,23 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from support.attention import make_segment_info, random_qkv, stack_rows, value_and_gradients
+from support.attention import (
+    cast,
+    make_segment_info,
+    random_inputs,
+    ring_over_arrays,
+    stack_rows,
+    value_and_gradients,
+)
 from support.tolerances import REORDERED, relative_error, relative_norm
 from vl3_jax.kernels.backend import Backend
 from vl3_jax.kernels.blockwise import BLOCKWISE
 from vl3_jax.kernels.gpu_attention import gpu_backend
-from vl3_jax.kernels.ring import ring_attention
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
 from vl3_jax.parallel.mesh import make_mesh
 
 LENGTH = 328  # 82 tokens on each of four devices, so that segments cross slices
-SPLIT = PartitionSpec(None, "context")
 
 
 def packed_rows(rows: int) -> SegmentInfo:
@@ -27,45 +31,24 @@ def packed_rows(rows: int) -> SegmentInfo:
     return stack_rows(*(make_segment_info(layouts[i % 4], LENGTH, padding_first=i % 3 == 2) for i in range(rows)))
 
 
-def model_attention(q, k, v, q_info, kv_info, *, causal, scale):
-    segments, positions = zip(q_info, kv_info, strict=True)
-    return attention(q, k, v, *segments, *positions, causal=causal)
-
-
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "context": 2}, {"fsdp": 2, "context": 4}], ids=str)
 def test_ring_equals_one_device(sizes, causal):
-    info, qkv = packed_rows(4), random_qkv(4, LENGTH, LENGTH, 6, 2, 16)
-    expected = value_and_gradients(model_attention, *qkv, info, info, causal)
+    inputs = random_inputs(6, 2, 16, packed_rows(4), causal=causal)
+    expected = value_and_gradients(attention, inputs)
     with jax.set_mesh(make_mesh(sizes)):
-        ours = value_and_gradients(model_attention, *qkv, info, info, causal)
+        ours = value_and_gradients(attention, inputs)
     errors = [relative_error(a, b) for a, b in zip(*map(jax.tree.leaves, (ours, expected)), strict=True)]
     print(f"{sizes}: " + ", ".join(f"{error:.1e}" for error in errors))
     assert 0 < max(errors) <= REORDERED  # not the same program
 
 
-def ring_over_arrays(local, devices=4):
-    """Returns `ring_attention` as a function of whole arrays."""
-    mesh = make_mesh({"context": devices}, jax.devices()[:devices])
-
-    def run(q, k, v, q_info, kv_info, *, causal, scale):
-        ring = functools.partial(ring_attention, causal=causal, scale=scale, axis="context", local=local)
-        info = SegmentInfo(SPLIT, SPLIT)
-        specs = (SPLIT, SPLIT, SPLIT, info, info)
-        return jax.shard_map(ring, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False)(
-            q, k, v, q_info, kv_info
-        )
-
-    return run
-
-
 def test_bfloat16_slices_are_merged_in_float32():
     """Rounding after every slice, five times instead of once, would exceed the bound."""
-    info, qkv = make_segment_info([LENGTH], LENGTH), random_qkv(1, LENGTH, LENGTH, 2, 1, 16)
-    qkv = [x.astype(jnp.bfloat16) for x in qkv]
-    exact = value_and_gradients(model_attention, *(x.astype(jnp.float32) for x in qkv), info, info, False)
-    one_device = value_and_gradients(model_attention, *qkv, info, info, False)
-    ring = value_and_gradients(ring_over_arrays(BLOCKWISE), *qkv, info, info, False)
+    inputs = random_inputs(2, 1, 16, make_segment_info([LENGTH], LENGTH), causal=False, dtype=jnp.bfloat16)
+    exact = value_and_gradients(attention, cast(inputs, jnp.float32))
+    one_device = value_and_gradients(attention, inputs)
+    ring = value_and_gradients(ring_over_arrays(BLOCKWISE), inputs)
     for ours, unsplit, reference in zip(*map(jax.tree.leaves, (ring, one_device, exact)), strict=True):
         assert ours.dtype == jnp.bfloat16
         ring_error, unsplit_error = relative_norm(ours, reference), relative_norm(unsplit, reference)
@@ -74,9 +57,9 @@ def test_bfloat16_slices_are_merged_in_float32():
 
 
 def test_any_backend_can_compute_the_slices():
-    info, qkv = packed_rows(2), random_qkv(2, LENGTH, LENGTH, 2, 1, 16)
-    expected = value_and_gradients(model_attention, *qkv, info, info, True)
-    results = value_and_gradients(ring_over_arrays(gpu_backend(interpret=True)), *qkv, info, info, True)
+    inputs = random_inputs(2, 1, 16, packed_rows(2), causal=True)
+    expected = value_and_gradients(attention, inputs)
+    results = value_and_gradients(ring_over_arrays(gpu_backend(interpret=True)), inputs)
     for ours, one_device in zip(*map(jax.tree.leaves, (results, expected)), strict=True):
         assert relative_error(ours, one_device) <= REORDERED
 
@@ -101,18 +84,18 @@ def test_slices_without_common_segments_are_skipped(layout, causal, expected):
         return call
 
     local = Backend(counting(BLOCKWISE.forward, "forward"), counting(BLOCKWISE.backward, "backward"))
-    info, qkv = make_segment_info(layout, LENGTH), random_qkv(1, LENGTH, LENGTH, 1, 1, 8)
-    jax.block_until_ready(value_and_gradients(ring_over_arrays(local), *qkv, info, info, causal))
+    inputs = random_inputs(1, 1, 8, make_segment_info(layout, LENGTH), causal=causal)
+    jax.block_until_ready(value_and_gradients(ring_over_arrays(local), inputs))
     jax.effects_barrier()
     assert (calls.count("forward"), calls.count("backward")) == (expected, expected)
 
 
 def test_devices_hold_only_slices():
     mesh = make_mesh({"context": 4, "fsdp": 2})
-    info, qkv = packed_rows(2), random_qkv(2, LENGTH, LENGTH, 2, 1, 16)
-    qkv, info = jax.device_put((qkv, info), NamedSharding(mesh, PartitionSpec("fsdp", "context")))
+    inputs = random_inputs(2, 1, 16, packed_rows(2), causal=True)
+    inputs = jax.device_put(inputs, NamedSharding(mesh, PartitionSpec("fsdp", "context")))
     with jax.set_mesh(mesh):
-        text = value_and_gradients.lower(model_attention, *qkv, info, info, True).compile().as_text()
+        text = value_and_gradients.lower(attention, inputs).compile().as_text()
     sizes = {int(size) for shape in re.findall(r"(?:f32|s32|pred)\[([\d,]+)\]", text) for size in shape.split(",")}
     assert "collective-permute" in text
     assert "all-gather" not in text

@@ -1,40 +1,42 @@
 """Tests the interpreted TPU kernels against dense attention, and their schedules."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
-from support.attention import make_segment_info, random_qkv, stack_rows, value_and_gradients
+from support.attention import (
+    attention_of,
+    cast,
+    make_segment_info,
+    random_inputs,
+    ring_over_arrays,
+    stack_rows,
+    value_and_gradients,
+)
 from support.tolerances import ATTENTION, ATTENTION_BFLOAT16
 from vl3_jax.kernels import tpu_attention as module
 from vl3_jax.kernels.block_sizes import BlockSizes
 from vl3_jax.kernels.dense import dense_attention
-from vl3_jax.kernels.ring import ring_attention
 from vl3_jax.kernels.segment_info import SegmentInfo, active_blocks
-from vl3_jax.kernels.tpu_attention import tpu_attention, tpu_backend
+from vl3_jax.kernels.tpu_attention import tpu_backend
 from vl3_jax.kernels.tpu_schedule import fits_schedule, pair_schedule
-from vl3_jax.parallel.mesh import make_mesh
 
-TOLERANCE = {jnp.float32: ATTENTION, jnp.bfloat16: ATTENTION_BFLOAT16}
+TOLERANCE = {"float32": ATTENTION, "bfloat16": ATTENTION_BFLOAT16}
 
 
-@functools.cache
 def interpreted(blocks: BlockSizes | None):
-    return functools.partial(tpu_attention, blocks=blocks, interpret=True)
+    return attention_of(tpu_backend(blocks, interpret=True))
 
 
-def assert_equal_to_dense(blocks, qkv, q_info, kv_info, causal, dtype=jnp.float32):
-    qkv = [x.astype(dtype) for x in qkv]
-    out, gradients = value_and_gradients(interpreted(blocks), *qkv, q_info, kv_info, causal)
-    qkv = [x.astype(jnp.float32) for x in qkv]
-    expected, expected_gradients = value_and_gradients(dense_attention, *qkv, q_info, kv_info, causal)
+def assert_equal_to_dense(blocks, inputs):
+    dtype = inputs.q.dtype
+    out, gradients = value_and_gradients(interpreted(blocks), inputs)
+    expected, expected_gradients = value_and_gradients(dense_attention, cast(inputs, jnp.float32))
     for ours, dense in zip((out, *gradients), (expected, *expected_gradients), strict=True):
         assert ours.dtype == dtype
-        np.testing.assert_allclose(ours.astype(jnp.float32), dense, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        tolerance = TOLERANCE[dtype.name]
+        np.testing.assert_allclose(ours.astype(jnp.float32), dense, atol=tolerance, rtol=tolerance)
     return out, gradients
 
 
@@ -53,9 +55,8 @@ def test_equal_to_dense(heads, kv_heads, width, causal, blocks, dtype):
         make_segment_info([], 300),
         make_segment_info([170], 300, padding_first=True),
     )
-    out, gradients = assert_equal_to_dense(
-        blocks, random_qkv(3, 300, 300, heads, kv_heads, width), info, info, causal, dtype
-    )
+    inputs = random_inputs(heads, kv_heads, width, info, causal=causal, dtype=dtype)
+    out, gradients = assert_equal_to_dense(blocks, inputs)
     for array in (out, *gradients):
         assert not np.any(array[1])
         assert not np.any(array[0, 255:])
@@ -74,13 +75,13 @@ def test_equal_to_dense_against_more_keys_in_any_order(causal, blocks):
     kv_info = SegmentInfo(segment_ids[:, order], kv_info.positions[:, order])
     indices = rng.integers(0, 384, 150)
     q_info = SegmentInfo(kv_info.segment_ids[:, indices], kv_info.positions[:, indices])
-    assert_equal_to_dense(blocks, random_qkv(1, 150, 384, 4, 2, 16), q_info, kv_info, causal)
+    assert_equal_to_dense(blocks, random_inputs(4, 2, 16, q_info, kv_info, causal=causal))
 
 
 def test_equal_to_dense_with_tuned_blocks():
     """The row is one block, shorter than the tuned one."""
     info = make_segment_info([20, 60], 90)
-    assert_equal_to_dense(None, random_qkv(1, 90, 90, 4, 2, 16), info, info, True)
+    assert_equal_to_dense(None, random_inputs(4, 2, 16, info, causal=True))
 
 
 def test_rows_are_processed_one_by_one_when_their_schedule_is_too_long(monkeypatch):
@@ -88,7 +89,7 @@ def test_rows_are_processed_one_by_one_when_their_schedule_is_too_long(monkeypat
     monkeypatch.setattr(module, "fits_schedule", lambda rows, *counts: row_counts.append(rows) or rows == 1)
     info = stack_rows(make_segment_info([100, 90], 200), make_segment_info([150], 200))
     # Blocks that no other test uses, because the function must be compiled anew.
-    assert_equal_to_dense(BlockSizes(128, 256, 1, 1), random_qkv(2, 200, 200, 2, 1, 16), info, info, True)
+    assert_equal_to_dense(BlockSizes(128, 256, 1, 1), random_inputs(2, 1, 16, info, causal=True))
     assert row_counts == [2, 2]
 
 
@@ -96,10 +97,10 @@ def test_inactive_blocks_are_not_read():
     """Keys and queries of a block without active pairs may be anything."""
     blocks = BlockSizes(128, 128, 1, 1)
     info = make_segment_info([128, 128, 128], 384)
-    qkv = random_qkv(1, 384, 384, 2, 1, 16)
-    clean = value_and_gradients(interpreted(blocks), *qkv, info, info, False)
-    broken = [x.at[:, 128:256].set(np.nan) for x in qkv]
-    results = value_and_gradients(interpreted(blocks), *broken, info, info, False)
+    inputs = random_inputs(2, 1, 16, info, causal=False)
+    clean = value_and_gradients(interpreted(blocks), inputs)
+    q, k, v = (x.at[:, 128:256].set(np.nan) for x in (inputs.q, inputs.k, inputs.v))
+    results = value_and_gradients(interpreted(blocks), inputs.replace(q=q, k=k, v=v))
     for ours, expected in zip(jax.tree.leaves(results), jax.tree.leaves(clean), strict=True):
         np.testing.assert_array_equal(np.delete(ours, range(128, 256), 1), np.delete(expected, range(128, 256), 1))
         assert np.all(np.isnan(ours[:, 128:256]))
@@ -143,24 +144,9 @@ def test_whether_a_schedule_fits():
 
 def test_ring_attention():
     """The lse of a slice is merged with that of others, and the backward pass takes that of all keys."""
-    mesh = make_mesh({"context": 2}, jax.devices()[:2])
-    info = make_segment_info([60, 110], 256)
     backend = tpu_backend(BlockSizes(128, 128, 2, 1), interpret=True)
-
-    def ring(*operands, causal, scale):
-        split = PartitionSpec(None, "context")
-        info = SegmentInfo(split, split)
-        run = functools.partial(ring_attention, causal=causal, scale=scale, axis="context", local=backend)
-        return jax.shard_map(
-            run,
-            mesh=mesh,
-            in_specs=(split, split, split, info, info),
-            out_specs=split,
-            check_vma=False,
-        )(*operands)
-
-    qkv = random_qkv(1, 256, 256, 4, 2, 16)
-    results = value_and_gradients(ring, *qkv, info, info, True)
-    expected = value_and_gradients(dense_attention, *qkv, info, info, True)
+    inputs = random_inputs(4, 2, 16, make_segment_info([60, 110], 256), causal=True)
+    results = value_and_gradients(ring_over_arrays(backend, devices=2), inputs)
+    expected = value_and_gradients(dense_attention, inputs)
     for ours, dense in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, dense, atol=ATTENTION, rtol=ATTENTION)

@@ -6,6 +6,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from support.compiler import needs_compiler
+from vl3_jax.kernels.backend import AttentionInputs
+from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.topologies import parse_topology
@@ -27,9 +29,12 @@ def compiled_text(generation, heads, kv_heads, width, length, causal, rows=1, co
         return jax.ShapeDtypeStruct((rows * mesh.shape["fsdp"], length, *sizes), dtype, sharding=split)
 
     def run(q, k, v, segment_ids, positions, d_out):
-        out, vjp = jax.vjp(
-            lambda q, k, v: attention(q, k, v, segment_ids, segment_ids, positions, positions, causal=causal), q, k, v
-        )
+        info = SegmentInfo(segment_ids, positions)
+
+        def attend(q, k, v):
+            return attention(AttentionInputs(q, k, v, info, info, causal=causal, scale=width**-0.5))
+
+        out, vjp = jax.vjp(attend, q, k, v)
         return out, vjp(d_out)
 
     q, k, info = shape(heads, width), shape(kv_heads, width), shape(dtype=jnp.int32)

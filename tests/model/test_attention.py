@@ -6,22 +6,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.attention import exact_attention, make_segment_info, random_qkv, stack_rows, value_and_gradients
+from support.attention import (
+    attention_of,
+    cast,
+    exact_attention,
+    make_segment_info,
+    random_inputs,
+    stack_rows,
+    value_and_gradients,
+)
 from support.tolerances import ATTENTION
 from vl3_jax.kernels import blockwise
-from vl3_jax.kernels.blockwise import blockwise_attention
 from vl3_jax.kernels.dense import dense_attention
 from vl3_jax.kernels.dispatch import FEW_QUERIES
 from vl3_jax.kernels.segment_info import SegmentInfo, active_block_schedule, active_blocks
 from vl3_jax.model.attention import attention
 
+blockwise_attention = attention_of(blockwise.BLOCKWISE)
 LENGTH = 640  # two and a half blocks, so that segments end within and at the edge of blocks, and in padding
 
 
-def assert_equal_to_dense(qkv, q_info, kv_info, causal):
-    out, gradients = value_and_gradients(blockwise_attention, *qkv, q_info, kv_info, causal)
-    dense, dense_gradients = value_and_gradients(dense_attention, *qkv, q_info, kv_info, causal)
-    np.testing.assert_allclose(dense, exact_attention(*qkv, q_info, kv_info, causal), atol=ATTENTION, rtol=0)
+def assert_equal_to_dense(inputs):
+    out, gradients = value_and_gradients(blockwise_attention, inputs)
+    dense, dense_gradients = value_and_gradients(dense_attention, inputs)
+    np.testing.assert_allclose(dense, exact_attention(inputs), atol=ATTENTION, rtol=0)
     np.testing.assert_allclose(out, dense, atol=ATTENTION, rtol=0)
     for gradient, dense_gradient in zip(gradients, dense_gradients, strict=True):
         np.testing.assert_allclose(gradient, dense_gradient, atol=ATTENTION, rtol=ATTENTION)
@@ -38,7 +46,7 @@ layouts = st.one_of(
 @given(layout=layouts, padding_first=st.booleans(), causal=st.booleans(), seed=st.integers(0, 99))
 def test_blockwise_equals_dense_over_layouts(layout, padding_first, causal, seed):
     info = make_segment_info(layout, LENGTH, padding_first)
-    assert_equal_to_dense(random_qkv(1, LENGTH, LENGTH, 2, 1, 16, seed), info, info, causal)
+    assert_equal_to_dense(random_inputs(2, 1, 16, info, causal=causal, seed=seed))
 
 
 @settings(max_examples=15, deadline=None)
@@ -53,7 +61,7 @@ def test_blockwise_equals_dense_for_a_cache_with_freed_slots(data, causal, seed)
     indices = rng.integers(0, LENGTH, 300)
     q_segment_ids = np.where(rng.random((1, 300)) < 0.2, 0, kv_info.segment_ids[:, indices])
     q_info = SegmentInfo(q_segment_ids, kv_info.positions[:, indices])
-    assert_equal_to_dense(random_qkv(1, 300, LENGTH, 2, 1, 16, seed), q_info, kv_info, causal)
+    assert_equal_to_dense(random_inputs(2, 1, 16, q_info, kv_info, causal=causal, seed=seed))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(16, 16, 72), (12, 2, 128), (28, 4, 128)])
@@ -61,14 +69,13 @@ def test_blockwise_equals_dense_for_a_cache_with_freed_slots(data, causal, seed)
 def test_blockwise_equals_dense_for_released_head_shapes(heads, kv_heads, width, causal):
     rows = [([300, 5, 90], False), ([], False), ([100], True)]
     info = stack_rows(*(make_segment_info(lengths, 420, padding_first) for lengths, padding_first in rows))
-    assert_equal_to_dense(random_qkv(3, 420, 420, heads, kv_heads, width), info, info, causal)
+    assert_equal_to_dense(random_inputs(heads, kv_heads, width, info, causal=causal))
 
 
 def test_queries_without_keys_give_zeros():
-    qkv = random_qkv(1, 300, 300, 2, 2, 16)
-    info = make_segment_info([10], 300)
+    inputs = random_inputs(2, 2, 16, make_segment_info([10], 300), causal=True)
     for function in (blockwise_attention, dense_attention):
-        out, gradients = value_and_gradients(function, *qkv, info, info, True)
+        out, gradients = value_and_gradients(function, inputs)
         assert not np.any(out[:, 10:])
         assert all(not np.any(gradient[:, 10:]) and np.all(np.isfinite(gradient)) for gradient in gradients)
 
@@ -85,27 +92,22 @@ def test_only_blocks_that_share_a_segment_are_active():
 
 
 def test_bfloat16_accumulates_in_float32():
-    qkv = random_qkv(1, 300, 300, 4, 2, 64)
-    info = make_segment_info([200, 100], 300)
-    bfloat16_qkv = [x.astype(jnp.bfloat16) for x in qkv]
-    out = blockwise_attention(*bfloat16_qkv, info, info, causal=True, scale=64**-0.5)
+    inputs = random_inputs(4, 2, 64, make_segment_info([200, 100], 300), causal=True, dtype=jnp.bfloat16)
+    out = blockwise_attention(inputs)
     assert out.dtype == jnp.bfloat16
-    exact = exact_attention(*(np.asarray(x, np.float32) for x in bfloat16_qkv), info, info, True)
+    exact = exact_attention(cast(inputs, jnp.float32))
     np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=2e-2)
 
 
 def test_causal_attention_without_positions_is_refused():
-    q, k, v = random_qkv(1, 4, 4, 2, 2, 8)
     segment = jnp.ones((1, 4), jnp.int32)
-    with pytest.raises(ValueError, match="positions"):
-        attention(q, k, v, segment, segment, causal=True)
+    with pytest.raises(TypeError, match="positions"):
+        attention(random_inputs(2, 2, 8, SegmentInfo(segment), causal=True))
 
 
 def test_few_queries_use_the_dense_product():
     few = FEW_QUERIES
     kv_info = make_segment_info([300], 300)
-    q, k, v = random_qkv(1, few, 300, 2, 2, 16)
     q_info = SegmentInfo(kv_info.segment_ids[:, -few:], kv_info.positions[:, -few:])
-    segments, positions = zip(q_info, kv_info, strict=True)
-    out = attention(q, k, v, *segments, *positions, causal=True)
-    np.testing.assert_allclose(out, exact_attention(q, k, v, q_info, kv_info, True), atol=ATTENTION)
+    inputs = random_inputs(2, 2, 16, q_info, kv_info, causal=True)
+    np.testing.assert_allclose(attention(inputs), exact_attention(inputs), atol=ATTENTION)

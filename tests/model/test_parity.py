@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from support.forward import forward, forward_stages, to_numpy
-from support.reference import reference_model, run_stages
 from support.samples import random_sample, random_visual, shape_for
 from support.tolerances import MUTANT, PARITY, relative_error
-from vl3_jax.bench.reference import is_video, native_params, tensors
 from vl3_jax.model import VideoLLaMA3, preset
 from vl3_jax.processing.packed_batch import block_coordinates, pack
+
+pytest.importorskip("support.reference", reason="the reference is not installed: pip install -e '.[parity]'")
+from support.reference import is_video, native_params, reference_model, run_stages, tensors
 
 
 @functools.cache

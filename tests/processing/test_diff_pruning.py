@@ -77,18 +77,10 @@ def test_bfloat16_pixels_are_compared_in_bfloat16():
 @settings(deadline=None)
 @given(video=video_arguments(), merge=st.sampled_from([1, 2]))
 def test_mask_equals_the_reference(video, merge):
-    torch = pytest.importorskip("torch", reason="the reference is not installed: pip install -e '.[parity]'")
-    from vl3_jax.bench.torchvision_ops import declare_operators
-
-    declare_operators()
-    from transformers.models.video_llama_3.video_processing_video_llama_3 import VideoLlama3VideoProcessor
-
+    reference = pytest.importorskip(
+        "support.reference", reason="the reference is not installed: pip install -e '.[parity]'"
+    )
     blocks = video_blocks(*video)
     if merge == 1:
         blocks = blocks.reshape(blocks.shape[0], -1, 588)
-    frames, count = blocks.shape[:2]
-    grid = torch.tensor([[frames, merge * count, merge]])
-    expected = VideoLlama3VideoProcessor._get_compression_mask(
-        None, torch.tensor(blocks.reshape(-1, 588)), grid, torch.tensor([merge])
-    )
-    np.testing.assert_array_equal(keep_mask(blocks).reshape(-1), expected.numpy())
+    np.testing.assert_array_equal(keep_mask(blocks).reshape(-1), reference.compression_mask(blocks, merge))

@@ -9,8 +9,9 @@ from PIL import Image
 from support.media import MEDIA, TOKENIZER, all_media, write_video
 from vl3_jax.errors import InputError
 from vl3_jax.processing.diff_pruning import keep_mask
+from vl3_jax.processing.messages import parse_messages
 from vl3_jax.processing.patchify import normalise, patchify
-from vl3_jax.processing.processor import Processor
+from vl3_jax.processing.processor import Processor, open_media
 from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.tokenizer import Tokenizer
 
@@ -118,6 +119,17 @@ def test_supervision(tokenizer):
     processed = Processor(tokenizer)(conversation, add_generation_prompt=False, supervise=True)
     supervised = processed.sample.tokens[processed.sample.loss_weight > 0]
     assert supervised.tolist() == [*tokenizer.encode("A"), 151645]
+
+
+def test_media_are_opened_without_decoding(tokenizer):
+    conversation = user(video(TREE), image(HANDWRITING), "Q")
+    config = ProcessorConfig(fps=0.5)
+    tree, handwriting = (open_media(part, config) for part in parse_messages(conversation)[0].media)
+    (frames,) = Processor(tokenizer, config)(conversation).videos
+    assert (tree.num_frames, tree.timestamps, tree.indices) == (len(frames.indices), frames.timestamps, frames.indices)
+    assert (handwriting.num_frames, handwriting.timestamps) == (1, None)
+    pixels = handwriting.load()
+    assert (handwriting.width, handwriting.height) == pixels.size
 
 
 def test_a_thin_image_is_accepted_officially_and_refused_natively(tokenizer):

@@ -10,8 +10,7 @@ from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.tokenizer import Tokenizer
 from vl3_jax.processing.videos import open_video
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+torch = pytest.importorskip("support.reference").torch
 
 GREY = (0.5, 0.5, 0.5)
 BUDGET = {"image_mean": GREY, "image_std": GREY}
@@ -25,9 +24,6 @@ QUESTION = "What is it? 中文 3.14"
 @pytest.fixture(scope="module")
 def port():
     """Processors of the port by name; those that need torchvision only where it is installed."""
-    from vl3_jax.bench.torchvision_ops import declare_operators
-
-    declare_operators()
     from transformers import PreTrainedTokenizerFast
     from transformers.models.video_llama_3 import image_processing_pil_video_llama_3 as pil
 

@@ -108,10 +108,7 @@ def test_mixed_merge_sizes_share_one_scale(image, video):
 @settings(deadline=None)  # the first import takes seconds
 @given(height=sides, width=sides, merge=st.sampled_from([1, 2]), frames=st.integers(1, 200))
 def test_native_sizes_equal_smart_resize(height, width, merge, frames):
-    pytest.importorskip("transformers")
-    from vl3_jax.bench.torchvision_ops import declare_operators
-
-    declare_operators()
+    pytest.importorskip("support.reference", reason="the reference is not installed: pip install -e '.[parity]'")
     from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import smart_resize
 
     item = ResizeItem(height, width, merge, frames)

@@ -5,18 +5,23 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
+from vl3_jax.kernels.backend import AttentionInputs, Backend, attend
+from vl3_jax.kernels.ring import ring_backend
 from vl3_jax.kernels.segment_info import SegmentInfo
+from vl3_jax.parallel.mesh import make_mesh
 
 
-def exact_attention(q, k, v, q_info, kv_info, causal):
+def exact_attention(inputs: AttentionInputs) -> np.ndarray:
     """Computes attention by its definition in float64."""
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    q, k, v = (np.asarray(x, np.float64) for x in (inputs.q, inputs.k, inputs.v))
+    q_info, kv_info = inputs.q_info, inputs.kv_info
     group = q.shape[2] // k.shape[2]
     k, v = np.repeat(k, group, 2), np.repeat(v, group, 2)
     scores = np.einsum("blhd,bshd->bhls", q, k) * q.shape[-1] ** -0.5
     allowed = (q_info.segment_ids[:, :, None] == kv_info.segment_ids[:, None]) & (q_info.segment_ids[:, :, None] > 0)
-    if causal:
+    if inputs.causal:
         allowed &= kv_info.positions[:, None] <= q_info.positions[:, :, None]
     scores = np.where(allowed[:, None], scores, -np.inf)
     row_max = scores.max(-1, keepdims=True)
@@ -38,20 +43,52 @@ def stack_rows(*rows: SegmentInfo) -> SegmentInfo:
     return SegmentInfo(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
 
 
-def random_qkv(rows, length, kv_length, heads, kv_heads, width, seed=0):
+def random_inputs(
+    heads: int,
+    kv_heads: int,
+    width: int,
+    q_info: SegmentInfo,
+    kv_info: SegmentInfo | None = None,
+    *,
+    causal: bool,
+    seed: int = 0,
+    dtype=jnp.float32,
+) -> AttentionInputs:
+    """Returns random queries, keys and values for these segments; None for `kv_info` takes those of the queries."""
+    kv_info = q_info if kv_info is None else kv_info
+    kv_shape = (*kv_info.segment_ids.shape, kv_heads, width)
+    shapes = (*q_info.segment_ids.shape, heads, width), kv_shape, kv_shape
     keys = jax.random.split(jax.random.key(seed), 3)
-    q = jax.random.normal(keys[0], (rows, length, heads, width))
-    return q, *(jax.random.normal(key, (rows, kv_length, kv_heads, width)) for key in keys[1:])
+    q, k, v = (jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=True))
+    return AttentionInputs(q, k, v, q_info, kv_info, causal=causal, scale=width**-0.5)
 
 
-@functools.partial(jax.jit, static_argnames=("attention", "causal"))
-def value_and_gradients(attention, q, k, v, q_info, kv_info, causal):
+def cast(inputs: AttentionInputs, dtype) -> AttentionInputs:
+    """Returns the inputs with queries, keys and values of another dtype."""
+    return inputs.replace(q=inputs.q.astype(dtype), k=inputs.k.astype(dtype), v=inputs.v.astype(dtype))
+
+
+@functools.cache
+def attention_of(backend: Backend):
+    """Returns the attention function of a backend, always the same one, so that it is compiled once."""
+    return functools.partial(attend, backend)
+
+
+def ring_over_arrays(local: Backend, devices: int = 4):
+    """Returns ring attention over this many devices as a function of whole arrays."""
+    mesh, split = make_mesh({"context": devices}, jax.devices()[:devices]), PartitionSpec(None, "context")
+    run = attention_of(ring_backend(local, "context"))
+    return jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+
+
+@functools.partial(jax.jit, static_argnames="attention")
+def value_and_gradients(attention, inputs: AttentionInputs):
     """Returns the output of an attention function, and the gradients of q, k and v for a fixed weighting of it."""
-    scale = q.shape[-1] ** -0.5
 
     def loss(q, k, v):
-        out = attention(q, k, v, q_info, kv_info, causal=causal, scale=scale)
+        out = attention(inputs.replace(q=q, k=k, v=v))
         return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
 
-    (_, out), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    arrays = inputs.q, inputs.k, inputs.v
+    (_, out), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*arrays)
     return out, gradients

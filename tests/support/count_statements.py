@@ -9,7 +9,7 @@ import sys
 import tokenize
 
 ROOT = pathlib.Path(__file__).parents[2]
-FOLDERS = ("vl3_jax", "data_pipelines", "configs", "launch", "benchmarks", "docs")
+FOLDERS = ("vl3_jax", "data_pipelines", "configs", "launch", "docs")
 _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 

@@ -147,11 +147,11 @@ def test_peak_flops_of_devices(kind, peak):
 def test_flops_equal_the_count_of_the_compiler(monkeypatch):
     """The model has no loops: layers are unrolled, attention and logits dense. Elementwise work is the difference."""
 
-    def unmasked_attention(q, k, v, *segment_info, causal, **_):
-        shape = q.shape
-        q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
+    def unmasked_attention(inputs, **_):
+        q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (inputs.q, inputs.k, inputs.v))
         one_segment = SegmentInfo(*(jnp.ones(q.shape[:2], jnp.int32),) * 2)
-        return dense_attention(q, k, v, one_segment, one_segment, causal=causal, scale=1.0).reshape(shape)
+        rows = inputs.replace(q=q, k=k, v=v, q_info=one_segment, kv_info=one_segment)
+        return dense_attention(rows).reshape(inputs.q.shape)
 
     monkeypatch.setattr(vision, "attention", unmasked_attention)
     monkeypatch.setattr(decoder, "attention", unmasked_attention)

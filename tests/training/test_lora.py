@@ -12,7 +12,7 @@ from tiny import MODEL, Run, logits, optimizer_for, run_jitted, short_batch, sta
 
 from support.hf_folders import write_folder
 from support.tolerances import REORDERED, relative_error
-from vl3_jax.checkpoint import load, name_map
+from vl3_jax.checkpoint import load, name_map, write_adapters
 from vl3_jax.errors import InputError
 from vl3_jax.model.linear import LoraKernel, linear
 from vl3_jax.model.quantize import quantize_leaf
@@ -26,7 +26,6 @@ from vl3_jax.training import (
     new_state,
     remove_adapters,
     state_shardings,
-    write_adapters,
 )
 from vl3_jax.training.groups import WITH_LORA, map_paths
 from vl3_jax.training.lora import LLM, TOWER

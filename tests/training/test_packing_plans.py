@@ -7,8 +7,8 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.packing import PackingPlan
-from vl3_jax.training.packing_plans import FOLDER, load_plans, save_plans
+from data_pipelines.packing.packing_plan import PackingPlan
+from vl3_jax.training.data import PLANS, load_plans, save_plans
 
 epochs = st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=5), max_size=5)
 
@@ -36,7 +36,7 @@ def test_round_trip(lists, tmp_path_factory):
 def test_saved_plans_stay(tmp_path):
     workdir = epath.Path(tmp_path)
     save_plans(mixture_with(a=as_plan([[1]])), workdir)
-    (workdir / FOLDER / "b.npz.partial").write_bytes(b"what a killed job leaves")
+    (workdir / PLANS / "b.npz.partial").write_bytes(b"what a killed job leaves")
     save_plans(mixture_with(a=as_plan([[2]]), b=as_plan([[3]])), workdir)
     loaded = mixture_with()
     load_plans(loaded, workdir)

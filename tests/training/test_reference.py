@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from tiny import FAST_COMPILE, optimizer_for
 
-from support.reference import reference_model, torch
 from support.samples import random_sample, random_visual, shape_for
 from support.tolerances import PARITY, REORDERED, UPDATE, relative_norm
-from vl3_jax.bench.reference import model_inputs, native_params, tensors
 from vl3_jax.model import VideoLLaMA3, preset
 from vl3_jax.processing.packed_batch import pack
 from vl3_jax.training import batch_loss, flatten, make_train_step, new_state
+
+pytest.importorskip("support.reference", reason="the reference is not installed: pip install -e '.[parity]'")
+from support.reference import model_inputs, native_params, reference_model, tensors, torch
 
 STEPS, LEARNING_RATE = 10, 1e-3
 MODULES = ("vision", "projector", "llm")

@@ -17,8 +17,7 @@ from vl3_jax import config_file
 from vl3_jax.checkpoint import load
 from vl3_jax.cli.main import main
 from vl3_jax.training.groups import flatten
-from vl3_jax.training.loop import NotFiniteError
-from vl3_jax.training.metric_writer import MetricWriter
+from vl3_jax.training.metrics import MetricWriter, NotFiniteError
 
 TINY = ("steps=4", "checkpoint.every=2", "log.every=2", "mesh.fsdp=8")
 

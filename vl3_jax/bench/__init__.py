@@ -19,6 +19,8 @@ SUBJECTS = {
     "processor": "images and videos to packed patches",
     "packer": "planning of packed rows",
     "pruning": "the frame pruner's mask",
+    "loader": "images and videos with questions to packed rows",
+    "conversion": "checkpoints in other layouts, against a plain copy",
 }
 ROUNDS = 5  # measurements of each side
 GROUPS = {"gpu": ("step", "decode")}

@@ -6,7 +6,8 @@ import numpy as np
 
 from vl3_jax.bench.settings import Settings
 from vl3_jax.bench.table import OURS, Row, Table
-from vl3_jax.bench.timing import in_turns
+from vl3_jax.bench.timing import measure_case, temporaries
+from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.dense import dense_attention
 from vl3_jax.kernels.dispatch import decode_attention
 from vl3_jax.kernels.segment_info import SegmentInfo
@@ -30,38 +31,33 @@ def measure(settings: Settings) -> Table:
 
 
 def _measure_case(settings: Settings, rows: int, slots: int, used: int) -> list[Row]:
-    operands = _operands(settings, rows, slots, used)
+    inputs = _operands(settings, rows, slots, used)
     sides = {
-        OURS: settings.compiled(_over_layers(decode_attention), *operands),
-        DENSE: settings.compiled(_over_layers(_dense), *operands),
+        OURS: settings.compiled(_over_layers(decode_attention), inputs),
+        DENSE: settings.compiled(_over_layers(_dense), inputs),
     }
-    seconds = in_turns(sides, settings.rounds)
     case = f"{rows} x {used:,} of {slots:,} slots"
-    return [
-        Row(case, side, seconds[side], rows, "tokens", None, {"temporaries MB": run.temporaries / 1e6})
-        for side, run in sides.items()
-    ]
+    return measure_case(case, sides, settings.rounds, rows, "tokens", figures=temporaries(sides))
 
 
-def _dense(q, keys, values, layer, q_info, kv_info, *, causal, scale):
-    k, v = (x[layer].astype(q.dtype) for x in (keys, values))
-    return dense_attention(q, k, v, q_info, kv_info, causal=causal, scale=scale)
+def _dense(inputs: AttentionInputs, layer):
+    return dense_attention(inputs.select_layer(layer))
 
 
 def _over_layers(attend):
     """Runs the attention of all layers one after another, as the decoder does."""
 
-    def run(q, keys, values, q_info, kv_info):
+    def run(inputs: AttentionInputs):
         def attend_layer(layer, q):
-            return attend(q, keys, values, layer, q_info, kv_info, causal=True, scale=q.shape[-1] ** -0.5)
+            return attend(inputs.replace(q=q), layer)
 
-        return jax.lax.fori_loop(0, keys.shape[0], attend_layer, q)
+        return jax.lax.fori_loop(0, inputs.k.shape[0], attend_layer, inputs.q)
 
     return run
 
 
-def _operands(settings: Settings, rows: int, slots: int, used: int) -> tuple:
-    """Generates queries, keys, values and segment infos; the query is the newest of `used` tokens in each row."""
+def _operands(settings: Settings, rows: int, slots: int, used: int) -> AttentionInputs:
+    """Generates the operands of attention; the query is the newest of `used` tokens in each row."""
     text = settings.config.text
     random_keys = jax.random.split(jax.random.key(0), 3)
     cache = (_LAYERS, rows, slots, text.num_kv_heads, text.head_dim)
@@ -69,4 +65,5 @@ def _operands(settings: Settings, rows: int, slots: int, used: int) -> tuple:
     arrays = [jax.random.normal(key, shape, settings.dtype) for key, shape in zip(random_keys, shapes, strict=True)]
     positions = np.broadcast_to(np.arange(slots, dtype=np.int32), (rows, slots))
     q_info = SegmentInfo(jnp.ones((rows, 1), jnp.int32), jnp.full((rows, 1), used - 1, jnp.int32))
-    return *arrays, q_info, SegmentInfo((positions < used).astype(np.int32), positions)
+    kv_info = SegmentInfo((positions < used).astype(np.int32), positions)
+    return AttentionInputs(*arrays, q_info, kv_info, causal=True, scale=text.head_dim**-0.5)

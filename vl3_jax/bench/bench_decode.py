@@ -1,16 +1,15 @@
 """Generation: prefill of a prompt with an image, and decoding, which is bound by memory bandwidth."""
 
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vl3_jax.bench import reference
 from vl3_jax.bench.inputs import ModelPair, model_pair, random_sample
 from vl3_jax.bench.settings import REDUCED_SIZES, Settings
-from vl3_jax.bench.table import OURS, Row, Table
+from vl3_jax.bench.table import OURS, REFERENCE, Row, Table
+from vl3_jax.bench.timing import results_in_turns, seconds_of
 from vl3_jax.inference.engine import Engine, Timings
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import decode, unembed
@@ -39,16 +38,9 @@ def _measure_batch(settings: Settings, pair: ModelPair, samples: list[Sample], p
     engine = Engine(pair.model, pair.params, stop_ids=())
     sides = {OURS: lambda: generate_ours(engine, samples, new)}
     if pair.reference is not None:
-        inputs = reference.model_inputs(samples)
-        inputs = {name: value.to(pair.reference.device) for name, value in inputs.items()}
-        sides[reference.SIDE] = lambda: generate_reference(pair.reference, inputs, new)
+        sides[REFERENCE] = pair.reference.generate(samples, new)
     uncached = _uncached_step(settings, pair, batch, prompt + new)
-    measured: dict[str, list[PhaseSeconds]] = {side: [] for side in (*sides, NO_CACHE)}
-    for index in range(settings.rounds + 1):
-        for side, run in (*sides.items(), (NO_CACHE, lambda: _timed(uncached))):
-            seconds = run()
-            if index:  # the first round warms up
-                measured[side].append(seconds)
+    measured = results_in_turns(sides | {NO_CACHE: lambda: (0.0, seconds_of(uncached))}, settings.rounds)
     prefill, decoding = (
         {side: statistics.median(seconds[phase] for seconds in rounds) for side, rounds in measured.items()}
         for phase in (0, 1)
@@ -56,13 +48,11 @@ def _measure_batch(settings: Settings, pair: ModelPair, samples: list[Sample], p
     case = f"{batch} x {prompt:,} tokens"
     rows = [Row(f"prefill of {case}", side, prefill[side], batch * prompt, "tokens") for side in sides]
     step_bytes = _step_bytes(pair, batch, prompt + new // 2)
-    for side in measured:
-        steps = new - 1 if side in sides else 1
-        figures = (
-            {"of the bandwidth": step_bytes * steps / decoding[side] / settings.bandwidth} if side in sides else {}
-        )
-        rows.append(Row(f"{new} tokens after {case}", side, decoding[side], batch * steps, "tokens", None, figures))
-    return rows
+    case = f"{new} tokens after {case}"
+    for side in sides:
+        figures = {"of the bandwidth": step_bytes * (new - 1) / decoding[side] / settings.bandwidth}
+        rows.append(Row(case, side, decoding[side], batch * (new - 1), "tokens", None, figures))
+    return [*rows, Row(case, NO_CACHE, decoding[NO_CACHE], batch, "tokens")]
 
 
 def generate_ours(engine: Engine, samples: list[Sample], new: int) -> PhaseSeconds:
@@ -70,28 +60,6 @@ def generate_ours(engine: Engine, samples: list[Sample], new: int) -> PhaseSecon
     timings = Timings()
     list(engine.generate(samples, SamplingConfig(new), timings))
     return timings.prefill, timings.decode
-
-
-class _TokenClock:
-    """A streamer for transformers' `generate` that records when each token arrives on the host, the prompt first."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, tokens) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-
-def generate_reference(model, inputs: dict, new: int) -> PhaseSeconds:
-    """Generates `new` tokens for each sample with transformers."""
-    clock = _TokenClock()
-    start = time.perf_counter()
-    model.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False, streamer=clock)
-    _, first, *others = clock.times
-    return first - start, others[-1] - first
 
 
 def _uncached_step(settings: Settings, pair: ModelPair, batch: int, length: int):
@@ -104,12 +72,6 @@ def _uncached_step(settings: Settings, pair: ModelPair, batch: int, length: int)
         return jnp.argmax(unembed(pair.model, params, hidden[:, -1]))
 
     return settings.compiled(next_token, pair.params)
-
-
-def _timed(run) -> PhaseSeconds:
-    start = time.perf_counter()
-    run()
-    return 0.0, time.perf_counter() - start
 
 
 def _step_bytes(pair: ModelPair, batch: int, length: int) -> float:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from vl3_jax.bench.settings import Settings
-from vl3_jax.bench.table import OURS, Row, Table
-from vl3_jax.bench.timing import in_turns
+from vl3_jax.bench.table import OURS, Table
+from vl3_jax.bench.timing import measure_case, temporaries
 from vl3_jax.kernels.einsum import einsum
 from vl3_jax.model import preset
 from vl3_jax.training.cross_entropy import token_losses
@@ -29,13 +29,9 @@ def measure(settings: Settings) -> Table:
         )
         for side, losses in ((OURS, chunked), (PLAIN, plain))
     }
-    seconds = in_turns(sides, settings.rounds)
     flops = 3 * 2 * tokens * text.hidden_size * text.vocab_size
     case = f"{tokens:,} tokens, {text.vocab_size:,} rows of {text.hidden_size:,}"
-    rows = [
-        Row(case, side, seconds[side], tokens, "tokens", flops, {"temporaries MB": run.temporaries / 1e6})
-        for side, run in sides.items()
-    ]
+    rows = measure_case(case, sides, settings.rounds, tokens, "tokens", flops, temporaries(sides))
     return Table("loss", f"cross-entropy, {settings.dtype}, forward and backward", rows)
 
 

@@ -6,13 +6,13 @@ Sample lengths are random, in the proportions of stage 4 (paper, table 4), and p
 
 import numpy as np
 
-from data_pipelines.lengths import MediaInfo, SampleLengths
 from data_pipelines.mixtures import data_settings, mixture
-from data_pipelines.packing import PackingPlan, epoch_order, packing_efficiency, plan_packing
-from data_pipelines.sample_sizes import SampleSizes, compute_sample_sizes
+from data_pipelines.packing.lengths import MediaInfo, SampleLengths
+from data_pipelines.packing.packing_plan import PackingPlan, epoch_order, packing_efficiency, plan_packing
+from data_pipelines.packing.sample_sizes import SampleSizes, compute_sample_sizes
 from vl3_jax.bench.settings import Settings
-from vl3_jax.bench.table import OURS, Row, Table
-from vl3_jax.bench.timing import in_turns
+from vl3_jax.bench.table import OURS, Table
+from vl3_jax.bench.timing import measure_case
 from vl3_jax.processing.packed_batch import BatchShape
 
 IN_ORDER, ONE_A_ROW = "in order", "a row each"
@@ -27,23 +27,19 @@ def measure(settings: Settings) -> Table:
     data = data_settings(mixture(image_merge=2))
     sample_sizes = compute_sample_sizes(random_lengths(count), data)
     order = epoch_order([sample_sizes.usable], [1.0], 0, 0)
-    plans = {}
     sides = {
-        OURS: lambda: plans.update({OURS: plan_packing(sample_sizes, order, data.shape, (0, 0))}),
-        IN_ORDER: lambda: plans.update({IN_ORDER: in_order(sample_sizes, order, data.shape)}),
-        ONE_A_ROW: lambda: plans.update({ONE_A_ROW: PackingPlan(np.arange(len(order) + 1), order)}),
+        OURS: lambda: plan_packing(sample_sizes, order, data.shape, (0, 0)),
+        IN_ORDER: lambda: in_order(sample_sizes, order, data.shape),
+        ONE_A_ROW: lambda: PackingPlan(np.arange(len(order) + 1), order),
     }
-    seconds = in_turns(sides, min(settings.rounds, 3), warm=False)
-    rows = []
-    for side, time in seconds.items():
-        efficiency = packing_efficiency(plans[side], sample_sizes, data.shape)
-        figures = {
-            "rows": len(plans[side]),
-            "fill": efficiency.max_fill,
-            "tokens": efficiency.tokens,
-            "patches": efficiency.patches,
-        }
-        rows.append(Row(f"{len(order):,} samples of stage 4", side, time, len(order), "samples", None, figures))
+
+    def figures(side: str, _: float) -> dict[str, float]:
+        plan = sides[side]()
+        fill = packing_efficiency(plan, sample_sizes, data.shape)
+        return {"rows": len(plan), "fill": fill.max_fill, "tokens": fill.tokens, "patches": fill.patches}
+
+    case, rounds = f"{len(order):,} samples of stage 4", min(settings.rounds, 3)
+    rows = measure_case(case, sides, rounds, len(order), "samples", figures=figures, warm=False)
     return Table("packer", "planning rows of 16,384 tokens and 40,960 patches, one thread", rows)
 
 

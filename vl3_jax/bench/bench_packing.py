@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from vl3_jax.bench.inputs import frames, segment_info
 from vl3_jax.bench.settings import Settings
-from vl3_jax.bench.table import OURS, Row, Table
-from vl3_jax.bench.timing import in_turns
+from vl3_jax.bench.table import OURS, SEPARATE_ROWS, Row, Table
+from vl3_jax.bench.timing import measure_case, temporaries
 from vl3_jax.kernels import blockwise
-from vl3_jax.kernels.blockwise import blockwise_attention
+from vl3_jax.kernels.backend import AttentionInputs, attend
 from vl3_jax.kernels.dense import dense_attention
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model import preset
@@ -26,9 +26,10 @@ from vl3_jax.model.vision import VisionTower
 from vl3_jax.training.flops import StepWork, step_flops
 
 NOTHING_SKIPPED, ONE_SAMPLE = "nothing skipped", "one sample"
-SEPARATE_ROWS, SEPARATE_ROWS_DENSE = "separate rows", "separate rows, dense"
+SEPARATE_ROWS_DENSE = "separate rows, dense"
 FORWARD, FORWARD_BACKWARD = "forward", "forward and backward"
 _MIN_ROUNDS = 9
+_BLOCKWISE = functools.partial(attend, blockwise.BLOCKWISE)
 
 
 def measure(settings: Settings) -> Table:
@@ -65,17 +66,17 @@ def _tower_attention(settings: Settings, count: int, patches: int) -> list[Row]:
     separate_operands = [x.reshape(count, patches, *x.shape[2:]) for x in operands]
     rows = []
     for case, run in _attention_functions():
-        blocked, dense = (functools.partial(run, backend, False) for backend in (blockwise_attention, dense_attention))
+        blocked, dense = (functools.partial(run, backend, False) for backend in (_BLOCKWISE, dense_attention))
         sides = {OURS: settings.compiled(blocked, packed, *operands)}
         with without_skipping():
-            untraced = functools.partial(run, blockwise_attention, False)  # JAX would reuse the trace of `blocked`
+            untraced = functools.partial(run, _BLOCKWISE, False)  # JAX would reuse the trace of `blocked`
             sides[NOTHING_SKIPPED] = settings.compiled(untraced, packed, *operands)
         sides |= {
             SEPARATE_ROWS: settings.compiled(blocked, separate, *separate_operands),
             SEPARATE_ROWS_DENSE: settings.compiled(dense, separate, *separate_operands),
         }
         flops = _work_factor(case) * 4 * count * patches**2 * heads * width
-        rows += _measure_case(settings, f"tower attention, {case}", sides, count, "frames", flops)
+        rows += _measure(settings, f"tower attention, {case}", sides, count, "frames", flops)
     return rows
 
 
@@ -86,7 +87,7 @@ def _decoder_attention(settings: Settings, samples: int, tokens: int) -> list[Ro
     separate_operands = [x.reshape(samples, tokens, *x.shape[2:]) for x in operands]
     rows = []
     for case, run in _attention_functions():
-        blocked = functools.partial(run, blockwise_attention, True)
+        blocked = functools.partial(run, _BLOCKWISE, True)
         sides = {
             OURS: settings.compiled(blocked, packed, *operands),
             ONE_SAMPLE: settings.compiled(blocked, segment_info([samples * tokens]), *operands),
@@ -94,9 +95,8 @@ def _decoder_attention(settings: Settings, samples: int, tokens: int) -> list[Ro
         }
         length = samples * tokens
         flops_per_key = _work_factor(case) * 2 * heads * width * length  # the mean number of keys is half of the span
-        flops, one_sample_flops = flops_per_key * (tokens + 1), flops_per_key * (length + 1)
-        by_side = {ONE_SAMPLE: one_sample_flops}
-        rows += _measure_case(settings, f"decoder attention, {case}", sides, length, "tokens", flops, by_side)
+        flops = {side: flops_per_key * (1 + (length if side == ONE_SAMPLE else tokens)) for side in sides}
+        rows += _measure(settings, f"decoder attention, {case}", sides, length, "tokens", flops)
     return rows
 
 
@@ -124,7 +124,7 @@ def _tower_layer(settings: Settings, count: int, patches: int) -> list[Row]:
                 sides[NOTHING_SKIPPED] = settings.compiled(untraced, params, *packed)
         sides[SEPARATE_ROWS] = settings.compiled(function, params, *separate)
         flops = step_flops(config, work, () if case == FORWARD else ("vision",))["total"]
-        rows += _measure_case(settings, f"tower layer, {case}", sides, count, "frames", flops)
+        rows += _measure(settings, f"tower layer, {case}", sides, count, "frames", flops)
     return rows
 
 
@@ -132,7 +132,7 @@ def _attention_functions() -> list[tuple[str, Callable]]:
     """Returns attention without and with its backward pass, by case."""
 
     def forward(backend, causal, info, q, k, v):
-        return backend(q, k, v, info, info, causal=causal, scale=q.shape[-1] ** -0.5)
+        return backend(AttentionInputs(q, k, v, info, info, causal=causal, scale=q.shape[-1] ** -0.5))
 
     def forward_backward(backend, causal, info, q, k, v):
         out, backward = jax.vjp(functools.partial(forward, backend, causal, info), q, k, v)
@@ -153,15 +153,7 @@ def _work_factor(case: str) -> int:
     return 1 if case == FORWARD else 3
 
 
-def _measure_case(
-    settings: Settings, case: str, sides: dict, amount: float, unit: str, flops: float, flops_by_side=None
-) -> list[Row]:
-    """Measures the sides of a case; `flops_by_side` overrides `flops` for sides that do more work."""
-    flops_by_side = flops_by_side or {}
+def _measure(settings: Settings, case: str, sides: dict, amount: float, unit: str, flops) -> list[Row]:
     rounds = 1 if settings.small else max(settings.rounds, _MIN_ROUNDS)
-    seconds = in_turns(sides, rounds, warm=False, slow=(NOTHING_SKIPPED, ONE_SAMPLE))
-    rows = []
-    for side, run in sides.items():
-        figures = {"temporaries MB": run.temporaries / 1e6}
-        rows.append(Row(case, side, seconds[side], amount, unit, flops_by_side.get(side, flops), figures))
-    return rows
+    slow = (NOTHING_SKIPPED, ONE_SAMPLE)
+    return measure_case(case, sides, rounds, amount, unit, flops, temporaries(sides), warm=False, slow=slow)

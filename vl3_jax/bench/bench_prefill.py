@@ -6,15 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vl3_jax.bench import reference
 from vl3_jax.bench.inputs import NUM_TEXT_IDS, ModelPair, model_pair, segment_info
 from vl3_jax.bench.settings import Settings
-from vl3_jax.bench.table import OURS, Row, Table
-from vl3_jax.bench.timing import in_turns
+from vl3_jax.bench.table import OURS, REFERENCE, SEPARATE_ROWS, Table
+from vl3_jax.bench.timing import measure_case
 from vl3_jax.model import decode
 from vl3_jax.training.flops import StepWork, step_flops
 
-SEPARATE_ROWS = "separate rows"
 _SAMPLES = 16
 
 
@@ -30,12 +28,10 @@ def measure(settings: Settings) -> Table:
         if samples > 1:
             sides[SEPARATE_ROWS] = _ours(settings, pair, token_ids, samples)
         if pair.reference is not None:
-            sides[reference.SIDE] = _reference(pair, token_ids)
+            sides[REFERENCE] = pair.reference.decoder(token_ids)
         work = StepWork(0, 0, 0, length, samples * tokens * (tokens + 1) // 2, 0)
         flops = step_flops(settings.config, work, ())["total"]
-        seconds = in_turns(sides, settings.rounds)
-        case = f"{samples} x {tokens:,} tokens"
-        rows += [Row(case, side, time, length, "tokens", flops) for side, time in seconds.items()]
+        rows += measure_case(f"{samples} x {tokens:,} tokens", sides, settings.rounds, length, "tokens", flops)
     return Table("prefill", f"decoder of {settings.model}, {settings.dtype}, forward", rows, pair.notes)
 
 
@@ -48,11 +44,3 @@ def _ours(settings: Settings, pair: ModelPair, token_ids: np.ndarray, rows: int)
 
 def _hidden(model, params: dict, tokens: jax.Array, *arrays: jax.Array) -> jax.Array:
     return decode(model, params, tokens, None, *arrays)[0]
-
-
-def _reference(pair: ModelPair, token_ids: np.ndarray):
-    import torch
-
-    model = pair.reference.model.language_model
-    ids = torch.tensor(token_ids).to(model.device)
-    return reference.synchronised(model, lambda: model(input_ids=ids, use_cache=False))

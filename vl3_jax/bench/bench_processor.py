@@ -8,7 +8,7 @@ import functools
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 import av
@@ -16,49 +16,79 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.synthetic.tokenizer import TOKENIZER
-from vl3_jax.bench import reference
+from vl3_jax.bench.inputs import GREY, build_reference
 from vl3_jax.bench.settings import Settings
-from vl3_jax.bench.table import OURS, Row, Table
-from vl3_jax.bench.timing import in_turns
+from vl3_jax.bench.table import OURS, REFERENCE, Row, Table
+from vl3_jax.bench.timing import measure_case, run_python
+from vl3_jax.errors import InputError
 from vl3_jax.processing.diff_pruning import keep_mask
-from vl3_jax.processing.patchify import patchify
-from vl3_jax.processing.processor import Processor, ProcessorOutput
+from vl3_jax.processing.patchify import normalise, patchify
+from vl3_jax.processing.processor import Processor
 from vl3_jax.processing.processor_config import ProcessorConfig
-from vl3_jax.processing.resize import MAX_TOKENS, MIN_TOKENS, PATCH, ResizeItem, target_sizes
+from vl3_jax.processing.resize import PATCH, ResizeItem, target_sizes
 from vl3_jax.processing.tokenizer import Tokenizer
 
-PLAIN = "plain loop"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_FPS, _MAX_FRAMES, _MIN_FRAMES = 1, 180, 4
-_VIDEO_FPS = 10  # frame rate of the synthetic video
+PLAIN, OFFICIAL = "plain loop", "official preprocessing"
+CONFIG = ProcessorConfig(preprocess="native")
+MEMORY_LIMIT = 600e6  # target for an hour of video, in bytes above that of one image
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_FAST_H264 = {"preset": "veryfast", "crf": "28", "g": "250"}
+# Processes a file in a process of its own, to measure its memory.
+_PROCESS = (
+    "import sys; from vl3_jax.bench import bench_processor as b; b.count_frames(b.processor('official'), sys.argv[1])"
+)
 
 
 def measure(settings: Settings) -> Table:
-    """Measures a synthetic video and a synthetic image."""
-    size = settings.pick((96, 64), (640, 360), (640, 360))
-    seconds = settings.pick(4, 60, 60)
-    processor = Processor(Tokenizer.from_folder(TOKENIZER), ProcessorConfig(preprocess="native"))
-    theirs, missing = reference_processing()
+    """Measures a synthetic video and a synthetic image, or given files."""
+    theirs, notes = build_reference(lambda module: module.media_processing(CONFIG))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        video, image = pathlib.Path(folder) / "synthetic.mp4", pathlib.Path(folder) / "synthetic.png"
-        write_video(video, size, seconds)
-        Image.fromarray(synthetic_frame(0, size)).save(image)
-        cases = (
-            (f"video of {seconds} s, {size[0]} x {size[1]}", video),
-            (f"image of {size[0]} x {size[1]}", image),
-        )
-        for case, path in cases:
+        for case, path in media_files(settings, pathlib.Path(folder)).items():
             sides = {
-                OURS: functools.partial(count_frames, processor, path),
+                OURS: functools.partial(count_frames, processor("native"), path),
                 PLAIN: functools.partial(plain_processing, path),
             }
+            if settings.media:
+                sides[OFFICIAL] = functools.partial(count_frames, processor("official"), path)
             if theirs is not None:
-                sides[reference.SIDE] = functools.partial(theirs, path)
-            frames = {side: run() for side, run in sides.items()}
-            times = in_turns(sides, settings.rounds, warm=False)
-            rows += [Row(case, side, time, frames[side], "frames") for side, time in times.items()]
-    return Table("processor", "media to patches and pruning mask", rows, (missing,) if missing else ())
+                sides[REFERENCE] = lambda path=path: theirs(path, is_video(path))[0]
+            frames, failures = first_results(case, sides)
+            notes += failures
+            if OURS in frames:
+                sides = {side: sides[side] for side in frames}
+                rows += measure_case(case, sides, settings.rounds, frames, "frames", warm=False)
+        if settings.long:
+            rows.append(_hour(settings, pathlib.Path(folder)))
+    return Table("processor", "media to patches and pruning mask", rows, notes)
+
+
+def media_files(settings: Settings, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Returns the media of the settings, or a synthetic video and image that are written to `folder`, by case."""
+    if settings.media:
+        return {path.name: path for path in settings.media}
+    size, seconds = settings.pick((96, 64), (640, 360), (640, 360)), settings.pick(4, 60, 60)
+    video, image = folder / "synthetic.mp4", folder / "synthetic.png"
+    write_video(video, size, seconds)
+    Image.fromarray(synthetic_frame(0, size)).save(image)
+    return {f"video of {seconds} s, {size[0]} x {size[1]}": video, f"image of {size[0]} x {size[1]}": image}
+
+
+def first_results(case: str, sides: Mapping[str, Callable[[], int]]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Runs each side once.
+
+    Returns:
+      The results of the sides that can read the media, and notes on the others.
+    """
+    results, notes = {}, ()
+    for side, run in sides.items():
+        try:
+            results[side] = run()
+        except Exception as error:
+            if side not in (PLAIN, REFERENCE) and not isinstance(error, InputError):
+                raise
+            notes += (f"{side} cannot read {case}: {' '.join(str(error).split())[:120]}",)
+    return results, notes
 
 
 def synthetic_frame(index: int, size: tuple[int, int]) -> np.ndarray:
@@ -78,76 +108,79 @@ def synthetic_frame(index: int, size: tuple[int, int]) -> np.ndarray:
     return frame.astype(np.uint8)
 
 
-def write_video(path: pathlib.Path, size: tuple[int, int], seconds: int) -> None:
-    """Encodes a video of synthetic frames; `size` is (width, height)."""
+def write_video(
+    path: pathlib.Path, size: tuple[int, int], seconds: int, rate: int = 10, codec: str = "mpeg4", options: Mapping = {}
+) -> None:
+    """Encodes a video of synthetic frames; `size` is (width, height), `options` are those of the codec."""
     with av.open(os.fspath(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=_VIDEO_FPS)
+        stream = container.add_stream(codec, rate=rate, options=dict(options))
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        for index in range(seconds * _VIDEO_FPS):
+        for index in range(seconds * rate):
             frame = av.VideoFrame.from_ndarray(synthetic_frame(index, size))
-            frame.pts, frame.time_base = index, Fraction(1, _VIDEO_FPS)
+            frame.pts, frame.time_base = index, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
-def process(processor: Processor, path: pathlib.Path) -> ProcessorOutput:
-    """Processes an image or a video with a question."""
-    kind = "image" if path.suffix in IMAGE_SUFFIXES else "video"
-    return processor([{"role": "user", "content": [{"type": kind, kind: str(path)}, "What happens?"]}])
+def repeat_video(once: pathlib.Path, path: pathlib.Path, seconds: int, repeats: int) -> None:
+    """Writes a video in which the packets of a video of `seconds` are repeated."""
+    with av.open(os.fspath(path), "w") as target:
+        stream = None
+        for repeat in range(repeats):
+            with av.open(os.fspath(once)) as source:
+                original = source.streams.video[0]
+                stream = stream or target.add_stream_from_template(original)
+                shift = int(repeat * seconds / original.time_base)
+                for packet in source.demux(original):
+                    if packet.size:  # the last one only flushes the decoder
+                        packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, stream
+                        target.mux(packet)
 
 
-def count_frames(processor: Processor, path: pathlib.Path) -> int:
+def _hour(settings: Settings, folder: pathlib.Path) -> Row:
+    """Measures the time and the memory of the processing of an hour of video, in addition to those of an image."""
+    size, seconds, repeats = settings.pick((96, 64), (1280, 720), (1280, 720)), 20, settings.pick(3, 180, 180)
+    image, once, hour = folder / "image.png", folder / "once.mp4", folder / "hour.mp4"
+    Image.fromarray(synthetic_frame(0, size)).save(image)
+    write_video(once, size, seconds, 25, "libx264", _FAST_H264)
+    repeat_video(once, hour, seconds, repeats)
+    idle, busy = (run_python("-c", _PROCESS, os.fspath(path)) for path in (image, hour))
+    figures = {"peak MB": (busy.peak_bytes - idle.peak_bytes) / 1e6, "target MB": MEMORY_LIMIT / 1e6}
+    frames = count_frames(processor("official"), hour)
+    case = f"video of {seconds * repeats:,} s, {size[0]} x {size[1]}"
+    return Row(case, OURS, max(busy.seconds - idle.seconds, 1e-3), frames, "frames", None, figures)
+
+
+@functools.cache
+def processor(preprocess: str) -> Processor:
+    """Returns a processor in one of the modes of preprocessing."""
+    return Processor(Tokenizer.from_folder(TOKENIZER), ProcessorConfig(preprocess=preprocess))
+
+
+def is_video(path: pathlib.Path) -> bool:
+    """Whether a file is a video, by its ending."""
+    return path.suffix.lower() not in _IMAGE_SUFFIXES
+
+
+def count_frames(processor: Processor, path: str | os.PathLike) -> int:
     """Processes an image or a video with a question and returns the number of frames that the model receives."""
-    return process(processor, path).sample.visuals[0].grid[0]
+    kind = "video" if is_video(pathlib.Path(path)) else "image"
+    processed = processor([{"role": "user", "content": [{"type": kind, kind: os.fspath(path)}, "What happens?"]}])
+    return processed.sample.visuals[0].grid[0]
 
 
 def plain_processing(path: pathlib.Path) -> int:
     """Processes an image or a video frame by frame and returns the number of frames."""
-    if path.suffix in IMAGE_SUFFIXES:
-        frames, merge = [np.asarray(Image.open(path).convert("RGB"))], 1
+    if not is_video(path):
+        frames, merge = [np.asarray(Image.open(path).convert("RGB"))], CONFIG.image_merge
     else:
         with av.open(os.fspath(path)) as container:
             decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
             rate = float(container.streams.video[0].average_rate)
-        frames, merge = decoded[:: round(rate / _FPS)][:_MAX_FRAMES], 2
+        frames, merge = decoded[:: round(rate / CONFIG.fps)][: CONFIG.max_frames], CONFIG.video_merge
     item = ResizeItem(*frames[0].shape[:2], merge, len(frames))
-    ((height, width),) = target_sizes([item], "native", MIN_TOKENS, MAX_TOKENS)
+    ((height, width),) = target_sizes([item], CONFIG.preprocess, CONFIG.min_tokens, CONFIG.max_tokens)
     resized = [Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in frames]
     patches = [patchify(np.asarray(frame)[None], merge) for frame in resized]
-    keep_mask(reference.normalise(np.stack(patches)).reshape(len(frames), -1, merge**2 * 3 * PATCH**2))
+    keep_mask(normalise(np.stack(patches), GREY, GREY).reshape(len(frames), -1, merge**2 * 3 * PATCH**2))
     return len(frames)
-
-
-def reference_processing() -> tuple[Callable[[pathlib.Path], int] | None, str | None]:
-    """Builds transformers' processing of one file.
-
-    Returns:
-      A function that processes a file and returns the number of frames, and None; or None and why it is missing.
-    """
-    if missing := reference.why_missing():
-        return None, missing
-    try:
-        from transformers.models.video_llama_3.image_processing_video_llama_3 import VideoLlama3ImageProcessor
-        from transformers.models.video_llama_3.video_processing_video_llama_3 import VideoLlama3VideoProcessor
-        from transformers.video_utils import load_video
-    except ImportError as error:
-        return None, f"without {reference.SIDE}: {' '.join(str(error).split())[:120]}"
-    normalisation = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    image_processor = VideoLlama3ImageProcessor(size=_budget(PATCH), **normalisation)
-    limits = {"max_frames": _MAX_FRAMES, "min_frames": _MIN_FRAMES, "use_token_compression": True}
-    video_processor = VideoLlama3VideoProcessor(size=_budget(2 * PATCH), **limits, **normalisation)
-
-    def run(path: pathlib.Path) -> int:
-        if path.suffix in IMAGE_SUFFIXES:
-            return len(image_processor(Image.open(path).convert("RGB"), return_tensors="pt")["image_grid_thw"])
-        sample_indices = functools.partial(video_processor.sample_frames, fps=_FPS)
-        frames, metadata = load_video(str(path), backend="pyav", sample_indices_fn=sample_indices)
-        result = video_processor([frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
-        return int(result["video_grid_thw"][0, 0])
-
-    return run, None
-
-
-def _budget(factor: int) -> dict[str, int]:
-    """Returns the limits on the pixels of an image, or of all frames of a video."""
-    return {"shortest_edge": MIN_TOKENS * factor**2, "longest_edge": MAX_TOKENS * factor**2}

@@ -1,15 +1,17 @@
 """The frame pruner's mask over a video: one array operation, against loops over frames and blocks."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
-from vl3_jax.bench import reference
+from vl3_jax.bench.inputs import GREY, build_reference
 from vl3_jax.bench.settings import Settings
-from vl3_jax.bench.table import OURS, Row, Table
-from vl3_jax.bench.timing import in_turns
+from vl3_jax.bench.table import OURS, REFERENCE, Table
+from vl3_jax.bench.timing import measure_case
 from vl3_jax.processing.diff_pruning import DEFAULT_MIN_TOKENS, DEFAULT_THRESHOLD, keep_mask
 from vl3_jax.processing.packed_batch import PATCH_DIM
-from vl3_jax.processing.patchify import pruning_mask
+from vl3_jax.processing.patchify import normalise, pruning_mask
 
 ON_DEVICE, FROM_BYTES, LOOP = "compiled by JAX", "from uint8 patches", "loop"
 _MERGE, _UNCHANGED = 2, 0.5
@@ -23,22 +25,21 @@ def measure(settings: Settings) -> Table:
     for frame in range(1, frames):
         unchanged = rng.random(blocks) < _UNCHANGED
         patches[frame, unchanged] = patches[frame - 1, unchanged]
-    pixels = reference.normalise(patches)
-    flat, grey = patches.reshape(-1, PATCH_DIM), np.full(3, 0.5)
+    flat = patches.reshape(-1, PATCH_DIM)
+    pixels = normalise(flat, GREY, GREY).reshape(patches.shape)
     sides = {
         OURS: lambda: keep_mask(pixels),
-        FROM_BYTES: lambda: pruning_mask(flat, frames, _MERGE, DEFAULT_THRESHOLD, DEFAULT_MIN_TOKENS, grey, grey),
+        FROM_BYTES: lambda: pruning_mask(flat, frames, _MERGE, DEFAULT_THRESHOLD, DEFAULT_MIN_TOKENS, GREY, GREY),
         ON_DEVICE: settings.compiled(keep_mask, jnp.asarray(pixels)),
         LOOP: lambda: looped_keep_mask(pixels),
     }
-    missing = reference.why_missing()
-    if not missing:
-        sides[reference.SIDE] = _reference(pixels)
+    theirs, notes = build_reference(lambda module: functools.partial(module.compression_mask, pixels, _MERGE))
+    if theirs is not None:
+        sides[REFERENCE] = theirs
     kept = {side: int(np.sum(np.asarray(run()))) for side, run in sides.items()}
-    seconds = in_turns(sides, settings.rounds)
     case = f"{frames} frames of {blocks} blocks"
-    rows = [Row(case, side, time, frames, "frames", None, {"kept": kept[side]}) for side, time in seconds.items()]
-    return Table("pruning", "which vision tokens of a video are kept", rows, (missing,) if missing else ())
+    rows = measure_case(case, sides, settings.rounds, frames, "frames", figures=lambda side, _: {"kept": kept[side]})
+    return Table("pruning", "which vision tokens of a video are kept", rows, notes)
 
 
 def looped_keep_mask(pixels: np.ndarray) -> np.ndarray:
@@ -52,13 +53,3 @@ def looped_keep_mask(pixels: np.ndarray) -> np.ndarray:
         if keep[frame].sum() < DEFAULT_MIN_TOKENS:
             keep[frame, :DEFAULT_MIN_TOKENS] = True
     return keep
-
-
-def _reference(pixels: np.ndarray):
-    import torch
-    from transformers.models.video_llama_3.video_processing_video_llama_3 import VideoLlama3VideoProcessor
-
-    frames, blocks, _ = pixels.shape
-    flat, merge = torch.tensor(pixels.reshape(-1, PATCH_DIM)), torch.tensor([_MERGE])
-    grid = torch.tensor([[frames, _MERGE * blocks, _MERGE]])
-    return lambda: VideoLlama3VideoProcessor._get_compression_mask(None, flat, grid, merge).numpy()

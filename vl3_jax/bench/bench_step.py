@@ -8,16 +8,14 @@ import functools
 import jax
 import numpy as np
 
-from vl3_jax.bench import reference
-from vl3_jax.bench.inputs import ModelPair, model_pair, random_sample
+from vl3_jax.bench.inputs import model_pair, random_sample
 from vl3_jax.bench.settings import REDUCED_SIZES, Settings
-from vl3_jax.bench.table import OURS, Row, Table
-from vl3_jax.bench.timing import in_turns
+from vl3_jax.bench.table import OURS, REFERENCE, SEPARATE_ROWS, Table
+from vl3_jax.bench.timing import measure_case
 from vl3_jax.processing.packed_batch import BatchShape, Sample, pack
 from vl3_jax.training.flops import count_work, step_flops
 from vl3_jax.training.step import batch_loss
 
-SEPARATE_ROWS = "separate rows"
 _SAMPLES = 16
 
 
@@ -36,12 +34,10 @@ def measure(settings: Settings) -> Table:
         SEPARATE_ROWS: settings.compiled(run, pair.params, separate),
     }
     if pair.reference is not None:
-        sides[reference.SIDE] = _reference(pair, samples, recompute=settings.accelerator)
-    seconds = in_turns(sides, settings.rounds)
+        sides[REFERENCE] = pair.reference.step(samples, recompute=settings.accelerator)
     flops = step_flops(settings.config, count_work(packed))["total"]
     case = f"{_SAMPLES} x {tokens:,} tokens, half vision tokens"
-    length = _SAMPLES * tokens
-    rows = [Row(case, side, time, length, "tokens", flops) for side, time in seconds.items()]
+    rows = measure_case(case, sides, settings.rounds, _SAMPLES * tokens, "tokens", flops)
     notes = () if settings.accelerator else (REDUCED_SIZES,)
     return Table("step", f"{settings.model}, {settings.dtype}, forward and backward", rows, notes + pair.notes)
 
@@ -57,28 +53,3 @@ def mean_loss(model, params: dict, batch: dict) -> jax.Array:
     """Returns the weighted mean loss of a packed batch."""
     sums = batch_loss(model, params, batch)
     return sums.loss / sums.weight
-
-
-def reference_batch(model, samples: list[Sample]) -> dict:
-    """Returns the inputs and labels of transformers' model; vision tokens are not supervised."""
-    inputs = reference.model_inputs(samples)
-    ids = inputs["input_ids"]
-    inputs["labels"] = ids.masked_fill(ids == reference.IMAGE_ID, -100)
-    return {name: value.to(model.device) for name, value in inputs.items()}
-
-
-def _reference(pair: ModelPair, samples: list[Sample], recompute: bool):
-    model = pair.reference
-    inputs = reference_batch(model, samples)
-
-    def run() -> None:
-        model.train()
-        if recompute:
-            model.gradient_checkpointing_enable()
-        model.zero_grad(set_to_none=True)
-        model(**inputs, use_cache=False).loss.backward()
-        model.zero_grad(set_to_none=True)
-        model.eval()
-        reference.synchronise(model)
-
-    return run

@@ -6,15 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vl3_jax.bench import reference
-from vl3_jax.bench.inputs import ModelPair, frame_grid, frames, model_pair
+from vl3_jax.bench.inputs import frame_grid, frames, model_pair
 from vl3_jax.bench.settings import Settings
-from vl3_jax.bench.table import OURS, Row, Table
-from vl3_jax.bench.timing import in_turns
+from vl3_jax.bench.table import OURS, REFERENCE, SEPARATE_ROWS, Table
+from vl3_jax.bench.timing import measure_case
 from vl3_jax.model.vision import VisionTower
 from vl3_jax.training.flops import StepWork, step_flops
-
-SEPARATE_ROWS = "separate rows"
 
 
 def measure(settings: Settings) -> Table:
@@ -33,14 +30,12 @@ def measure(settings: Settings) -> Table:
                 SEPARATE_ROWS: settings.compiled(encode, params, *frames(count, patches, count)),
             }
             if pair.reference is not None:
-                sides[reference.SIDE] = _reference(pair, count, patches)
+                pixels = np.asarray(frames(count, patches)[0]).reshape(count * patches, -1)
+                sides[REFERENCE] = pair.reference.tower(pixels, (count, *frame_grid(patches)))
             flops = step_flops(settings.config, StepWork(row_patches, count * patches**2, 0, 0, 0, 0), ())["vision"]
-            seconds = in_turns(sides, settings.rounds)
             case = f"{row_patches:,} patches in frames of {patches:,}"
-            rows += [
-                Row(case, side, time, count, "frames", flops, {"ms a frame": 1e3 * time / count})
-                for side, time in seconds.items()
-            ]
+            figures = functools.partial(_time_of_a_frame, count)
+            rows += measure_case(case, sides, settings.rounds, count, "frames", flops, figures)
     return Table("tower", f"vision tower of {settings.model}, {settings.dtype}, forward", rows, pair.notes)
 
 
@@ -48,14 +43,5 @@ def _encode(tower: VisionTower, params: dict, *arrays: jax.Array) -> jax.Array:
     return tower.apply({"params": params}, *arrays)
 
 
-def _reference(pair: ModelPair, count: int, patches: int):
-    import torch
-
-    model = pair.reference.model.vision_model
-    pixels = reference.normalise(np.asarray(frames(count, patches)[0]).reshape(count * patches, -1))
-    inputs = {
-        "pixel_values": torch.tensor(pixels).to(model.device, model.dtype),
-        "grid_thw": torch.tensor([[count, *frame_grid(patches)]]).to(model.device),
-        "merge_sizes": torch.tensor([1]).to(model.device),
-    }
-    return reference.synchronised(model, lambda: model(**inputs))
+def _time_of_a_frame(count: int, side: str, seconds: float) -> dict[str, float]:
+    return {"ms a frame": 1e3 * seconds / count}

@@ -1,19 +1,51 @@
 """Random inputs of the benchmarks: packed rows, samples, and models with random weights."""
 
 import functools
+import importlib.util
+import pathlib
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vl3_jax.bench import reference
 from vl3_jax.bench.settings import Settings
+from vl3_jax.bench.table import REFERENCE
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model import VideoLLaMA3, init_params
 from vl3_jax.processing.packed_batch import PATCH_DIM, Sample, Visual, block_coordinates
 
 NUM_TEXT_IDS = 480  # ids below are ordinary text in the smallest vocabulary
+GREY = (0.5, 0.5, 0.5)  # mean and standard deviation of each channel
+# Where a checkout has transformers' side; it belongs to the tests and is not installed.
+_REFERENCE_FILE = pathlib.Path(__file__).parents[2] / "tests" / "support" / "reference.py"
+
+
+def build_reference(build: Callable[[ModuleType], Any]) -> tuple[Any | None, tuple[str, ...]]:
+    """Builds a side that runs transformers.
+
+    Args:
+      build: Builds it from the reference module of the tests.
+
+    Returns:
+      What `build` returns and no notes; or None and a note that says why there is no such side.
+    """
+    try:
+        return build(_reference_module()), ()
+    except Exception as error:  # incompatible versions of torch and torchvision raise exceptions of any type
+        return None, (f"without {REFERENCE}: {' '.join(str(error).split())[:120]}",)
+
+
+@functools.cache
+def _reference_module() -> ModuleType:
+    if not _REFERENCE_FILE.exists():
+        raise ImportError("the comparison is part of the tests; run the command in a checkout of the project")
+    spec = importlib.util.spec_from_file_location("vl3_jax_reference", _REFERENCE_FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class ModelPair(NamedTuple):
@@ -22,7 +54,8 @@ class ModelPair(NamedTuple):
     Attributes:
       model: Our model.
       params: Its parameters.
-      reference: Transformers' model with the same weights; None if it is not installed.
+      reference: The sides that run transformers' model with the same weights (`ReferenceSides` of
+        tests/support/reference.py); None if it is not there.
       notes: Why there is no reference, if there is none.
     """
 
@@ -36,13 +69,12 @@ class ModelPair(NamedTuple):
 def model_pair(settings: Settings) -> ModelPair:
     """Initialises the models of the settings, in their type; cached."""
     model = VideoLLaMA3(settings.config, jnp.dtype(settings.dtype), jnp.dtype(settings.dtype))
-    missing = reference.why_missing()
-    if missing:
+    theirs, notes = build_reference(lambda module: module.ReferenceSides(settings.config, settings.dtype))
+    if theirs is None:
         params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
-        return ModelPair(model, params, None, (missing,))
-    theirs = reference.reference_model(settings.config, settings.dtype)
-    params = reference.native_params(reference.tensors(theirs), settings.config)
-    return ModelPair(model, jax.tree.map(lambda leaf: jnp.asarray(leaf, settings.dtype), params), theirs, ())
+    else:
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, settings.dtype), theirs.params())
+    return ModelPair(model, params, theirs, notes)
 
 
 def segment_info(lengths: list[int], rows: int = 1) -> SegmentInfo:

@@ -1,15 +1,21 @@
-"""Settings that all subjects of a benchmark run share."""
+"""Settings that all subjects of a benchmark run share, and the machine that it runs on."""
 
 import dataclasses
+import os
+import pathlib
+import platform
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from vl3_jax.bench import ROUNDS
 from vl3_jax.bench.timing import compiled, copy_bandwidth, matmul_peak
 from vl3_jax.model.config import ModelConfig, preset
+from vl3_jax.versions import version
 
 REDUCED_SIZES = "reduced sizes: no accelerator was found"  # a note of tables
+_PACKAGES = ("vl3_jax", "jax", "jaxlib", "libtpu", "flax", "numpy", "torch", "transformers", "av", "pillow")
 _NO_OPTIMISATION = {"xla_backend_optimization_level": 0}
 
 
@@ -25,6 +31,8 @@ class Settings:
       accelerator: Whether the device is not a CPU.
       peak: Measured FLOP/s of a large matrix product in `dtype`.
       bandwidth: Measured bytes/s of a copy, read and written.
+      media: Images and videos to use instead of synthetic ones.
+      long: Whether to measure also what takes minutes.
     """
 
     model: str
@@ -34,6 +42,8 @@ class Settings:
     accelerator: bool
     peak: float
     bandwidth: float
+    media: tuple[pathlib.Path, ...] = ()
+    long: bool = False
 
     @property
     def config(self) -> ModelConfig:
@@ -49,13 +59,14 @@ class Settings:
         return small if self.small else accelerator if self.accelerator else cpu
 
 
-def make_settings(model: str | None, small: bool, rounds: int | None) -> Settings:
+def make_settings(model: str | None, small: bool, rounds: int | None, **others: Any) -> Settings:
     """Makes the settings for this machine and measures its peak rates.
 
     Args:
       model: A preset; None selects "tiny" for a small run, "mid" on a CPU, "2b" elsewhere.
       small: Whether to use tiny sizes.
       rounds: Number of measurements; None selects `ROUNDS`, or 1 for a small run.
+      **others: `media` and `long`.
     """
     accelerator = jax.default_backend() != "cpu"
     dtype = "bfloat16" if accelerator else "float32"
@@ -67,4 +78,27 @@ def make_settings(model: str | None, small: bool, rounds: int | None) -> Setting
         accelerator=accelerator,
         peak=matmul_peak(256 if small else 8192 if accelerator else 2048, dtype),
         bandwidth=copy_bandwidth(2**20 if small else 2**32 if accelerator else 2**28),
+        **others,
     )
+
+
+def machine() -> dict[str, Any]:
+    """Returns device, processor and the versions of the packages whose speed is measured."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: installed for name in _PACKAGES if (installed := version(name))},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,15 +1,24 @@
-"""Tables of measured times, rendered as text and as JSON."""
+"""Tables of measured times, rendered as text, as JSON and as bar charts."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-OURS = "vl3_jax"
+from vl3_jax.errors import InputError
+from vl3_jax.text_table import text_table
+
+# Sides that several subjects have.
+OURS, SEPARATE_ROWS, REFERENCE = "vl3_jax", "separate rows", "transformers"
+_COLOURS = ("#c8553d", "#8d99ae", "#588b8b", "#f2b134", "#5c4d7d", "#a3b18a")
 
 
-def short(value: float) -> str:
-    """Formats a number with three significant digits, such as "12,300" or "0.0456"."""
-    return f"{float(f'{value:.3g}'):,.12g}"
+def check_charts() -> None:
+    """Raises an `InputError` if matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InputError("charts need matplotlib: pip install 'vl3_jax[bench]'") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +43,15 @@ class Row:
     flops: float | None = None
     figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+    @property
+    def rate(self) -> float:
+        """Work per second."""
+        return self.amount / self.seconds
+
+    def share_of_peak(self, peak: float) -> float | None:
+        """Returns the useful FLOP/s relative to `peak`; None if arithmetic is not counted."""
+        return self.flops / self.seconds / peak if self.flops else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -57,44 +75,73 @@ class Table:
             "name": self.name,
             "title": self.title,
             "notes": list(self.notes),
-            "rows": [_row_as_json(row, self.ratio(row), peak) for row in self.rows],
+            "rows": [
+                {
+                    "case": row.case,
+                    "side": row.side,
+                    "seconds": row.seconds,
+                    "rate": row.rate,
+                    "unit": f"{row.unit}/s",
+                    "times_ours": self.ratio(row),
+                    "flops": row.flops,
+                    "share_of_peak": row.share_of_peak(peak),
+                    "figures": dict(row.figures),
+                }
+                for row in self.rows
+            ],
         }
 
     def ratio(self, row: Row) -> float:
         """Returns the time that a side takes for the same amount of work, in multiples of ours."""
         ours = next(other for other in self.rows if other.case == row.case and other.side == OURS)
-        return (row.seconds / row.amount) / (ours.seconds / ours.amount)
+        return ours.rate / row.rate
 
     def rendered(self, peak: float) -> str:
         """Returns the table as text; `peak` is the FLOP/s of the machine."""
-        header = ["case", "side", "ms", "rate", "x ours", "of peak", ""]
-        lines = [header, *(self._cells(row, peak) for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = ["", f"{self.name}: {self.title}"]
-        for index, line in enumerate(lines):
-            if index and line[0] == lines[index - 1][0]:
-                line = ["", *line[1:]]
-            left = [cell.ljust(width) for cell, width in zip(line[:2], widths, strict=False)]
-            right = [cell.rjust(width) for cell, width in zip(line[2:6], widths[2:], strict=False)]
-            text.append("  ".join(["", *left, *right, line[6]]).rstrip())
-        return "\n".join([*text, *(f"  {note}" for note in self.notes)])
+        lines = [["case", "side", "ms", "rate", "x ours", "of peak", ""]]
+        for index, row in enumerate(self.rows):
+            repeated = index > 0 and row.case == self.rows[index - 1].case
+            share = row.share_of_peak(peak)
+            lines.append(
+                [
+                    "" if repeated else row.case,
+                    row.side,
+                    _short(row.seconds * 1e3),
+                    _rate(row),
+                    f"{self.ratio(row):.2f}",
+                    "" if share is None else f"{share:.0%}",
+                    ", ".join(f"{name} {_short(value)}" for name, value in row.figures.items()),
+                ]
+            )
+        indented = (f"  {line}" for line in (*text_table(lines, "<<>>>><"), *self.notes))
+        return "\n".join(["", f"{self.name}: {self.title}", *indented])
 
-    def _cells(self, row: Row, peak: float) -> list[str]:
-        of_peak = f"{row.flops / row.seconds / peak:.0%}" if row.flops else ""
-        figures = ", ".join(f"{name} {short(value)}" for name, value in row.figures.items())
-        rate = f"{short(row.amount / row.seconds)} {row.unit}/s"
-        return [row.case, row.side, short(row.seconds * 1e3), rate, f"{self.ratio(row):.2f}", of_peak, figures]
+    def write_chart(self, path: pathlib.Path) -> None:
+        """Plots the table into a PNG file: bars are rates relative to ours, labelled with absolute rates."""
+        from matplotlib.figure import Figure
+
+        sides = list(dict.fromkeys(row.side for row in self.rows))
+        figure = Figure(figsize=(9, 1.2 + 0.32 * len(self.rows)), layout="constrained")
+        axes = figure.subplots()
+        labels = []
+        for index, row in enumerate(self.rows):
+            relative = 1 / self.ratio(row)
+            axes.barh(index, relative, color=_COLOURS[sides.index(row.side) % len(_COLOURS)])
+            axes.text(relative, index, f" {_rate(row)}", va="center", fontsize=8)
+            labels.append(f"{row.case}: {row.side}" if row.side == OURS else row.side)
+        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"rate relative to {OURS}")
+        axes.margins(x=0.25)
+        axes.set_title(f"{self.name}: {self.title}", fontsize=10, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, dpi=120)
 
 
-def _row_as_json(row: Row, ratio: float, peak: float) -> dict[str, Any]:
-    return {
-        "case": row.case,
-        "side": row.side,
-        "seconds": row.seconds,
-        "rate": row.amount / row.seconds,
-        "unit": f"{row.unit}/s",
-        "times_ours": ratio,
-        "flops": row.flops,
-        "share_of_peak": row.flops / row.seconds / peak if row.flops else None,
-        "figures": dict(row.figures),
-    }
+def _short(value: float) -> str:
+    """Formats a number with three significant digits, such as "12,300" or "0.0456"."""
+    return f"{float(f'{value:.3g}'):,.12g}"
+
+
+def _rate(row: Row) -> str:
+    return f"{_short(row.rate)} {row.unit}/s"

@@ -1,32 +1,41 @@
 """Reads and writes checkpoints as Orbax folders and as Hugging Face folders of every supported layout.
 
-Tensors are streamed. Importing this package runs no device code and needs neither torch nor transformers.
+Tensors are streamed. Importing this package runs no device code and needs neither torch nor transformers. A module
+imports modules of its own layer and of those above it:
+
+  bytes     `tensors`          named tensors, safetensors files, fast copies
+            `torch_pickle`     PyTorch files, read without running their code
+  meaning   `names`            tensors of a layout and the leaves they fill: a table
+            `hf_config`        config.json and `ModelConfig`
+            `sidecar_files`    the small files beside the weights, and how their keys map: a table
+            `tokenizer_files`  special tokens and chat templates
+            `sources`          a checkpoint of any kind as leaves of the parameter tree
+            `orbax_tree`       Orbax folders as such a source, read with TensorStore
+            `peft`             adapters, merged while they are read, and written
+  actions   `hub`              download from the Hugging Face Hub
+            `hf_source`        open a Hugging Face folder, URL or Hub id
+            `load`             open a checkpoint of any kind, and load it onto devices
+            `init_source`      combine the initial checkpoint of stage 1
+            `orbax_write`      write an Orbax folder
+            `export`           write a Hugging Face folder
+            `inspection`       list the content of a checkpoint, and compare two
 """
 
 from vl3_jax.checkpoint.export import write_hf
-from vl3_jax.checkpoint.hf_config import parse_config
 from vl3_jax.checkpoint.hf_source import open_hf
 from vl3_jax.checkpoint.init_source import InitSource
-from vl3_jax.checkpoint.load import Checkpoint, load, load_source, open_source
-from vl3_jax.checkpoint.names import LAYOUTS, TABLE, LeafSpec, NameMap, TensorSpec, name_map
-from vl3_jax.checkpoint.orbax_tree import OrbaxSource, find_tree
+from vl3_jax.checkpoint.inspection import checkpoint_overview, compare
+from vl3_jax.checkpoint.load import Checkpoint, find_tree, load, load_source, open_source
+from vl3_jax.checkpoint.names import LAYOUTS, name_map
 from vl3_jax.checkpoint.orbax_write import write_model_info, write_orbax
-from vl3_jax.checkpoint.overview import checkpoint_overview
-from vl3_jax.checkpoint.sources import CheckpointSource, TensorSource
-from vl3_jax.checkpoint.verify import Comparison, compare
+from vl3_jax.checkpoint.peft import write_adapters
+from vl3_jax.checkpoint.sources import CheckpointSource
 
 __all__ = [
     "LAYOUTS",
-    "TABLE",
     "Checkpoint",
     "CheckpointSource",
-    "Comparison",
     "InitSource",
-    "LeafSpec",
-    "NameMap",
-    "OrbaxSource",
-    "TensorSource",
-    "TensorSpec",
     "checkpoint_overview",
     "compare",
     "find_tree",
@@ -35,7 +44,7 @@ __all__ = [
     "name_map",
     "open_hf",
     "open_source",
-    "parse_config",
+    "write_adapters",
     "write_hf",
     "write_model_info",
     "write_orbax",

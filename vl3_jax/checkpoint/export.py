@@ -1,26 +1,20 @@
 """Writes a checkpoint as a Hugging Face folder: safetensors in the official or the native layout, streamed."""
 
-import concurrent.futures
 import dataclasses
 import json
-import logging
 import os
-import threading
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from vl3_jax.checkpoint.jobs import Job, translate_write_errors
 from vl3_jax.checkpoint.names import TensorSpec, name_map
-from vl3_jax.checkpoint.orbax_write import WORKERS, log_casts, warn_nan
-from vl3_jax.checkpoint.progress import progress_bar
 from vl3_jax.checkpoint.sidecar_files import export_sidecar_files
-from vl3_jax.checkpoint.sources import CheckpointSource, contains_nan
-from vl3_jax.checkpoint.tensors import SAFETENSORS_DTYPES
-from vl3_jax.checkpoint.transpose import copy_view, scratch
+from vl3_jax.checkpoint.sources import CheckpointSource
+from vl3_jax.checkpoint.tensors import SAFETENSORS_DTYPES, contains_nan, copy_view, scratch
 from vl3_jax.errors import InputError
-
-logger = logging.getLogger(__name__)
+from vl3_jax.storage.jobs import Job, write_pieces
+from vl3_jax.storage.paths import translate_write_errors
 
 SHARD_BYTES = 5 * 10**9
 _PIECE_BYTES = 16 * 2**20  # larger tensors are copied in blocks of rows
@@ -77,9 +71,8 @@ def write_hf(
     shards = plan_shards(list(names.tensors.values()), dtypes, shard_bytes)
     with Job(target, source.fingerprint(to=layout, dtype=str(dtype), shard=shard_bytes)) as job:
         if job.finished:
-            logger.info("%s is complete already", job.target)
             return
-        log_casts(source, dtypes)
+        source.log_casts(dtypes)
         for shard in shards:
             _allocate(job, shard)
         with translate_write_errors(job.target):
@@ -132,7 +125,7 @@ def _plan_shard(name: str, tensors: Sequence[TensorSpec], dtypes: dict[str, np.d
     return Shard(name, tuple(tensors), tuple(len(header) + start for start in starts), header, len(header) + end)
 
 
-def _partial(job: Job, shard: Shard):
+def _partial(job: Job, shard: Shard) -> pathlib.Path:
     return job.folder / f"{shard.name}.partial"
 
 
@@ -158,42 +151,26 @@ def _allocate(job: Job, shard: Shard) -> None:
 
 
 def _write_shards(source: CheckpointSource, job: Job, shards: Sequence[Shard], dtypes, quiet: bool) -> None:
-    pieces = [
-        (shard, spec, offset) for shard in shards for spec, offset in zip(shard.tensors, shard.offsets, strict=True)
-    ]
-    sizes = {spec.name: spec.size * dtypes[spec.leaf].itemsize for _, spec, _ in pieces}
-    remaining = [piece for piece in pieces if (piece[1].name,) not in job.done]
     files = {shard.name: os.open(_partial(job, shard), os.O_WRONLY) for shard in shards}
-    stop, nan_names = threading.Event(), set()
+    pieces = {
+        (spec.name,): (spec, files[shard.name], offset)
+        for shard in shards
+        for spec, offset in zip(shard.tensors, shard.offsets, strict=True)
+    }
+    sizes = {key: spec.size * dtypes[spec.leaf].itemsize for key, (spec, _, _) in pieces.items()}
+    nan_names = set()
 
-    def write(shard: Shard, spec: TensorSpec, offset: int) -> None:
-        if stop.is_set():
-            return
-        try:
-            if _copy(source, spec, dtypes[spec.leaf], files[shard.name], offset):
-                nan_names.add(spec.name)
-            job.mark_done((spec.name,))
-            bar.update(sizes[spec.name])
-        except BaseException:
-            stop.set()
-            raise
+    def write(key: tuple[str]) -> None:
+        spec, file, offset = pieces[key]
+        if _copy(source, spec, dtypes[spec.leaf], file, offset):
+            nan_names.add(spec.name)
 
-    done = sum(sizes.values()) - sum(sizes[spec.name] for _, spec, _ in remaining)
     try:
-        with (
-            progress_bar(sum(sizes.values()), "export", done, quiet) as bar,
-            concurrent.futures.ThreadPoolExecutor(WORKERS) as pool,
-        ):
-            futures = [pool.submit(write, *piece) for piece in remaining]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                stop.set()
+        write_pieces(job, sizes, [key for key in pieces if not job.is_done(key)], write, "export", quiet)
     finally:
         for file in files.values():
             os.close(file)
-    warn_nan(source.location, nan_names)
+    source.warn_nan(nan_names)
 
 
 def _copy(source: CheckpointSource, spec: TensorSpec, dtype: np.dtype, file: int, offset: int) -> bool:

@@ -1,22 +1,59 @@
 """Converts Hugging Face `config.json` to and from `ModelConfig`, for every layout of the name map."""
 
 import dataclasses
-import json
+import logging
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from typing import Any
 
+from vl3_jax.checkpoint.names import LAYOUTS
+from vl3_jax.checkpoint.tensors import TensorFiles
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig, TextConfig, VisionConfig
+from vl3_jax.storage.paths import read_json
 
-# model_type of config.json -> the layouts whose weights go with it.
-MODEL_TYPES: dict[str, tuple[str, ...]] = {
-    "videollama3_qwen2": ("official", "official-train"),
-    "video_llama_3": ("native",),
-    "qwen2": ("qwen2",),
-    "siglip": ("siglip", "siglip-bare"),
-    "siglip_vision_model": ("siglip", "siglip-bare"),
-    "videollama3_vision_encoder": ("navit",),
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelType:
+    """What a `model_type` of config.json says about the rest of the file.
+
+    Attributes:
+      layouts: Layouts whose weights go with it.
+      text: Key of the decoder's section; "" for the file itself, None without a decoder.
+      vision: Key of the tower's section; "" for the file itself, None without a tower.
+      vision_defaults: Values of keys that the tower's section may omit.
+    """
+
+    layouts: tuple[str, ...]
+    text: str | None
+    vision: str | None
+    vision_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# Defaults of transformers for missing keys; VideoLlama3VisionConfig and SiglipVisionConfig agree. The official code
+# has the same class defaults, but its files never rely on them, so a missing key is an error there.
+_TRANSFORMERS_VISION = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "patch_size": 16,
+}
+_TRANSFORMERS_TEXT = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768}
+_DEFAULT_ROPE_THETA = 10_000.0  # of transformers' Qwen2Config, where neither spelling is present
+
+_PATCH_EMBEDDING = "embeddings.patch_embedding.weight"
+
+MODEL_TYPES: dict[str, ModelType] = {
+    "videollama3_qwen2": ModelType(("official", "official-train"), "", "vision_encoder_config"),
+    "video_llama_3": ModelType(("native",), "text_config", "vision_config", _TRANSFORMERS_VISION),
+    "qwen2": ModelType(("qwen2",), "", None),
+    "siglip": ModelType(("siglip", "siglip-bare"), None, "vision_config", _TRANSFORMERS_VISION),
+    "siglip_vision_model": ModelType(("siglip", "siglip-bare"), None, "", _TRANSFORMERS_VISION),
+    "videollama3_vision_encoder": ModelType(("navit",), None, ""),
 }
 
 _VISION_KEYS = {
@@ -39,42 +76,21 @@ _TEXT_KEYS = {
     "rms_norm_eps": "rms_norm_eps",
     "max_position_embeddings": "max_position_embeddings",
 }
-# Defaults of transformers for missing keys; VideoLlama3VisionConfig and SiglipVisionConfig agree. The official code
-# has the same class defaults, but its files never rely on them, so a missing key is an error there.
-_TRANSFORMERS_VISION = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "patch_size": 16,
-}
-_TRANSFORMERS_TEXT = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768}
-_DEFAULT_ROPE_THETA = 10_000.0  # of transformers' Qwen2Config, where neither spelling is present
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      InputError: The file cannot be read or is not valid JSON; the message names the line.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"{path}: cannot be read ({reason}); check the folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        line = getattr(error, "lineno", 1)
-        raise InputError(f"{path}:{line}: not valid JSON ({error}); download the file again") from None
-
-
-def model_type_of(config: Mapping[str, Any], path: pathlib.Path | str) -> str:
-    """Returns the `model_type` of a parsed `config.json`; raises InputError if it is not in `MODEL_TYPES`."""
-    model_type = config.get("model_type") if isinstance(config, Mapping) else None
-    if model_type not in MODEL_TYPES:
+def _model_type(config: Mapping[str, Any], path: pathlib.Path | str) -> ModelType:
+    name = config.get("model_type") if isinstance(config, Mapping) else None
+    if name not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
-        raise InputError(f"{path}: model_type {model_type!r} is not one that vl3 reads; expected one of {known}")
-    return model_type
+        raise InputError(f"{path}: model_type {name!r} is not one that vl3 reads; expected one of {known}")
+    return MODEL_TYPES[name]
+
+
+def detect_layout(config: Mapping[str, Any], path: pathlib.Path | str, names: Container[str]) -> str:
+    """Returns the layout of a checkpoint: by `model_type` and, where several layouts share it, by the tensor names."""
+    candidates = _model_type(config, path).layouts
+    found = [name for name in candidates if LAYOUTS[name].get("vision", "") + _PATCH_EMBEDDING in names]
+    return (found or candidates)[0]
 
 
 def parse_config(
@@ -94,36 +110,82 @@ def parse_config(
     Raises:
       InputError: A value is missing or unsupported.
     """
-    model_type = model_type_of(config, path)
+    kind, parts = _model_type(config, path), {}
     try:
-        if model_type == "videollama3_qwen2":
-            _require(config, "mm_projector_type", ("mlp2x_gelu",), path, default="mlp2x_gelu")
-            tower = config.get("vision_encoder_config")
-            if tower is None and vision_shapes is not None:
-                return ModelConfig(vision_shapes, _text(config, path))
-            if tower is None:
-                raise InputError(f"{path}: no vision_encoder_config, so the sizes of the tower are unknown; add it")
-            return ModelConfig(_vision(tower, path, {}), _text(config, path))
-        if model_type == "video_llama_3":
-            text, vision = _section(config, "text_config", path), _section(config, "vision_config", path)
+        _require(config, "mm_projector_type", ("mlp2x_gelu",), path, default="mlp2x_gelu")
+        if kind.text is not None:
+            text = _section(config, kind.text, path)
             tied = bool(config.get("tie_word_embeddings")) or bool(text.get("tie_word_embeddings"))
-            return ModelConfig(
-                _vision(vision, path, _TRANSFORMERS_VISION),
-                _text({**text, "tie_word_embeddings": tied}, path),
-            )
-        if model_type == "qwen2":
-            return ModelConfig(text=_text(config, path))
-        if model_type == "siglip":
-            return ModelConfig(vision=_vision(_section(config, "vision_config", path), path, _TRANSFORMERS_VISION))
-        if model_type == "siglip_vision_model":
-            return ModelConfig(vision=_vision(config, path, _TRANSFORMERS_VISION))
-        return ModelConfig(vision=_vision(config, path, {}))
+            parts["text"] = _text({**text, "tie_word_embeddings": tied}, path)
+        if kind.vision and config.get(kind.vision) is None and vision_shapes is not None:
+            parts["vision"] = vision_shapes
+        elif kind.vision is not None:
+            parts["vision"] = _vision(_section(config, kind.vision, path), path, kind.vision_defaults)
+        return ModelConfig(**parts)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: {error}; check the sizes in the file") from None
 
 
+def infer_tower(layout: str, config: Mapping[str, Any], tensors: TensorFiles) -> VisionConfig | None:
+    """Infers the tower configuration for files of the official trainer, which name the tower's folder, not its sizes.
+
+    Returns:
+      None where `config` describes the tower itself or its weights are missing.
+    """
+    if config.get("vision_encoder_config") is not None or config.get("model_type") != "videollama3_qwen2":
+        return None
+    config_path = pathlib.Path(str(config.get("vision_encoder"))) / "config.json"
+    if config_path.is_file():
+        return parse_config(read_json(config_path), config_path).vision
+    prefix = LAYOUTS[layout]["vision"]
+    patch_embed = tensors.infos.get(f"{prefix}embeddings.patch_embedding.weight")
+    fc1 = tensors.infos.get(f"{prefix}encoder.layers.0.mlp.fc1.weight")
+    if patch_embed is None or fc1 is None or len(patch_embed.shape) != 4 or len(fc1.shape) != 2:
+        return None
+    pattern = re.escape(prefix) + r"encoder\.layers\.(\d+)\."
+    layers = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
+    heads = VisionConfig.num_heads
+    if patch_embed.shape[0] != VisionConfig.hidden_size:
+        logger.warning(
+            "warning: %s: the tower's number of heads is not stored in the checkpoint; assuming %d", fc1.file, heads
+        )
+    return VisionConfig(
+        hidden_size=patch_embed.shape[0],
+        intermediate_size=fc1.shape[0],
+        num_layers=max(layers) + 1,
+        num_heads=heads,
+        patch_size=patch_embed.shape[2],
+        num_channels=patch_embed.shape[1],
+    )
+
+
+def image_processor(files: pathlib.Path) -> dict[str, Any]:
+    """Reads the image processor settings from their own file or, as newer versions save them, processor_config.json."""
+    return (
+        read_object(files / "preprocessor_config.json")
+        or read_object(files / "processor_config.json").get("image_processor")
+        or {}
+    )
+
+
+def pixel_statistics(files: pathlib.Path) -> dict[str, tuple[float, ...]]:
+    """Returns `image_mean` and `image_std` of the processor files, as far as they are present."""
+    image = image_processor(files)
+    return {
+        key: tuple(float(value) for value in image[key])
+        for key in ("image_mean", "image_std")
+        if isinstance(image.get(key), list) and len(image[key]) == 3
+    }
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object; returns {} if there is no such file."""
+    content = read_json(path) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
 def _section(config: Mapping[str, Any], key: str, path: pathlib.Path | str) -> Mapping[str, Any]:
-    section = config.get(key)
+    section = config.get(key) if key else config
     if not isinstance(section, Mapping):
         raise InputError(f"{path}: {key} is missing; take the config.json that belongs to the weights")
     return section
@@ -148,8 +210,6 @@ def _pick(config: Mapping[str, Any], keys: Mapping[str, str], defaults: Mapping[
 
 
 def _vision(config: Mapping[str, Any], path: pathlib.Path | str, defaults: Mapping[str, Any]) -> VisionConfig:
-    if not isinstance(config, Mapping):
-        raise InputError(f"{path}: vision_encoder_config is not an object; take the file that belongs to the weights")
     picked = _pick(config, _VISION_KEYS, defaults, path, optional=("num_channels", "hidden_act", "layer_norm_eps"))
     if isinstance(picked["patch_size"], list | tuple):
         picked["patch_size"] = picked["patch_size"][0]

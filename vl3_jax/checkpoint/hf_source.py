@@ -1,7 +1,6 @@
 """Opens a Hugging Face folder, URL or Hub id: detects the layout and merges adapters and projector-only runs."""
 
 import dataclasses
-import logging
 import os
 import pathlib
 import re
@@ -9,23 +8,114 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vl3_jax.checkpoint import hub, peft
-from vl3_jax.checkpoint.hf_config import MODEL_TYPES, model_type_of, parse_config, read_json
-from vl3_jax.checkpoint.hf_files import HfFolder, open_file, open_weights
+from vl3_jax.checkpoint.hf_config import (
+    MODEL_TYPES,
+    detect_layout,
+    infer_tower,
+    parse_config,
+    pixel_statistics,
+    read_object,
+)
 from vl3_jax.checkpoint.names import LAYOUTS, PARTS, name_map
-from vl3_jax.checkpoint.paths import is_url
-from vl3_jax.checkpoint.sidecar_files import pixel_statistics
-from vl3_jax.checkpoint.sources import TensorSource
+from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG, CONFIG, download_sidecar_files
+from vl3_jax.checkpoint.sources import TensorSource, fold_names
 from vl3_jax.checkpoint.tensors import Overlay, Renamed, SafetensorsFile, TensorFiles
 from vl3_jax.checkpoint.torch_pickle import TorchFile
 from vl3_jax.errors import InputError
-from vl3_jax.model.config import ModelConfig, VisionConfig
-
-logger = logging.getLogger(__name__)
+from vl3_jax.model.config import ModelConfig
+from vl3_jax.storage.paths import is_url, list_dir, read_json
 
 _PROJECTOR_FILE = "mm_projector.bin"
-_ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTER_FILES = (("adapter_model.safetensors", SafetensorsFile), ("adapter_model.bin", TorchFile))
+_ADAPTER_FILES = (peft.ADAPTER_WEIGHTS, "adapter_model.bin")
 _EXTRA_FILE = "non_lora_trainables.bin"
+_PROJECTOR = "mm_projector.readout."  # what every name of a projector's tensor contains
+# Stem and ending of the files of a complete model. Safetensors take precedence over pickles.
+_WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
+
+
+class HfFolder:
+    """Hugging Face folder on a local disk or behind a URL that fsspec reads (gs://...).
+
+    Attributes:
+      location: Path or URL of the folder.
+      names: Sorted names of the files in the folder.
+      local: Local folder with the JSON and tokenizer files: the folder itself, or a temporary copy for a URL.
+    """
+
+    def __init__(self, source: str | os.PathLike, token: str | None = None):
+        """Opens a local folder, a URL, or a Hub id, which is downloaded; raises InputError if there is none."""
+        text = os.fspath(source)
+        if not is_url(text) and not pathlib.Path(text).exists() and hub.is_hub_id(text):
+            text = os.fspath(hub.download(text, token))
+        self.location = text.rstrip("/")
+        self.names = sorted(name for name in list_dir(self.location) if not name.startswith("."))
+        if is_url(self.location):
+            if not self.names:
+                raise InputError(f"{source}: no such folder; check the address")
+            self.local = download_sidecar_files(self, self.location, self.names)
+        else:
+            self.local = pathlib.Path(self.location)
+            if not self.local.is_dir():
+                raise InputError(f"{source}: no such folder, and not a Hub id (owner/name); check the path")
+
+    def path(self, name: str) -> str:
+        return f"{self.location}/{name}"
+
+    def open_file(self, name: str) -> TensorFiles:
+        """Opens one weight file; an OSError becomes an InputError."""
+        path, is_pickle = self.path(name), name.endswith(".bin")
+        if is_pickle and is_url(path):
+            raise InputError(f"{path}: pickles are read from local folders only; copy it to a local folder first")
+        try:
+            return TorchFile(path) if is_pickle else SafetensorsFile(path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
+
+    def open_weights(self) -> TensorFiles | None:
+        """Opens all weights of a complete model; returns None if there are none, as in an adapter folder.
+
+        An index takes precedence over a single file.
+
+        Raises:
+          InputError: A shard is missing or damaged, or the index names a missing file.
+        """
+        for stem, ending in _WEIGHTS:
+            index, weight_map = f"{stem}.{ending}.index.json", {}
+            shards = [name for name in self.names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{ending}", name)]
+            if index in self.names:
+                weight_map = self._weight_map(index)
+                expected, named_by = sorted(set(weight_map.values())), index
+            elif f"{stem}.{ending}" in self.names:
+                expected, named_by = [f"{stem}.{ending}"], ""
+            elif shards:
+                total = int(re.search(r"of-(\d+)", shards[0])[1])
+                expected = [f"{stem}-{number:05d}-of-{total:05d}.{ending}" for number in range(1, total + 1)]
+                named_by = "the numbering of the other shards"
+            else:
+                continue
+            if missing := [name for name in expected if name not in self.names]:
+                raise InputError(
+                    f"{self.location}: missing shard {', '.join(missing)}, named by {named_by}; "
+                    "download what is missing"
+                )
+            files = {name: self.open_file(name) for name in expected}
+            if absent := [name for name, file in weight_map.items() if name not in files[file].infos]:
+                raise InputError(
+                    f"{self.path(index)}: {fold_names(absent)} not in the shard that it names; "
+                    "download the shards again"
+                )
+            return Overlay(list(files.values()))
+        return None
+
+    def _weight_map(self, index: str) -> dict[str, str]:
+        """Returns the file of each tensor, from an index."""
+        content = read_json(self.local / index)
+        weight_map = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise InputError(f"{self.path(index)}: contains no weight_map; download the file again")
+        if outside := [name for name in sorted(weight_map.values()) if "/" in name or name.startswith("..")]:
+            raise InputError(f"{self.path(index)}: names {outside[0]!r} outside its folder; download the file again")
+        return weight_map
 
 
 def open_hf(
@@ -47,88 +137,58 @@ def open_hf(
     Raises:
       InputError: The source has no readable weights, or its tensors do not fit its configuration.
     """
-    folder = _open_folder(source, token)
-    if _ADAPTER_CONFIG in folder.names:
-        return _open_adapter(folder, parts, base, token)
-    tensors = open_weights(folder)
+    folder = HfFolder(source, token)
+    tensors = None if ADAPTER_CONFIG in folder.names else folder.open_weights()
     if tensors is None:
-        if _PROJECTOR_FILE in folder.names:
-            return _open_projector(folder, parts, base, token)
-        raise InputError(
-            f"{folder.location}: no weights: expected model.safetensors, its index or pytorch_model.bin; check the path"
-        )
-    config_path, config = _read_config(folder)
-    layout = _layout(config, config_path, tensors)
-    model_config = parse_config(config, config_path, _infer_tower_config(layout, config, tensors))
-    model_config = _with_pixel_statistics(model_config, folder.local)
+        return _open_run(folder, parts, base, token)
+    if CONFIG not in folder.names:
+        raise InputError(f"{folder.location}: no {CONFIG}; put it beside the weights")
+    path, config = folder.path(CONFIG), read_json(folder.local / CONFIG)
+    layout = detect_layout(config, path, tensors.infos)
+    model_config = parse_config(config, path, infer_tower(layout, config, tensors))
+    vision = dataclasses.replace(model_config.vision, **pixel_statistics(folder.local))
+    model_config = dataclasses.replace(model_config, vision=vision)
     return TensorSource(layout, tensors, model_config, folder.location, folder.local, parts=parts, keep=folder)
 
 
-def _with_pixel_statistics(config: ModelConfig, files: pathlib.Path) -> ModelConfig:
-    """Returns `config` with the pixel mean and standard deviation of the processor files."""
-    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, **pixel_statistics(files)))
+def _open_run(folder: HfFolder, parts: Sequence[str], base: str | None, token: str | None) -> TensorSource:
+    """Opens what a run adds to its base model: an adapter and `non_lora_trainables.bin`, or `mm_projector.bin`.
 
-
-def _open_folder(source: str | os.PathLike, token: str | None) -> HfFolder:
-    text = os.fspath(source)
-    if not is_url(text) and not pathlib.Path(text).exists() and hub.is_hub_id(text):
-        return HfFolder(hub.download(text, token))
-    return HfFolder(text)
-
-
-def _read_config(folder: HfFolder) -> tuple[str, dict[str, Any]]:
-    if "config.json" not in folder.names:
-        raise InputError(f"{folder.location}: no config.json; put it beside the weights")
-    return folder.path("config.json"), read_json(folder.local / "config.json")
-
-
-def _layout(config: Mapping[str, Any], config_path: str, tensors: TensorFiles) -> str:
-    """Detects the layout from `model_type` and, where several layouts share it, from the tensor names."""
-    candidates = MODEL_TYPES[model_type_of(config, config_path)]
-    vision = [LAYOUTS[layout].get("vision", "") + "embeddings.patch_embedding." for layout in candidates]
-    for layout, prefix in zip(candidates, vision, strict=True):
-        if any(name.startswith(prefix) for name in tensors):
-            return layout
-    return candidates[0]
-
-
-def _infer_tower_config(layout: str, config: Mapping[str, Any], tensors: TensorFiles) -> VisionConfig | None:
-    """Infers the tower configuration for files of the official trainer, which name the tower's folder, not its sizes.
-
-    Returns:
-      None where `config` describes the tower itself or its weights are missing.
+    Configuration files of the run take precedence over those of its base.
     """
-    if config.get("vision_encoder_config") is not None or config.get("model_type") != "videollama3_qwen2":
-        return None
-    config_path = pathlib.Path(str(config.get("vision_encoder"))) / "config.json"
-    if config_path.is_file():
-        return parse_config(read_json(config_path), config_path).vision
-    prefix = LAYOUTS[layout]["vision"]
-    patch_embed = tensors.infos.get(f"{prefix}embeddings.patch_embedding.weight")
-    fc1 = tensors.infos.get(f"{prefix}encoder.layers.0.mlp.fc1.weight")
-    if patch_embed is None or fc1 is None or len(patch_embed.shape) != 4 or len(fc1.shape) != 2:
-        return None
-    pattern = re.escape(prefix) + r"encoder\.layers\.(\d+)\."
-    layers = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
-    heads = VisionConfig.num_heads
-    if patch_embed.shape[0] != VisionConfig.hidden_size:
-        logger.warning(
-            "warning: %s: the tower's number of heads is not stored in the checkpoint; assuming %d", fc1.file, heads
+    config = read_object(folder.local / CONFIG)
+    adapter = next((name for name in _ADAPTER_FILES if name in folder.names), None)
+    if ADAPTER_CONFIG in folder.names:
+        adapter_config = read_json(folder.local / ADAPTER_CONFIG)
+        named, extra = adapter_config.get("base_model_name_or_path"), _EXTRA_FILE
+        if adapter is None:
+            raise InputError(
+                f"{folder.location}: adapter_config.json without adapter_model.safetensors; download it too"
+            )
+    elif _PROJECTOR_FILE in folder.names:
+        named, extra = config.get("_name_or_path"), _PROJECTOR_FILE
+    else:
+        raise InputError(
+            f"{folder.location}: no weights: expected model.safetensors, its index or pytorch_model.bin; check the path"
         )
-    return VisionConfig(
-        hidden_size=patch_embed.shape[0],
-        intermediate_size=fc1.shape[0],
-        num_layers=max(layers) + 1,
-        num_heads=heads,
-        patch_size=patch_embed.shape[2],
-        num_channels=patch_embed.shape[1],
+    model = _open_base(folder, config, base, named, token)
+    tensors = as_official(model)
+    if extra in folder.names:
+        trained = folder.open_file(extra)
+        names = {_official_name(name): name for name in trained}
+        tensors = Overlay([tensors, Renamed(trained, names)], replace=True)
+    if ADAPTER_CONFIG in folder.names:
+        low_rank = folder.open_file(adapter)
+        low_rank = Renamed(low_rank, {_official_name(name): name for name in low_rank})
+        tensors = peft.LoraMerged(tensors, low_rank, adapter_config, folder.local / ADAPTER_CONFIG)
+    model_config, files, files_kind = model.config, model.files, model.files_kind
+    if config.get("model_type") in MODEL_TYPES:
+        model_config = parse_config(config, folder.path(CONFIG), model.config.vision)
+        if any(name in folder.names for name in ("tokenizer.json", "vocab.json")):
+            files, files_kind = folder.local, "official-train"
+    return TensorSource(
+        "official", tensors, model_config, folder.location, files, files_kind, parts, keep=(folder, model)
     )
-
-
-def _as_official(source: TensorSource) -> TensorFiles:
-    """Returns the tensors of `source` under the names of the official layout."""
-    official = name_map("official", source.config, source.parts).by_leaf()
-    return Renamed(source.tensors, {official[key].name: spec.name for key, spec in source.map.by_leaf().items()})
 
 
 def _open_base(folder: HfFolder, config: Mapping[str, Any], base: str | None, named: Any, token) -> TensorSource:
@@ -137,7 +197,7 @@ def _open_base(folder: HfFolder, config: Mapping[str, Any], base: str | None, na
     if not name:
         raise InputError(f"{folder.location}: its files name no base model; give it with --base")
     try:
-        model = open_hf(name, base=None, token=token)
+        model = open_hf(name, token=token)
     except InputError as error:
         hint = "" if base else "; give another base model with --base"
         raise InputError(f"{folder.location}: base model: {error}{hint}") from None
@@ -147,74 +207,25 @@ def _open_base(folder: HfFolder, config: Mapping[str, Any], base: str | None, na
     if not tower_name:
         raise InputError(f"{folder.location}: config.json names no tower; add vision_encoder to it")
     tower = open_hf(tower_name, parts=("vision",), token=token)
-    tensors = Overlay([_as_official(model), _as_official(tower)])
+    tensors = Overlay([as_official(model), as_official(tower)])
     model_config = ModelConfig(tower.config.vision, model.config.text)
     parts = ("vision", "llm", "head")
     return TensorSource("official", tensors, model_config, model.location, model.files, "qwen2", parts, (model, tower))
 
 
-def _open_projector(folder: HfFolder, parts, base: str | None, token) -> TensorSource:
-    """Opens a projector-only run: `mm_projector.bin` over its base model."""
-    config = read_json(folder.local / "config.json") if "config.json" in folder.names else {}
-    model = _open_base(folder, config, base, config.get("_name_or_path"), token)
-    projector = open_file(folder, _PROJECTOR_FILE, TorchFile)
-    names = {_official_suffix(name, "mm_projector.readout."): name for name in projector}
-    tensors = Overlay([_as_official(model), Renamed(projector, names)], replace=True)
-    return _compose(folder, tensors, model, config, parts)
+def as_official(source: TensorSource) -> TensorFiles:
+    """Returns the tensors of `source` under the names of the official layout."""
+    official = name_map("official", source.config, source.parts).by_leaf()
+    return Renamed(source.tensors, {official[key].name: spec.name for key, spec in source.map.by_leaf().items()})
 
 
-def _open_adapter(folder: HfFolder, parts, base: str | None, token) -> TensorSource:
-    """Opens a LoRA run: the adapter and `non_lora_trainables.bin` over the base model."""
-    path = folder.local / _ADAPTER_CONFIG
-    adapter_config = peft.read_adapter_config(path)
-    config = read_json(folder.local / "config.json") if "config.json" in folder.names else {}
-    model = _open_base(folder, config, base, adapter_config.get("base_model_name_or_path"), token)
-    tensors = _as_official(model)
-    if _EXTRA_FILE in folder.names:
-        extra = open_file(folder, _EXTRA_FILE, TorchFile)
-        names = {_strip_tower_wrapper(peft.strip_wrappers(name)): name for name in extra}
-        tensors = Overlay([tensors, Renamed(extra, names)], replace=True)
-    for name, reader in _ADAPTER_FILES:
-        if name in folder.names:
-            adapter = open_file(folder, name, reader)
-            adapter = Renamed(adapter, {_official_adapter_name(name, model.kind): name for name in adapter})
-            tensors = peft.LoraMerged(tensors, adapter, adapter_config, path)
-            break
-    else:
-        raise InputError(f"{folder.location}: adapter_config.json without adapter_model.safetensors; download it too")
-    return _compose(folder, tensors, model, config, parts)
-
-
-def _compose(folder: HfFolder, tensors: TensorFiles, model: TensorSource, config: Mapping[str, Any], parts):
-    """Returns the merged model. Configuration files of the run take precedence over those of its base."""
-    if config.get("model_type") in MODEL_TYPES:
-        model_config = parse_config(config, folder.path("config.json"), model.config.vision)
-        has_tokenizer = any(name in folder.names for name in ("tokenizer.json", "vocab.json"))
-        files, files_kind = (folder, "official-train") if has_tokenizer else (model, model.files_kind)
-        files = files.local if isinstance(files, HfFolder) else files.files
-    else:
-        model_config, files, files_kind = model.config, model.files, model.files_kind
-    return TensorSource(
-        "official", tensors, model_config, folder.location, files, files_kind, parts, keep=(folder, model)
-    )
-
-
-def _strip_tower_wrapper(name: str) -> str:
-    trained, official = LAYOUTS["official-train"]["vision"], LAYOUTS["official"]["vision"]
-    return official + name[len(trained) :] if name.startswith(trained) else name
-
-
-def _official_adapter_name(name: str, base_kind: str) -> str:
-    """Returns the official name of an adapter tensor; a suffix such as `.lora_A.weight` is kept."""
-    plain = _strip_tower_wrapper(peft.strip_wrappers(name))
-    if base_kind == "native":
-        for part, prefix in LAYOUTS["native"].items():
+def _official_name(name: str) -> str:
+    """Returns the official name of a tensor of a run; a suffix such as `.lora_A.weight` is kept."""
+    plain = peft.strip_wrappers(name)
+    if (position := plain.rfind(_PROJECTOR)) >= 0:
+        return f"model.{plain[position:]}"
+    for layout in ("native", "official-train"):
+        for part, prefix in LAYOUTS[layout].items():
             if prefix and plain.startswith(prefix):
                 return LAYOUTS["official"][part] + plain[len(prefix) :]
     return plain
-
-
-def _official_suffix(name: str, prefix: str) -> str:
-    """Returns the official name for `name` from the last occurrence of `prefix` on."""
-    position = name.rfind(prefix)
-    return f"model.{name[position:]}" if position >= 0 else name

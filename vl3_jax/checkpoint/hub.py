@@ -7,38 +7,33 @@ unfinished files when its process ends).
 
 import concurrent.futures
 import errno
+import hashlib
+import http.client
 import logging
+import os
 import pathlib
 import re
 import shutil
+import time
+import urllib.error
 import urllib.parse
+import urllib.request
 
-from vl3_jax.checkpoint.download import BrokenDownload, download_file
-from vl3_jax.checkpoint.progress import progress_bar
+from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG, SIDECAR_FILES
 from vl3_jax.errors import InputError
+from vl3_jax.storage.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-# Small files that are copied along with the weights in either direction.
-SIDECAR_FILES = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
-_ADAPTER_FILES = ("adapter_config.json",)
 _NUM_WORKERS = 4  # concurrent downloads
+_CHUNK_BYTES = 2**20
+_MAX_FAILURES = 5  # consecutive attempts without a single byte of progress
+_TIMEOUT = 30.0  # seconds without a response
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+class _BrokenDownload(Exception):
+    """A transfer stopped; the received bytes are kept for the next run."""
 
 
 def is_hub_id(source: str) -> bool:
@@ -61,7 +56,6 @@ def download(source: str, token: str | None = None) -> pathlib.Path:
         full, or the connection failed.
     """
     import huggingface_hub
-    from huggingface_hub import errors
 
     repository, _, revision = source.partition("@")
     try:
@@ -71,40 +65,57 @@ def download(source: str, token: str | None = None) -> pathlib.Path:
         reference = _cache_folder(repository) / "refs" / (revision or "main")
         reference.parent.mkdir(parents=True, exist_ok=True)
         reference.write_text(folder.name)
-    except errors.GatedRepoError:
-        raise InputError(f"{source}: gated; accept its terms on its Hub page, then `hf auth login`") from None
-    except errors.RevisionNotFoundError:
-        raise InputError(f"{source}: the repository has no revision {revision!r}; check its name") from None
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(f"{source}: {_status(error)}{_not_found(error)}") from None
-    except errors.LocalEntryNotFoundError:
-        raise InputError(f"{source}: not in the local cache and the Hub cannot be reached; check the network") from None
-    except errors.OfflineModeIsEnabled:
-        if folder := _offline_copy(repository, revision):
-            return folder
-        raise InputError(f"{source}: HF_HUB_OFFLINE is set and the model is not in the cache; unset it") from None
-    except errors.HfHubHTTPError as error:
-        raise InputError(f"{source}: {_status(error)}the Hub refused the request; {_advice(error)}") from None
-    except errors.HFValidationError as error:
-        raise InputError(
-            f"{source}: not a local folder and not a Hub id ({_first_line(error)}); check the name"
-        ) from None
-    except (OSError, RuntimeError, BrokenDownload) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise InputError(f"{source}: no space left in the hub cache; set HF_HOME to a larger disk") from None
-        raise InputError(
-            f"{source}: the download was interrupted ({_first_line(error)}); run the same command again to resume it"
-        ) from None
+        return folder
+    except InputError:
+        raise
     except Exception as error:
-        if not _is_transport(error):
+        message, is_offline = _explain(error, revision)
+        if message is None:
             raise
-        if folder := _offline_copy(repository, revision):
-            logger.warning("warning: the Hub cannot be reached; using %s", folder)
+        if is_offline and (folder := _offline_copy(repository, revision)):
+            if _is_transport(error):
+                logger.warning("warning: the Hub cannot be reached; using %s", folder)
             return folder
-        raise InputError(
-            f"{source}: the Hub cannot be reached ({_first_line(error)}); run the same command again to resume"
-        ) from None
-    return folder
+        raise InputError(f"{source}: {message}") from None
+
+
+def _explain(error: Exception, revision: str) -> tuple[str | None, bool]:
+    """Returns what an error means and what to do, None for errors of ours, and whether an offline copy helps."""
+    from huggingface_hub import errors
+
+    code, line = getattr(getattr(error, "response", None), "status_code", None), _first_line(error)
+    status, message, is_offline = f"HTTP {code}: " if code else "", None, False
+    match error:
+        case errors.GatedRepoError():
+            message = "gated; accept its terms on its Hub page, then `hf auth login`"
+        case errors.RevisionNotFoundError():
+            message = f"the repository has no revision {revision!r}; check its name"
+        case errors.RepositoryNotFoundError() if code == 401:
+            message = (
+                f"{status}private or nonexistent; check the name, or `hf auth login` with an account that may read it"
+            )
+        case errors.RepositoryNotFoundError():
+            message = f"{status}no such model on the Hub; check the name (owner/name or owner/name@revision)"
+        case errors.LocalEntryNotFoundError():
+            message = "not in the local cache and the Hub cannot be reached; check the network"
+        case errors.OfflineModeIsEnabled():
+            message, is_offline = "HF_HUB_OFFLINE is set and the model is not in the cache; unset it", True
+        case errors.HfHubHTTPError():
+            advice = {
+                401: "check the token (`hf auth login`)",
+                403: "check the token (`hf auth login`)",
+                404: "check the name and revision",
+            }.get(code, "run the same command again to resume")
+            message = f"{status}the Hub refused the request; {advice}"
+        case errors.HFValidationError():
+            message = f"not a local folder and not a Hub id ({line}); check the name"
+        case OSError(errno=errno.ENOSPC):
+            message = "no space left in the hub cache; set HF_HOME to a larger disk"
+        case OSError() | RuntimeError() | _BrokenDownload():
+            message = f"the download was interrupted ({line}); run the same command again to resume it"
+        case _ if _is_transport(error):
+            message, is_offline = f"the Hub cannot be reached ({line}); run the same command again to resume", True
+    return message, is_offline
 
 
 def _fetch(repository: str, revision: str, token: str | None, names: list[str]) -> pathlib.Path:
@@ -136,7 +147,7 @@ def _fetch(repository: str, revision: str, token: str | None, names: list[str]) 
         # A storage server has its own signature in the address and must not receive the token.
         same_server = urllib.parse.urlsplit(location).netloc == urllib.parse.urlsplit(url).netloc
         sent = headers if same_server else {key: headers[key] for key in headers if key.lower() != "authorization"}
-        download_file(location, folder / name, metadata.size, metadata.etag, sent, bar)
+        _download_file(location, folder / name, metadata.size, metadata.etag, sent, bar)
 
     with (
         progress_bar(total, "download", quiet=not missing) as bar,
@@ -145,6 +156,75 @@ def _fetch(repository: str, revision: str, token: str | None, names: list[str]) 
         for future in [pool.submit(get, *file) for file in missing]:
             future.result()
     return folder
+
+
+def _download_file(url: str, target: pathlib.Path, size: int, etag: str | None, headers: dict[str, str], bar) -> None:
+    """Downloads `url` to `target`, using `<target>.partial` while the transfer is incomplete.
+
+    Args:
+      url: Address of the file.
+      target: Path of the file to write. An existing file is left unchanged.
+      size: Length of the file in bytes.
+      etag: ETag of the file. Where it is a SHA-256 (files in large-file storage), a resumed transfer is checked
+        against it.
+      headers: HTTP headers of the request.
+      bar: Progress bar, advanced by the number of bytes received.
+
+    Raises:
+      _BrokenDownload: The server refused the request, or the connection failed repeatedly without progress.
+      OSError: The disk is full or not writable.
+    """
+    if target.exists():
+        bar.update(size)
+        return
+    partial = target.with_name(target.name + ".partial")
+    received = partial.stat().st_size if partial.exists() else 0
+    if received > size:
+        partial.unlink()
+        received = 0
+    bar.update(received)
+    resumed, failures = received > 0, 0
+    while (before := partial.stat().st_size if partial.exists() else 0) < size:
+        try:
+            _transfer(url, partial, before, headers, bar)
+        except (http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404):
+                raise _BrokenDownload(f"HTTP {error.code} for {target.name}") from error
+            after = partial.stat().st_size if partial.exists() else 0
+            failures = 0 if after > before else failures + 1
+            if failures == _MAX_FAILURES:
+                reason = getattr(error, "reason", None) or error
+                raise _BrokenDownload(f"{target.name} at {after} of {size} bytes: {reason}") from error
+            time.sleep(0.1 * 2**failures)
+            resumed |= after > 0
+    if not partial.exists():
+        partial.touch()
+    if resumed and re.fullmatch(r"[0-9a-f]{64}", etag or "") and _sha256(partial) != etag:
+        partial.unlink()
+        raise _BrokenDownload(f"{target.name} does not match its SHA-256 and was removed")
+    os.replace(partial, target)
+
+
+def _transfer(url: str, partial: pathlib.Path, start: int, headers: dict[str, str], bar) -> None:
+    if start:
+        headers = {**headers, "Range": f"bytes={start}-"}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
+        if start and response.status != 206:  # the server ignores ranges and sends the file from its first byte
+            bar.update(-start)
+            start = 0
+        with open(partial, "ab" if start else "wb") as file:
+            # `read1` returns what has been received, so that a broken connection loses none of it.
+            while chunk := response.read1(_CHUNK_BYTES):
+                file.write(chunk)
+                bar.update(len(chunk))
+            expected = int(response.headers.get("Content-Length") or 0)
+            if file.tell() - start < expected:
+                raise http.client.IncompleteRead(b"", expected - (file.tell() - start))
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _offline_copy(repository: str, revision: str) -> pathlib.Path | None:
@@ -185,32 +265,7 @@ def _select_files(repository: str, names: list[str]) -> list[str]:
     sharded = [name for name in weights if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
     if sharded and "model.safetensors.index.json" in weights:
         weights = [*sharded, "model.safetensors.index.json"]
-    adapter = [name for name in top if name in _ADAPTER_FILES]
-    return [*[name for name in top if name in SIDECAR_FILES], *adapter, *weights]
-
-
-def _code(error) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _status(error) -> str:
-    code = _code(error)
-    return f"HTTP {code}: " if code else ""
-
-
-def _not_found(error) -> str:
-    if _code(error) == 401:
-        return "private or nonexistent; check the name, or `hf auth login` with an account that may read it"
-    return "no such model on the Hub; check the name (owner/name or owner/name@revision)"
-
-
-def _advice(error) -> str:
-    code = _code(error)
-    if code in (401, 403):
-        return "check the token (`hf auth login`)"
-    if code == 404:
-        return "check the name and revision"
-    return "run the same command again to resume"
+    return [*[name for name in top if name in SIDECAR_FILES or name == ADAPTER_CONFIG], *weights]
 
 
 def _first_line(error: Exception) -> str:

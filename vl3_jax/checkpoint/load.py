@@ -1,28 +1,34 @@
-"""Loads a checkpoint of any kind onto devices."""
+"""Opens a checkpoint of any kind, and loads it onto devices."""
 
 import concurrent.futures
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
+import jax
 import numpy as np
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vl3_jax.checkpoint import bundled
 from vl3_jax.checkpoint.hf_source import open_hf
-from vl3_jax.checkpoint.names import PARTS
-from vl3_jax.checkpoint.orbax_tree import OrbaxSource, find_tree, nested, tree_key
-from vl3_jax.checkpoint.orbax_write import WORKERS
-from vl3_jax.checkpoint.progress import progress_bar
+from vl3_jax.checkpoint.orbax_tree import COMMITTED, METADATA, OrbaxSource
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.tensors import float_dtype
 from vl3_jax.errors import InputError
+from vl3_jax.model import abstract_params, param_axes
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.parallel import rules
+from vl3_jax.storage.jobs import WORKERS
+from vl3_jax.storage.paths import is_url, list_dir, resolve
+from vl3_jax.storage.progress import progress_bar
 
-if TYPE_CHECKING:
-    import jax
-
+NANO = "nano"  # name of the model bundled with the package, in the official Hugging Face layout
+NANO_FOLDER = pathlib.Path(__file__).parents[1] / NANO
+_STEPS = "checkpoints"  # folder of a workdir that contains its steps
+_ITEMS = ("params", "state", "default", "pytree")  # item names under which a checkpoint manager stores the tree
 _ALIGNMENT = 64  # bytes; the CPU backend uses a NumPy buffer of this alignment without copying it
 
 
@@ -47,36 +53,71 @@ class Checkpoint:
     source: CheckpointSource
 
 
-def open_source(
-    source: str | os.PathLike, parts=PARTS, base: str | None = None, token: str | None = None
-) -> CheckpointSource:
+def open_source(source: str | os.PathLike, base: str | None = None, token: str | None = None) -> CheckpointSource:
     """Opens a checkpoint of any kind without reading its arrays.
 
     Args:
-      source: Orbax folder, training workdir or Hugging Face folder (on a disk or under gs://), Hub id, or "nano".
-      parts: Parts of a Hugging Face model to open; see `names.PARTS`.
+      source: Orbax folder, training workdir or Hugging Face folder (on a disk or under gs://), Hub id, or "nano"
+        (`./nano` is a user's folder).
       base: Base model of an adapter or of a projector-only run, in place of the one that its files name.
       token: Hub token.
 
     Raises:
       InputError: There is no checkpoint, or its tensors do not fit its configuration.
     """
-    source = bundled.resolve_bundled(source)
-    if (tree := find_tree(source)) is not None:
-        return OrbaxSource(source, tree)
-    return open_hf(source, parts=parts, base=base, token=token)
+    source = NANO_FOLDER if source == NANO else source
+    tree = find_tree(source)
+    return open_hf(source, base=base, token=token) if tree is None else OrbaxSource(source, tree)
+
+
+def find_tree(location: str | os.PathLike) -> epath.Path | None:
+    """Finds the folder with `_METADATA`: `location`, an item of a step, or the newest step of a training workdir.
+
+    Args:
+      location: Local folder or one under gs://.
+
+    Returns:
+      None if there is no such folder, and for other URLs and Hub ids.
+
+    Raises:
+      InputError: A gs:// folder cannot be listed, or the clients for gs:// are not installed.
+    """
+    if is_url(location) and not os.fspath(location).startswith("gs://"):
+        return None
+    trees = (_tree_in(folder, names) for folder, names in _folders(resolve(location)))
+    return next((tree for tree in trees if tree is not None), None)
+
+
+def _folders(folder: epath.Path) -> Iterator[tuple[epath.Path, Collection[str]]]:
+    """Yields the folders that may hold the tree with the names in them: `folder`, then its steps, newest first."""
+    names = list_dir(folder)
+    yield folder, names
+    steps = list_dir(folder / _STEPS) if _STEPS in names else {}
+    for parent, children in ((folder / _STEPS, steps), (folder, names)):
+        for step in sorted((name for name in children if re.fullmatch(r"\d+", name)), key=int, reverse=True):
+            files = list_dir(parent / step)
+            # A local step is renamed to its number once complete; under gs:// this file marks it as complete.
+            if COMMITTED in files or not is_url(folder):
+                yield parent / step, files
+
+
+def _tree_in(folder: epath.Path, names: Collection[str]) -> epath.Path | None:
+    """Returns `folder` or the item in it that contains `_METADATA`."""
+    if METADATA in names:
+        return folder
+    return next((folder / item for item in _ITEMS if item in names and METADATA in list_dir(folder / item)), None)
 
 
 def load(
     source: str | os.PathLike,
     *,
     dtype: Any = None,
-    mesh: "jax.sharding.Mesh | None" = None,
+    mesh: jax.sharding.Mesh | None = None,
     shardings: Any = None,
     base: str | None = None,
     token: str | None = None,
     quiet: bool = True,
-    convert: Callable[[str, "jax.Array"], Any] | None = None,
+    convert: Callable[[str, jax.Array], Any] | None = None,
 ) -> Checkpoint:
     """Loads a checkpoint onto any mesh and in any dtype.
 
@@ -108,10 +149,10 @@ def load_source(
     mesh: Any = None,
     shardings: Any = None,
     quiet: bool = True,
-    convert: Callable[[str, "jax.Array"], Any] | None = None,
+    convert: Callable[[str, jax.Array], Any] | None = None,
 ) -> Checkpoint:
     """Loads an opened source; the arguments are those of `load`."""
-    target = None if dtype is None else float_dtype(getattr(dtype, "name", None) or _dtype_name(dtype))
+    target = None if dtype is None else float_dtype(dtype if isinstance(dtype, str) else np.dtype(dtype).name)
     dtypes = {path: target or opened.dtypes[path] for path in opened.leaves}
     leaf_shardings = _leaf_shardings(opened, mesh, shardings)
     total = sum(spec.size * dtypes[path].itemsize for path, spec in opened.leaves.items())
@@ -121,40 +162,26 @@ def load_source(
             array = _load_leaf(opened, path, spec.shape, dtypes[path], leaf_shardings[path], pool)
             arrays[path] = array if convert is None else convert(path, array)
             bar.update(spec.size * dtypes[path].itemsize)
-    return Checkpoint(nested(arrays), opened.config, opened.files, opened.kind, opened.files_kind, opened)
+    return Checkpoint(
+        unflatten_dict(arrays, sep="/"), opened.config, opened.files, opened.kind, opened.files_kind, opened
+    )
 
 
-def _dtype_name(dtype: Any) -> str:
-    return dtype if isinstance(dtype, str) else np.dtype(dtype).name
-
-
-def _leaf_shardings(source: CheckpointSource, mesh, shardings) -> dict[str, "jax.sharding.Sharding"]:
-    import jax
-
+def _leaf_shardings(source: CheckpointSource, mesh, shardings) -> dict[str, jax.sharding.Sharding]:
     if shardings is None and mesh is not None:
-        from vl3_jax.model import abstract_params, param_axes
-        from vl3_jax.parallel import rules
-
         shardings = rules.shardings(abstract_params(source.config), param_axes(source.config), mesh)
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if not isinstance(shardings, Mapping):
         return dict.fromkeys(source.leaves, shardings)
-    leaf_shardings = {}
-    for path in source.leaves:
-        branch = shardings
-        for key in tree_key(path):
-            branch = branch.get(key) if isinstance(branch, Mapping) else None
-        if branch is None:
-            raise InputError(f"shardings: no entry for {path}; give one for each parameter")
-        leaf_shardings[path] = branch
-    return leaf_shardings
+    by_path = flatten_dict(shardings, sep="/")
+    if missing := [path for path in source.leaves if path not in by_path]:
+        raise InputError(f"shardings: no entry for {missing[0]}; give one for each parameter")
+    return by_path
 
 
-def _load_leaf(source: CheckpointSource, path: str, shape, dtype: np.dtype, sharding, pool) -> "jax.Array":
+def _load_leaf(source: CheckpointSource, path: str, shape, dtype: np.dtype, sharding, pool) -> jax.Array:
     """Loads one leaf, reading each distinct shard that this process holds once."""
-    import jax
-
     groups: dict[tuple, list] = {}
     for device, index in sharding.addressable_devices_indices_map(tuple(shape)).items():
         bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))

@@ -7,28 +7,33 @@ way. The layout is that of Orbax (`_METADATA`, zarr or zarr3, with or without OC
 import json
 import os
 import pathlib
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorstore as ts
 from etils import epath
 
-from vl3_jax.checkpoint.hf_config import from_dict, read_json, to_dict
-from vl3_jax.checkpoint.hf_files import HfFolder, file_fingerprints
+from vl3_jax.checkpoint.hf_config import from_dict, to_dict
 from vl3_jax.checkpoint.names import PARTS, name_map
-from vl3_jax.checkpoint.paths import exists, is_url, kvstore, list_dir, resolve, translate_io_errors
-from vl3_jax.checkpoint.sources import CheckpointSource
+from vl3_jax.checkpoint.sidecar_files import download_sidecar_files
+from vl3_jax.checkpoint.sources import CheckpointSource, refuse_problems
 from vl3_jax.checkpoint.tensors import FLOATS
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.storage.paths import (
+    exists,
+    file_fingerprints,
+    is_url,
+    kvstore,
+    list_dir,
+    read_json,
+    translate_io_errors,
+)
 
 METADATA = "_METADATA"
 COMMITTED = "commit_success.txt"
 MODEL_INFO = "vl3.json"  # model configuration and layout of the assets, beside `_METADATA` or in a folder above it
 ASSETS = "assets"  # folder with config.json, tokenizer and processor files, beside vl3.json
-_STEPS = "checkpoints"  # folder of a workdir that contains its steps
-_ITEMS = ("params", "state", "default", "pytree")  # item names under which a checkpoint manager stores the tree
 _GCS_CACHE = {"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}}  # for the inner nodes of OCDBT's B-trees
 _GCS_COALESCING = {  # adjacent ranges of one OCDBT data file are read in one request
     "experimental_read_coalescing_threshold_bytes": 2**20,
@@ -37,60 +42,20 @@ _GCS_COALESCING = {  # adjacent ranges of one OCDBT data file are read in one re
 }
 
 
-def find_tree(location: str | os.PathLike) -> epath.Path | None:
-    """Finds the folder with `_METADATA`: `location`, an item of a step, or the newest step of a training workdir.
-
-    Args:
-      location: Local folder or one under gs://.
-
-    Returns:
-      None if there is no such folder, and for other URLs and Hub ids.
-
-    Raises:
-      InputError: A gs:// folder cannot be listed, or the clients for gs:// are not installed.
-    """
-    if is_url(location) and not os.fspath(location).startswith("gs://"):
-        return None
-    folder = resolve(location)
-    names = list_dir(folder)
-    if (tree := _tree_in(folder, names)) is not None:
-        return tree
-    steps = list_dir(folder / _STEPS) if _STEPS in names else {}
-    for parent, children in ((folder / _STEPS, steps), (folder, names)):
-        for step in sorted((name for name in children if re.fullmatch(r"\d+", name)), key=int, reverse=True):
-            files = list_dir(parent / step)
-            # A local step is renamed to its number once complete; under gs:// this file marks it as complete.
-            complete = COMMITTED in files or not is_url(folder)
-            if complete and (tree := _tree_in(parent / step, files)) is not None:
-                return tree
-    return None
-
-
-def _tree_in(folder: epath.Path, names: Collection[str]) -> epath.Path | None:
-    """Returns `folder` or the item in it that contains `_METADATA`."""
-    if METADATA in names:
-        return folder
-    return next((folder / item for item in _ITEMS if item in names and METADATA in list_dir(folder / item)), None)
-
-
 class OrbaxSource(CheckpointSource):
     """Parameters in an Orbax folder; the optimizer state and other items are not read."""
 
-    def __init__(self, location: str | os.PathLike, tree: epath.Path | None = None):
+    def __init__(self, location: str | os.PathLike, tree: epath.Path):
         """Opens the folder and checks names, shapes and dtypes against the model configuration.
 
         Args:
-          location: Orbax folder or training workdir, local or under gs://.
-          tree: Result of `find_tree` for `location`, if already known.
+          location: Orbax folder or training workdir, for messages.
+          tree: Folder with `_METADATA`, local or under gs://.
 
         Raises:
           InputError: The folder is not a checkpoint of this package, or its arrays do not fit its configuration.
         """
-        self.kind, self.location = "orbax", os.fspath(location)
-        tree = tree or find_tree(location)
-        if tree is None:
-            raise InputError(f"{location}: contains no Orbax checkpoint (no {METADATA}); check the path")
-        self.tree = tree
+        self.kind, self.location, self.tree = "orbax", os.fspath(location), tree
         self.info_path = self._find_info()
         info = read_json(self.info_path)
         self.config = from_dict(info.get("config", {}), self.info_path)
@@ -113,10 +78,9 @@ class OrbaxSource(CheckpointSource):
 
     def _local_files(self, assets: epath.Path) -> pathlib.Path:
         """Returns `assets`, or for a URL a temporary copy that lives as long as this source."""
-        if not is_url(assets) or not exists(assets):
+        if not is_url(assets):
             return pathlib.Path(assets)
-        self._copy = HfFolder(assets)
-        return self._copy.local
+        return download_sidecar_files(self, assets, list_dir(assets))
 
     def _open(self, metadata: dict[str, Any]) -> dict[str, ts.TensorStore]:
         keys = self._param_keys(metadata)
@@ -139,25 +103,16 @@ class OrbaxSource(CheckpointSource):
             for path, store in stores.items()
             if tuple(store.shape) != self.leaves[path].shape
         ]
-        floats = FLOATS.values()
         dtypes = [
-            f"{path} {store.dtype.name}" for path, store in stores.items() if store.dtype.numpy_dtype not in floats
+            f"{path} {store.dtype.name}"
+            for path, store in stores.items()
+            if store.dtype.numpy_dtype not in FLOATS.values()
         ]
-        problems = [
-            f"{label}: {', '.join(paths)}"
-            for label, paths in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("wrong shape", shapes),
-                ("wrong dtype", dtypes),
-            )
-            if paths
-        ]
-        if problems:
-            raise InputError(
-                f"{self.location}: the arrays do not fit {self.info_path.name}: {'; '.join(problems)}; "
-                "check that both belong to the same model"
-            )
+        refuse_problems(
+            f"{self.location}: the arrays do not fit {self.info_path.name}",
+            {"missing": missing, "unexpected": unexpected, "wrong shape": shapes, "wrong dtype": dtypes},
+            "check that both belong to the same model",
+        )
         return stores
 
     def _param_keys(self, metadata: dict[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -208,20 +163,3 @@ def model_info(config: ModelConfig, parts: Sequence[str], files_kind: str) -> st
     """
     content = {"format": 1, "config": to_dict(config), "parts": list(parts), "files_kind": files_kind}
     return json.dumps(content, indent=1) + "\n"
-
-
-def tree_key(path: str) -> tuple[str, ...]:
-    """Splits `"llm/norm/scale"` into `("llm", "norm", "scale")`."""
-    return tuple(path.split("/"))
-
-
-def nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Converts a dict of leaves by path to the nested dict of parameters."""
-    root: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, last = tree_key(path)
-        branch = root
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[last] = leaf
-    return root

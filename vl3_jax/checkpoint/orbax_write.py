@@ -5,38 +5,31 @@ uncompressed chunk is read at the speed of the disk, and reading a layer or a sh
 files only.
 """
 
-import concurrent.futures
 import functools
 import json
-import logging
 import math
 import os
 import pathlib
-import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import tensorstore as ts
 
-from vl3_jax.checkpoint.jobs import BucketJob, Job, open_job, translate_write_errors
 from vl3_jax.checkpoint.names import LeafSpec
-from vl3_jax.checkpoint.orbax_tree import ASSETS, COMMITTED, METADATA, MODEL_INFO, model_info, tree_key
-from vl3_jax.checkpoint.paths import is_url, kvstore, list_dir, resolve
-from vl3_jax.checkpoint.progress import progress_bar
+from vl3_jax.checkpoint.orbax_tree import ASSETS, COMMITTED, METADATA, MODEL_INFO, model_info
 from vl3_jax.checkpoint.sidecar_files import copy_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource
-from vl3_jax.checkpoint.transpose import scratch
+from vl3_jax.checkpoint.tensors import scratch
 from vl3_jax.errors import InputError
-
-logger = logging.getLogger(__name__)
+from vl3_jax.storage.jobs import BucketJob, Job, open_job, write_pieces
+from vl3_jax.storage.paths import is_url, kvstore, list_dir, resolve, translate_write_errors
 
 _CHUNK_BYTES = 8 * 2**20
 _PIECE_BYTES = 16 * 2**20  # buffer size of one worker
 # lm_head (D, V) is split over the vocabulary, so that blocks of its Hugging Face rows can be read too.
 _CHUNK_AXIS = {"llm/lm_head/kernel": 1}
 _ZARR_DTYPES = {"bfloat16": "bfloat16", "float16": "<f2", "float32": "<f4"}
-WORKERS = max(2, min(4, os.cpu_count() or 2))
 
 
 def write_orbax(
@@ -59,69 +52,42 @@ def write_orbax(
     dtypes = {path: np.dtype(dtype or source.dtypes[path]) for path in source.leaves}
     with open_job(target, source.fingerprint(to="orbax", dtype=str(dtype), layout=1)) as job:
         if job.finished:
-            logger.info("%s is complete already", job.target)
             return
-        log_casts(source, dtypes)
-        pieces = [(path, tensor.layer) for path, spec in source.leaves.items() for tensor in spec.tensors]
+        source.log_casts(dtypes)
         chunk_files = functools.cache(lambda path: list_dir(job.folder / _array_name(path)))
+        sizes = {
+            (path, tensor.layer): tensor.size * dtypes[path].itemsize
+            for path, spec in source.leaves.items()
+            for tensor in spec.tensors
+        }
         remaining = [
             (path, layer)
-            for path, layer in pieces
+            for path, layer in sizes
             if not job.is_done((path, layer))
             or not _chunks_complete(chunk_files(path), source.leaves[path], layer, dtypes[path])
         ]
-        sizes = {(p, layer): _slice_size(source.leaves[p], layer) * dtypes[p].itemsize for p, layer in pieces}
         job.check_space(sum(sizes[piece] for piece in remaining))
-        total = sum(sizes.values())
-        with (
-            translate_write_errors(job.target),
-            progress_bar(total, "convert", total - sum(sizes[piece] for piece in remaining), quiet) as bar,
-        ):
-            _write_pieces(source, job, remaining, dtypes, sizes, bar)
-            _finish(source, job, dtypes)
+        with translate_write_errors(job.target):
+            _write_arrays(source, job, sizes, remaining, dtypes, quiet)
+            _finish(source, job)
         job.commit()
 
 
-def log_casts(source: CheckpointSource, dtypes: dict[str, np.dtype]) -> None:
-    """Logs one line for each pair of dtypes that the job casts between."""
-    casts: dict[tuple[str, str], int] = {}
-    for path, target in dtypes.items():
-        if source.dtypes[path] != target:
-            pair = (source.dtypes[path].name, target.name)
-            casts[pair] = casts.get(pair, 0) + 1
-    for (before, after), count in casts.items():
-        logger.info("%d of %d leaves are cast from %s to %s", count, len(dtypes), before, after)
-
-
-def _write_pieces(source: CheckpointSource, job: Job | BucketJob, pieces, dtypes, sizes, bar) -> None:
+def _write_arrays(source: CheckpointSource, job: Job | BucketJob, sizes, remaining, dtypes, quiet: bool) -> None:
     context = ts.Context({"file_io_sync": False})
     specs = {path: _array_spec(job.folder, spec, dtypes[path]) for path, spec in source.leaves.items()}
     opened = {path: ts.open(spec, open=True, create=True, context=context) for path, spec in specs.items()}
     stores = {path: future.result() for path, future in opened.items()}
-    stop, nan_leaves = threading.Event(), set()
+    nan_leaves = set()
 
     def write(piece: tuple[str, int | None]) -> None:
-        if stop.is_set():
-            return
         path, layer = piece
-        try:
-            if source.has_nan(path, layer):
-                nan_leaves.add(path if layer is None else f"{path}[{layer}]")
-            _write_slice(source, path, layer, stores[path] if layer is None else stores[path][layer], dtypes[path])
-            job.mark_done(piece)
-            bar.update(sizes[piece])
-        except BaseException:
-            stop.set()
-            raise
+        if source.has_nan(path, layer):
+            nan_leaves.add(path if layer is None else f"{path}[{layer}]")
+        _write_slice(source, path, layer, stores[path] if layer is None else stores[path][layer], dtypes[path])
 
-    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-        futures = [pool.submit(write, piece) for piece in pieces]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            stop.set()
-    warn_nan(source.location, nan_leaves)
+    write_pieces(job, sizes, remaining, write, "convert", quiet)
+    source.warn_nan(nan_leaves)
 
 
 def _write_slice(
@@ -139,13 +105,6 @@ def _write_slice(
         buffer = scratch("leaf", tuple(region.stop - region.start for region in part), dtype)
         source.read(path, layer, part, buffer)
         store[part].write(buffer, can_reference_source_data_indefinitely=True).result()
-
-
-def warn_nan(location: str, names: Collection[str]) -> None:
-    """Logs a warning with the names of the tensors that contain NaN, if there are any."""
-    if names:
-        listed = ", ".join(sorted(names)[:8]) + (" ..." if len(names) > 8 else "")
-        logger.warning("warning: %s: NaN in %d of its tensors: %s", location, len(names), listed)
 
 
 def _array_spec(folder: pathlib.PurePath, spec: LeafSpec, dtype: np.dtype) -> dict:
@@ -167,7 +126,7 @@ def _array_spec(folder: pathlib.PurePath, spec: LeafSpec, dtype: np.dtype) -> di
 
 
 def _array_name(path: str) -> str:
-    return ".".join(tree_key(path))
+    return path.replace("/", ".")
 
 
 def chunk_shape(spec: LeafSpec, dtype: np.dtype) -> tuple[int, ...]:
@@ -179,10 +138,6 @@ def chunk_shape(spec: LeafSpec, dtype: np.dtype) -> tuple[int, ...]:
     parts = next(n for n in range(1, size + 1) if size % n == 0 and (nbytes / n <= _CHUNK_BYTES or n == size))
     shape[axis] = size // parts
     return tuple(shape)
-
-
-def _slice_size(spec: LeafSpec, layer: int | None) -> int:
-    return spec.size if layer is None else spec.size // spec.shape[0]
 
 
 def _chunks_complete(file_sizes: Mapping[str, int], spec: LeafSpec, layer: int | None, dtype: np.dtype) -> bool:
@@ -198,13 +153,12 @@ def _chunks_complete(file_sizes: Mapping[str, int], spec: LeafSpec, layer: int |
     return True
 
 
-def _finish(source: CheckpointSource, job: Job | BucketJob, dtypes: dict[str, np.dtype]) -> None:
+def _finish(source: CheckpointSource, job: Job | BucketJob) -> None:
     """Writes the sidecar files and the metadata; `_METADATA`, which makes the folder a checkpoint, comes last."""
-    copy_sidecar_files(source.files, job.folder / ASSETS)
-    (job.folder / MODEL_INFO).write_text(model_info(source.config, source.parts, source.files_kind))
+    _write_info(source, job.folder)
     entries = {}
     for path, spec in source.leaves.items():
-        key = tree_key(path)
+        key = tuple(path.split("/"))
         entries[str(key)] = {
             "key_metadata": [{"key": part, "key_type": 2} for part in key],  # 2 = key of a dict
             "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False, "write_shape": list(spec.shape)},
@@ -245,5 +199,9 @@ def write_model_info(folder: str | os.PathLike, source: CheckpointSource) -> Non
     folder = resolve(folder)
     if not is_url(folder) and not folder.is_dir():
         raise InputError(f"{folder}: no such folder; create it first")
+    _write_info(source, folder)
+
+
+def _write_info(source: CheckpointSource, folder: pathlib.PurePath) -> None:
     copy_sidecar_files(source.files, folder / ASSETS)
     (folder / MODEL_INFO).write_text(model_info(source.config, source.parts, source.files_kind))

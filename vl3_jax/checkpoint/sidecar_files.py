@@ -1,18 +1,98 @@
-"""Copies the small files beside the weights, and converts them where a checkpoint changes its layout."""
+"""Sidecar files, the small files beside the weights: which of them travel, and how their keys map between layouts.
+
+The tables are like that of the tensor names: `SIDECAR_FILES` lists the files, `SETTINGS` the keys that the official and
+the native layout store in different places, and `_CONSTANTS` what every file of a layout says.
+"""
 
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
 
-from vl3_jax.checkpoint import templates, tokens
-from vl3_jax.checkpoint.hf_config import read_json, text_section, vision_section
-from vl3_jax.checkpoint.hub import SIDECAR_FILES
+from vl3_jax.checkpoint import tokenizer_files
+from vl3_jax.checkpoint.hf_config import image_processor, read_object, text_section, vision_section
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.storage.paths import download_files, temporary_folder
 
+CONFIG, IMAGE, VIDEO, PROCESSOR = (
+    "config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
+# The files that travel with the weights, and whether they are the same in every layout; the others are converted.
+SIDECAR_FILES: dict[str, bool] = {
+    CONFIG: False,
+    "generation_config.json": True,
+    IMAGE: False,
+    VIDEO: False,
+    PROCESSOR: False,
+    "chat_template.json": False,
+    "chat_template.jinja": False,
+    "tokenizer.json": True,
+    "tokenizer_config.json": True,
+    "tokenizer.model": True,
+    "vocab.json": True,
+    "merges.txt": True,
+    "added_tokens.json": True,
+    "special_tokens_map.json": True,
+}
+ADAPTER_CONFIG = "adapter_config.json"
+
+# Setting, its default, its file and key in the official layout, its file and key in the native layout.
+SETTINGS: tuple[tuple[str, Any, tuple[str, str], tuple[str, str]], ...] = (
+    ("image_merge", 1, (PROCESSOR, "image_merge_size"), (IMAGE, "merge_size")),
+    ("video_merge", 2, (PROCESSOR, "video_merge_size"), (VIDEO, "merge_size")),
+    ("fps", 1, (PROCESSOR, "fps"), (VIDEO, "fps")),
+    ("max_frames", 180, (PROCESSOR, "max_frames"), (VIDEO, "max_frames")),
+    ("compress", True, (CONFIG, "use_token_compression"), (VIDEO, "use_token_compression")),
+    ("min_tokens", 16, (IMAGE, "min_tokens"), (IMAGE, "min_pixels")),
+    ("max_tokens", 16_384, (IMAGE, "max_tokens"), (IMAGE, "max_pixels")),
+)
+# Settings of the image processor under the same keys in both layouts, and their defaults.
+_PIXEL_SETTINGS = {
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+}
+_CONSTANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "official": {
+        CONFIG: {
+            "architectures": ["Videollama3Qwen2ForCausalLM"],
+            "model_type": "videollama3_qwen2",
+            "mm_projector_type": "mlp2x_gelu",
+            "vision_encoder": None,
+        },
+        IMAGE: {
+            "image_processor_type": "Videollama3ImageProcessor",
+            "processor_class": "Videollama3Qwen2Processor",
+        },
+        PROCESSOR: {"processor_class": "Videollama3Qwen2Processor"},
+    },
+    "native": {
+        CONFIG: {"architectures": ["VideoLlama3ForConditionalGeneration"], "model_type": "video_llama_3"},
+        IMAGE: {
+            "image_processor_type": "VideoLlama3ImageProcessor",
+            "processor_class": "VideoLlama3Processor",
+            "temporal_patch_size": 1,
+        },
+        VIDEO: {
+            "video_processor_type": "VideoLlama3VideoProcessor",
+            "processor_class": "VideoLlama3Processor",
+            "temporal_patch_size": 1,
+            "min_frames": 4,
+            "do_sample_frames": False,
+            "return_metadata": True,
+        },
+        PROCESSOR: {"processor_class": "VideoLlama3Processor"},
+    },
+}
 # Keys of the decoder that `ModelConfig` does not cover and that both layouts have.
 _SHARED_TEXT_KEYS = (
     "attention_dropout",
@@ -40,26 +120,23 @@ _TRAINER_KEYS = (
     "use_mm_proj",
     "vision_encoder_lr",
 )
-_TOKENIZER_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
+_OFFICIAL_IMAGE_ID, _NATIVE_IMAGE_ID, _NATIVE_VIDEO_ID = 151_665, 151_655, 151_656  # of the released tokenizers
 
 
 def copy_sidecar_files(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Copies the sidecar files of the local folder `source` to the folder `target`, byte for byte."""
     target = epath.Path(target)
     target.mkdir(parents=True, exist_ok=True)
-    for name in SIDECAR_FILES:
-        file = pathlib.Path(source) / name
-        if file.is_file():
-            (target / name).write_bytes(file.read_bytes())
+    for name, content in _read_files(pathlib.Path(source), SIDECAR_FILES).items():
+        (target / name).write_bytes(content)
+
+
+def download_sidecar_files(owner: object, url: str | os.PathLike, names: Iterable[str]) -> pathlib.Path:
+    """Copies those of the files `names` behind a URL that are no weights to a folder that lives as long as `owner`."""
+    folder = temporary_folder(owner, "vl3-remote-")
+    small = [name for name in names if name in (*SIDECAR_FILES, ADAPTER_CONFIG) or name.endswith(".index.json")]
+    download_files(url, small, folder)
+    return folder
 
 
 def export_sidecar_files(
@@ -77,50 +154,72 @@ def export_sidecar_files(
     Returns:
       Content by file name. Files of the same layout are unchanged except for the dtype.
     """
-    config_json = _read(files, "config.json")
+    config_json = read_object(files / CONFIG)
     if files_kind == layout:
-        copied = {name: (files / name).read_bytes() for name in SIDECAR_FILES if (files / name).is_file()}
+        copied = _read_files(files, SIDECAR_FILES)
         if _set_dtype(config_json, dtype):
-            copied["config.json"] = tokens.dump(config_json)
+            copied[CONFIG] = tokenizer_files.dump(config_json)
         return copied
-    out = {name: (files / name).read_bytes() for name in _TOKENIZER_FILES if (files / name).is_file()}
+    out = _read_files(files, [name for name, shared in SIDECAR_FILES.items() if shared])
+    contents = {name: dict(constants) for name, constants in _CONSTANTS[layout].items()}
+    _fill_processors(contents, files, files_kind, config, layout)
     if layout == "native":
-        out["config.json"] = tokens.dump(_native_config(files, files_kind, config_json, config, dtype))
-        out |= {name: tokens.dump(content) for name, content in _native_processors(files, config).items()}
-        out["chat_template.jinja"] = templates.NATIVE.encode()
-        return out | tokens.end_token_files(files)
-    ids, changed = tokens.add_official_tokens(files)
-    out |= changed
-    processors = _official_processors(files, files_kind, config)
-    compress = processors.pop("use_token_compression")
-    if files_kind == "official-train":
-        official = _released_config(config_json, ids, config, dtype)
+        _fill_native_config(contents[CONFIG], files, config_json, config, dtype)
+        out["chat_template.jinja"] = tokenizer_files.NATIVE_TEMPLATE.encode()
+        out |= tokenizer_files.end_token_files(files)
     else:
-        official = _official_config(config_json, ids, config, dtype, compress)
-    out["config.json"] = tokens.dump(official)
-    out |= {name: tokens.dump(content) for name, content in processors.items()}
-    if files_kind == "official-train" and (files / "chat_template.json").is_file():
-        out["chat_template.json"] = (files / "chat_template.json").read_bytes()
-    else:
-        out["chat_template.json"] = tokens.dump({"chat_template": templates.OFFICIAL})
-    return out
+        ids, changed = tokenizer_files.add_official_tokens(files)
+        out |= changed
+        out["chat_template.json"] = tokenizer_files.dump({"chat_template": tokenizer_files.OFFICIAL_TEMPLATE})
+        if files_kind == "official-train":
+            contents[CONFIG] = _released_config(config_json, ids, config, dtype)
+            out |= _read_files(files, ["chat_template.json"])
+        else:
+            _fill_official_config(contents[CONFIG], config_json, ids, config, dtype)
+    return out | {name: tokenizer_files.dump(content) for name, content in contents.items()}
 
 
-def pixel_statistics(files: pathlib.Path) -> dict[str, tuple[float, ...]]:
-    """Returns `image_mean` and `image_std` of the processor files, as far as they are present."""
-    image = _image_processor(files)
-    return {
-        key: tuple(float(value) for value in image[key])
-        for key in ("image_mean", "image_std")
-        if isinstance(image.get(key), list) and len(image[key]) == 3
-    }
+def _read_files(files: pathlib.Path, names: Iterable[str]) -> dict[str, bytes]:
+    return {name: (files / name).read_bytes() for name in names if (files / name).is_file()}
 
 
-def _read(files: pathlib.Path, name: str) -> dict[str, Any]:
-    """Reads a JSON object; returns {} if there is no such file."""
-    path = files / name
-    content = read_json(path) if path.is_file() else {}
-    return content if isinstance(content, dict) else {}
+def _read_settings(files: pathlib.Path, files_kind: str, config: ModelConfig) -> dict[str, Any]:
+    """Returns the values of `SETTINGS` in the files of any layout, with limits in tokens."""
+    video = read_object(files / VIDEO) or read_object(files / PROCESSOR).get("video_processor") or {}
+    contents = {CONFIG: read_object(files / CONFIG), PROCESSOR: read_object(files / PROCESSOR)}
+    contents |= {IMAGE: image_processor(files), VIDEO: video}
+    native, settings = files_kind == "native", {}
+    for name, default, official_place, native_place in SETTINGS:
+        file, key = native_place if native else official_place
+        value = contents[file].get(key)
+        if native and name in ("min_tokens", "max_tokens"):
+            size = contents[file].get("size") or {}
+            pixels = value or size.get({"min_tokens": "shortest_edge", "max_tokens": "longest_edge"}[name])
+            side = config.vision.patch_size * settings["image_merge"]
+            value = math.floor(pixels / side**2) if pixels else None
+        settings[name] = value if value or value is False else default
+    return settings
+
+
+def _fill_processors(
+    contents: dict[str, dict[str, Any]], files: pathlib.Path, files_kind: str, config: ModelConfig, layout: str
+) -> None:
+    """Adds the settings of the source to the processor files of the export."""
+    settings, image = _read_settings(files, files_kind, config), image_processor(files)
+    for name, _, official_place, native_place in SETTINGS:
+        file, key = native_place if layout == "native" else official_place
+        contents[file][key] = settings[name]
+    pixels = {key: image.get(key, default) for key, default in _PIXEL_SETTINGS.items()}
+    pixels |= {"image_mean": list(config.vision.image_mean), "image_std": list(config.vision.image_std)}
+    for file in {IMAGE, VIDEO} & set(contents):
+        contents[file] |= pixels | {"patch_size": config.vision.patch_size}
+        if layout == "native":
+            area = (config.vision.patch_size * contents[file]["merge_size"]) ** 2
+            low, high = settings["min_tokens"] * area, settings["max_tokens"] * area
+            size = {"shortest_edge": low, "longest_edge": high}
+            contents[file] |= {"min_pixels": low, "max_pixels": high, "size": size}
+    if layout == "native":
+        contents[VIDEO]["fps"] = None  # the frames come sampled
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> bool:
@@ -132,33 +231,39 @@ def _set_dtype(config: dict[str, Any], dtype: str) -> bool:
     return True
 
 
-def _text_keys(config_json: Mapping[str, Any]) -> dict[str, Any]:
+def _text_keys(config_json: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
     text = config_json.get("text_config") or config_json
-    return {key: text[key] for key in _SHARED_TEXT_KEYS if key in text}
+    return {key: text[key] for key in _SHARED_TEXT_KEYS if key in text} | text_section(config)
 
 
-def _native_config(files, files_kind: str, config_json, config: ModelConfig, dtype: str) -> dict[str, Any]:
-    image, video = _native_ids(files, config_json, config)
-    return {
-        "architectures": ["VideoLlama3ForConditionalGeneration"],
-        "model_type": "video_llama_3",
+def _tower_section(config: ModelConfig) -> dict[str, Any]:
+    return {"model_type": "videollama3_vision_encoder", **vision_section(config)}
+
+
+def _fill_native_config(content, files, config_json, config: ModelConfig, dtype: str) -> None:
+    ids = tokenizer_files.added_tokens(files)
+    image = ids.get(tokenizer_files.NATIVE_IMAGE, _NATIVE_IMAGE_ID)
+    video = ids.get(tokenizer_files.NATIVE_VIDEO, _NATIVE_VIDEO_ID)
+    if max(image, video) >= config.text.vocab_size:
+        image = min(config_json.get("image_token_index", _OFFICIAL_IMAGE_ID), config.text.vocab_size - 1)
+        video = image - 1
+    content |= {
         "dtype": dtype,
         "image_token_id": image,
         "video_token_id": video,
         "tie_word_embeddings": config.text.tie_word_embeddings,
-        "text_config": {"model_type": "qwen2", **_text_keys(config_json), **text_section(config)},
+        "text_config": {"model_type": "qwen2", **_text_keys(config_json, config)},
         "vision_config": {"model_type": "video_llama_3_vision", **vision_section(config)},
     }
 
 
-def _native_ids(files, config_json, config: ModelConfig) -> tuple[int, int]:
-    """Returns the ids of the image and video placeholders of the tokenizer, by default those of transformers."""
-    ids = tokens.added_tokens(files)
-    image, video = ids.get(tokens.NATIVE_IMAGE, 151_655), ids.get(tokens.NATIVE_VIDEO, 151_656)
-    if max(image, video) < config.text.vocab_size:
-        return image, video
-    image = min(config_json.get("image_token_index", 151_665), config.text.vocab_size - 1)
-    return image, image - 1
+def _fill_official_config(content, config_json, ids, config: ModelConfig, dtype: str) -> None:
+    content |= {
+        "torch_dtype": dtype,
+        **_text_keys(config_json, config),
+        "image_token_index": _official_id(config_json, ids, config),
+        "vision_encoder_config": _tower_section(config),
+    }
 
 
 def _released_config(config_json, ids, config: ModelConfig, dtype: str) -> dict[str, Any]:
@@ -172,125 +277,9 @@ def _released_config(config_json, ids, config: ModelConfig, dtype: str) -> dict[
     return released
 
 
-def _official_config(config_json, ids, config: ModelConfig, dtype: str, compress: bool) -> dict[str, Any]:
-    return {
-        "architectures": ["Videollama3Qwen2ForCausalLM"],
-        "model_type": "videollama3_qwen2",
-        "torch_dtype": dtype,
-        **_text_keys(config_json),
-        **text_section(config),
-        "image_token_index": _official_id(config_json, ids, config),
-        "mm_projector_type": "mlp2x_gelu",
-        "use_token_compression": compress,
-        "vision_encoder": None,
-        "vision_encoder_config": _tower_section(config),
-    }
-
-
 def _official_id(config_json: Mapping[str, Any], ids: Mapping[str, int], config: ModelConfig) -> int:
     """Returns the id of `<image>` in the tokenizer; without one, that of released models if the vocabulary has it."""
-    if tokens.OFFICIAL_IMAGE in ids:
-        return ids[tokens.OFFICIAL_IMAGE]
-    return 151_665 if config.text.vocab_size > 151_665 else config_json.get("image_token_id", 151_665)
-
-
-def _tower_section(config: ModelConfig) -> dict[str, Any]:
-    return {"model_type": "videollama3_vision_encoder", **vision_section(config)}
-
-
-def _image_processor(files: pathlib.Path) -> dict[str, Any]:
-    """Reads the image processor settings from their own file or, as newer versions save them, processor_config.json."""
-    return (
-        _read(files, "preprocessor_config.json") or _read(files, "processor_config.json").get("image_processor") or {}
-    )
-
-
-def _video_processor(files: pathlib.Path) -> dict[str, Any]:
-    return (
-        _read(files, "video_preprocessor_config.json")
-        or _read(files, "processor_config.json").get("video_processor")
-        or {}
-    )
-
-
-def _pixel_settings(image: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-    return {
-        "do_convert_rgb": image.get("do_convert_rgb", True),
-        "do_normalize": image.get("do_normalize", True),
-        "do_rescale": image.get("do_rescale", True),
-        "do_resize": image.get("do_resize", True),
-        "image_mean": list(config.vision.image_mean),
-        "image_std": list(config.vision.image_std),
-        "patch_size": config.vision.patch_size,
-        "resample": image.get("resample", 3),
-        "rescale_factor": image.get("rescale_factor", 1 / 255),
-    }
-
-
-def _native_processors(files: pathlib.Path, config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """Returns the native processor files, with the token limits of the official files as pixel limits."""
-    image, processor = _image_processor(files), _read(files, "processor_config.json")
-    min_tokens, max_tokens = image.get("min_tokens", 16), image.get("max_tokens", 16_384)
-    out = {}
-    for file, kind, merge in (
-        ("preprocessor_config.json", "image", processor.get("image_merge_size", 1)),
-        ("video_preprocessor_config.json", "video", processor.get("video_merge_size", 2)),
-    ):
-        side = config.vision.patch_size * merge
-        out[file] = {
-            **_pixel_settings(image, config),
-            f"{kind}_processor_type": f"VideoLlama3{kind.capitalize()}Processor",
-            "processor_class": "VideoLlama3Processor",
-            "min_pixels": min_tokens * side**2,
-            "max_pixels": max_tokens * side**2,
-            "size": {"shortest_edge": min_tokens * side**2, "longest_edge": max_tokens * side**2},
-            "merge_size": merge,
-            "temporal_patch_size": 1,
-        }
-    out["video_preprocessor_config.json"] |= {
-        "max_frames": processor.get("max_frames", 180),
-        "min_frames": 4,
-        "fps": None,
-        "do_sample_frames": False,
-        "use_token_compression": _read(files, "config.json").get("use_token_compression", True),
-        "return_metadata": True,
-    }
-    out["processor_config.json"] = {"processor_class": "VideoLlama3Processor"}
-    return out
-
-
-def _official_processors(files: pathlib.Path, files_kind: str, config: ModelConfig) -> dict[str, Any]:
-    """Returns the official processor files and the setting `use_token_compression` for any layout of the source."""
-    image, video, processor = _image_processor(files), _video_processor(files), _read(files, "processor_config.json")
-    if files_kind == "native":
-        image_merge, video_merge = image.get("merge_size", 1), video.get("merge_size", 2)
-        side = config.vision.patch_size * image_merge
-        min_tokens, max_tokens = (_token_limit(image, bound, side) for bound in ("min", "max"))
-    else:
-        image_merge, video_merge = processor.get("image_merge_size", 1), processor.get("video_merge_size", 2)
-        min_tokens, max_tokens = image.get("min_tokens"), image.get("max_tokens")
-    preprocessor = {
-        "image_processor_type": "Videollama3ImageProcessor",
-        "processor_class": "Videollama3Qwen2Processor",
-        **_pixel_settings(image, config),
-        "min_tokens": min_tokens or 16,
-        "max_tokens": max_tokens or 16_384,
-    }
-    return {
-        "preprocessor_config.json": preprocessor,
-        "processor_config.json": {
-            "processor_class": "Videollama3Qwen2Processor",
-            "image_merge_size": image_merge,
-            "video_merge_size": video_merge,
-            "fps": (video if files_kind == "native" else processor).get("fps") or 1,
-            "max_frames": (video if files_kind == "native" else processor).get("max_frames") or 180,
-        },
-        "use_token_compression": video.get("use_token_compression", True),
-    }
-
-
-def _token_limit(processor: Mapping[str, Any], bound: str, side: int) -> int | None:
-    """Converts the "min" or "max" pixel limit, in either spelling, to tokens of `side` x `side` pixels."""
-    size = processor.get("size") or {}
-    pixels = processor.get(f"{bound}_pixels") or size.get({"min": "shortest_edge", "max": "longest_edge"}[bound])
-    return math.floor(pixels / side**2) if pixels else None
+    if tokenizer_files.OFFICIAL_IMAGE in ids:
+        return ids[tokenizer_files.OFFICIAL_IMAGE]
+    known = config.text.vocab_size > _OFFICIAL_IMAGE_ID
+    return _OFFICIAL_IMAGE_ID if known else config_json.get("image_token_id", _OFFICIAL_IMAGE_ID)

@@ -1,22 +1,23 @@
 """Sources: checkpoints of any kind as leaves of the parameter tree, read slice by slice."""
 
 import abc
+import collections
 import hashlib
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import tensorstore as ts
 
-from vl3_jax.checkpoint.hf_files import file_fingerprints, fold_names
 from vl3_jax.checkpoint.names import PARTS, LeafSpec, NameMap, is_droppable, name_map
-from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles
-from vl3_jax.checkpoint.transpose import copy_view
+from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, bits, contains_nan, copy_view
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.storage.paths import file_fingerprints
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +74,6 @@ class CheckpointSource(abc.ABC):
         return False
 
     @property
-    def nbytes(self) -> int:
-        """Size of all leaves in bytes."""
-        return sum(spec.size * self.dtypes[path].itemsize for path, spec in self.leaves.items())
-
-    @property
     def complete(self) -> bool:
         """Whether the checkpoint has a tower, a projector and a decoder."""
         return {"vision", "projector", "llm"} <= set(self.parts)
@@ -86,6 +82,19 @@ class CheckpointSource(abc.ABC):
         """Returns a hash of the source's kind and files and of the options `extra`, which identifies a job."""
         content = json.dumps([self.kind, self.file_fingerprints(), sorted(extra.items())], default=str)
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def log_casts(self, dtypes: Mapping[str, np.dtype]) -> None:
+        """Logs one line for each pair of dtypes that a job casts between which stores the leaves as `dtypes`."""
+        pairs = [(self.dtypes[path].name, target.name) for path, target in dtypes.items()]
+        for (before, after), count in collections.Counter(pairs).items():
+            if before != after:
+                logger.info("%d of %d leaves are cast from %s to %s", count, len(dtypes), before, after)
+
+    def warn_nan(self, names: Collection[str]) -> None:
+        """Logs a warning with the names of the tensors that contain NaN, if there are any."""
+        if names:
+            listed = ", ".join(sorted(names)[:8]) + (" ..." if len(names) > 8 else "")
+            logger.warning("warning: %s: NaN in %d of its tensors: %s", self.location, len(names), listed)
 
 
 class TensorSource(CheckpointSource):
@@ -145,7 +154,7 @@ class TensorSource(CheckpointSource):
             return
         head, table = self.tensors.array("lm_head.weight"), self.tensors.array(embed.name)
         same = head.shape == table.shape and all(
-            np.array_equal(_bits(head[start : start + 4096]), _bits(table[start : start + 4096]))
+            np.array_equal(bits(head[start : start + 4096]), bits(table[start : start + 4096]))
             for start in range(0, len(table), 4096)
         )
         if not same:
@@ -158,7 +167,8 @@ class TensorSource(CheckpointSource):
 
     def slice(self, leaf: str, layer: int | None) -> ts.TensorStore:
         spec = self._specs[leaf, layer]
-        return as_store(spec.to_leaf(self.tensors.array(spec.name)))
+        # TensorStore needs items that are aligned to their size.
+        return ts.array(np.require(spec.to_leaf(self.tensors.array(spec.name)), requirements="A"), copy=False)
 
     def read(self, leaf: str, layer: int | None, region: tuple[slice, ...], out: np.ndarray) -> None:
         spec = self._specs[leaf, layer]
@@ -170,13 +180,6 @@ class TensorSource(CheckpointSource):
     def file_fingerprints(self) -> list:
         config = self.files / "config.json"
         return file_fingerprints([*self.tensors.paths, *([os.fspath(config)] if config.exists() else [])])
-
-
-def as_store(array: np.ndarray) -> ts.TensorStore:
-    """Wraps a NumPy array in a TensorStore; copies it only if it is not aligned to its item size."""
-    if not array.flags.aligned:
-        array = np.array(array)
-    return ts.array(array, copy=False)
 
 
 def check_tensors(tensors: TensorFiles, names: NameMap, config: ModelConfig, location: str) -> None:
@@ -197,35 +200,48 @@ def check_tensors(tensors: TensorFiles, names: NameMap, config: ModelConfig, loc
     stored = [(spec, tensors.infos[spec.name]) for spec in names.tensors.values() if spec.name in tensors.infos]
     shapes = [f"{spec.name} {info.shape} instead of {spec.shape}" for spec, info in stored if info.shape != spec.shape]
     dtypes = [f"{spec.name} {info.dtype}" for spec, info in stored if info.dtype not in FLOATS.values()]
-    problems = []
-    if missing:
-        problems.append(f"missing: {fold_names(missing)}")
-    if unexpected:
-        problems.append(f"unexpected: {fold_names(unexpected)}")
-    if shapes:
-        problems.append(f"wrong shape: {', '.join(shapes)}")
-    if dtypes:
-        problems.append(f"wrong dtype (bfloat16, float16, float32 are read): {', '.join(dtypes)}")
-    if problems:
-        raise InputError(
-            f"{location}: the weights do not fit config.json: {'; '.join(problems)}; "
-            "check that both belong to the same model"
-        )
+    refuse_problems(
+        f"{location}: the weights do not fit config.json",
+        {
+            "missing": missing,
+            "unexpected": unexpected,
+            "wrong shape": shapes,
+            "wrong dtype (bfloat16, float16, float32 are read)": dtypes,
+        },
+        "check that both belong to the same model",
+    )
 
 
-def contains_nan(array: np.ndarray) -> bool:
-    """Returns whether a float array contains NaN; checks it in blocks that stay in the CPU cache."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    size = array.dtype.itemsize
-    infinity, minus_infinity = (int(np.array(value, array.dtype).view(f"u{size}")[()]) for value in (np.inf, -np.inf))
-    for start in range(0, flat.size, 2**18):
-        bits = flat[start : start + 2**18]
-        # The bits of NaN, as integers, are above those of infinity: as signed integers for a positive sign, as
-        # unsigned ones for a negative sign.
-        if bits.view(f"i{size}").max() > infinity or bits.view(f"u{size}").max() > minus_infinity:
-            return True
-    return False
+def refuse_problems(title: str, problems: Mapping[str, Sequence[str]], advice: str) -> None:
+    """Raises InputError with all problems in one line, unless there are none.
+
+    Args:
+      title: What does not fit.
+      problems: Names by what is wrong with them.
+      advice: What to do.
+    """
+    found = [f"{label}: {fold_names(names)}" for label, names in problems.items() if names]
+    if found:
+        raise InputError(f"{title}: {'; '.join(found)}; {advice}")
 
 
-def _bits(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+def fold_names(names: Sequence[str]) -> str:
+    """Joins names and folds those that differ only in the layer: `model.layers.{0-27}.mlp.up_proj.weight`."""
+    groups: dict[str, list[int]] = {}
+    for name in names:
+        match = re.search(r"\.(\d+)\.", name)
+        pattern = f"{name[: match.start()]}.{{}}.{name[match.end() :]}" if match else name
+        groups.setdefault(pattern, []).extend([int(match[1])] if match else [])
+    return ", ".join(pattern.replace("{}", _ranges(numbers), 1) for pattern, numbers in groups.items())
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    numbers = sorted(set(numbers))
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    text = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return text if len(numbers) == 1 else f"{{{text}}}"

@@ -15,14 +15,17 @@ EPILOG = """examples:
   vl3 bench                                  all subjects: half an hour on a small CPU
   vl3 bench tower prefill --model 2b
   vl3 bench gpu --out RUNS/bench             utilisation of a training step, memory bandwidth used by decoding
+  vl3 bench processor loader --media tests/data/media/images/* tests/data/media/videos/*
+  vl3 bench conversion --model 2b            converts 3.9 GB; takes four times that much space below TMPDIR
   vl3 bench --small                          tiny sizes: checks that every subject runs; the figures mean nothing
 
 subjects:
 {}
 
-All sides of a case are measured in turns, in one run; times are medians. Weights are random. Where torch and
-transformers are installed, their video_llama_3 with the same weights is one of the sides. "x ours" is the time that a
-side takes for the same amount, in multiples of ours; "of peak" counts useful arithmetic against the speed of a large
+All sides of a case are measured in turns, in one run; times are medians. Weights are random. In a checkout of the
+project with torch and transformers, their video_llama_3 with the same weights is one of the sides. --long adds the time
+and memory of an hour of video to `processor`, and the memory over 2,000 samples to `loader`. "x ours" is the time that
+a side takes for the same amount, in multiples of ours; "of peak" counts useful arithmetic against the speed of a large
 matrix product on this machine. DIR gets bench.json and a chart of each table.
 
 exit codes: 0 done, 2 bad input (one line on stderr says which), 1 an internal failure"""
@@ -37,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="out/bench", metavar="DIR", help="folder for the results (default: out/bench)")
     parser.add_argument("--model", metavar="NAME", help="model preset: nano, mid, 2b, ... (default: 2b, on a CPU mid)")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"measurements of each side (default: {ROUNDS})")
+    parser.add_argument(
+        "--media",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="images and videos for processor and loader (default: synthetic)",
+    )
+    parser.add_argument("--long", action="store_true", help="measure also what takes minutes")
     parser.add_argument("--small", action="store_true", help="tiny sizes, one round")
 
 
@@ -45,10 +56,17 @@ def run(arguments: argparse.Namespace) -> None:
     names = _selected_subjects(arguments.names)
     if arguments.rounds is not None and arguments.rounds < 1:
         raise InputError(f"--rounds {arguments.rounds}: give 1 or more")
-    _check_model(arguments.model)
-    from vl3_jax.bench import chart
+    from vl3_jax.model.config import PRESETS
 
-    chart.check()
+    if arguments.model not in (None, *PRESETS):
+        raise InputError(f"--model {arguments.model}: give one of {', '.join(PRESETS)}")
+    media = tuple(map(pathlib.Path, arguments.media))
+    for path in media:
+        if not path.is_file():
+            raise InputError(f"--media {path}: no such file")
+    from vl3_jax.bench.table import check_charts
+
+    check_charts()
     folder = pathlib.Path(arguments.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,10 +76,9 @@ def run(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
     from vl3_jax import bench
-    from vl3_jax.bench.machine import machine
-    from vl3_jax.bench.settings import make_settings
+    from vl3_jax.bench.settings import machine, make_settings
 
-    settings = make_settings(arguments.model, arguments.small, arguments.rounds)
+    settings = make_settings(arguments.model, arguments.small, arguments.rounds, media=media, long=arguments.long)
     results = {
         "machine": machine(),
         "subjects": names,
@@ -78,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
         logger.info("%s ...", name)
         table = bench.measure(name, settings)
         print(table.rendered(settings.peak), flush=True)
-        chart.write(table, folder / f"{name}.png")
+        table.write_chart(folder / f"{name}.png")
         results["tables"].append(table.as_json(settings.peak))
         (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
     print(f"\n{folder / RESULTS}, and a chart of each table beside it")
@@ -91,13 +108,6 @@ def _selected_subjects(names: list[str]) -> list[str]:
         if name not in known:
             raise InputError(f"no subject {name!r}; there are {', '.join(known)}")
     return list(dict.fromkeys(subject for name in names or SUBJECTS for subject in known[name]))
-
-
-def _check_model(name: str | None) -> None:
-    from vl3_jax.model.config import PRESETS
-
-    if name is not None and name not in PRESETS:
-        raise InputError(f"--model {name}: give one of {', '.join(PRESETS)}")
 
 
 def _heading(results: dict) -> str:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data_pipelines import mixtures
 from data_pipelines.mixture_dataset import DatasetSpec, MixtureDataset, missing_files, open_mixture, require_present
 from data_pipelines.sample_builder import SampleBuilder
-from data_pipelines.sample_errors import SampleErrorLog, to_json
+from data_pipelines.sample_errors import SampleErrorLog, to_json_lines
 from vl3_jax import config_file, config_tree
 from vl3_jax.cli.train import CONFIG
 from vl3_jax.errors import InputError
@@ -117,8 +117,8 @@ def _mixture(arguments: argparse.Namespace) -> MixtureDataset:
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    from data_pipelines.indexing import build_index
-    from data_pipelines.media_resolver import MediaResolver
+    from data_pipelines.index import build_index
+    from data_pipelines.sources.media_resolver import MediaResolver
 
     config = _config(arguments)
     sample_builder = SampleBuilder(arguments.tokenizer, mixtures.data_settings(config))
@@ -139,36 +139,34 @@ def _index(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from data_pipelines.checking import check
+    from data_pipelines.inspection.checking import check
 
-    log = SampleErrorLog()
-    lines = []
+    log, report = SampleErrorLog(), ""
     for spec in _specs(arguments, _config(arguments)):
         with _bar(spec.name) as progress:
             seen, errors = check(spec, not arguments.quick, arguments.workers, progress)
         log.add(errors, seen)
-        lines += [to_json(error) + "\n" for error in errors]
+        report += to_json_lines(errors)
     if arguments.report:
-        pathlib.Path(arguments.report).write_text("".join(lines), encoding="utf-8")
+        pathlib.Path(arguments.report).write_text(report, encoding="utf-8")
     print(log.table())
     return 1 if log.bad else 0
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    from data_pipelines import tables
+    from data_pipelines.inspection.statistics import collect_stats, format_stats
 
-    stats = tables.collect_stats(_mixture(arguments), arguments.suggest_budgets, arguments.measure, arguments.workers)
-    print(json.dumps(stats) if arguments.json else tables.format_stats(stats))
+    stats = collect_stats(_mixture(arguments), arguments.suggest_budgets, arguments.measure, arguments.workers)
+    print(json.dumps(stats) if arguments.json else format_stats(stats))
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from data_pipelines.inspection.row_image import render_row
     from data_pipelines.loader import BatchBuilder
-    from data_pipelines.row_image import render_row
-    from data_pipelines.step_plan import StepPlan
 
     mixture = _mixture(arguments)
-    step_plan = StepPlan(mixture, 1)
+    step_plan = mixture.step_plan(1)
     if not 0 <= arguments.row < len(step_plan):
         raise InputError(f"row {arguments.row}: the plan has rows 0 to {len(step_plan) - 1}")
     arrays = BatchBuilder(mixture, step_plan, slice(0, 1))(arguments.row)

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Asks the questions, prints the answers and writes the report."""
-    from vl3_jax.checkpoint import bundled
+    from vl3_jax.checkpoint.load import NANO
     from vl3_jax.evaluation.batch_generator import BatchGenerator
     from vl3_jax.inference.chat_model import load
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"{report}: there is no folder {report.parent}; create it or choose another --out")
     if arguments.seed < 0:
         raise InputError(f"seed {arguments.seed}: give 0 or more")
-    name = arguments.model or bundled.NANO
+    name = arguments.model or NANO
     chat_model = load(name)
     generator = BatchGenerator(chat_model, batch_size=1)
     title = f"{name}, {chat_model.engine.model.config.num_parameters:,} parameters"

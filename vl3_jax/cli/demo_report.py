@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from data_pipelines.row_image import unpatchify
+from data_pipelines.inspection.row_image import unpatchify
 from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import Visual, block_coordinates
 

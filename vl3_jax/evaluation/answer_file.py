@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vl3_jax.errors import InputError
+from vl3_jax.storage.journal import Journal, read_lines
 
 ANSWERS, SETTINGS = "answers.jsonl", "run.json"
 _REQUIRED = ("id", "task", "answer", "reference")
+_REFUSAL = f"not an answer (a JSON object with {', '.join(_REQUIRED)}); remove it"
 
 
 class AnswerFile:
@@ -35,24 +37,22 @@ class AnswerFile:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _check_settings(folder / SETTINGS, dict(settings))
-            _drop_unfinished_line(self.path)
-            self.records = {record["id"]: record for record in read(self.path)} if self.path.exists() else {}
-            self._file = self.path.open("a", encoding="utf-8")
+            self._journal = Journal(self.path, _check, _REFUSAL)
         except OSError as error:
             raise InputError(f"{folder}: {error.strerror or error}; choose a folder that can be written") from None
+        self.records = {record["id"]: record for record in self._journal.entries}
 
     def __enter__(self) -> "AnswerFile":
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        self._journal.close()
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Appends answers to the file and flushes it."""
+        """Appends answers to the file."""
         for record in records:
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._journal.append(record)
             self.records[record["id"]] = record
-        self._file.flush()
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -61,27 +61,16 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
       InputError: The file cannot be read, or one of its lines is not an answer.
     """
-    records = []
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                record = _parse(line)
-                if record is None:
-                    fields = ", ".join(_REQUIRED)
-                    raise InputError(f"{path}, line {number}: not an answer (a JSON object with {fields}); remove it")
-                records.append(record)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"{path}: {reason}; give the {ANSWERS} of a run") from None
-    return records
+        return read_lines(path, _check, _REFUSAL)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; give the {ANSWERS} of a run") from None
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and all(name in record for name in _REQUIRED) else None
+def _check(record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict) or not all(name in record for name in _REQUIRED):
+        raise ValueError("no answer")
+    return record
 
 
 def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
@@ -99,13 +88,3 @@ def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
             f"{path.parent}: holds answers of another run ({name}: {saved.get(name)!r} there, {settings.get(name)!r} "
             "now); give another --out"
         )
-
-
-def _drop_unfinished_line(path: pathlib.Path) -> None:
-    """Removes the last line if a killed run left it incomplete."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    complete = content.rfind(b"\n") + 1
-    if complete < len(content):
-        os.truncate(path, complete)

@@ -88,11 +88,11 @@ class BatchGenerator:
         """
         penalty = self._generation_config.repetition_penalty
         sampling = SamplingConfig(max_new_tokens=max_new_tokens, repetition_penalty=penalty)
-        replies = []
-        for count, steps in self._batches(samples, sampling, bucket_sizes):
-            for row in range(count):
-                replies.append(self._reply([t for step in steps for t in step.tokens[row][step.valid[row]].tolist()]))
-        return replies
+        return [
+            self._reply([token for step in steps for token in step.tokens[row][step.valid[row]].tolist()])
+            for count, steps in self._batches(samples, sampling, bucket_sizes)
+            for row in range(count)
+        ]
 
     def choice_logprobs(
         self, samples: Sequence[Sample], choices: Sequence[int], bucket_sizes: Sequence[BatchShape] = ()

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.stream_layout import truncate_frames
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.batch_generator import BatchGenerator
 from vl3_jax.processing import chat_template
@@ -69,7 +68,7 @@ class StreamState:
         return Sample(
             np.array([*self.tokens, *suffix], np.int32),
             np.array([*self.is_vision, *[False] * len(suffix)]),
-            [truncate_frames(self.visual, len(self.words))],
+            [self.visual.first_frames(len(self.words))],
         )
 
 

@@ -1,7 +1,6 @@
 """The synthetic tasks that the bundled model `nano` is trained for, over source images of the held-out split."""
 
 import functools
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines.synthetic.image_pool import open_image_pool
@@ -51,7 +50,7 @@ def _task(name: str) -> EvalTask:
         name=f"{FAMILY}/{name}",
         metric=task.metric,
         questions=functools.partial(_questions, name),
-        evaluate=functools.partial(_evaluate, name),
+        evaluate=functools.partial(evaluate, name),
         max_new_tokens=_STREAM_MAX_NEW_TOKENS if is_stream else _MAX_NEW_TOKENS,
         has_media=task.media != TEXT,
         is_stream=is_stream,
@@ -63,7 +62,3 @@ def _questions(name: str, selection: QuestionSelection) -> list[Question]:
     image_pool = open_image_pool(selection.split, selection.images)
     numbers = range(selection.count)
     return [question(name, example(name, selection.split, selection.seed, n, image_pool), n) for n in numbers]
-
-
-def _evaluate(name: str, answers: Sequence[Any], references: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    return evaluate(name, answers, references)

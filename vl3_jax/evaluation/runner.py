@@ -8,6 +8,7 @@ from vl3_jax.evaluation.answer_file import AnswerFile
 from vl3_jax.evaluation.batch_generator import BatchGenerator
 from vl3_jax.evaluation.live_streams import run_streams
 from vl3_jax.evaluation.tasks import EvalTask, Question, QuestionSelection, swap_media
+from vl3_jax.processing.packed_batch import Visual
 from vl3_jax.processing.processor import ProcessorOutput
 
 _BATCHES_PER_GROUP = 8  # batches whose samples are processed and sorted by size together; bounds the memory for media
@@ -80,10 +81,9 @@ def _answer(generator: BatchGenerator, task: EvalTask, questions: Sequence[Quest
             samples = [output.sample for _, output in batch]
             replies = generator.generate(samples, task.max_new_tokens, task.bucket_sizes)
             yield [
-                _record(task, question, reply.text)
-                | {"finish_reason": reply.finish_reason, "new_tokens": reply.new_tokens}
-                | _token_counts(len(output.sample.tokens), output.visual_tokens, output.visual_tokens_before_pruning)
-                for (question, output), reply in zip(batch, replies, strict=True)
+                _record(task, question, reply.text, reply.new_tokens, len(sample.tokens), sample.visuals)
+                | {"finish_reason": reply.finish_reason}
+                for (question, _), sample, reply in zip(batch, samples, replies, strict=True)
             ]
 
 
@@ -91,25 +91,25 @@ def _stream_records(generator: BatchGenerator, task: EvalTask, questions: Sequen
     streams = [(question.media(), question.text) for question in questions]
     states = run_streams(generator, streams, task.max_new_tokens, task.bucket_sizes)
     return [
-        _record(task, question, state.words)
-        | {"new_tokens": state.new_tokens}
-        | _token_counts(len(state.tokens), state.visual.num_tokens, len(state.visual.keep))
+        _record(task, question, state.words, state.new_tokens, len(state.tokens), [state.visual])
         for question, state in zip(questions, states, strict=True)
     ]
 
 
-def _record(task: EvalTask, question: Question, answer: Any) -> dict[str, Any]:
+def _record(
+    task: EvalTask, question: Question, answer: Any, new_tokens: int, prompt_tokens: int, visuals: Sequence[Visual]
+) -> dict[str, Any]:
     return {
         "id": question.id,
         "task": task.name,
         "question": question.text,
         "answer": answer,
         "reference": dict(question.reference),
+        "new_tokens": new_tokens,
+        "prompt_tokens": prompt_tokens,
+        "visual_tokens": sum(visual.num_tokens for visual in visuals),
+        "visual_tokens_before_pruning": sum(len(visual.keep) for visual in visuals),
     }
-
-
-def _token_counts(prompt_tokens: int, visual_tokens: int, before: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt_tokens, "visual_tokens": visual_tokens, "visual_tokens_before_pruning": before}
 
 
 def _size(processed: ProcessorOutput) -> tuple[int, int]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.tasks import find
+from vl3_jax.text_table import text_table
 
 SCORES = "scores.json"
 _COMMON = ("metric", "score", "majority", "count", "kept")
-_WIDTHS = (10, 8, 10, 11, 7)
 
 
 def score(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -52,16 +52,15 @@ def score(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def table(scores: Mapping[str, Any]) -> str:
     """Formats scores as a table with a line for each task and one for the mean."""
     tasks = scores["tasks"]
-    width = max(len(name) for name in (*tasks, "task"))
-    lines = [_line("task", width, ("metric", "score", "majority", "questions", "kept"))]
+    rows = [("task", "metric", "score", "majority", "questions", "kept", "")]
     for name, values in tasks.items():
         kept = f"{values['kept']:.0%}" if "kept" in values else ""
-        cells = (values["metric"], _decimal(values["score"]), _decimal(values["majority"]), str(values["count"]), kept)
-        others = ", ".join(f"{key} {_decimal(value)}" for key, value in values.items() if key not in _COMMON)
-        lines.append(f"{_line(name, width, cells)}  {others}".rstrip())
+        others = ", ".join(f"{key} {value:.3f}" for key, value in values.items() if key not in _COMMON)
+        figures = (f"{values['score']:.3f}", f"{values['majority']:.3f}", str(values["count"]), kept)
+        rows.append((name, values["metric"], *figures, others))
     mean = scores["mean"]
-    cells = ("", _decimal(mean["score"]), _decimal(mean["majority"]), f"{len(tasks)} tasks", "")
-    return "\n".join([*lines, _line("mean", width, cells).rstrip()])
+    rows.append(("mean", "", f"{mean['score']:.3f}", f"{mean['majority']:.3f}", f"{len(tasks)} tasks", "", ""))
+    return "\n".join(text_table(rows, "<>>>>><"))
 
 
 def save(scores: Mapping[str, Any], folder: str | os.PathLike) -> pathlib.Path:
@@ -77,11 +76,3 @@ def save(scores: Mapping[str, Any], folder: str | os.PathLike) -> pathlib.Path:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; choose a folder that can be written") from None
     return path
-
-
-def _line(name: str, width: int, cells: Iterable[str]) -> str:
-    return name.ljust(width) + "".join(cell.rjust(size) for cell, size in zip(cells, _WIDTHS, strict=True))
-
-
-def _decimal(value: float) -> str:
-    return f"{value:.3f}"

@@ -173,4 +173,4 @@ class Engine:
 
 def _fetch(output: tuple[jax.Array | None, ...], num_rows: int) -> DecodeOutput:
     """Copies the first `num_rows` rows of a program's outputs to the host."""
-    return DecodeOutput(*(None if leaf is None else np.asarray(leaf)[:num_rows] for leaf in output))
+    return DecodeOutput(*jax.tree.map(lambda leaf: np.asarray(leaf)[:num_rows], output))

@@ -1,6 +1,7 @@
 """The jitted programs of the engine: vision encoding, prefill of the KV cache, and decoding of a few tokens."""
 
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -40,15 +41,20 @@ class DecodeState:
         return jax.tree.map(lambda leaf, axes: constrain(leaf, *axes), self, STATE_AXES)
 
 
+def _axes(*names: str | None) -> Any:
+    """Returns the logical axes of an array, to stand in the array's place in a state."""
+    return names
+
+
 # Logical axes of the arrays of a state.
-_KV_AXES, _TOKEN_AXES, _ROW_AXES = (None, "batch", None, "kv_heads", None), ("batch", None), ("batch",)
+_KV, _TOKENS, _ROWS = _axes(None, "batch", None, "kv_heads", None), _axes("batch", None), _axes("batch")
 STATE_AXES = DecodeState(
-    cache=KVCache(keys=_KV_AXES, values=_KV_AXES, segment_ids=_TOKEN_AXES, positions=_TOKEN_AXES, length=_ROW_AXES),
-    token=_ROW_AXES,
-    position=_ROW_AXES,
-    done=_ROW_AXES,
-    generated=_TOKEN_AXES,
-    key=(),
+    cache=KVCache(keys=_KV, values=_KV, segment_ids=_TOKENS, positions=_TOKENS, length=_ROWS),
+    token=_ROWS,
+    position=_ROWS,
+    done=_ROWS,
+    generated=_TOKENS,
+    key=_axes(),
 )
 
 # `keep_unused`: the compiler's memory analysis then counts all weights as arguments of every program.
@@ -78,6 +84,7 @@ def prefill(
     """
     cache = KVCache.empty(model.config.text, tokens.shape[0], slots, cache_dtype)
     hidden, cache = decode(model, params, tokens, features, vision_slot, segment_ids, positions, cache)
+    assert cache is not None  # while tracing: `decode` returns a cache if it was given one
     last = jnp.maximum(cache.length - 1, 0)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
     rows, vocab_size = tokens.shape[0], model.config.text.vocab_size

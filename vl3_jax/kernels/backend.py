@@ -1,73 +1,88 @@
-"""The interface of blockwise attention implementations, and its derivative.
+"""The operands of attention, the interface of its blockwise implementations, and their derivative.
 
 A backend returns the log-sum-exp of the scores besides its output, and takes both in its backward pass. Attention over
 one part of the keys can therefore be merged with attention over another part, as `vl3_jax.kernels.ring` does.
+
+Dimension names: B rows, L queries, S keys, H query heads, K key/value heads, D channels of a head.
 """
 
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.struct
 import jax
 
 from vl3_jax.kernels.segment_info import SegmentInfo
 
 
+class AttentionInputs(flax.struct.PyTreeNode):
+    """The operands of attention: softmax(scale * q k^T) v within equal segments.
+
+    It is a pytree of the arrays; `causal` and `scale` are static.
+
+    Attributes:
+      q: Queries, [B, L, H, D].
+      k: Keys, [B, S, K, D], where K divides H (grouped-query attention). Functions of a `layer` take the cached keys of
+        all layers, [layers, B, S, K, D] of any dtype.
+      v: Values, of the same shape as `k`.
+      q_info: Segments and positions of the queries, [B, L], in any order. A query of segment 0 attends to nothing and
+        gives zeros.
+      kv_info: Segments and positions of the keys, [B, S], in any order. Nothing attends to a key of segment 0.
+      causal: Whether a query attends only to keys whose position is not later than its own.
+      scale: Factor of the scores.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    q_info: SegmentInfo
+    kv_info: SegmentInfo
+    causal: bool = flax.struct.field(pytree_node=False, kw_only=True)
+    scale: float = flax.struct.field(pytree_node=False, kw_only=True)
+
+    def select_layer(self, layer: jax.Array) -> "AttentionInputs":
+        """Returns the operands with one layer of cached keys and values, cast to the dtype of `q`."""
+        k, v = (x[layer].astype(self.q.dtype) for x in (self.k, self.v))
+        return self.replace(k=k, v=v)
+
+
 class Backend(NamedTuple):
     """An implementation of attention and its gradient.
 
-    Dimension names: B rows, L queries, S keys, H query heads, K key/value heads, D channels of a head.
-
     Attributes:
-      forward: (q [B, L, H, D], k and v [B, S, K, D], q_info, kv_info, *, causal, scale, dtype) -> out [B, L, H, D] of
-        `dtype` and lse [B, L, H] float32, the log-sum-exp of scale * q k^T. For a query that attends to nothing, out
-        is 0 and lse is `MASKED`.
-      backward: (q, k, v, q_info, kv_info, out, lse, d_out, *, causal, scale, dtype) -> gradients of q, k and v, of
-        `dtype`. Where the keys are only a part of all keys, out and lse are those of all keys.
+      forward: (inputs, *, dtype) -> out [B, L, H, D] of `dtype` and lse [B, L, H] float32, the log-sum-exp of
+        scale * q k^T. For a query that attends to nothing, out is 0 and lse is `MASKED`.
+      backward: (inputs, out, lse, d_out, *, dtype) -> gradients of q, k and v, of `dtype`. Where the keys are only a
+        part of all keys, out and lse are those of all keys.
     """
 
     forward: Callable[..., tuple[jax.Array, jax.Array]]
     backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6, 7))
-def attend(
-    backend: Backend,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_info: SegmentInfo,
-    kv_info: SegmentInfo,
-    causal: bool,
-    scale: float,
-) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(backend: Backend, inputs: AttentionInputs) -> jax.Array:
     """Runs a backend, differentiable through its own backward pass.
 
     Args:
       backend: Implementation to run.
-      q: Queries, [B, L, H, D].
-      k: Keys, [B, S, K, D].
-      v: Values, [B, S, K, D].
-      q_info: Segments and positions of the queries, [B, L].
-      kv_info: Segments and positions of the keys, [B, S].
-      causal: Whether a query attends only to keys at its own or earlier positions.
-      scale: Factor of the scores.
+      inputs: Operands of attention.
 
     Returns:
-      The attention output, [B, L, H, D] in the dtype of `q`.
+      The attention output, [B, L, H, D] in the dtype of `q`; zeros for a query without allowed keys.
     """
-    return _forward(backend, q, k, v, q_info, kv_info, causal, scale)[0]
+    return _forward(backend, inputs)[0]
 
 
-def _forward(backend, q, k, v, q_info, kv_info, causal, scale):
-    operands = (q, k, v, q_info, kv_info)
-    out, lse = backend.forward(*operands, causal=causal, scale=scale, dtype=q.dtype)
-    return out, (*operands, out, lse)
+def _forward(backend, inputs):
+    out, lse = backend.forward(inputs, dtype=inputs.q.dtype)
+    return out, (inputs, out, lse)
 
 
-def _backward(backend, causal, scale, residuals, d_out):
-    gradients = backend.backward(*residuals, d_out, causal=causal, scale=scale, dtype=d_out.dtype)
-    return (*gradients, None, None)
+def _backward(backend, residuals, d_out):
+    d_q, d_k, d_v = backend.backward(*residuals, d_out, dtype=d_out.dtype)
+    return (residuals[0].replace(q=d_q, k=d_k, v=d_v, q_info=None, kv_info=None),)
 
 
 attend.defvjp(_forward, _backward)

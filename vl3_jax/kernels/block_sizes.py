@@ -9,8 +9,7 @@ blocks of 128 to 1024 tokens, for packed frames of 256 to 1200 patches with 16 h
 
 from typing import NamedTuple
 
-import jax
-
+from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.segment_info import round_up
 from vl3_jax.parallel.rules import target_device
 
@@ -53,26 +52,24 @@ class TunedBlockSizes(NamedTuple):
 _TUNED = {"TPU v6 lite": TunedBlockSizes(frames=BlockSizes(256, 256, 16, 4), max_q_bytes=16_384)}
 
 
-def tpu_blocks(q: jax.Array, k: jax.Array, causal: bool) -> BlockSizes | None:
+def tpu_blocks(inputs: AttentionInputs) -> BlockSizes | None:
     """Chooses the block sizes for the TPU that the current trace is compiled for.
 
     Args:
-      q: Queries, [B, L, H, D].
-      k: Keys, [B, S, K, D].
-      causal: Whether attention is causal.
+      inputs: Operands of attention, of which shapes and dtypes are read.
 
     Returns:
       The block sizes, or None if no block of queries fits VMEM.
     """
     tuned = _TUNED.get(target_device().device_kind, TunedBlockSizes())
-    blocks = tuned.text if causal else tuned.frames
-    kv_heads, group = k.shape[2], q.shape[2] // k.shape[2]
-    max_queries = tuned.max_q_bytes // q.dtype.itemsize // group
+    blocks = tuned.text if inputs.causal else tuned.frames
+    kv_heads, group = inputs.k.shape[2], inputs.q.shape[2] // inputs.k.shape[2]
+    max_queries = tuned.max_q_bytes // inputs.q.dtype.itemsize // group
     if max_queries < LANES:
         return None
-    q_block = _fit(q.shape[1], min(blocks.q, max_queries // LANES * LANES))
+    q_block = _fit(inputs.q.shape[1], min(blocks.q, max_queries // LANES * LANES))
     heads = max(n for n in range(1, blocks.heads + 1) if kv_heads % n == 0 and (n == 1 or n * q_block <= max_queries))
-    return BlockSizes(q_block, _fit(k.shape[1], blocks.kv), heads, min(blocks.unroll, heads * group))
+    return BlockSizes(q_block, _fit(inputs.k.shape[1], blocks.kv), heads, min(blocks.unroll, heads * group))
 
 
 def _fit(length: int, block: int) -> int:

@@ -3,20 +3,17 @@
 import jax
 import jax.numpy as jnp
 
+from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.einsum import einsum
-from vl3_jax.kernels.segment_info import MASKED, SegmentInfo
+from vl3_jax.kernels.segment_info import MASKED, allowed_pairs
 
 
-def dense_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, q_info: SegmentInfo, kv_info: SegmentInfo, *, causal: bool, scale: float
-) -> jax.Array:
-    """Equals `blockwise_attention`, with all [B, H, L, S] scores in memory at once."""
+def dense_attention(inputs: AttentionInputs) -> jax.Array:
+    """Computes attention, [B, L, H, D] in the dtype of `q`, with all [B, H, L, S] scores in memory at once."""
+    q, k, v = inputs.q, inputs.k, inputs.v
     grouped_q = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
-    scores = einsum("blkgd,bskd->bkgls", grouped_q, k, out_dtype=jnp.float32) * scale
-    allowed = (q_info.segment_ids[:, :, None] == kv_info.segment_ids[:, None]) & (q_info.segment_ids[:, :, None] > 0)
-    if causal:
-        allowed &= kv_info.positions[:, None] <= q_info.positions[:, :, None]
-    allowed = allowed[:, None, None]
+    scores = einsum("blkgd,bskd->bkgls", grouped_q, k, out_dtype=jnp.float32) * inputs.scale
+    allowed = allowed_pairs(inputs.q_info, inputs.kv_info, inputs.causal)[:, None, None]
     row_max = jnp.max(scores, axis=-1, keepdims=True, where=allowed, initial=MASKED)
     weights = jnp.exp(jnp.where(allowed, scores - jax.lax.stop_gradient(row_max), MASKED))
     row_sum = weights.sum(-1, keepdims=True)

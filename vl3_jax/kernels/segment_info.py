@@ -1,10 +1,11 @@
 """Which tokens of a packed row attend to which, for single tokens and for blocks of tokens."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+Arrays = TypeVar("Arrays")  # a tree of arrays
 MASKED = -1e30  # finite substitute for -inf: the difference of two of them stays finite
 
 
@@ -18,6 +19,15 @@ class SegmentInfo(NamedTuple):
 
     segment_ids: jax.Array
     positions: jax.Array
+
+
+def allowed_pairs(q_info: SegmentInfo, kv_info: SegmentInfo, causal: bool) -> jax.Array:
+    """Returns which queries [..., L] attend to which keys [..., S], [..., L, S] bool."""
+    allowed = q_info.segment_ids[..., :, None] == kv_info.segment_ids[..., None, :]
+    allowed &= q_info.segment_ids[..., :, None] > 0
+    if causal:
+        allowed &= kv_info.positions[..., None, :] <= q_info.positions[..., :, None]
+    return allowed
 
 
 def active_blocks(q_info: SegmentInfo, kv_info: SegmentInfo, q_block: int, kv_block: int, causal: bool) -> jax.Array:
@@ -37,8 +47,8 @@ def active_blocks(q_info: SegmentInfo, kv_info: SegmentInfo, q_block: int, kv_bl
       Mask of the active pairs, [B, q blocks, kv blocks] bool.
     """
     largest = jnp.iinfo(jnp.int32).max
-    q_segment, q_position = split_blocks(q_info.segment_ids, q_block), split_blocks(q_info.positions, q_block)
-    kv_segment, kv_position = split_blocks(kv_info.segment_ids, kv_block), split_blocks(kv_info.positions, kv_block)
+    q_segment, q_position = split_blocks(q_info, q_block)
+    kv_segment, kv_position = split_blocks(kv_info, kv_block)
     q_first = jnp.where(q_segment > 0, q_segment, largest).min(-1)[:, :, None]
     kv_first = jnp.where(kv_segment > 0, kv_segment, largest).min(-1)[:, None, :]
     q_last, kv_last = q_segment.max(-1)[:, :, None], kv_segment.max(-1)[:, None, :]
@@ -75,12 +85,16 @@ def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def pad_to_blocks(x: jax.Array, block: int) -> jax.Array:
-    """Pads axis 1 with zeros to a multiple of `block`."""
-    missing = round_up(x.shape[1], block) - x.shape[1]
-    return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
+def pad_to_blocks(arrays: Arrays, block: int) -> Arrays:
+    """Pads axis 1 of one or several arrays with zeros to a multiple of `block`."""
+
+    def pad(x: jax.Array) -> jax.Array:
+        missing = round_up(x.shape[1], block) - x.shape[1]
+        return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
+
+    return jax.tree.map(pad, arrays)
 
 
-def split_blocks(x: jax.Array, block: int) -> jax.Array:
-    """Splits axis 1 into blocks: [B, length, ...] -> [B, blocks, block, ...]."""
-    return x.reshape(x.shape[0], -1, block, *x.shape[2:])
+def split_blocks(arrays: Arrays, block: int) -> Arrays:
+    """Splits axis 1 of one or several arrays into blocks: [B, length, ...] -> [B, blocks, block, ...]."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, block, *x.shape[2:]), arrays)

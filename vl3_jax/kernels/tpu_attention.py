@@ -14,68 +14,44 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vl3_jax.kernels.backend import Backend, attend
+from vl3_jax.kernels.backend import AttentionInputs, Backend
 from vl3_jax.kernels.block_sizes import LANES, BlockSizes, tpu_blocks
-from vl3_jax.kernels.segment_info import MASKED, SegmentInfo, active_blocks, pad_to_blocks, round_up
+from vl3_jax.kernels.segment_info import MASKED, active_blocks, pad_to_blocks, round_up
 from vl3_jax.kernels.tpu_kernels import LOG2_E, d_kv_kernel, d_q_kernel, forward_kernel
 from vl3_jax.kernels.tpu_schedule import Operand, fits_schedule, pair_schedule, run_schedule
 
 
-def tpu_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_info: SegmentInfo,
-    kv_info: SegmentInfo,
-    *,
-    causal: bool,
-    scale: float,
-    blocks: BlockSizes | None = None,
-    interpret: bool = False,
-) -> jax.Array:
-    """Equals `blockwise_attention`.
-
-    Args:
-      q: Queries, [B, L, H, D] float32 or bfloat16.
-      k: Keys, [B, S, K, D] in the dtype of `q`.
-      v: Values, [B, S, K, D] in the dtype of `q`.
-      q_info: Segments and positions of the queries, [B, L].
-      kv_info: Segments and positions of the keys, [B, S].
-      causal: Whether a query attends only to keys at its own or earlier positions.
-      scale: Factor of the scores.
-      blocks: Block sizes to use instead of the tuned ones; those of q and kv are multiples of 128.
-      interpret: Whether to interpret the kernels, which works on any device but is slow.
-
-    Returns:
-      The attention output, [B, L, H, D] in the dtype of `q`.
-    """
-    return attend(tpu_backend(blocks, interpret), q, k, v, q_info, kv_info, causal, scale)
-
-
 @functools.cache
 def tpu_backend(blocks: BlockSizes | None = None, interpret: bool = False) -> Backend:
-    """Returns the backend of the kernels, compiled for a TPU or interpreted."""
+    """Returns the backend of the kernels, for operands of float32 or of bfloat16.
+
+    Args:
+      blocks: Block sizes to use instead of the tuned ones; those of q and kv are multiples of 128.
+      interpret: Whether to interpret the kernels, which works on any device but is slow.
+    """
     options = {"blocks": blocks, "interpret": interpret}
     return Backend(functools.partial(_forward, **options), functools.partial(_backward, **options))
 
 
-def tpu_unsupported_reason(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> str | None:
+def tpu_unsupported_reason(inputs: AttentionInputs) -> str | None:
     """Returns why the kernels do not support these operands, in a few words; None if they do."""
-    dtypes = {x.dtype.name for x in (q, k, v)}
+    dtypes = {x.dtype.name for x in (inputs.q, inputs.k, inputs.v)}
     if len(dtypes) > 1 or not dtypes <= {"float32", "bfloat16"}:
         return f"operands of {' and '.join(sorted(dtypes))}"
-    if q.shape[3] > LANES:
-        return f"heads of {q.shape[3]} channels, more than {LANES}"
-    blocks = tpu_blocks(q, k, causal)
+    _, length, heads, width = inputs.q.shape
+    _, kv_length, kv_heads, _ = inputs.k.shape
+    if width > LANES:
+        return f"heads of {width} channels, more than {LANES}"
+    blocks = tpu_blocks(inputs)
     if blocks is None:
-        return f"{q.shape[2]} heads on {k.shape[2]}, too many to fit VMEM"
-    if not fits_schedule(1, *_block_counts(q, k, blocks)):
-        return f"rows of {q.shape[1]} queries and {k.shape[1]} keys, too many pairs of blocks"
+        return f"{heads} heads on {kv_heads}, too many to fit VMEM"
+    if not fits_schedule(1, *_block_counts(inputs, blocks)):
+        return f"rows of {length} queries and {kv_length} keys, too many pairs of blocks"
     return None
 
 
 class _Operands(NamedTuple):
-    """Operands of all kernels, in their layout and with lengths padded to whole blocks.
+    """Operands of the kernels in their layout, with lengths padded to whole blocks.
 
     Attributes:
       q: Queries, [H, B * L, D].
@@ -84,6 +60,8 @@ class _Operands(NamedTuple):
       q_info: Segments and positions of the queries, [1, 2, B * L].
       kv_info: Segments and positions of the keys, [1, 2, B * S].
       active: Mask of the active block pairs, [B, q blocks, kv blocks] bool.
+      blocks: Block sizes.
+      outer: Side whose results a kernel writes, "q" or "kv".
     """
 
     q: jax.Array
@@ -92,20 +70,50 @@ class _Operands(NamedTuple):
     q_info: jax.Array
     kv_info: jax.Array
     active: jax.Array
+    blocks: BlockSizes
+    outer: str = "q"
+
+    def q_side(self, array, axis: int = 1) -> Operand:
+        """Returns an array of the queries with the blocks of it that a grid step reads or writes."""
+        heads = self.q.shape[0] // self.k.shape[0] * self.blocks.heads
+        return Operand(array, heads, self.blocks.q, axis, inner=self.outer != "q")
+
+    def kv_side(self, array) -> Operand:
+        """Returns an array of the keys with the blocks of it that a grid step reads or writes."""
+        return Operand(array, self.blocks.heads, self.blocks.kv, inner=self.outer != "kv")
+
+    def run(self, kernel: Callable, extra: list[Operand], results: list[Operand], scratch_widths, interpret: bool):
+        """Runs a kernel over its schedule.
+
+        Args:
+          kernel: Kernel of segments and positions (those of the outer side first), q, k, v, extra inputs, results and
+            scratch arrays.
+          extra: Inputs after those that all kernels read.
+          results: Outputs of the outer side.
+          scratch_widths: Channels of the scratch arrays, which have the heads and tokens of a block of the results.
+          interpret: Whether to interpret the kernel.
+        """
+        active = self.active if self.outer == "q" else self.active.swapaxes(1, 2)
+        info = [
+            Operand(self.q_info, 1, self.blocks.q, 2, inner=self.outer != "q"),
+            Operand(self.kv_info, 1, self.blocks.kv, 2, inner=self.outer != "kv"),
+        ]
+        inputs = [self.q_side(self.q), self.kv_side(self.k), self.kv_side(self.v), *extra]
+        inputs = [*(info if self.outer == "q" else reversed(info)), *inputs]
+        scratch = [(results[0].heads, results[0].block, width) for width in scratch_widths]
+        head_groups = self.k.shape[0] // self.blocks.heads
+        return run_schedule(kernel, pair_schedule(active), head_groups, inputs, results, scratch, interpret)
 
 
-def _prepare_operands(q, k, v, q_info, kv_info, causal, blocks) -> _Operands:
-    q_info = SegmentInfo(*(pad_to_blocks(x, blocks.q) for x in q_info))
-    kv_info = SegmentInfo(*(pad_to_blocks(x, blocks.kv) for x in kv_info))
-    active = active_blocks(q_info, kv_info, blocks.q, blocks.kv, causal)
+def _kernel_operands(inputs: AttentionInputs, blocks: BlockSizes) -> _Operands:
+    q_info, kv_info = pad_to_blocks(inputs.q_info, blocks.q), pad_to_blocks(inputs.kv_info, blocks.kv)
+    active = active_blocks(q_info, kv_info, blocks.q, blocks.kv, inputs.causal)
     # Queries that attend to nothing get a segment that no key has.
     q_info = q_info._replace(segment_ids=jnp.where(q_info.segment_ids > 0, q_info.segment_ids, -1))
-    return _Operands(
-        _heads_first(q, blocks.q),
-        *(_heads_first(x, blocks.kv) for x in (k, v)),
-        *(jnp.stack(info).reshape(1, 2, -1) for info in (q_info, kv_info)),
-        active,
-    )
+    q, k = _heads_first(inputs.q, blocks.q), _heads_first(inputs.k, blocks.kv)
+    v = _heads_first(inputs.v, blocks.kv)
+    q_info, kv_info = (jnp.stack(info).reshape(1, 2, -1) for info in (q_info, kv_info))
+    return _Operands(q, k, v, q_info, kv_info, active, blocks)
 
 
 def _heads_first(x: jax.Array, block: int) -> jax.Array:
@@ -124,84 +132,41 @@ def _scalars(x: jax.Array, block: int) -> jax.Array:
     return _heads_first(x[..., None], block).swapaxes(1, 2)
 
 
-class _View(NamedTuple):
-    """The blocks of each array that a grid step reads or writes.
-
-    Attributes:
-      outer: Side whose results are written, "q" or "kv".
-      heads: Query heads of a grid step.
-      kv_heads: Key/value heads of a grid step.
-      blocks: Block sizes.
-    """
-
-    outer: str
-    heads: int
-    kv_heads: int
-    blocks: BlockSizes
-
-    def q(self, array, axis=1) -> Operand:
-        return Operand(array, self.heads, self.blocks.q, axis, inner=self.outer != "q")
-
-    def kv(self, array) -> Operand:
-        return Operand(array, self.kv_heads, self.blocks.kv, inner=self.outer != "kv")
-
-    def info(self, operands: _Operands) -> list[Operand]:
-        """Returns segments and positions, those of the outer side first."""
-        q = Operand(operands.q_info, 1, self.blocks.q, 2, inner=self.outer != "q")
-        kv = Operand(operands.kv_info, 1, self.blocks.kv, 2, inner=self.outer != "kv")
-        return [q, kv] if self.outer == "q" else [kv, q]
-
-
-def _view(outer: str, operands: _Operands, blocks: BlockSizes) -> _View:
-    return _View(outer, operands.q.shape[0] // operands.k.shape[0] * blocks.heads, blocks.heads, blocks)
-
-
-def _run(kernel, view: _View, operands: _Operands, extra, results, scratch, *, causal, scale, interpret):
-    """Runs a kernel over its schedule; `extra` are inputs after those that all kernels read."""
-    active = operands.active if view.outer == "q" else operands.active.swapaxes(1, 2)
-    kernel = functools.partial(kernel, causal=causal, scale=scale, unroll=view.blocks.unroll)
-    inputs = [*view.info(operands), view.q(operands.q), view.kv(operands.k), view.kv(operands.v), *extra]
-    head_groups = operands.k.shape[0] // view.kv_heads
-    return run_schedule(kernel, pair_schedule(active), head_groups, inputs, results, scratch, interpret)
-
-
-def _block_counts(q: jax.Array, k: jax.Array, blocks: BlockSizes) -> tuple[int, int]:
+def _block_counts(inputs: AttentionInputs, blocks: BlockSizes) -> tuple[int, int]:
     """Returns the number of blocks in a row of queries and in a row of keys."""
-    return round_up(q.shape[1], blocks.q) // blocks.q, round_up(k.shape[1], blocks.kv) // blocks.kv
+    return round_up(inputs.q.shape[1], blocks.q) // blocks.q, round_up(inputs.k.shape[1], blocks.kv) // blocks.kv
 
 
 def _row_by_row_if_needed(run: Callable) -> Callable:
     """Wraps `run` to choose tuned blocks for None, and to process single rows where the schedule of all is too long."""
 
     @functools.wraps(run)
-    def wrapped(*operands, blocks, causal, **options):
-        q, k, *_ = operands
-        blocks = blocks or tpu_blocks(q, k, causal)
-        run_rows = functools.partial(run, blocks=blocks, causal=causal, **options)
-        if fits_schedule(q.shape[0], *_block_counts(q, k, blocks)):
-            return run_rows(*operands)
+    def wrapped(inputs: AttentionInputs, *arrays: jax.Array, blocks: BlockSizes | None, **options):
+        blocks = blocks or tpu_blocks(inputs)
+        assert blocks is not None, tpu_unsupported_reason(inputs)
+        run_rows = functools.partial(run, blocks=blocks, **options)
+        if fits_schedule(inputs.q.shape[0], *_block_counts(inputs, blocks)):
+            return run_rows(inputs, *arrays)
 
         def run_row(row):
             return jax.tree.map(lambda x: x[0], run_rows(*jax.tree.map(lambda x: x[None], row)))
 
-        return lax.map(run_row, operands)
+        return lax.map(run_row, (inputs, *arrays))
 
     return wrapped
 
 
 @_row_by_row_if_needed
-def _forward(q, k, v, q_info, kv_info, *, causal, scale, dtype, blocks, interpret):
-    rows, length = q.shape[:2]
-    operands = _prepare_operands(q, k, v, q_info, kv_info, causal, blocks)
-    view = _view("q", operands, blocks)
+def _forward(inputs: AttentionInputs, *, dtype, blocks: BlockSizes, interpret: bool):
+    rows, length = inputs.q.shape[:2]
+    operands = _kernel_operands(inputs, blocks)
     heads, tokens, width = operands.q.shape
     results = [
-        view.q(jax.ShapeDtypeStruct(operands.q.shape, dtype)),
-        view.q(jax.ShapeDtypeStruct((heads, 1, tokens), jnp.float32), axis=2),
+        operands.q_side(jax.ShapeDtypeStruct(operands.q.shape, dtype)),
+        operands.q_side(jax.ShapeDtypeStruct((heads, 1, tokens), jnp.float32), axis=2),
     ]
-    scratch = [(view.heads, blocks.q, channels) for channels in (LANES, LANES, width)]
-    options = {"causal": causal, "scale": scale, "interpret": interpret}
-    out, lse = _run(forward_kernel, view, operands, [], results, scratch, **options)
+    kernel = functools.partial(forward_kernel, causal=inputs.causal, scale=inputs.scale, unroll=blocks.unroll)
+    out, lse = operands.run(kernel, [], results, (LANES, LANES, width), interpret)
     # Exactly MASKED for a query without keys: numbers this large change with every rounding.
     lse = jnp.where(lse > MASKED / 2, lse / LOG2_E, MASKED).swapaxes(1, 2)
     lse = _rows_first(lse, rows, length)[..., 0]
@@ -209,25 +174,23 @@ def _forward(q, k, v, q_info, kv_info, *, causal, scale, dtype, blocks, interpre
 
 
 @_row_by_row_if_needed
-def _backward(q, k, v, q_info, kv_info, out, lse, d_out, *, causal, scale, dtype, blocks, interpret):
-    rows, length, kv_length = *q.shape[:2], k.shape[1]
-    operands = _prepare_operands(q, k, v, q_info, kv_info, causal, blocks)
-    options = {"causal": causal, "scale": scale, "interpret": interpret}
+def _backward(inputs: AttentionInputs, out, lse, d_out, *, dtype, blocks: BlockSizes, interpret: bool):
+    rows, length, kv_length = *inputs.q.shape[:2], inputs.k.shape[1]
+    operands = _kernel_operands(inputs, blocks)
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)
     lse = lse * LOG2_E
     lse = jnp.where(lse < MASKED / 2, -MASKED, lse)  # exp2(score - lse) is 0 for a query without keys
-    d_out = _heads_first(d_out.astype(q.dtype), blocks.q)
+    d_out = _heads_first(d_out.astype(inputs.q.dtype), blocks.q)
     lse, delta = (_scalars(x, blocks.q) for x in (lse, delta))
 
-    def gradients(kernel, outer, arrays, scratch_widths):
-        view = _view(outer, operands, blocks)
-        extra = [view.q(d_out), view.q(lse, axis=2), view.q(delta, axis=2)]
-        outer_side = view.q if outer == "q" else view.kv
+    def gradients(kernel, operands: _Operands, arrays, scratch_widths):
+        kernel = functools.partial(kernel, causal=inputs.causal, scale=inputs.scale, unroll=blocks.unroll)
+        extra = [operands.q_side(d_out), operands.q_side(lse, axis=2), operands.q_side(delta, axis=2)]
+        outer_side = operands.q_side if operands.outer == "q" else operands.kv_side
         results = [outer_side(jax.ShapeDtypeStruct(x.shape, dtype)) for x in arrays]
-        scratch = [(results[0].heads, results[0].block, width) for width in scratch_widths]
-        return _run(kernel, view, operands, extra, results, scratch, **options)
+        return operands.run(kernel, extra, results, scratch_widths, interpret)
 
     width = operands.q.shape[2]
-    [d_q] = gradients(d_q_kernel, "q", [operands.q], (LANES, LANES, width))
-    d_k, d_v = gradients(d_kv_kernel, "kv", [operands.k, operands.v], (width, width))
+    [d_q] = gradients(d_q_kernel, operands, [operands.q], (LANES, LANES, width))
+    d_k, d_v = gradients(d_kv_kernel, operands._replace(outer="kv"), [operands.k, operands.v], (width, width))
     return _rows_first(d_q, rows, length), *(_rows_first(x, rows, kv_length) for x in (d_k, d_v))

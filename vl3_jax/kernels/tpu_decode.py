@@ -12,50 +12,34 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from vl3_jax.kernels import online_softmax
+from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.block_sizes import LANES
 from vl3_jax.kernels.blockwise_decode import largest_block, used_blocks
 from vl3_jax.kernels.einsum import einsum
-from vl3_jax.kernels.segment_info import SegmentInfo
 
 BLOCK = 512  # slots
 
 
-def tpu_decode_attention(
-    q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    layer: jax.Array,
-    q_info: SegmentInfo,
-    kv_info: SegmentInfo,
-    *,
-    causal: bool,
-    scale: float,
-    interpret: bool = False,
-) -> jax.Array:
+def tpu_decode_attention(inputs: AttentionInputs, layer: jax.Array, interpret: bool = False) -> jax.Array:
     """Equals `blockwise_decode_attention`; D must be a multiple of 128.
 
     Args:
-      q: Queries, [B, L, H, D], where L is small.
-      keys: Cached keys of all layers, [layers, B, S, K, D] of any dtype.
-      values: Cached values of all layers, [layers, B, S, K, D].
+      inputs: Operands of attention, of which L is small and the keys and values are those of all layers.
       layer: Index of the layer, [] int32.
-      q_info: Segments and positions of the queries, [B, L].
-      kv_info: Segments and positions of the slots, [B, S].
-      causal: Whether a query attends only to keys at its own or earlier positions.
-      scale: Factor of the scores.
       interpret: Whether to interpret the kernel, which works on any device but is slow.
 
     Returns:
       The attention output, [B, L, H, D] in the dtype of `q`.
     """
+    q = inputs.q
     rows, length, heads, width = q.shape
-    layers, _, slots, kv_heads, _ = keys.shape
+    layers, _, slots, kv_heads, _ = inputs.k.shape
     block = largest_block(slots, BLOCK)
-    order, count = used_blocks(q_info, kv_info, block, causal)
+    order, count = used_blocks(inputs, block)
     flat_q = q.swapaxes(1, 2).reshape(rows, heads * length, width)
-    flat_q_info = jnp.tile(jnp.stack(q_info, axis=-1), (1, heads, 1))
-    flat_kv_info = jnp.repeat(jnp.stack(kv_info, axis=1), kv_heads, axis=-1)
-    keys, values = (x.reshape(layers, rows, slots * kv_heads, width) for x in (keys, values))
+    flat_q_info = jnp.tile(jnp.stack(inputs.q_info, axis=-1), (1, heads, 1))
+    flat_kv_info = jnp.repeat(jnp.stack(inputs.kv_info, axis=1), kv_heads, axis=-1)
+    keys, values = (x.reshape(layers, rows, slots * kv_heads, width) for x in (inputs.k, inputs.v))
 
     def row_index(b, step, *_):
         return b, 0, 0
@@ -81,7 +65,7 @@ def tpu_decode_attention(
         out_specs=pl.BlockSpec((None, heads * length, width), row_index),
         scratch_shapes=[pltpu.VMEM((heads * length, size), jnp.float32) for size in (1, 1, width)],
     )
-    kernel = functools.partial(_kernel, kv_heads=kv_heads, causal=causal, scale=scale)
+    kernel = functools.partial(_kernel, kv_heads=kv_heads, causal=inputs.causal, scale=inputs.scale)
     out = pl.pallas_call(
         kernel,
         grid_spec=grid_spec,
@@ -93,9 +77,9 @@ def tpu_decode_attention(
     return out.reshape(rows, heads, length, width).swapaxes(1, 2)
 
 
-def tpu_decode_unsupported_reason(q: jax.Array, keys: jax.Array) -> str | None:
+def tpu_decode_unsupported_reason(inputs: AttentionInputs) -> str | None:
     """Returns why the kernel does not support these operands, in a few words; None if it does."""
-    slots, kv_heads, width = keys.shape[2:]
+    slots, kv_heads, width = inputs.k.shape[2:]
     if width % LANES:
         return f"heads of {width} channels, not a multiple of {LANES}"
     if largest_block(slots, BLOCK) * kv_heads % LANES:

@@ -154,7 +154,7 @@ def _widen(x: jax.Array, width: int) -> jax.Array:
 
 def _fold(x: jax.Array) -> jax.Array:
     """[rows, width] -> [rows, LANES], sums of every LANES-th column."""
-    return sum(x[:, start : start + LANES] for start in range(0, x.shape[1], LANES))
+    return jnp.asarray(sum(x[:, start : start + LANES] for start in range(0, x.shape[1], LANES)))
 
 
 def _column(row: jax.Array) -> jax.Array:

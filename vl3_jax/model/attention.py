@@ -8,40 +8,25 @@ computed block by block.
 import functools
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
-from vl3_jax.kernels.backend import Backend
+from vl3_jax.kernels.backend import AttentionInputs, Backend
 from vl3_jax.kernels.dispatch import FEW_QUERIES, decode_attention, local_attention, select_backend
-from vl3_jax.kernels.ring import ring_attention
-from vl3_jax.kernels.segment_info import SegmentInfo
+from vl3_jax.kernels.ring import ring_backend
 from vl3_jax.parallel.rules import current_mesh, partition_spec
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_segment: jax.Array,
-    kv_segment: jax.Array,
-    q_position: jax.Array | None = None,
-    kv_position: jax.Array | None = None,
+    inputs: AttentionInputs,
     *,
-    causal: bool,
     axes: tuple[str | None, ...] = ("batch",),
     backend: Backend | None = None,
     layer: jax.Array | None = None,
 ) -> jax.Array:
-    """Computes softmax(q k^T / sqrt(D)) v, where a query attends to the keys of its own segment.
+    """Computes softmax(scale * q k^T) v, where a query attends to the keys of its own segment.
 
     Args:
-      q: Queries, [*lead, L, H, D].
-      k: Keys, [*lead, S, K, D], where K divides H (grouped-query attention).
-      v: Values, of the same shape as `k`.
-      q_segment: Segment of each query, [*lead, L] int32; a query of segment 0 attends to nothing and gives zeros.
-      kv_segment: Segment of each key, [*lead, S] int32; nothing attends to a key of segment 0.
-      q_position: Position of each query, [*lead, L] int32; required when `causal`.
-      kv_position: Position of each key, [*lead, S] int32; required when `causal`.
-      causal: Whether a query attends only to keys whose position is not later than its own.
+      inputs: Operands of attention, which may have several leading dimensions instead of B.
       axes: Logical axes of the leading dimensions. Heads are split over the mesh axis `tensor` where it divides both H
         and K, and queries over `context`. Where L = S the keys are split over `context` too, and rotate in a ring.
       backend: Implementation to use instead of the default for these shapes on this platform.
@@ -50,48 +35,35 @@ def attention(
 
     Returns:
       The attention output, [*lead, L, H, D] in the dtype of `q`.
-
-    Raises:
-      ValueError: Positions are missing although `causal`.
     """
-    if causal and (q_position is None or kv_position is None):
-        raise ValueError("causal attention needs the positions of queries and keys")
-    q_position = q_segment if q_position is None else q_position
-    kv_position = kv_segment if kv_position is None else kv_position
-    info = (q_segment, kv_segment, q_position, kv_position)
+    mesh = current_mesh()
     if layer is not None:
-        if backend is None and q.shape[-3] <= FEW_QUERIES:
-            return _decode(q, k, v, layer, *info, causal=causal, axes=axes)
-        k, v = (x[layer].astype(q.dtype) for x in (k, v))
-    operands = (q, k, v, *info)
-
-    mesh = current_mesh()
+        if backend is None and inputs.q.shape[-3] <= FEW_QUERIES:
+            if mesh is None:
+                return decode_attention(inputs, layer)
+            specs = _cache_specs(inputs, axes, mesh), PartitionSpec()
+            run = jax.shard_map(decode_attention, in_specs=specs, out_specs=specs[0].q, check_vma=False)
+            return run(inputs, layer)
+        inputs = inputs.select_layer(layer)
     if mesh is None:
-        return _local_attention(*operands, causal=causal, backend=backend)
-    specs, ring_axis = _operand_specs(q, k, axes, mesh)
-    local = functools.partial(_ring_attention, axis=ring_axis) if ring_axis else _local_attention
-    local = functools.partial(local, causal=causal, backend=backend)
-    return jax.shard_map(local, in_specs=specs, out_specs=specs[0], check_vma=False)(*operands)
+        return _device_attention(inputs, backend)
+    specs, ring_axis = _specs(inputs, axes, mesh)
+    run = functools.partial(_device_attention, backend=backend, ring_axis=ring_axis)
+    return jax.shard_map(run, in_specs=(specs,), out_specs=specs.q, check_vma=False)(inputs)
 
 
-def _decode(q, keys, values, layer, *info, causal, axes):
-    def local(q, keys, values, layer, *info):
-        q_info, kv_info = SegmentInfo(*info[::2]), SegmentInfo(*info[1::2])
-        return decode_attention(q, keys, values, layer, q_info, kv_info, causal=causal, scale=q.shape[-1] ** -0.5)
-
-    mesh = current_mesh()
-    if mesh is None:
-        return local(q, keys, values, layer, *info)
-    rows, _, heads, _ = partition_spec((*axes, None, "kv_heads", None), keys.shape[1:], mesh)
-    q_spec, cache_spec = PartitionSpec(rows, None, heads, None), PartitionSpec(None, rows, None, heads, None)
-    specs = (q_spec, cache_spec, cache_spec, PartitionSpec(), *[PartitionSpec(rows, None)] * 4)
-    return jax.shard_map(local, in_specs=specs, out_specs=q_spec, check_vma=False)(q, keys, values, layer, *info)
+def _cache_specs(inputs: AttentionInputs, axes: tuple[str | None, ...], mesh: AbstractMesh) -> AttentionInputs:
+    """Returns the partition specs of a few queries, and of the caches of all layers that they attend to."""
+    rows, _, heads, _ = partition_spec((*axes, None, "kv_heads", None), inputs.k.shape[1:], mesh)
+    info, cache = PartitionSpec(rows, None), PartitionSpec(None, rows, None, heads, None)
+    return inputs.replace(q=PartitionSpec(rows, None, heads, None), k=cache, v=cache, q_info=info, kv_info=info)
 
 
-def _operand_specs(
-    q: jax.Array, k: jax.Array, axes: tuple[str | None, ...], mesh
-) -> tuple[tuple[PartitionSpec, ...], str | None]:
+def _specs(
+    inputs: AttentionInputs, axes: tuple[str | None, ...], mesh: AbstractMesh
+) -> tuple[AttentionInputs, str | None]:
     """Returns the partition specs of the operands, and the mesh axis over which keys are split like their queries."""
+    q, k = inputs.q, inputs.k
     lead = tuple(partition_spec(axes, q.shape[:-3], mesh))
     length = partition_spec(("length",), q.shape[-3:-2], mesh)[0]
     taken = {name for entry in lead if entry for name in ([entry] if isinstance(entry, str) else entry)}
@@ -101,24 +73,13 @@ def _operand_specs(
     ring_axis = length if q.shape[-3] == k.shape[-3] else None
     q_spec, kv_spec = PartitionSpec(*lead, length, heads, None), PartitionSpec(*lead, ring_axis, heads, None)
     q_info, kv_info = PartitionSpec(*lead, length), PartitionSpec(*lead, ring_axis)
-    return (q_spec, kv_spec, kv_spec, q_info, kv_info, q_info, kv_info), ring_axis
+    return inputs.replace(q=q_spec, k=kv_spec, v=kv_spec, q_info=q_info, kv_info=kv_info), ring_axis
 
 
-def _ring_attention(*operands, causal, backend, axis):
-    shape = operands[0].shape
-    operands = _flatten_rows(*operands)
-    backend = backend or select_backend(*operands[:3], causal)
-    return ring_attention(*operands, causal=causal, scale=shape[-1] ** -0.5, axis=axis, local=backend).reshape(shape)
-
-
-def _local_attention(*operands, causal, backend):
-    shape = operands[0].shape
-    operands = _flatten_rows(*operands)
-    return local_attention(*operands, causal=causal, scale=shape[-1] ** -0.5, backend=backend).reshape(shape)
-
-
-def _flatten_rows(q, k, v, q_segment, kv_segment, q_position, kv_position):
-    """Merges all leading dimensions into one, as the backends expect."""
-    q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
-    info = [x.reshape(-1, x.shape[-1]) for x in (q_segment, q_position, kv_segment, kv_position)]
-    return q, k, v, SegmentInfo(*info[:2]), SegmentInfo(*info[2:])
+def _device_attention(inputs: AttentionInputs, backend: Backend | None, ring_axis: str | None = None) -> jax.Array:
+    """Computes attention on one device, in a ring with the others along `ring_axis`."""
+    lead = inputs.q.ndim - 3  # the backends expect one leading dimension
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[lead:]), inputs)
+    if ring_axis:
+        backend = ring_backend(backend or select_backend(rows), ring_axis)
+    return local_attention(rows, backend).reshape(inputs.q.shape)

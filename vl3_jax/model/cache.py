@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.config import TextConfig
 
 
-@flax.struct.dataclass
-class KVCache:
+class KVCache(flax.struct.PyTreeNode):
     """Keys and values of S slots for each of B rows.
 
     The slot of a token (counted by `length`) is independent of its position in the text (`positions`). Padding is
@@ -42,24 +42,23 @@ class KVCache:
             length=jnp.zeros(rows, jnp.int32),
         )
 
-    def reserve_slots(self, segment_ids: jax.Array, positions: jax.Array) -> tuple["KVCache", jax.Array]:
+    def reserve_slots(self, info: SegmentInfo) -> tuple["KVCache", jax.Array]:
         """Reserves slots for the new tokens whose segment is not 0.
 
         Args:
-          segment_ids: Segments of the new tokens, [B, L] int32.
-          positions: Positions of the new tokens, [B, L] int32.
+          info: Segments and positions of the new tokens, [B, L].
 
         Returns:
           The cache with the segments and positions of the new tokens, and the slot of each token for `write_layer`,
           [B, L] int32; S for a token that is not written.
         """
-        valid = segment_ids > 0
+        valid = info.segment_ids > 0
         slots = self.length[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
         slots = jnp.where(valid, slots, self.segment_ids.shape[1])
         scatter = jax.vmap(lambda row, slot, new: row.at[slot].set(new, mode="drop"))
         cache = self.replace(
-            segment_ids=scatter(self.segment_ids, slots, segment_ids),
-            positions=scatter(self.positions, slots, positions),
+            segment_ids=scatter(self.segment_ids, slots, info.segment_ids),
+            positions=scatter(self.positions, slots, info.positions),
             length=self.length + valid.sum(1, dtype=jnp.int32),
         )
         return cache, slots

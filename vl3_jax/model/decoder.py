@@ -3,22 +3,43 @@
 Dimension names: B rows, L tokens, D width, H query heads, K key/value heads, S cache slots.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.einsum import einsum
+from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
 from vl3_jax.model.cache import KVCache, write_layer
 from vl3_jax.model.config import TextConfig
-from vl3_jax.model.layers import ACTIVATIONS, EMBEDDING_INIT, Linear, RMSNorm
-from vl3_jax.model.remat import remat
+from vl3_jax.model.layers import ACTIVATIONS, EMBEDDING_INIT, Linear, RMSNorm, partitioned_param
+from vl3_jax.model.remat import scan_layers
 from vl3_jax.model.rope import rotary_angles, rotate
 from vl3_jax.parallel.rules import constrain
 
 TOKEN_AXES = ("batch", "length")
+
+
+class DecoderLayerInputs(NamedTuple):
+    """The inputs that all layers of the decoder share.
+
+    Attributes:
+      angles: Rotary angles, [B, L, head_dim / 2] float32.
+      q_info: Segments and positions of the tokens, [B, L].
+      kv_info: Segments and positions of what the tokens attend to: [B, L], the tokens themselves, or [B, S], the slots
+        of the cache.
+      slots: Slot that each token is written to, [B, L] int32; None without a cache.
+    """
+
+    angles: jax.Array
+    q_info: SegmentInfo
+    kv_info: SegmentInfo
+    slots: jax.Array | None
 
 
 class Decoder(nn.Module):
@@ -32,14 +53,7 @@ class Decoder(nn.Module):
     def setup(self):
         config = self.config
         self.embed = Embedding(config, self.param_dtype)
-        layers = nn.scan(
-            remat(DecoderLayer, self.remat),
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
-            length=config.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
+        layers = scan_layers(DecoderLayer, self.remat, config.num_layers, (0, nn.broadcast))
         self.layers = layers(config, self.param_dtype)
         self.norm = RMSNorm(config.rms_norm_eps, "embed", self.param_dtype)
         if not config.tie_word_embeddings:
@@ -66,13 +80,13 @@ class Decoder(nn.Module):
                 gather = jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))
                 x = jnp.where(vision_slot[..., None] >= 0, gather(features, vision_slot).astype(x.dtype), x)
             x = constrain(x, *TOKEN_AXES, None)
-        slots = None
+        info = kv_info = SegmentInfo(segment_ids, positions)
+        keys_values = slots = None
         if cache is not None:
-            cache, slots = cache.reserve_slots(segment_ids, positions)
+            cache, slots = cache.reserve_slots(info)
+            keys_values, kv_info = (cache.keys, cache.values), SegmentInfo(cache.segment_ids, cache.positions)
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-        keys_values = None if cache is None else (cache.keys, cache.values)
-        kv_info = (segment_ids, positions) if cache is None else (cache.segment_ids, cache.positions)
-        shared = (angles, segment_ids, positions, *kv_info, slots)
+        shared = DecoderLayerInputs(angles, info, kv_info, slots)
         (x, keys_values), _ = self.layers((x, keys_values), jnp.arange(self.config.num_layers), shared)
         if cache is not None:
             cache = cache.replace(keys=keys_values[0], values=keys_values[1])
@@ -94,8 +108,8 @@ class Embedding(nn.Module):
 
     def setup(self):
         shape = (self.config.vocab_size, self.config.hidden_size)
-        init = nn.with_logical_partitioning(EMBEDDING_INIT, ("vocab", "embed"))
-        self.embedding = self.param("embedding", init, shape, self.param_dtype)
+        axes = ("vocab", "embed")
+        self.embedding = partitioned_param(self, "embedding", EMBEDDING_INIT, shape, axes, self.param_dtype)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return jnp.take(self.embedding, tokens, axis=0, mode="clip")
@@ -112,7 +126,7 @@ class DecoderLayer(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, carry, layer, shared):
+    def __call__(self, carry, layer: jax.Array, shared: DecoderLayerInputs):
         config = self.config
         x, keys_values = carry
         ln_attn, ln_mlp = (
@@ -134,26 +148,19 @@ class DecoderAttention(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, keys_values, layer, shared):
-        angles, segment_ids, positions, kv_segment_ids, kv_positions, slots = shared
-        width, heads, kv_heads, head_dim = (
-            self.config.hidden_size,
-            self.config.num_heads,
-            self.config.num_kv_heads,
-            self.config.head_dim,
-        )
+    def __call__(self, x: jax.Array, keys_values, layer: jax.Array, shared: DecoderLayerInputs):
+        heads, kv_heads, head_dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
         q = self._project(x, "q", heads, "heads")
-        k, v = self._project(x, "k", kv_heads, "kv_heads"), self._project(x, "v", kv_heads, "kv_heads")
-        q, k = rotate(q, angles), rotate(k, angles)
-        if keys_values is not None:
-            keys_values = tuple(
-                write_layer(cache, layer, slots, new) for cache, new in zip(keys_values, (k, v), strict=True)
+        k, v = (self._project(x, name, kv_heads, "kv_heads") for name in "kv")
+        q, k = rotate(q, shared.angles), rotate(k, shared.angles)
+        if shared.slots is not None:
+            k, v = keys_values = tuple(
+                write_layer(cache, layer, shared.slots, new) for cache, new in zip(keys_values, (k, v), strict=True)
             )
-            k, v = keys_values
         with jax.named_scope("attention"):
-            info = (segment_ids, kv_segment_ids, positions, kv_positions)
-            out = attention(q, k, v, *info, causal=True, layer=None if keys_values is None else layer)
-        shape, axes = (heads, head_dim, width), ("heads", "head_dim", "embed")
+            inputs = AttentionInputs(q, k, v, shared.q_info, shared.kv_info, causal=True, scale=head_dim**-0.5)
+            out = attention(inputs, layer=None if shared.slots is None else layer)
+        shape, axes = (heads, head_dim, self.config.hidden_size), ("heads", "head_dim", "embed")
         out = Linear(shape, axes, num_in=2, use_bias=False, param_dtype=self.param_dtype, name="out")(out)
         return out, keys_values
 

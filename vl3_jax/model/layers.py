@@ -1,7 +1,7 @@
 """Linen modules that the tower, the projector and the decoder share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -24,6 +24,13 @@ def fan_in_uniform(fan_in: int) -> Initializer:
     """Returns the initializer of a new projector's weights and biases: uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def partitioned_param(
+    module: nn.Module, name: str, init: Initializer, shape: Sequence[int], axes: Sequence[str], dtype: DTypeLike
+) -> jax.Array:
+    """Returns a parameter of a module, created with the logical axis names of its dimensions."""
+    return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), dtype, unbox=True)
 
 
 class Linear(nn.Module):
@@ -52,11 +59,11 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = math.prod(self.shape[: self.num_in])
         kernel_init = self.kernel_init or nn.initializers.normal(fan_in**-0.5)
-        kernel_init = nn.with_logical_partitioning(kernel_init, self.axes)
-        y = linear(x, self.param("kernel", kernel_init, self.shape, self.param_dtype), self.num_in)
+        kernel = partitioned_param(self, "kernel", kernel_init, self.shape, self.axes, self.param_dtype)
+        y = linear(x, kernel, self.num_in)
         if self.use_bias:
-            bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[self.num_in :])
-            y += self.param("bias", bias_init, self.shape[self.num_in :], self.param_dtype).astype(y.dtype)
+            shape, axes = self.shape[self.num_in :], self.axes[self.num_in :]
+            y += partitioned_param(self, "bias", self.bias_init, shape, axes, self.param_dtype).astype(y.dtype)
         return y
 
 
@@ -69,8 +76,9 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = _vector(self, "scale", nn.initializers.ones, x.shape[-1], self.axis, self.param_dtype)
-        bias = _vector(self, "bias", nn.initializers.zeros, x.shape[-1], self.axis, self.param_dtype)
+        shape, axes = x.shape[-1:], (self.axis,)
+        scale = partitioned_param(self, "scale", nn.initializers.ones, shape, axes, self.param_dtype)
+        bias = partitioned_param(self, "bias", nn.initializers.zeros, shape, axes, self.param_dtype)
         x32 = x.astype(jnp.float32)
         centred = x32 - x32.mean(-1, keepdims=True)
         normalised = centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + self.eps)
@@ -86,11 +94,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = _vector(self, "scale", nn.initializers.ones, x.shape[-1], self.axis, self.param_dtype)
+        scale = partitioned_param(self, "scale", nn.initializers.ones, x.shape[-1:], (self.axis,), self.param_dtype)
         x32 = x.astype(jnp.float32)
         normalised = x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + self.eps)
         return normalised.astype(x.dtype) * scale.astype(x.dtype)
-
-
-def _vector(module: nn.Module, name: str, init: Initializer, size: int, axis: str, dtype: DTypeLike) -> jax.Array:
-    return module.param(name, nn.with_logical_partitioning(init, (axis,)), (size,), dtype)

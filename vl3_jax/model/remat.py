@@ -1,4 +1,4 @@
-"""Named rematerialisation policies for the scanned layers."""
+"""Scanned layers with named rematerialisation policies."""
 
 from collections.abc import Callable
 
@@ -16,19 +16,31 @@ POLICIES: dict[str, Callable | None] = {
 }
 
 
-def remat(layer: type[nn.Module], policy: str) -> type[nn.Module]:
-    """Wraps a layer that is applied in `nn.scan` with a rematerialisation policy.
+def scan_layers(layer: type[nn.Module], policy: str, length: int, in_axes) -> Callable[..., nn.Module]:
+    """Stacks `length` layers in a scan, rematerialised with a named policy.
 
     Args:
-      layer: Module class of the layer.
+      layer: Module class of the layer, (carry, *arguments) -> (carry, None).
       policy: A key of `POLICIES`.
+      length: Number of layers.
+      in_axes: Axes of the arguments that are scanned, or `nn.broadcast` for those that all layers share.
+
+    Returns:
+      The module class of the stack, whose parameters have a leading dimension `layers`.
 
     Raises:
       ValueError: The policy is unknown.
     """
     if policy not in POLICIES:
         raise ValueError(f"unknown remat policy {policy!r}; known: {', '.join(POLICIES)}")
-    if POLICIES[policy] is None:
-        return layer
-    # Common-subexpression elimination cannot undo rematerialisation inside a scan.
-    return nn.remat(layer, policy=POLICIES[policy], prevent_cse=False)
+    if POLICIES[policy] is not None:
+        # Common-subexpression elimination cannot undo rematerialisation inside a scan.
+        layer = nn.remat(layer, policy=POLICIES[policy], prevent_cse=False)
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=length,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )

@@ -3,20 +3,36 @@
 Dimension names: B text rows, R vision rows of N patches, T vision tokens, C tower width, H heads.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from vl3_jax.kernels.backend import AttentionInputs
+from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
 from vl3_jax.model.config import ModelConfig, VisionConfig
 from vl3_jax.model.layers import ACTIVATIONS, LayerNorm, Linear, fan_in_uniform
-from vl3_jax.model.remat import remat
+from vl3_jax.model.remat import scan_layers
 from vl3_jax.model.rope import axial_rotary_angles, rotate
 from vl3_jax.parallel.rules import constrain
 
 ROW_AXES = ("batch", "vision_row")
+
+
+class VisionLayerInputs(NamedTuple):
+    """The inputs that all layers of the tower share.
+
+    Attributes:
+      angles: Rotary angles of the patches, [B, R, N, head_dim / 2] float32.
+      segment: Frame of each patch, [B, R, N] int32; 0 = padding.
+    """
+
+    angles: jax.Array
+    segment: jax.Array
 
 
 class VisionTower(nn.Module):
@@ -51,15 +67,8 @@ class VisionTower(nn.Module):
             x = constrain(embed(pixels), *ROW_AXES, None, None)
             self.sow("intermediates", "embedded", x)
         angles = axial_rotary_angles(patch_hw, config.head_dim, config.rope_theta)
-        layers = nn.scan(
-            remat(VisionLayer, self.remat),
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=config.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        x, _ = layers(config, self.param_dtype, name="layers")(x, angles, patch_segment)
+        layers = scan_layers(VisionLayer, self.remat, config.num_layers, nn.broadcast)
+        x, _ = layers(config, self.param_dtype, name="layers")(x, VisionLayerInputs(angles, patch_segment))
         return LayerNorm(config.layer_norm_eps, "vision_embed", self.param_dtype, name="post_ln")(x)
 
     def _normalise(self, patches: jax.Array) -> jax.Array:
@@ -77,14 +86,13 @@ class VisionLayer(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, angles: jax.Array, segment: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, shared: VisionLayerInputs) -> tuple[jax.Array, None]:
         config = self.config
         norms = [
             LayerNorm(config.layer_norm_eps, "vision_embed", self.param_dtype, name=name) for name in ("ln1", "ln2")
         ]
-        x += checkpoint_name(
-            VisionAttention(config, self.param_dtype, name="attn")(norms[0](x), angles, segment), "attention_out"
-        )
+        attn = VisionAttention(config, self.param_dtype, name="attn")
+        x += checkpoint_name(attn(norms[0](x), shared), "attention_out")
         x += checkpoint_name(VisionMLP(config, self.param_dtype, name="mlp")(norms[1](x)), "mlp_out")
         x = constrain(x, *ROW_AXES, None, None)
         self.sow("intermediates", "out", x)
@@ -98,13 +106,15 @@ class VisionAttention(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, angles: jax.Array, segment: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, shared: VisionLayerInputs) -> jax.Array:
         width, heads, head_dim = self.config.hidden_size, self.config.num_heads, self.config.head_dim
         shape, axes = (width, heads, head_dim), ("vision_embed", "vision_heads", "head_dim")
         q, k, v = (Linear(shape, axes, param_dtype=self.param_dtype, name=name)(x) for name in "qkv")
-        q, k = rotate(q, angles), rotate(k, angles)
+        q, k = rotate(q, shared.angles), rotate(k, shared.angles)
+        info = SegmentInfo(shared.segment, shared.segment)  # positions are not read where attention is not causal
         with jax.named_scope("attention"):
-            out = attention(q, k, v, segment, segment, causal=False, axes=ROW_AXES)
+            inputs = AttentionInputs(q, k, v, info, info, causal=False, scale=head_dim**-0.5)
+            out = attention(inputs, axes=ROW_AXES)
         shape, axes = (heads, head_dim, width), ("vision_heads", "head_dim", "vision_embed")
         return Linear(shape, axes, num_in=2, param_dtype=self.param_dtype, name="out")(out)
 

@@ -4,6 +4,7 @@ All three take the arrays of a packed batch (docs/architecture.md) and the param
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -82,7 +83,7 @@ def encode(
     Returns:
       Vision tokens, [B, T, D].
     """
-    return model.apply({"params": params}, patches, patch_segment, patch_hw, token_patches, method="encode")
+    return _apply(model, params, "encode", patches, patch_segment, patch_hw, token_patches)
 
 
 def decode(
@@ -113,13 +114,16 @@ def decode(
     Returns:
       Hidden states after the final norm, [B, L, D], and the cache with the new tokens (None without a cache).
     """
-    arguments = (tokens, features, vision_slot, segment_ids, positions, cache)
-    return model.apply({"params": params}, *arguments, method="decode")
+    return _apply(model, params, "decode", tokens, features, vision_slot, segment_ids, positions, cache)
 
 
 def unembed(model: VideoLLaMA3, params: dict, hidden: jax.Array) -> jax.Array:
     """Returns the logits [..., vocab], float32, of hidden states [..., D]."""
-    return model.apply({"params": params}, hidden, method="unembed")
+    return _apply(model, params, "unembed", hidden)
+
+
+def _apply(model: VideoLLaMA3, params: dict, method: str, *arguments) -> Any:
+    return model.apply({"params": params}, *arguments, method=method)
 
 
 def init_params(model: VideoLLaMA3, key: jax.Array) -> dict:
@@ -131,16 +135,17 @@ def init_params(model: VideoLLaMA3, key: jax.Array) -> dict:
 
 
 @functools.lru_cache
-def _boxed_shapes(model: VideoLLaMA3) -> dict:
+def _boxed_shapes(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) -> dict:
+    model = VideoLLaMA3(config, param_dtype=param_dtype)
     return jax.eval_shape(functools.partial(model.init, method="init_all"), jax.random.key(0))["params"]
 
 
 def abstract_params(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) -> dict:
     """Returns the parameter tree as `jax.ShapeDtypeStruct` leaves, without allocating anything."""
-    return nn.unbox(_boxed_shapes(VideoLLaMA3(config, param_dtype=param_dtype)))
+    return nn.unbox(_boxed_shapes(config, param_dtype))
 
 
 def param_axes(config: ModelConfig) -> dict:
     """Returns the parameter tree with the logical axis names of each parameter (see `vl3_jax.parallel.rules`)."""
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    return jax.tree.map(lambda leaf: leaf.names, _boxed_shapes(VideoLLaMA3(config)), is_leaf=is_box)
+    return jax.tree.map(lambda leaf: leaf.names, _boxed_shapes(config), is_leaf=is_box)

@@ -11,7 +11,10 @@ from vl3_jax.errors import InputError
 from vl3_jax.parallel.rules import MESH_AXES
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    sizes: Mapping[str, int],
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stub of it
+) -> Mesh:
     """Builds a mesh with the axes data, fsdp, tensor and context, in this order.
 
     Args:
@@ -41,7 +44,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def _tpu_grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+def _tpu_grid(shape: Sequence[int], devices: Sequence) -> np.ndarray:
     """Arranges the chips so that neighbours on a mesh axis are neighbours in the torus."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:

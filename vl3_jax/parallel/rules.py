@@ -65,13 +65,14 @@ def current_mesh() -> AbstractMesh | None:
     return None if mesh.empty or mesh.are_all_axes_manual else mesh
 
 
-def target_device() -> AbstractDevice | jax.Device:
+def target_device() -> AbstractDevice | jax.Device:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stub of it
     """Returns a device with the `platform` and `device_kind` that the enclosing trace is compiled for.
 
     This is a device of the mesh, also inside a `shard_map` and also where the mesh describes devices that are not
     attached; without a mesh it is the default device.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device or jax.devices()[0]
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
+    device = jax.sharding.get_abstract_mesh().abstract_device or default or jax.devices()[0]
     return jax.devices(device)[0] if isinstance(device, str) else device
 
 
@@ -87,7 +88,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 VISION_ROW_ARRAYS = ("patches", "patch_segment", "patch_hw")
 
 
-def batch_shardings(batch: Mapping[str, jax.Array], mesh: Mesh) -> dict[str, NamedSharding]:
+def batch_shardings(batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct], mesh: Mesh) -> dict[str, NamedSharding]:
     """Returns the sharding of each array of a packed batch: text rows and vision rows are split, nothing else."""
 
     def sharding(name: str, shape: Sequence[int]) -> NamedSharding:

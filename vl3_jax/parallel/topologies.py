@@ -112,7 +112,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
         raise InputError(f"{slices} slices: give 1 or more")
     match = re.fullmatch(r"(\w+)(?::(\d+(?:x\d+)+)|-(\d+))", name.strip().lower())
     generation = _ALIASES.get(match[1], match[1]) if match else ""
-    if generation not in CHIPS:
+    if match is None or generation not in CHIPS:
         raise InputError(f"topology {name!r}: give one like v5e:8x8, v5litepod-64, v5p-128 or v6e-64")
     chip = CHIPS[generation]
     if match[2]:

@@ -8,9 +8,9 @@ import pathlib
 
 import vl3_jax
 from vl3_jax import config_tree
-from vl3_jax.errors import InputError
 from vl3_jax.parallel.topologies import Topology
 from vl3_jax.planning.plan_step import Plan, from_json, plan_step
+from vl3_jax.storage.journal import Journal
 from vl3_jax.training.run_config import RunConfig
 from vl3_jax.versions import version
 
@@ -26,15 +26,8 @@ class PlanCache:
     """
 
     def __init__(self, path: str | os.PathLike | None):
-        self._path = pathlib.Path(path) if path else None
-        self._found: dict[str, dict] = {}
-        lines = self._path.read_text().splitlines() if self._path and self._path.exists() else []
-        for number, line in enumerate(lines, 1):
-            try:
-                entry = json.loads(line)
-                self._found[entry["key"]] = entry["plan"]
-            except (ValueError, KeyError, TypeError):
-                raise InputError(f"{path}, line {number}: not a record of plans; give another file") from None
+        self._journal = Journal(path, _entry, "not a record of plans; give another file") if path else None
+        self._found: dict[str, dict] = dict(self._journal.entries if self._journal else [])
 
     def __call__(self, config: RunConfig, topology: Topology) -> Plan:
         """Returns the plan of a configuration on a topology, by this code and compiler."""
@@ -43,10 +36,13 @@ class PlanCache:
             return from_json(self._found[key], topology)
         plan = plan_step(config, topology)
         self._found[key] = plan.as_json()
-        if self._path:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"key": key, "plan": plan.as_json()}) + "\n")
+        if self._journal:
+            self._journal.append({"key": key, "plan": plan.as_json()})
         return plan
+
+
+def _entry(line: dict) -> tuple[str, dict]:
+    return line["key"], line["plan"]
 
 
 def _key(config: RunConfig, topology: Topology) -> str:

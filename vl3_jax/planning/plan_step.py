@@ -14,9 +14,8 @@ from vl3_jax.parallel.topologies import Topology
 from vl3_jax.planning.compiler import MemoryAnalysis, compile_and_analyze, topology_devices
 from vl3_jax.processing.packed_batch import BatchShape, pack
 from vl3_jax.training.flops import StepWork, recomputed_flops, step_flops
-from vl3_jax.training.rows import check_rows, grad_accum_steps, rows_for_samples
 from vl3_jax.training.run_config import RunConfig
-from vl3_jax.training.setup import build_train_setup
+from vl3_jax.training.setup import build_train_setup, check_rows, grad_accum_steps, rows_for_samples
 
 # How full rows are, and of what: measured in the proportions of stage 4 (docs/benchmarks.md).
 TOKEN_FILL, PATCH_FILL = 0.69, 0.97

@@ -6,6 +6,7 @@ from typing import Any
 from vl3_jax.parallel.topologies import GIB
 from vl3_jax.planning.plan_step import SAMPLES_PER_ROW, TOKEN_FILL, Plan
 from vl3_jax.planning.search import Candidate, pareto
+from vl3_jax.text_table import text_table
 
 _PARTS = ("vision", "projector", "llm", "unembed", "lora")
 
@@ -80,17 +81,9 @@ def table(found: Sequence[tuple[Candidate, Plan | None]], mfu: float) -> str:
             numbers = (plan.memory.peak / GIB, plan.compute_seconds(mfu), plan.link_seconds)
             speed = f"{plan.speed(mfu):,.0f}"
             rows.append(("*" if plan in best else "", *settings, *(f"{number:.2f}" for number in numbers), speed))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < 4 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
     limit = next((plan.topology.chip.hbm_bytes for _, plan in found if plan), 0)
     legend = f"rows: at a time, of each part of the mesh; HBM: of {limit / GIB:.2f}; compute: all of it, at {mfu:.0%}"
-    return "\n".join([*(line.rstrip() for line in lines), legend])
+    return "\n".join([*text_table(rows, "<<<<>>>>"), legend])
 
 
 def axes(mesh: Mapping[str, int]) -> str:

@@ -5,9 +5,18 @@ processors) and on JAX arrays (on device).
 Source: arXiv 2501.13106, section 2.3, and the arithmetic of the released processor.
 """
 
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
-Array = TypeVar("Array")
+
+class StandardArray(Protocol):
+    """What is needed of an array here; the rest is found through its namespace of standard functions."""
+
+    def __array_namespace__(self) -> Any: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+Array = TypeVar("Array", bound=StandardArray)
 
 DEFAULT_THRESHOLD = 0.1
 DEFAULT_MIN_TOKENS = 1

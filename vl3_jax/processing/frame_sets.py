@@ -72,7 +72,8 @@ class AnimationReader(VideoReader):
         seconds = sum(durations) / 1000
         if options.preprocess == "native":
             return _select_at_constant_rate(self.name, total, total / seconds, options)
-        is_short_window = None not in (options.start, options.end) and options.end - options.start < 1
+        start, end = options.start, options.end
+        is_short_window = start is not None and end is not None and end - start < 1
         if format_name == "GIF" or is_short_window:
             rate = frame_selection.GIF_FPS if format_name == "GIF" else total / seconds
             return _select_at_constant_rate(self.name, total, rate, options)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import av
+from av.container import InputContainer
+from av.error import FFmpegError, InvalidDataError
 
 _REORDERING = ("h264", "hevc")  # AVI stores no presentation times, so FFmpeg invents them for reordered frames
 _MAX_JOINED_GAP = 16  # packets; shorter gaps between two ranges are decoded rather than skipped
@@ -45,7 +47,7 @@ class FrameTable:
 
 
 def scan_packets(
-    container: av.container.InputContainer, stream: av.VideoStream, stop: float | None
+    container: InputContainer, stream: av.VideoStream, stop: float | None
 ) -> tuple[FrameTable, av.VideoFrame | None]:
     """Reads the packets of a container and decodes only the first frame, from which the size is known.
 
@@ -66,7 +68,7 @@ def scan_packets(
     try:
         for packet in container.demux(stream):
             if first_frame is None:  # the empty packet at the end of the file flushes what the decoder holds back
-                with contextlib.suppress(av.FFmpegError, EOFError):
+                with contextlib.suppress(FFmpegError, EOFError):
                     first_frame = next(iter(packet.decode()), None)
             if not packet.size:
                 continue
@@ -76,10 +78,10 @@ def scan_packets(
             packets.append((packet.pts, packet.is_keyframe))
             if not packet.is_discard:
                 durations[packet.pts] = packet.duration or 0
-            if stop is not None and packet.dts is not None and packet.dts * stream.time_base > stop:
+            if stop is not None and packet.dts is not None and packet.dts * _time_base(stream) > stop:
                 complete = False
                 break
-    except (av.FFmpegError, OSError):
+    except (FFmpegError, OSError):
         pass  # truncated or damaged: what was read is used, and the caller compares its length with the header
     if not usable or not durations:
         return _make_table(stream, container, [], 0), first_frame
@@ -88,7 +90,7 @@ def scan_packets(
     return dataclasses.replace(table, packets=packets, complete=complete), first_frame
 
 
-def scan_frames(container: av.container.InputContainer, stream: av.VideoStream) -> FrameTable:
+def scan_frames(container: InputContainer, stream: av.VideoStream) -> FrameTable:
     """Decodes the whole stream to find which frames it really yields; no frame is kept."""
     starts: list[int] = []
     duration = 0
@@ -100,19 +102,19 @@ def scan_frames(container: av.container.InputContainer, stream: av.VideoStream) 
     return _make_table(stream, container, sorted(starts), duration)
 
 
-def decoded_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def decoded_frames(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """Yields all frames that can be decoded, skipping damaged packets."""
     try:
         for packet in container.demux(stream):
             try:
                 yield from packet.decode()
-            except av.InvalidDataError:
+            except InvalidDataError:
                 continue
-    except (av.FFmpegError, OSError):
+    except (FFmpegError, OSError):
         pass
     try:
         yield from stream.codec_context.decode(None)
-    except (av.FFmpegError, EOFError):
+    except (FFmpegError, EOFError):
         return
 
 
@@ -144,10 +146,8 @@ def packet_ranges(packets: Sequence[tuple[int, bool]], wanted: Sequence[int]) ->
     return ranges
 
 
-def _make_table(
-    stream: av.VideoStream, container: av.container.InputContainer, starts: list[int], last_duration: int
-) -> FrameTable:
-    time_base = stream.time_base
+def _make_table(stream: av.VideoStream, container: InputContainer, starts: list[int], last_duration: int) -> FrameTable:
+    time_base = _time_base(stream)
     stream_start = stream.start_time if stream.start_time is not None else (starts[0] if starts else 0)
     if container.start_time is not None:
         container_start = Fraction(container.start_time, av.time_base)
@@ -167,4 +167,9 @@ def _make_table(
 def _frame_duration(stream: av.VideoStream) -> int:
     """Returns the average duration of a frame in `time_base` units."""
     rate = stream.average_rate or stream.guessed_rate
-    return round(1 / (rate * stream.time_base)) if rate else 0
+    return round(1 / (rate * _time_base(stream))) if rate else 0
+
+
+def _time_base(stream: av.VideoStream) -> Fraction:
+    """Returns the length of a time unit in seconds; FFmpeg sets one for every stream that it reads."""
+    return stream.time_base or Fraction(1)

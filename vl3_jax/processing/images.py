@@ -11,7 +11,7 @@ import io
 import math
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
@@ -44,7 +44,12 @@ class ImageReader:
       height: Height of the upright image in pixels of the file.
       width: Width of the upright image in pixels of the file.
       warnings: Messages for the user, one line each.
+      num_frames: 1, as for a video of one frame.
+      timestamps: None; an image has no time.
     """
+
+    num_frames: ClassVar[int] = 1
+    timestamps: ClassVar[None] = None
 
     name: str
     height: int
@@ -79,7 +84,8 @@ def open_image(source: Any) -> ImageReader:
         return _from_opener(lambda: source, "image")
     if isinstance(source, np.ndarray):
         array = array_to_rgb(source, "image array")
-        return ImageReader("image array", *array.shape[:2], lambda: Image.fromarray(array))
+        height, width, _ = array.shape
+        return ImageReader("image array", height, width, lambda: Image.fromarray(array))
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         return _from_opener(lambda: _open(io.BytesIO(data), "image bytes"), "image bytes")
@@ -188,7 +194,8 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":  # Pillow rotates TIFF images itself
         return 1
     if image.format == "PNG":  # PngImageFile.getexif would decode the whole file to find a chunk behind the pixels
-        exif = png_strips.chunk_data(image.fp, b"eXIf") if getattr(image, "fp", None) else None
+        file = _undecoded_file(image)
+        exif = png_strips.chunk_data(file, b"eXIf") if file else None
         if exif:
             image.info.setdefault("exif", b"Exif\0\0" + exif)
         return Image.Image.getexif(image).get(_ORIENTATION, 1)
@@ -198,22 +205,29 @@ def _orientation(image: Image.Image) -> int:
 def _reduction_factor(image: Image.Image, name: str) -> int:
     """Returns the factor by which the image is reduced while decoding to bound memory; 1 decodes it whole."""
     width, height = image.size
-    if width * height <= MAX_WHOLE_PIXELS or getattr(image, "fp", None) is None:
+    file = _undecoded_file(image)
+    if width * height <= MAX_WHOLE_PIXELS or file is None:
         return 1
     factor = math.ceil(math.sqrt(width * height / MAX_REDUCED_PIXELS))
     if image.format == "JPEG" and not image.info.get("progressive"):
         return min(8, 2 ** math.ceil(math.log2(factor)))
-    if image.format == "PNG" and png_strips.readable(image.fp):
+    if image.format == "PNG" and png_strips.readable(file):
         return factor
     raise InputError(f"{name}: {_too_large(width, height)}")
 
 
 def _decode_rgb(image: Image.Image, factor: int) -> Image.Image:
-    if factor > 1 and image.format == "PNG":
-        return png_strips.reduced(image.fp, factor)
+    file = _undecoded_file(image)
+    if factor > 1 and image.format == "PNG" and file:
+        return png_strips.reduced(file, factor)
     if factor > 1:
         image.draft(None, (image.width // factor, image.height // factor))
     return to_rgb(image)
+
+
+def _undecoded_file(image: Image.Image) -> BinaryIO | None:
+    """Returns the open file of an image; None if its pixels are in memory."""
+    return getattr(image, "fp", None)
 
 
 def _too_large(width: int | None = None, height: int | None = None) -> str:

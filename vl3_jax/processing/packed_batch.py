@@ -37,7 +37,7 @@ class BatchShape:
     samples: int = 64
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(init=False)
 class Visual:
     """One image or video, resized and cut into patches.
 
@@ -46,24 +46,24 @@ class Visual:
         channel, row, column.
       grid: (t, gh, gw): number of frames, and patch rows and patch columns of each frame.
       merge: Spatial merge size, 1 or 2; merge x merge patches become one vision token.
-      keep: [t * gh * gw / merge^2] bool, the tokens that survive pruning; None keeps all.
+      keep: [t * gh * gw / merge^2] bool, the tokens that survive pruning; created with None, all of them.
     """
 
     patches: np.ndarray
     grid: tuple[int, int, int]
-    merge: int = 1
-    keep: np.ndarray | None = None
+    merge: int
+    keep: np.ndarray
 
-    def __post_init__(self):
-        frames, height, width = self.grid
-        if self.merge not in (1, MAX_MERGE):
-            raise ValueError(f"merge size {self.merge} is not supported: use 1 or {MAX_MERGE}")
-        if height % self.merge or width % self.merge:
-            raise ValueError(f"a grid of {height} x {width} patches does not divide by merge size {self.merge}")
-        if self.patches.shape != (frames * height * width, PATCH_DIM):
-            raise ValueError(f"grid {self.grid} asks for {frames * height * width} patches, got {self.patches.shape}")
-        if self.keep is None:
-            self.keep = np.ones(frames * self.tokens_per_frame, bool)
+    def __init__(self, patches: np.ndarray, grid: tuple[int, int, int], merge: int = 1, keep: np.ndarray | None = None):
+        self.patches, self.grid, self.merge = patches, grid, merge
+        frames, height, width = grid
+        if merge not in (1, MAX_MERGE):
+            raise ValueError(f"merge size {merge} is not supported: use 1 or {MAX_MERGE}")
+        if height % merge or width % merge:
+            raise ValueError(f"a grid of {height} x {width} patches does not divide by merge size {merge}")
+        if patches.shape != (frames * height * width, PATCH_DIM):
+            raise ValueError(f"grid {grid} asks for {frames * height * width} patches, got {patches.shape}")
+        self.keep = np.ones(frames * self.tokens_per_frame, bool) if keep is None else keep
         if self.keep.shape != (frames * self.tokens_per_frame,):
             raise ValueError(f"grid {self.grid} has {frames * self.tokens_per_frame} tokens, keep {self.keep.shape}")
 
@@ -81,31 +81,46 @@ class Visual:
         """Number of vision tokens left after pruning."""
         return int(self.keep.sum())
 
+    def first_frames(self, count: int) -> "Visual":
+        """Returns the first `count` frames of a video with their pruning mask."""
+        return Visual(
+            self.patches[: count * self.patches_per_frame],
+            (count, *self.grid[1:]),
+            self.merge,
+            self.keep[: count * self.tokens_per_frame],
+        )
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(init=False)
 class Sample:
     """One sample: token ids in which each surviving vision token has a placeholder position.
 
     Attributes:
       tokens: [n] int32 token ids; the ids at placeholder positions do not matter.
-      is_vision: [n] bool; the placeholders, one for each token that the visuals keep, in the same order.
+      is_vision: [n] bool; the placeholders, one for each token that the visuals keep, in the same order; created with
+        None, none.
       visuals: Images and videos in order of appearance.
-      loss_weight: [n] float32; loss weight of predicting tokens[i] (0: not supervised).
+      loss_weight: [n] float32; loss weight of predicting tokens[i] (0: not supervised); created with None, 0.
       task: Task id of the sample, for a loss per task.
     """
 
     tokens: np.ndarray
-    is_vision: np.ndarray | None = None
-    visuals: Sequence[Visual] = ()
-    loss_weight: np.ndarray | None = None
-    task: int = 0
+    is_vision: np.ndarray
+    visuals: Sequence[Visual]
+    loss_weight: np.ndarray
+    task: int
 
-    def __post_init__(self):
-        self.tokens = np.asarray(self.tokens, np.int32)
-        if self.is_vision is None:
-            self.is_vision = np.zeros(self.tokens.shape, bool)
-        if self.loss_weight is None:
-            self.loss_weight = np.zeros(self.tokens.shape, np.float32)
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        is_vision: np.ndarray | None = None,
+        visuals: Sequence[Visual] = (),
+        loss_weight: np.ndarray | None = None,
+        task: int = 0,
+    ):
+        self.tokens, self.visuals, self.task = np.asarray(tokens, np.int32), visuals, task
+        self.is_vision = np.zeros(self.tokens.shape, bool) if is_vision is None else is_vision
+        self.loss_weight = np.zeros(self.tokens.shape, np.float32) if loss_weight is None else loss_weight
         for name in ("is_vision", "loss_weight"):
             if getattr(self, name).shape != self.tokens.shape:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}, tokens {self.tokens.shape}")

@@ -1,10 +1,14 @@
 """Cuts frames into patches in merge-block order, and computes the DiffFP mask directly from uint8 patches."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from vl3_jax.processing import diff_pruning
 from vl3_jax.processing.packed_batch import PATCH_DIM
 from vl3_jax.processing.resize import PATCH
+
+ChannelValues = Sequence[float] | np.ndarray
 
 _SCALED = (np.arange(256) / 255).astype(np.float32)  # grey levels in 0..1, rounded once
 _CHANNEL_DIM = PATCH * PATCH
@@ -29,7 +33,7 @@ def patchify(frames: np.ndarray, merge: int = 1) -> np.ndarray:
     return blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, PATCH_DIM)
 
 
-def normalise(patches: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+def normalise(patches: np.ndarray, mean: ChannelValues, std: ChannelValues) -> np.ndarray:
     """Scales patches to 0..1 and normalises each channel.
 
     Args:
@@ -50,8 +54,8 @@ def pruning_mask(
     merge: int,
     threshold: float,
     min_tokens: int,
-    mean: np.ndarray,
-    std: np.ndarray,
+    mean: ChannelValues,
+    std: ChannelValues,
 ) -> np.ndarray:
     """Computes `diff_pruning.keep_mask` of the normalised float32 pixels without holding all of them in memory.
 
@@ -82,7 +86,7 @@ def pruning_mask(
     return keep.reshape(-1)
 
 
-def _changed(blocks: np.ndarray, threshold: float, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+def _changed(blocks: np.ndarray, threshold: float, mean: ChannelValues, std: ChannelValues) -> np.ndarray:
     """Marks the blocks whose change from the frame before exceeds the threshold.
 
     Args:

@@ -34,6 +34,8 @@ def reduced(file: BinaryIO, factor: int) -> Image.Image:
       ValueError: The data ends early or is damaged.
     """
     header = chunk_data(file, b"IHDR")
+    if header is None:
+        raise ValueError("the header is missing")
     width, height, _, colour = struct.unpack(">IIBB", header[:10])
     palette = chunk_data(file, b"PLTE") if colour == 3 else None
     row_bytes = 1 + width * _CHANNELS[colour]

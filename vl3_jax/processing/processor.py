@@ -23,6 +23,8 @@ from vl3_jax.processing.resize import PATCH
 from vl3_jax.processing.tokenizer import Tokenizer
 from vl3_jax.processing.video_reader import FrameSamplingOptions, PlanChangedError, VideoReader
 
+MediaReader = images.ImageReader | VideoReader
+
 
 @dataclasses.dataclass(frozen=True)
 class SampledFrames:
@@ -40,22 +42,45 @@ class SampledFrames:
 
 
 @dataclasses.dataclass(frozen=True)
+class DecodedMedia:
+    """The images and videos of a conversation, resized, cut into patches and pruned.
+
+    Attributes:
+      visuals: Patches of each image and video, in order of appearance.
+      token_counts: Vision tokens of each image and video, as the chat template needs them.
+      videos: Sampled frames of each video, in order of appearance.
+      warnings: Messages for the user about damaged or reduced media, one line each.
+    """
+
+    visuals: list[Visual]
+    token_counts: list[chat_template.VisualTokenCounts]
+    videos: list[SampledFrames]
+    warnings: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class ProcessorOutput:
     """A prompt ready for the model.
 
     Attributes:
       sample: Token ids, patches and loss weights of the conversation.
       videos: Sampled frames of each video, in order of appearance.
-      visual_tokens: Number of vision tokens after pruning.
-      visual_tokens_before_pruning: Number of vision tokens before pruning.
       warnings: Messages for the user about damaged or reduced media, one line each.
     """
 
     sample: Sample
     videos: list[SampledFrames]
-    visual_tokens: int
-    visual_tokens_before_pruning: int
     warnings: list[str]
+
+    @property
+    def visual_tokens(self) -> int:
+        """Number of vision tokens after pruning."""
+        return self.sample.num_vision_tokens
+
+    @property
+    def visual_tokens_before_pruning(self) -> int:
+        """Number of vision tokens before pruning."""
+        return sum(len(visual.keep) for visual in self.sample.visuals)
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -99,8 +124,6 @@ class Processor:
         add_generation_prompt: bool = True,
         add_system_prompt: bool = False,
         supervise: bool = False,
-        rng: np.random.Generator | None = None,
-        trainer_streams: bool = False,
     ) -> ProcessorOutput:
         """Processes one conversation.
 
@@ -109,8 +132,6 @@ class Processor:
           add_generation_prompt: End with the opening of an assistant turn.
           add_system_prompt: Start with the official system prompt, if the conversation has none.
           supervise: Set the `loss_weight` of the sample for training, with `loss_weights.token_loss_weights`.
-          rng: Generator for the balancing of stream decisions.
-          trainer_streams: Write and supervise stream messages as the official trainer does.
 
         Raises:
           InputError: A message, image, video or setting is invalid; the error names it.
@@ -118,69 +139,41 @@ class Processor:
         turns = messages.parse_messages(conversation)
         if add_system_prompt:
             turns = chat_template.with_default_system(turns)
-        media = [part for turn in turns for part in turn.media]
-        readers = [self._open(part) for part in media]
-        visuals = self._visuals(media, readers)
+        media = self.read_media(turns)
+        style = chat_template.PromptStyle(self.config.native_placeholders)
+        rendered = chat_template.render(turns, media.token_counts, self.tokenizer, style)
+        weights = loss_weights.token_loss_weights(rendered, self.tokenizer) if supervise else None
+        suffix = chat_template.generation_prompt(self.tokenizer) if add_generation_prompt else []
+        sample = assemble_sample(rendered, media.visuals, weights, suffix)
+        return ProcessorOutput(sample, media.videos, media.warnings)
 
-        style = chat_template.PromptStyle(self.config.native_placeholders, trainer_streams)
+    def read_media(self, turns: Sequence[messages.Turn]) -> DecodedMedia:
+        """Decodes, resizes and prunes all media of a conversation.
+
+        Raises:
+          InputError: An image, video or setting is invalid; the error names it.
+        """
+        readers = [open_media(part, self.config) for turn in turns for part in turn.media]
+        visuals = self._visuals(readers)
         token_counts = [
             chat_template.VisualTokenCounts(
-                visual.keep.reshape(visual.grid[0], -1).sum(axis=1).tolist(), getattr(reader, "timestamps", None)
+                visual.keep.reshape(visual.grid[0], -1).sum(axis=1).tolist(), reader.timestamps
             )
             for visual, reader in zip(visuals, readers, strict=True)
         ]
-        rendered = chat_template.render(turns, token_counts, self.tokenizer, style)
-        tokens = [turn.tokens for turn in rendered]
-        is_vision = [turn.is_vision for turn in rendered]
-        weights = [np.zeros(turn.tokens.shape, np.float32) for turn in rendered]
-        if supervise:
-            weights = loss_weights.token_loss_weights(rendered, self.tokenizer, rng, trainer_streams)
-        if add_generation_prompt:
-            opening = np.array(chat_template.generation_prompt(self.tokenizer), np.int32)
-            tokens, is_vision = [*tokens, opening], [*is_vision, np.zeros(opening.shape, bool)]
-            weights = [*weights, np.zeros(opening.shape, np.float32)]
-        return ProcessorOutput(
-            sample=Sample(
-                np.concatenate(tokens), np.concatenate(is_vision), visuals, loss_weight=np.concatenate(weights)
-            ),
-            videos=[
-                SampledFrames(reader.name, list(reader.indices), reader.timestamps)
-                for reader in readers
-                if isinstance(reader, VideoReader)
-            ],
-            visual_tokens=sum(visual.num_tokens for visual in visuals),
-            visual_tokens_before_pruning=sum(len(visual.keep) for visual in visuals),
-            warnings=[warning for reader in readers for warning in reader.warnings],
-        )
+        videos = [
+            SampledFrames(reader.name, list(reader.indices), reader.timestamps)
+            for reader in readers
+            if isinstance(reader, VideoReader)
+        ]
+        warnings = [warning for reader in readers for warning in reader.warnings]
+        return DecodedMedia(visuals, token_counts, videos, warnings)
 
-    def _open(self, part: messages.MediaPart) -> images.ImageReader | VideoReader:
-        if part.kind == "image":
-            return images.open_image(part.source)
-        options = dict(part.options)
-        timestamps = options.pop("timestamps", None)
-        if isinstance(part.source, np.ndarray | list | tuple):
-            unsupported = sorted(set(options) - {"max_frames"})
-            if unsupported:
-                raise InputError(
-                    f"video frames: {unsupported[0]} does not apply to frames already chosen; leave it out"
-                )
-            return videos.open_video(part.source, FrameSamplingOptions(**options) if options else None, timestamps)
-        defaults = FrameSamplingOptions(
-            fps=self.config.fps,
-            max_frames=self.config.max_frames,
-            preprocess=self.config.preprocess,
-            threads=self.config.threads,
-        )
-        return videos.open_video(part.source, dataclasses.replace(defaults, **options), timestamps)
-
-    def _visuals(
-        self, media: Sequence[messages.MediaPart], readers: Sequence[images.ImageReader | VideoReader]
-    ) -> list[Visual]:
+    def _visuals(self, readers: Sequence[MediaReader]) -> list[Visual]:
         """Resizes all media to the sizes that the token budget of the prompt allows."""
-        merges = [self.config.image_merge if part.kind == "image" else self.config.video_merge for part in media]
         with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 4)) as pool:
             while True:  # repeated when a damaged video turns out shorter than stated: the sizes depend on its length
-                items = [_resize_item(reader, merge) for reader, merge in zip(readers, merges, strict=True)]
+                items = [self._resize_item(reader) for reader in readers]
                 sizes = resize.target_sizes(
                     items, self.config.preprocess, self.config.min_tokens, self.config.max_tokens
                 )
@@ -191,7 +184,7 @@ class Processor:
 
     def _resize_all(
         self,
-        readers: Sequence[images.ImageReader | VideoReader],
+        readers: Sequence[MediaReader],
         items: Sequence[resize.ResizeItem],
         sizes: Sequence[tuple[int, int]],
         pool: ThreadPoolExecutor,
@@ -204,7 +197,7 @@ class Processor:
         }
         return [
             image_tasks[index].result()
-            if index in image_tasks
+            if isinstance(reader, images.ImageReader)
             else self._process_video(reader, items[index], sizes[index], pool)
             for index, reader in enumerate(readers)
         ]
@@ -227,15 +220,59 @@ class Processor:
             )
         return Visual(patches, _grid(item, size), item.merge, keep)
 
+    def _resize_item(self, reader: MediaReader) -> resize.ResizeItem:
+        merge = self.config.video_merge if isinstance(reader, VideoReader) else self.config.image_merge
+        return resize.ResizeItem(reader.height, reader.width, merge, reader.num_frames, reader.name)
+
     def _decode_frames(self, reader: VideoReader) -> Iterator[Image.Image]:
         for done, frame in enumerate(reader.frames(), start=1):
             self.on_frame(reader.name, done, len(reader.indices))
             yield frame
 
 
-def _resize_item(reader: images.ImageReader | VideoReader, merge: int) -> resize.ResizeItem:
-    frames = len(reader.indices) if isinstance(reader, VideoReader) else 1
-    return resize.ResizeItem(reader.height, reader.width, merge, frames, reader.name)
+def open_media(part: messages.MediaPart, config: ProcessorConfig) -> MediaReader:
+    """Opens an image or video without decoding it.
+
+    Size, number of frames, times and damage are read from headers and packets, so they are known at once.
+
+    Args:
+      part: The image or video; its own options take precedence over the settings.
+      config: Settings of frame sampling.
+
+    Raises:
+      InputError: The source is missing or unreadable, or an option does not apply to it; the error names it.
+    """
+    if part.kind == "image":
+        return images.open_image(part.source)
+    options = dict(part.options)
+    timestamps = options.pop("timestamps", None)
+    if isinstance(part.source, np.ndarray | list | tuple):
+        unsupported = sorted(set(options) - {"max_frames"})
+        if unsupported:
+            raise InputError(f"video frames: {unsupported[0]} does not apply to frames already chosen; leave it out")
+        return videos.open_video(part.source, FrameSamplingOptions(**options) if options else None, timestamps)
+    defaults = {name: getattr(config, name) for name in ("fps", "max_frames", "preprocess", "threads")}
+    return videos.open_video(part.source, FrameSamplingOptions(**{**defaults, **options}), timestamps)
+
+
+def assemble_sample(
+    turns: Sequence[chat_template.RenderedTurn],
+    visuals: Sequence[Visual],
+    weights: Sequence[np.ndarray] | None = None,
+    suffix: Sequence[int] = (),
+) -> Sample:
+    """Joins rendered messages to one sample.
+
+    Args:
+      turns: The messages.
+      visuals: Their images and videos in order of appearance.
+      weights: [n] float32, the loss weights of each message; None is 0 everywhere.
+      suffix: Token ids that follow the last message, with loss weight 0.
+    """
+    tokens = np.concatenate([*(turn.tokens for turn in turns), np.array(suffix, np.int32)])
+    is_vision = np.concatenate([*(turn.is_vision for turn in turns), np.zeros(len(suffix), bool)])
+    loss_weight = None if weights is None else np.concatenate([*weights, np.zeros(len(suffix), np.float32)])
+    return Sample(tokens, is_vision, visuals, loss_weight)
 
 
 def _grid(item: resize.ResizeItem, size: tuple[int, int]) -> tuple[int, int, int]:

@@ -59,7 +59,7 @@ class Tokenizer:
         if special and self._special_names:
             pieces = re.split(f"({'|'.join(map(re.escape, self._special_names))})", text)
             # The split puts ordinary text at even positions and names of special tokens at odd ones.
-            ids = ([self.find(piece)] if n % 2 else self.encode(piece) for n, piece in enumerate(pieces))
+            ids = ([self.id_of(piece)] if n % 2 else self.encode(piece) for n, piece in enumerate(pieces))
             return [token_id for piece_ids in ids for token_id in piece_ids]
         return self._backend.encode(text, add_special_tokens=False).ids
 

@@ -9,7 +9,10 @@ from collections.abc import Collection, Iterator, Sequence
 from fractions import Fraction
 
 import av
+import av.filter
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError, InvalidDataError
 from PIL import Image
 
 from vl3_jax.errors import InputError
@@ -66,11 +69,11 @@ class FileVideoReader(VideoReader):
             raise PlanChangedError(self.name)
 
     @contextlib.contextmanager
-    def _open_stream(self, threads: int | None = None):
+    def _open_stream(self, threads: int | None = None) -> Iterator[tuple[InputContainer, av.VideoStream]]:
         source = io.BytesIO(self._source) if isinstance(self._source, bytes) else os.fspath(self._source)
         try:
-            container = av.open(source, metadata_errors="replace")
-        except (av.FFmpegError, OSError, ValueError) as error:
+            container = av.open(source, "r", metadata_errors="replace")
+        except (FFmpegError, OSError, ValueError) as error:
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             raise InputError(f"{self.name}: not a readable video ({reason}); convert it to MP4") from error
         with container:
@@ -106,16 +109,15 @@ class FileVideoReader(VideoReader):
 
     def _select_frames(self) -> None:
         table, options = self._table, self._options
-        if options.start is not None and options.start >= table.seconds:
-            raise InputError(f"{self.name}: start {options.start} s is not before its end at {table.seconds:.2f} s")
+        start, end = options.start, options.end
+        if start is not None and start >= table.seconds:
+            raise InputError(f"{self.name}: start {start} s is not before its end at {table.seconds:.2f} s")
         if options.preprocess == "native":
             total = len(table.starts)
-            selection = frame_selection.native(
-                total, table.rate, options.fps, options.max_frames, start=options.start, end=options.end
-            )
-        elif None not in (options.start, options.end) and options.end - options.start < _INDEX_BASED_BELOW:
+            selection = frame_selection.native(total, table.rate, options.fps, options.max_frames, start=start, end=end)
+        elif start is not None and end is not None and end - start < _INDEX_BASED_BELOW:
             selection = frame_selection.by_index(
-                len(table.starts), table.rate, options.fps, options.max_frames, options.start, options.end
+                len(table.starts), table.rate, options.fps, options.max_frames, start, end
             )
         else:
             selection = _select_by_ticks(table, options).capped(options.max_frames)
@@ -214,7 +216,7 @@ def _round(value: Fraction) -> int:
 
 
 def _decode_at(
-    container: av.container.InputContainer,
+    container: InputContainer,
     stream: av.VideoStream,
     packets: Sequence[tuple[int, bool]],
     wanted: Collection[int],
@@ -234,7 +236,7 @@ def _decode_at(
                 continue
             if skippable:
                 codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-            with contextlib.suppress(av.InvalidDataError):
+            with contextlib.suppress(InvalidDataError):
                 yield from packet.decode()
             if number == last:
                 yield from codec.decode(None)
@@ -242,9 +244,9 @@ def _decode_at(
                 current += 1
                 if current == len(ranges):
                     return
-    except (av.FFmpegError, EOFError, OSError):
+    except (FFmpegError, EOFError, OSError):
         pass
-    with contextlib.suppress(av.FFmpegError, EOFError):
+    with contextlib.suppress(FFmpegError, EOFError):
         yield from codec.decode(None)
 
 
@@ -258,14 +260,15 @@ class _RgbConverter:
     """Converts frames to upright RGB with FFmpeg's filters, so that the pixels equal those of the reference."""
 
     def __init__(self):
-        self._graph, self._graph_format = None, None
+        self._latest: tuple[tuple, av.filter.Graph] | None = None
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         frame_format = (frame.width, frame.height, frame.format.name, _rotation(frame))
-        if frame_format != self._graph_format:
-            self._graph, self._graph_format = self._build(frame), frame_format
-        self._graph.push(frame)
-        return self._graph.pull().to_ndarray()
+        if self._latest is None or self._latest[0] != frame_format:
+            self._latest = frame_format, self._build(frame)
+        graph = self._latest[1]
+        graph.push(frame)
+        return graph.pull().to_ndarray()
 
     @staticmethod
     def _build(frame: av.VideoFrame) -> av.filter.Graph:

@@ -84,6 +84,11 @@ class VideoReader(abc.ABC):
     timestamps: list[float] | None
     warnings: list[str]
 
+    @property
+    def num_frames(self) -> int:
+        """The number of selected frames."""
+        return len(self.indices)
+
     @abc.abstractmethod
     def frames(self) -> Iterator[Image.Image]:
         """Yields the selected frames, upright and in RGB, as many as `indices`; only a few are held at a time.

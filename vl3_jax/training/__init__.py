@@ -8,7 +8,6 @@ from vl3_jax.training.cross_entropy import token_losses
 from vl3_jax.training.flops import StepFlops, StepWork, count_work, peak_flops, step_flops
 from vl3_jax.training.groups import MODULES, WITH_LORA, assign, flatten, merge, split, trainable_mask
 from vl3_jax.training.lora import add_adapters, merge_adapters, remove_adapters
-from vl3_jax.training.lora_export import write_adapters
 from vl3_jax.training.loss import LossSums, loss_sums, unembedding
 from vl3_jax.training.optimizer import Optimizer, OptimizerConfig, make_optimizer, schedule
 from vl3_jax.training.state import TrainState, abstract_state, new_state, state_shardings
@@ -45,5 +44,4 @@ __all__ = [
     "token_losses",
     "trainable_mask",
     "unembedding",
-    "write_adapters",
 ]

@@ -3,19 +3,18 @@
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import unflatten_dict
 
-from vl3_jax.checkpoint import open_source
-from vl3_jax.checkpoint.hf_config import read_json
-from vl3_jax.checkpoint.orbax_tree import find_tree, nested
-from vl3_jax.checkpoint.paths import list_dir, resolve
+from vl3_jax.checkpoint import find_tree, open_source, write_adapters
 from vl3_jax.errors import InputError
 from vl3_jax.model.linear import LoraKernel
+from vl3_jax.storage.paths import list_dir, read_json, resolve
 from vl3_jax.training.checkpoints import TRAINED, TRAINING
 from vl3_jax.training.groups import map_paths
-from vl3_jax.training.lora_export import write_adapters
 from vl3_jax.training.run_config import RUN_CONFIG_FILE
 
 
@@ -42,9 +41,10 @@ def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike) -> No
     trained = _restored(tree.parent / TRAINING)[TRAINED]
     adapted = {path.rsplit("/", 1)[0] for path in trained if path.endswith(("/kernel/a", "/kernel/b"))}
     leaves = {path: leaf for path, leaf in trained.items() if path.rsplit("/", 1)[0] not in adapted}
+    no_base = jnp.empty(0)  # not written
     for path in adapted:
-        leaves[path] = LoraKernel(None, trained[f"{path}/a"], trained[f"{path}/b"], alpha / rank)
-    params = nested(leaves)
+        leaves[path] = LoraKernel(no_base, trained[f"{path}/a"], trained[f"{path}/b"], alpha / rank)
+    params = unflatten_dict(leaves, sep="/")
     whole = map_paths(lambda path, _: not path.endswith(("/kernel/a", "/kernel/b")), params)
     write_adapters(target, params, open_source(workdir).config, base=config["init_from"], whole=whole)
 

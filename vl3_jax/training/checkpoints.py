@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from vl3_jax.checkpoint.paths import translate_io_errors
+from vl3_jax.storage.paths import translate_io_errors
 from vl3_jax.training.groups import flatten, map_paths, split
 from vl3_jax.training.lora import merge_adapters
 from vl3_jax.training.optimizer import Optimizer
@@ -81,15 +81,15 @@ class Checkpoints:
           base: State at step 0 of a run with adapters; None of other runs.
         """
         wanted = {TRAINING: ocp.args.StandardRestore(self._training(target))}
-        if not self._has_adapters:
+        if base is None:
             wanted[_PARAMS] = ocp.args.StandardRestore(target.params)
         restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         training = restored[TRAINING]
-        if self._has_adapters:
+        if base is None:
+            params = restored[_PARAMS]
+        else:
             trained = training[TRAINED]
             params = map_paths(lambda path, leaf: trained.get(path, leaf), base.params)
-        else:
-            params = restored[_PARAMS]
         return TrainState(training["step"], params, training["opt_state"])
 
     def wait(self) -> None:

@@ -23,7 +23,7 @@ WITH_LORA: Patterns = ((r".*/kernel/[ab]", "lora"), *MODULES)
 
 def leaf_path(path: Sequence[Any]) -> str:
     """Returns a key path of `jax.tree_util` as one string: dict keys and field names joined by slashes."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def flatten(tree: Any) -> dict[str, Any]:

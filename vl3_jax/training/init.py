@@ -16,12 +16,12 @@ from data_pipelines.mixtures import MixtureConfig
 from vl3_jax.checkpoint import load_source, open_source, sidecar_files
 from vl3_jax.checkpoint.names import PARTS
 from vl3_jax.checkpoint.orbax_tree import ASSETS, MODEL_INFO, model_info
-from vl3_jax.checkpoint.paths import check_bucket, list_dir, translate_io_errors
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.errors import InputError
 from vl3_jax.model import VideoLLaMA3, init_params, preset
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.processing.tokenizer import Tokenizer
+from vl3_jax.storage.paths import check_bucket, list_dir, translate_io_errors
 from vl3_jax.training.run_config import RUN_CONFIG_FILE, RunConfig, check_same_run, to_record
 
 _VOCABULARY_MULTIPLE = 64  # a random model's embedding has a multiple of so many rows, so that meshes divide them

@@ -4,6 +4,7 @@ The official trainer's defaults are rank 64, alpha 16 and a dropout of 0.05 on t
 dropout here, so that a step needs no random numbers.
 """
 
+import dataclasses
 import math
 import re
 import zlib
@@ -104,14 +105,14 @@ def adapter_axes(params: Any, axes: Any) -> Any:
       axes: Logical axes of the plain tree, from `vl3_jax.model.param_axes`.
     """
 
-    def expand(path: Sequence[Any], kernel: Any, names: tuple[str, ...]) -> Any:
+    def expand(path: Sequence[Any], kernel: Any, names: Any) -> Any:
         if isinstance(kernel, QuantizedKernel):
             return QuantizedKernel(names, names)
         if not isinstance(kernel, LoraKernel):
             return names
         stack, in_axes, out_axes = _shapes(leaf_path(path), names)
         base = expand(path, kernel.base, names)
-        return kernel.replace(base=base, a=(*stack, *in_axes, None), b=(*stack, None, *out_axes))
+        return dataclasses.replace(kernel, base=base, a=(*stack, *in_axes, None), b=(*stack, None, *out_axes))
 
     return jax.tree_util.tree_map_with_path(expand, params, axes, is_leaf=_is_kernel)
 

@@ -4,6 +4,8 @@ The functions return sums, not means: the caller divides by the weight of the wh
 microbatch or row counts more than its tokens. The reference trainer averages over devices instead.
 """
 
+from collections.abc import Mapping
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -51,7 +53,7 @@ def unembedding(params: dict, config: TextConfig) -> tuple[jax.Array, int]:
 def loss_sums(
     hidden: jax.Array,
     unembedding: jax.Array,
-    batch: dict[str, jax.Array],
+    batch: Mapping[str, jax.Array],
     *,
     vocab_axis: int,
     tasks: int = 1,

@@ -6,12 +6,13 @@ apply; here it is applied unless `clip` is 0.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from vl3_jax.errors import InputError
 from vl3_jax.training.groups import MODULES, Patterns, assign, flatten, map_paths, split, trainable_mask
@@ -68,17 +69,9 @@ class OptimizerConfig:
 def schedule(steps: int, warmup_steps: int) -> optax.Schedule:
     """Returns the multiplier of the peak rates at a step (from 0): transformers' `get_cosine_schedule_with_warmup`.
 
-    It is 0 at step 0 if there is any warmup, 1 at `warmup_steps`, 0 again at `steps`.
+    It is 0 at step 0 if there is any warmup, 1 at `warmup_steps`, 0 again at `steps` and after.
     """
-
-    def multiplier(step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
-        rising = step / max(warmup_steps, 1)
-        progress = (step - warmup_steps) / max(steps - warmup_steps, 1)
-        falling = jnp.maximum(0.5 * (1.0 + jnp.cos(jnp.pi * progress)), 0.0)
-        return jnp.where(step < warmup_steps, rising, falling)
-
-    return multiplier
+    return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps, max(steps, warmup_steps + 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +100,9 @@ class Optimizer:
         """Applies one step.
 
         Args:
-          gradients, trainable: Trees of the trainable half, see `groups.split`.
+          gradients: Tree of the trainable half, see `groups.split`.
           opt_state: State after the previous step.
+          trainable: Trainable half of the parameters.
 
         Returns:
           The trainable half after the step, in its own types, and the new state.
@@ -117,7 +111,7 @@ class Optimizer:
         new = jax.tree.map(lambda p, u: (p.astype(jnp.float32) + u).astype(p.dtype), trainable, updates)
         return new, opt_state
 
-    def learning_rates(self, step: jax.Array) -> dict[str, jax.Array]:
+    def learning_rates(self, step: jax.Array) -> dict[str, ArrayLike]:
         """Returns the learning rate of each group at a step (from 0)."""
         multiplier = self.schedule(step)
         return {group: (rate or 0.0) * multiplier for group, rate in self.config.learning_rates.items()}
@@ -150,7 +144,12 @@ def make_optimizer(config: OptimizerConfig, params: Any, steps: int) -> Optimize
     if config.weight_decay:
         decays = map_paths(lambda path, _: path.rsplit("/", 1)[-1] not in NO_DECAY, trainable_groups)
         transforms.append(optax.add_decayed_weights(config.weight_decay, decays))
-    transforms.append(_scale_by_learning_rates(config.learning_rates, multiplier, trainable_groups))
+    by_group: dict[Hashable, optax.GradientTransformation] = {
+        group: optax.scale_by_learning_rate(lambda step, rate=rate: rate * multiplier(step))
+        for group, rate in config.learning_rates.items()
+        if rate
+    }
+    transforms.append(optax.partition(by_group, trainable_groups))
     return Optimizer(config, multiplier, groups, mask, optax.chain(*transforms))
 
 
@@ -179,7 +178,7 @@ def _muon(config: OptimizerConfig, trainable: Any) -> optax.GradientTransformati
 def _scale_like_adam(dimensions: Callable[[Any], Any]) -> optax.GradientTransformation:
     """Gives an orthogonal matrix the root mean square of AdamW's updates, 0.2, so that one rate serves both."""
 
-    def scale(update: jax.Array, matrix: optax.contrib.MuonDimensionNumbers) -> jax.Array:
+    def scale(update: jax.Array, matrix: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
         sides = (math.prod(update.shape[axis] for axis in side) for side in matrix)
         return 0.2 * math.sqrt(max(sides)) * update
 
@@ -206,19 +205,3 @@ def matrix_dimensions(path: str) -> optax.contrib.MuonDimensionNumbers | None:
     if module in ("q", "k", "v"):
         return optax.contrib.MuonDimensionNumbers((first,), (first + 1, first + 2))
     return optax.contrib.MuonDimensionNumbers((first,), (first + 1,))
-
-
-def _scale_by_learning_rates(
-    learning_rates: Mapping[str, float | None], multiplier: optax.Schedule, groups: Any
-) -> optax.GradientTransformation:
-    """Multiplies each leaf by minus the learning rate of its group at this step."""
-
-    def init(_params: Any) -> optax.ScaleByScheduleState:
-        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
-
-    def update(updates: Any, state: optax.ScaleByScheduleState, _params: Any = None):
-        now = multiplier(state.count)
-        updates = jax.tree.map(lambda u, group: -learning_rates[group] * now * u, updates, groups)
-        return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
-
-    return optax.GradientTransformation(init, update)

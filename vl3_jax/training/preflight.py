@@ -18,8 +18,8 @@ from jax.experimental import multihost_utils
 from data_pipelines import mixtures
 from data_pipelines.mixture_dataset import require_present
 from vl3_jax.checkpoint import open_source
-from vl3_jax.checkpoint.paths import check_bucket, is_url, list_dir, translate_io_errors
 from vl3_jax.errors import InputError
+from vl3_jax.storage.paths import check_bucket, is_url, list_dir, translate_io_errors
 from vl3_jax.training.run_config import RunConfig
 
 _PROBE = ".vl3-probe"

@@ -1,10 +1,11 @@
-"""The computation of a run: model, optimizer, state and step on a mesh.
+"""The computation of a run: model, optimizer, state and step on a mesh, and the rows of a step.
 
 Nothing is allocated or compiled here, so a mesh of devices that do not exist can be planned for.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +13,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from data_pipelines.mixture_dataset import MixtureDataset
+from data_pipelines.packing.packing_plan import packing_efficiency
+from vl3_jax.errors import InputError
 from vl3_jax.model import VideoLLaMA3, abstract_params
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.training import lora
+from vl3_jax.training.groups import flatten
 from vl3_jax.training.optimizer import Optimizer, make_optimizer
-from vl3_jax.training.rows import grad_accum_steps
-from vl3_jax.training.run_config import LoraConfig, RunConfig
+from vl3_jax.training.run_config import BatchConfig, RunConfig
 from vl3_jax.training.state import TrainState, abstract_state, new_state, state_shardings
 from vl3_jax.training.step import make_train_step
+
+ROW_AXES = ("data", "fsdp")  # mesh axes that split the rows of a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,7 @@ class TrainSetup:
     """What a run computes.
 
     Attributes:
+      mesh: Mesh of devices, or of their descriptions.
       model: Structure and numerics.
       optimizer: Optimizer of the parameters.
       init_state: Maps initial weights (without adapters) to the state at step 0.
@@ -34,16 +41,18 @@ class TrainSetup:
       step: Compiled function (state, batch) -> (state, metrics), see `make_train_step`.
     """
 
+    mesh: Mesh
     model: VideoLLaMA3
     optimizer: Optimizer
     init_state: Callable[[Any], TrainState]
     abstract_state: TrainState
     step: Callable
 
-    @property
-    def shardings(self) -> TrainState:
-        """Sharding of each leaf of the state."""
-        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+    def first_state(self, load_params: Callable[[Any], Any]) -> TrainState:
+        """Makes the state at step 0 where it will live; `load_params` maps shardings to the initial weights."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        params = load_params(lora.remove_adapters(shardings.params))
+        return jax.jit(self.init_state, out_shardings=shardings, donate_argnums=0)(params)
 
 
 def build_train_setup(
@@ -62,31 +71,85 @@ def build_train_setup(
     Raises:
       InputError: Groups, learning rates or adapters do not fit the model.
     """
-    remat = config.remat
+
+    def adapted(params: Any) -> Any:
+        settings = config.lora
+        if not settings.rank:
+            return params
+        return lora.add_adapters(params, jax.random.key(config.seed), settings.patterns, settings.rank, settings.alpha)
+
+    remat, dtypes = config.remat, {"param_dtype": config.param_dtype, "frozen_dtype": config.frozen_dtype}
     model = VideoLLaMA3(model_config, jnp.dtype(config.dtype), jnp.dtype(config.param_dtype), remat.vision, remat.text)
-    adapt = _add_adapters(config.lora, config.seed)
-    shapes = jax.eval_shape(adapt, abstract_params(model_config, config.param_dtype))
+    shapes = jax.eval_shape(adapted, abstract_params(model_config, config.param_dtype))
     optimizer = make_optimizer(config.optimizer, shapes, steps)
-    dtypes = {"param_dtype": config.param_dtype, "frozen_dtype": config.frozen_dtype}
     init_state = functools.partial(new_state, optimizer, **dtypes)
     state = abstract_state(optimizer, shapes, **dtypes)
     shardings = state_shardings(state, model_config, mesh)
     step = make_train_step(
         model, optimizer, grad_accum_steps=grad_accum_steps(config.batch, mesh, rows), tasks=tasks, shardings=shardings
     )
-    return TrainSetup(
-        model, optimizer, lambda params: init_state(adapt(params)), _with_shardings(state, shardings), step
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
     )
+    return TrainSetup(mesh, model, optimizer, lambda params: init_state(adapted(params)), state, step)
 
 
-def _with_shardings(shapes: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+def row_parts(config: BatchConfig, mesh: Mesh) -> int:
+    """Returns what must divide the rows of a step: the parts of the mesh times the microbatches."""
+    return (config.grad_accum_steps or 1) * math.prod(mesh.shape[axis] for axis in ROW_AXES)
+
+
+def check_rows(config: BatchConfig, mesh: Mesh, rows: int) -> None:
+    """Raises InputError where mesh and microbatches do not divide `rows`."""
+    parts = row_parts(config, mesh)
+    if rows % parts:
+        split = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in ROW_AXES)
+        raise InputError(
+            f"{rows} rows of a step do not divide into {parts} parts (mesh {split}, grad_accum_steps "
+            f"{config.grad_accum_steps or 1}); change batch.rows, mesh or batch.grad_accum_steps"
+        )
+
+
+def rows_for_samples(config: BatchConfig, mesh: Mesh, samples_per_row: float) -> int:
+    """Returns the rows that hold about `config.samples` samples, as a multiple of `row_parts`."""
+    parts = row_parts(config, mesh)
+    return max(round(config.samples / samples_per_row / parts), 1) * parts
+
+
+def grad_accum_steps(config: BatchConfig, mesh: Mesh, rows: int) -> int:
+    """Returns the microbatches of a step, by default so many that each part of the mesh has one row at a time."""
+    return config.grad_accum_steps or rows // row_parts(config, mesh)
+
+
+def overview(setup: TrainSetup, mixture: MixtureDataset, seed: int, rows: int, steps: int) -> str:
+    """Describes a run in several lines: sizes, and sharding and learning rate of each parameter.
+
+    Args:
+      setup: Computation of the run.
+      mixture: Training data.
+      seed: Seed of the order of samples.
+      rows: Rows of a step on all hosts together.
+      steps: Number of optimizer steps in the whole run.
+    """
+    mesh, optimizer, state, shape = setup.mesh, setup.optimizer, setup.abstract_state, mixture.settings.shape
+    plan = mixture.epoch_plan(seed, 0)
+    efficiency = packing_efficiency(plan, mixture.sample_sizes, shape)
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+    memory = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
     )
-
-
-def _add_adapters(config: LoraConfig, seed: int) -> Callable[[Any], Any]:
-    """Returns the function that puts adapters into parameters, where there are to be any."""
-    if not config.rank:
-        return lambda params: params
-    return lambda params: lora.add_adapters(params, jax.random.key(seed), config.patterns, config.rank, config.alpha)
+    lines = [
+        f"mesh      {axes}: {mesh.devices.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} processes",
+        f"data      {len(plan.samples):,} samples an epoch in {len(plan):,} rows of {shape.length:,} tokens and "
+        f"{shape.patches * shape.vision_rows:,} patches, {efficiency.max_fill:.0%} full",
+        f"steps     {steps:,} of {rows} rows, about {rows * len(plan.samples) / max(len(plan), 1):.0f} samples",
+        f"memory    {memory / 2**30:.2f} GiB a device for parameters and optimizer",
+        f"{'parameter':44} {'shape':>24} {'type':>9}  {'sharding':30} learning rate",
+    ]
+    groups, masks = flatten(optimizer.groups), flatten(optimizer.mask)
+    for path, leaf in flatten(state.params).items():
+        split = ", ".join("x".join(names) if isinstance(names, tuple) else names or "-" for names in leaf.sharding.spec)
+        rate = f"{groups[path]} {optimizer.config.learning_rates[groups[path]]:.1e}" if masks[path] else "frozen"
+        size = " x ".join(map(str, leaf.shape))
+        lines.append(f"{path:44} {size:>24} {leaf.dtype.name:>9}  {split or 'replicated':30} {rate}")
+    return "\n".join(lines)

@@ -32,7 +32,7 @@ class TrainState:
 
 
 def new_state(
-    optimizer: Optimizer, params: Any, param_dtype: DTypeLike = None, frozen_dtype: DTypeLike = None
+    optimizer: Optimizer, params: Any, param_dtype: DTypeLike | None = None, frozen_dtype: DTypeLike | None = None
 ) -> TrainState:
     """Builds the state at step 0. Under `jit` with `out_shardings` it is created in its final sharding.
 
@@ -53,7 +53,7 @@ def new_state(
 
 
 def abstract_state(
-    optimizer: Optimizer, params: Any, param_dtype: DTypeLike = None, frozen_dtype: DTypeLike = None
+    optimizer: Optimizer, params: Any, param_dtype: DTypeLike | None = None, frozen_dtype: DTypeLike | None = None
 ) -> TrainState:
     """Returns the shapes and types of `new_state` without allocating it; `params` may be shapes."""
     return jax.eval_shape(lambda tree: new_state(optimizer, tree, param_dtype, frozen_dtype), params)
@@ -71,15 +71,14 @@ def state_shardings(state: TrainState, config: ModelConfig, mesh: Mesh) -> Train
       mesh: Mesh of devices or an abstract mesh.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
-    params = rules.shardings(state.params, adapter_axes(state.params, param_axes(config)), mesh)
-    param_shardings = flatten(params)
+    param_shardings = flatten(rules.shardings(state.params, adapter_axes(state.params, param_axes(config)), mesh))
     shapes = {path: leaf.shape for path, leaf in flatten(state.params).items()}
 
     def sharding_of(path: str, leaf: Any) -> NamedSharding:
-        # The path of a moment ends in the path of its parameter: "1/mu/llm/norm/scale".
+        # Paths end in that of a parameter: "params/llm/norm/scale", "opt_state/1/mu/llm/norm/scale".
         keys = path.split("/")
         suffixes = ("/".join(keys[start:]) for start in range(len(keys)))
         owner = next((suffix for suffix in suffixes if shapes.get(suffix) == leaf.shape), None)
         return replicated if owner is None else param_shardings[owner]
 
-    return TrainState(replicated, params, map_paths(sharding_of, state.opt_state))
+    return map_paths(sharding_of, state)

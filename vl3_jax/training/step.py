@@ -1,12 +1,11 @@
 """The train step and the evaluation step, as compiled functions of a packed batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from vl3_jax.errors import InputError
 from vl3_jax.model import VideoLLaMA3, decode, encode
@@ -16,7 +15,7 @@ from vl3_jax.training.loss import LossSums, loss_sums, unembedding
 from vl3_jax.training.optimizer import Optimizer
 from vl3_jax.training.state import TrainState
 
-Batch = dict[str, jax.Array]
+Batch = Mapping[str, jax.Array]
 Metrics = dict[str, Any]
 
 
@@ -34,9 +33,9 @@ def batch_loss(model: VideoLLaMA3, params: Any, batch: Batch, tasks: int = 1) ->
         vision = (batch[name] for name in ("patches", "patch_segment", "patch_hw", "token_patches"))
         with jax.named_scope("encode"):
             features = encode(model, params, *vision)
-    text = (batch[name] for name in ("vision_slot", "segment_ids", "positions"))
+    vision_slot, segment_ids, positions = (batch[name] for name in ("vision_slot", "segment_ids", "positions"))
     with jax.named_scope("decode"):
-        hidden, _ = decode(model, params, batch["tokens"], features, *text)
+        hidden, _ = decode(model, params, batch["tokens"], features, vision_slot, segment_ids, positions)
     with jax.named_scope("loss"):
         matrix, vocab_axis = unembedding(params, model.config.text)
         return loss_sums(hidden, matrix, batch, vocab_axis=vocab_axis, tasks=tasks)
@@ -105,8 +104,8 @@ def make_train_step(
 
     if shardings is None:
         return jax.jit(step, donate_argnums=0)
-    replicated = NamedSharding(shardings.step.mesh, PartitionSpec())
-    return jax.jit(step, donate_argnums=0, in_shardings=(shardings, None), out_shardings=(shardings, replicated))
+    # The metrics are replicated, like the number of the step.
+    return jax.jit(step, donate_argnums=0, in_shardings=(shardings, None), out_shardings=(shardings, shardings.step))
 
 
 def make_eval_step(model: VideoLLaMA3, tasks: int = 1) -> Callable[[Any, Batch], LossSums]:

@@ -6,14 +6,13 @@ import pickle
 import numpy as np
 import pytest
 
-from data_pipelines.annotations import to_conversation
-from data_pipelines.indexing import build_index
-from data_pipelines.lengths import compute_sample_size
+from data_pipelines.index import build_index
 from data_pipelines.loader import Loader
-from data_pipelines.media_resolver import MediaResolver
 from data_pipelines.mixture_dataset import DatasetSpec, IndexedDataset, MixtureDataset, open_mixture
+from data_pipelines.packing.lengths import compute_sample_size
 from data_pipelines.sample_errors import SampleError
-from data_pipelines.sources import open_source
+from data_pipelines.sources import Record, open_source
+from data_pipelines.sources.media_resolver import MediaResolver
 from data_pipelines.synthetic.__main__ import main
 from data_pipelines.synthetic.dataset_writer import write
 from data_pipelines.synthetic.encoding import encode_image, encode_video
@@ -78,10 +77,8 @@ def test_the_answers_are_supervised(builder):
             fields = example.record([medium.pixels() for medium in example.media], task)
             if example.video:
                 fields["timestamps"] = example.video.times
-            processed = Processor(builder.tokenizer, builder.settings.processor)(
-                to_conversation(fields, "test", MediaResolver()).messages, add_generation_prompt=False, supervise=True
-            )
-            supervised = processed.sample.tokens[processed.sample.loss_weight > 0].tolist()
+            sample = sample_of(builder, Record(fields, "test"))
+            supervised = sample.tokens[sample.loss_weight > 0].tolist()
             text = builder.tokenizer.decode(supervised, skip_special_tokens=False)
             assert text == "".join(answer + IM_END for _, answer in example.turns)
 

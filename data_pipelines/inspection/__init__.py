@@ -1,0 +1,1 @@
+"""Inspection of training data: checks, statistics, and images of packed rows."""

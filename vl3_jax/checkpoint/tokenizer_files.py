@@ -1,0 +1,186 @@
+"""Special tokens and chat templates that an exported checkpoint needs in its tokenizer files.
+
+The Jinja templates follow the strings that the weights were trained on; this package renders prompts in Python and
+never runs them. In the native layout the processor writes the frame times, in the official layout the template does.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from vl3_jax.storage.paths import read_json
+
+OFFICIAL_IMAGE = "<image>"
+OFFICIAL_TOKENS = (OFFICIAL_IMAGE, "<|stream_start|>", "<|stream_end|>")
+NATIVE_IMAGE, NATIVE_VIDEO = "<|image_pad|>", "<|video_pad|>"
+_END_OF_TURN, _END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
+
+_FOR_EACH_MESSAGE = """\
+{%- for message in messages -%}
+"""
+
+NATIVE_TEMPLATE = (
+    _FOR_EACH_MESSAGE
+    + """\
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part is string -%}
+{{- part -}}
+{%- elif part['type'] == 'image' -%}
+{{- '<|image_pad|>\\n' -}}
+{%- elif part['type'] == 'video' -%}
+{{- '<|video_pad|>\\n' -}}
+{%- else -%}
+{{- part['text'] -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+)
+
+OFFICIAL_TEMPLATE = (
+    """\
+{%- if add_system_prompt and messages and messages[0]['role'] != 'system' -%}
+{{- '<|im_start|>system\\nYou are VideoLLaMA3 created by Alibaba DAMO Academy, a helpful assistant to help people \
+understand images and videos.<|im_end|>\\n' -}}
+{%- endif -%}
+"""
+    + _FOR_EACH_MESSAGE
+    + """\
+{%- set stream = message['role'] == 'stream' -%}
+{{- ('<|stream_start|>' if stream else '<|im_start|>') + message['role'] + '\\n' -}}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part is string -%}
+{{- part -}}
+{%- elif part['type'] == 'image' -%}
+{%- if 'timestamp' in part -%}
+{{- 'Time ' + ((part['timestamp'] | float) | round(1) | string) + 's: ' -}}
+{%- endif -%}
+{{- '<image>\\n' -}}
+{%- elif part['type'] == 'video' -%}
+{%- for index in range(part['num_frames']) -%}
+{%- if 'timestamps' in part -%}
+{{- 'Time ' + ((part['timestamps'][index] | float) | round(1) | string) + 's:' -}}
+{%- endif -%}
+{{- '<image>' + ('\\n' if loop.last else ',') -}}
+{%- endfor -%}
+{%- else -%}
+{{- part['text'] -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|stream_end|>' if stream else '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+)
+
+
+def added_tokens(files: pathlib.Path) -> dict[str, int]:
+    """Returns the ids of the added tokens by their text, from the tokenizer files that are in `files`."""
+    ids: dict[str, int] = {}
+    for name in ("added_tokens.json", "tokenizer_config.json", "tokenizer.json"):
+        if not (files / name).is_file():
+            continue
+        content = read_json(files / name)
+        if name == "added_tokens.json":
+            ids |= content
+        elif name == "tokenizer_config.json":
+            decoder = content.get("added_tokens_decoder") or {}
+            ids |= {token["content"]: int(number) for number, token in decoder.items()}
+        else:
+            ids |= {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+    return ids
+
+
+def _next_free_id(files: pathlib.Path) -> int | None:
+    """Returns the id after the last one in use, or None if `files` contains no vocabulary."""
+    used = list(added_tokens(files).values())
+    if (files / "tokenizer.json").is_file():
+        vocabulary = read_json(files / "tokenizer.json").get("model", {}).get("vocab") or {}
+        used += list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    elif (files / "vocab.json").is_file():
+        used += read_json(files / "vocab.json").values()
+    else:
+        return None
+    return max(used, default=-1) + 1
+
+
+def add_official_tokens(files: pathlib.Path) -> tuple[dict[str, int], dict[str, bytes]]:
+    """Adds the special tokens of the official layout to a tokenizer.
+
+    Existing tokens keep their ids; missing ones get the next free ids in the trainer's order. Without a vocabulary
+    nothing is added.
+
+    Args:
+      files: Folder with the tokenizer files, which are not changed.
+
+    Returns:
+      The ids of the official special tokens by their text, and the new content of the files that change, by name.
+    """
+    known = added_tokens(files)
+    start = _next_free_id(files)
+    if start is None:
+        return {name: known[name] for name in OFFICIAL_TOKENS if name in known}, {}
+    missing = [name for name in OFFICIAL_TOKENS if name not in known]
+    new = {name: start + offset for offset, name in enumerate(missing)}
+    ids = {name: known.get(name, new.get(name)) for name in OFFICIAL_TOKENS}
+    changed = {}
+    for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
+        if new and (files / name).is_file():
+            content = read_json(files / name)
+            _add(name, content, new)
+            changed[name] = dump(content)
+    return ids, changed
+
+
+def end_token_files(files: pathlib.Path) -> dict[str, bytes]:
+    """Returns the files that give transformers the end tokens, by name, for those that are missing in `files`."""
+    ids = added_tokens(files)
+    if not {_END_OF_TURN, _END_OF_TEXT} <= set(ids):
+        return {}
+    contents = {
+        "generation_config.json": {
+            "eos_token_id": [ids[_END_OF_TURN], ids[_END_OF_TEXT]],
+            "pad_token_id": ids[_END_OF_TEXT],
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": _END_OF_TURN,
+            "pad_token": _END_OF_TEXT,
+        },
+    }
+    return {name: dump(content) for name, content in contents.items() if not (files / name).is_file()}
+
+
+def _add(file: str, content: dict[str, Any], new: dict[str, int]) -> None:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    if file == "tokenizer.json":
+        content.setdefault("added_tokens", []).extend({"id": i, "content": name, **flags} for name, i in new.items())
+    elif file == "tokenizer_config.json":
+        decoder = content.setdefault("added_tokens_decoder", {})
+        decoder |= {str(i): {"content": name, **flags} for name, i in new.items()}
+    elif file == "added_tokens.json":
+        content |= new
+    if file in ("tokenizer_config.json", "special_tokens_map.json") and isinstance(
+        content.get("additional_special_tokens"), list
+    ):
+        content["additional_special_tokens"].extend(new)
+
+
+def dump(content: Any) -> bytes:
+    """Serialises JSON with the indentation of Hugging Face files."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

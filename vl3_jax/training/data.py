@@ -1,0 +1,197 @@
+"""The data of a run: its mixture and packing plans, the size of a step, the loader, and batches on the mesh."""
+
+import collections
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from data_pipelines import mixtures
+from data_pipelines.loader import Batch, Loader
+from data_pipelines.mixture_dataset import DatasetSpec, MixtureDataset, open_mixture
+from data_pipelines.packing.packing_plan import PackingPlan
+from data_pipelines.sample_builder import SampleBuilder
+from vl3_jax.errors import InputError
+from vl3_jax.parallel.rules import batch_shardings
+from vl3_jax.storage.paths import atomic_write, list_dir, translate_io_errors
+from vl3_jax.training.run_config import EvalConfig, RunConfig
+from vl3_jax.training.setup import check_rows, rows_for_samples
+
+PLANS = "rows"  # folder of the packing plans in a workdir
+PREFETCH = 2  # batches on the devices besides the one in use
+_SUFFIX = ".npz"
+
+
+# ------------------------------------------------------------------------------------------------------------ mixtures
+def open_data(config: mixtures.MixtureConfig, tokenizer: str) -> MixtureDataset:
+    """Opens the data sets of a mixture; missing indices are built here, or beforehand by `vl3 data index`."""
+    return _open(mixtures.dataset_specs(config), SampleBuilder(tokenizer, mixtures.data_settings(config)))
+
+
+def open_held_out(config: EvalConfig, mixture: MixtureDataset) -> MixtureDataset | None:
+    """Opens the held-out data, with the settings of the training data; None if there is none."""
+    if not config.annotations or not config.every:
+        return None
+    return _open([DatasetSpec("held out", config.annotations, config.media)], mixture.sample_builder)
+
+
+def _open(specs: list[DatasetSpec], sample_builder: SampleBuilder) -> MixtureDataset:
+    """Opens data sets; the first process builds missing indices, the others those that it did not build for them."""
+    bars: dict[str, tqdm] = {}
+
+    def on_progress(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            bars[name] = tqdm(desc=f"index {name}", total=total, unit=" samples", mininterval=1.0)
+        bars[name].update(done - bars[name].n)
+
+    def opened() -> MixtureDataset:
+        return open_mixture(specs, sample_builder, build=True, on_progress=on_progress)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: [bar.close() for bar in bars.values()])
+        first = opened() if jax.process_index() == 0 else None
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("indexed")
+        return first or opened()
+
+
+# ------------------------------------------------------------------------------------------------------- packing plans
+def load_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
+    """Gives the mixture the packing plans that an earlier start of the run has saved.
+
+    To plan tens of millions of samples takes minutes, which a whole slice would wait for after each preemption.
+    """
+    folder = workdir / PLANS
+    with translate_io_errors(folder):
+        for name in list_dir(folder):
+            if name.endswith(_SUFFIX):
+                with np.load(io.BytesIO((folder / name).read_bytes())) as arrays:
+                    offsets = np.concatenate([[0], np.cumsum(arrays["counts"], dtype=np.int64)])
+                    plan = PackingPlan(offsets, arrays["samples"].astype(np.int64))
+                mixture.planned[name.removesuffix(_SUFFIX)] = plan
+
+
+def save_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
+    """Writes the packing plans that the workdir lacks; the first process does so for all."""
+    if jax.process_index():
+        return
+    folder = workdir / PLANS
+    with translate_io_errors(folder):
+        present = list_dir(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, plan in mixture.planned.items():
+            if f"{key}{_SUFFIX}" not in present:
+                file = io.BytesIO()
+                np.savez(file, counts=np.diff(plan.offsets).astype(np.int32), samples=plan.samples.astype(np.int32))
+                atomic_write(folder / f"{key}{_SUFFIX}", file.getvalue())
+
+
+# --------------------------------------------------------------------------------------------------------------- steps
+def rows_per_step(config: RunConfig, mixture: MixtureDataset, mesh: Mesh, recorded: int | None = None) -> int:
+    """Returns the rows of a step on all hosts together.
+
+    Args:
+      config: Gives them (`batch.rows`), or how many samples they should hold on average (`batch.samples`).
+      mixture: Tells how many samples a row holds.
+      mesh: Its parts must divide the rows.
+      recorded: Rows of a step when the run was started; None for a new run.
+
+    Raises:
+      InputError: Mesh or microbatches do not divide the rows.
+    """
+    rows = recorded or config.batch.rows
+    if rows:
+        check_rows(config.batch, mesh, rows)
+        return rows
+    plan = mixture.epoch_plan(config.seed, 0)
+    return rows_for_samples(config.batch, mesh, max(len(plan.samples), 1) / max(len(plan), 1))
+
+
+def total_steps(config: RunConfig, mixture: MixtureDataset, rows: int) -> tuple[int, int]:
+    """Returns steps and epochs of the run: `steps` in as many epochs as they take, or those of `epochs`."""
+    if not config.steps:
+        return len(mixture.step_plan(rows, config.epochs, config.seed)), config.epochs
+    epochs = 1
+    while len(mixture.step_plan(rows, epochs, config.seed)) < config.steps:
+        epochs += 1
+    return config.steps, epochs
+
+
+# --------------------------------------------------------------------------------------------------------------- loader
+def build_loader(
+    config: RunConfig,
+    mixture: MixtureDataset,
+    mesh: Mesh,
+    rows: int,
+    epochs: int = 1,
+    data_state: dict[str, Any] | None = None,
+) -> Loader:
+    """Builds the loader of this host's part of each step, from `data_state` on."""
+    return Loader(
+        mixture,
+        rows,
+        epochs=epochs,
+        seed=config.seed,
+        rows=local_rows(mesh, rows),
+        workers=config.loader.workers,
+        threads=config.loader.threads or None,
+        state=data_state,
+        bad_share=config.loader.bad_share,
+        reduce_counts=sum_across_hosts if jax.process_count() > 1 else None,
+    )
+
+
+def local_rows(mesh: Mesh, rows_per_step: int) -> slice:
+    """Returns the rows of a step that this process's devices hold.
+
+    Raises:
+      InputError: The rows are not contiguous.
+    """
+    sharding = batch_shardings({"tokens": jax.ShapeDtypeStruct((rows_per_step, 1), np.int32)}, mesh)["tokens"]
+    indices = sharding.addressable_devices_indices_map((rows_per_step, 1)).values()
+    rows = sorted({row for index in indices if index for row in range(*index[0].indices(rows_per_step))})
+    if rows != list(range(rows[0], rows[-1] + 1)):
+        raise InputError(
+            "the rows of this host's devices are not contiguous; order the mesh so that a host's devices are neighbours"
+        )
+    return slice(rows[0], rows[-1] + 1)
+
+
+def prefetch_to_device(
+    batches: Iterable[Batch], mesh: Mesh, rows_per_step: int, size: int = PREFETCH
+) -> Iterator[Batch]:
+    """Yields the batches with their arrays on the mesh, sharded by rows; the next ones are already being transferred.
+
+    Args:
+      batches: Batches of a `Loader` with `rows=local_rows(mesh, rows_per_step)`.
+      mesh: The mesh, see `parallel.mesh`.
+      rows_per_step: Rows of a step on all hosts together.
+      size: Number of batches that are transferred before they are requested.
+    """
+    queue: collections.deque[Batch] = collections.deque()
+    for batch in batches:
+        shapes = {name: (rows_per_step, *array.shape[1:]) for name, array in batch.arrays.items()}
+        shardings = batch_shardings(
+            {name: jax.ShapeDtypeStruct(shape, batch.arrays[name].dtype) for name, shape in shapes.items()}, mesh
+        )
+        arrays = {
+            name: jax.make_array_from_process_local_data(shardings[name], array, shapes[name])
+            for name, array in batch.arrays.items()
+        }
+        queue.append(dataclasses.replace(batch, arrays=arrays))
+        if len(queue) > size:
+            yield queue.popleft()
+    yield from queue
+
+
+def sum_across_hosts(counts: np.ndarray) -> np.ndarray:
+    """Sums an array of counts over all processes."""
+    return np.asarray(multihost_utils.process_allgather(counts)).reshape(-1, len(counts)).sum(axis=0)
