@@ -1,6 +1,6 @@
 """Jinja chat templates of exported checkpoints. This package renders prompts in Python and never runs them.
 
-Both follow the strings that the weights were trained on; see the prompt rules in docs/architecture.md. In the native
+Both follow the strings that the weights were trained on; see `vl3_jax/processing/chat_template.py`. In the native
 layout the processor writes the frame times, in the official layout the template does.
 """
 
