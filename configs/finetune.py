@@ -6,7 +6,7 @@
 Variants: `video` and `image` train everything, from the released model and the released image model; `lora` trains
 adapters on the decoder, and the projector. Adapters are exported with
 
-    vl3 convert export RUN OUT --format peft --base DAMO-NLP-SG/VideoLLaMA3-2B
+    vl3 convert export RUN OUT --format peft
 """
 
 from data_pipelines.mixtures import Group, mixture

@@ -30,11 +30,18 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("plugins", "expected"),
-    [((), "cpu"), (("xla_cuda12", "jax_plugins.xla_cuda12"), "cuda,cpu"), (("xla_cuda12", "other"), None)],
+    ("file", "plugins", "expected"),
+    [
+        ("", (), "cpu"),
+        ("", ("xla_cuda12",), "cpu"),
+        ("/dev/nvidia0", (), "cpu"),
+        ("/dev/nvidiactl", ("xla_cuda12", "jax_plugins.xla_cuda12"), "cuda,cpu"),
+        ("/dev/dxg", ("xla_cuda13",), "cuda,cpu"),
+        ("/dev/nvidia0", ("xla_cuda12", "other"), None),
+    ],
 )
-def test_without_a_tpu_the_other_devices_are_named(machine, plugins, expected):
-    machine(plugins=plugins)
+def test_without_a_tpu_the_other_devices_are_named(machine, file, plugins, expected):
+    machine(file, plugins)
     platforms.leave_out_absent_tpu()
     assert os.environ.get("JAX_PLATFORMS") == expected
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import pkgutil
 
-_GPU_FILES = "/dev/nvidia[0-9]*"
+_GPU_FILES = ("/dev/nvidia*", "/dev/dxg")  # the latter on Windows, under WSL2
 _TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 # Set on TPU machines, or by someone who wants the TPU's library started whatever the machine looks like.
 _TPU_VARIABLES = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_ACCELERATOR_TYPE", "JAX_FORCE_TPU_INIT")
@@ -32,7 +32,7 @@ def leave_out_absent_tpu() -> None:
     plugins = _plugins()
     if all("cuda" in name for name in plugins):
         # A platform that is named but missing is an error, so CUDA is named only where there is a GPU.
-        os.environ["JAX_PLATFORMS"] = "cuda,cpu" if plugins and glob.glob(_GPU_FILES) else "cpu"
+        os.environ["JAX_PLATFORMS"] = "cuda,cpu" if plugins and any(map(glob.glob, _GPU_FILES)) else "cpu"
 
 
 def _plugins() -> set[str]:

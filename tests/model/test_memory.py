@@ -11,9 +11,9 @@ import pytest
 from support.samples import random_visual, shape_for
 from support.weights import random_params
 from vl3_jax.model import VideoLLaMA3, abstract_params, encode, preset
+from vl3_jax.parallel.topologies import GIB
 from vl3_jax.processing.packed_batch import Sample, pack
 
-GIB = 2**30
 # 180 frames of 24 x 14 patches, the grid of a wide video at the released budget (model config "2b").
 VIDEO_GRID = (180, 14, 24)
 

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from vl3_jax.inference.engine import DecodeOutput, Engine, Timings
 from vl3_jax.inference.generation_config import GenerationConfig
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.processor import Processor, ProcessorOutput
+
+if TYPE_CHECKING:
+    import jax
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -261,7 +264,7 @@ def load(
     source: str | os.PathLike,
     *,
     dtype: str | None = None,
-    mesh=None,
+    mesh: "jax.sharding.Mesh | None" = None,
     quantize: str | None = None,
     token: str | None = None,
     quiet: bool = True,

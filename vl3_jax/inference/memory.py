@@ -6,8 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vl3_jax.model import ModelConfig
-
-GIB = 2**30
+from vl3_jax.parallel.topologies import GIB
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""What programs will cost on TPUs that are not there: `vl3 plan`.
+"""Ahead-of-time compilation for TPU topologies: `vl3 plan`.
 
-Importing it before jax leaves the accelerators of this machine alone.
+Imported before jax, the package keeps jax from using the accelerators of this machine.
 """
 
 import os

@@ -20,7 +20,7 @@ SELECTION = QuestionSelection()
 def stage_data(stage, seed):
     """Returns the specs of a stage's training data, and the evaluation data of its configuration."""
     config = run_config.load(f"nano:{stage}", [f"data.seed={seed}"])
-    paths = [path for spec in mixtures.dataset_specs(config) for path in spec.annotations]
+    paths = [path for spec in mixtures.dataset_specs(config.data) for path in spec.annotations]
     return [parse_url(path) for path in paths], config.eval.annotations
 
 
