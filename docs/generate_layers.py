@@ -1,4 +1,4 @@
-"""The layers of the code, drawn from its imports into docs/architecture.md: python docs/generate_layers.py.
+"""The layers of the code, generated from its imports into docs/architecture.md: python docs/generate_layers.py.
 
 A package may import those of lower layers only. Imports inside functions count; those for type checkers alone do not.
 """
@@ -79,7 +79,7 @@ def violations() -> list[str]:
     ]
 
 
-def picture() -> str:
+def diagram() -> str:
     """Returns the layers and imports as a Mermaid diagram; arrows that follow from others are left out."""
     edges = imports()
     reach: dict[str, set[str]] = {}
@@ -97,8 +97,8 @@ def picture() -> str:
 
 
 def page() -> str:
-    """Returns docs/architecture.md with the picture of today's imports."""
-    return _MARKERS.sub(lambda _: picture(), PAGE.read_text(encoding="utf-8"))
+    """Returns docs/architecture.md with the diagram of today's imports."""
+    return _MARKERS.sub(lambda _: diagram(), PAGE.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The layers of the code: packages import downwards only, and the picture in the documentation is today's."""
+"""The layers of the code: packages import downwards only, and the diagram in the documentation is today's."""
 
 import importlib.util
 import pathlib
@@ -26,7 +26,7 @@ def test_an_upward_import_shows(layers, monkeypatch):
     assert layers.violations() == ["drawings stands in no layer", "model imports training"]
 
 
-def test_the_picture_is_current(layers):
+def test_the_diagram_is_current(layers):
     page = layers.PAGE.read_text(encoding="utf-8")
-    assert layers.picture() in page, "run python docs/generate_layers.py"
+    assert layers.diagram() in page, "run python docs/generate_layers.py"
     assert layers.page() == page
