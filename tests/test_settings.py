@@ -88,6 +88,8 @@ def test_values_that_cannot_be_are_refused(changes, message):
 def test_unknown_settings_are_refused():
     with pytest.raises(InputError, match=r"mesh\.pipeline: no such setting: .*context, data, fsdp, tensor"):
         config_tree.from_tree(RunConfig, config_tree.to_tree(run_config.load("stage1")) | {"mesh": {"pipeline": 2}})
+    with pytest.raises(InputError, match=r"^model: no value"):
+        config_tree.from_tree(RunConfig, {"optimizer": {"learning_rates": {}}, "data": {}})
     with pytest.raises(InputError, match="no such setting: 'axis'"):
         config_tree.replace(run_config.load("stage1"), {"mesh.axis": 1})
 

@@ -56,7 +56,7 @@ def from_tree(cls: type[Settings], tree: Mapping[str, Any] | ConfigDict, where: 
       where: Dotted path of `tree` within the whole configuration, for messages.
 
     Raises:
-      InputError: A key that is no setting, or a value that the dataclass refuses.
+      InputError: A key that is no setting, a setting without a value, or a value that the dataclass refuses.
     """
     tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
     kinds, fields = types(cls), {field.name: field for field in dataclasses.fields(cls)}
@@ -64,6 +64,9 @@ def from_tree(cls: type[Settings], tree: Mapping[str, Any] | ConfigDict, where: 
     if unknown:
         known = ", ".join(sorted(fields))
         raise InputError(f"{where}{unknown[0]}: no such setting: {unknown[0]!r} is unknown; there are {known}")
+    for name, field in fields.items():
+        if name not in tree and field.default is field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{where}{name}: no value; the setting has no default, so give one")
     values = {}
     for name, value in tree.items():
         none = fields[name].metadata.get(NONE, dataclasses.MISSING)
