@@ -75,11 +75,11 @@ def outcome(cell: Cell, record: str) -> Outcome:
         return Outcome(plain, best, settings | change, samples)
     best, most = plain, (1 - SPARE) * topology.chip.hbm_bytes
     for policy in REMATS[REMATS.index(plain.remat["text"]) + 1 :]:
-        if best.memory.peak * GROWTH[policy] > most:
+        if best.program.peak * GROWTH[policy] > most:
             break
         tried = {"remat.vision": policy, "remat.text": policy}
         plan = planner(config_tree.replace(config, tried), topology)
-        if not plan.fits or plan.memory.peak > most:
+        if not plan.fits or plan.program.peak > most:
             break
         best, settings = plan, settings | tried
     return Outcome(plain, best, settings, samples)
@@ -95,14 +95,14 @@ def line(cell: Cell, found: Outcome) -> str:
     """Returns a row of the table."""
     plain, best, limit = found.plain, found.best, found.plain.topology.chip.hbm_bytes / GIB
     cells = [cell.model, str(cell.stage), f"{cell.topology} ({plain.topology.name})", axes(plain.mesh)]
-    cells.append(f"{plain.memory.peak / GIB:.2f} of {limit:.2f}" + ("" if plain.fits else ", **does not fit**"))
+    cells.append(f"{plain.program.peak / GIB:.2f} of {limit:.2f}" + ("" if plain.fits else ", **does not fit**"))
     if best is None:
         return "| " + " | ".join([*cells, "none found", "", "", "", ""]) + " |"
     chips = best.topology.chips
     steps = found.samples / SAMPLES_PER_ROW / best.rows
     seconds = best.useful_seconds / MFU
     cells.append(", ".join(f"`{key}={value}`" for key, value in found.settings.items()) or "as it is")
-    cells += [f"{best.memory.peak / GIB:.2f}", str(best.rows)]
+    cells += [f"{best.program.peak / GIB:.2f}", str(best.rows)]
     cells += [f"{best.tokens * TOKEN_FILL / seconds / 1e3:,.0f}k", f"{steps * seconds / 3600 * chips:,.0f}"]
     return "| " + " | ".join(cells) + " |"
 

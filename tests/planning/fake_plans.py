@@ -1,9 +1,9 @@
 """A planner without a compiler: memory and traffic follow a formula, so that the search can be tested by itself."""
 
-from vl3_jax.parallel.collectives import Traffic
 from vl3_jax.parallel.topologies import GIB, Topology
-from vl3_jax.planning.compiler import MemoryAnalysis
+from vl3_jax.planning.compiler import ProgramAnalysis
 from vl3_jax.planning.plan_step import Plan
+from vl3_jax.planning.program_cost import NO_COST, ProgramCost, Traffic
 from vl3_jax.planning.search import REMATS
 from vl3_jax.training.run_config import RunConfig
 
@@ -15,7 +15,7 @@ class FakePlanner:
         self.state, self.row = state, row
         self.plans: list[Plan] = []
 
-    def __call__(self, config: RunConfig, topology: Topology) -> Plan:
+    def __call__(self, config: RunConfig, topology: Topology, hlo=None) -> Plan:
         mesh = dict(vars(config.mesh))
         if mesh["fsdp"] == -1:
             mesh["fsdp"] = topology.chips // (mesh["data"] * mesh["tensor"] * mesh["context"])
@@ -31,12 +31,21 @@ class FakePlanner:
             GIB * (self.state * moments / mesh["fsdp"] + self.row * kept * rows / parts / grad_accum_steps / shared)
         )
         fits = peak <= topology.chip.hbm_bytes
-        traffic = {"all-gather": Traffic(grad_accum_steps, int(1e9 * grad_accum_steps * shared))} if fits else {}
-        memory = MemoryAnalysis(fits, peak // 2 if fits else 0, peak // 2 if fits else 0, peak, traffic, 1.0)
-        flops = {
-            "total": 1e12 * rows / topology.chips,
-            "recomputed": 1e11 * rows / topology.chips * (4 - kept),
-        }
-        plan = Plan(topology, mesh, dict(vars(config.remat)), rows, grad_accum_steps, rows * 16_384, flops, memory)
+        useful, repeated = 1e12 * rows / topology.chips, 1e11 * rows / topology.chips * (4 - kept)
+        traffic = Traffic(grad_accum_steps, int(1e9 * grad_accum_steps * shared))
+        cycles = {"rest": int((useful + repeated) / topology.chip.peak_flops * topology.chip.clock)}
+        cost = ProgramCost(cycles, {"all-gather": traffic}, 0, 0) if fits else NO_COST
+        plan = Plan(
+            topology,
+            mesh,
+            dict(vars(config.remat)),
+            rows,
+            grad_accum_steps,
+            rows * 16_384,
+            useful_share=0.8,
+            flops={"total": useful, "recomputed": repeated},
+            kernel_flops={"tower attention": 1e11 * rows / topology.chips},
+            program=ProgramAnalysis(fits, peak // 2 if fits else 0, peak // 2 if fits else 0, peak, cost, 1.0),
+        )
         self.plans.append(plan)
         return plan

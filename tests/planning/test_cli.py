@@ -103,7 +103,7 @@ def test_a_search_and_its_record(monkeypatch, capsys, tmp_path):
 def test_a_stopped_search_shows_its_plans(monkeypatch, capsys):
     planner = FakePlanner(state=16, row=1)
 
-    def interrupted(config, topology):
+    def interrupted(config, topology, hlo=None):
         if len(planner.plans) == 3:
             raise KeyboardInterrupt
         return planner(config, topology)
@@ -137,7 +137,8 @@ def test_the_compilers_refusal_is_read(message, gib):
     [
         (["--config", "nowhere.py", "--topology", "v5e:2x2"], "nowhere.py: no such configuration"),
         (["--config", "stage4:2b", "--topology", "v7:2x2"], "topology 'v7:2x2'"),
-        ([*STAGE_FOUR, "--mfu", "2"], "--mfu 2.0"),
+        ([*STAGE_FOUR, "--hlo", "nowhere/step.hlo"], "no folder nowhere"),
+        ([*STAGE_FOUR, "--hlo", "step.hlo", "--search"], "without --search"),
         ([*STAGE_FOUR, "--slices", "0"], "0 slices"),
         (["--serve", "3b", "--topology", "v5e:2x2"], "3b"),
         (["--serve", "2b", "--topology", "v5e:2x2", "--rows", "0"], "--rows"),

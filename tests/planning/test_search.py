@@ -33,20 +33,20 @@ def test_nothing_that_fits_is_passed_over(state, row):
 @given(state=st.floats(0, 100), row=st.floats(0.1, 10))
 def test_the_best_are_those_that_nothing_beats(state, row):
     plans = [plan for _, plan in search.search(config(), V5E, FakePlanner(state, row)) if plan]
-    best = search.pareto(plans, mfu=0.4)
+    best = search.pareto(plans)
     fitting = [plan for plan in plans if plan.fits]
     assert bool(best) == bool(fitting)
     for plan in fitting:
         beaten = [
             other
             for other in fitting
-            if other.speed(0.4) >= plan.speed(0.4)
-            and other.memory.peak <= plan.memory.peak
-            and (other.speed(0.4), other.memory.peak) != (plan.speed(0.4), plan.memory.peak)
+            if other.speed >= plan.speed
+            and other.program.peak <= plan.program.peak
+            and (other.speed, other.program.peak) != (plan.speed, plan.program.peak)
         ]
         assert not (plan in best and beaten)
         if not beaten:
-            assert any((one.speed(0.4), one.memory.peak) == (plan.speed(0.4), plan.memory.peak) for one in best)
+            assert any((one.speed, one.program.peak) == (plan.speed, plan.program.peak) for one in best)
 
 
 @pytest.mark.parametrize(("name", "slices", "count"), [("v5e:1x1", 1, 1), ("v5e:4x4", 1, 4), ("v5p:2x2x2", 4, 4)])
@@ -93,9 +93,9 @@ def test_the_smallest_change_that_fits(state, row, changes, expected):
 
 def test_the_table_has_every_candidate():
     found = list(search.search(config(), V5E, FakePlanner(64, 3)))
-    lines = report.table(found, 0.4).splitlines()
+    lines = report.table(found).splitlines()
     assert len(lines) == 1 + len(found) + 1
-    assert sum(line.startswith("*") for line in lines) == len(search.pareto([p for _, p in found if p], 0.4)) > 0
+    assert sum(line.startswith("*") for line in lines) == len(search.pareto([p for _, p in found if p])) > 0
     assert sum("does not fit" in line for line in lines) == sum(bool(p) and not p.fits for _, p in found) > 0
     assert sum("passed over" in line for line in lines) == sum(p is None for _, p in found) > 0
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import pathlib
 
 from vl3_jax.cli import settings_flags
 from vl3_jax.cli.train import CONFIG, CONFIG_HELP
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="the same as --config.KEY=VALUE"
     )
     parser.add_argument(
-        "--mfu", type=float, default=0.4, help="utilisation assumed for the estimate of speed (default: %(default)s)"
+        "--hlo", type=pathlib.Path, metavar="PATH", help="write the optimised HLO text: to a file; with --serve to a folder"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     group = parser.add_argument_group("more than one plan of a step")
@@ -54,8 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
     from vl3_jax.errors import InputError
     from vl3_jax.parallel.topologies import parse_topology
 
-    if not 0 < arguments.mfu <= 1:
-        raise InputError(f"--mfu {arguments.mfu}; give a share of the peak, above 0 and at most 1")
+    if arguments.hlo and arguments.search:
+        raise InputError("--hlo: give it for one plan, without --search")
+    folder = arguments.hlo if arguments.serve else arguments.hlo and arguments.hlo.parent
+    if folder and not folder.is_dir():
+        raise InputError(f"--hlo {arguments.hlo}: no folder {folder}; create it")
     topology = parse_topology(arguments.topology, arguments.slices)
     return _serve(arguments, topology) if arguments.serve else _train(arguments, topology)
 
@@ -67,7 +71,7 @@ def _serve(arguments: argparse.Namespace, topology) -> int:
     workload = Workload(**settings_flags.given(arguments, Workload))
     if min(vars(workload).values()) < 1:
         raise InputError("--rows, --prompt, --new and --patches: give 1 or more")
-    plan = plan_serving(arguments.serve, topology, workload, _mesh(arguments.mesh), arguments.quantize)
+    plan = plan_serving(arguments.serve, topology, workload, _mesh(arguments.mesh), arguments.quantize, arguments.hlo)
     print(json.dumps(plan.as_json()) if arguments.json else plan)
     return 0 if plan.fits else 1
 
@@ -80,7 +84,7 @@ def _train(arguments: argparse.Namespace, topology) -> int:
     config, planner = run_config.load(arguments.config, arguments.set), PlanCache(arguments.record)
     if arguments.search:
         return _search(arguments, config, topology, planner)
-    plan = planner(config, topology)
+    plan = planner(config, topology, arguments.hlo)
     change = fitting = None
     if not (plan.fits or arguments.no_change):
         logger.info("it does not fit; looking for a change that makes it")
@@ -89,7 +93,7 @@ def _train(arguments: argparse.Namespace, topology) -> int:
         remedy = {"change": change, "changed": fitting and fitting.as_json()} if not plan.fits else {}
         print(json.dumps(plan.as_json() | remedy))
     else:
-        print(report.render(plan, arguments.mfu, sum(config.data.amounts.values())))
+        print(report.render(plan, sum(config.data.amounts.values())))
         if not (plan.fits or arguments.no_change):
             print(report.render_change(change, fitting))
     return 0 if plan.fits else 1
@@ -108,11 +112,11 @@ def _search(arguments: argparse.Namespace, config, topology, planner) -> int:
         except KeyboardInterrupt:
             logger.info("stopped; the plans made until now:")
     if arguments.json:
-        best = search.pareto([plan for _, plan in results if plan], arguments.mfu)
+        best = search.pareto([plan for _, plan in results if plan])
         plans = [plan.as_json() | {"pareto": plan in best} for _, plan in results if plan]
         print(json.dumps({"fits": bool(best), "plans": plans}))
     else:
-        print(report.table(results, arguments.mfu))
+        print(report.table(results))
     return 0 if any(plan and plan.fits for _, plan in results) else 1
 
 

@@ -60,7 +60,7 @@ class Linear(nn.Module):
         fan_in = math.prod(self.shape[: self.num_in])
         kernel_init = self.kernel_init or nn.initializers.normal(fan_in**-0.5)
         kernel = partitioned_param(self, "kernel", kernel_init, self.shape, self.axes, self.param_dtype)
-        y = linear(x, kernel, self.num_in)
+        y = linear(x, kernel, self.axes, self.num_in)
         if self.use_bias:
             shape, axes = self.shape[self.num_in :], self.axes[self.num_in :]
             y += partitioned_param(self, "bias", self.bias_init, shape, axes, self.param_dtype).astype(y.dtype)

@@ -1,12 +1,24 @@
-"""Matrix product with a kernel that is a plain array, int8-quantised, or extended by a LoRA adapter."""
+"""Matrix product with a kernel that is a plain array, int8-quantised, or extended by a LoRA adapter.
 
+On a mesh whose `fsdp` axis splits both rows and kernels, a kernel is gathered whole before its product, and its gradient
+is summed over the chips in float32 and scattered back. Left to itself the partitioner would cut the product into the
+pieces of the kernel, and add each into the whole result.
+"""
+
+import functools
 import math
 
 import flax.struct
 import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from vl3_jax.kernels.einsum import einsum
 from vl3_jax.model.quantize import QuantizedKernel
+from vl3_jax.parallel.rules import current_mesh, partition_spec
+
+Axes = tuple[str | None, ...]
 
 
 @flax.struct.dataclass
@@ -31,25 +43,100 @@ class LoraKernel:
         return self.base.shape
 
 
-def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoraKernel, num_in: int = 1) -> jax.Array:
+def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoraKernel, axes: Axes, num_in: int = 1) -> jax.Array:
     """Contracts the last `num_in` dimensions of `x` with the first `num_in` of `kernel`.
 
     Args:
       x: Input, [..., *in_shape].
       kernel: Kernel, [*in_shape, *out_shape], cast to the dtype of `x`. The product with a quantised kernel is scaled
         afterwards; the contribution of an adapter is added.
+      axes: Logical axes of the kernel.
       num_in: Number of contracted dimensions.
 
     Returns:
       The product, [..., *out_shape] in the dtype of `x`.
     """
     if isinstance(kernel, LoraKernel):
-        return linear(x, kernel.base, num_in) + kernel.scale * linear(linear(x, kernel.a, num_in), kernel.b)
-    in_shape, out_shape = kernel.shape[:num_in], kernel.shape[num_in:]
-    quantized = isinstance(kernel, QuantizedKernel)
-    matrix = (kernel.values if quantized else kernel).astype(x.dtype).reshape(math.prod(in_shape), -1)
-    flat = x.reshape(*x.shape[: x.ndim - num_in], math.prod(in_shape))
-    product = einsum("...i,io->...o", flat, matrix)
-    if quantized:
-        product = (product * kernel.scale.reshape(-1)).astype(x.dtype)
-    return product.reshape(*flat.shape[:-1], *out_shape)
+        down = linear(x, kernel.a, (*axes[:num_in], None), num_in)
+        return linear(x, kernel.base, axes, num_in) + kernel.scale * linear(down, kernel.b, (None, *axes[num_in:]))
+    if isinstance(kernel, QuantizedKernel):
+        product = _product(x, _gathered(kernel.values, axes).astype(x.dtype), num_in)
+        return (product * kernel.scale.reshape(kernel.shape[num_in:])).astype(x.dtype)
+    return _trainable_product(x, kernel, axes, num_in)
+
+
+def _product(x: jax.Array, matrix: jax.Array, num_in: int) -> jax.Array:
+    shape = x.shape[: x.ndim - num_in]
+    flat = x.reshape(*shape, math.prod(matrix.shape[:num_in]))
+    product = einsum("...i,io->...o", flat, matrix.reshape(flat.shape[-1], -1))
+    return product.reshape(*shape, *matrix.shape[num_in:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _trainable_product(x: jax.Array, kernel: jax.Array, axes: Axes, num_in: int) -> jax.Array:
+    return _product(x, _gathered(kernel.astype(x.dtype), axes), num_in)
+
+
+def _forward(x, kernel, axes, num_in):
+    return _trainable_product(x, kernel, axes, num_in), (x, kernel)
+
+
+def _backward(axes, num_in, residuals, d_product):
+    x, kernel = residuals
+    matrix = _gathered(kernel.astype(x.dtype), axes)
+    rows, width = x.shape[: x.ndim - num_in], math.prod(kernel.shape[:num_in])
+    x, d_product = x.reshape(*rows, width), d_product.reshape(*rows, -1)
+    d_x = einsum("...o,io->...i", d_product, matrix.reshape(width, -1))
+    return d_x.reshape(residuals[0].shape), _kernel_gradient(x, d_product, kernel, axes)
+
+
+_trainable_product.defvjp(_forward, _backward)
+
+
+def _kernel_gradient(x: jax.Array, d_product: jax.Array, kernel: jax.Array, axes: Axes) -> jax.Array:
+    """Returns the gradient of a kernel, summed in float32 over all rows of all chips, in the sharding of the kernel."""
+    shape, dtype, mesh = kernel.shape, kernel.dtype, current_mesh()
+
+    def local(x: jax.Array, d_product: jax.Array) -> jax.Array:
+        return einsum("...i,...o->io", x, d_product, out_dtype=jnp.float32).reshape(shape)
+
+    row_axes = _row_axes(x, mesh) if mesh else ()
+    if not row_axes:
+        return local(x, d_product).astype(dtype)
+    spec = PartitionSpec(*(_common(entry, row_axes) for entry in partition_spec(axes, shape, mesh)))
+
+    def summed(x: jax.Array, d_product: jax.Array) -> jax.Array:
+        gradient = local(x, d_product)
+        for dimension, entry in enumerate(spec):
+            if entry:
+                gradient = lax.psum_scatter(gradient, entry, scatter_dimension=dimension, tiled=True)
+        rest = tuple(axis for axis in row_axes if not any(axis in entry for entry in spec if entry))
+        return (lax.psum(gradient, rest) if rest else gradient).astype(dtype)
+
+    rows = PartitionSpec(row_axes)
+    run = jax.shard_map(summed, in_specs=(rows, rows), out_specs=spec, axis_names=set(row_axes), check_vma=False)
+    return run(x, d_product)
+
+
+def _gathered(kernel: jax.Array, axes: Axes) -> jax.Array:
+    """Returns a kernel that is whole along the mesh axes that split rows."""
+    mesh = current_mesh()
+    if mesh is None:
+        return kernel
+    spec = partition_spec(axes, kernel.shape, mesh)
+    whole = PartitionSpec(*(_common(entry, ("tensor", "context")) for entry in spec))
+    return kernel if whole == spec else lax.with_sharding_constraint(kernel, whole)
+
+
+def _row_axes(x: jax.Array, mesh: AbstractMesh) -> tuple[str, ...]:
+    """Returns the mesh axes that split the rows of `x`."""
+    return _names(partition_spec(("batch",), x.shape[:1], mesh)[0])
+
+
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
+
+
+def _common(entry: str | tuple[str, ...] | None, axes: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Returns the mesh axes of one dimension that are among `axes`."""
+    return tuple(axis for axis in _names(entry) if axis in axes) or None

@@ -20,6 +20,8 @@ class Chip:
       name: Name that the compiler uses, such as "v5e".
       hbm_bytes: Bytes of HBM that a program may use.
       peak_flops: Peak dense bfloat16 FLOP/s.
+      clock: Cycles per second, from the peak and the matrix units: 4 of 128 x 128, in v6e of 256 x 256, and in
+        v4 and v5p 4 in each of two cores.
       hbm_bandwidth: Bandwidth of the HBM in bytes/s.
       link_bandwidth: Bandwidth of the links to all neighbours together, one way, in bytes/s.
       dimensions: Dimensions of a slice's torus, 2 or 3.
@@ -29,6 +31,7 @@ class Chip:
     name: str
     hbm_bytes: int
     peak_flops: float
+    clock: float
     hbm_bandwidth: float
     link_bandwidth: float
     dimensions: int
@@ -38,10 +41,10 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", int(31.25 * GIB), 275e12, 1.2e12, 300e9, 3, named_by_cores=True),
-        Chip("v5e", int(15.75 * GIB), 197e12, 0.82e12, 200e9, 2),
-        Chip("v5p", int(95.74 * GIB), 459e12, 2.765e12, 600e9, 3, named_by_cores=True),
-        Chip("v6e", int(31.25 * GIB), 918e12, 1.64e12, 400e9, 2),
+        Chip("v4", int(31.25 * GIB), 275e12, 1.05e9, 1.2e12, 300e9, 3, named_by_cores=True),
+        Chip("v5e", int(15.75 * GIB), 197e12, 1.5e9, 0.82e12, 200e9, 2),
+        Chip("v5p", int(95.74 * GIB), 459e12, 1.75e9, 2.765e12, 600e9, 3, named_by_cores=True),
+        Chip("v6e", int(31.25 * GIB), 918e12, 1.75e9, 1.64e12, 400e9, 2),
     )
 }
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}

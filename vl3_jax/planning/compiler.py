@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import pathlib
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -13,21 +14,21 @@ import jax
 from jax.experimental import topologies
 
 from vl3_jax.errors import InputError
-from vl3_jax.parallel.collectives import Traffic, collectives
 from vl3_jax.parallel.topologies import Topology
+from vl3_jax.planning.program_cost import NO_COST, ProgramCost, program_cost
 
 # "Used 18.50G of 15.75G hbm", after placing buffers; "HLO temporaries (19.21G) exceeds available HBM", before.
 _OUT_OF_MEMORY = re.compile(r"(?:[Uu]sed |temporaries \()(?P<size>[\d.]+)(?P<unit>[KMGT])(?: of|\) exceeds)")
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryAnalysis:
+class ProgramAnalysis:
     """The compiler's figures of one program on a chip.
 
     Attributes:
       fits: Whether the program compiled. Of one that does not fit only `peak` is known.
       arguments, temporaries, peak: Bytes of HBM.
-      collectives: Count and bytes of each kind of collective, of one run.
+      cost: Cycles and collectives of one run.
       seconds: Seconds of compilation on this machine.
     """
 
@@ -35,8 +36,13 @@ class MemoryAnalysis:
     arguments: int
     temporaries: int
     peak: int
-    collectives: Mapping[str, Traffic]
+    cost: ProgramCost
     seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the figures as `vl3 plan --serve --json` prints them."""
+        figures = {name: value for name, value in vars(self).items() if name != "cost"}
+        return figures | self.cost.as_json()
 
 
 def topology_devices(topology: Topology) -> list[Any]:
@@ -61,11 +67,15 @@ def topology_devices(topology: Topology) -> list[Any]:
             ) from error
 
 
-def compile_and_analyze(lowered: Any) -> tuple[MemoryAnalysis, Any]:
-    """Compiles a lowered program.
+def compile_and_analyze(
+    lowered: Any, unknown_trips: Mapping[str, int] | None = None, hlo: pathlib.Path | None = None
+) -> ProgramAnalysis:
+    """Compiles a lowered program and returns its figures.
 
-    Returns:
-      Its figures, and the compiled program; None in its place where it does not fit.
+    Args:
+      lowered: The program, from `jax.jit(...).lower(...)`.
+      unknown_trips: Trips of loops whose number depends on data, see `Program.runs`.
+      hlo: File that the optimised HLO text is written to, unless the program does not fit.
     """
     started = time.perf_counter()
     with quiet():
@@ -75,17 +85,18 @@ def compile_and_analyze(lowered: Any) -> tuple[MemoryAnalysis, Any]:
             peak = bytes_needed(str(error))
             if peak is None:
                 raise
-            return MemoryAnalysis(False, 0, 0, peak, {}, time.perf_counter() - started), None
-    memory = compiled.memory_analysis()
-    analysis = MemoryAnalysis(
+            return ProgramAnalysis(False, 0, 0, peak, NO_COST, time.perf_counter() - started)
+    seconds, memory, text = time.perf_counter() - started, compiled.memory_analysis(), compiled.as_text()
+    if hlo:
+        hlo.write_text(text)
+    return ProgramAnalysis(
         fits=True,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        collectives=collectives(compiled.as_text()),
-        seconds=time.perf_counter() - started,
+        cost=program_cost(text, unknown_trips),
+        seconds=seconds,
     )
-    return analysis, compiled
 
 
 def bytes_needed(message: str) -> int | None:

@@ -29,12 +29,15 @@ class PlanCache:
         self._journal = Journal(path, _entry, "not a record of plans; give another file") if path else None
         self._found: dict[str, dict] = dict(self._journal.entries if self._journal else [])
 
-    def __call__(self, config: RunConfig, topology: Topology) -> Plan:
-        """Returns the plan of a configuration on a topology, by this code and compiler."""
+    def __call__(self, config: RunConfig, topology: Topology, hlo: pathlib.Path | None = None) -> Plan:
+        """Returns the plan of a configuration on a topology, by this code and compiler.
+
+        With `hlo`, it is compiled anew and its optimised HLO text written there.
+        """
         key = _key(config, topology)
-        if key in self._found:
+        if key in self._found and hlo is None:
             return from_json(self._found[key], topology)
-        plan = plan_step(config, topology)
+        plan = plan_step(config, topology, hlo)
         self._found[key] = plan.as_json()
         if self._journal:
             self._journal.append({"key": key, "plan": plan.as_json()})

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import batch_shardings, partition_spec
 from vl3_jax.parallel.topologies import GIB, Topology
 from vl3_jax.planning import report
-from vl3_jax.planning.compiler import MemoryAnalysis, compile_and_analyze, topology_devices
+from vl3_jax.planning.compiler import ProgramAnalysis, compile_and_analyze, topology_devices
 from vl3_jax.processing.packed_batch import BatchShape, pack
 
 
@@ -58,7 +59,7 @@ class ServingPlan:
     workload: Workload
     weights: int
     cache: int
-    programs: dict[str, MemoryAnalysis]
+    programs: dict[str, ProgramAnalysis]
 
     @property
     def fits(self) -> bool:
@@ -89,7 +90,7 @@ class ServingPlan:
                 "peak": self.peak,
                 "limit": self.topology.chip.hbm_bytes,
             },
-            "programs": {name: dataclasses.asdict(program) for name, program in self.programs.items()},
+            "programs": {name: program.as_json() for name, program in self.programs.items()},
             "tokens_per_second_bound": self.tokens_per_second,
         }
 
@@ -122,6 +123,7 @@ def plan_serving(
     workload: Workload,
     mesh: Mapping[str, int] | None = None,
     quantize: str | None = None,
+    hlo: pathlib.Path | None = None,
 ) -> ServingPlan:
     """Compiles the engine's programs in bfloat16 for a topology.
 
@@ -131,6 +133,7 @@ def plan_serving(
       workload: Conversations answered at once.
       mesh: Size of each mesh axis, see `make_mesh`; by default that of `mesh_for`.
       quantize: "int8" or None.
+      hlo: Folder that the optimised HLO text of each program is written to, as encode.hlo, prefill.hlo and decode.hlo.
 
     Raises:
       InputError: No TPU compiler is installed, the model is unknown, the mesh does not fit the topology, or the context
@@ -159,7 +162,9 @@ def plan_serving(
             "prefill": programs.prefill.lower(module, slots, "bfloat16", 0, *prompts),
             "decode": programs.decode_steps.lower(module, *decode),
         }
-        analyses = {name: compile_and_analyze(program)[0] for name, program in lowered.items()}
+        analyses = {
+            name: compile_and_analyze(program, hlo=hlo and hlo / f"{name}.hlo") for name, program in lowered.items()
+        }
     weights, cache = _bytes_per_chip(params), _bytes_per_chip(state.cache)
     return ServingPlan(topology, dict(device_mesh.shape), workload, weights, cache, analyses)
 

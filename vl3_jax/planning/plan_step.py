@@ -1,18 +1,24 @@
-"""Plans of a training step: compiled ahead of time for a TPU topology, with its memory, collectives and FLOPs."""
+"""Plans of a training step: compiled ahead of time for a TPU topology, with its memory, cycles, traffic and FLOPs."""
 
 import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from data_pipelines import mixtures
-from vl3_jax.model import ModelConfig, preset
-from vl3_jax.parallel.collectives import Traffic
+from vl3_jax.model import preset
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import batch_shardings
 from vl3_jax.parallel.topologies import Topology
-from vl3_jax.planning.compiler import MemoryAnalysis, compile_and_analyze, topology_devices
+from vl3_jax.planning.compiler import ProgramAnalysis, compile_and_analyze, topology_devices
+from vl3_jax.planning.kernel_work import kernel_flops
+from vl3_jax.planning.program_cost import ProgramCost
 from vl3_jax.processing.packed_batch import BatchShape, pack
+from vl3_jax.training.cross_entropy import TOKEN_BLOCK
 from vl3_jax.training.flops import StepWork, recomputed_flops, step_flops
 from vl3_jax.training.run_config import RunConfig
 from vl3_jax.training.setup import build_train_setup, check_rows, grad_accum_steps, rows_for_samples
@@ -20,6 +26,9 @@ from vl3_jax.training.setup import build_train_setup, check_rows, grad_accum_ste
 # How full rows are, and of what: measured in the proportions of stage 4 (docs/benchmarks.md).
 TOKEN_FILL, PATCH_FILL = 0.69, 0.97
 SAMPLES_PER_ROW, FRAME_PATCHES, SUPERVISED = 2.35, 400, 0.15
+KERNEL_SHARE = 0.6  # share of the peak at which the attention kernels are assumed to work
+# Loops over the supervised tokens of a microbatch, whose number depends on data.
+_LOSS_TILES = r"loss\)*/shard_map/while/body/closed_call/while$"
 _TASKS = 8  # tasks with a loss of their own; their number hardly matters
 _STEPS = 1000  # steps of the learning-rate schedule; likewise
 
@@ -35,8 +44,10 @@ class Plan:
       rows: Rows of a step.
       grad_accum_steps: Microbatches of a step, which run one after another.
       tokens: Tokens of a step, padding included.
+      useful_share: Share of the arithmetic, without what is recomputed, that is not of padding.
       flops: FLOPs of one step on a chip, by part and in total, useful work only; "recomputed" is what remat adds.
-      memory: HBM and collectives of a chip.
+      kernel_flops: FLOPs of one step on a chip that the attention kernels execute, by scope, with all of each block.
+      program: The compiler's figures of a chip.
     """
 
     topology: Topology
@@ -45,40 +56,60 @@ class Plan:
     rows: int
     grad_accum_steps: int
     tokens: int
+    useful_share: float
     flops: dict[str, float]
-    memory: MemoryAnalysis
+    kernel_flops: dict[str, float]
+    program: ProgramAnalysis
 
     @property
     def fits(self) -> bool:
         """Whether the program compiled."""
-        return self.memory.fits
+        return self.program.fits
 
     @property
     def headroom(self) -> int:
         """Bytes of HBM left on a chip; negative where the step does not fit."""
-        return self.topology.chip.hbm_bytes - self.memory.peak
+        return self.topology.chip.hbm_bytes - self.program.peak
+
+    @property
+    def useful_tokens_per_chip(self) -> float:
+        """Tokens of a step on a chip, padding not counted."""
+        return self.tokens * TOKEN_FILL / self.topology.chips
 
     @property
     def useful_seconds(self) -> float:
-        """Seconds of a step's arithmetic at the chip's peak, without what is recomputed."""
+        """Seconds of a step's useful arithmetic at the chip's peak."""
         return self.flops["total"] / self.topology.chip.peak_flops
 
     @property
-    def link_seconds(self) -> float:
-        """Seconds of the traffic of a step's collectives at the peak of a chip's links."""
-        return sum(traffic.bytes for traffic in self.memory.collectives.values()) / self.topology.chip.link_bandwidth
+    def parts(self) -> dict[str, float]:
+        """Predicted seconds of a step, one after another: the compiler's cycles, kernels, and what waits for links."""
+        chip, cost = self.topology.chip, self.program.cost
+        return {
+            "cycles": sum(cost.cycles.values()) / chip.clock,
+            "kernels": sum(self.kernel_flops.values()) / chip.peak_flops / KERNEL_SHARE,
+            "links": cost.synchronous_bytes / chip.link_bandwidth,
+        }
 
-    def compute_seconds(self, share: float) -> float:
-        """Returns the seconds of a step's arithmetic with what is recomputed, at this share of the chip's peak."""
-        return (self.flops["total"] + self.flops["recomputed"]) / self.topology.chip.peak_flops / share
+    @property
+    def seconds(self) -> float:
+        """Predicted seconds of a step; not less than the traffic of all its collectives takes."""
+        traffic = sum(traffic.bytes for traffic in self.program.cost.collectives.values())
+        return max(sum(self.parts.values()), traffic / self.topology.chip.link_bandwidth)
 
-    def speed(self, share: float) -> float:
-        """Returns tokens per second without padding, if communication and arithmetic overlap."""
-        return self.tokens * TOKEN_FILL / max(self.compute_seconds(share), self.link_seconds)
+    @property
+    def predicted_mfu(self) -> float:
+        """Predicted model FLOPs utilisation, 0 to 1; 0 of a step that does not fit."""
+        return self.useful_seconds / self.seconds if self.fits else 0.0
+
+    @property
+    def speed(self) -> float:
+        """Predicted tokens per second of all chips, padding not counted; 0 of a step that does not fit."""
+        return self.tokens * TOKEN_FILL / self.seconds if self.fits else 0.0
 
     def as_json(self) -> dict[str, Any]:
         """Returns the plan as `vl3 plan --json` prints it; `from_json` is the inverse."""
-        memory = self.memory
+        program = self.program
         return {
             "topology": self.topology.name,
             "slices": self.topology.slices,
@@ -87,17 +118,21 @@ class Plan:
             "remat": self.remat,
             "rows": self.rows,
             "accumulation": self.grad_accum_steps,
-            "fits": memory.fits,
+            "fits": program.fits,
             "hbm_bytes_per_chip": {
-                "arguments": memory.arguments,
-                "temporaries": memory.temporaries,
-                "peak": memory.peak,
+                "arguments": program.arguments,
+                "temporaries": program.temporaries,
+                "peak": program.peak,
                 "limit": self.topology.chip.hbm_bytes,
             },
             "flops_per_chip": self.flops["total"],
             "flops_by_part": self.flops,
-            "collectives": {kind: dataclasses.asdict(traffic) for kind, traffic in memory.collectives.items()},
-            "compile_seconds": memory.seconds,
+            "kernel_flops": self.kernel_flops,
+            **program.cost.as_json(),
+            "useful_share": self.useful_share,
+            "useful_tokens_per_chip": self.useful_tokens_per_chip,
+            "predicted_mfu": self.predicted_mfu,
+            "compile_seconds": program.seconds,
             "tokens_per_step": self.tokens,
         }
 
@@ -105,26 +140,26 @@ class Plan:
 def from_json(found: dict[str, Any], topology: Topology) -> Plan:
     """Returns the plan of a topology that `as_json` wrote."""
     hbm = found["hbm_bytes_per_chip"]
-    traffic = {kind: Traffic(**values) for kind, values in found["collectives"].items()}
     sizes = (hbm["arguments"], hbm["temporaries"], hbm["peak"])
-    memory = MemoryAnalysis(found["fits"], *sizes, traffic, found["compile_seconds"])
-    same = {name: found[name] for name in ("mesh", "remat", "rows")}
+    program = ProgramAnalysis(found["fits"], *sizes, ProgramCost.from_json(found), found["compile_seconds"])
+    same = {name: found[name] for name in ("mesh", "remat", "rows", "useful_share", "kernel_flops")}
     return Plan(
         topology,
         **same,
         grad_accum_steps=found["accumulation"],
         tokens=found["tokens_per_step"],
         flops=found["flops_by_part"],
-        memory=memory,
+        program=program,
     )
 
 
-def plan_step(config: RunConfig, topology: Topology) -> Plan:
+def plan_step(config: RunConfig, topology: Topology, hlo: pathlib.Path | None = None) -> Plan:
     """Compiles the training step of a configuration for a topology.
 
     Args:
       config: Configuration of the run; `config.mesh` and `config.batch` decide over mesh and rows.
       topology: TPU slice or slices.
+      hlo: File that the optimised HLO text of the step is written to.
 
     Raises:
       InputError: No TPU compiler is installed, or the mesh does not fit the topology; one line.
@@ -141,8 +176,24 @@ def plan_step(config: RunConfig, topology: Topology) -> Plan:
     batch = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=shardings[name]) for name, array in arrays.items()
     }
+    row = _row_work(config, shape)
+    trained = [group for group, rate in config.optimizer.learning_rates.items() if rate]
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    tiles = -(-row.supervised * rows // parts // grad_accum_steps(config.batch, mesh, rows) // TOKEN_BLOCK)
     with jax.set_mesh(mesh):
-        memory, _ = compile_and_analyze(setup.step.lower(setup.abstract_state, batch))
+        program = compile_and_analyze(setup.step.lower(setup.abstract_state, batch), {_LOSS_TILES: max(tiles, 1)}, hlo)
+        kernels = kernel_flops(model_config, *_segments(shape), _passed(trained), vars(config.remat))
+    work = row * rows
+    padded = dataclasses.replace(
+        work,
+        patches=rows * shape.patches * shape.vision_rows,
+        vision_tokens=rows * shape.vision_tokens,
+        tokens=rows * shape.length,
+    )
+    flops = step_flops(model_config, work, trained, config.lora.rank)
+    padded_flops = step_flops(model_config, padded, trained, config.lora.rank)
+    useful_share = flops["total"] / padded_flops["total"]
+    flops["recomputed"] = recomputed_flops(model_config, work, trained, vars(config.remat))
     return Plan(
         topology=topology,
         mesh=dict(mesh.shape),
@@ -150,17 +201,18 @@ def plan_step(config: RunConfig, topology: Topology) -> Plan:
         rows=rows,
         grad_accum_steps=grad_accum_steps(config.batch, mesh, rows),
         tokens=rows * shape.length,
-        flops=_flops(config, model_config, shape, rows, topology.chips),
-        memory=memory,
+        useful_share=useful_share,
+        flops={part: total / topology.chips for part, total in flops.items()},
+        kernel_flops={scope: rows * total / topology.chips for scope, total in kernels.items()},
+        program=program,
     )
 
 
-def _flops(config: RunConfig, model_config: ModelConfig, shape: BatchShape, rows: int, count: int) -> dict[str, float]:
-    """Returns the FLOPs of each of `count` chips by part, for rows as full as those of stage 4."""
-    tokens = rows * shape.length * TOKEN_FILL
-    patches = rows * shape.patches * shape.vision_rows * PATCH_FILL
+def _row_work(config: RunConfig, shape: BatchShape) -> StepWork:
+    """Returns the work of a row as full as those of stage 4."""
+    tokens, patches = shape.length * TOKEN_FILL, shape.patches * shape.vision_rows * PATCH_FILL
     merged = patches / (1 if config.data.image_merge == 1 and config.data.prune_threshold is None else 4)
-    work = StepWork(
+    return StepWork(
         patches=int(patches),
         patch_pairs=int(patches * FRAME_PATCHES),
         vision_tokens=int(min(merged, tokens)),
@@ -168,7 +220,21 @@ def _flops(config: RunConfig, model_config: ModelConfig, shape: BatchShape, rows
         token_pairs=int(tokens * shape.length * TOKEN_FILL / SAMPLES_PER_ROW / 2),
         supervised=int(tokens * SUPERVISED),
     )
-    trained = [group for group, rate in config.optimizer.learning_rates.items() if rate]
-    flops = step_flops(model_config, work, trained, config.lora.rank)
-    flops["recomputed"] = recomputed_flops(model_config, work, trained, vars(config.remat))
-    return {part: total / count for part, total in flops.items()}
+
+
+def _segments(shape: BatchShape) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the frame of each patch and the sample of each token in a row as full as those of stage 4; 0 = padding."""
+
+    def segments(size: int, filled: float, length: float) -> np.ndarray:
+        index = np.arange(size)
+        return np.where(index < filled, index // math.ceil(length) + 1, 0).astype(np.int32)
+
+    tokens, patches = shape.length * TOKEN_FILL, shape.patches * shape.vision_rows
+    return segments(patches, patches * PATCH_FILL, FRAME_PATCHES), segments(
+        shape.length, tokens, tokens / SAMPLES_PER_ROW
+    )
+
+
+def _passed(trained: list[str]) -> Mapping[str, bool]:
+    """Returns whether gradients pass through the layers of tower and decoder."""
+    return {"vision": "vision" in trained, "text": bool(trained)}

@@ -77,11 +77,11 @@ def _is_as_large(candidate: Candidate, other: Candidate) -> bool:
     return same_mesh and candidate.rows >= other.rows and REMATS.index(candidate.remat) >= REMATS.index(other.remat)
 
 
-def pareto(plans: Iterable[Plan], mfu: float) -> list[Plan]:
+def pareto(plans: Iterable[Plan]) -> list[Plan]:
     """Returns the plans that fit and of which no other is both faster and smaller, the fastest first."""
     best: list[Plan] = []
-    for plan in sorted((plan for plan in plans if plan.fits), key=lambda plan: (-plan.speed(mfu), plan.memory.peak)):
-        if not best or plan.memory.peak < best[-1].memory.peak:
+    for plan in sorted((plan for plan in plans if plan.fits), key=lambda plan: (-plan.speed, plan.program.peak)):
+        if not best or plan.program.peak < best[-1].program.peak:
             best.append(plan)
     return best
 

@@ -40,6 +40,9 @@ class StepWork:
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return StepWork(*(a + b for a, b in pairs))
 
+    def __mul__(self, count: int) -> "StepWork":
+        return StepWork(*(count * amount for amount in dataclasses.astuple(self)))
+
 
 def count_work(batch: Mapping[str, np.ndarray]) -> StepWork:
     """Counts the work in a packed batch, with NumPy.

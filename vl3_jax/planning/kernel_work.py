@@ -1,0 +1,64 @@
+"""Arithmetic that the TPU attention kernels execute over a training step, of which the compiler gives no estimate.
+
+A kernel multiplies whole blocks of queries and keys, and heads padded to the lanes of a register, wherever a block may
+hold an allowed pair.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vl3_jax.kernels.backend import AttentionInputs
+from vl3_jax.kernels.block_sizes import LANES, tpu_blocks
+from vl3_jax.kernels.segment_info import SegmentInfo, active_blocks, pad_to_blocks, round_up
+from vl3_jax.model import ModelConfig
+
+# Products of a block of queries and a block of keys: scores and output; in the backward pass scores, gradient of the
+# probabilities and of the queries in one kernel, and the first two again with those of keys and values in another.
+_FORWARD_PRODUCTS, _BACKWARD_PRODUCTS = 2, 7
+
+
+def kernel_flops(
+    config: ModelConfig,
+    frames: np.ndarray,
+    samples: np.ndarray,
+    trainable: Mapping[str, bool],
+    remat: Mapping[str, str],
+) -> dict[str, float]:
+    """Computes the FLOPs that the kernels execute over a row, by scope of `program_cost`.
+
+    It must be called under `jax.set_mesh`, whose devices decide the sizes of blocks.
+
+    Args:
+      config: Sizes of the model.
+      frames: Frame of each patch of the row, [N] int32; 0 = padding.
+      samples: Sample of each token of the row, [L] int32; 0 = padding.
+      trainable: Whether gradients pass through the layers of "vision" and "text".
+      remat: Remat policies of the layers of "vision" and "text".
+    """
+    vision, text = config.vision, config.text
+    towers = {
+        "tower attention": ("vision", vision.num_layers, vision.num_heads, vision.num_heads, vision.head_dim, frames),
+        "decoder attention": ("text", text.num_layers, text.num_heads, text.num_kv_heads, text.head_dim, samples),
+    }
+    work = {}
+    for scope, (name, layers, heads, kv_heads, width, segments) in towers.items():
+        pairs = _visited_pairs(segments, heads, kv_heads, width, causal=name == "text")
+        forwards = 1 + (trainable[name] and remat[name] != "none")
+        products = forwards * _FORWARD_PRODUCTS + trainable[name] * _BACKWARD_PRODUCTS
+        work[scope] = float(layers * heads * products * 2 * pairs * round_up(width, LANES))
+    return work
+
+
+def _visited_pairs(segments: np.ndarray, heads: int, kv_heads: int, width: int, causal: bool) -> int:
+    """Returns the number of pairs of tokens in the blocks that a kernel visits."""
+    positions = np.arange(len(segments)) - np.searchsorted(segments, segments)
+    info = SegmentInfo(jnp.asarray(segments[None]), jnp.asarray(positions[None], jnp.int32))
+    q, kv = (jax.ShapeDtypeStruct((1, len(segments), count, width), jnp.bfloat16) for count in (heads, kv_heads))
+    blocks = tpu_blocks(AttentionInputs(q, kv, kv, info, info, causal=causal, scale=1.0))  # pyright: ignore[reportArgumentType]
+    if blocks is None:
+        return len(segments) ** 2
+    sides = (pad_to_blocks(info, size) for size in (blocks.q, blocks.kv))
+    return int(active_blocks(*sides, blocks.q, blocks.kv, causal).sum()) * blocks.q * blocks.kv
