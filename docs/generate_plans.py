@@ -9,12 +9,10 @@ about 40; plans in the record are not compiled again, so the script may be stopp
 
 import argparse
 import concurrent.futures
-import dataclasses
 import math
 import multiprocessing
 import pathlib
 import sys
-from typing import Any
 
 from tqdm import tqdm
 
@@ -37,74 +35,52 @@ SPARE = 0.1  # share of the memory that the best plan leaves free
 GROWTH = {"outputs": 1.4, "dots": 4.0, "none": 2.8}
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One line of the table."""
-
-    model: str
-    stage: int
-    topology: str
-
-    @property
-    def config(self) -> str:
-        """Name of the configuration."""
-        return f"stage{self.stage}:{self.model}"
-
-    def __str__(self) -> str:
-        return f"{self.model}-stage{self.stage}-{self.topology}"
+# Lines of the table by name: model, stage and slice.
+CELLS = {
+    f"{model}-stage{stage}-{name}": (model, stage, name) for model in MODELS for stage in STAGES for name in SLICES
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """The plan of a configuration (with `split`), the best plan, its settings, and the samples of the stage."""
-
-    plain: Plan
-    best: Plan | None
-    settings: dict[str, Any]
-    samples: int
-
-
-def outcome(cell: Cell, record: str) -> Outcome:
-    """Plans a cell, in a process of its own."""
-    config, topology, planner = run_config.load(cell.config), parse_topology(cell.topology), PlanCache(record)
+def line(cell: str, record: str) -> str:
+    """Plans a cell of `CELLS`, in a process of its own, and returns its row of the table."""
+    model, stage, name = CELLS[cell]
+    config, topology, planner = run_config.load(f"stage{stage}:{model}"), parse_topology(name), PlanCache(record)
     settings, samples = split(config.model, topology.chips), sum(config.data.amounts.values())
     config = config_tree.replace(config, settings)
     plain = planner(config, topology)
-    if not plain.fits:
-        change, best = smallest_change(config, plain, planner) or ({}, None)
-        return Outcome(plain, best, settings | change, samples)
-    best, most = plain, (1 - SPARE) * topology.chip.hbm_bytes
+    limit = topology.chip.hbm_bytes / GIB
+    cells = [model, str(stage), f"{name} ({topology.name})", axes(plain.mesh)]
+    cells.append(f"{plain.memory.peak / GIB:.2f} of {limit:.2f}" + ("" if plain.fits else ", **does not fit**"))
+    improved = less_recomputation if plain.fits else smallest_change
+    change, best = improved(config, plain, planner) or ({}, None)
+    if best is None:
+        return "| " + " | ".join([*cells, "none found", "", "", "", ""]) + " |"
+    seconds = best.useful_seconds / MFU
+    hours = samples / SAMPLES_PER_ROW / best.rows * seconds / 3600
+    cells.append(", ".join(f"`{key}={value}`" for key, value in (settings | change).items()) or "as it is")
+    cells += [f"{best.memory.peak / GIB:.2f}", str(best.rows)]
+    cells += [f"{best.tokens * TOKEN_FILL / seconds / 1e3:,.0f}k", f"{hours * topology.chips:,.0f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def less_recomputation(config: run_config.RunConfig, plain: Plan, planner: PlanCache) -> tuple[dict[str, str], Plan]:
+    """Returns the change of a run that fits with which it recomputes least in the memory it has, and its plan."""
+    change, best, most = {}, plain, (1 - SPARE) * plain.topology.chip.hbm_bytes
     for policy in REMATS[REMATS.index(plain.remat["text"]) + 1 :]:
         if best.memory.peak * GROWTH[policy] > most:
             break
         tried = {"remat.vision": policy, "remat.text": policy}
-        plan = planner(config_tree.replace(config, tried), topology)
+        plan = planner(config_tree.replace(config, tried), plain.topology)
         if not plan.fits or plan.memory.peak > most:
             break
-        best, settings = plan, settings | tried
-    return Outcome(plain, best, settings, samples)
+        change, best = tried, plan
+    return change, best
 
 
 def split(model: str, chips: int) -> dict[str, int]:
     """Returns a mesh where fsdp over all chips would leave the whole tower on each of them."""
     fsdp = math.gcd(chips, preset(model).vision.hidden_size)
     return {"mesh.data": chips // fsdp, "mesh.fsdp": fsdp} if fsdp < chips else {}
-
-
-def line(cell: Cell, found: Outcome) -> str:
-    """Returns a row of the table."""
-    plain, best, limit = found.plain, found.best, found.plain.topology.chip.hbm_bytes / GIB
-    cells = [cell.model, str(cell.stage), f"{cell.topology} ({plain.topology.name})", axes(plain.mesh)]
-    cells.append(f"{plain.memory.peak / GIB:.2f} of {limit:.2f}" + ("" if plain.fits else ", **does not fit**"))
-    if best is None:
-        return "| " + " | ".join([*cells, "none found", "", "", "", ""]) + " |"
-    chips = best.topology.chips
-    steps = found.samples / SAMPLES_PER_ROW / best.rows
-    seconds = best.useful_seconds / MFU
-    cells.append(", ".join(f"`{key}={value}`" for key, value in found.settings.items()) or "as it is")
-    cells += [f"{best.memory.peak / GIB:.2f}", str(best.rows)]
-    cells += [f"{best.tokens * TOKEN_FILL / seconds / 1e3:,.0f}k", f"{steps * seconds / 3600 * chips:,.0f}"]
-    return "| " + " | ".join(cells) + " |"
 
 
 def page(lines: list[str], versions: str) -> str:
@@ -138,20 +114,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="CELL", help="such as 2b-stage4-v5e-16; writes no page")
     parser.add_argument("--out", type=pathlib.Path, default=PAGE, metavar="FILE")
     arguments = parser.parse_args()
-    cells = [Cell(model, stage, name) for model in MODELS for stage in STAGES for name in SLICES]
-    if arguments.only:
-        unknown = set(arguments.only) - set(map(str, cells))
-        if unknown:
-            sys.exit(f"generate_plans.py: no cell {sorted(unknown)[0]}; there are {', '.join(map(str, cells))}")
-        cells = [cell for cell in cells if str(cell) in arguments.only]
+    if unknown := set(arguments.only or ()) - set(CELLS):
+        sys.exit(f"generate_plans.py: no cell {min(unknown)}; there are {', '.join(CELLS)}")
+    cells = [cell for cell in CELLS if not arguments.only or cell in arguments.only]
     spawn = multiprocessing.get_context("spawn")
-    lines: dict[Cell, str] = {}
+    lines: dict[str, str] = {}
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(outcome, cell, arguments.record): cell for cell in cells}
+        waiting = {pool.submit(line, cell, arguments.record): cell for cell in cells}
         for future in tqdm(concurrent.futures.as_completed(waiting), total=len(cells), unit=" cells"):
-            cell = waiting[future]
-            lines[cell] = line(cell, future.result())
-            tqdm.write(lines[cell])
+            lines[waiting[future]] = future.result()
+            tqdm.write(future.result())
     if not arguments.only:
         versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "libtpu"))
         arguments.out.write_text(page([lines[cell] for cell in cells], versions))

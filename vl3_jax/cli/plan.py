@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slices", type=int, default=1, metavar="N", help="slices, joined by a network (default: %(default)s)"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="the same as --config.KEY=VALUE"
-    )
+    settings_flags.add_changes(parser)
     parser.add_argument(
         "--mfu", type=float, default=0.4, help="utilisation assumed for the estimate of speed (default: %(default)s)"
     )

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
@@ -42,67 +42,51 @@ def collectives(text: str) -> dict[str, Traffic]:
       The traffic of each kind of collective that occurs.
     """
     computations, entry = _computations(text)
-    runs: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
+    sizes: collections.Counter[str] = collections.Counter()
     pending = [(entry, 1)]
     while pending:
         name, times = pending.pop()
-        runs[name] += times
-        for line in computations.get(name, ()):
-            pending += [(called, times * trips) for called, trips in _calls(line)]
-    counts: collections.Counter[str] = collections.Counter()
-    sizes: collections.Counter[str] = collections.Counter()
-    for name, times in runs.items():
-        for line in computations.get(name, ()):
-            kind, size = _collective(line)
-            if kind:
+        for shape, operation, line in computations.get(name, ()):
+            trips = _TRIPS.search(line) if operation == "while" else None
+            runs = times * int(trips[1]) if trips else times
+            pending += [(called, runs) for called in _called(line)]
+            kind = operation.removesuffix("-start")
+            if kind in KINDS:
                 counts[kind] += times
-                sizes[kind] += times * size
+                sizes[kind] += times * _result_bytes(shape, operation)
     return {kind: Traffic(counts[kind], sizes[kind]) for kind in KINDS if counts[kind]}
 
 
-def _computations(text: str) -> tuple[Mapping[str, list[str]], str]:
-    """Returns the lines of each computation by its name, and the name of the entry computation."""
-    computations: dict[str, list[str]] = {}
+def _computations(text: str) -> tuple[Mapping[str, list[tuple[str, str, str]]], str]:
+    """Returns the instructions of each computation by its name, and the name of the entry computation.
+
+    An instruction is the shape of its result, its operation, and its line.
+    """
+    computations: dict[str, list[tuple[str, str, str]]] = {}
     name = entry = ""
     for line in text.splitlines():
-        header = _COMPUTATION.match(line)
-        if header and not line.startswith(" "):
+        header, instruction = _COMPUTATION.match(line), _INSTRUCTION.match(line)
+        if header:
             name = header[2]
             computations[name] = []
             entry = name if header[1] else entry
-        elif name:
-            computations[name].append(line)
+        elif name and instruction:
+            computations[name].append((instruction[1], instruction[2], line))
     return computations, entry
 
 
-def _calls(line: str) -> Iterator[tuple[str, int]]:
-    """Yields the computations that an instruction calls, and how often."""
-    instruction = _INSTRUCTION.match(line)
-    if not instruction:
-        return
-    trips = _TRIPS.search(line) if instruction[2] == "while" else None
-    for called in _CALLED.findall(line):
-        yield called, int(trips[1]) if trips else 1
-    branches = _BRANCHES.search(line)
-    for called in branches[1].split(",") if branches else ():
-        yield called.strip().lstrip("%"), 1
+def _called(line: str) -> list[str]:
+    """Returns the computations that an instruction calls."""
+    branches = [name for names in _BRANCHES.findall(line) for name in names.split(",")]
+    return [*_CALLED.findall(line), *(name.strip().lstrip("%") for name in branches)]
 
 
-def _collective(line: str) -> tuple[str, int]:
-    """Returns kind and bytes of the result of a collective, or ("", 0) for any other instruction.
-
-    An asynchronous pair counts at its start.
-    """
-    instruction = _INSTRUCTION.match(line)
-    if not instruction:
-        return "", 0
-    shape, operation = instruction[1], instruction[2]
-    kind = operation.removesuffix("-start")
-    if kind not in KINDS:
-        return "", 0
+def _result_bytes(shape: str, operation: str) -> int:
+    """Returns the bytes of the result of a collective; an asynchronous pair counts at its start."""
     sizes = [
         math.prod(map(int, filter(None, dimensions.split(",")))) * _BYTES.get(dtype, 0)
         for dtype, dimensions in _SHAPE.findall(shape)
     ]
     # The start of an asynchronous pair lists operand and result; the result of a gather is the larger.
-    return kind, max(sizes, default=0) if operation.endswith("-start") else sum(sizes)
+    return max(sizes, default=0) if operation.endswith("-start") else sum(sizes)
