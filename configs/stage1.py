@@ -13,12 +13,9 @@ The 7B starts from the tower of the trained 2B:
 from vl3_jax import config_file
 from vl3_jax.training.run_config import train_config
 
+LEARNING_RATES = {"vision": 1e-5, "projector": 1e-3, "llm": 0.0}
+
 
 def get_config(variant: str = "2b"):
     """Rows of 16,384 tokens and 16,384 patches."""
-    return train_config(
-        variant,
-        models=("2b", "7b"),
-        data=config_file.evaluate("data/stage1"),
-        learning_rates={"vision": 1e-5, "projector": 1e-3, "llm": 0.0},
-    )
+    return train_config(variant, config_file.evaluate("data/stage1"), LEARNING_RATES)

@@ -8,12 +8,9 @@ Variants: 2b, 7b; `mock` for a tiny run on synthetic data.
 from vl3_jax import config_file
 from vl3_jax.training.run_config import train_config
 
+LEARNING_RATES = {"vision": 2e-6, "projector": 1e-5, "llm": 1e-5}
+
 
 def get_config(variant: str = "2b"):
     """Rows of 16,384 tokens and 40,960 patches; pruning on."""
-    return train_config(
-        variant,
-        models=("2b", "7b"),
-        data=config_file.evaluate("data/stage4"),
-        learning_rates={"vision": 2e-6, "projector": 1e-5, "llm": 1e-5},
-    )
+    return train_config(variant, config_file.evaluate("data/stage4"), LEARNING_RATES)

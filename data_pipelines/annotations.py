@@ -12,6 +12,7 @@ ordinary text.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.processing.messages import Turn, parse_messages
 
 TAG_OF = {"image": "<image>", "video": "<video>"}
-_HUMAN, _SYSTEM = ("human", "user"), ("system",)
+_ROLES = {"human": "user", "user": "user", "system": "system"}  # any other is the assistant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,27 +77,21 @@ def parse_conversation(record: Mapping[str, Any], media: MediaResolver, fps: flo
 
 def _messages(record: Mapping[str, Any], media: MediaResolver) -> list[dict[str, Any]]:
     turns = [_turn(turn) for turn in _list_of_turns(record, "conversations")]
-    while turns and turns[0][0] == "assistant":
-        turns.pop(0)
+    turns = list(itertools.dropwhile(lambda turn: turn[0] == "assistant", turns))
     if len(turns) < 2:
         raise BadSampleError(EMPTY, f"{len(turns)} turns from the first question on; a sample needs two")
     if all(role != "assistant" for role, _ in turns):
         raise BadSampleError(EMPTY, 'no turn from "gpt", so nothing is supervised; add the answer')
     parts = {kind: _parts(record, kind, media) for kind in TAG_OF}
-    tags = {
-        kind: sum(text.count(tag) for role, text in turns if role == "user")
-        for kind, tag in TAG_OF.items()
-        if parts[kind]
-    }
-    leading = []
-    for kind, count in tags.items():
-        if count == 0:
+    leading, queues = [], {}
+    for kind, tag in TAG_OF.items():
+        media_count, count = len(parts[kind]), sum(text.count(tag) for role, text in turns if role == "user")
+        if not media_count or not count:
             leading += parts[kind]
-        elif count != len(parts[kind]):
-            raise BadSampleError(
-                TAGS, f"{count} {TAG_OF[kind]} for {len(parts[kind])} {kind} files; write one tag for each"
-            )
-    queues = {TAG_OF[kind]: iter(parts[kind]) for kind, count in tags.items() if count}
+        elif count == media_count:
+            queues[tag] = iter(parts[kind])
+        else:
+            raise BadSampleError(TAGS, f"{count} {tag} for {media_count} {kind} files; write one tag for each")
     messages = [{"role": role, "content": _split(text, queues) if role == "user" else [text]} for role, text in turns]
     if leading:
         first = next((message for message in messages if message["role"] == "user"), None)
@@ -121,8 +116,7 @@ def _turn(turn: Any) -> tuple[str, str]:
     text = turn.get("value")
     if not isinstance(text, str):
         raise BadSampleError(BAD_RECORD, f'the "value" of a turn is {_abbreviated(text)}; give a string')
-    role = "user" if turn["from"] in _HUMAN else "system" if turn["from"] in _SYSTEM else "assistant"
-    return role, text
+    return _ROLES.get(turn["from"], "assistant"), text
 
 
 def _split(text: str, queues: Mapping[str, Any]) -> list[Any]:
@@ -144,9 +138,8 @@ def _parts(record: Mapping[str, Any], kind: str, media: MediaResolver) -> list[d
             raise BadSampleError(
                 BAD_RECORD, f"{next(iter(options))} with {len(values)} videos; cut the video files instead"
             )
-        times = record.get("timestamps")
-        if times is not None and len(values) == 1:
-            options["timestamps"] = times
+        if record.get("timestamps") is not None and len(values) == 1:
+            options["timestamps"] = record["timestamps"]
     return [{"type": kind, kind: media.resolve(value, kind), **options} for value in values]
 
 

@@ -12,6 +12,7 @@ are memory-mapped:
 An index is built in parts, so that a run which was stopped is resumed.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -34,7 +35,6 @@ VERSION = 1
 CHUNK = 1024  # samples per part; a killed run loses at most the parts in progress
 CHUNK_KEPT = 32  # the same where media are decoded
 _MEDIA_DTYPE = np.dtype([("is_video", "?"), ("height", "<i4"), ("width", "<i4"), ("frames", "<i4"), ("kept", "<i4")])
-_ARRAYS = ("text", "offsets", "media")
 
 
 class Index:
@@ -44,7 +44,7 @@ class Index:
         self.folder = pathlib.Path(folder)
         try:
             self.text, self.offsets, self.media = (
-                np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
+                np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("text", "offsets", "media")
             )
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{self.folder}: the index is incomplete ({error}); delete it and index again") from None
@@ -74,11 +74,8 @@ class Index:
         """Returns the errors of the bad samples in order."""
         return from_json_lines((self.folder / "problems.jsonl").read_text(encoding="utf-8"))
 
-    def __getstate__(self) -> str:
-        return os.fspath(self.folder)
-
-    def __setstate__(self, folder: str) -> None:
-        self.__init__(folder)
+    def __reduce__(self):
+        return Index, (self.folder,)
 
 
 def find_index(
@@ -129,13 +126,15 @@ def build_index(
     except OSError as error:
         raise InputError(f"{parts_folder}: {error.strerror}; choose a folder for indices that can be written") from None
     size = CHUNK_KEPT if kept else CHUNK
-    parts = [
-        (start, stop, parts_folder / f"{size}-{start:012d}.npz") for start, stop in chunk_ranges(len(source), size)
-    ]
-    shared = (source if kept else source.outline(), media, sample_builder, kept)
-    pending = [part for part in parts if not part[-1].exists()]
-    parallel_map(_index_range, shared, pending, len(source), workers, on_progress)
-    return _join_parts([path for _, _, path in parts], folder, key)
+    ranges = chunk_ranges(len(source), size)
+    parts = [parts_folder / f"{size}-{start:012d}.npz" for start, _ in ranges]
+    pending = [(*chunk, part) for chunk, part in zip(ranges, parts, strict=True) if not part.exists()]
+    measure = functools.partial(sample_builder.lengths, media=media, kept=kept)
+    index_range = functools.partial(_index_range, source if kept else source.outline(), measure)
+    parallel_map(index_range, pending, len(source), workers, on_progress)
+    _join_parts(parts, folder, key)
+    shutil.rmtree(parts_folder, ignore_errors=True)
+    return Index(folder)
 
 
 def _index_key(content: list[Any], sample_builder: SampleBuilder, kept: bool) -> dict[str, Any]:
@@ -144,17 +143,9 @@ def _index_key(content: list[Any], sample_builder: SampleBuilder, kept: bool) ->
     return {"version": VERSION, "source": content, "tokenizer": sample_builder.tokenizer_hash, **settings}
 
 
-def _index_range(
-    source: RecordSource,
-    media: MediaResolver,
-    sample_builder: SampleBuilder,
-    kept: bool,
-    start: int,
-    stop: int,
-    path: pathlib.Path,
-) -> None:
-    """Writes the lengths of a range of samples atomically."""
-    results = [sample_builder.lengths(source[number], media, kept) for number in range(start, stop)]
+def _index_range(source: RecordSource, measure: Callable, start: int, stop: int, path: pathlib.Path) -> None:
+    """Writes the lengths of a range of samples, as `measure` gives them for each record, atomically."""
+    results = [measure(source[number]) for number in range(start, stop)]
     errors = [result for result in results if isinstance(result, SampleError)]
     lengths = [SampleLengths(BAD) if isinstance(result, SampleError) else result for result in results]
     media_rows = [(m.is_video, m.height, m.width, m.frames, m.kept) for sample in lengths for m in sample.media]
@@ -170,26 +161,19 @@ def _index_range(
     os.replace(partial, path)
 
 
-def _join_parts(part_files: Sequence[pathlib.Path], folder: pathlib.Path, key: dict[str, Any]) -> Index:
-    """Concatenates saved parts into the index of `folder`, then removes the parts together with their folder."""
+def _join_parts(part_files: Sequence[pathlib.Path], folder: pathlib.Path, key: dict[str, Any]) -> None:
+    """Concatenates saved parts into the index of `folder`."""
     parts = [dict(np.load(file)) for file in part_files]
 
     def concatenated(name: str, dtype: Any) -> np.ndarray:
         return np.concatenate([np.empty(0, dtype), *[part[name] for part in parts]])
 
-    arrays = {
-        "text": concatenated("text", np.int32),
-        "offsets": np.concatenate([[0], np.cumsum(concatenated("counts", np.int64))]).astype(np.int64),
-        "media": concatenated("media", _MEDIA_DTYPE),
-    }
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     temporary.mkdir(parents=True)
-    for name, array in arrays.items():
-        np.save(temporary / f"{name}.npy", array)
+    np.save(temporary / "text.npy", concatenated("text", np.int32))
+    np.save(temporary / "offsets.npy", np.insert(np.cumsum(concatenated("counts", np.int64)), 0, 0))
+    np.save(temporary / "media.npy", concatenated("media", _MEDIA_DTYPE))
     (temporary / "problems.jsonl").write_bytes(b"".join(part["problems"].tobytes() for part in parts))
     (temporary / "index.json").write_text(json.dumps(key, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
-    if part_files:
-        shutil.rmtree(part_files[0].parent, ignore_errors=True)
-    return Index(folder)

@@ -11,6 +11,7 @@ or threads, nor on the step at which a run was resumed. A sample that cannot be 
 row is left empty, with zero loss weight.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -67,16 +68,14 @@ class BatchBuilder:
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Returns the arrays of this host's rows; names that start with "_" hold what only the loader uses."""
-        step_rows = self._step_plan[step]
-        shape = self._mixture.settings.shape
-        local_rows = range(*self._rows.indices(self._step_plan.rows_per_step))
-        numbers = np.full((len(local_rows), shape.samples), -1, np.int64)
-        rows: list[list[Sample]] = []
+        step_rows, shape = self._step_plan[step], self._mixture.settings.shape
+        count = len(range(self._step_plan.rows_per_step)[self._rows])
+        numbers = np.full((count, shape.samples), -1, np.int64)
+        rows: list[list[Sample]] = [[] for _ in range(count)]
         errors: list[SampleError] = []
-        for index, row in enumerate(local_rows):
-            members = step_rows.rows[row].tolist() if row < len(step_rows.rows) else []
-            numbers[index, : len(members)] = members
-            rows.append([self._sample(number, step_rows.epoch, errors) for number in members])
+        for row, members in enumerate(step_rows.rows[self._rows]):
+            numbers[row, : len(members)] = members
+            rows[row] = [self._sample(number, step_rows.epoch, errors) for number in members.tolist()]
         lines = np.frombuffer(to_json_lines(errors).encode(), np.uint8)
         return {**pack(rows, shape), "_samples": numbers, "_errors": lines}
 
@@ -88,7 +87,7 @@ class BatchBuilder:
         return placeholder_sample(self._mixture.sample_size(number), self._mixture.settings.shape.vision_rows)
 
 
-class Loader:
+class Loader(contextlib.AbstractContextManager, Iterator[Batch]):
     """Iterates over the remaining batches of a run.
 
     Args:
@@ -101,7 +100,6 @@ class Loader:
       threads: Number of concurrent threads, shared by the workers; the number of processors by default.
       state: State of the batch after which to resume; None starts at step 0.
       bad_share: The run stops if more than this share of the samples is bad, 0..1.
-      log: Log that counts bad samples; a new one by default.
       reduce_counts: Sums the array [bad, seen] over all hosts; every host calls it at the same steps.
 
     Raises:
@@ -123,24 +121,25 @@ class Loader:
         threads: int | None = None,
         state: Mapping[str, Any] | None = None,
         bad_share: float = BAD_SHARE,
-        log: SampleErrorLog | None = None,
         reduce_counts: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         mixture.log().check(bad_share, 1)
-        self.log = SampleErrorLog() if log is None else log
+        self.log = SampleErrorLog()
         self.step_plan = mixture.step_plan(rows_per_step, epochs, seed)
         self._build_batch = BatchBuilder(mixture, self.step_plan, rows)
         self._workers, self._threads = workers, threads or os.cpu_count() or 1
         self._bad_share, self._reduce_counts = bad_share, reduce_counts
-        self._next_step = self._first_step(state)
+        if state is not None and state.get("plan") != self.step_plan.identity:
+            raise InputError(
+                f"the data state of step {state.get('step')} was saved with other data, weights, settings, seed or "
+                "rows per step; restore those, or start a new run"
+            )
+        self._next_step = 0 if state is None else int(state["step"])
         self._iterator: Iterator | None = None
 
     def __len__(self) -> int:
         """Returns the number of steps of the whole run, including those before the resumed state."""
         return len(self.step_plan)
-
-    def __iter__(self) -> "Loader":
-        return self
 
     def __next__(self) -> Batch:
         if self._next_step >= len(self.step_plan):
@@ -163,9 +162,6 @@ class Loader:
             self._iterator.close()
             self._iterator = None
 
-    def __enter__(self) -> "Loader":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -187,16 +183,6 @@ class Loader:
             bad, seen = self._reduce_counts(np.array([self.log.bad, self.log.seen], np.int64)).tolist()
             self.log.check(self._bad_share, _MIN_SAMPLES, bad, seen)
 
-    def _first_step(self, state: Mapping[str, Any] | None) -> int:
-        if state is None:
-            return 0
-        if state.get("plan") != self.step_plan.identity:
-            raise InputError(
-                f"the data state of step {state.get('step')} was saved with other data, weights, settings, seed or "
-                "rows per step; restore those, or start a new run"
-            )
-        return int(state["step"])
-
 
 def _pipeline(build_batch: Callable, steps: range, workers: int, threads: int) -> Iterator[dict[str, np.ndarray]]:
     import grain
@@ -204,12 +190,10 @@ def _pipeline(build_batch: Callable, steps: range, workers: int, threads: int) -
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which only programs of absl.app have parsed
-    dataset = grain.MapDataset.range(steps.start, steps.stop).map(build_batch)
+    threads = max(1, threads // max(workers, 1))  # of each process
     # Grain's default buffer of 500 elements would be 500 batches.
-    read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
-    if not workers:
-        return iter(dataset.to_iter_dataset(read_options))
-    threads_per_worker = max(1, threads // workers)
-    read_options = grain.ReadOptions(num_threads=threads_per_worker, prefetch_buffer_size=threads_per_worker)
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-    return iter(dataset.to_iter_dataset(read_options).mp_prefetch(options))
+    read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads if workers else max(2, threads))
+    batches = grain.MapDataset.range(steps.start, steps.stop).map(build_batch).to_iter_dataset(read_options)
+    if workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
+    return iter(batches)

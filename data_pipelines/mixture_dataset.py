@@ -73,10 +73,6 @@ class IndexedDataset:
     source: RecordSource
     index: Index
 
-    @property
-    def media(self) -> MediaResolver:
-        return MediaResolver(self.spec.media)
-
 
 class MixtureDataset:
     """The data sets of a mixture, concatenated: sample numbers run through all of them, bad samples included.
@@ -161,15 +157,14 @@ class MixtureDataset:
             record = dataset.source[local]
         except InputError as error:  # the annotation file itself was removed
             return SampleError(MISSING, dataset.spec.name, str(error), dataset.spec.annotations[0])
-        task = self.tasks.index(dataset.spec.task)
-        return self.sample_builder.sample(record, dataset.media, self.sample_size(number), [*seed, number], task)
+        media, task = MediaResolver(dataset.spec.media), self.tasks.index(dataset.spec.task)
+        return self.sample_builder.sample(record, media, self.sample_size(number), [*seed, number], task)
 
     def log(self) -> SampleErrorLog:
         """Returns the errors known before anything is read: those in the indices, and samples that fit no row."""
         log = SampleErrorLog()
         for dataset, sizes in zip(self.datasets, self.sample_sizes_by_dataset, strict=True):
-            log.add(dataset.index.errors(), len(dataset.index))
-            log.add(sizes.errors, 0)
+            log.add([*dataset.index.errors(), *sizes.errors], len(dataset.index))
         return log
 
     def identity(self) -> str:
@@ -180,18 +175,14 @@ class MixtureDataset:
         parts += [[d.spec.name, d.spec.weight, d.spec.task, d.index.folder.name] for d in self.datasets]
         return fingerprint(parts)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"datasets": self.datasets, "sample_builder": self.sample_builder}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+    def __reduce__(self):
+        return MixtureDataset, (self.datasets, self.sample_builder)
 
 
 def open_mixture(
     specs: Sequence[DatasetSpec],
     sample_builder: SampleBuilder,
     build: bool = False,
-    workers: int = 0,
     on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> MixtureDataset:
     """Opens data sets with their indices; an index that counts kept vision tokens is preferred.
@@ -200,7 +191,6 @@ def open_mixture(
       specs: The data sets of the mixture.
       sample_builder: Provides the tokenizer and the settings.
       build: Build missing indices (without counts of kept tokens) instead of raising.
-      workers: Number of worker processes that build indices.
       on_progress: Called with the name of the data set, the number of samples indexed and the total.
 
     Raises:
@@ -212,9 +202,8 @@ def open_mixture(
         source = spec.open()
         index = find_index(source, sample_builder, spec.index_folder, kept=(True, False))
         if index is None and build:
-            report = functools.partial(on_progress, spec.name)
-            media = MediaResolver(spec.media)
-            index = build_index(source, media, sample_builder, spec.index_folder, workers=workers, on_progress=report)
+            media, report = MediaResolver(spec.media), functools.partial(on_progress, spec.name)
+            index = build_index(source, media, sample_builder, spec.index_folder, on_progress=report)
         if index is None:
             unindexed.append(spec.name)
         else:
@@ -233,8 +222,7 @@ def missing_files(specs: Sequence[DatasetSpec]) -> dict[str, str]:
         for path in spec.annotations:
             local = path.split(":")[0] if spec.kind == "tfds" else path
             if "://" not in path and "*" not in path and not os.path.exists(os.path.expanduser(local)):
-                missing[spec.name] = path
-                break
+                missing.setdefault(spec.name, path)
     return missing
 
 

@@ -10,13 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines.mixture_dataset import DatasetSpec
-from data_pipelines.settings import (
-    TRAINING_LENGTH,
-    TRAINING_MAX_FRAME_PATCHES,
-    TRAINING_MAX_TOKENS,
-    TRAINING_PATCHES,
-    DataSettings,
-)
+from data_pipelines.settings import DataSettings
+from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax import config_file, config_tree
 from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import BatchShape
@@ -46,16 +41,17 @@ class MixtureConfig(ProcessorConfig):
       datasets: The data sets by name.
     """
 
-    max_tokens: int = TRAINING_MAX_TOKENS
+    # The paper's budgets in training.
+    max_tokens: int = 10_240
     threads: int = 1
     root: str = "data"
     seed: int = 0
-    length: int = TRAINING_LENGTH
-    patches: int = TRAINING_PATCHES
+    length: int = 16_384
+    patches: int = 40_960
     vision_rows: int = BatchShape.vision_rows
     vision_tokens: int = 0
     samples: int = BatchShape.samples
-    max_frame_patches: int = TRAINING_MAX_FRAME_PATCHES
+    max_frame_patches: int = DataSettings.max_frame_patches
     trainer_streams: bool = DataSettings.trainer_streams
     amounts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     datasets: Mapping[str, DatasetSpec] = dataclasses.field(default_factory=dict)
@@ -107,33 +103,22 @@ def load(name: str | os.PathLike, changes: Sequence[str] = ()) -> MixtureConfig:
 
 def data_settings(config: MixtureConfig) -> DataSettings:
     """Returns how the records of a mixture become rows."""
-    patches_per_token = 1 if config.image_merge == 1 else 4
-    shape = BatchShape(
-        config.length,
-        config.patches,
-        config.vision_tokens or min(config.length, config.patches * config.vision_rows // patches_per_token),
-        config.vision_rows,
-        config.samples,
-    )
+    most = min(config.length, config.patches * config.vision_rows // config.image_merge**2)
+    shape = BatchShape(config.length, config.patches, config.vision_tokens or most, config.vision_rows, config.samples)
     processor = ProcessorConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(ProcessorConfig)})
     return DataSettings(shape, processor, config.max_frame_patches, config.trainer_streams)
 
 
 def dataset_specs(config: MixtureConfig) -> list[DatasetSpec]:
     """Returns the data sets of a mixture whose weight is not 0, with their full paths."""
+    below = MediaResolver(config.root).resolve_path
     return [
         dataclasses.replace(
             spec,
-            annotations=tuple(_below(config.root, path.replace(SEED, str(config.seed))) for path in spec.annotations),
-            media=_below(config.root, spec.media),
-            index=spec.index and _below(config.root, spec.index),
+            annotations=tuple(below(path.replace(SEED, str(config.seed))) for path in spec.annotations),
+            media=below(spec.media),
+            index=spec.index and below(spec.index),
         )
         for spec in config.datasets.values()
         if spec.weight
     ]
-
-
-def _below(root: str, path: str) -> str:
-    if not root or os.path.isabs(path) or "://" in path:
-        return path
-    return f"{root.rstrip('/')}/{path}" if "://" in root else os.path.join(root, path)

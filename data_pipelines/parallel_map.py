@@ -1,13 +1,14 @@
 """Applies a function to ranges of a data set, in this process or in several worker processes."""
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-_worker_call: tuple[Callable, tuple] | None = None  # function and shared arguments, set in each worker process
+_function: Callable | None = None  # set in each worker process
 
 
 class WorkerDiedError(RuntimeError):
@@ -16,18 +17,17 @@ class WorkerDiedError(RuntimeError):
 
 def parallel_map(
     function: Callable[..., Result],
-    shared: tuple,
     ranges: Sequence[tuple],
     total: int,
     workers: int,
     on_progress: Callable[[int, int], None],
 ) -> list[Result]:
-    """Calls `function(*shared, start, stop, ...)` for each range of samples.
+    """Calls `function(start, stop, ...)` for each range of samples.
 
     Args:
-      function: A module-level function, so that it can be pickled.
-      shared: Arguments common to all calls; sent to each worker once.
-      ranges: The remaining arguments of each call; the first two are the range [start, stop).
+      function: A function that can be pickled, such as a `functools.partial` of one of a module; it is sent to each
+        worker once.
+      ranges: The arguments of each call; the first two are the range [start, stop).
       total: Number of samples; those outside the ranges count as done.
       workers: Number of worker processes; 0 works in this process.
       on_progress: Called before the first and after each range with the number of samples done and the total.
@@ -39,20 +39,16 @@ def parallel_map(
       WorkerDiedError: A worker process died.
     """
     sizes = [stop - start for start, stop, *_ in ranges]
-    done, results = total - sum(sizes), {}
+    done, results = total - sum(sizes), []
     on_progress(done, total)
-    if workers <= 0 or len(ranges) <= 1:
-        completed = ((number, function(*shared, *arguments)) for number, arguments in enumerate(ranges))
-    else:
-        completed = _map_in_workers(function, shared, ranges, workers)
-    try:
-        for number, result in completed:
-            results[number] = result
-            done += sizes[number]
+    in_workers = workers > 0 and len(ranges) > 1
+    computed = _map_in_workers(function, ranges, workers) if in_workers else (function(*range_) for range_ in ranges)
+    with contextlib.closing(computed):
+        for size, result in zip(sizes, computed, strict=True):
+            results.append(result)
+            done += size
             on_progress(done, total)
-    finally:
-        completed.close()
-    return [results[number] for number in range(len(ranges))]
+    return results
 
 
 def chunk_ranges(total: int, size: int) -> list[tuple[int, int]]:
@@ -60,22 +56,10 @@ def chunk_ranges(total: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def _map_in_workers(
-    function: Callable[..., Result], shared: tuple, ranges: Sequence[tuple], workers: int
-) -> Iterator[tuple[int, Result]]:
-    """Yields the number of each range and its result, in order of completion."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _init_worker, (function, shared))
-    pending, running = enumerate(ranges), {}
+def _map_in_workers(function: Callable[..., Result], ranges: Sequence[tuple], workers: int) -> Iterator[Result]:
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _init_worker, (function,))
     try:
-        while True:
-            for number, arguments in pending:
-                running[pool.submit(_call, arguments)] = number
-                if len(running) >= 2 * workers:
-                    break
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
+        yield from pool.map(_call, ranges)
     except BrokenProcessPool as error:
         raise WorkerDiedError(
             "a worker process died (killed, perhaps out of memory); run the command again, with fewer workers if "
@@ -85,11 +69,10 @@ def _map_in_workers(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _init_worker(function: Callable, shared: tuple) -> None:
-    global _worker_call
-    _worker_call = function, shared
+def _init_worker(function: Callable) -> None:
+    global _function
+    _function = function
 
 
 def _call(arguments: tuple) -> Any:
-    function, shared = _worker_call
-    return function(*shared, *arguments)
+    return _function(*arguments)

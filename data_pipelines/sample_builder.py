@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from data_pipelines.annotations import Conversation, parse_conversation
-from data_pipelines.packing.lengths import MediaInfo, SampleLengths, SampleSize
+from data_pipelines.packing.lengths import UNKNOWN, MediaInfo, SampleLengths, SampleSize
 from data_pipelines.sample_errors import CHANGED, UNREADABLE, BadSampleError, SampleError
 from data_pipelines.settings import DataSettings
 from data_pipelines.sources import Record, map_record
@@ -49,11 +49,8 @@ class SampleBuilder:
         content = (path / "tokenizer.json" if path.is_dir() else path).read_bytes()
         return hashlib.blake2b(content, digest_size=8).hexdigest()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"tokenizer": self._tokenizer_path, "settings": self.settings}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+    def __reduce__(self):
+        return SampleBuilder, (self._tokenizer_path, self.settings)
 
     def lengths(
         self, record: Record | SampleError, media: MediaResolver, kept: bool = False
@@ -68,13 +65,7 @@ class SampleBuilder:
         Returns:
           The lengths, or the error of a bad sample.
         """
-
-        def measure(record: Record) -> SampleLengths:
-            conversation = self._parse(record, media)
-            lengths = self._lengths(conversation)
-            return self._count_kept(lengths, conversation) if kept else lengths
-
-        return map_record(record, measure)
+        return map_record(record, lambda record: self._lengths(self._parse(record, media), kept))
 
     def sample(
         self, record: Record | SampleError, media: MediaResolver, size: SampleSize, seed: Sequence[int], task: int = 0
@@ -102,27 +93,20 @@ class SampleBuilder:
     def _parse(self, record: Record, media: MediaResolver) -> Conversation:
         return parse_conversation(record.fields, media, self.settings.processor.fps)
 
-    def _lengths(self, conversation: Conversation) -> SampleLengths:
+    def _lengths(self, conversation: Conversation, kept: bool) -> SampleLengths:
         readers = [open_media(part, self.settings.processor) for turn in conversation.turns for part in turn.media]
         _raise_if_damaged([warning for reader in readers for warning in reader.warnings])
         counts = [VisualTokenCounts([0] * reader.num_frames, reader.timestamps) for reader in readers]
         rendered, _ = self._render(conversation, counts)
+        after_pruning = [UNKNOWN] * len(readers)
+        if kept and any(isinstance(reader, VideoReader) for reader in readers):
+            sample = self._sample(conversation, self.settings.processor.max_tokens, np.random.default_rng(0))
+            after_pruning = [visual.num_tokens for visual in sample.visuals]
         media = [
-            MediaInfo(isinstance(reader, VideoReader), reader.height, reader.width, reader.num_frames)
-            for reader in readers
+            MediaInfo(isinstance(reader, VideoReader), reader.height, reader.width, reader.num_frames, tokens)
+            for reader, tokens in zip(readers, after_pruning, strict=True)
         ]
         return SampleLengths(sum(len(turn.tokens) for turn in rendered), tuple(media))
-
-    def _count_kept(self, lengths: SampleLengths, conversation: Conversation) -> SampleLengths:
-        """Adds the vision tokens that pruning keeps, if there are videos to decode."""
-        if not any(medium.is_video for medium in lengths.media):
-            return lengths
-        sample = self._sample(conversation, self.settings.processor.max_tokens, np.random.default_rng(0))
-        media = [
-            dataclasses.replace(medium, kept=visual.num_tokens)
-            for medium, visual in zip(lengths.media, sample.visuals, strict=True)
-        ]
-        return SampleLengths(lengths.text, tuple(media))
 
     def _sample(self, conversation: Conversation, budget: int, rng: np.random.Generator) -> Sample:
         config = dataclasses.replace(self.settings.processor, max_tokens=budget)
@@ -146,21 +130,15 @@ class SampleBuilder:
     def _fit_to_plan(self, sample: Sample, size: SampleSize) -> Sample:
         """Checks that a sample is within its planned size; a larger one would break its whole row."""
         patches = sum(len(visual.patches) for visual in sample.visuals)
-        fits = (
-            len(sample.tokens) <= size.tokens
-            and sample.num_vision_tokens <= size.vision_tokens
-            and patches <= size.patches
-        )
-        if fits and self.settings.shape.vision_rows > 1:
-            sample.visuals = _pad_to_plan(sample.visuals, size)
-            fits = sample.visuals is not None
-        if not fits:
+        fits = len(sample.tokens) <= size.tokens and sample.num_vision_tokens <= size.vision_tokens
+        visuals = sample.visuals if self.settings.shape.vision_rows == 1 else _pad_to_plan(sample.visuals, size)
+        if not fits or patches > size.patches or visuals is None:
             raise BadSampleError(
                 CHANGED,
                 f"{len(sample.tokens)} tokens and {patches} patches, planned were {size.tokens} and {size.patches}; "
                 "index the data again",
             )
-        return sample
+        return dataclasses.replace(sample, visuals=visuals)
 
 
 def truncate(sample: Sample, length: int) -> Sample:
@@ -229,16 +207,14 @@ def _pad_to_plan(visuals: Sequence[Visual], size: SampleSize) -> list[Visual] | 
     if len(visuals) > len(size.frames):
         return None
     padded: list[Visual] = []
-    for number, (patches, count) in enumerate(size.frames):
-        if number >= len(visuals):
-            padded.append(_padding_frames(patches, count))
-            continue
-        visual = visuals[number]
-        if visual.patches_per_frame != patches or visual.grid[0] > count:
-            return None
-        padded.append(visual)
-        if visual.grid[0] < count:
-            padded.append(_padding_frames(patches, count - visual.grid[0]))
+    for (patches, missing), visual in itertools.zip_longest(size.frames, visuals):
+        if visual is not None:
+            missing -= visual.grid[0]
+            if visual.patches_per_frame != patches or missing < 0:
+                return None
+            padded.append(visual)
+        if missing:
+            padded.append(_padding_frames(patches, missing))
     return padded
 
 
@@ -250,6 +226,6 @@ def _padding_frames(patches: int, frames: int) -> Visual:
 
 def _raise_if_damaged(warnings: Sequence[str]) -> None:
     """Rejects damaged videos: the readable part may lack what the answer describes."""
-    damage = [warning for warning in warnings if "damaged" in warning]
-    if damage:
-        raise BadSampleError(UNREADABLE, damage[0], damage[0].split(": ")[0])
+    for warning in warnings:
+        if "damaged" in warning:
+            raise BadSampleError(UNREADABLE, warning, warning.split(": ")[0])

@@ -9,12 +9,6 @@ from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import BatchShape
 from vl3_jax.processing.processor_config import ProcessorConfig
 
-# The paper's training budgets.
-TRAINING_LENGTH = 16_384
-TRAINING_PATCHES = 40_960
-TRAINING_MAX_TOKENS = 10_240
-TRAINING_MAX_FRAME_PATCHES = 16_384
-
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
@@ -29,20 +23,16 @@ class DataSettings:
         `chat_template.PromptStyle`.
     """
 
-    shape: BatchShape = dataclasses.field(
-        default_factory=lambda: BatchShape(TRAINING_LENGTH, TRAINING_PATCHES, TRAINING_LENGTH)
-    )
-    processor: ProcessorConfig = dataclasses.field(
-        default_factory=lambda: ProcessorConfig(max_tokens=TRAINING_MAX_TOKENS, threads=1)
-    )
-    max_frame_patches: int = TRAINING_MAX_FRAME_PATCHES
+    shape: BatchShape
+    processor: ProcessorConfig
+    max_frame_patches: int = 16_384
     trainer_streams: bool = False
 
     def __post_init__(self):
         shape = self.shape
-        for name in ("length", "patches", "vision_tokens", "vision_rows", "samples"):
-            if getattr(shape, name) < 1:
-                raise InputError(f"{name} is {getattr(shape, name)}; give at least 1")
+        for name, capacity in dataclasses.asdict(shape).items():
+            if capacity < 1:
+                raise InputError(f"{name} is {capacity}; give at least 1")
         if shape.vision_tokens > shape.length:
             raise InputError(f"vision_tokens {shape.vision_tokens} exceed length {shape.length}; lower them")
 

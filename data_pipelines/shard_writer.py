@@ -1,5 +1,6 @@
 """Writes annotations and media into ArrayRecord shards: few large files with random access."""
 
+import functools
 import itertools
 import os
 import pathlib
@@ -50,8 +51,8 @@ def write(
         raise InputError(f"{folder}: {error.strerror}; choose a folder that can be written") from None
     shards = [folder / f"{spec.name}.array_record-{n:05d}-of-{len(ranges):05d}" for n in range(len(ranges))]
     pending = [(*chunk, shard) for chunk, shard in zip(ranges, shards, strict=True) if not shard.exists()]
-    shared = (source, MediaResolver(spec.media))
-    errors = parallel_map(_write_range, shared, pending, len(source), workers, on_progress)
+    write_range = functools.partial(_write_range, source, MediaResolver(spec.media))
+    errors = parallel_map(write_range, pending, len(source), workers, on_progress)
     return shards, sum(stop - start for start, stop, _ in pending), list(itertools.chain(*errors))
 
 

@@ -1,20 +1,18 @@
 """Plans of the released sizes on common slices: writes docs/plans.md.
 
-    python docs/generate_plans.py --record plans.jsonl [--jobs N] [--only 2b-stage4-v5e-16 ...] [--out docs/plans.md]
+    python docs/generate_plans.py --record plans.jsonl [--jobs N] [--only 2b-v5e-16 ...] [--out docs/plans.md]
 
 Each step is compiled with the settings of its configuration, and where that leaves memory, with less recomputation;
 where it does not fit, with one change after another until it does. A plan takes some minutes of one core, and there are
-about 40; plans in the record are not compiled again, so the script may be stopped at any time.
+about 20; plans in the record are not compiled again, so the script may be stopped at any time.
 """
 
 import argparse
 import concurrent.futures
-import dataclasses
 import math
 import multiprocessing
 import pathlib
 import sys
-from typing import Any
 
 from tqdm import tqdm
 
@@ -22,67 +20,65 @@ from vl3_jax import config_tree
 from vl3_jax.model import preset
 from vl3_jax.parallel.topologies import GIB, parse_topology
 from vl3_jax.planning.plan_cache import PlanCache
-from vl3_jax.planning.plan_step import SAMPLES_PER_ROW, TOKEN_FILL, Plan
+from vl3_jax.planning.plan_step import KERNEL_SHARE, SAMPLES_PER_ROW, Plan
 from vl3_jax.planning.report import axes
 from vl3_jax.planning.search import REMATS, smallest_change
 from vl3_jax.training import run_config
 from vl3_jax.versions import version
 
 PAGE = pathlib.Path(__file__).with_name("plans.md")
-MODELS, STAGES = ("2b", "7b"), (1, 4)
-SLICES = ("v5e-16", "v5e-64", "v5e-256", "v5p-64", "v6e-64")
-MFU = 0.4
+MODELS, SLICES = ("2b", "7b"), ("v5e-16", "v5e-64", "v5p-64", "v6e-64")
 SPARE = 0.1  # share of the memory that the best plan leaves free
 # Memory of a policy relative to that of the policy before it, less than in any plan so far; decides what is tried.
 GROWTH = {"outputs": 1.4, "dots": 4.0, "none": 2.8}
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One line of the table."""
-
-    model: str
-    stage: int
-    topology: str
-
-    @property
-    def config(self) -> str:
-        """Name of the configuration."""
-        return f"stage{self.stage}:{self.model}"
-
-    def __str__(self) -> str:
-        return f"{self.model}-stage{self.stage}-{self.topology}"
+# Lines of the table by name: model and slice.
+CELLS = {f"{model}-{name}": (model, name) for model in MODELS for name in SLICES}
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """The plan of a configuration (with `split`), the best plan, its settings, and the samples of the stage."""
-
-    plain: Plan
-    best: Plan | None
-    settings: dict[str, Any]
-    samples: int
-
-
-def outcome(cell: Cell, record: str) -> Outcome:
-    """Plans a cell, in a process of its own."""
-    config, topology, planner = run_config.load(cell.config), parse_topology(cell.topology), PlanCache(record)
+def line(cell: str, record: str) -> str:
+    """Plans a cell of `CELLS`, in a process of its own, and returns its row of the table."""
+    model, name = CELLS[cell]
+    config, topology, planner = run_config.load(f"stage4:{model}"), parse_topology(name), PlanCache(record)
     settings, samples = split(config.model, topology.chips), sum(config.data.amounts.values())
     config = config_tree.replace(config, settings)
     plain = planner(config, topology)
-    if not plain.fits:
-        change, best = smallest_change(config, plain, planner) or ({}, None)
-        return Outcome(plain, best, settings | change, samples)
-    best, most = plain, (1 - SPARE) * topology.chip.hbm_bytes
+    limit = topology.chip.hbm_bytes / GIB
+    cells = [model, f"{name} ({topology.name})", axes(plain.mesh)]
+    cells.append(f"{plain.program.peak / GIB:.2f} of {limit:.2f}" + ("" if plain.fits else ", **does not fit**"))
+    improved = less_recomputation if plain.fits else smallest_change
+    change, best = improved(config, plain, planner) or ({}, None)
+    if best is None:
+        return "| " + " | ".join([*cells, "none found", *[""] * 7]) + " |"
+    hours = samples / SAMPLES_PER_ROW / best.rows * best.seconds / 3600
+    cells.append(", ".join(f"`{key}={value}`" for key, value in (settings | change).items()) or "as it is")
+    cells += [f"{best.program.peak / GIB:.2f}", str(best.rows), f"{best.seconds:.2f}", bound(best)]
+    cells += [f"{best.predicted_mfu:.0%}", f"{best.speed / 1e3:,.0f}k", f"{hours * topology.chips:,.0f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def less_recomputation(config: run_config.RunConfig, plain: Plan, planner: PlanCache) -> tuple[dict[str, str], Plan]:
+    """Returns the change of a run that fits with which it recomputes least in the memory it has, and its plan."""
+    change, best, most = {}, plain, (1 - SPARE) * plain.topology.chip.hbm_bytes
     for policy in REMATS[REMATS.index(plain.remat["text"]) + 1 :]:
         if best.program.peak * GROWTH[policy] > most:
             break
         tried = {"remat.vision": policy, "remat.text": policy}
-        plan = planner(config_tree.replace(config, tried), topology)
+        plan = planner(config_tree.replace(config, tried), plain.topology)
         if not plan.fits or plan.program.peak > most:
             break
-        best, settings = plan, settings | tried
-    return Outcome(plain, best, settings, samples)
+        change, best = tried, plan
+    return change, best
+
+
+def bound(plan: Plan) -> str:
+    """Returns the shares of the parts of a step's predicted time: the largest scopes of cycles, kernels and links."""
+    clock, cost = plan.topology.chip.clock, plan.program.cost
+    parts = {scope: cycles / clock for scope, cycles in cost.cycles.items()}
+    parts |= {name: seconds for name, seconds in plan.parts.items() if name != "cycles"}
+    largest = sorted(parts.items(), key=lambda part: -part[1])[:5]
+    return ", ".join(f"{name} {seconds / plan.seconds:.0%}" for name, seconds in largest)
 
 
 def split(model: str, chips: int) -> dict[str, int]:
@@ -91,42 +87,26 @@ def split(model: str, chips: int) -> dict[str, int]:
     return {"mesh.data": chips // fsdp, "mesh.fsdp": fsdp} if fsdp < chips else {}
 
 
-def line(cell: Cell, found: Outcome) -> str:
-    """Returns a row of the table."""
-    plain, best, limit = found.plain, found.best, found.plain.topology.chip.hbm_bytes / GIB
-    cells = [cell.model, str(cell.stage), f"{cell.topology} ({plain.topology.name})", axes(plain.mesh)]
-    cells.append(f"{plain.program.peak / GIB:.2f} of {limit:.2f}" + ("" if plain.fits else ", **does not fit**"))
-    if best is None:
-        return "| " + " | ".join([*cells, "none found", "", "", "", ""]) + " |"
-    chips = best.topology.chips
-    steps = found.samples / SAMPLES_PER_ROW / best.rows
-    seconds = best.useful_seconds / MFU
-    cells.append(", ".join(f"`{key}={value}`" for key, value in found.settings.items()) or "as it is")
-    cells += [f"{best.program.peak / GIB:.2f}", str(best.rows)]
-    cells += [f"{best.tokens * TOKEN_FILL / seconds / 1e3:,.0f}k", f"{steps * seconds / 3600 * chips:,.0f}"]
-    return "| " + " | ".join(cells) + " |"
-
-
 def page(lines: list[str], versions: str) -> str:
     """Returns the content of docs/plans.md."""
     return f"""# Plans
 
-Plans of the released sizes on common slices, by `python docs/generate_plans.py --record FILE`: the training step of
-`stageN:SIZE`, with rows of 16,384 tokens and of 16,384 (stage 1) or 40,960 patches, compiled for the slice by the TPU
-compiler ({versions}). Memory is the compiler's own figure, in GiB per chip. None of it was run on a
-TPU.
+Plans of stage 4 of the released sizes on common slices, by `python docs/generate_plans.py --record FILE`: the training
+step with rows of 16,384 tokens and 40,960 patches, compiled for the slice by the TPU compiler ({versions}).
+Memory is the compiler's own figure, in GiB per chip. None of it was run on a TPU.
 
 The best setting is the one that recomputes least and leaves {SPARE:.0%} of the memory free; where a configuration does
-not fit, it is the cheapest change that makes it fit. On 256 chips there are two copies of the weights, each over 128
-chips: `fsdp` over all of them does not divide the tower's width of 1,152, so every chip would hold a whole tower.
-Tokens per second (without padding) and the chip-hours of the stage's published data are computed at {MFU:.0%} MFU,
-which is an assumption and not a measurement.
+not fit, it is the cheapest change that makes it fit.
 
-A step of the paper has 128 samples, which fill about 54 rows. Every chip works on at least one row of its own, so a
-step on 256 chips is larger, unless `tensor` or `context` splits a row over several chips.
+The time of a step is predicted: the compiler's cycles outside the attention kernels, the blocks that the kernels visit at
+{KERNEL_SHARE:.0%} of the chip's peak, and the bytes of those collectives that nothing overlaps at the speed of the links,
+one after the other. Utilisation (MFU) is the arithmetic that is neither padding nor recomputed, over what the chip could
+do in that time. "Where the time goes" has the five largest parts.
 
-| model | stage | slice | mesh | HBM | best setting | HBM then | rows a step | tokens/s | chip-hours |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+A step of the paper has 128 samples, which fill about 54 rows. Every chip works on at least one row of its own.
+
+| model | slice | mesh | HBM | best setting | HBM then | rows a step | seconds | where the time goes | MFU | tokens/s | chip-hours |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(lines)}
 """
 
@@ -138,20 +118,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="CELL", help="such as 2b-stage4-v5e-16; writes no page")
     parser.add_argument("--out", type=pathlib.Path, default=PAGE, metavar="FILE")
     arguments = parser.parse_args()
-    cells = [Cell(model, stage, name) for model in MODELS for stage in STAGES for name in SLICES]
-    if arguments.only:
-        unknown = set(arguments.only) - set(map(str, cells))
-        if unknown:
-            sys.exit(f"generate_plans.py: no cell {sorted(unknown)[0]}; there are {', '.join(map(str, cells))}")
-        cells = [cell for cell in cells if str(cell) in arguments.only]
+    if unknown := set(arguments.only or ()) - set(CELLS):
+        sys.exit(f"generate_plans.py: no cell {min(unknown)}; there are {', '.join(CELLS)}")
+    cells = [cell for cell in CELLS if not arguments.only or cell in arguments.only]
     spawn = multiprocessing.get_context("spawn")
-    lines: dict[Cell, str] = {}
+    lines: dict[str, str] = {}
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(outcome, cell, arguments.record): cell for cell in cells}
+        waiting = {pool.submit(line, cell, arguments.record): cell for cell in cells}
         for future in tqdm(concurrent.futures.as_completed(waiting), total=len(cells), unit=" cells"):
-            cell = waiting[future]
-            lines[cell] = line(cell, future.result())
-            tqdm.write(lines[cell])
+            lines[waiting[future]] = future.result()
+            tqdm.write(future.result())
     if not arguments.only:
         versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "libtpu"))
         arguments.out.write_text(page([lines[cell] for cell in cells], versions))

@@ -14,7 +14,6 @@ run the same command to resume.
 """
 
 import argparse
-import dataclasses
 import os
 import re
 import shlex
@@ -24,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 METRICS = "metrics.jsonl"
@@ -35,28 +34,16 @@ _FAILURE_GRACE = 5.0  # seconds that the other processes get to exit after one h
 _POLL_SECONDS = 0.2
 
 
-@dataclasses.dataclass(frozen=True)
-class ProcessSpec:
-    """A process to start.
+def process_commands(arguments: argparse.Namespace, port: int | str) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Yields the command of each process of an attempt, by rank, and the variables that its environment adds to ours.
 
-    Attributes:
-      command: The command line.
-      environment: Variables that are added to the environment of this process.
+    Args:
+      arguments: Those of the command line.
+      port: Port of the coordinator.
     """
-
-    command: tuple[str, ...]
-    environment: dict[str, str]
-
-    def __str__(self) -> str:
-        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(self.command)])
-
-
-def process_specs(arguments: argparse.Namespace, port: int | str) -> list[ProcessSpec]:
-    """Returns the processes of one attempt, by rank; `port` is the port of the coordinator."""
-    command = (sys.executable, "-m", "vl3_jax.cli.main", "train", *arguments.train)
-    count, specs = arguments.processes, []
+    count = arguments.processes
     for rank in range(count):
+        command = [sys.executable, "-m", "vl3_jax.cli.main", "train", *arguments.train]
         environment = dict(arguments.compiler)
         if arguments.cpu_devices:
             flag = f"--xla_force_host_platform_device_count={arguments.cpu_devices}"
@@ -64,54 +51,45 @@ def process_specs(arguments: argparse.Namespace, port: int | str) -> list[Proces
             environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*other_flags, flag])}
         if arguments.gpus:
             per_process = arguments.gpus // count
-            visible = ",".join(str(gpu) for gpu in range(rank * per_process, (rank + 1) * per_process))
-            environment["CUDA_VISIBLE_DEVICES"] = visible
-        distributed = ("--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process-id", str(rank))
-        specs.append(ProcessSpec(command + (distributed if count > 1 else ()), environment))
-    return specs
+            visible = map(str, range(rank * per_process, (rank + 1) * per_process))
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
+        if count > 1:
+            command += ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process-id", str(rank)]
+        yield command, environment
 
 
 class Attempt:
     """The processes of a job from their start to their end.
 
+    Attributes:
+      processes: The processes, by rank.
+      logged_stop: Whether a process has said that it was stopped before the end of the training.
+
     Args:
-      specs: The processes to start.
-      hang_seconds: Seconds without a finished step after which the job is killed; 0 disables this.
-      heartbeat: Returns a value that changes with the job's progress; output of the job also counts as progress.
-      grace_seconds: Seconds to save a checkpoint after `stop`, before the processes are killed.
+      arguments: Those of the command line.
     """
 
-    def __init__(
-        self,
-        specs: Sequence[ProcessSpec],
-        hang_seconds: float,
-        heartbeat: Callable[[], object],
-        grace_seconds: float,
-    ):
-        self._hang_seconds, self._heartbeat, self._grace_seconds = hang_seconds, heartbeat, grace_seconds
+    def __init__(self, arguments: argparse.Namespace):
+        self._workdir = arguments.workdir
+        self._hang_seconds, self._grace_seconds = arguments.hang_seconds, arguments.grace_seconds
         self._last_progress = time.monotonic()
         self._kill_at = float("inf")
         self.logged_stop = False
         # With sessions of their own they do not receive Ctrl-C directly; `stop` sends them a signal.
-        self._running = [
+        self.processes = [
             subprocess.Popen(
-                spec.command,
-                env=os.environ | spec.environment,
+                command,
+                env=os.environ | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            for spec in specs
+            for command, environment in process_commands(arguments, arguments.port or free_port())
         ]
-        self._readers = [threading.Thread(target=self._read, args=pair) for pair in enumerate(self._running)]
+        self._readers = [threading.Thread(target=self._read, args=pair) for pair in enumerate(self.processes)]
         for reader in self._readers:
             reader.start()
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids, by rank."""
-        return [process.pid for process in self._running]
 
     def stop(self) -> None:
         """Asks all processes to save a checkpoint and exit."""
@@ -120,15 +98,15 @@ class Attempt:
 
     def wait(self) -> list[int]:
         """Waits for all processes and returns their exit codes; negative ones are signals."""
-        last_beat, next_check = self._heartbeat() if self._hang_seconds else None, 0.0
-        while any(process.poll() is None for process in self._running):
+        last_beat, next_check = heartbeat(self._workdir) if self._hang_seconds else None, 0.0
+        while any(process.poll() is None for process in self.processes):
             time.sleep(_POLL_SECONDS)
             now = time.monotonic()
-            if any(process.poll() for process in self._running):
+            if any(process.poll() for process in self.processes):
                 self._kill_at = min(self._kill_at, now + _FAILURE_GRACE)
             if self._hang_seconds and now > next_check:
                 next_check = now + self._hang_seconds / 10
-                beat = self._heartbeat()
+                beat = heartbeat(self._workdir)
                 if beat != last_beat:
                     last_beat, self._last_progress = beat, now
             hanging = self._hang_seconds and now - self._last_progress > self._hang_seconds
@@ -139,10 +117,10 @@ class Attempt:
                 self._signal(signal.SIGKILL)
         for reader in self._readers:
             reader.join(timeout=5)  # a grandchild may keep the pipe open
-        return [process.returncode for process in self._running]
+        return [process.returncode for process in self.processes]
 
     def _signal(self, number: int) -> None:
-        for process in self._running:
+        for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)
 
@@ -174,53 +152,38 @@ def supervise(arguments: argparse.Namespace) -> int:
         if attempt is not None:
             attempt.stop()
 
-    previous_handlers = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+    for index in range(arguments.restarts + 1):
+        if signals:
+            return STOPPED
+        attempt = Attempt(arguments)
+        if signals:  # received between the check above and the assignment
+            attempt.stop()
+        log(f"attempt {index + 1}: processes {', '.join(str(process.pid) for process in attempt.processes)}")
+        codes = attempt.wait()
+        if BAD_INPUT in codes:
+            return BAD_INPUT
+        if signals or (attempt.logged_stop and not any(codes)):
+            log("stopped before the end; run the same command to resume")
+            return STOPPED
+        if not any(codes):
+            return DONE
+        exits = [f"killed by signal {-code}" if code < 0 else f"exit code {code}" for code in codes]
+        causes = ", ".join(f"process {rank}: {cause}" for rank, cause in enumerate(exits))
+        restart = f"again from the last checkpoint, restart {index + 1} of {arguments.restarts}"
+        log(f"{causes}; {restart if index < arguments.restarts else 'no restarts left'}")
+    return FAILED
+
+
+def heartbeat(workdir: str) -> int | None:
+    """Returns a value that changes with each entry in the metrics file of the run, which every host sees."""
     try:
-        for index in range(arguments.restarts + 1):
-            if signals:
-                return STOPPED
-            specs = process_specs(arguments, arguments.port or free_port())
-            attempt = Attempt(specs, arguments.hang_seconds, make_heartbeat(arguments.workdir), arguments.grace_seconds)
-            if signals:  # received between the check above and the assignment
-                attempt.stop()
-            log(f"attempt {index + 1}: processes {', '.join(map(str, attempt.pids))}")
-            codes = attempt.wait()
-            if BAD_INPUT in codes:
-                return BAD_INPUT
-            if signals or (attempt.logged_stop and not any(codes)):
-                log("stopped before the end; run the same command to resume")
-                return STOPPED
-            if not any(codes):
-                return DONE
-            causes = ", ".join(f"process {rank}: {describe_exit(code)}" for rank, code in enumerate(codes))
-            restart = f"again from the last checkpoint, restart {index + 1} of {arguments.restarts}"
-            log(f"{causes}; {restart if index < arguments.restarts else 'no restarts left'}")
-        return FAILED
-    finally:
-        for number, handler in previous_handlers.items():
-            signal.signal(number, handler)
+        from etils import epath
 
-
-def make_heartbeat(workdir: str) -> Callable[[], object]:
-    """Returns a function whose value changes with each entry in the metrics file of the run, which every host sees."""
-
-    def heartbeat() -> object:
-        try:
-            if "://" not in workdir:
-                stat = os.stat(os.path.join(workdir, METRICS))
-                return stat.st_size, stat.st_mtime_ns
-            from etils import epath
-
-            return len((epath.Path(workdir) / METRICS).read_bytes())
-        except Exception:  # no metrics yet, or the bucket is unavailable
-            return None
-
-    return heartbeat
-
-
-def describe_exit(code: int) -> str:
-    """Describes an exit code in words."""
-    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return len((epath.Path(workdir) / METRICS).read_bytes())
+    except Exception:  # no metrics yet, or the bucket is unavailable
+        return None
 
 
 def free_port() -> int:
@@ -284,7 +247,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs or prints the job; returns the exit code."""
     arguments = parse_arguments(argv)
     if arguments.dry_run:
-        print("\n".join(map(str, process_specs(arguments, arguments.port or "PORT"))))
+        for command, environment in process_commands(arguments, arguments.port or "PORT"):
+            variables = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+            print(*variables, shlex.join(command))
         return DONE
     return supervise(arguments)
 

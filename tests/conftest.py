@@ -13,11 +13,14 @@ import pytest
 from support.fake_gcs import FakeGcs
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-# Commands that the tests run one after another compile the same small programs.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vl3_jax_tests_")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+CACHE_PREFIX = "vl3_jax_tests_"
+# The workers of pytest-xdist inherit the variables of the process that starts them.
+if "PYTEST_XDIST_WORKER" not in os.environ or CACHE_PREFIX not in os.environ.get("JAX_COMPILATION_CACHE_DIR", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+    # Modules, workers and the commands that tests start compile the same small programs, each of them once.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix=CACHE_PREFIX)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 ROOT = pathlib.Path(__file__).parents[1]
 # The quick tier: modules, and single tests of slower ones, that touch every package in under a minute on two cores.
@@ -61,6 +64,30 @@ QUICK = (
     "tests/training/test_packing_plans.py",
 )
 
+# The modules that take longest, the longest first: a worker that began one of them last would end after the others.
+LONGEST = (
+    "tests/training/test_train.py",
+    "tests/cli/test_ask.py",
+    "tests/bench/test_command.py",
+    "tests/launch/test_nano.py",
+    "tests/training/test_sharded_training.py",
+    "tests/inference/test_end_to_end_parity.py",
+    "tests/inference/test_engine.py",
+    "tests/planning/test_cli.py",
+    "tests/parallel/test_sharding.py",
+    "tests/training/test_gcs.py",
+    "tests/evaluation/test_runner.py",
+    "tests/training/test_step.py",
+    "tests/training/test_loss.py",
+    "tests/kernels/test_decode.py",
+)
+
+
+def pytest_configure(config):
+    """Keeps the order of the modules, where pytest-xdist would begin with those of the most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
 
 def pytest_ignore_collect(collection_path, config):
     """With `-m quick`, leaves the other modules unread: importing them all takes longer than the tests."""
@@ -72,10 +99,18 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Marks the tests of the quick tier. Refuses entries that no longer name a test, where whole modules are run."""
+    """Puts the longest modules first and marks the tests of the quick tier.
+
+    Refuses modules that are not there, and entries of the quick tier that name no test where whole modules are run.
+    """
+    rank = {module: index for index, module in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
     for item in items:
         if item.nodeid.startswith(QUICK) and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.quick)
+    for module in LONGEST:
+        if not (ROOT / module).exists():
+            raise pytest.UsageError(f"{__file__}: LONGEST names {module}, which is not there")
     modules = {item.nodeid.partition("::")[0] for item in items}
     whole = not any("::" in argument for argument in config.args)
     for entry in QUICK:
@@ -100,3 +135,15 @@ def clear_compiled_programs():
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module")
+def fast_compile():
+    """Compiles without XLA optimisation, here and in child processes: for programs that run for a moment only."""
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)

@@ -53,6 +53,7 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys):
     assert error == "vl3 demo: max new tokens is 0: ask for at least 1\n"
 
 
+@pytest.mark.usefixtures("fast_compile")
 def test_demo_answers_with_the_weights_of_the_package(capsys, tmp_path):
     assert main(["demo", "--out", str(tmp_path / "demo.html")]) == 0
     text = capsys.readouterr().out

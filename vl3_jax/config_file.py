@@ -94,29 +94,25 @@ def _find(name: str) -> tuple[str, str]:
 
 def _set(config: ConfigDict, key: str, text: str) -> None:
     """Sets `a.b.c` to a text, read as a Python value of the type that was there."""
-    *parents, last = key.split(".")
-    group: Any = config
-    for name in parents:
-        group = _inside(group, name, key)
-    present = _inside(group, last, key)
+    group: Any = None
+    present: Any = config
+    for name in key.split("."):
+        group = present
+        if not isinstance(group, ConfigDict) or name not in group:
+            known = ", ".join(sorted(group.keys())) if isinstance(group, ConfigDict) else "nothing"
+            raise InputError(f"{key}: no such setting: {name!r} is unknown; there are {known}")
+        present = group[name]
+    if isinstance(present, ConfigDict):
+        raise InputError(f"{key}: a group of settings; change one of {', '.join(sorted(present.keys()))}")
     value: Any = text
     if isinstance(present, tuple) and text[:1] not in ("(", "["):
         value = (text,)  # one path needs no brackets
     elif not isinstance(present, str):
         value = _parsed(key, text, present)
-    if isinstance(present, ConfigDict):
-        raise InputError(f"{key}: a group of settings; change one of {', '.join(sorted(present.keys()))}")
     try:
-        group[last] = float(value) if isinstance(present, float) and isinstance(value, int) else value
+        group[name] = value  # an int is converted where there was a float, a list where there was a tuple
     except TypeError:
         raise InputError(f"{key}={value}: give a value like {present!r}") from None
-
-
-def _inside(group: Any, name: str, key: str) -> Any:
-    if not isinstance(group, ConfigDict) or name not in group:
-        known = ", ".join(sorted(group.keys())) if isinstance(group, ConfigDict) else "nothing"
-        raise InputError(f"{key}: no such setting: {name!r} is unknown; there are {known}")
-    return group[name]
 
 
 def _parsed(key: str, text: str, present: Any) -> Any:

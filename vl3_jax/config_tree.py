@@ -36,9 +36,9 @@ _ATTRIBUTE = re.compile(r"^  (?P<names>[\w, ]+): (?P<text>.*(?:\n    .*)*)", re.
 def to_tree(settings: Any) -> dict[str, Any]:
     """Returns a dataclass instance as nested dicts of plain values, which JSON and ConfigDict can hold."""
     return {
-        field.name: _to_plain(getattr(settings, field.name), field)
+        field.name: _to_plain(getattr(settings, field.name), field.metadata.get(NONE))
         for field in dataclasses.fields(settings)
-        if not _is_key(field, settings)
+        if field.name != getattr(settings, "KEY", None)
     }
 
 
@@ -110,14 +110,9 @@ def _without_none(hint: Any) -> Any:
     return members[0] if isinstance(hint, UnionType) and len(members) == 1 else hint
 
 
-def _is_key(field: dataclasses.Field, settings: Any) -> bool:
-    """Whether the field is the key under which these settings stand in a mapping of their owner."""
-    return field.name == getattr(settings, "KEY", None)
-
-
-def _to_plain(value: Any, field: dataclasses.Field | None = None) -> Any:
-    if value is None and field is not None:
-        return field.metadata.get(NONE)
+def _to_plain(value: Any, none: Any = None) -> Any:
+    if value is None:
+        return none
     if dataclasses.is_dataclass(value):
         return to_tree(value)
     if isinstance(value, Mapping):

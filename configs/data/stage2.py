@@ -41,12 +41,7 @@ GROUPS = [
     Group(
         "text",
         6_250_000,
-        [
-            "Evol-Instruct-143K",
-            "Infinity-Instruct-code",
-            "Infinity-Instruct-commonsense",
-            "Infinity-Instruct-math",
-        ],
+        ["Evol-Instruct-143K", "Infinity-Instruct-code", "Infinity-Instruct-commonsense", "Infinity-Instruct-math"],
         {"Evol-Instruct-143K": 143_000},
     ),
 ]

@@ -32,18 +32,12 @@ GROUPS = [
     ),
     Group("document", 1_310_000, ["DocVQA", "Docmatix"]),
     Group(
-        "chart",
-        1_000_000,
-        ["ChartQA", "MMC-Instruction", "DVQA", "LRV-Instruction", "ChartGemma", "InfoVQA", "PlotQA"],
+        "chart", 1_000_000, ["ChartQA", "MMC-Instruction", "DVQA", "LRV-Instruction", "ChartGemma", "InfoVQA", "PlotQA"]
     ),
     Group("ocr", 830_000, ["MultiUI", "OCR-in-house"]),
     Group("grounding", 500_000, ["RefCOCO", "VCR", "grounding-in-house"]),
     Group("multi-image", 410_000, ["Demon-Full", "Contrastive-Caption"]),
-    Group(
-        "text",
-        2_210_000,
-        ["Magpie", "Magpie-Pro", "Synthia", "Infinity-Instruct-subjective", "NuminaMath"],
-    ),
+    Group("text", 2_210_000, ["Magpie", "Magpie-Pro", "Synthia", "Infinity-Instruct-subjective", "NuminaMath"]),
     Group("video", 2_920_000, VIDEO_GENERAL),
 ]
 

@@ -1,28 +1,13 @@
 """Stage 4, video-centric fine-tuning: long, live and timed video beside images and text (paper, table 4)."""
 
 from data_pipelines.mixtures import Group, mixture
+from vl3_jax import config_file
 
-VIDEO_GENERAL = [
-    "LLaVA-Video-178K",
-    "ShareGPT4o-Video",
-    "FineVideo",
-    "CinePile",
-    "ShareGemini-k400",
-    "ShareGemini-WebVID",
-    "VCG-Human",
-    "VCG-Plus",
-    "VideoLLaMA2-in-house",
-    "temporal-grounding-in-house",
-    "VideoRefer",
-    "Panda-synthetic-in-house",
-]
+STAGE_3_VIDEO = [name for name, data in config_file.evaluate("data/stage3").datasets.items() if data.task == "video"]
+VIDEO_GENERAL = [*STAGE_3_VIDEO, "VideoRefer", "Panda-synthetic-in-house"]
 GROUPS = [
     Group("video", 3_030_000, VIDEO_GENERAL, {"Panda-synthetic-in-house": 242_000}),
-    Group(
-        "streaming",
-        36_200,
-        ["ActivityNet-stream", "YouCook2-stream", "Ego4D-narration", "Ego4D-livechat"],
-    ),
+    Group("streaming", 36_200, ["ActivityNet-stream", "YouCook2-stream", "Ego4D-narration", "Ego4D-livechat"]),
     Group(
         "temporal grounding",
         205_000,

@@ -1,5 +1,7 @@
 """Checks every record and media file of a data set and lists all samples that training would skip."""
 
+import contextlib
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -40,9 +42,9 @@ def check(
       WorkerDiedError: A worker process died.
     """
     source = spec.open()
-    shared = (source, MediaResolver(spec.media), decode)
+    check_range = functools.partial(_check_range, source, MediaResolver(spec.media), decode)
     ranges = chunk_ranges(len(source), CHUNK)
-    errors = parallel_map(_check_range, shared, ranges, len(source), workers, on_progress)
+    errors = parallel_map(check_range, ranges, len(source), workers, on_progress)
     return len(source), list(itertools.chain(*errors))
 
 
@@ -61,10 +63,8 @@ def _check_media(reader: MediaReader, decode: bool) -> None:
         if decode:
             reader.load()
         return
-    try:
+    with contextlib.suppress(PlanChangedError):  # the damage is reported in `reader.warnings`
         for _ in reader.frames() if decode else ():
             pass
-    except PlanChangedError:
-        pass  # the damage is reported in `reader.warnings`
     if reader.warnings:
         raise BadSampleError(UNREADABLE, reader.warnings[-1], reader.name)

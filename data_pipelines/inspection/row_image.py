@@ -4,7 +4,7 @@ import colorsys
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageOps
 
 from vl3_jax.processing.resize import PATCH
 
@@ -12,6 +12,7 @@ _WIDTH = 1600
 _BAR = 14  # height in pixels of a line of the token bar
 _GAP = 6
 _FRAME = 120  # height of a frame in the image
+_BORDER = 2
 _PADDING = (40, 40, 40)
 _DIM, _GREY = 0.3, 70  # weight of a pruned patch's own pixels, blended with this grey level, which shows on black too
 
@@ -30,18 +31,16 @@ def render_row(arrays: Mapping[str, np.ndarray], row: int = 0) -> Image.Image:
     used = max(int((arrays["segment_ids"][row] > 0).sum()), 1)
     bar = _token_bar(*(arrays[name][row][:used] for name in ("segment_ids", "vision_slot", "loss_weight")))
     frames = _frames(arrays, row)
-    tiles, x, y = [], 0, bar.height + _GAP
-    for image, colour in frames:
-        if x and x + image.width + 4 > _WIDTH:
-            x, y = 0, y + _FRAME + 4 + _GAP
-        tiles.append((x, y, image, colour))
-        x += image.width + 4 + _GAP
-    canvas = Image.new("RGB", (_WIDTH, y + (_FRAME + 4 if frames else 0)), "black")
-    canvas.paste(bar, (0, 0))
-    draw = ImageDraw.Draw(canvas)
-    for left, top, image, colour in tiles:
-        draw.rectangle((left, top, left + image.width + 3, top + image.height + 3), fill=colour)
-        canvas.paste(image, (left + 2, top + 2))
+    tiles, x, y = [(bar, (0, 0))], 0, bar.height + _GAP
+    height = _FRAME + 2 * _BORDER
+    for image in frames:
+        if x and x + image.width > _WIDTH:
+            x, y = 0, y + height + _GAP
+        tiles.append((image, (x, y)))
+        x += image.width + _GAP
+    canvas = Image.new("RGB", (_WIDTH, y + (height if frames else 0)), "black")
+    for image, corner in tiles:
+        canvas.paste(image, corner)
     return canvas
 
 
@@ -56,22 +55,16 @@ def _token_bar(segments: np.ndarray, slots: np.ndarray, weights: np.ndarray) -> 
     tokens = np.array(colours, np.float32)[segments]
     tokens[slots >= 0] = tokens[slots >= 0] * 0.4 + 0.6 * 160
     # The loss weight at a position belongs to the prediction of the next token.
-    supervised = np.roll(weights, 1) > 0
-    marks = np.where(supervised[:, None], 255, 0) * np.ones(3)
-    per_line = _WIDTH // 2
-    lines = []
-    for start in range(0, len(segments), per_line):
-        line = np.zeros((_BAR, per_line, 3), np.uint8)
-        span = slice(start, start + per_line)
-        count = len(segments[span])
-        line[: _BAR - 6, :count] = tokens[span]
-        line[_BAR - 5 : _BAR - 2, :count] = marks[span]
-        lines.append(line)
-    return Image.fromarray(np.concatenate(lines).repeat(2, axis=1))
+    marks = np.where(np.roll(weights, 1) > 0, 255, 0)
+    line, column = np.divmod(np.arange(len(segments)), _WIDTH // 2)
+    bar = np.zeros((line[-1] + 1, _BAR, _WIDTH // 2, 3), np.uint8)
+    bar[line, : _BAR - 6, column] = tokens[:, None]
+    bar[line, _BAR - 5 : _BAR - 2, column] = marks[:, None, None]
+    return Image.fromarray(bar.reshape(-1, _WIDTH // 2, 3).repeat(2, axis=1))
 
 
-def _frames(arrays: Mapping[str, np.ndarray], row: int) -> list[tuple[Image.Image, tuple[int, int, int]]]:
-    """Returns each frame of the row with the colour of its sample; grey if no token of the frame is kept."""
+def _frames(arrays: Mapping[str, np.ndarray], row: int) -> list[Image.Image]:
+    """Returns each frame of the row in a border of its sample's colour; grey if no token of the frame is kept."""
     patch_segment, patch_hw, patches = (arrays[name][row] for name in ("patch_segment", "patch_hw", "patches"))
     per_row = patch_segment.shape[1]
     owners = _patch_owners(arrays, row)
@@ -85,7 +78,8 @@ def _frames(arrays: Mapping[str, np.ndarray], row: int) -> list[tuple[Image.Imag
             image = Image.fromarray(pixels)
             width = max(1, min(round(image.width * _FRAME / image.height), _WIDTH - 8))
             colour = segment_colour(segment) if segment else (90, 90, 90)
-            frames.append((image.resize((width, _FRAME), Image.Resampling.BILINEAR), colour))
+            image = image.resize((width, _FRAME), Image.Resampling.BILINEAR)
+            frames.append(ImageOps.expand(image, _BORDER, colour))
     return frames
 
 

@@ -11,7 +11,7 @@ from data_pipelines.index import Index
 from data_pipelines.loader import Loader
 from data_pipelines.mixture_dataset import MixtureDataset
 from data_pipelines.packing.lengths import UNKNOWN, compute_sample_size
-from data_pipelines.packing.packing_plan import PackingEfficiency, epoch_order, packing_efficiency, plan_packing
+from data_pipelines.packing.packing_plan import epoch_order, packing_efficiency, plan_packing
 from data_pipelines.packing.sample_sizes import SampleSizes, compute_sample_sizes, concatenate
 from data_pipelines.settings import DataSettings
 from vl3_jax.text_table import text_table
@@ -42,10 +42,8 @@ def collect_stats(mixture: MixtureDataset, budgets: bool = False, measure: int =
         "epoch": {
             "samples": len(plan.samples),
             "rows": len(plan),
-            "fill": _fill(packing_efficiency(plan, sizes, shape)),
-            "shrunk": sizes.shrunk,
-            "cut": sizes.cut,
-            "cut_tokens": sizes.cut_tokens,
+            "fill": dataclasses.asdict(packing_efficiency(plan, sizes, shape)),
+            **{name: getattr(sizes, name) for name in ("shrunk", "cut", "cut_tokens")},
         },
         "shape": dataclasses.asdict(shape),
     }
@@ -60,12 +58,10 @@ def format_stats(stats: dict[str, Any]) -> str:
     """Formats the result of `collect_stats` as tables for a terminal."""
     rows = [("data set", "samples", "bad", "tokens", "median", "p99", "vision", "kept", "shrunk", "cut")]
     for dataset in stats["datasets"]:
-        counts = {name: f"{dataset[name]:,}" for name in ("samples", "bad", "shrunk", "cut")}
+        samples, bad, shrunk, cut = (f"{dataset[name]:,}" for name in ("samples", "bad", "shrunk", "cut"))
         lengths = [f"{value:.0f}" for value in (*dataset["tokens"], dataset["vision_tokens"][0])]
         kept = "-" if dataset["kept"] is None else f"{dataset['kept']:.0%}"
-        rows.append(
-            (dataset["name"], counts["samples"], counts["bad"], *lengths, kept, counts["shrunk"], counts["cut"])
-        )
+        rows.append((dataset["name"], samples, bad, *lengths, kept, shrunk, cut))
     epoch, shape = stats["epoch"], stats["shape"]
     lines = [
         *text_table(rows, "<>>>>>>>>>"),
@@ -123,42 +119,33 @@ def suggest_budgets(mixture: MixtureDataset, patches: Sequence[int] = _PATCHES) 
 
     Args:
       mixture: The data.
-      patches: The budgets, in patches of a row.
+      patches: The budgets, in patches of all vision rows of a text row together.
 
     Returns:
       For each budget its "patches", the number of "rows", their packing efficiency ("fill"), the number of samples with
       fewer vision tokens than the settings allow ("shrunk"), and the "tflop" of a forward pass per sample; sorted by
       the last.
     """
-    budgets = []
+    budgets, shape, merge = [], mixture.settings.shape, mixture.settings.processor.image_merge
     for budget in patches:
-        settings = with_patches(mixture.settings, budget)
+        capacities = {"patches": budget // shape.vision_rows, "vision_tokens": min(shape.length, budget // merge**2)}
+        settings = dataclasses.replace(mixture.settings, shape=dataclasses.replace(shape, **capacities))
         sizes = concatenate(
             [compute_sample_sizes(dataset.index, settings, dataset.spec.name) for dataset in mixture.datasets]
         )
         order = epoch_order([sizes.usable], [1.0], 0, 0)[:_MAX_SAMPLES]
         plan = plan_packing(sizes, order, settings.shape, (0, 0))
-        row_tflop = settings.shape.length * _DECODER_TFLOP + budget * _TOWER_TFLOP
+        row_tflop = shape.length * _DECODER_TFLOP + budget * _TOWER_TFLOP
         budgets.append(
             {
                 "patches": budget,
                 "rows": len(plan),
-                "fill": _fill(packing_efficiency(plan, sizes, settings.shape)),
+                "fill": dataclasses.asdict(packing_efficiency(plan, sizes, settings.shape)),
                 "shrunk": sizes.shrunk,
                 "tflop": len(plan) * row_tflop / max(len(order), 1),
             }
         )
     return sorted(budgets, key=lambda budget: budget["tflop"])
-
-
-def with_patches(settings: DataSettings, patches: int) -> DataSettings:
-    """Returns the settings with another patch capacity, `patches` in all vision rows of a text row together."""
-    shape = settings.shape
-    vision_tokens = min(shape.length, patches if settings.processor.image_merge == 1 else patches // 4)
-    per_vision_row = patches // shape.vision_rows
-    return dataclasses.replace(
-        settings, shape=dataclasses.replace(shape, patches=per_vision_row, vision_tokens=vision_tokens)
-    )
 
 
 def _spread(values: np.ndarray) -> tuple[float, float, float]:
@@ -177,11 +164,6 @@ def _kept_share(index: Index, settings: DataSettings, sizes: SampleSizes) -> flo
             after += int(sizes.vision_tokens[number])
             before += compute_sample_size(dataclasses.replace(lengths, media=media), settings).vision_tokens
     return after / before if before else None
-
-
-def _fill(efficiency: PackingEfficiency) -> dict[str, float]:
-    """Returns the JSON form, in which the name of `max_fill` is "either"."""
-    return {{"max_fill": "either"}.get(name, name): value for name, value in dataclasses.asdict(efficiency).items()}
 
 
 def _format_fill(fill: dict[str, float]) -> str:

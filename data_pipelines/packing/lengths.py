@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from data_pipelines.sample_errors import TOO_LONG, BadSampleError
 from data_pipelines.settings import DataSettings
 from vl3_jax.processing import resize
-from vl3_jax.processing.packed_batch import BatchShape
+from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.resize import PATCH
 
 BAD = -1  # the text tokens of a bad sample
@@ -91,14 +91,15 @@ def compute_sample_size(lengths: SampleLengths, settings: DataSettings) -> Sampl
     if not lengths.media:
         tokens = min(lengths.text, shape.length)
         return SampleSize(tokens, 0, 0, (), limit, cut=lengths.text - tokens)
-    budget, needed = limit, _needed(lengths.media, settings, limit)
+    media = tuple((m.is_video, m.height, m.width, m.frames) for m in lengths.media)
+    budget, needed = limit, _needed(media, settings.processor, limit)
     allowed = min(shape.vision_tokens, max(shape.length - lengths.text, shape.length // _MIN_MEDIA_DIVISOR))
     for _ in range(_MAX_TRIES):
         excess = _excess(needed, allowed, settings)
         if excess <= 1 or budget <= 1:
             break
         budget = max(min(int(min(budget, needed.vision_tokens) / excess), budget - 1), 1)
-        needed = _needed(lengths.media, settings, budget)
+        needed = _needed(media, settings.processor, budget)
     if _excess(needed, shape.vision_tokens, settings) > 1:
         raise BadSampleError(
             TOO_LONG,
@@ -108,15 +109,10 @@ def compute_sample_size(lengths: SampleLengths, settings: DataSettings) -> Sampl
     vision = needed.vision_tokens
     if budget == limit:  # the index counted pruning at this budget
         vision = sum(m.kept if m.kept != UNKNOWN else own for m, own in zip(lengths.media, needed.each, strict=True))
-    tokens = min(lengths.text + vision, shape.length)
+    whole = lengths.text + vision
+    tokens = min(whole, shape.length)
     return SampleSize(
-        tokens,
-        min(vision, tokens),
-        needed.patches,
-        needed.frames,
-        budget,
-        shrunk=budget < limit,
-        cut=lengths.text + vision - tokens,
+        tokens, min(vision, tokens), needed.patches, needed.frames, budget, shrunk=budget < limit, cut=whole - tokens
     )
 
 
@@ -133,26 +129,14 @@ class _Needed:
         return sum(self.each)
 
 
-def _needed(media: tuple[MediaInfo, ...], settings: DataSettings, budget: int) -> _Needed:
-    config = settings.processor
-    sizes = tuple((m.is_video, m.height, m.width, m.frames) for m in media)
-    return _needed_for(sizes, config.image_merge, config.video_merge, config.preprocess, config.min_tokens, budget)
-
-
 @functools.lru_cache(maxsize=2**16)
-def _needed_for(
-    media: tuple[tuple[bool, int, int, int], ...],
-    image_merge: int,
-    video_merge: int,
-    preprocess: str,
-    min_tokens: int,
-    budget: int,
-) -> _Needed:
+def _needed(media: tuple[tuple[bool, int, int, int], ...], config: ProcessorConfig, budget: int) -> _Needed:
+    """Resizes media, each (is_video, height, width, frames)."""
     items = [
-        resize.ResizeItem(height, width, video_merge if is_video else image_merge, frames)
+        resize.ResizeItem(height, width, config.video_merge if is_video else config.image_merge, frames)
         for is_video, height, width, frames in media
     ]
-    sizes = resize.target_sizes(items, preprocess, min_tokens, budget)
+    sizes = resize.target_sizes(items, config.preprocess, config.min_tokens, budget)
     frames = tuple(
         ((height // PATCH) * (width // PATCH), item.frames) for item, (height, width) in zip(items, sizes, strict=True)
     )
@@ -164,17 +148,12 @@ def _needed_for(
 def _excess(needed: _Needed, allowed: int, settings: DataSettings) -> float:
     """Returns the factor by which the media are too large; 1 or less if they fit."""
     shape = settings.shape
-    largest = max(size for size, _ in needed.frames)
     return max(
         needed.vision_tokens / allowed,
         needed.patches / (shape.patches * shape.vision_rows),
-        largest / min(settings.max_frame_patches, shape.patches),
-        1.01 if not _fits_alone(needed.frames, shape) else 0,
+        max(size for size, _ in needed.frames) / min(settings.max_frame_patches, shape.patches),
+        1.01 if assign_frames(needed.frames, [shape.patches] * shape.vision_rows) is None else 0,
     )
-
-
-def _fits_alone(frames: Sequence[tuple[int, int]], shape: BatchShape) -> bool:
-    return assign_frames(frames, [shape.patches] * shape.vision_rows) is not None
 
 
 def assign_frames(frames: Sequence[tuple[int, int]], free: Sequence[int]) -> list[int] | None:

@@ -48,13 +48,13 @@ class PackingEfficiency:
     Attributes:
       tokens: Share of the token capacity.
       patches: Share of the patch capacity.
-      max_fill: The larger of the token and the patch share of each row.
+      either: The larger of the token and the patch share of each row.
       samples: Share of the sample capacity.
     """
 
     tokens: float
     patches: float
-    max_fill: float
+    either: float
     samples: float
 
 
@@ -117,9 +117,8 @@ def plan_packing(
         packer.assign(chunk[largest_first].tolist(), needs[:, largest_first].T.tolist())
         closed = packer.close(last=start + window >= len(order))
         rows += [closed[number] for number in rng.permutation(len(closed))]
-    counts = np.array([len(row) for row in rows], np.int64)
     samples = np.array([sample for row in rows for sample in row], np.int64)
-    return PackingPlan(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), samples)
+    return PackingPlan(np.cumsum([0, *map(len, rows)], dtype=np.int64), samples)
 
 
 def packing_efficiency(plan: PackingPlan, sample_sizes: SampleSizes, shape: BatchShape) -> PackingEfficiency:
@@ -171,8 +170,7 @@ class _Packer:
         done = np.maximum(used[_TOKENS], used[_PATCHES]) >= _FULL
         done |= self._free[_SAMPLES, :count] == 0
         done |= np.array(self._ages, int) >= _MAX_AGE
-        if last:
-            done[:] = True
+        done |= last
         closed = [row for row, is_done in zip(self._rows, done, strict=True) if is_done]
         keep = np.flatnonzero(~done)
         self._free[:, : len(keep)] = self._free[:, keep]

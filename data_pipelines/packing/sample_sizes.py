@@ -1,6 +1,7 @@
 """Sizes of all samples of a data set in a packed row, as arrays, computed from their lengths alone."""
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -73,11 +74,9 @@ def compute_sample_sizes(lengths: Collection[SampleLengths], settings: DataSetti
 def concatenate(parts: Sequence[SampleSizes]) -> SampleSizes:
     """Concatenates the sizes of several data sets in order."""
     columns = {field.name: [getattr(part, field.name) for part in parts] for field in dataclasses.fields(SampleSizes)}
-    arrays = [np.concatenate(columns[name]) for name in ("tokens", "vision_tokens", "patches", "usable")]
-    with_frames = any(frames is not None for frames in columns["frames"])
     return SampleSizes(
-        *arrays,
-        frames=[frames for part in columns["frames"] for frames in part or ()] if with_frames else None,
+        **{name: np.concatenate(columns[name]) for name in ("tokens", "vision_tokens", "patches", "usable")},
+        frames=None if None in columns["frames"] else list(itertools.chain(*columns["frames"])),
         **{name: sum(columns[name]) for name in ("shrunk", "cut", "cut_tokens")},
-        errors=[error for errors in columns["errors"] for error in errors],
+        errors=list(itertools.chain(*columns["errors"])),
     )

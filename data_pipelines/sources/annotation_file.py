@@ -1,5 +1,6 @@
 """Reads annotation files, JSON lines or one JSON list, record by record through byte offsets."""
 
+import itertools
 import mmap
 import re
 from typing import Any
@@ -19,45 +20,30 @@ _STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|[\[\]{},]', re.DOTALL
 class AnnotationFile(RecordSource):
     """One file in the official format; a first character "[" means a JSON list, any other JSON lines."""
 
+    KIND = "annotations"
+
     def __init__(self, path: str):
         super().__init__(path)
         self._file = ByteFile(path)
-        size = self._size()
-        start = self._first_character(size)
-        self._is_list = size > start and self._file.read(start, start + 1) == b"["
-        if self._is_list:
-            self._starts, self._stops = _list_elements(self._content(), start)
-            self._lines = None
-        else:
-            self._starts, self._stops, self._lines = _lines(self._file, size, start)
+        try:
+            size = self._file.size
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or 'cannot be read'}; check the annotation file") from None
+        head = self._file.read(0, min(size, 4096))
+        content = head.removeprefix(_BOM).lstrip()
+        start = len(head) - len(content)
+        is_list = content.startswith(b"[")
+        records = _list_elements(self._content(), start) if is_list else _lines(self._file, size, start)
+        self._starts, self._stops, self._lines = records
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def where(self, index: int) -> str:
-        if self._lines is not None:
-            line = int(self._lines[index]) + 1
-        else:
-            ranges = chunk_ranges(int(self._starts[index]), _CHUNK)
-            line = 1 + sum(self._file.read(*chunk).count(b"\n") for chunk in ranges)
-        return f"{self.path}, line {line}"
+        return f"{self.path}, line {self._lines[index] + 1}"
 
     def read(self, index: int) -> Any:
         return parse_json(self._file.read(int(self._starts[index]), int(self._stops[index])), "the record")
-
-    def fingerprint(self) -> list:
-        return ["annotations", len(self), *self._file.fingerprint()]
-
-    def _size(self) -> int:
-        try:
-            return self._file.size
-        except OSError as error:
-            raise InputError(f"{self.path}: {error.strerror or 'cannot be read'}; check the annotation file") from None
-
-    def _first_character(self, size: int) -> int:
-        head = self._file.read(0, min(size, 4096))
-        position = len(_BOM) if head.startswith(_BOM) else 0
-        return position + len(head[position:]) - len(head[position:].lstrip())
 
     def _content(self):
         if "://" in self.path:
@@ -84,11 +70,13 @@ def _lines(file: ByteFile, size: int, first: int) -> tuple[np.ndarray, np.ndarra
     return starts[keep], stops[keep], np.flatnonzero(keep).astype(np.int32)
 
 
-def _list_elements(content, opening: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the byte ranges between the commas of the outer list; what follows damage becomes one bad record."""
-    starts, stops = [], []
-    depth, start = 0, opening + 1
-    end = None
+def _list_elements(content, opening: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns starts, stops and lines (from 0) of what is between the commas of the outer list.
+
+    What follows damage becomes one bad record.
+    """
+    bounds, depth = [], 0
+    start, end = opening + 1, len(content)
     for match in _STRUCTURE.finditer(content, opening):
         character = match.group()
         if character in (b"{", b"["):
@@ -99,18 +87,11 @@ def _list_elements(content, opening: int) -> tuple[np.ndarray, np.ndarray]:
                 end = match.start()
                 break
         elif character == b"," and depth == 1:
-            starts.append(start)
-            stops.append(match.start())
+            bounds.append((start, match.start()))
             start = match.end()
-    end = len(content) if end is None else end
-    if starts or content[start:end].strip():
-        starts.append(start)
-        stops.append(end)
-    trimmed = [_trim(content, *bounds) for bounds in zip(starts, stops, strict=True)]
-    return np.array([t[0] for t in trimmed], np.int64), np.array([t[1] for t in trimmed], np.int64)
-
-
-def _trim(content, start: int, stop: int) -> tuple[int, int]:
-    """Skips white space before the element, so that its line number is right."""
-    element = content[start:stop]
-    return start + len(element) - len(element.lstrip()), stop
+    if bounds or content[start:end].strip():
+        bounds.append((start, end))
+    # White space before an element is skipped, so that its line number is right.
+    starts = [stop - len(content[start:stop].lstrip()) for start, stop in bounds]
+    lines = np.cumsum([content[a:b].count(b"\n") for a, b in itertools.pairwise([0, *starts])], dtype=np.int32)
+    return np.array(starts, np.int64), np.array([stop for _, stop in bounds], np.int64), lines

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, one_line
-from data_pipelines.sources.base import ByteFile, RecordSource
+from data_pipelines.sources.base import RecordSource
 from vl3_jax.errors import InputError
 
 _LENGTH = struct.Struct("<I")
@@ -24,18 +24,17 @@ def encode(fields: Mapping[str, Any]) -> bytes:
     Args:
       fields: The annotation, in which the media fields are lists of {"path": ..., "bytes": ...}.
     """
-    blobs, header = [], dict(fields)
-    position = 0
+    header, content = dict(fields), bytearray()
     for key in MEDIA_KEYS:
         entries = []
         for medium in header.get(key) or []:
-            entries.append({"path": medium["path"], "at": [position, position + len(medium["bytes"])]})
-            blobs.append(medium["bytes"])
-            position += len(medium["bytes"])
+            start = len(content)
+            content += medium["bytes"]
+            entries.append({"path": medium["path"], "at": [start, len(content)]})
         if entries:
             header[key] = entries
     text = json.dumps(header, ensure_ascii=False).encode()
-    return b"".join([_LENGTH.pack(len(text)), text, *blobs])
+    return _LENGTH.pack(len(text)) + text + content
 
 
 def decode(record: bytes) -> dict[str, Any]:
@@ -59,6 +58,8 @@ def decode(record: bytes) -> dict[str, Any]:
 class ArrayRecords(RecordSource):
     """One ArrayRecord shard."""
 
+    KIND = "array_record"
+
     def __init__(self, path: str):
         super().__init__(path)
         self._length = self._call("num_records")
@@ -73,9 +74,6 @@ class ArrayRecords(RecordSource):
             return decode(self._call("read", [index])[0])
         except (ValueError, KeyError, TypeError, struct.error, InputError) as error:
             raise BadSampleError(BAD_RECORD, f"damaged ({one_line(error)}); write the shard again") from error
-
-    def fingerprint(self) -> list:
-        return ["array_record", len(self), *ByteFile(self.path).fingerprint()]
 
     def _call(self, method: str, *arguments):
         try:

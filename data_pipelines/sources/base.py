@@ -2,12 +2,13 @@
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from data_pipelines.sample_errors import NOT_JSON, NOT_UTF8, BadSampleError, SampleError, from_exception
 
@@ -45,8 +46,11 @@ class RecordSource(abc.ABC):
     File handles are opened lazily, in each process separately.
 
     Attributes:
+      KIND: Names sources of this kind in the fingerprint of their file.
       path: Path or URL of the file, folder or generator that holds the records.
     """
+
+    KIND: ClassVar[str]
 
     def __init__(self, path: str = ""):
         self.path = path
@@ -74,9 +78,12 @@ class RecordSource(abc.ABC):
           BadSampleError: The record cannot be read.
         """
 
-    @abc.abstractmethod
     def fingerprint(self) -> list[Any]:
-        """Returns JSON values that identify the content of this source; part of the key of its index."""
+        """Returns JSON values that identify the content of this source; part of the key of its index.
+
+        These are `KIND`, the number of records, and the name, size and hash of the file at `path`.
+        """
+        return [self.KIND, len(self), *ByteFile(self.path).fingerprint()]
 
     def outline(self) -> "RecordSource":
         """Returns a source whose records have the same lengths but may be cheaper to read."""
@@ -113,24 +120,18 @@ class ByteFile:
 
     def __init__(self, path: str):
         self.path = path
-        self._descriptor: int | None = None
-        self._remote = None
-        self._lock = threading.Lock()
 
     def read(self, start: int, stop: int) -> bytes:
         """Returns the bytes [start, stop); fewer at the end of the file."""
-        with self._lock:
-            self._open()
-        if self._remote:
-            filesystem, key = self._remote
-            return filesystem.cat_file(key, start=start, end=stop)
-        return os.pread(self._descriptor, stop - start, start)
+        filesystem, file = self._opened
+        if filesystem is None:
+            return os.pread(file.fileno(), stop - start, start)
+        return filesystem.cat_file(file, start=start, end=stop)
 
     @property
     def size(self) -> int:
-        with self._lock:
-            self._open()
-        return self._remote[0].size(self._remote[1]) if self._remote else os.fstat(self._descriptor).st_size
+        filesystem, file = self._opened
+        return os.fstat(file.fileno()).st_size if filesystem is None else filesystem.size(file)
 
     def fingerprint(self) -> list[Any]:
         """Returns name, size and a hash of both ends: equal for a copy elsewhere, different after an edit at an end."""
@@ -138,21 +139,14 @@ class ByteFile:
         ends = self.read(0, min(size, _FINGERPRINT_BYTES)) + self.read(max(size - _FINGERPRINT_BYTES, 0), size)
         return [os.path.basename(self.path), size, hashlib.blake2b(ends, digest_size=8).hexdigest()]
 
-    def _open(self) -> None:
-        if self._descriptor is None and self._remote is None:
-            if "://" in self.path:
-                import fsspec
+    @functools.cached_property
+    def _opened(self) -> tuple[Any, Any]:
+        """The file system of a URL and the key in it; None and the open file for a local path."""
+        if "://" not in self.path:
+            return None, open(self.path, "rb", buffering=0)  # closed with this object
+        import fsspec
 
-                self._remote = fsspec.core.url_to_fs(self.path)
-            else:
-                self._descriptor = os.open(self.path, os.O_RDONLY)
+        return fsspec.core.url_to_fs(self.path)
 
-    def __getstate__(self) -> str:
-        return self.path
-
-    def __setstate__(self, path: str) -> None:
-        self.__init__(path)
-
-    def __del__(self):
-        if getattr(self, "_descriptor", None) is not None:
-            os.close(self._descriptor)
+    def __reduce__(self):
+        return ByteFile, (self.path,)

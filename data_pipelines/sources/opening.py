@@ -12,22 +12,14 @@ from data_pipelines.sources.base import RecordSource
 from data_pipelines.sources.tfds_source import folder_and_split
 from vl3_jax.errors import InputError
 
-# Kind -> module and class, imported at first use because the libraries of some may be missing.
+# Kind -> module and class, imported at first use because the libraries of some may be missing, and file endings.
 KINDS = {
-    "annotations": ("sources.annotation_file", "AnnotationFile"),
-    "array_record": ("sources.array_records", "ArrayRecords"),
-    "tfds": ("sources.tfds_source", "TfdsSource"),
-    "webdataset": ("sources.webdataset", "WebDataset"),
-    "parquet": ("sources.parquet", "ParquetFile"),
-    "synthetic": ("synthetic.source", "SyntheticSource"),
-}
-_KIND_BY_SUFFIX = {
-    ".json": "annotations",
-    ".jsonl": "annotations",
-    ".array_record": "array_record",
-    ".arrayrecord": "array_record",
-    ".tar": "webdataset",
-    ".parquet": "parquet",
+    "annotations": ("sources.annotation_file", "AnnotationFile", (".json", ".jsonl")),
+    "array_record": ("sources.array_records", "ArrayRecords", (".array_record", ".arrayrecord")),
+    "tfds": ("sources.tfds_source", "TfdsSource", ()),
+    "webdataset": ("sources.webdataset", "WebDataset", (".tar",)),
+    "parquet": ("sources.parquet", "ParquetFile", (".parquet",)),
+    "synthetic": ("synthetic.source", "SyntheticSource", ()),
 }
 
 
@@ -84,25 +76,25 @@ def _expand(path: str) -> list[str]:
     return matches
 
 
-def _infer_kind(path: str) -> str:
+def _infer_kind(path: str) -> str | None:
     if path.startswith("synthetic://"):
         return "synthetic"
-    for suffix, kind in _KIND_BY_SUFFIX.items():
-        if path.lower().endswith(suffix):
+    for kind, (_, _, suffixes) in KINDS.items():
+        if path.lower().endswith(suffixes):
             return kind
     if ".array_record-" in path or ".arrayrecord-" in path:  # name.array_record-00000-of-00010
         return "array_record"
     if os.path.exists(os.path.join(folder_and_split(path)[0], "dataset_info.json")):
         return "tfds"
-    if not os.path.exists(path) and "://" not in path:
-        raise InputError(f"{path}: no such file; check the path")
-    raise InputError(f"{path}: unknown kind of data; give the kind, one of {', '.join(KINDS)}")
+    return None
 
 
-def _open(path: str, kind: str) -> RecordSource:
-    if kind not in KINDS:
+def _open(path: str, kind: str | None) -> RecordSource:
+    if kind and kind not in KINDS:
         raise InputError(f"{path}: unknown kind {kind!r}; use one of {', '.join(KINDS)}")
-    module, name = KINDS[kind]
     if kind != "tfds" and "://" not in path and not os.path.exists(path):
         raise InputError(f"{path}: no such file; check the path")
+    if kind is None:
+        raise InputError(f"{path}: unknown kind of data; give the kind, one of {', '.join(KINDS)}")
+    module, name, _ = KINDS[kind]
     return getattr(importlib.import_module(f"data_pipelines.{module}"), name)(path)

@@ -1,13 +1,13 @@
 """Reads Parquet files with embedded media: columns as in the official records, media as bytes or {bytes, path}."""
 
 import bisect
-import collections
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from data_pipelines.sample_errors import one_line
-from data_pipelines.sources.base import ByteFile, RecordSource
+from data_pipelines.sources.base import RecordSource
 from vl3_jax.errors import InputError
 
 _CACHED_GROUPS = 4  # row groups kept in memory, because neighbouring rows are often read together
@@ -18,6 +18,8 @@ class ParquetFile(RecordSource):
 
     Whole row groups are read at a time, so files with small groups (some hundred rows) suit random access.
     """
+
+    KIND = "parquet"
 
     def __init__(self, path: str):
         super().__init__(path)
@@ -34,24 +36,12 @@ class ParquetFile(RecordSource):
     def read(self, index: int) -> dict[str, Any]:
         group = bisect.bisect_right(self._firsts, index) - 1
         with self._lock:
-            table = self._group(group)
+            table = self._open_group(group)
         return table.slice(index - self._firsts[group], 1).to_pylist()[0]
 
-    def fingerprint(self) -> list:
-        return ["parquet", len(self), *ByteFile(self.path).fingerprint()]
-
-    def _group(self, group: int):
-        cache = self._open_groups
-        if group not in cache:
-            while len(cache) >= _CACHED_GROUPS:
-                cache.popitem(last=False)
-            cache[group] = self._open_file.read_row_group(group)
-        cache.move_to_end(group)
-        return cache[group]
-
     @functools.cached_property
-    def _open_groups(self) -> collections.OrderedDict:
-        return collections.OrderedDict()
+    def _open_group(self) -> Callable[[int], Any]:
+        return functools.lru_cache(_CACHED_GROUPS)(self._open_file.read_row_group)
 
     @functools.cached_property
     def _open_file(self):

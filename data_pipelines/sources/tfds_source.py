@@ -6,6 +6,7 @@ a sequence of images, `frames`, with their `timestamps`. A single image stays en
 decodes sequences.
 """
 
+import contextlib
 import functools
 import json
 import re
@@ -87,9 +88,7 @@ def _fields(features: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(fields.get(key), Mapping):  # TFDS returns a sequence of features as a dict of sequences
             columns = fields[key]
             fields[key] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    for key in ("image", "video"):
-        if key in features:
-            fields[key] = _as_list(features[key])
+    fields |= {key: _as_list(features[key]) for key in ("image", "video") if key in features}
     if "frames" in features:
         fields["video"] = [_as_list(features["frames"])]
     return fields
@@ -105,15 +104,13 @@ def _as_list(value: Any) -> list[Any]:
 
 def _plain(value: Any) -> Any:
     """Converts a feature to plain Python values; bytes are decoded to text where they are UTF-8."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return value
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return [_plain(item) for item in value.tolist()]
-    return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode()
+    return value

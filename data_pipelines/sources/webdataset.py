@@ -22,6 +22,8 @@ _SUFFIXES = {
 class WebDataset(RecordSource):
     """One tar file. A truncated tar yields the samples before the cut, and an error for the last one."""
 
+    KIND = "webdataset"
+
     def __init__(self, path: str):
         super().__init__(path)
         if path.endswith((".gz", ".tgz", ".zst", ".bz2", ".xz")):
@@ -37,27 +39,21 @@ class WebDataset(RecordSource):
 
     def read(self, index: int) -> dict[str, Any]:
         members = self._samples[index][1]
-        by_kind = {
-            kind: [name for name in members if name.lower().endswith(suffixes)] for kind, suffixes in _SUFFIXES.items()
-        }
         annotation = next((name for name in members if name.endswith(".json")), None)
-        if annotation:
-            fields = parse_json(self._read(annotation, members), annotation)
-            if not isinstance(fields, dict):
-                raise BadSampleError(BAD_RECORD, f"{annotation} holds a {type(fields).__name__}, not an object")
-        else:
-            fields = {"conversations": self._caption(members)}
+        fields = parse_json(self._read(annotation, members), annotation) if annotation else self._captioned(members)
+        if not isinstance(fields, dict):
+            raise BadSampleError(BAD_RECORD, f"{annotation} holds a {type(fields).__name__}, not an object")
         named = {kind: fields.get(kind) for kind in _SUFFIXES}
-        for kind, names in by_kind.items():
-            wanted = named[kind] or ([] if any(named.values()) else names)
+        for kind, suffixes in _SUFFIXES.items():
+            wanted = named[kind] or []
+            if not any(named.values()):
+                wanted = [name for name in members if name.lower().endswith(suffixes)]
             wanted = [wanted] if isinstance(wanted, str) else wanted
             fields[kind] = [{"path": name, "bytes": self._medium(name, members)} for name in wanted]
         return fields
 
-    def fingerprint(self) -> list:
-        return ["webdataset", len(self), *self._file.fingerprint()]
-
-    def _caption(self, members: dict[str, tuple[int, int]]) -> list[dict[str, str]]:
+    def _captioned(self, members: dict[str, tuple[int, int]]) -> dict[str, Any]:
+        """Returns the fields of a sample whose annotation is a caption."""
         name = next((name for name in members if name.endswith(".txt")), None)
         if name is None:
             raise BadSampleError(BAD_RECORD, "neither a .json nor a .txt member; add the annotation")
@@ -65,7 +61,7 @@ class WebDataset(RecordSource):
             text = self._read(name, members).decode().strip()
         except UnicodeDecodeError:
             raise BadSampleError(NOT_UTF8, f"{name} is not UTF-8") from None
-        return [{"from": "human", "value": ""}, {"from": "gpt", "value": text}]
+        return {"conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": text}]}
 
     def _medium(self, name: Any, members: dict[str, tuple[int, int]]) -> bytes:
         member = next((member for member in members if member == name or os.path.basename(member) == name), None)
@@ -83,9 +79,11 @@ class WebDataset(RecordSource):
 
 def _samples(path: str, size: int) -> list[tuple[str, dict[str, tuple[int, int]]]]:
     """Returns for each sample its key and its members, {name: (start, length)}, in the order of the tar."""
+    import fsspec
+
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        with _open_tar(path) as tar:
+        with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # otherwise TarFile keeps every header in memory
                 if member.isfile():
@@ -96,11 +94,3 @@ def _samples(path: str, size: int) -> list[tuple[str, dict[str, tuple[int, int]]
         if not samples:
             raise InputError(f"{path}: not a readable tar file ({error}); download it again") from None
     return list(samples.items())
-
-
-def _open_tar(path: str) -> tarfile.TarFile:
-    if "://" not in path:
-        return tarfile.open(path, "r:")
-    import fsspec
-
-    return tarfile.open(fileobj=fsspec.open(path, "rb").open(), mode="r:")

@@ -28,15 +28,9 @@ def main(argv: list[str] | None = None) -> int:
         tasks = check_tasks(arguments.tasks.split(",")) if arguments.tasks else EVALUATED_TASKS
         if arguments.seed < 0:
             raise InputError(f"seed {arguments.seed}; give 0 or more")
+        counts = dict.fromkeys(tasks, arguments.count)
         with tqdm(total=len(tasks) * max(arguments.count, 0), unit=" samples", file=sys.stderr) as bar:
-            written = write(
-                arguments.out,
-                arguments.split,
-                dict.fromkeys(tasks, arguments.count),
-                arguments.seed,
-                arguments.images,
-                lambda task, done, total: bar.update(),
-            )
+            written = write(arguments.out, arguments.split, counts, arguments.seed, arguments.images, bar.update)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

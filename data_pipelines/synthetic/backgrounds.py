@@ -32,16 +32,13 @@ class Background:
 
     def render(self, height: int, width: int) -> np.ndarray:
         """Returns the background as [height, width, 3] uint8."""
-        canvas = np.empty((height, width, 3), np.uint8)
-        first, second = np.array(self.first_colour, np.float32), np.array(self.second_colour, np.float32)
         if self.kind == "flat":
-            canvas[:] = self.first_colour
-            return canvas
+            return np.full((height, width, 3), self.first_colour, np.uint8)
+        first, second = np.array(self.first_colour, np.float32), np.array(self.second_colour, np.float32)
         rng = np.random.default_rng(self.seed)
         if self.kind == "grainy":
             grain = rng.integers(-_GRAIN, _GRAIN + 1, (height, width, 1), np.int16)
-            canvas[:] = np.clip(grain + np.array(self.first_colour, np.int16), 0, 255)
-            return canvas
+            return np.clip(grain + first, 0, 255).astype(np.uint8)
         if self.kind == "clouded":
             coarse = Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8))
             share = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32) / 255
@@ -54,8 +51,7 @@ class Background:
                 share = (along / rng.uniform(4, 14) % 2 < 1).astype(np.float32)
             else:
                 share = (along - along.min()) / max(float(np.ptp(along)), 1.0)
-        canvas[:] = first + (second - first) * share[..., None] + 0.5
-        return canvas
+        return (first + (second - first) * share[..., None] + 0.5).astype(np.uint8)
 
 
 def random_background(rng: np.random.Generator, light: bool = False) -> Background:

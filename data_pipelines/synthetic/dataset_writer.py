@@ -21,7 +21,7 @@ def write(
     counts: Mapping[str, int],
     seed: int = 0,
     images: str | os.PathLike | None = None,
-    on_progress: Callable[[str, int, int], None] = lambda task, done, total: None,
+    on_progress: Callable[[], object] = lambda: None,
 ) -> dict[str, pathlib.Path]:
     """Writes `<folder>/<task>/annotations.jsonl` and `<folder>/<task>/media/`, replacing earlier files of the task.
 
@@ -33,7 +33,7 @@ def write(
       counts: Number of samples of each task.
       seed: Random seed of the data set.
       images: An npz file of source images to use instead of the split's own.
-      on_progress: Called after each sample with the task, the number of samples written and their total.
+      on_progress: Called after each sample.
 
     Returns:
       The annotation file of each task.
@@ -58,7 +58,7 @@ def write(
                     _write_media_file(task_folder, number, rank, medium) for rank, medium in enumerate(sample.media)
                 ]
                 lines.append(json.dumps(sample.record(names, task)) + "\n")
-                on_progress(task, number + 1, count)
+                on_progress()
             partial = task_folder / f"{ANNOTATIONS}.{os.getpid()}.partial"
             partial.write_text("".join(lines), encoding="utf-8")
             os.replace(partial, task_folder / ANNOTATIONS)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from data_pipelines.synthetic.scenes import Box
-from data_pipelines.synthetic.sprites import Sprite
 from data_pipelines.synthetic.vocabulary import POSITIONS, with_article
 
 BOX_FORMAT = "Answer in [[x0,y0,x1,y1]] format."
@@ -38,6 +37,6 @@ def position_phrase(position: str) -> str:
     return f"{preposition} the {position}"
 
 
-def object_phrase(sprite: Sprite) -> str:
+def object_phrase(colour: str, name: str) -> str:
     """Returns colour and name: 'a red circle', 'an orange bag', 'blue trousers'."""
-    return with_article(f"{sprite.colour} {sprite.name}")
+    return with_article(f"{colour} {name}")

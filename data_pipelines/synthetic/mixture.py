@@ -1,8 +1,7 @@
 """The data configuration of nano's training stages: one data set, and therefore one logged loss, per task."""
 
-import dataclasses
-
-from data_pipelines.mixtures import SEED, Group, MixtureConfig, mixture
+from data_pipelines.mixture_dataset import DatasetSpec
+from data_pipelines.mixtures import SEED, MixtureConfig
 from data_pipelines.synthetic.stages import sources
 
 
@@ -16,8 +15,9 @@ def stage_mixture(stage: int, samples: int) -> MixtureConfig:
       samples: Number of samples in an epoch; each is generated when it is read.
     """
     urls = sources(stage, samples, f"{SEED}{stage}")
-    config = mixture(
-        [Group(task, 0, [task]) for task in urls],
+    return MixtureConfig(
+        amounts=dict.fromkeys(urls, 0),
+        datasets={task: DatasetSpec(task, (url,), task=task) for task, url in urls.items()},
         root="",
         length=1024,
         patches=1152,
@@ -28,7 +28,3 @@ def stage_mixture(stage: int, samples: int) -> MixtureConfig:
         max_frames=32,
         max_frame_patches=256,
     )
-    datasets = {
-        task: dataclasses.replace(config.datasets[task], annotations=(url,), media="") for task, url in urls.items()
-    }
-    return dataclasses.replace(config, datasets=datasets)

@@ -53,13 +53,9 @@ def parse_spans(text: str) -> list[tuple[float, float]]:
 def parse_attributes(text: str) -> frozenset[str]:
     """Returns the attributes in a caption: each 'name', each 'colour name', and each position as 'at position'."""
     normalised = normalise(text)
-    attributes = set()
+    attributes = {f"at {position}" for position in _POSITION.findall(normalised)}
     for colour, name in _PHRASE.findall(normalised):
-        attributes.add(name)
-        if colour:
-            attributes.add(f"{colour} {name}")
-    for position in _POSITION.findall(normalised):
-        attributes.add(f"at {position}")
+        attributes |= {name, f"{colour} {name}"} if colour else {name}
     return frozenset(attributes)
 
 

@@ -1,6 +1,7 @@
 """The tasks by name, and their samples: each is a pure function of task, split, seed and number."""
 
 import dataclasses
+import functools
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -42,9 +43,9 @@ _TASKS = (
     SyntheticTask("recall", text.recall, TEXT, evaluated=False),
     SyntheticTask("boxes", text.boxes, TEXT, BOX, evaluated=False),
     SyntheticTask("times", text.times, TEXT, evaluated=False),
-    SyntheticTask("digit", naming.digit, IMAGE),
-    SyntheticTask("fashion", naming.fashion, IMAGE),
-    SyntheticTask("shape", naming.shape, IMAGE),
+    SyntheticTask("digit", functools.partial(naming.name_of, "digit"), IMAGE),
+    SyntheticTask("fashion", functools.partial(naming.name_of, "fashion"), IMAGE),
+    SyntheticTask("shape", functools.partial(naming.name_of, "shape"), IMAGE),
     SyntheticTask("colour", naming.colour, IMAGE),
     SyntheticTask("ocr", naming.number, IMAGE),
     SyntheticTask("count", counting.count, IMAGE),

@@ -13,14 +13,20 @@ from data_pipelines.synthetic.vocabulary import COLOURS, KINDS, NAMES, VISIBLE_O
 
 Item = TypeVar("Item")
 Region = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
+Look = tuple[str, str, str]  # kind, name and colour of an object
 CELL = 28  # pixels: two patches, the block that a merged token covers
 READABLE = 22  # minimum length in pixels of the longer side of a digit or a piece of clothing
 
-# Height and width. Sides that are multiples of two patches are never resampled, so most images have such sides.
-_SMALL = ((56, 56), (56, 56), (56, 56), (56, 84), (84, 56), (84, 84))
-_LARGE = ((56, 84), (84, 56), (84, 84), (84, 84), (56, 112), (112, 56), (84, 112), (112, 84), (112, 112))
-_VIDEO = ((56, 56), (56, 56), (56, 84), (84, 56), (84, 84))
-_EXACT = 0.75  # share of sizes from the tables above
+Sizes = tuple[int, int, Sequence[tuple[int, int]]]  # smallest and largest side, preferred pairs of height and width
+# Sides that are multiples of two patches are never resampled, so most images have such sides.
+SMALL: Sizes = (56, 98, ((56, 56), (56, 56), (56, 56), (56, 84), (84, 56), (84, 84)))
+LARGE: Sizes = (
+    84,
+    126,
+    ((56, 84), (84, 56), (84, 84), (84, 84), (56, 112), (112, 56), (84, 112), (112, 84), (112, 112)),
+)
+VIDEO: Sizes = (56, 84, ((56, 56), (56, 56), (56, 84), (84, 56), (84, 84)))
+_EXACT = 0.75  # share of preferred sizes
 _LIGHT = 0.35  # share of light backgrounds where the colours allow one
 _NOISY = 0.3  # share of videos with camera noise, in which the frame pruner finds nothing to remove
 
@@ -71,9 +77,18 @@ class SceneSampler:
                 pairs.append(pair)
         return pairs
 
+    def colour(self) -> str:
+        """Returns the name of a random colour."""
+        return self.choice(tuple(COLOURS))
+
     def distinct_colours(self, count: int) -> list[str]:
         """Returns the names of `count` different colours."""
-        return self.sample(list(COLOURS), count)
+        return self.sample(tuple(COLOURS), count)
+
+    def distinct_looks(self, count: int) -> list[Look]:
+        """Returns `count` looks with different names and different colours."""
+        pairs = zip(self.distinct_names(count), self.distinct_colours(count), strict=True)
+        return [(kind, name, colour) for (kind, name), colour in pairs]
 
     def sprite(self, kind: str, name: str, colour: str, side: float) -> Sprite:
         """Makes a sprite with `make_sprite`, enlarging those too small to be recognised."""
@@ -82,22 +97,29 @@ class SceneSampler:
             self.rng, self.image_pool, kind, name, colour, max(int(side), smallest), self.split == "train"
         )
 
-    def small_size(self) -> tuple[int, int]:
-        """Returns a random height and width for an image of one object."""
-        return self._size(_SMALL, 56, 98)
-
-    def large_size(self) -> tuple[int, int]:
-        """Returns a random height and width for an image of several objects."""
-        return self._size(_LARGE, 3 * CELL, 126)
-
-    def video_size(self) -> tuple[int, int]:
-        """Returns a random height and width for a video."""
-        return self._size(_VIDEO, 56, 84)
+    def size(self, sizes: Sizes) -> tuple[int, int]:
+        """Returns a random height and width: of images of one object (`SMALL`) or several (`LARGE`), or of videos."""
+        low, high, pairs = sizes
+        if self.bernoulli(_EXACT):
+            return self.choice(pairs)
+        return self.integer(low, high), self.integer(low, high)
 
     def place_object(self, sprite: Sprite, region: Region) -> PlacedObject:
         """Puts a sprite at a random position in a region, or in its upper left corner if the sprite is too large."""
         x0, y0, x1, y1 = region
         return PlacedObject(sprite, self.integer(x0, x1 - sprite.width), self.integer(y0, y1 - sprite.height))
+
+    def fill(self, region: Region, look: Look, low: float, high: float = 1.0) -> PlacedObject:
+        """Makes an object of a random length at a random position in a region.
+
+        Args:
+          region: Where it is put.
+          look: Its kind, name and colour.
+          low: Smallest length, as a share of the largest.
+          high: Largest length of the longer side, as a share of the region's shorter side; 2 pixels of it stay free.
+        """
+        available = min(region[2] - region[0], region[3] - region[1]) * high - 2
+        return self.place_object(self.sprite(*look, self.integer(low * available, available)), region)
 
     def halves(self, height: int, width: int) -> list[Region]:
         """Splits the longer side in two (a random one of equal sides); returns both halves in reading order."""
@@ -134,8 +156,3 @@ class SceneSampler:
     def _background(self, sprites: Sequence[Sprite]) -> Background:
         light_allowed = bool(sprites) and all(sprite.colour in VISIBLE_ON_LIGHT for sprite in sprites)
         return random_background(self.rng, light=light_allowed and self.bernoulli(_LIGHT))
-
-    def _size(self, exact: Sequence[tuple[int, int]], low: int, high: int) -> tuple[int, int]:
-        if self.bernoulli(_EXACT):
-            return self.choice(exact)
-        return self.integer(low, high), self.integer(low, high)

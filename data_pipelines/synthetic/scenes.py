@@ -25,6 +25,11 @@ class PlacedObject:
         """The bounding box x0, y0, x1, y1 in pixels, x1 and y1 excluded."""
         return self.x, self.y, self.x + self.sprite.width, self.y + self.sprite.height
 
+    def during(self, start: int, stop: int, num_frames: int) -> "Track":
+        """Returns the object of a video that stands here in the frames [start, stop) and is absent in the others."""
+        corner = self.x, self.y
+        return Track(self.sprite, tuple(corner if start <= frame < stop else None for frame in range(num_frames)))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
@@ -69,11 +74,6 @@ class Track:
     sprite: Sprite
     corners: tuple[tuple[int, int] | None, ...]
 
-    @property
-    def visible_frames(self) -> list[int]:
-        """The indices of the frames in which the object is present."""
-        return [frame for frame, corner in enumerate(self.corners) if corner is not None]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SyntheticVideo:
@@ -114,10 +114,7 @@ class SyntheticVideo:
         """Returns the size, the number of frames and the objects as JSON values."""
         objects = []
         for track in self.tracks:
-            width, height = track.sprite.width, track.sprite.height
-            boxes = [
-                None if corner is None else [*corner, corner[0] + width, corner[1] + height] for corner in track.corners
-            ]
+            boxes = [corner and list(PlacedObject(track.sprite, *corner).box) for corner in track.corners]
             objects.append(_facts(track.sprite) | {"boxes": boxes})
         return {"size": [self.height, self.width], "frames": self.num_frames, "objects": objects}
 

@@ -10,6 +10,7 @@
 """
 
 import collections
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,8 +82,7 @@ def stream_scores(answers: Sequence[Words], references: Sequence[Words]) -> dict
     counts = collections.Counter()
     right = 0
     for answer, reference in zip(answers, references, strict=True):
-        padded = [*answer[: len(reference)], *[None] * (len(reference) - len(answer))]
-        for said, expected in zip(padded, reference, strict=True):
+        for said, expected in itertools.zip_longest(answer[: len(reference)], reference):
             counts[said is not None, expected is not None] += 1
             if said is not None and expected is not None:
                 right += parsing.normalise(said) == parsing.normalise(expected)

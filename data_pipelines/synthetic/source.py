@@ -40,6 +40,7 @@ _NOT_HASHED = (
     "stages",
     "tokenizer",
 )
+_STAGES = {f"stage{number}": shares for number, shares in STAGES.items()}
 # 2**32 divided by the golden ratio: every range of consecutive samples has all tasks in proportion.
 _STRIDE, _PERIOD = 2_654_435_769, 2**32
 
@@ -67,10 +68,8 @@ class SyntheticSpec:
         if not self.tasks or min(self.tasks.values()) <= 0:
             raise InputError(f"synthetic tasks {dict(self.tasks)}: give at least one, with weights above 0")
         if self.count < 1 or self.seed < 0:
-            raise InputError(
-                f"synthetic data with count {self.count} and seed {self.seed}: give a count of 1 or more and a seed of "
-                "0 or more"
-            )
+            given = f"synthetic data with count {self.count} and seed {self.seed}"
+            raise InputError(f"{given}: give a count of 1 or more and a seed of 0 or more")
 
     @property
     def url(self) -> str:
@@ -100,12 +99,11 @@ def parse_url(url: str) -> SyntheticSpec:
         tasks: dict[str, float] = {}
         for item in parts.path.strip("/").split(","):
             name, _, weight = item.partition("=")
-            for task, share in _stage_or_task(name).items():
+            for task, share in _STAGES.get(name, {name: 1.0}).items():
                 tasks[task] = tasks.get(task, 0.0) + share * float(weight or 1)
+        return SyntheticSpec(parts.netloc, tasks, images=query.get("images"), **numbers)
     except ValueError as error:
         raise InputError(f"{url}: {error}; weights, count and seed are numbers") from None
-    try:
-        return SyntheticSpec(parts.netloc, tasks, images=query.get("images"), **numbers)
     except InputError as error:
         raise InputError(f"{url}: {error}") from None
 
@@ -183,15 +181,5 @@ class SyntheticSource(RecordSource):
 @functools.cache
 def code_hash() -> str:
     """Returns a hash of the modules that generate samples; a change of them invalidates indexes and data states."""
-    folder = pathlib.Path(__file__).parent
-    files = sorted(path for path in folder.rglob("*.py") if path.stem not in _NOT_HASHED)
-    digest = hashlib.blake2b(digest_size=8)
-    for path in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _stage_or_task(name: str) -> Mapping[str, float]:
-    if name.startswith("stage") and name[5:].isdigit() and int(name[5:]) in STAGES:
-        return STAGES[int(name[5:])]
-    return {name: 1.0}
+    files = sorted(path for path in pathlib.Path(__file__).parent.rglob("*.py") if path.stem not in _NOT_HASHED)
+    return hashlib.blake2b(b"".join(path.read_bytes() for path in files), digest_size=8).hexdigest()

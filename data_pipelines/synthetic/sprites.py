@@ -98,32 +98,36 @@ def make_sprite(
 @functools.cache
 def shape_mask(name: str) -> np.ndarray:
     """Returns a mask [96, 96] uint8 that is 255 inside the shape, which spans the array as far as its form allows."""
-    fine = SHAPE_SIDE * 4
-    image = Image.new("L", (fine, fine), 0)
+    image = Image.new("L", (_FINE, _FINE), 0)
     draw = ImageDraw.Draw(image)
-    last = fine - 1
-    if name in ("circle", "ring"):
-        draw.ellipse((0, 0, last, last), fill=255)
-        if name == "ring":
-            draw.ellipse((fine * 0.26, fine * 0.26, fine * 0.74, fine * 0.74), fill=0)
-    elif name == "square":
-        draw.rectangle((0, 0, last, last), fill=255)
-    elif name == "triangle":
-        draw.polygon([(last / 2, 0), (last, last), (0, last)], fill=255)
-    elif name == "cross":
-        draw.rectangle((fine * 0.34, 0, fine * 0.66, last), fill=255)
-        draw.rectangle((0, fine * 0.34, last, fine * 0.66), fill=255)
-    elif name == "star":
-        points = [
-            (radius * math.sin(math.pi * step / 5), -radius * math.cos(math.pi * step / 5))
-            for step, radius in zip(range(10), [1, 0.42] * 5, strict=True)
-        ]
-        low, high = np.min(points, axis=0), np.max(points, axis=0)
-        scaled = (np.array(points) - low) / (high - low) * last
-        draw.polygon([tuple(point) for point in scaled.tolist()], fill=255)
-    else:
-        raise ValueError(f"no shape {name!r}")
+    for figure, corners, fill in _FIGURES[name]:
+        getattr(draw, figure)(corners, fill=fill)
     return np.asarray(image.resize((SHAPE_SIDE, SHAPE_SIDE), Image.Resampling.BOX))
+
+
+def _star() -> list[tuple[float, float]]:
+    """Returns the ten corners of a star that spans `_WHOLE`."""
+    angles, radii = np.arange(10) * (math.pi / 5), np.tile([1, 0.42], 5)
+    points = np.stack([radii * np.sin(angles), -radii * np.cos(angles)], axis=1)
+    low, high = points.min(axis=0), points.max(axis=0)
+    return [tuple(point) for point in ((points - low) / (high - low) * _LAST).tolist()]
+
+
+_FINE = SHAPE_SIDE * 4  # pixels per side in which shapes are drawn
+_LAST = _FINE - 1
+_WHOLE = (0, 0, _LAST, _LAST)
+# What is drawn for each shape: a method of `ImageDraw`, its coordinates, and the fill.
+_FIGURES = {
+    "circle": [("ellipse", _WHOLE, 255)],
+    "square": [("rectangle", _WHOLE, 255)],
+    "triangle": [("polygon", [(_LAST / 2, 0), (_LAST, _LAST), (0, _LAST)], 255)],
+    "star": [("polygon", _star(), 255)],
+    "cross": [
+        ("rectangle", (_FINE * 0.34, 0, _FINE * 0.66, _LAST), 255),
+        ("rectangle", (0, _FINE * 0.34, _LAST, _FINE * 0.66), 255),
+    ],
+    "ring": [("ellipse", _WHOLE, 255), ("ellipse", (_FINE * 0.26, _FINE * 0.26, _FINE * 0.74, _FINE * 0.74), 0)],
+}
 
 
 def _augment(rng: np.random.Generator, grey: np.ndarray, mirror: bool) -> np.ndarray:

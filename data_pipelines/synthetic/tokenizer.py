@@ -5,7 +5,6 @@ tasks in the layout of the chat template. It encodes any text, other languages b
 last, as in Qwen2.5.
 """
 
-import os
 import pathlib
 from collections.abc import Iterator
 
@@ -25,8 +24,8 @@ from vl3_jax.processing.tokenizer import (
     VIDEO_PAD,
 )
 
-TOKENIZER = pathlib.Path(__file__).parent / "tokenizer.json"  # written by `write_tokenizer`
-SIZE = 1024
+TOKENIZER = pathlib.Path(__file__).parent / "tokenizer.json"  # written by `train_tokenizer().save`
+SIZE = 1024  # special tokens included
 SPECIAL_TOKENS = (
     END_OF_TEXT,
     IM_START,
@@ -75,13 +74,8 @@ wife wild will wind window winter with without woman wood word work world would 
 """
 
 
-def train_tokenizer(size: int = SIZE, seed: int = 0) -> tokenizers.Tokenizer:
-    """Trains the tokenizer; equal arguments give the same one.
-
-    Args:
-      size: Size of the vocabulary, special tokens included.
-      seed: Random seed of the training texts, which are samples of the training split.
-    """
+def train_tokenizer() -> tokenizers.Tokenizer:
+    """Trains the tokenizer, the same one at each call."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -93,22 +87,17 @@ def train_tokenizer(size: int = SIZE, seed: int = 0) -> tokenizers.Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(SPECIAL_TOKENS),
+        vocab_size=SIZE - len(SPECIAL_TOKENS),
         min_frequency=2,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(seed), trainer)
+    tokenizer.train_from_iterator(texts(), trainer)
     tokenizer.add_special_tokens([tokenizers.AddedToken(name, normalized=False) for name in SPECIAL_TOKENS])
     return tokenizer
 
 
-def write_tokenizer(path: str | os.PathLike, size: int = SIZE, seed: int = 0) -> None:
-    """Trains the tokenizer and writes it to `path` (a `tokenizer.json`)."""
-    train_tokenizer(size, seed).save(os.fspath(path), pretty=False)
-
-
-def texts(seed: int = 0) -> Iterator[str]:
+def texts() -> Iterator[str]:
     """Yields the training texts: what is between the special tokens in prompts and answers of all tasks."""
     for second in range(_MAX_SECOND):
         yield f"stream\n{chat_template.time_label(second)} "
@@ -118,7 +107,7 @@ def texts(seed: int = 0) -> Iterator[str]:
     for word in _EVERYDAY.split():
         yield f"{word} {word} {word}"
     for task in TASKS:
-        for sample in examples(task, "train", seed, _SAMPLES):
+        for sample in examples(task, "train", 0, _SAMPLES):
             pieces = [text for turn in sample.turns for text in turn] or [text for _, text, _ in sample.utterances]
             for rank, text in enumerate(pieces):
                 yield f"assistant\n{text}" if rank % 2 else f"user\n{text}"

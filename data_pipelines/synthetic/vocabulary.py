@@ -1,18 +1,7 @@
 """The words of the synthetic questions: names of objects, colours, positions, directions."""
 
 DIGITS = tuple("0123456789")
-FASHION = (
-    "T-shirt",
-    "trousers",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
+FASHION = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 NAMES = {"digit": DIGITS, "fashion": FASHION, "shape": SHAPES}
 KINDS = tuple(NAMES)

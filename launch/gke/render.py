@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import yaml
 
 from vl3_jax.errors import InputError
-from vl3_jax.parallel.topologies import Topology, parse_topology
+from vl3_jax.parallel.topologies import parse_topology
 
 TEMPLATE = pathlib.Path(__file__).with_name("jobset.yaml")
 # Accelerator labels of GKE nodes, by the compiler's name of the chip.
@@ -36,27 +36,20 @@ _SINGLE_HOST = {(1, 1): 1, (2, 4): 8}  # slices of v5e and v6e on a single machi
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
-def hosts_and_chips(topology: Topology) -> tuple[int, int]:
-    """Returns the number of machines of a slice and the chips on each of them.
-
-    Raises:
-      InputError: The chips do not divide evenly over machines.
-    """
-    chips_per_host = _SINGLE_HOST.get(topology.shape, _CHIPS_PER_HOST)
-    if topology.chips % chips_per_host:
-        raise InputError(f"topology {topology.name}: its chips do not fill machines of {chips_per_host}")
-    return topology.chips // chips_per_host, chips_per_host
-
-
 def render(arguments: argparse.Namespace) -> str:
     """Returns the manifest as YAML.
 
+    Args:
+      arguments: The parsed flags; `changes` holds the --config.key=value settings, `argv` the whole command line.
+
     Raises:
-      InputError: A name that Kubernetes refuses, an unknown topology, a workdir that hosts do not share, or a number
-        out of range.
+      InputError: A name that Kubernetes refuses, an unknown topology or one whose chips do not fill machines, a
+        workdir that hosts do not share, or a number out of range.
     """
     topology = parse_topology(arguments.topology)
-    hosts, chips = hosts_and_chips(topology)
+    chips = _SINGLE_HOST.get(topology.shape, _CHIPS_PER_HOST)
+    if topology.chips % chips:
+        raise InputError(f"topology {topology.name}: its chips do not fill machines of {chips}")
     if not _NAME.fullmatch(arguments.name):
         raise InputError(
             f"--name {arguments.name}: use lower-case letters, digits and '-', at most 40, starting with a letter"
@@ -69,15 +62,11 @@ def render(arguments: argparse.Namespace) -> str:
     if not any(change.startswith("--config.expect_devices=") for change in changes):
         changes.append(f"--config.expect_devices={topology.chips * arguments.slices}")
     text = string.Template(TEMPLATE.read_text()).substitute(
-        name=arguments.name,
-        image=arguments.image,
+        vars(arguments),
         accelerator=ACCELERATORS[topology.chip.name],
         shape=topology.name.partition(":")[2],
-        hosts=hosts,
+        hosts=topology.chips // chips,
         chips=chips,
-        slices=arguments.slices,
-        max_restarts=arguments.max_restarts,
-        grace=arguments.grace_seconds,
     )
     job = yaml.safe_load(text)
     pod = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
@@ -96,8 +85,8 @@ def render(arguments: argparse.Namespace) -> str:
     return f"# {shlex.join(['launch/gke/render.py', *arguments.argv])}\n" + yaml.safe_dump(job, sort_keys=False)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the arguments; `changes` holds the --config.key=value settings, `argv` the whole command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the manifest; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -120,12 +109,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if not re.match(r"--config\.[\w.]+=", change):
             parser.error(f"unknown argument {change}; settings are --config.key=value")
     arguments.changes, arguments.argv = changes, argv
-    return arguments
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the manifest; returns the exit code."""
-    arguments = parse_arguments(argv)
     try:
         print(render(arguments), end="")
     except InputError as error:

@@ -124,28 +124,19 @@ def run_all(commands: Sequence[Sequence[str]], seed: int | None) -> int:
     return DONE
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains nano and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--runs", required=True, type=pathlib.Path, metavar="DIR", help="output folder")
     add("--seed", type=int, metavar="N", help="seed of weights and data (default: from the configuration)")
     add("--export", type=pathlib.Path, metavar="DIR", help="folder for the final model (default: RUNS/export)")
-    add(
-        "--count",
-        type=int,
-        default=QuestionSelection.count,
-        metavar="N",
-        help="held-out questions per task (default: %(default)s)",
-    )
+    count = QuestionSelection.count
+    add("--count", type=int, default=count, metavar="N", help="held-out questions per task (default: %(default)s)")
     add("--tasks", default="nano", type=lambda text: text.split(","), help="as for `vl3 eval` (default: nano)")
     add("--config", default=CONFIG, metavar="NAME|FILE", help="its variants 0 to 4 are the stages (default: nano)")
     add("--dry-run", action="store_true", help="print the commands and exit")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Trains nano and returns the exit code."""
-    arguments = parse_arguments(argv)
+    arguments = parser.parse_args(argv)
     try:
         commands = plan(arguments)
         if arguments.dry_run:

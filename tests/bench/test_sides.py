@@ -11,15 +11,13 @@ import pytest
 from vl3_jax.bench import bench_loss, bench_packer, bench_packing, bench_pruning, bench_step, inputs
 from vl3_jax.bench.settings import Settings
 from vl3_jax.bench.table import OURS, REFERENCE, Row, Table
-from vl3_jax.bench.timing import compiled, in_turns, process_memory, run_python
+from vl3_jax.bench.timing import compiled, measure_case, process_memory, results_in_turns, run_python
 from vl3_jax.kernels import blockwise
 from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.backend import attend as run_backend
 from vl3_jax.kernels.segment_info import active_blocks
 from vl3_jax.processing.diff_pruning import keep_mask
 from vl3_jax.processing.packed_batch import BatchShape
-
-SMALL = Settings("tiny", small=True, rounds=1, dtype="float32", accelerator=False, peak=1e9, bandwidth=1e9)
 
 
 def attend(info, q, k, v):
@@ -36,7 +34,8 @@ def test_attention_without_skipping_is_slower_and_equal():
     assert np.asarray(blockwise.active_blocks(frames, frames, 256, 256, False)).sum() == 16
     np.testing.assert_allclose(packed(), unskipped(), atol=1e-6)
     # 16 times the work; the bound is much lower because the machine may be busy.
-    seconds = in_turns({OURS: packed, "nothing skipped": unskipped}, 5)
+    rows = measure_case("attention", {OURS: packed, "nothing skipped": unskipped}, 5, 1, "runs")
+    seconds = {row.side: row.seconds for row in rows}
     assert seconds["nothing skipped"] > 3 * seconds[OURS]
 
 
@@ -52,7 +51,7 @@ def test_losses_agree():
     keys = jax.random.split(jax.random.key(0), 3)
     hidden, unembedding = jax.random.normal(keys[0], (1, 24, 16)), jax.random.normal(keys[1], (40, 16))
     targets = jax.random.randint(keys[2], (1, 24), 0, 40)
-    sides = [bench_loss.summed(side, hidden, unembedding, targets) for side in (bench_loss.chunked, bench_loss.plain)]
+    sides = [side(hidden, unembedding, targets) for side in (bench_loss.chunked, bench_loss.plain)]
     np.testing.assert_allclose(*sides, rtol=1e-5)
 
 
@@ -79,7 +78,7 @@ def test_rows_packed_in_order_stay_within_their_capacity():
 
 def test_a_step_has_the_loss_of_the_reference():
     pytest.importorskip("torch", reason="the reference is not installed: pip install -e '.[parity]'")
-    pair = inputs.model_pair(SMALL)
+    pair = inputs.model_pair(Settings(small=True))
     mean = functools.partial(bench_step.mean_loss, pair.model)
     rng = np.random.default_rng(0)
     samples = [inputs.random_sample(rng, 12, 4) for _ in range(3)]
@@ -99,10 +98,10 @@ def test_segments_and_positions_restart_in_every_row():
 def test_sides_are_measured_in_turns():
     order = []
     runs = {name: functools.partial(order.append, name) for name in "ab"}
-    assert set(in_turns(runs, 2)) == {"a", "b"}
+    assert set(results_in_turns(runs, 2)) == {"a", "b"}
     assert order == ["a", "b"] * 3
     order.clear()
-    in_turns(runs, 1, warm=False)
+    results_in_turns(runs, 1, warm=False)
     assert order == ["a", "b"]
 
 

@@ -45,7 +45,7 @@ def test_init_from_any_tower(tmp_path, vision, tied):
     assert convert(*command, tmp_path / "init", "--seed", 3) == 0
     checkpoint = load(tmp_path / "init")
     assert checkpoint.config == config
-    assert checkpoint.files_kind == "official"
+    assert checkpoint.source.files_kind == "official"
     for source_layout, tensors, part in ((layout, tower, "vision"), ("qwen2", decoder, "llm")):
         for name, spec in name_map(source_layout, config).tensors.items():
             if spec.part in (part, "head" if part == "llm" else part):

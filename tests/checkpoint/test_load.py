@@ -51,7 +51,10 @@ def test_values_and_shardings(folders, source, mesh, dtype):
         assert {path: leaf.sharding for path, leaf in params.items()} == expected_shardings
     assert checkpoint.config == tiny(tied=False)
     assert (checkpoint.files / "tokenizer.json").is_file()
-    assert (checkpoint.kind, checkpoint.files_kind) == ({"hf": "native", "orbax": "orbax"}[source], "native")
+    assert (checkpoint.source.kind, checkpoint.source.files_kind) == (
+        {"hf": "native", "orbax": "orbax"}[source],
+        "native",
+    )
 
 
 def test_explicit_shardings(folders):

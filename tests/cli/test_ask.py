@@ -21,6 +21,7 @@ SMALL = ["--max-visual-tokens", "300", "--max-new-tokens", "8"]
 IMAGES = sorted((MEDIA / "images").iterdir())
 VIDEOS = sorted(file for folder in ("videos", "edge") for file in (MEDIA / folder).iterdir())
 UNREADABLE = "city_no_index.mp4"
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.fixture(scope="module")

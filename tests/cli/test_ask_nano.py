@@ -10,6 +10,7 @@ from vl3_jax.cli.main import main
 IMAGES = ["images/handwriting.png", "images/chart_seattle_rain.png", "images/huckleberry_page.jpg"]
 VIDEOS = ["city.gif", "city.webp", "city_vp9.webm", "city_odd_355x201.avi", "city_vfr.mp4", "city_truncated.mp4"]
 SMALL = ["--max-visual-tokens", "300", "--max-new-tokens", "8"]
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.mark.parametrize("file", [*IMAGES, *(f"edge/{name}" for name in VIDEOS)])

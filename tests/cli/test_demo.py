@@ -11,16 +11,20 @@ import pytest
 from PIL import Image
 
 from data_pipelines.synthetic.registry import example
-from support.small_checkpoint import write_small_checkpoint
+from support.checkpoints import write_small_checkpoint
 from vl3_jax.cli import demo, demo_report
 from vl3_jax.cli.main import main
+from vl3_jax.evaluation.tasks import find
 from vl3_jax.processing.packed_batch import Visual
 from vl3_jax.processing.patchify import patchify
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return str(write_small_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small"))
+    """A random checkpoint of the size of nano, for which other modules compile the same programs."""
+    return str(write_small_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small", size="nano"))
 
 
 def test_asks_six_questions_and_reports_them(capsys, checkpoint, tmp_path):
@@ -90,7 +94,8 @@ def test_model_output_is_escaped_in_the_report(tmp_path):
     ],
 )
 def test_answers_are_judged(task, answer, reference, correct):
-    judgement, detail, boxes = demo._judge(task, answer, reference)
+    (eval_task,) = find([f"nano/{task}"])
+    judgement, detail, boxes = demo.judge(eval_task, answer, reference)
     assert judgement == correct
     assert bool(detail) == (task != "digit")
     assert set(boxes) == ({"reference", "answer"} if "[[" in answer else {"reference"} if task == "box" else set())

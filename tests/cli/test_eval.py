@@ -6,13 +6,16 @@ import json
 import pytest
 
 import vl3_jax as vl3
-from support.small_checkpoint import write_small_checkpoint
+from support.checkpoints import write_small_checkpoint
 from vl3_jax.cli.main import main
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return str(write_small_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small"))
+    """A random checkpoint of the size of nano, for which other modules compile the same programs."""
+    return str(write_small_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small", size="nano"))
 
 
 def failure(capsys, *arguments) -> str:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from sample_datasets import SETTINGS, TOKENIZER, bad_records, good_records, turns, write_lines, write_media
 
 from data_pipelines import sample_errors
+from data_pipelines.mixtures import data_settings, mixture
 from data_pipelines.packing.lengths import MediaInfo, SampleLengths, SampleSize, assign_frames, compute_sample_size
 from data_pipelines.sample_builder import SampleBuilder, placeholder_sample, truncate
 from data_pipelines.sample_errors import BadSampleError, SampleError
-from data_pipelines.settings import DataSettings
 from data_pipelines.sources import Record, open_source
 from data_pipelines.sources.media_resolver import MediaResolver
 from support.samples import random_sample, random_visual
@@ -142,7 +142,7 @@ def test_a_file_that_changed_since_it_was_indexed(sample_builder, folder):
 
 
 def test_samples_that_are_too_long_shrink_and_are_cut_at_the_end(sample_builder, folder):
-    training = DataSettings()
+    training = data_settings(mixture())
     video = MediaInfo(True, 720, 1280, 32)
     free, long, longer = (
         compute_sample_size(SampleLengths(text, (video,)), training) for text in (100, 10_000, 14_000)

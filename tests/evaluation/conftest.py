@@ -3,7 +3,7 @@
 import pytest
 
 import vl3_jax as vl3
-from support.small_checkpoint import write_small_checkpoint
+from support.checkpoints import write_small_checkpoint
 
 
 @pytest.fixture(scope="session")

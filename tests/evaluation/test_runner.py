@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.answer_file import ANSWERS, AnswerFile, read
+from vl3_jax.evaluation.answer_file import ANSWERS, open_answers, read
 from vl3_jax.evaluation.batch_generator import BatchGenerator
 from vl3_jax.evaluation.runner import ask, questions_of
 from vl3_jax.evaluation.tasks import QuestionSelection, find
@@ -13,14 +13,15 @@ from vl3_jax.evaluation.tasks import QuestionSelection, find
 SELECTION = QuestionSelection(count=3, seed=1)
 SETTINGS = {"model": "small", "count": 3}
 NAMES = ["nano/digit", "nano/static"]
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 def run(chat_model, folder, names=NAMES, batch_size=4, prune=True, blind=False, **options):
     """Returns the answers by id, and the number of questions asked."""
-    with AnswerFile(folder, SETTINGS) as answers:
+    with open_answers(folder, SETTINGS) as journal:
         task_questions = questions_of(find(names), SELECTION, blind)
-        new = ask(BatchGenerator(chat_model, batch_size, prune), task_questions, answers, **options)
-    return {record["id"]: record for record in read(folder / ANSWERS)}, new
+        new = ask(BatchGenerator(chat_model, batch_size, prune), task_questions, journal, **options)
+    return {record["id"]: record for record in read(folder / ANSWERS)}, len(new)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,11 @@ def test_a_killed_run_is_resumed(chat_model, folder, tmp_path):
 
 
 def test_answers_of_another_run_are_not_mixed(chat_model, folder):
-    with pytest.raises(InputError, match="model: 'small' there, 'large' now"):
-        AnswerFile(folder, SETTINGS | {"model": "large"})
+    with (
+        pytest.raises(InputError, match="model: 'small' there, 'large' now"),
+        open_answers(folder, SETTINGS | {"model": "large"}),
+    ):
+        pass
 
 
 def test_blind_questions_are_answered_from_other_media(chat_model, tmp_path):

@@ -16,14 +16,14 @@ from data_pipelines.synthetic.tokenizer import TOKENIZER
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.batch_generator import BatchGenerator, Reply
 from vl3_jax.evaluation.live_streams import run_streams
-from vl3_jax.evaluation.nano_tasks import media_part
-from vl3_jax.evaluation.tasks import QuestionSelection, find
+from vl3_jax.evaluation.tasks import QuestionSelection, find, media_part
 from vl3_jax.inference.engine import DecodeOutput
 from vl3_jax.model import decode, unembed
 from vl3_jax.processing.packed_batch import BatchShape, pack
 from vl3_jax.processing.tokenizer import IM_START, STREAM_START
 
 SEED = 7
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 class ScriptedGenerator(BatchGenerator):
@@ -130,7 +130,7 @@ def test_the_more_likely_of_the_two_tokens_decides(chat_model):
     values = np.array([[[-0.1, -2.0, -3.0]], [[-0.1, -2.0, -3.0]], [[-0.1, -2.0, -3.0]]], np.float32)
     rows = iter([slice(0, 2), slice(2, 3)])
 
-    def generate(samples, sampling):
+    def generate(samples, sampling, shape):
         batch_rows = next(rows)
         tokens = np.zeros((len(samples), 1), int)
         padded = [np.concatenate([array[batch_rows]] * 2)[: len(samples)] for array in (ids, values)]

@@ -6,7 +6,7 @@ from PIL import Image
 
 import vl3_jax as vl3
 from support import reference
-from support.small_checkpoint import write_small_checkpoint
+from support.checkpoints import write_small_checkpoint
 from support.tolerances import GREEDY_MARGIN
 from vl3_jax.checkpoint.load import NANO_FOLDER
 from vl3_jax.cli.main import main

@@ -22,6 +22,7 @@ from vl3_jax.processing.packed_batch import pack
 
 MODEL = VideoLLaMA3(preset("tiny"))
 PARAMS = random_params(MODEL.config)
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @functools.cache

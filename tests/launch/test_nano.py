@@ -16,6 +16,7 @@ from data_pipelines.synthetic.registry import EVALUATED_TASKS
 TRAIN = LAUNCH / "nano" / "train.py"
 TASKS = ["nano/digit", "nano/static"]
 PATIENCE = 600  # seconds
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 # A fake `vl3`: appends its arguments to the file `commands`, and trains at once or does what the file `act` says.
 FAKE = """

@@ -19,6 +19,7 @@ from vl3_jax.processing.packed_batch import pack
 
 MODEL = VideoLLaMA3(preset("tiny"))
 PARAMS = random_params(MODEL.config)
+pytestmark = pytest.mark.usefixtures("fast_compile")
 MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 2, "context": 2}]
 
 

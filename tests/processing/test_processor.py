@@ -49,17 +49,18 @@ def test_every_file_is_processed_or_refused_by_name(tokenizer, path, preprocess)
     assert processed.sample.is_vision.sum() == processed.visual_tokens == visual.num_tokens
     assert 16 <= processed.visual_tokens_before_pruning == len(visual.keep) <= 16_384
     assert set(processed.sample.tokens[processed.sample.is_vision]) == {151665}
-    assert processed.prompt_ids[-3:] == [151644, 77091, 198]
+    assert processed.sample.tokens.tolist()[-3:] == [151644, 77091, 198]
     assert bool(processed.warnings) == (path.name == "city_truncated.mp4")
     if part["type"] == "video":
         (frames,) = processed.videos
         assert len(frames.indices) == len(frames.timestamps) == visual.grid[0]
-        assert frames.name == str(path)
+        (media,) = parse_messages(user(part))[0].media
+        assert open_media(media, processor.config).name == str(path)
 
 
 def test_text_without_media(tokenizer):
     processed = Processor(tokenizer)(user("Hi"), add_system_prompt=True)
-    assert tokenizer.decode(processed.prompt_ids).startswith("system\nYou are VideoLLaMA3")
+    assert tokenizer.decode(processed.sample.tokens.tolist()).startswith("system\nYou are VideoLLaMA3")
     assert (processed.visual_tokens, processed.videos, processed.warnings) == (0, [], [])
 
 
@@ -105,10 +106,10 @@ def test_frames_with_and_without_times(tokenizer):
     frames = np.random.default_rng(0).integers(0, 256, (3, 56, 56, 3), np.uint8)
     processor = Processor(tokenizer)
     timed = processor(user({"type": "video", "video": frames, "timestamps": [0, 2.5, 5]}, "Q"))
-    assert "Time 0.0s:" in tokenizer.decode(timed.prompt_ids)
-    assert "Time 2.5s:" in tokenizer.decode(timed.prompt_ids)
+    assert "Time 0.0s:" in tokenizer.decode(timed.sample.tokens.tolist())
+    assert "Time 2.5s:" in tokenizer.decode(timed.sample.tokens.tolist())
     plain = processor(user({"type": "video", "video": frames}, "Q"))
-    assert "Time" not in tokenizer.decode(plain.prompt_ids)
+    assert "Time" not in tokenizer.decode(plain.sample.tokens.tolist())
     assert plain.videos[0].timestamps is None
     with pytest.raises(InputError, match="fps does not apply"):
         processor(user({"type": "video", "video": frames, "fps": 2}))
@@ -171,7 +172,7 @@ def test_concurrent_calls_give_equal_results(tokenizer):
         results = list(pool.map(lambda _: processor(user(video(TREE), "Q")), range(6)))
     for result in results[1:]:
         np.testing.assert_array_equal(results[0].sample.visuals[0].patches, result.sample.visuals[0].patches)
-        assert results[0].prompt_ids == result.prompt_ids
+        assert results[0].sample.tokens.tolist() == result.sample.tokens.tolist()
 
 
 def write_json(folder, **files):
@@ -248,7 +249,7 @@ def test_processor_from_folder(tmp_path):
     (tmp_path / "tokenizer.json").symlink_to(TOKENIZER / "tokenizer.json")
     processor = Processor.from_folder(tmp_path, preprocess="native")
     assert processor.config.preprocess == "native"
-    assert processor(user("Hi")).prompt_ids[0] == 151644
+    assert processor(user("Hi")).sample.tokens.tolist()[0] == 151644
 
 
 def test_no_heavy_library_is_imported():

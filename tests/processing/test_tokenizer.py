@@ -40,7 +40,6 @@ def test_special_ids(tokenizer):
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<|stream_start|>", "<|stream_end|>"]
     assert [tokenizer.id_of(name) for name in names] == [151643, 151644, 151645, 151665, 151666, 151667]
     assert sorted(tokenizer.stop_ids) == [151643, 151645]
-    assert tokenizer.pad_id == 151643
     assert len(tokenizer) == 151668
     assert (tokenizer.placeholder("image"), tokenizer.placeholder("video")) == (151665, 151665)
     assert (tokenizer.placeholder("image", native=True), tokenizer.placeholder("video", native=True)) == (
@@ -66,9 +65,7 @@ def test_placeholders_fall_back_to_the_native_ones():
 
 
 def stream_decode(tokenizer, ids):
-    stream = tokenizer.stream()
-    pieces = [stream.push(token) for token in ids]
-    return [*pieces, stream.flush()]
+    return list(tokenizer.stream([token] for token in ids))
 
 
 @given(text=st.text())
@@ -85,6 +82,17 @@ def test_streamed_text_equals_decoded_text(tokenizer, text):
 @settings(deadline=None)
 def test_streamed_ids_equal_decoded_ids(tokenizer, ids):
     assert "".join(stream_decode(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@given(text=st.text("a 😀é\u0301\ufffd中\n"), cut=st.integers(0, 3), size=st.integers(1, 5))
+@settings(deadline=None)
+def test_pieces_of_several_tokens_are_the_same_text(tokenizer, text, cut, size):
+    """Where the last character is cut off too, and where the text itself has U+FFFD."""
+    for each in (tokenizer, small_tokenizer()):
+        ids = each.encode(text)
+        ids = ids[: max(len(ids) - cut, 0)]
+        chunks = (ids[start : start + size] for start in range(0, len(ids), size))
+        assert "".join(each.stream(chunks)) == each.decode(ids)
 
 
 def test_a_character_is_never_split():

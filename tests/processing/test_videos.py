@@ -108,12 +108,12 @@ def test_a_short_video_yields_its_middle_frame(tmp_path):
     assert decode_numbers(video) == [3]
 
 
-@pytest.mark.parametrize(("rotation", "quarter_turns"), [(0, 0), (90, 1), (180, 2), (-90, 3)])
-def test_rotation_is_applied(rotation, quarter_turns, monkeypatch):
-    monkeypatch.setattr(video_file, "_rotation", lambda frame: rotation)
+@pytest.mark.parametrize(("rotation", "quarter_turns"), [(0, 0), (90, 1), (180, 2), (270, 3)])
+def test_rotation_is_applied(rotation, quarter_turns):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    upright = video_file._RgbConverter()(av.VideoFrame.from_ndarray(pixels, format="rgb24"))
-    np.testing.assert_array_equal(upright, np.rot90(pixels, quarter_turns))
+    graph = video_file._rgb_graph(30, 20, "rgb24", rotation, None)
+    graph.push(av.VideoFrame.from_ndarray(pixels, format="rgb24"))
+    np.testing.assert_array_equal(graph.pull().to_ndarray(), np.rot90(pixels, quarter_turns))
 
 
 def test_skipping_packets_does_not_change_the_pixels(tmp_path, monkeypatch):

@@ -210,5 +210,5 @@ def assert_same_tensors(actual: dict[str, np.ndarray], expected: dict[str, np.nd
 
 def renamed(tensors: dict[str, np.ndarray], source: str, target: str, config: ModelConfig) -> dict[str, np.ndarray]:
     """Returns the tensors of layout `source` under the names of layout `target`."""
-    specs = name_map(target, config).by_leaf()
-    return {specs[spec.leaf, spec.layer].name: tensors[name] for name, spec in name_map(source, config).tensors.items()}
+    leaves, specs = name_map(target, config).leaves, name_map(source, config).tensors
+    return {leaves[spec.leaf].tensor(spec.layer).name: tensors[name] for name, spec in specs.items()}

@@ -19,21 +19,10 @@ from vl3_jax.kernels.dense import dense_attention
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model import VideoLLaMA3, abstract_params, decode, decoder, encode, preset, unembed, vision
 from vl3_jax.processing.packed_batch import pack
-from vl3_jax.training import (
-    MODULES,
-    WITH_LORA,
-    StepFlops,
-    StepWork,
-    add_adapters,
-    assign,
-    batch_loss,
-    count_work,
-    merge,
-    peak_flops,
-    split,
-    step_flops,
-    trainable_mask,
-)
+from vl3_jax.training.flops import StepFlops, StepWork, count_work, peak_flops, step_flops
+from vl3_jax.training.groups import MODULES, WITH_LORA, assign, merge, split, trainable_mask
+from vl3_jax.training.lora import add_adapters
+from vl3_jax.training.step import batch_loss
 
 RANK = 4
 

@@ -12,6 +12,7 @@ from vl3_jax.checkpoint import find_tree, load
 from vl3_jax.cli.main import main
 
 TINY = ("steps=4", "checkpoint.every=2", "log.every=2", "mesh.fsdp=8")
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.fixture(scope="module")

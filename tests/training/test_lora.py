@@ -18,17 +18,10 @@ from vl3_jax.model.linear import LoraKernel, linear
 from vl3_jax.model.quantize import quantize_leaf
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import batch_shardings
-from vl3_jax.training import (
-    add_adapters,
-    batch_loss,
-    flatten,
-    merge_adapters,
-    new_state,
-    remove_adapters,
-    state_shardings,
-)
-from vl3_jax.training.groups import WITH_LORA, map_paths
-from vl3_jax.training.lora import LLM, TOWER
+from vl3_jax.training.groups import WITH_LORA, flatten, map_paths
+from vl3_jax.training.lora import LLM, TOWER, add_adapters, merge_adapters, remove_adapters
+from vl3_jax.training.state import new_state, state_shardings
+from vl3_jax.training.step import batch_loss
 
 PARAMS = start_params()
 LEARNING_RATES = {"vision": None, "projector": 1e-3, "llm": None, "lora": 5e-3}

@@ -11,11 +11,12 @@ from jax.sharding import PartitionSpec as P
 from tiny import LEARNING_RATES, MODEL, optimizer_for, run_jitted, start_params
 
 from vl3_jax.errors import InputError
-from vl3_jax.model import abstract_params, preset
+from vl3_jax.model import abstract_params, num_parameters, preset
 from vl3_jax.parallel.mesh import make_mesh
-from vl3_jax.training import OptimizerConfig, abstract_state, add_adapters, make_optimizer, schedule, state_shardings
 from vl3_jax.training.groups import MODULES, WITH_LORA, flatten, split
-from vl3_jax.training.optimizer import matrix_dimensions
+from vl3_jax.training.lora import add_adapters
+from vl3_jax.training.optimizer import OptimizerConfig, make_optimizer, matrix_dimensions, schedule
+from vl3_jax.training.state import new_state, state_shardings
 
 PARAMS = start_params()
 
@@ -103,7 +104,7 @@ def test_moments_have_their_types(kind):
 
 
 def test_muon_updates_matrices_only():
-    dimensions = {path: matrix_dimensions(path) for path in flatten(PARAMS)}
+    dimensions = {path: matrix_dimensions(path, leaf.ndim) for path, leaf in flatten(PARAMS).items()}
     assert dimensions["llm/layers/attn/q/kernel"] == ((1,), (2, 3))
     assert dimensions["vision/layers/attn/out/kernel"] == ((1, 2), (3,))
     assert dimensions["llm/layers/mlp/down/kernel"] == ((1,), (2,))
@@ -111,8 +112,8 @@ def test_muon_updates_matrices_only():
     assert dimensions["vision/patch_embed/kernel"] == ((0,), (1,))
     for path in ("llm/embed/embedding", "llm/norm/scale", "llm/layers/attn/q/bias"):
         assert dimensions[path] is None
-    assert matrix_dimensions("llm/lm_head/kernel") is None
-    assert matrix_dimensions("llm/layers/attn/q/kernel/a") is None
+    assert matrix_dimensions("llm/lm_head/kernel", 2) is None
+    assert matrix_dimensions("llm/layers/attn/q/kernel/a", 3) is None
     state = flatten(jax.eval_shape(optimizer_for(kind="muon").init, PARAMS))
     assert not any(path.endswith("nu/llm/layers/mlp/up/kernel") for path in state)
     assert any(path.endswith("nu/llm/embed/embedding") for path in state)
@@ -138,7 +139,7 @@ def test_moments_are_sharded_like_their_parameters(kind):
     shapes = jax.eval_shape(functools.partial(add_adapters, rank=4), PARAMS, jax.random.key(0))
     learning_rates = LEARNING_RATES | {"lora": 1e-3}
     optimizer = make_optimizer(OptimizerConfig(learning_rates, WITH_LORA, kind), shapes, steps=10)
-    state = abstract_state(optimizer, shapes)
+    state = jax.eval_shape(functools.partial(new_state, optimizer), shapes)
     shardings = state_shardings(state, MODEL.config, mesh)
     assert jax.tree.structure(shardings) == jax.tree.structure(state)
     params, moments = flatten(shardings.params), flatten(shardings.opt_state)
@@ -159,7 +160,7 @@ def test_the_state_of_the_7b_model_divides_over_64_chips():
     config = preset("7b")
     shapes = abstract_params(config)
     optimizer = make_optimizer(OptimizerConfig(LEARNING_RATES), shapes, steps=10)
-    state = abstract_state(optimizer, shapes)
+    state = jax.eval_shape(functools.partial(new_state, optimizer), shapes)
     mesh = jax.sharding.AbstractMesh((1, 64, 1, 1), ("data", "fsdp", "tensor", "context"))
     shardings = state_shardings(state, config, mesh)
     device_bytes = sum(
@@ -167,7 +168,7 @@ def test_the_state_of_the_7b_model_divides_over_64_chips():
         for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
     )
     print(f"7B over 64: {device_bytes / 1e9:.2f} GB a device")
-    assert device_bytes <= 1.05 * 12 * config.num_parameters / 64
+    assert device_bytes <= 1.05 * 12 * num_parameters(shapes) / 64
 
 
 @pytest.mark.parametrize(

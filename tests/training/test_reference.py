@@ -12,7 +12,9 @@ from support.samples import random_sample, random_visual, shape_for
 from support.tolerances import PARITY, REORDERED, UPDATE, relative_norm
 from vl3_jax.model import VideoLLaMA3, preset
 from vl3_jax.processing.packed_batch import pack
-from vl3_jax.training import batch_loss, flatten, make_train_step, new_state
+from vl3_jax.training.groups import flatten
+from vl3_jax.training.state import new_state
+from vl3_jax.training.step import batch_loss, make_train_step
 
 pytest.importorskip("support.reference", reason="the reference is not installed: pip install -e '.[parity]'")
 from support.reference import model_inputs, native_params, reference_model, tensors, torch

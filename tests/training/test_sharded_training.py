@@ -9,7 +9,7 @@ from tiny import Run, distance, optimizer_for, short_batch, split_batch
 
 from support.tolerances import REORDERED
 from vl3_jax.parallel.mesh import make_mesh
-from vl3_jax.training import flatten
+from vl3_jax.training.groups import flatten
 
 STEPS = 20
 # With `context`, a row is split over several devices and attention is ring attention. The last mesh splits vision rows

@@ -24,7 +24,9 @@ from tiny import (
 from support.tolerances import BFLOAT16_MOMENT, GRADIENT, REORDERED, relative_error
 from vl3_jax.errors import InputError
 from vl3_jax.model import VideoLLaMA3, abstract_params
-from vl3_jax.training import flatten, make_eval_step, make_train_step, new_state
+from vl3_jax.training.groups import flatten
+from vl3_jax.training.state import new_state
+from vl3_jax.training.step import make_eval_step, make_train_step
 
 PARAMS = start_params()
 # Settings with which an update is nearly linear in the gradient: no warmup, no clipping, and a large epsilon.

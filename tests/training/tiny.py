@@ -12,8 +12,9 @@ from support.weights import random_params
 from vl3_jax.model import VideoLLaMA3, preset
 from vl3_jax.parallel.rules import batch_shardings
 from vl3_jax.processing.packed_batch import pack
-from vl3_jax.training import Optimizer, OptimizerConfig, abstract_state, make_optimizer, make_train_step, new_state
-from vl3_jax.training.state import state_shardings
+from vl3_jax.training.optimizer import Optimizer, OptimizerConfig, make_optimizer
+from vl3_jax.training.state import new_state, state_shardings
+from vl3_jax.training.step import make_train_step
 
 TASKS = 3
 MODEL = VideoLLaMA3(preset("tiny"))
@@ -103,11 +104,11 @@ class Run:
 
     def __init__(self, optimizer, batch, params=None, mesh=None, model=MODEL, **options):
         params = start_params() if params is None else params
-        self.shardings = None
+        init, self.shardings = functools.partial(new_state, optimizer), None
         if mesh is not None:
-            self.shardings = state_shardings(abstract_state(optimizer, params), model.config, mesh)
+            self.shardings = state_shardings(jax.eval_shape(init, params), model.config, mesh)
             batch = jax.device_put(batch, batch_shardings(batch, mesh))
-        self.state = run_jitted(functools.partial(new_state, optimizer), params, out_shardings=self.shardings)
+        self.state = run_jitted(init, params, out_shardings=self.shardings)
         self.batch, self.metrics = batch, []
         schedule = np.asarray(optimizer.schedule(np.arange(100))).tobytes()
         shapes = str(jax.eval_shape(lambda: (params, batch)))

@@ -1,9 +1,13 @@
 """Decode attention of one new token to a KV cache, by slots in use, against dense attention to all slots."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vl3_jax.bench.inputs import random_arrays
 from vl3_jax.bench.settings import Settings
 from vl3_jax.bench.table import OURS, Row, Table
 from vl3_jax.bench.timing import measure_case, temporaries
@@ -33,36 +37,27 @@ def measure(settings: Settings) -> Table:
 def _measure_case(settings: Settings, rows: int, slots: int, used: int) -> list[Row]:
     inputs = _operands(settings, rows, slots, used)
     sides = {
-        OURS: settings.compiled(_over_layers(decode_attention), inputs),
-        DENSE: settings.compiled(_over_layers(_dense), inputs),
+        side: settings.compiled(functools.partial(_over_layers, attend), inputs)
+        for side, attend in ((OURS, decode_attention), (DENSE, _dense))
     }
     case = f"{rows} x {used:,} of {slots:,} slots"
     return measure_case(case, sides, settings.rounds, rows, "tokens", figures=temporaries(sides))
 
 
-def _dense(inputs: AttentionInputs, layer):
+def _dense(inputs: AttentionInputs, layer: jax.Array) -> jax.Array:
     return dense_attention(inputs.select_layer(layer))
 
 
-def _over_layers(attend):
+def _over_layers(attend: Callable, inputs: AttentionInputs) -> jax.Array:
     """Runs the attention of all layers one after another, as the decoder does."""
-
-    def run(inputs: AttentionInputs):
-        def attend_layer(layer, q):
-            return attend(inputs.replace(q=q), layer)
-
-        return jax.lax.fori_loop(0, inputs.k.shape[0], attend_layer, inputs.q)
-
-    return run
+    return jax.lax.fori_loop(0, inputs.k.shape[0], lambda layer, q: attend(inputs.replace(q=q), layer), inputs.q)
 
 
 def _operands(settings: Settings, rows: int, slots: int, used: int) -> AttentionInputs:
     """Generates the operands of attention; the query is the newest of `used` tokens in each row."""
     text = settings.config.text
-    random_keys = jax.random.split(jax.random.key(0), 3)
     cache = (_LAYERS, rows, slots, text.num_kv_heads, text.head_dim)
-    shapes = [(rows, 1, text.num_heads, text.head_dim), cache, cache]
-    arrays = [jax.random.normal(key, shape, settings.dtype) for key, shape in zip(random_keys, shapes, strict=True)]
+    arrays = random_arrays(settings.dtype, (rows, 1, text.num_heads, text.head_dim), cache, cache)
     positions = np.broadcast_to(np.arange(slots, dtype=np.int32), (rows, slots))
     q_info = SegmentInfo(jnp.ones((rows, 1), jnp.int32), jnp.full((rows, 1), used - 1, jnp.int32))
     kv_info = SegmentInfo((positions < used).astype(np.int32), positions)

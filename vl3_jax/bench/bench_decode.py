@@ -12,7 +12,7 @@ from vl3_jax.bench.table import OURS, REFERENCE, Row, Table
 from vl3_jax.bench.timing import results_in_turns, seconds_of
 from vl3_jax.inference.engine import Engine, Timings
 from vl3_jax.inference.sampling_config import SamplingConfig
-from vl3_jax.model import decode, unembed
+from vl3_jax.model import decode, num_parameters, unembed
 from vl3_jax.processing.packed_batch import Sample
 
 NO_CACHE = "without a cache"
@@ -29,7 +29,7 @@ def measure(settings: Settings) -> Table:
     for batch in BATCHES:
         rows += _measure_batch(settings, pair, [sample] * batch, prompt, new)
     notes = () if settings.accelerator else (REDUCED_SIZES,)
-    title = f"{settings.model}, {settings.dtype}, greedy, of {settings.bandwidth / 1e9:,.3g} GB/s"
+    title = f"{settings.model}, {settings.dtype}, greedy, of {settings.copy_bytes_per_second / 1e9:,.3g} GB/s"
     return Table("decode", title, rows, notes + pair.notes)
 
 
@@ -50,7 +50,7 @@ def _measure_batch(settings: Settings, pair: ModelPair, samples: list[Sample], p
     step_bytes = _step_bytes(pair, batch, prompt + new // 2)
     case = f"{new} tokens after {case}"
     for side in sides:
-        figures = {"of the bandwidth": step_bytes * (new - 1) / decoding[side] / settings.bandwidth}
+        figures = {"of the bandwidth": step_bytes * (new - 1) / decoding[side] / settings.copy_bytes_per_second}
         rows.append(Row(case, side, decoding[side], batch * (new - 1), "tokens", None, figures))
     return [*rows, Row(case, NO_CACHE, decoding[NO_CACHE], batch, "tokens")]
 
@@ -78,5 +78,5 @@ def _step_bytes(pair: ModelPair, batch: int, length: int) -> float:
     """Returns the bytes that a decoding step reads: the decoder's and unembedding's weights, and each row's cache."""
     text, item_size = pair.model.config.text, jnp.dtype(pair.model.dtype).itemsize
     embedding_lookup = 0 if text.tie_word_embeddings else text.vocab_size * text.hidden_size
-    cached_per_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim
-    return item_size * (text.num_parameters - embedding_lookup + batch * cached_per_token * length)
+    weights = num_parameters(pair.params["llm"]) - embedding_lookup
+    return item_size * (weights + batch * text.cached_values_per_token * length)

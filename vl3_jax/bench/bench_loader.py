@@ -7,6 +7,7 @@ transformers gets the same frame rate, budget, merge sizes and pruning, and its 
 import collections
 import contextlib
 import functools
+import itertools
 import json
 import pathlib
 import tempfile
@@ -43,7 +44,7 @@ def measure(settings: Settings) -> Table:
         theirs, notes = build_reference(lambda module: module.media_processing(dataset.settings.processor))
         shares: dict[str, float] = {}
         one_thread = functools.partial(read_in_one_thread, dataset, shares)
-        sides = {OURS: lambda: sum(map(_vision_tokens, _arrays(dataset))), ONE_THREAD: one_thread}
+        sides = {OURS: functools.partial(read_with_loader, dataset), ONE_THREAD: one_thread}
         if theirs is not None:
             sides[REFERENCE] = lambda: sum(theirs(path, is_video(path))[1] for path in chosen)
         vision_tokens, failures = first_results("the media", sides)
@@ -62,8 +63,8 @@ def measure(settings: Settings) -> Table:
 def alternating(files: list[pathlib.Path], count: int) -> list[pathlib.Path]:
     """Returns `count` files, images and videos in turn."""
     kinds = [[path for path in files if is_video(path) is kind] for kind in (False, True)]
-    kinds = [kind for kind in kinds if kind]
-    return [kinds[n % len(kinds)][n // len(kinds) % len(kinds[n % len(kinds)])] for n in range(count)]
+    turns = itertools.cycle([itertools.cycle(paths) for paths in kinds if paths])
+    return [next(next(turns)) for _ in range(count)]
 
 
 def open_dataset(folder: pathlib.Path, files: list[pathlib.Path]) -> MixtureDataset:
@@ -77,6 +78,12 @@ def open_dataset(folder: pathlib.Path, files: list[pathlib.Path]) -> MixtureData
             file.write(json.dumps(record) + "\n")
     builder = SampleBuilder(TOKENIZER, data_settings(mixture(image_merge=2)))
     return open_mixture([DatasetSpec("media", (str(path),))], builder, build=True)
+
+
+def read_with_loader(dataset: MixtureDataset) -> int:
+    """Reads an epoch as training does and returns the number of vision tokens."""
+    with Loader(dataset, 1) as batches:
+        return sum(_vision_tokens(batch.arrays) for batch in batches)
 
 
 def read_in_one_thread(dataset: MixtureDataset, shares: dict[str, float]) -> int:
@@ -109,9 +116,7 @@ def _timed_parts() -> Iterator[collections.Counter[str]]:
     decode_frames = processor.Processor._decode_frames
 
     def timed_frames(self, reader):
-        next_frame = timed(functools.partial(next, decode_frames(self, reader), None), "decode")
-        while (frame := next_frame()) is not None:
-            yield frame
+        return iter(timed(functools.partial(next, decode_frames(self, reader), None), "decode"), None)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(processor.Processor, "_decode_frames", timed_frames))
@@ -138,11 +143,6 @@ def _memory_row(folder: pathlib.Path, files: list[pathlib.Path], count: int) -> 
                 sizes.append(process_memory("VmRSS"))
     figures = {f"MB at {100 * (tenth + 1) // _TENTHS} %": size / 1e6 for tenth, size in enumerate(sizes)}
     return Row(f"{count:,} samples", OURS, time.perf_counter() - start, count, "samples", None, figures)
-
-
-def _arrays(dataset: MixtureDataset) -> Iterator[dict]:
-    with Loader(dataset, 1) as batches:
-        yield from (batch.arrays for batch in batches)
 
 
 def _vision_tokens(arrays: dict) -> int:

@@ -36,7 +36,7 @@ def measure(settings: Settings) -> Table:
     def figures(side: str, _: float) -> dict[str, float]:
         plan = sides[side]()
         fill = packing_efficiency(plan, sample_sizes, data.shape)
-        return {"rows": len(plan), "fill": fill.max_fill, "tokens": fill.tokens, "patches": fill.patches}
+        return {"rows": len(plan), "fill": fill.either, "tokens": fill.tokens, "patches": fill.patches}
 
     case, rounds = f"{len(order):,} samples of stage 4", min(settings.rounds, 3)
     rows = measure_case(case, sides, rounds, len(order), "samples", figures=figures, warm=False)
@@ -66,10 +66,8 @@ def random_lengths(count: int) -> list[SampleLengths]:
 def in_order(sample_sizes: SampleSizes, order: np.ndarray, shape: BatchShape) -> PackingPlan:
     """Packs samples in order into one open row; a sample that does not fit starts the next row."""
     limits = np.array([shape.length, shape.vision_tokens, shape.patches * shape.vision_rows, shape.samples])
-    needs = np.stack(
-        [sample_sizes.tokens, sample_sizes.vision_tokens, sample_sizes.patches, np.ones_like(sample_sizes.tokens)],
-        axis=1,
-    )[order]
+    tokens, patches = sample_sizes.tokens, sample_sizes.patches
+    needs = np.stack([tokens, sample_sizes.vision_tokens, patches, np.ones_like(tokens)], axis=1)[order]
     offsets, used = [0], np.zeros_like(limits)
     for index, need in enumerate(needs):
         if np.any(used + need > limits):

@@ -7,13 +7,13 @@ Attention has the sizes of the released tower (16 heads of 72) and decoder (12 q
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
-from vl3_jax.bench.inputs import frames, segment_info
+from vl3_jax.bench.inputs import frames, random_arrays, segment_info
 from vl3_jax.bench.settings import Settings
 from vl3_jax.bench.table import OURS, SEPARATE_ROWS, Row, Table
 from vl3_jax.bench.timing import measure_case, temporaries
@@ -61,43 +61,36 @@ def without_skipping() -> Iterator[None]:
 
 def _tower_attention(settings: Settings, count: int, patches: int) -> list[Row]:
     heads, width = settings.pick((2, 16), (16, 72), (16, 72))
-    operands = _operands(settings, count * patches, heads, heads, width)
-    packed, separate = segment_info([patches] * count), segment_info([patches] * count, count)
-    separate_operands = [x.reshape(count, patches, *x.shape[2:]) for x in operands]
-    rows = []
-    for case, run in _attention_functions():
-        blocked, dense = (functools.partial(run, backend, False) for backend in (_BLOCKWISE, dense_attention))
-        sides = {OURS: settings.compiled(blocked, packed, *operands)}
-        with without_skipping():
-            untraced = functools.partial(run, _BLOCKWISE, False)  # JAX would reuse the trace of `blocked`
-            sides[NOTHING_SKIPPED] = settings.compiled(untraced, packed, *operands)
-        sides |= {
-            SEPARATE_ROWS: settings.compiled(blocked, separate, *separate_operands),
-            SEPARATE_ROWS_DENSE: settings.compiled(dense, separate, *separate_operands),
-        }
-        flops = _work_factor(case) * 4 * count * patches**2 * heads * width
-        rows += _measure(settings, f"tower attention, {case}", sides, count, "frames", flops)
-    return rows
+    shape = (1, count * patches, heads, width)
+    packed = random_arrays(settings.dtype, shape, shape, shape)
+    separate = [x.reshape(count, patches, heads, width) for x in packed]
+    info, separate_info = segment_info([patches] * count), segment_info([patches] * count, count)
+    blocked = functools.partial(_attention, _BLOCKWISE, False)
+    sides = {
+        OURS: (blocked, packed, info),
+        NOTHING_SKIPPED: (blocked, packed, info),
+        SEPARATE_ROWS: (blocked, separate, separate_info),
+        SEPARATE_ROWS_DENSE: (functools.partial(_attention, dense_attention, False), separate, separate_info),
+    }
+    flops = 4 * count * patches**2 * heads * width
+    return _measure(settings, "tower attention", sides, count, "frames", (flops, 3 * flops))
 
 
 def _decoder_attention(settings: Settings, samples: int, tokens: int) -> list[Row]:
     heads, kv_heads, width = settings.pick((2, 1, 16), (12, 2, 128), (12, 2, 128))
-    operands = _operands(settings, samples * tokens, heads, kv_heads, width)
-    packed, separate = segment_info([tokens] * samples), segment_info([tokens] * samples, samples)
-    separate_operands = [x.reshape(samples, tokens, *x.shape[2:]) for x in operands]
-    rows = []
-    for case, run in _attention_functions():
-        blocked = functools.partial(run, _BLOCKWISE, True)
-        sides = {
-            OURS: settings.compiled(blocked, packed, *operands),
-            ONE_SAMPLE: settings.compiled(blocked, segment_info([samples * tokens]), *operands),
-            SEPARATE_ROWS: settings.compiled(blocked, separate, *separate_operands),
-        }
-        length = samples * tokens
-        flops_per_key = _work_factor(case) * 2 * heads * width * length  # the mean number of keys is half of the span
-        flops = {side: flops_per_key * (1 + (length if side == ONE_SAMPLE else tokens)) for side in sides}
-        rows += _measure(settings, f"decoder attention, {case}", sides, length, "tokens", flops)
-    return rows
+    length = samples * tokens
+    packed = random_arrays(settings.dtype, *((1, length, count, width) for count in (heads, kv_heads, kv_heads)))
+    separate = [x.reshape(samples, tokens, *x.shape[2:]) for x in packed]
+    lengths, blocked = [tokens] * samples, functools.partial(_attention, _BLOCKWISE, True)
+    sides = {
+        OURS: (blocked, packed, segment_info(lengths)),
+        ONE_SAMPLE: (blocked, packed, segment_info([length])),
+        SEPARATE_ROWS: (blocked, separate, segment_info(lengths, samples)),
+    }
+    spans = {side: length if side == ONE_SAMPLE else tokens for side in sides}
+    # The mean number of keys is half of the span.
+    flops = [{side: n * 2 * heads * width * length * (1 + span) for side, span in spans.items()} for n in (1, 3)]
+    return _measure(settings, "decoder attention", sides, length, "tokens", flops)
 
 
 def _tower_layer(settings: Settings, count: int, patches: int) -> list[Row]:
@@ -105,55 +98,58 @@ def _tower_layer(settings: Settings, count: int, patches: int) -> list[Row]:
     config = preset("tiny" if settings.small else "2b")
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, num_layers=1))
     tower = VisionTower(config.vision, jnp.dtype(settings.dtype), jnp.dtype(settings.dtype))
-    init_inputs = [x[:, :, :8] for x in frames(1, patches)]
-    params = jax.jit(tower.init)(jax.random.key(0), *init_inputs)
-
-    def forward(params, *arrays):
-        return tower.apply(params, *arrays)
-
-    def gradients(params, *arrays):
-        return jax.grad(lambda params: jnp.sum(forward(params, *arrays).astype(jnp.float32)))(params)
-
-    rows, packed, separate = [], frames(count, patches), frames(count, patches, count)
+    params = jax.jit(tower.init)(jax.random.key(0), *(x[:, :, :8] for x in frames(1, patches)))
+    packed = (tower.apply, params, *frames(count, patches))
+    sides = {
+        OURS: packed,
+        NOTHING_SKIPPED: packed,
+        SEPARATE_ROWS: (tower.apply, params, *frames(count, patches, count)),
+    }
+    if settings.accelerator:  # accelerators use another attention backend, which always skips
+        del sides[NOTHING_SKIPPED]
     work = StepWork(count * patches, count * patches**2, 0, 0, 0, 0)
-    for case, function in ((FORWARD, forward), (FORWARD_BACKWARD, gradients)):
-        sides = {OURS: settings.compiled(function, params, *packed)}
-        if not settings.accelerator:  # accelerators use another attention backend, which always skips
-            with without_skipping():
-                untraced = functools.partial(function)
-                sides[NOTHING_SKIPPED] = settings.compiled(untraced, params, *packed)
-        sides[SEPARATE_ROWS] = settings.compiled(function, params, *separate)
-        flops = step_flops(config, work, () if case == FORWARD else ("vision",))["total"]
-        rows += _measure(settings, f"tower layer, {case}", sides, count, "frames", flops)
-    return rows
+    flops = [step_flops(config, work, trainable)["total"] for trainable in ((), ("vision",))]
+    return _measure(settings, "tower layer", sides, count, "frames", flops)
 
 
-def _attention_functions() -> list[tuple[str, Callable]]:
-    """Returns attention without and with its backward pass, by case."""
+def _attention(backend: Callable, causal: bool, operands: list[jax.Array], info: SegmentInfo) -> jax.Array:
+    """Computes attention of q, k and v to themselves."""
+    scale = operands[0].shape[-1] ** -0.5
+    return backend(AttentionInputs(*operands, info, info, causal=causal, scale=scale))
 
-    def forward(backend, causal, info, q, k, v):
-        return backend(AttentionInputs(q, k, v, info, info, causal=causal, scale=q.shape[-1] ** -0.5))
 
-    def forward_backward(backend, causal, info, q, k, v):
-        out, backward = jax.vjp(functools.partial(forward, backend, causal, info), q, k, v)
+def _with_backward(function: Callable) -> Callable:
+    """Returns a function that also computes the gradients of the first argument."""
+
+    def run(first, *others):
+        out, backward = jax.vjp(lambda first: function(first, *others), first)
         return backward(out)
 
-    return [(FORWARD, forward), (FORWARD_BACKWARD, forward_backward)]
+    return run
 
 
-def _operands(settings: Settings, length: int, heads: int, kv_heads: int, width: int) -> list[jax.Array]:
-    """Generates q, k and v of one row."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    shapes = [(1, length, count, width) for count in (heads, kv_heads, kv_heads)]
-    return [jax.random.normal(key, shape, settings.dtype) for key, shape in zip(keys, shapes, strict=True)]
+def _measure(
+    settings: Settings, name: str, sides: Mapping[str, tuple], amount: float, unit: str, flops: Sequence
+) -> list[Row]:
+    """Measures functions without and with their backward pass.
 
-
-def _work_factor(case: str) -> int:
-    """Returns the work in forward passes; a backward pass has twice the matrix products of a forward pass."""
-    return 1 if case == FORWARD else 3
-
-
-def _measure(settings: Settings, case: str, sides: dict, amount: float, unit: str, flops) -> list[Row]:
-    rounds = 1 if settings.small else max(settings.rounds, _MIN_ROUNDS)
-    slow = (NOTHING_SKIPPED, ONE_SAMPLE)
-    return measure_case(case, sides, rounds, amount, unit, flops, temporaries(sides), warm=False, slow=slow)
+    Args:
+      settings: Settings of the run.
+      name: Name of the functions.
+      sides: Function and arguments of each side.
+      amount: Work of a run in `unit`s.
+      unit: Unit of the work.
+      flops: Useful arithmetic of the forward pass, and of both passes; as in `measure_case`.
+    """
+    rounds, rows = 1 if settings.small else max(settings.rounds, _MIN_ROUNDS), []
+    passes = ((FORWARD, functools.partial), (FORWARD_BACKWARD, _with_backward))
+    for (case, wrapped), case_flops in zip(passes, flops, strict=True):
+        programs = {}
+        for side, (function, *arguments) in sides.items():
+            # Each side wraps the function anew: JAX would reuse the trace of another side.
+            with without_skipping() if side == NOTHING_SKIPPED else contextlib.nullcontext():
+                programs[side] = settings.compiled(wrapped(function), *arguments)
+        turns = {"warm": False, "slow": (NOTHING_SKIPPED, ONE_SAMPLE)}
+        figures = temporaries(programs)
+        rows += measure_case(f"{name}, {case}", programs, rounds, amount, unit, case_flops, figures, **turns)
+    return rows

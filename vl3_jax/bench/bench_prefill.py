@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,9 +37,5 @@ def measure(settings: Settings) -> Table:
 def _ours(settings: Settings, pair: ModelPair, token_ids: np.ndarray, rows: int):
     segment_ids, positions = segment_info([token_ids.shape[1]] * len(token_ids), rows)
     tokens = jnp.asarray(token_ids.reshape(rows, -1), jnp.int32)
-    run = functools.partial(_hidden, pair.model)
-    return settings.compiled(run, pair.params, tokens, jnp.full_like(tokens, -1), segment_ids, positions)
-
-
-def _hidden(model, params: dict, tokens: jax.Array, *arrays: jax.Array) -> jax.Array:
-    return decode(model, params, tokens, None, *arrays)[0]
+    run = functools.partial(decode, pair.model)
+    return settings.compiled(run, pair.params, tokens, None, jnp.full_like(tokens, -1), segment_ids, positions)

@@ -122,28 +122,25 @@ def write_video(
         container.mux(stream.encode())
 
 
-def repeat_video(once: pathlib.Path, path: pathlib.Path, seconds: int, repeats: int) -> None:
-    """Writes a video in which the packets of a video of `seconds` are repeated."""
-    with av.open(os.fspath(path), "w") as target:
-        stream = None
-        for repeat in range(repeats):
-            with av.open(os.fspath(once)) as source:
-                original = source.streams.video[0]
-                stream = stream or target.add_stream_from_template(original)
-                shift = int(repeat * seconds / original.time_base)
-                for packet in source.demux(original):
-                    if packet.size:  # the last one only flushes the decoder
-                        packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, stream
-                        target.mux(packet)
+def repeat_video(once: pathlib.Path, path: pathlib.Path, repeats: int) -> None:
+    """Writes a video in which the packets of a video are repeated."""
+    playlist = once.with_suffix(".txt")
+    playlist.write_text(f"file '{once.name}'\n" * repeats)
+    with av.open(os.fspath(playlist), format="concat") as source, av.open(os.fspath(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:  # the last one only flushes the decoder
+                packet.stream = stream
+                target.mux(packet)
 
 
 def _hour(settings: Settings, folder: pathlib.Path) -> Row:
     """Measures the time and the memory of the processing of an hour of video, in addition to those of an image."""
     size, seconds, repeats = settings.pick((96, 64), (1280, 720), (1280, 720)), 20, settings.pick(3, 180, 180)
-    image, once, hour = folder / "image.png", folder / "once.mp4", folder / "hour.mp4"
+    image, once, hour = (folder / name for name in ("image.png", "once.mp4", "hour.mp4"))
     Image.fromarray(synthetic_frame(0, size)).save(image)
     write_video(once, size, seconds, 25, "libx264", _FAST_H264)
-    repeat_video(once, hour, seconds, repeats)
+    repeat_video(once, hour, repeats)
     idle, busy = (run_python("-c", _PROCESS, os.fspath(path)) for path in (image, hour))
     figures = {"peak MB": (busy.peak_bytes - idle.peak_bytes) / 1e6, "target MB": MEMORY_LIMIT / 1e6}
     frames = count_frames(processor("official"), hour)

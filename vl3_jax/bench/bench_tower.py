@@ -19,15 +19,14 @@ def measure(settings: Settings) -> Table:
     pair = model_pair(settings)
     dtype = jnp.dtype(settings.dtype)
     tower = VisionTower(settings.config.vision, dtype, dtype)
-    params = jax.device_put(pair.params["vision"])
+    params = {"params": jax.device_put(pair.params["vision"])}
     rows = []
-    encode = functools.partial(_encode, tower)
     for row_patches in settings.pick((128,), (4096, 16_384), (4096, 16_384, 65_536)):
         for patches in settings.pick((64,), (64, 256, 1024), (64, 256, 1024, 4096)):
             count = row_patches // patches
             sides = {
-                OURS: settings.compiled(encode, params, *frames(count, patches)),
-                SEPARATE_ROWS: settings.compiled(encode, params, *frames(count, patches, count)),
+                OURS: settings.compiled(tower.apply, params, *frames(count, patches)),
+                SEPARATE_ROWS: settings.compiled(tower.apply, params, *frames(count, patches, count)),
             }
             if pair.reference is not None:
                 pixels = np.asarray(frames(count, patches)[0]).reshape(count * patches, -1)
@@ -37,10 +36,6 @@ def measure(settings: Settings) -> Table:
             figures = functools.partial(_time_of_a_frame, count)
             rows += measure_case(case, sides, settings.rounds, count, "frames", flops, figures)
     return Table("tower", f"vision tower of {settings.model}, {settings.dtype}, forward", rows, pair.notes)
-
-
-def _encode(tower: VisionTower, params: dict, *arrays: jax.Array) -> jax.Array:
-    return tower.apply({"params": params}, *arrays)
 
 
 def _time_of_a_frame(count: int, side: str, seconds: float) -> dict[str, float]:

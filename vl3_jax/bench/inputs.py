@@ -93,6 +93,12 @@ def segment_info(lengths: list[int], rows: int = 1) -> SegmentInfo:
     return SegmentInfo(jnp.asarray(number - number[:, :1] + 1, jnp.int32), jnp.asarray(positions, jnp.int32))
 
 
+def random_arrays(dtype: str, *shapes: tuple[int, ...]) -> list[jax.Array]:
+    """Generates normally distributed arrays."""
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
+
+
 def frame_grid(patches: int) -> tuple[int, int]:
     """Returns rows and columns of a frame of `patches` patches, a power of two, as nearly square as possible."""
     height = 2 ** (int(np.log2(patches)) // 2)

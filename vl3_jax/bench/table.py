@@ -5,20 +5,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from vl3_jax.errors import InputError
 from vl3_jax.text_table import text_table
 
 # Sides that several subjects have.
 OURS, SEPARATE_ROWS, REFERENCE = "vl3_jax", "separate rows", "transformers"
 _COLOURS = ("#c8553d", "#8d99ae", "#588b8b", "#f2b134", "#5c4d7d", "#a3b18a")
-
-
-def check_charts() -> None:
-    """Raises an `InputError` if matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise InputError("charts need matplotlib: pip install 'vl3_jax[bench]'") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,25 +62,13 @@ class Table:
 
     def as_json(self, peak: float) -> dict[str, Any]:
         """Returns the table as plain values; `peak` is the FLOP/s of the machine."""
-        return {
-            "name": self.name,
-            "title": self.title,
-            "notes": list(self.notes),
-            "rows": [
-                {
-                    "case": row.case,
-                    "side": row.side,
-                    "seconds": row.seconds,
-                    "rate": row.rate,
-                    "unit": f"{row.unit}/s",
-                    "times_ours": self.ratio(row),
-                    "flops": row.flops,
-                    "share_of_peak": row.share_of_peak(peak),
-                    "figures": dict(row.figures),
-                }
-                for row in self.rows
-            ],
-        }
+        rows = [
+            {name: value for name, value in vars(row).items() if name != "amount"}
+            | {"rate": row.rate, "unit": f"{row.unit}/s"}
+            | {"times_ours": self.ratio(row), "share_of_peak": row.share_of_peak(peak)}
+            for row in self.rows
+        ]
+        return {"name": self.name, "title": self.title, "notes": self.notes, "rows": rows}
 
     def ratio(self, row: Row) -> float:
         """Returns the time that a side takes for the same amount of work, in multiples of ours."""
@@ -98,21 +77,14 @@ class Table:
 
     def rendered(self, peak: float) -> str:
         """Returns the table as text; `peak` is the FLOP/s of the machine."""
-        lines = [["case", "side", "ms", "rate", "x ours", "of peak", ""]]
-        for index, row in enumerate(self.rows):
-            repeated = index > 0 and row.case == self.rows[index - 1].case
+        lines = [("case", "side", "ms", "rate", "x ours", "of peak", "")]
+        for previous, row in zip([None, *self.rows], self.rows, strict=False):
+            case = "" if previous and previous.case == row.case else row.case
             share = row.share_of_peak(peak)
-            lines.append(
-                [
-                    "" if repeated else row.case,
-                    row.side,
-                    _short(row.seconds * 1e3),
-                    _rate(row),
-                    f"{self.ratio(row):.2f}",
-                    "" if share is None else f"{share:.0%}",
-                    ", ".join(f"{name} {_short(value)}" for name, value in row.figures.items()),
-                ]
-            )
+            percent = "" if share is None else f"{share:.0%}"
+            figures = ", ".join(f"{name} {_short(value)}" for name, value in row.figures.items())
+            times = (_short(row.seconds * 1e3), _rate(row), f"{self.ratio(row):.2f}")
+            lines.append((case, row.side, *times, percent, figures))
         indented = (f"  {line}" for line in (*text_table(lines, "<<>>>><"), *self.notes))
         return "\n".join(["", f"{self.name}: {self.title}", *indented])
 
@@ -123,12 +95,10 @@ class Table:
         sides = list(dict.fromkeys(row.side for row in self.rows))
         figure = Figure(figsize=(9, 1.2 + 0.32 * len(self.rows)), layout="constrained")
         axes = figure.subplots()
-        labels = []
-        for index, row in enumerate(self.rows):
-            relative = 1 / self.ratio(row)
-            axes.barh(index, relative, color=_COLOURS[sides.index(row.side) % len(_COLOURS)])
-            axes.text(relative, index, f" {_rate(row)}", va="center", fontsize=8)
-            labels.append(f"{row.case}: {row.side}" if row.side == OURS else row.side)
+        colours = [_COLOURS[sides.index(row.side) % len(_COLOURS)] for row in self.rows]
+        bars = axes.barh(range(len(self.rows)), [1 / self.ratio(row) for row in self.rows], color=colours)
+        axes.bar_label(bars, [_rate(row) for row in self.rows], padding=3, fontsize=8)
+        labels = [f"{row.case}: {row.side}" if row.side == OURS else row.side for row in self.rows]
         axes.set_yticks(range(len(labels)), labels, fontsize=8)
         axes.invert_yaxis()
         axes.set_xlabel(f"rate relative to {OURS}")

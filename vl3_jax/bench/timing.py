@@ -1,5 +1,6 @@
 """Measures run times of several sides in turns, resources of processes, and peak rates of the machine."""
 
+import functools
 import pathlib
 import resource
 import statistics
@@ -46,18 +47,6 @@ def results_in_turns(
     return results
 
 
-def in_turns(sides: Mapping[str, Callable[[], object]], rounds: int, **turns) -> dict[str, float]:
-    """Measures the median seconds of each side; each must wait for its own results, which are ignored.
-
-    Args:
-      sides: Functions by name.
-      rounds: Number of rounds.
-      **turns: `warm` and `slow` of `results_in_turns`.
-    """
-    timed = {name: lambda run=run: seconds_of(run) for name, run in sides.items()}
-    return {name: statistics.median(values) for name, values in results_in_turns(timed, rounds, **turns).items()}
-
-
 def seconds_of(run: Callable[[], object]) -> float:
     """Runs a function and returns the seconds that it takes."""
     start = time.perf_counter()
@@ -75,7 +64,9 @@ def measure_case(
     figures: Callable[[str, float], Mapping[str, float]] = lambda side, seconds: {},
     **turns,
 ) -> list[Row]:
-    """Measures the sides of a case in turns and returns their rows.
+    """Measures the sides of a case in turns and returns their rows, whose times are medians.
+
+    Each side must wait for its own results, which are ignored.
 
     Args:
       case: Name of the case.
@@ -91,10 +82,11 @@ def measure_case(
     def of(side: str, value):
         return value[side] if isinstance(value, Mapping) else value
 
-    seconds = in_turns(sides, rounds, **turns)
+    timed = {side: functools.partial(seconds_of, run) for side, run in sides.items()}
+    medians = {side: statistics.median(values) for side, values in results_in_turns(timed, rounds, **turns).items()}
     return [
-        Row(case, side, time, of(side, amount), unit, of(side, flops), figures(side, time))
-        for side, time in seconds.items()
+        Row(case, side, seconds, of(side, amount), unit, of(side, flops), figures(side, seconds))
+        for side, seconds in medians.items()
     ]
 
 

@@ -25,7 +25,7 @@ from vl3_jax.checkpoint.export import write_hf
 from vl3_jax.checkpoint.hf_source import open_hf
 from vl3_jax.checkpoint.init_source import InitSource
 from vl3_jax.checkpoint.inspection import checkpoint_overview, compare
-from vl3_jax.checkpoint.load import Checkpoint, find_tree, load, load_source, open_source
+from vl3_jax.checkpoint.load import Checkpoint, find_tree, load, open_source
 from vl3_jax.checkpoint.names import LAYOUTS, name_map
 from vl3_jax.checkpoint.orbax_write import write_model_info, write_orbax
 from vl3_jax.checkpoint.peft import write_adapters
@@ -40,7 +40,6 @@ __all__ = [
     "compare",
     "find_tree",
     "load",
-    "load_source",
     "name_map",
     "open_hf",
     "open_source",

@@ -1,6 +1,8 @@
 """Writes a checkpoint as a Hugging Face folder: safetensors in the official or the native layout, streamed."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -13,11 +15,10 @@ from vl3_jax.checkpoint.sidecar_files import export_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.tensors import SAFETENSORS_DTYPES, contains_nan, copy_view, scratch
 from vl3_jax.errors import InputError
-from vl3_jax.storage.jobs import Job, write_pieces
-from vl3_jax.storage.paths import translate_write_errors
+from vl3_jax.storage.jobs import Job, open_job, write_pieces
+from vl3_jax.storage.paths import is_url
 
 SHARD_BYTES = 5 * 10**9
-_PIECE_BYTES = 16 * 2**20  # larger tensors are copied in blocks of rows
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -61,6 +62,8 @@ def write_hf(
     Raises:
       InputError: `target` exists, its disk is too small, or `source` is not a complete model.
     """
+    if is_url(target):
+        raise InputError(f"{target}: exports go to local folders; choose one and copy it to the bucket")
     if not source.complete:
         raise InputError(
             f"{source.location}: contains only {', '.join(source.parts)}, and an export needs a complete model; "
@@ -69,15 +72,14 @@ def write_hf(
     names = name_map(layout, source.config)
     dtypes = {path: np.dtype(dtype or source.dtypes[path]) for path in source.leaves}
     shards = plan_shards(list(names.tensors.values()), dtypes, shard_bytes)
-    with Job(target, source.fingerprint(to=layout, dtype=str(dtype), shard=shard_bytes)) as job:
+    with open_job(target, source.fingerprint(to=layout, dtype=str(dtype), shard=shard_bytes)) as job:
         if job.finished:
             return
         source.log_casts(dtypes)
         for shard in shards:
             _allocate(job, shard)
-        with translate_write_errors(job.target):
-            _write_shards(source, job, shards, dtypes, quiet)
-            _finish(source, job, shards, layout, dtypes)
+        _write_shards(source, job, shards, dtypes, quiet)
+        _finish(source, job, shards, layout, dtypes)
         job.commit()
 
 
@@ -89,40 +91,35 @@ def plan_shards(tensors: Sequence[TensorSpec], dtypes: dict[str, np.dtype], shar
       dtypes: Stored dtype of each leaf.
       shard_bytes: Maximum bytes of tensors in one file.
     """
-    groups: list[list[TensorSpec]] = [[]]
-    group_bytes = 0
+    groups, group_bytes = [], 0
     for spec in tensors:
         nbytes = spec.size * dtypes[spec.leaf].itemsize
-        if groups[-1] and group_bytes + nbytes > shard_bytes:
+        if not groups or group_bytes + nbytes > shard_bytes:
             groups.append([])
             group_bytes = 0
         groups[-1].append(spec)
         group_bytes += nbytes
-    shards = []
-    for number, group in enumerate(groups, start=1):
-        name = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        shards.append(_plan_shard(name, group, dtypes))
-    return shards
+    count = len(groups)
+    names = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    return [
+        _plan_shard(name, group, dtypes)
+        for name, group in zip(names if count > 1 else ["model.safetensors"], groups, strict=True)
+    ]
 
 
 def _plan_shard(name: str, tensors: Sequence[TensorSpec], dtypes: dict[str, np.dtype]) -> Shard:
-    entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    starts, end = [], 0
     # Wide types first: every tensor is then aligned to its item size, as readers that map the file need it.
     tensors = sorted(tensors, key=lambda spec: -dtypes[spec.leaf].itemsize)
-    for spec in tensors:
-        dtype = dtypes[spec.leaf]
-        starts.append(end)
-        end += spec.size * dtype.itemsize
-        entries[spec.name] = {
-            "dtype": _DTYPE_NAMES[dtype],
-            "shape": list(spec.shape),
-            "data_offsets": [starts[-1], end],
-        }
+    ends = list(itertools.accumulate((spec.size * dtypes[spec.leaf].itemsize for spec in tensors), initial=0))
+    entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    entries |= {
+        spec.name: {"dtype": _DTYPE_NAMES[dtypes[spec.leaf]], "shape": spec.shape, "data_offsets": offsets}
+        for spec, offsets in zip(tensors, itertools.pairwise(ends), strict=True)
+    }
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
-    return Shard(name, tuple(tensors), tuple(len(header) + start for start in starts), header, len(header) + end)
+    return Shard(name, tuple(tensors), tuple(len(header) + end for end in ends[:-1]), header, len(header) + ends[-1])
 
 
 def _partial(job: Job, shard: Shard) -> pathlib.Path:
@@ -137,27 +134,19 @@ def _allocate(job: Job, shard: Shard) -> None:
         finished.rename(path)
     if path.is_file() and path.stat().st_size == shard.size:
         return
-    for spec in shard.tensors:
-        job.discard((spec.name,))
+    job.done -= {(spec.name,) for spec in shard.tensors}
     path.unlink(missing_ok=True)
     job.check_space(shard.size)
-    with translate_write_errors(job.target), open(path, "wb") as file:
+    with open(path, "wb") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, shard.size)
-        except OSError as error:
+        except OSError:
             path.unlink()
-            raise error
+            raise
         file.write(shard.header)
 
 
 def _write_shards(source: CheckpointSource, job: Job, shards: Sequence[Shard], dtypes, quiet: bool) -> None:
-    files = {shard.name: os.open(_partial(job, shard), os.O_WRONLY) for shard in shards}
-    pieces = {
-        (spec.name,): (spec, files[shard.name], offset)
-        for shard in shards
-        for spec, offset in zip(shard.tensors, shard.offsets, strict=True)
-    }
-    sizes = {key: spec.size * dtypes[spec.leaf].itemsize for key, (spec, _, _) in pieces.items()}
     nan_names = set()
 
     def write(key: tuple[str]) -> None:
@@ -165,42 +154,37 @@ def _write_shards(source: CheckpointSource, job: Job, shards: Sequence[Shard], d
         if _copy(source, spec, dtypes[spec.leaf], file, offset):
             nan_names.add(spec.name)
 
-    try:
+    with contextlib.ExitStack() as stack:
+        pieces = {}
+        for shard in shards:
+            file = stack.enter_context(open(_partial(job, shard), "r+b", buffering=0)).fileno()
+            pieces |= {(spec.name,): (spec, file, at) for spec, at in zip(shard.tensors, shard.offsets, strict=True)}
+        sizes = {key: spec.size * dtypes[spec.leaf].itemsize for key, (spec, _, _) in pieces.items()}
         write_pieces(job, sizes, [key for key in pieces if not job.is_done(key)], write, "export", quiet)
-    finally:
-        for file in files.values():
-            os.close(file)
     source.warn_nan(nan_names)
 
 
 def _copy(source: CheckpointSource, spec: TensorSpec, dtype: np.dtype, file: int, offset: int) -> bool:
-    """Copies one tensor from its leaf into the file, in blocks of rows if it is large.
+    """Copies one tensor from its leaf into the file, in blocks of rows where its rows are rows of the leaf.
 
     Returns:
       Whether the tensor contains NaN.
     """
     axis, has_nan = spec.row_axis(), False
-    rows, row_bytes = spec.shape[0], spec.size // spec.shape[0] * dtype.itemsize
-    step = rows
-    if axis is not None and spec.size * dtype.itemsize > _PIECE_BYTES:
-        # Blocks of whole chunks, so that each chunk is read once.
+    row_bytes = spec.size // spec.shape[0] * dtype.itemsize
+    if axis is None:  # a single block
+        axis, chunk = 0, spec.slice_shape[0]
+    else:
         store = source.slice(spec.leaf, spec.layer)
-        chunk = (store.chunk_layout.read_chunk.shape or store.shape)[axis] or rows
-        step = min(rows, max(chunk, _PIECE_BYTES // row_bytes // chunk * chunk))
-    for start in range(0, rows, step):
-        part = spec if step == rows else spec.rows(start, min(start + step, rows))
-        region = [slice(0, size) for size in part.slice_shape]
-        if axis is not None:
-            region[axis] = slice(start, start + part.shape[0])
-        leaf_slice = scratch("leaf", part.slice_shape, dtype)
-        source.read(spec.leaf, spec.layer, tuple(region), leaf_slice)
-        has_nan |= contains_nan(leaf_slice)
-        view = part.to_tensor(leaf_slice)
+        chunk = (store.chunk_layout.read_chunk.shape or store.shape)[axis] or spec.shape[0]
+    for region, block in source.read_blocks(spec.leaf, spec.layer, axis, chunk, dtype):
+        has_nan |= contains_nan(block)
+        view = spec.to_tensor(block)
         if not view.flags.c_contiguous:
-            buffer = scratch("tensor", part.shape, dtype)
+            buffer = scratch("tensor", view.shape, dtype)
             copy_view(buffer, view)
             view = buffer
-        _pwrite(file, view, offset + start * row_bytes)
+        _pwrite(file, view, offset + region[axis].start * row_bytes)
     return has_nan
 
 

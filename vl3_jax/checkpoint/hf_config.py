@@ -112,7 +112,7 @@ def parse_config(
     """
     kind, parts = _model_type(config, path), {}
     try:
-        _require(config, "mm_projector_type", ("mlp2x_gelu",), path, default="mlp2x_gelu")
+        _require(config, "mm_projector_type", "mlp2x_gelu", path)
         if kind.text is not None:
             text = _section(config, kind.text, path)
             tied = bool(config.get("tie_word_embeddings")) or bool(text.get("tie_word_embeddings"))
@@ -138,25 +138,21 @@ def infer_tower(layout: str, config: Mapping[str, Any], tensors: TensorFiles) ->
     if config_path.is_file():
         return parse_config(read_json(config_path), config_path).vision
     prefix = LAYOUTS[layout]["vision"]
-    patch_embed = tensors.infos.get(f"{prefix}embeddings.patch_embedding.weight")
+    patch_embed = tensors.infos.get(prefix + _PATCH_EMBEDDING)
     fc1 = tensors.infos.get(f"{prefix}encoder.layers.0.mlp.fc1.weight")
     if patch_embed is None or fc1 is None or len(patch_embed.shape) != 4 or len(fc1.shape) != 2:
         return None
     pattern = re.escape(prefix) + r"encoder\.layers\.(\d+)\."
-    layers = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
-    heads = VisionConfig.num_heads
-    if patch_embed.shape[0] != VisionConfig.hidden_size:
+    num_layers = 1 + max(int(match[1]) for name in tensors if (match := re.match(pattern, name)))
+    hidden_size, num_channels, patch_size, _ = patch_embed.shape
+    if hidden_size != VisionConfig.hidden_size:
         logger.warning(
-            "warning: %s: the tower's number of heads is not stored in the checkpoint; assuming %d", fc1.file, heads
+            "warning: %s: the tower's number of heads is not stored in the checkpoint; assuming %d",
+            fc1.file,
+            VisionConfig.num_heads,
         )
-    return VisionConfig(
-        hidden_size=patch_embed.shape[0],
-        intermediate_size=fc1.shape[0],
-        num_layers=max(layers) + 1,
-        num_heads=heads,
-        patch_size=patch_embed.shape[2],
-        num_channels=patch_embed.shape[1],
-    )
+    sizes = {"hidden_size": hidden_size, "intermediate_size": fc1.shape[0], "num_layers": num_layers}
+    return VisionConfig(**sizes, patch_size=patch_size, num_channels=num_channels)
 
 
 def image_processor(files: pathlib.Path) -> dict[str, Any]:
@@ -191,22 +187,16 @@ def _section(config: Mapping[str, Any], key: str, path: pathlib.Path | str) -> M
     return section
 
 
-def _require(config: Mapping[str, Any], key: str, allowed: tuple, path: pathlib.Path | str, default: Any) -> None:
-    value = config.get(key, default)
-    if value not in allowed:
-        raise InputError(f"{path}: {key} {value!r} is not supported; vl3 has {' or '.join(map(repr, allowed))}")
+def _require(config: Mapping[str, Any], key: str, value: str, path: pathlib.Path | str) -> None:
+    if config.get(key, value) != value:
+        raise InputError(f"{path}: {key} {config[key]!r} is not supported; vl3 has {value!r}")
 
 
 def _pick(config: Mapping[str, Any], keys: Mapping[str, str], defaults: Mapping[str, Any], path, optional=()) -> dict:
-    picked = {}
-    for key, field in keys.items():
-        value = config.get(key, defaults.get(key))
-        if value is None and key in optional:
-            continue
-        if value is None:
-            raise InputError(f"{path}: {key} is missing; take the config.json that belongs to the weights")
-        picked[field] = value
-    return picked
+    picked = {field: config.get(key, defaults.get(key)) for key, field in keys.items()}
+    if missing := [key for key, field in keys.items() if picked[field] is None and key not in optional]:
+        raise InputError(f"{path}: {', '.join(missing)} is missing; take the config.json that belongs to the weights")
+    return {field: value for field, value in picked.items() if value is not None}
 
 
 def _vision(config: Mapping[str, Any], path: pathlib.Path | str, defaults: Mapping[str, Any]) -> VisionConfig:
@@ -218,7 +208,7 @@ def _vision(config: Mapping[str, Any], path: pathlib.Path | str, defaults: Mappi
 
 
 def _text(config: Mapping[str, Any], path: pathlib.Path | str) -> TextConfig:
-    _require(config, "hidden_act", ("silu",), path, default="silu")
+    _require(config, "hidden_act", "silu", path)
     if config.get("use_sliding_window") and "sliding_attention" in config.get("layer_types", ["sliding_attention"]):
         raise InputError(f"{path}: use_sliding_window true is not supported; no released model uses it")
     picked = _pick(config, _TEXT_KEYS, _TRANSFORMERS_TEXT, path, optional=("num_key_value_heads",))
@@ -257,16 +247,11 @@ def vision_section(config: ModelConfig) -> dict[str, Any]:
     return {key: getattr(config.vision, field) for key, field in _VISION_KEYS.items()}
 
 
-def to_dict(config: ModelConfig) -> dict[str, Any]:
-    """Converts a `ModelConfig` to JSON-serialisable values, as stored in `vl3.json` of an Orbax folder."""
-    return dataclasses.asdict(config)
-
-
 def from_dict(values: Mapping[str, Any], path: pathlib.Path | str) -> ModelConfig:
-    """Inverts `to_dict`: unknown keys raise InputError, missing ones take the current defaults."""
+    """Inverts `dataclasses.asdict`: unknown keys raise InputError, missing ones take the current defaults."""
     try:
         vision = {key: tuple(value) if isinstance(value, list) else value for key, value in values["vision"].items()}
-        rest = {key: value for key, value in values.items() if key not in ("vision", "text")}
-        return ModelConfig(VisionConfig(**vision), TextConfig(**values["text"]), **rest)
+        parts = {"vision": VisionConfig(**vision), "text": TextConfig(**values["text"])}
+        return ModelConfig(**{**values, **parts})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: model configuration is damaged ({error}); convert the checkpoint again") from None

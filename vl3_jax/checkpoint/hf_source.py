@@ -171,16 +171,17 @@ def _open_run(folder: HfFolder, parts: Sequence[str], base: str | None, token: s
         raise InputError(
             f"{folder.location}: no weights: expected model.safetensors, its index or pytorch_model.bin; check the path"
         )
+
+    def trained(file: str) -> TensorFiles:
+        tensors = folder.open_file(file)
+        return Renamed(tensors, {_official_name(name): name for name in tensors})
+
     model = _open_base(folder, config, base, named, token)
     tensors = as_official(model)
     if extra in folder.names:
-        trained = folder.open_file(extra)
-        names = {_official_name(name): name for name in trained}
-        tensors = Overlay([tensors, Renamed(trained, names)], replace=True)
+        tensors = Overlay([tensors, trained(extra)], replace=True)
     if ADAPTER_CONFIG in folder.names:
-        low_rank = folder.open_file(adapter)
-        low_rank = Renamed(low_rank, {_official_name(name): name for name in low_rank})
-        tensors = peft.LoraMerged(tensors, low_rank, adapter_config, folder.local / ADAPTER_CONFIG)
+        tensors = peft.LoraMerged(tensors, trained(adapter), adapter_config, folder.local / ADAPTER_CONFIG)
     model_config, files, files_kind = model.config, model.files, model.files_kind
     if config.get("model_type") in MODEL_TYPES:
         model_config = parse_config(config, folder.path(CONFIG), model.config.vision)
@@ -215,8 +216,9 @@ def _open_base(folder: HfFolder, config: Mapping[str, Any], base: str | None, na
 
 def as_official(source: TensorSource) -> TensorFiles:
     """Returns the tensors of `source` under the names of the official layout."""
-    official = name_map("official", source.config, source.parts).by_leaf()
-    return Renamed(source.tensors, {official[key].name: spec.name for key, spec in source.map.by_leaf().items()})
+    official = name_map("official", source.config, source.parts).tensors.values()
+    names = {spec.name: source.leaves[spec.leaf].tensor(spec.layer).name for spec in official}
+    return Renamed(source.tensors, names)
 
 
 def _official_name(name: str) -> str:

@@ -69,53 +69,44 @@ def download(source: str, token: str | None = None) -> pathlib.Path:
     except InputError:
         raise
     except Exception as error:
-        message, is_offline = _explain(error, revision)
-        if message is None:
-            raise
-        if is_offline and (folder := _offline_copy(repository, revision)):
-            if _is_transport(error):
+        is_offline = isinstance(error, huggingface_hub.errors.OfflineModeIsEnabled)
+        if (is_offline or _is_transport(error)) and (folder := _offline_copy(repository, revision)):
+            if not is_offline:
                 logger.warning("warning: the Hub cannot be reached; using %s", folder)
             return folder
-        raise InputError(f"{source}: {message}") from None
+        if message := _explain(error, revision):
+            raise InputError(f"{source}: {message}") from None
+        raise
 
 
-def _explain(error: Exception, revision: str) -> tuple[str | None, bool]:
-    """Returns what an error means and what to do, None for errors of ours, and whether an offline copy helps."""
+def _explain(error: Exception, revision: str) -> str | None:
+    """Returns what an error means and what to do; None for errors of ours."""
     from huggingface_hub import errors
 
-    code, line = getattr(getattr(error, "response", None), "status_code", None), _first_line(error)
-    status, message, is_offline = f"HTTP {code}: " if code else "", None, False
-    match error:
-        case errors.GatedRepoError():
-            message = "gated; accept its terms on its Hub page, then `hf auth login`"
-        case errors.RevisionNotFoundError():
-            message = f"the repository has no revision {revision!r}; check its name"
-        case errors.RepositoryNotFoundError() if code == 401:
-            message = (
-                f"{status}private or nonexistent; check the name, or `hf auth login` with an account that may read it"
-            )
-        case errors.RepositoryNotFoundError():
-            message = f"{status}no such model on the Hub; check the name (owner/name or owner/name@revision)"
-        case errors.LocalEntryNotFoundError():
-            message = "not in the local cache and the Hub cannot be reached; check the network"
-        case errors.OfflineModeIsEnabled():
-            message, is_offline = "HF_HUB_OFFLINE is set and the model is not in the cache; unset it", True
-        case errors.HfHubHTTPError():
-            advice = {
-                401: "check the token (`hf auth login`)",
-                403: "check the token (`hf auth login`)",
-                404: "check the name and revision",
-            }.get(code, "run the same command again to resume")
-            message = f"{status}the Hub refused the request; {advice}"
-        case errors.HFValidationError():
-            message = f"not a local folder and not a Hub id ({line}); check the name"
-        case OSError(errno=errno.ENOSPC):
-            message = "no space left in the hub cache; set HF_HOME to a larger disk"
-        case OSError() | RuntimeError() | _BrokenDownload():
-            message = f"the download was interrupted ({line}); run the same command again to resume it"
-        case _ if _is_transport(error):
-            message, is_offline = f"the Hub cannot be reached ({line}); run the same command again to resume", True
-    return message, is_offline
+    code, lines = getattr(getattr(error, "response", None), "status_code", None), str(error).splitlines()
+    status, again = f"HTTP {code}: " if code else "", "run the same command again to resume"
+    line = lines[0] if lines else type(error).__name__
+    if _is_transport(error):
+        return f"the Hub cannot be reached ({line}); {again}"
+    no_model = "no such model on the Hub; check the name (owner/name or owner/name@revision)"
+    private = "private or nonexistent; check the name, or `hf auth login` with an account that may read it"
+    check_token = "check the token (`hf auth login`)"
+    advice = {401: check_token, 403: check_token, 404: "check the name and revision"}.get(code, again)
+    interrupted = f"the download was interrupted ({line}); {again} it"
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    messages = {  # classes before those that they derive from
+        errors.GatedRepoError: "gated; accept its terms on its Hub page, then `hf auth login`",
+        errors.RevisionNotFoundError: f"the repository has no revision {revision!r}; check its name",
+        errors.RepositoryNotFoundError: f"{status}{private if code == 401 else no_model}",
+        errors.LocalEntryNotFoundError: "not in the local cache and the Hub cannot be reached; check the network",
+        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set and the model is not in the cache; unset it",
+        errors.HfHubHTTPError: f"{status}the Hub refused the request; {advice}",
+        errors.HFValidationError: f"not a local folder and not a Hub id ({line}); check the name",
+        OSError: "no space left in the hub cache; set HF_HOME to a larger disk" if full else interrupted,
+        RuntimeError: interrupted,
+        _BrokenDownload: interrupted,
+    }
+    return next((message for kind, message in messages.items() if isinstance(error, kind)), None)
 
 
 def _fetch(repository: str, revision: str, token: str | None, names: list[str]) -> pathlib.Path:
@@ -128,21 +119,24 @@ def _fetch(repository: str, revision: str, token: str | None, names: list[str]) 
     headers = build_hf_headers(token=token)
     missing = []
     for name in names:
+        if (folder / name).exists():
+            continue
         cached = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
-        if isinstance(cached, str) and not (folder / name).exists():
-            (folder / name).unlink(missing_ok=True)
+        if isinstance(cached, str):
+            (folder / name).unlink(missing_ok=True)  # a link to what the cache has dropped
             (folder / name).symlink_to(cached)
-        if not (folder / name).exists():
-            url = huggingface_hub.hf_hub_url(repository, name, revision=revision)
-            metadata = huggingface_hub.get_hf_file_metadata(url, token=token)
-            if metadata.size is None:
-                raise RuntimeError(f"the server does not report the size of {name}")
-            missing.append((name, url, metadata))
+            continue
+        url = huggingface_hub.hf_hub_url(repository, name, revision=revision)
+        metadata = huggingface_hub.get_hf_file_metadata(url, token=token)
+        if metadata.size is None:
+            raise RuntimeError(f"the server does not report the size of {name}")
+        missing.append((name, url, metadata))
     total = sum(metadata.size for _, _, metadata in missing)
     if total > shutil.disk_usage(folder).free:
         raise OSError(errno.ENOSPC, "no space left")
 
-    def get(name: str, url: str, metadata) -> None:
+    def get(file: tuple) -> None:
+        name, url, metadata = file
         location = metadata.location or url
         # A storage server has its own signature in the address and must not receive the token.
         same_server = urllib.parse.urlsplit(location).netloc == urllib.parse.urlsplit(url).netloc
@@ -153,8 +147,7 @@ def _fetch(repository: str, revision: str, token: str | None, names: list[str]) 
         progress_bar(total, "download", quiet=not missing) as bar,
         concurrent.futures.ThreadPoolExecutor(_NUM_WORKERS) as pool,
     ):
-        for future in [pool.submit(get, *file) for file in missing]:
-            future.result()
+        list(pool.map(get, missing))
     return folder
 
 
@@ -163,7 +156,7 @@ def _download_file(url: str, target: pathlib.Path, size: int, etag: str | None, 
 
     Args:
       url: Address of the file.
-      target: Path of the file to write. An existing file is left unchanged.
+      target: Path of the file to write.
       size: Length of the file in bytes.
       etag: ETag of the file. Where it is a SHA-256 (files in large-file storage), a resumed transfer is checked
         against it.
@@ -174,31 +167,27 @@ def _download_file(url: str, target: pathlib.Path, size: int, etag: str | None, 
       _BrokenDownload: The server refused the request, or the connection failed repeatedly without progress.
       OSError: The disk is full or not writable.
     """
-    if target.exists():
-        bar.update(size)
-        return
     partial = target.with_name(target.name + ".partial")
-    received = partial.stat().st_size if partial.exists() else 0
-    if received > size:
-        partial.unlink()
-        received = 0
-    bar.update(received)
-    resumed, failures = received > 0, 0
-    while (before := partial.stat().st_size if partial.exists() else 0) < size:
+    partial.touch()
+    if partial.stat().st_size > size:
+        os.truncate(partial, 0)
+    before, failures = partial.stat().st_size, 0
+    bar.update(before)
+    resumed = before > 0
+    while before < size:
         try:
             _transfer(url, partial, before, headers, bar)
         except (http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404):
                 raise _BrokenDownload(f"HTTP {error.code} for {target.name}") from error
-            after = partial.stat().st_size if partial.exists() else 0
+            after = partial.stat().st_size
             failures = 0 if after > before else failures + 1
             if failures == _MAX_FAILURES:
                 reason = getattr(error, "reason", None) or error
                 raise _BrokenDownload(f"{target.name} at {after} of {size} bytes: {reason}") from error
             time.sleep(0.1 * 2**failures)
             resumed |= after > 0
-    if not partial.exists():
-        partial.touch()
+        before = partial.stat().st_size
     if resumed and re.fullmatch(r"[0-9a-f]{64}", etag or "") and _sha256(partial) != etag:
         partial.unlink()
         raise _BrokenDownload(f"{target.name} does not match its SHA-256 and was removed")
@@ -231,15 +220,17 @@ def _offline_copy(repository: str, revision: str) -> pathlib.Path | None:
     """Returns the folder of a complete earlier download, or None, for use without a connection to the Hub."""
     from huggingface_hub import constants
 
-    cached = _cache_folder(repository)
-    reference = cached / "refs" / (revision or "main")
-    folder = cached / (reference.read_text() if reference.is_file() else revision or "main")
+    def snapshot(cached: pathlib.Path, snapshots: pathlib.Path) -> pathlib.Path:
+        reference = cached / "refs" / (revision or "main")
+        return snapshots / (reference.read_text() if reference.is_file() else revision or "main")
+
+    own = _cache_folder(repository)
+    folder = snapshot(own, own)
     if folder.is_dir() and not any(folder.glob("*.partial")) and any(folder.glob("*.safetensors")):
         return folder
     cached = pathlib.Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    reference = cached / "refs" / (revision or "main")
-    snapshot = cached / "snapshots" / (reference.read_text() if reference.is_file() else revision or "main")
-    return snapshot if snapshot.is_dir() else None
+    folder = snapshot(cached, cached / "snapshots")
+    return folder if folder.is_dir() else None
 
 
 def _cache_folder(repository: str) -> pathlib.Path:
@@ -266,7 +257,3 @@ def _select_files(repository: str, names: list[str]) -> list[str]:
     if sharded and "model.safetensors.index.json" in weights:
         weights = [*sharded, "model.safetensors.index.json"]
     return [*[name for name in top if name in SIDECAR_FILES or name == ADAPTER_CONFIG], *weights]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

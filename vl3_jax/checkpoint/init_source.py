@@ -71,13 +71,12 @@ class RandomProjector(TensorFiles):
     def __init__(self, config: ModelConfig, dtype: np.dtype, seed: int):
         self.paths, self._seed = (), seed
         self._specs = name_map("official", config, ("projector",)).tensors
-        self._fan_in = {"fc1": config.vision.hidden_size, "fc2": config.text.hidden_size}
         self.infos = {name: TensorInfo(spec.shape, dtype, "seed") for name, spec in self._specs.items()}
 
     def array(self, name: str) -> np.ndarray:
         spec = self._specs[name]
         leaf_hash = int.from_bytes(hashlib.sha256(spec.leaf.encode()).digest()[:8], "little")
         rng = np.random.default_rng([self._seed, leaf_hash])
-        bound = 1 / math.sqrt(self._fan_in[spec.leaf.split("/")[1]])
+        bound = 1 / math.sqrt(spec.sizes["W" if "/fc1/" in spec.leaf else "D"])
         values = rng.uniform(-bound, bound, spec.slice_shape).astype(np.float32)
         return spec.to_tensor(values.astype(self.infos[name].dtype))

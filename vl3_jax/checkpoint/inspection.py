@@ -1,14 +1,15 @@
 """Lists the content of a checkpoint, and compares two: names, shapes, configuration, values and logits."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from vl3_jax.checkpoint.load import load_source
+from vl3_jax.checkpoint.load import load
+from vl3_jax.checkpoint.names import LeafSpec
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.tensors import bits
 from vl3_jax.model import VideoLLaMA3, decode, encode, unembed
@@ -26,24 +27,21 @@ _LOGITS_FACTOR = 10.0  # logits accumulate differences: they may differ by this 
 
 def checkpoint_overview(source: CheckpointSource) -> str:
     """Returns a table of all leaves with shape, dtype, parameters and bytes, and one of the totals."""
+
+    def row(name: str, leaves: Collection[LeafSpec], shape: str = "", dtype: str = "") -> tuple[str, ...]:
+        nbytes = sum(spec.size * source.dtypes[spec.path].itemsize for spec in leaves)
+        return name, shape, dtype, f"{sum(spec.size for spec in leaves):,}", human_bytes(nbytes)
+
+    leaves, dtypes = source.leaves.values(), {path: dtype.name for path, dtype in source.dtypes.items()}
     rows = [("leaf", "shape", "dtype", "parameters", "size")]
-    totals: dict[str, list[int]] = {}
-    for path, spec in source.leaves.items():
-        nbytes = spec.size * source.dtypes[path].itemsize
-        shape = "x".join(map(str, spec.shape))
-        rows.append((path, shape, source.dtypes[path].name, f"{spec.size:,}", human_bytes(nbytes)))
-        total = totals.setdefault(_MODULES[spec.part], [0, 0])
-        total[0] += spec.size
-        total[1] += nbytes
-    dtypes = sorted({np.dtype(dtype).name for dtype in source.dtypes.values()})
+    rows += [row(spec.path, [spec], "x".join(map(str, spec.shape)), dtypes[spec.path]) for spec in leaves]
+    modules = {part: [spec for spec in leaves if spec.part == part] for part in source.parts}
     summary = [("module", "", "", "parameters", "size")]
-    summary += [(name, "", "", f"{size:,}", human_bytes(nbytes)) for name, (size, nbytes) in totals.items()]
-    parameters, nbytes = (sum(column) for column in zip(*totals.values(), strict=True))
-    summary.append(("total", "", ", ".join(dtypes), f"{parameters:,}", human_bytes(nbytes)))
-    tied = "tied" if source.config.text.tie_word_embeddings else "untied"
+    summary += [row(_MODULES[part], members) for part, members in modules.items() if members]
+    summary.append(row("total", leaves, dtype=", ".join(sorted(set(dtypes.values())))))
     title = f"{source.location}: {source.kind} checkpoint"
     if "llm" in source.parts:
-        title += f", embeddings {tied}"
+        title += f", embeddings {'tied' if source.config.text.tie_word_embeddings else 'untied'}"
     return "\n".join([title, "", *text_table(rows, _ALIGN), "", *text_table(summary, _ALIGN)])
 
 
@@ -58,15 +56,6 @@ class Comparison:
 
     equal: bool
     lines: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Difference:
-    name: str
-    largest: float
-    index: tuple[int, ...]
-    values: tuple[float, float]
-    count: int
 
 
 def compare(
@@ -87,25 +76,20 @@ def compare(
         for path in source.leaves
         if path not in other.leaves
     ]
-    common = [path for path in a.leaves if path in b.leaves]
-    lines += [
-        f"shape of {path}: {a.leaves[path].shape} and {b.leaves[path].shape}"
-        for path in common
-        if a.leaves[path].shape != b.leaves[path].shape
-    ]
+    common = {path: (spec.shape, b.leaves[path].shape) for path, spec in a.leaves.items() if path in b.leaves}
+    lines += [f"shape of {path}: {first} and {second}" for path, (first, second) in common.items() if first != second]
     same_structure = not lines
     lines += [f"configuration: {text}" for text in _config_differences(a, b)]
-    same_shape = [path for path in common if a.leaves[path].shape == b.leaves[path].shape]
-    differences, num_values = _compare_values(a, b, same_shape, tolerance, quiet)
-    differences.sort(key=lambda difference: -difference.largest)
+    same_shape = [path for path, (first, second) in common.items() if first == second]
+    differences = _compare_values(a, b, same_shape, tolerance, quiet)
     if differences:
-        leaves = len({difference.name.split("[")[0] for difference in differences})
+        leaves = len({path for path, _, _ in differences})
         lines.append(f"values differ in {len(differences)} tensors of {leaves} leaves; the largest differences:")
-        lines += [_format_difference(difference) for difference in differences[:5]]
-    equal = not lines
-    casts = [path for path in same_shape if a.dtypes[path] != b.dtypes[path]]
+        largest_first = sorted(differences, key=lambda difference: -difference[1])
+        lines += [text for _, _, text in largest_first[:5]]
+    equal, num_values = not lines, sum(a.leaves[path].size for path in same_shape)
     summary = [f"compared {num_values:,} values in {len(same_shape)} leaves, tolerance {tolerance:g}"]
-    if casts:
+    if casts := [path for path in same_shape if a.dtypes[path] != b.dtypes[path]]:
         pair = f"{a.dtypes[casts[0]].name} and {b.dtypes[casts[0]].name}"
         summary.append(f"{len(casts)} leaves have different dtypes ({pair}); compared as float32")
     if logits and same_structure and a.complete and b.complete:
@@ -118,43 +102,40 @@ def compare(
 
 
 def _config_differences(a: CheckpointSource, b: CheckpointSource) -> Iterator[str]:
-    sections = [("text", "llm"), ("vision", "vision")]
-    for section, part in sections:
-        if part not in a.parts or part not in b.parts:
-            continue
-        first, second = getattr(a.config, section), getattr(b.config, section)
-        for field in dataclasses.fields(first):
-            values = getattr(first, field.name), getattr(second, field.name)
-            if field.name not in _IGNORED_FIELDS and values[0] != values[1]:
-                yield f"{section}.{field.name} is {values[0]} and {values[1]}"
+    for section, part in (("text", "llm"), ("vision", "vision")):
+        if part in a.parts and part in b.parts:
+            first, second = (dataclasses.asdict(getattr(source.config, section)) for source in (a, b))
+            for name in first:
+                if name not in _IGNORED_FIELDS and first[name] != second[name]:
+                    yield f"{section}.{name} is {first[name]} and {second[name]}"
 
 
 def _compare_values(
-    a: CheckpointSource, b: CheckpointSource, paths, tolerance: float, quiet: bool
-) -> tuple[list[_Difference], int]:
-    """Returns the tensors that differ and the number of values compared."""
-    differences, num_values = [], sum(a.leaves[path].size for path in paths)
-    with progress_bar(
-        sum(a.leaves[path].size * a.dtypes[path].itemsize for path in paths), "verify", quiet=quiet
-    ) as bar:
+    a: CheckpointSource, b: CheckpointSource, paths: list[str], tolerance: float, quiet: bool
+) -> list[tuple[str, float, str]]:
+    """Returns the leaf of each tensor that differs, its largest difference, and a line about it."""
+    nbytes = {path: a.leaves[path].size * a.dtypes[path].itemsize for path in paths}
+    found = []
+    with progress_bar(sum(nbytes.values()), "verify", quiet=quiet) as bar:
         for path in paths:
-            for tensor in a.leaves[path].tensors:
-                name = path if tensor.layer is None else f"{path}[{tensor.layer}]"
-                difference = _compare_slice(a.slice(path, tensor.layer), b.slice(path, tensor.layer), name, tolerance)
-                differences += [difference] if difference else []
-                bar.update(tensor.size * a.dtypes[path].itemsize)
-    return differences, num_values
+            tensors = a.leaves[path].tensors
+            for layer in (tensor.layer for tensor in tensors):
+                name = path if layer is None else f"{path}[{layer}]"
+                if difference := _compare_slice(a.slice(path, layer), b.slice(path, layer), name, tolerance):
+                    found.append((path, *difference))
+                bar.update(nbytes[path] // len(tensors))
+    return found
 
 
-def _compare_slice(a: ts.TensorStore, b: ts.TensorStore, name: str, tolerance: float) -> _Difference | None:
+def _compare_slice(a: ts.TensorStore, b: ts.TensorStore, name: str, tolerance: float) -> tuple[float, str] | None:
     """Compares two arrays of the same shape, reading them in pieces along their longest axis.
 
     Returns:
-      The largest difference, or None if no values differ by more than the tolerance.
+      The largest difference and a line about it, or None if no values differ by more than the tolerance.
     """
     axis = int(np.argmax(a.shape))
     step = max(1, _PIECE_ITEMS // max(1, a.size // a.shape[axis]))
-    result = None
+    count, largest = 0, []
     for start in range(0, a.shape[axis], step):
         region = (slice(None),) * axis + (slice(start, min(start + step, a.shape[axis])),)
         x, y = (np.asarray(store[region].read().result()) for store in (a, b))
@@ -165,25 +146,14 @@ def _compare_slice(a: ts.TensorStore, b: ts.TensorStore, name: str, tolerance: f
             delta = np.abs(x - y)
         delta[(x == y) | (np.isnan(x) & np.isnan(y))] = 0.0
         delta[np.isnan(delta)] = np.inf
-        outside = int((delta > tolerance).sum())
-        if not outside:
-            continue
+        count += int((delta > tolerance).sum())
         index = np.unravel_index(int(delta.argmax()), delta.shape)
-        position = tuple(int(i) + (start if dimension == axis else 0) for dimension, i in enumerate(index))
-        count = outside + (result.count if result else 0)
-        if result is None or delta[index] > result.largest:
-            result = _Difference(name, float(delta[index]), position, (float(x[index]), float(y[index])), count)
-        else:
-            result = dataclasses.replace(result, count=count)
-    return result
-
-
-def _format_difference(difference: _Difference) -> str:
-    first, second = difference.values
-    return (
-        f"  {difference.name}: {difference.count:,} values, largest difference {difference.largest:.6g} at "
-        f"{list(difference.index)}: {first:.8g} and {second:.8g}"
-    )
+        position = [int(i) + (start if dimension == axis else 0) for dimension, i in enumerate(index)]
+        largest.append((float(delta[index]), f"{position}: {x[index]:.8g} and {y[index]:.8g}"))
+    if not count:
+        return None
+    difference, where = max(largest, key=lambda piece: piece[0])
+    return difference, f"  {name}: {count:,} values, largest difference {difference:.6g} at {where}"
 
 
 def _compare_logits(a: CheckpointSource, b: CheckpointSource, tolerance: float) -> tuple[bool, str]:
@@ -205,37 +175,27 @@ def builtin_logits(source: CheckpointSource) -> np.ndarray:
     Returns:
       [L, vocab] float32 logits of one small image and some text.
     """
-    params = load_source(source).params
-    config, side, text_length = source.config, 4, 16
+    params, config = load(source).params, source.config
+    model, side, text_length = VideoLLaMA3(config, dtype=jnp.float32), 4, 16
     num_patches = side * side
-    pixels = (np.arange(num_patches * config.vision.patch_dim) * 37 % 251).astype(np.uint8)
-    row, column = np.divmod(np.arange(num_patches), side)
-    tokens = np.zeros(num_patches + text_length, np.int32)
-    tokens[num_patches:] = np.arange(1, text_length + 1) * 7919 % config.text.vocab_size
-    vision_slot = np.concatenate([np.arange(num_patches), np.full(text_length, -1)])
-    token_patches = np.stack([np.arange(num_patches), *[np.full(num_patches, -1)] * 3], axis=-1)
-    model = VideoLLaMA3(config, dtype=jnp.float32)
+    patches = (np.arange(num_patches * config.vision.patch_dim) * 37 % 251).astype(np.uint8)
+    text = np.arange(1, text_length + 1) * 7919 % config.text.vocab_size
+    slots = np.arange(num_patches)
 
     @jax.jit
-    def run(params):
-        features = encode(
-            model,
-            params,
-            jnp.asarray(pixels.reshape(1, 1, num_patches, -1)),
-            jnp.ones((1, 1, num_patches), jnp.int32),
-            jnp.asarray(np.stack([row, column], -1)[None, None], jnp.int32),
-            jnp.asarray(token_patches[None], jnp.int32),
-        )
-        length = tokens.size
-        hidden, _ = decode(
-            model,
-            params,
-            jnp.asarray(tokens[None]),
-            features,
-            jnp.asarray(vision_slot[None], jnp.int32),
-            jnp.ones((1, length), jnp.int32),
-            jnp.arange(length, dtype=jnp.int32)[None],
-        )
+    def run(params, patches, patch_hw, token_patches, tokens, vision_slot):
+        patch_segment, segment_ids = jnp.ones(patches.shape[:3], jnp.int32), jnp.ones_like(tokens)
+        features = encode(model, params, patches, patch_segment, patch_hw, token_patches)
+        positions = jnp.arange(tokens.size)[None]
+        hidden, _ = decode(model, params, tokens, features, vision_slot, segment_ids, positions)
         return unembed(model, params, hidden)[0]
 
-    return np.asarray(run(params), np.float32)
+    logits = run(
+        params,
+        patches.reshape(1, 1, num_patches, -1),
+        np.stack(np.divmod(slots, side), axis=-1)[None, None],
+        np.pad(slots[:, None], ((0, 0), (0, 3)), constant_values=-1)[None],
+        np.pad(text, (num_patches, 0))[None],
+        np.pad(slots, (0, text_length), constant_values=-1)[None],
+    )
+    return np.asarray(logits, np.float32)

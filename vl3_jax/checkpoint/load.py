@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import dataclasses
+import functools
+import math
 import os
 import pathlib
 import re
@@ -40,16 +42,12 @@ class Checkpoint:
       params: Nested dict of `jax.Array`, the parameters of `vl3_jax.model`.
       config: Configuration of the model.
       files: Folder with config.json, tokenizer and processor files, as far as the checkpoint has them.
-      kind: "orbax", "official", "official-train", "native", "qwen2", "siglip", "siglip-bare" or "navit".
-      files_kind: Layout of `files/config.json`.
       source: The opened source, which owns temporary copies of `files`.
     """
 
     params: dict[str, Any]
     config: ModelConfig
     files: pathlib.Path
-    kind: str
-    files_kind: str
     source: CheckpointSource
 
 
@@ -109,7 +107,7 @@ def _tree_in(folder: epath.Path, names: Collection[str]) -> epath.Path | None:
 
 
 def load(
-    source: str | os.PathLike,
+    source: str | os.PathLike | CheckpointSource,
     *,
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -125,7 +123,8 @@ def load(
     model, the host holds one or two leaves at a time; on the CPU backend the buffer itself becomes the array.
 
     Args:
-      source: Orbax folder, training workdir or Hugging Face folder (on a disk or under gs://), Hub id, or "nano".
+      source: Orbax folder, training workdir or Hugging Face folder (on a disk or under gs://), Hub id, or "nano"; or
+        a source that is open already, to which `base` and `token` do not apply.
       dtype: "bfloat16", "float16", "float32" or the dtype itself; by default as stored.
       mesh: Mesh to shard the parameters over, by the rules of `vl3_jax.parallel.rules`.
       shardings: Nested dict of shardings with the structure of the parameters, or one sharding for all of them.
@@ -138,20 +137,7 @@ def load(
     Raises:
       InputError: There is no checkpoint, its tensors do not fit its configuration, or an array is damaged.
     """
-    opened = open_source(source, base=base, token=token)
-    return load_source(opened, dtype=dtype, mesh=mesh, shardings=shardings, quiet=quiet, convert=convert)
-
-
-def load_source(
-    opened: CheckpointSource,
-    *,
-    dtype: Any = None,
-    mesh: Any = None,
-    shardings: Any = None,
-    quiet: bool = True,
-    convert: Callable[[str, jax.Array], Any] | None = None,
-) -> Checkpoint:
-    """Loads an opened source; the arguments are those of `load`."""
+    opened = source if isinstance(source, CheckpointSource) else open_source(source, base=base, token=token)
     target = None if dtype is None else float_dtype(dtype if isinstance(dtype, str) else np.dtype(dtype).name)
     dtypes = {path: target or opened.dtypes[path] for path in opened.leaves}
     leaf_shardings = _leaf_shardings(opened, mesh, shardings)
@@ -162,9 +148,7 @@ def load_source(
             array = _load_leaf(opened, path, spec.shape, dtypes[path], leaf_shardings[path], pool)
             arrays[path] = array if convert is None else convert(path, array)
             bar.update(spec.size * dtypes[path].itemsize)
-    return Checkpoint(
-        unflatten_dict(arrays, sep="/"), opened.config, opened.files, opened.kind, opened.files_kind, opened
-    )
+    return Checkpoint(unflatten_dict(arrays, sep="/"), opened.config, opened.files, opened)
 
 
 def _leaf_shardings(source: CheckpointSource, mesh, shardings) -> dict[str, jax.sharding.Sharding]:
@@ -182,23 +166,22 @@ def _leaf_shardings(source: CheckpointSource, mesh, shardings) -> dict[str, jax.
 
 def _load_leaf(source: CheckpointSource, path: str, shape, dtype: np.dtype, sharding, pool) -> jax.Array:
     """Loads one leaf, reading each distinct shard that this process holds once."""
-    groups: dict[tuple, list] = {}
-    for device, index in sharding.addressable_devices_indices_map(tuple(shape)).items():
-        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
-        groups.setdefault(bounds, []).append(device)
-    shards = []
-    for bounds, devices in groups.items():
+
+    @functools.cache
+    def read(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
         buffer = _aligned([stop - start for start, stop in bounds], dtype)
         _read(source, path, bounds, buffer, pool)
-        # Transfers are asynchronous; waiting keeps at most one leaf in host memory.
-        shards += [jax.device_put(buffer, device) for device in devices]
-        if devices[0].platform != "cpu":
-            jax.block_until_ready(shards)
-    return jax.make_array_from_single_device_arrays(tuple(shape), sharding, shards)
+        return buffer
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        return read(tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True)))
+
+    # Transfers are asynchronous; waiting keeps at most one leaf in host memory.
+    return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, shard))
 
 
 def _aligned(shape, dtype: np.dtype) -> np.ndarray:
-    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    nbytes = math.prod(shape) * dtype.itemsize
     raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + nbytes].view(dtype).reshape(shape)
@@ -212,10 +195,8 @@ def _read(source: CheckpointSource, path: str, bounds, buffer: np.ndarray, pool)
     def read(layer: int | None) -> None:
         source.read(path, layer, region, buffer if layer is None else buffer[layer - bounds[0][0]])
 
-    layers = range(*bounds[0]) if stacked else [None]
     try:
-        for future in [pool.submit(read, layer) for layer in layers]:
-            future.result()
+        list(pool.map(read, range(*bounds[0]) if stacked else [None]))
     except (ValueError, RuntimeError, OSError) as error:
         line = str(error).splitlines()[0]
         raise InputError(f"{source.location}: {path} cannot be read ({line}); convert or download it again") from None

@@ -4,9 +4,8 @@ Each row of the table maps a tensor to a leaf and states how its axes are rearra
 `(H K) D -> D H K` turns a tensor of shape (heads*head_dim, width) into a leaf of shape (width, heads, head_dim). `{}`
 in a tensor name is the layer; leaves of such rows stack their layers on a new first axis.
 
-Axes of the tower: D width, F MLP width, H heads, K head size, C channels, P and Q patch rows and columns.
-Axes of the projector: W tower width, D decoder width, E = D. Axes of the decoder: D width, F MLP width, N query heads,
-G key/value heads, K head size, V vocabulary rows.
+Axes of the tower: W width, M MLP width, H heads, J head size, C channels, P and Q patch rows and columns. Axes of the
+decoder: D width, E = D, F MLP width, N query heads, G key/value heads, K head size, V vocabulary rows.
 """
 
 import dataclasses
@@ -20,26 +19,26 @@ from vl3_jax.model.config import ModelConfig
 
 # Part, leaf, tensor name after the prefix of the part, axes of the tensor -> axes of the leaf.
 TABLE: tuple[tuple[str, str, str, str], ...] = (
-    ("vision", "vision/patch_embed/kernel", "embeddings.patch_embedding.weight", "D C P Q -> (C P Q) D"),
-    ("vision", "vision/patch_embed/bias", "embeddings.patch_embedding.bias", "D -> D"),
-    ("vision", "vision/layers/ln1/scale", "encoder.layers.{}.layer_norm1.weight", "D -> D"),
-    ("vision", "vision/layers/ln1/bias", "encoder.layers.{}.layer_norm1.bias", "D -> D"),
-    ("vision", "vision/layers/attn/q/kernel", "encoder.layers.{}.self_attn.q_proj.weight", "(H K) D -> D H K"),
-    ("vision", "vision/layers/attn/q/bias", "encoder.layers.{}.self_attn.q_proj.bias", "(H K) -> H K"),
-    ("vision", "vision/layers/attn/k/kernel", "encoder.layers.{}.self_attn.k_proj.weight", "(H K) D -> D H K"),
-    ("vision", "vision/layers/attn/k/bias", "encoder.layers.{}.self_attn.k_proj.bias", "(H K) -> H K"),
-    ("vision", "vision/layers/attn/v/kernel", "encoder.layers.{}.self_attn.v_proj.weight", "(H K) D -> D H K"),
-    ("vision", "vision/layers/attn/v/bias", "encoder.layers.{}.self_attn.v_proj.bias", "(H K) -> H K"),
-    ("vision", "vision/layers/attn/out/kernel", "encoder.layers.{}.self_attn.out_proj.weight", "D (H K) -> H K D"),
-    ("vision", "vision/layers/attn/out/bias", "encoder.layers.{}.self_attn.out_proj.bias", "D -> D"),
-    ("vision", "vision/layers/ln2/scale", "encoder.layers.{}.layer_norm2.weight", "D -> D"),
-    ("vision", "vision/layers/ln2/bias", "encoder.layers.{}.layer_norm2.bias", "D -> D"),
-    ("vision", "vision/layers/mlp/fc1/kernel", "encoder.layers.{}.mlp.fc1.weight", "F D -> D F"),
-    ("vision", "vision/layers/mlp/fc1/bias", "encoder.layers.{}.mlp.fc1.bias", "F -> F"),
-    ("vision", "vision/layers/mlp/fc2/kernel", "encoder.layers.{}.mlp.fc2.weight", "D F -> F D"),
-    ("vision", "vision/layers/mlp/fc2/bias", "encoder.layers.{}.mlp.fc2.bias", "D -> D"),
-    ("vision", "vision/post_ln/scale", "post_layernorm.weight", "D -> D"),
-    ("vision", "vision/post_ln/bias", "post_layernorm.bias", "D -> D"),
+    ("vision", "vision/patch_embed/kernel", "embeddings.patch_embedding.weight", "W C P Q -> (C P Q) W"),
+    ("vision", "vision/patch_embed/bias", "embeddings.patch_embedding.bias", "W -> W"),
+    ("vision", "vision/layers/ln1/scale", "encoder.layers.{}.layer_norm1.weight", "W -> W"),
+    ("vision", "vision/layers/ln1/bias", "encoder.layers.{}.layer_norm1.bias", "W -> W"),
+    ("vision", "vision/layers/attn/q/kernel", "encoder.layers.{}.self_attn.q_proj.weight", "(H J) W -> W H J"),
+    ("vision", "vision/layers/attn/q/bias", "encoder.layers.{}.self_attn.q_proj.bias", "(H J) -> H J"),
+    ("vision", "vision/layers/attn/k/kernel", "encoder.layers.{}.self_attn.k_proj.weight", "(H J) W -> W H J"),
+    ("vision", "vision/layers/attn/k/bias", "encoder.layers.{}.self_attn.k_proj.bias", "(H J) -> H J"),
+    ("vision", "vision/layers/attn/v/kernel", "encoder.layers.{}.self_attn.v_proj.weight", "(H J) W -> W H J"),
+    ("vision", "vision/layers/attn/v/bias", "encoder.layers.{}.self_attn.v_proj.bias", "(H J) -> H J"),
+    ("vision", "vision/layers/attn/out/kernel", "encoder.layers.{}.self_attn.out_proj.weight", "W (H J) -> H J W"),
+    ("vision", "vision/layers/attn/out/bias", "encoder.layers.{}.self_attn.out_proj.bias", "W -> W"),
+    ("vision", "vision/layers/ln2/scale", "encoder.layers.{}.layer_norm2.weight", "W -> W"),
+    ("vision", "vision/layers/ln2/bias", "encoder.layers.{}.layer_norm2.bias", "W -> W"),
+    ("vision", "vision/layers/mlp/fc1/kernel", "encoder.layers.{}.mlp.fc1.weight", "M W -> W M"),
+    ("vision", "vision/layers/mlp/fc1/bias", "encoder.layers.{}.mlp.fc1.bias", "M -> M"),
+    ("vision", "vision/layers/mlp/fc2/kernel", "encoder.layers.{}.mlp.fc2.weight", "W M -> M W"),
+    ("vision", "vision/layers/mlp/fc2/bias", "encoder.layers.{}.mlp.fc2.bias", "W -> W"),
+    ("vision", "vision/post_ln/scale", "post_layernorm.weight", "W -> W"),
+    ("vision", "vision/post_ln/bias", "post_layernorm.bias", "W -> W"),
     ("projector", "projector/fc1/kernel", "0.weight", "D W -> W D"),
     ("projector", "projector/fc1/bias", "0.bias", "D -> D"),
     ("projector", "projector/fc2/kernel", "2.weight", "E D -> D E"),
@@ -63,20 +62,16 @@ TABLE: tuple[tuple[str, str, str, str], ...] = (
 
 PARTS = ("vision", "projector", "llm", "head")
 
+_OFFICIAL = {
+    "vision": "model.vision_encoder.",
+    "projector": "model.mm_projector.readout.",
+    "llm": "model.",
+    "head": "",
+}
 # Prefix of each part's tensor names in each layout; a layout does not store the parts that are absent.
 LAYOUTS: dict[str, dict[str, str]] = {
-    "official": {
-        "vision": "model.vision_encoder.",
-        "projector": "model.mm_projector.readout.",
-        "llm": "model.",
-        "head": "",
-    },
-    "official-train": {
-        "vision": "model.vision_encoder.vision_encoder.",
-        "projector": "model.mm_projector.readout.",
-        "llm": "model.",
-        "head": "",
-    },
+    "official": _OFFICIAL,
+    "official-train": _OFFICIAL | {"vision": "model.vision_encoder.vision_encoder."},
     "native": {
         "vision": "model.vision_model.",
         "projector": "model.projector.readout.",
@@ -85,10 +80,10 @@ LAYOUTS: dict[str, dict[str, str]] = {
     },
     "qwen2": {"llm": "model.", "head": ""},
     "siglip": {"vision": "vision_model."},
+    "siglip-bare": {"vision": ""},
     "navit": {"vision": ""},
 }
 
-# Tensors that a layout may contain and the model does not use.
 _SIGLIP_EXTRAS = (
     r"(vision_model\.)?embeddings\.position_embedding\.weight",
     r"(vision_model\.)?embeddings\.position_ids",
@@ -97,8 +92,8 @@ _SIGLIP_EXTRAS = (
     r"logit_scale",
     r"logit_bias",
 )
+# Tensors that a layout may contain and the model does not use.
 DROPPABLE: dict[str, tuple[str, ...]] = {"siglip": _SIGLIP_EXTRAS, "siglip-bare": _SIGLIP_EXTRAS}
-LAYOUTS["siglip-bare"] = {"vision": ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +108,7 @@ class TensorSpec:
       slice_shape: Shape of the leaf without its layer axis.
       part: Part of the model, one of `PARTS`.
       axes: Axes of the tensor and of the slice, such as "(H K) D -> D H K".
-      sizes: Pairs of axis and size.
+      sizes: Size of each axis.
     """
 
     name: str
@@ -123,33 +118,33 @@ class TensorSpec:
     slice_shape: tuple[int, ...]
     part: str
     axes: str
-    sizes: tuple[tuple[str, int], ...]
+    sizes: dict[str, int]
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
 
     def to_leaf(self, tensor: np.ndarray) -> np.ndarray:
-        """Returns a view of the tensor with the axes of its leaf; never copies."""
-        left, right = self.axes.split(" -> ")
-        return _rearrange(tensor, left, right, dict(self.sizes))
+        """Returns a view of the tensor, or of some of its rows, with the axes of its leaf; never copies."""
+        return self._rearrange(tensor, *self._sides())
 
     def to_tensor(self, leaf_slice: np.ndarray) -> np.ndarray:
         """Inverts `to_leaf`, also as a view."""
-        left, right = self.axes.split(" -> ")
-        return _rearrange(leaf_slice, right, left, dict(self.sizes))
+        return self._rearrange(leaf_slice, *reversed(self._sides()))
 
     def row_axis(self) -> int | None:
         """Returns the axis of the slice that is the tensor's first axis, or None if that axis is split or merged."""
-        left, right = (_groups(side) for side in self.axes.split(" -> "))
+        left, right = self._sides()
         return right.index(left[0]) if len(left[0]) == 1 and left[0] in right else None
 
-    def rows(self, start: int, stop: int) -> "TensorSpec":
-        """Returns the spec of the tensor's rows `start:stop`; the tensor must have a `row_axis`."""
-        left, right = self.axes.split(" -> ")
-        sizes = dict(self.sizes) | {_groups(left)[0]: stop - start}
-        shapes = {"shape": _shape(left, sizes), "slice_shape": _shape(right, sizes)}
-        return dataclasses.replace(self, sizes=tuple(sizes.items()), **shapes)
+    def _sides(self) -> list[tuple[str, ...]]:
+        return [_groups(side) for side in self.axes.split(" -> ")]
+
+    def _rearrange(self, array: np.ndarray, source: tuple[str, ...], target: tuple[str, ...]) -> np.ndarray:
+        sizes = self.sizes | dict(zip(source, array.shape, strict=True))
+        split, moved = "".join(source), "".join(target)
+        array = array.reshape([sizes[axis] for axis in split])
+        return array.transpose([split.index(axis) for axis in moved]).reshape(_shape(target, sizes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,24 +173,22 @@ class LeafSpec:
     def part(self) -> str:
         return self.tensors[0].part
 
+    def tensor(self, layer: int | None) -> TensorSpec:
+        """Returns the tensor that fills a layer, or the whole leaf if `layer` is None."""
+        return self.tensors[layer or 0]
+
 
 @dataclasses.dataclass(frozen=True)
 class NameMap:
     """Tensors and leaves of one layout for one model configuration.
 
     Attributes:
-      layout: Key of `LAYOUTS`.
       tensors: Specs of the tensors by name.
       leaves: Specs of the leaves by path.
     """
 
-    layout: str
     tensors: dict[str, TensorSpec]
     leaves: dict[str, LeafSpec]
-
-    def by_leaf(self) -> dict[tuple[str, int | None], TensorSpec]:
-        """Returns the tensor specs by (leaf, layer)."""
-        return {(spec.leaf, spec.layer): spec for spec in self.tensors.values()}
 
 
 @functools.lru_cache(maxsize=32)
@@ -209,57 +202,40 @@ def name_map(layout: str, config: ModelConfig, parts: tuple[str, ...] = PARTS) -
       config: Model configuration, which determines the shapes.
       parts: Parts of the model to include.
     """
-    prefixes = LAYOUTS[layout]
-    tensors, leaves = {}, {}
+    prefixes, sizes, leaves = LAYOUTS[layout], _axis_sizes(config), {}
     for part, leaf, suffix, axes in TABLE:
         if part not in prefixes or part not in parts or (part == "head" and config.text.tie_word_embeddings):
             continue
-        sizes = _axis_sizes(part, config)
-        left, right = axes.split(" -> ")
+        shape, slice_shape = (_shape(_groups(side), sizes) for side in axes.split(" -> "))
         num_layers = config.vision.num_layers if part == "vision" else config.text.num_layers
-        layers = range(num_layers) if "{}" in suffix else [None]
+        stacked = "{}" in suffix
         specs = tuple(
-            TensorSpec(
-                name=prefixes[part] + suffix.format(layer),
-                shape=_shape(left, sizes),
-                leaf=leaf,
-                layer=layer,
-                slice_shape=_shape(right, sizes),
-                part=part,
-                axes=axes,
-                sizes=tuple(sizes.items()),
-            )
-            for layer in layers
+            TensorSpec(prefixes[part] + suffix.format(layer), shape, leaf, layer, slice_shape, part, axes, sizes)
+            for layer in (range(num_layers) if stacked else [None])
         )
-        stack = () if layers == [None] else (num_layers,)
-        leaves[leaf] = LeafSpec(leaf, stack + _shape(right, sizes), specs)
-        tensors.update((spec.name, spec) for spec in specs)
-    return NameMap(layout, tensors, leaves)
+        leaves[leaf] = LeafSpec(leaf, (num_layers, *slice_shape) if stacked else slice_shape, specs)
+    tensors = {spec.name: spec for leaf in leaves.values() for spec in leaf.tensors}
+    return NameMap(tensors, leaves)
 
 
 def is_droppable(name: str, layout: str, config: ModelConfig) -> bool:
     """Returns whether a checkpoint of `layout` may contain the tensor `name` although the model does not use it."""
-    if name == "lm_head.weight" and config.text.tie_word_embeddings and "head" in LAYOUTS[layout]:
-        return True
-    return any(re.fullmatch(pattern, name) for pattern in DROPPABLE.get(layout, ()))
+    is_tied_head = name == "lm_head.weight" and config.text.tie_word_embeddings and "head" in LAYOUTS[layout]
+    return is_tied_head or any(re.fullmatch(pattern, name) for pattern in DROPPABLE.get(layout, ()))
 
 
-def _axis_sizes(part: str, config: ModelConfig) -> dict[str, int]:
+def _axis_sizes(config: ModelConfig) -> dict[str, int]:
     vision, text = config.vision, config.text
-    if part == "vision":
-        return {
-            "D": vision.hidden_size,
-            "F": vision.intermediate_size,
-            "H": vision.num_heads,
-            "K": vision.head_dim,
-            "C": vision.num_channels,
-            "P": vision.patch_size,
-            "Q": vision.patch_size,
-        }
-    if part == "projector":
-        return {"W": vision.hidden_size, "D": text.hidden_size, "E": text.hidden_size}
     return {
+        "W": vision.hidden_size,
+        "M": vision.intermediate_size,
+        "H": vision.num_heads,
+        "J": vision.head_dim,
+        "C": vision.num_channels,
+        "P": vision.patch_size,
+        "Q": vision.patch_size,
         "D": text.hidden_size,
+        "E": text.hidden_size,
         "F": text.intermediate_size,
         "N": text.num_heads,
         "G": text.num_kv_heads,
@@ -274,12 +250,5 @@ def _groups(side: str) -> tuple[str, ...]:
     return tuple(group.strip("()").replace(" ", "") for group in re.findall(r"\([^)]*\)|\w", side))
 
 
-def _shape(side: str, sizes: dict[str, int]) -> tuple[int, ...]:
-    return tuple(math.prod(sizes[axis] for axis in group) for group in _groups(side))
-
-
-def _rearrange(array: np.ndarray, left: str, right: str, sizes: dict[str, int]) -> np.ndarray:
-    """Returns a view of `array`, whose axes are `left`, with the axes `right`."""
-    source, target = "".join(_groups(left)), "".join(_groups(right))
-    array = array.reshape([sizes[axis] for axis in source])
-    return array.transpose([source.index(axis) for axis in target]).reshape(_shape(right, sizes))
+def _shape(groups: tuple[str, ...], sizes: dict[str, int]) -> tuple[int, ...]:
+    return tuple(math.prod(sizes[axis] for axis in group) for group in groups)

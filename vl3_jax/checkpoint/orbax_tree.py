@@ -4,6 +4,7 @@ Arrays are opened with TensorStore, so that a slice or a shard is read directly 
 way. The layout is that of Orbax (`_METADATA`, zarr or zarr3, with or without OCDBT).
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,11 +14,10 @@ from typing import Any
 import tensorstore as ts
 from etils import epath
 
-from vl3_jax.checkpoint.hf_config import from_dict, to_dict
+from vl3_jax.checkpoint.hf_config import from_dict
 from vl3_jax.checkpoint.names import PARTS, name_map
 from vl3_jax.checkpoint.sidecar_files import download_sidecar_files
-from vl3_jax.checkpoint.sources import CheckpointSource, refuse_problems
-from vl3_jax.checkpoint.tensors import FLOATS
+from vl3_jax.checkpoint.sources import CheckpointSource, check_arrays
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.storage.paths import (
@@ -60,11 +60,11 @@ class OrbaxSource(CheckpointSource):
         info = read_json(self.info_path)
         self.config = from_dict(info.get("config", {}), self.info_path)
         self.parts = tuple(info.get("parts", PARTS))
-        self.files = self._local_files(self.info_path.parent / ASSETS)
+        assets = self.info_path.parent / ASSETS
+        self.files = download_sidecar_files(self, assets, list_dir(assets)) if is_url(assets) else pathlib.Path(assets)
         self.files_kind = info.get("files_kind", "official")
         self.leaves = name_map("official", self.config, self.parts).leaves
-        metadata = read_json(self.tree / METADATA)
-        self._stores = self._open(metadata)
+        self._stores = self._open(read_json(self.tree / METADATA))
         self.dtypes = {path: store.dtype.numpy_dtype for path, store in self._stores.items()}
 
     def _find_info(self) -> epath.Path:
@@ -76,42 +76,25 @@ class OrbaxSource(CheckpointSource):
             f"{self.location}: an Orbax folder without {MODEL_INFO}, so the model configuration is unknown; convert it"
         )
 
-    def _local_files(self, assets: epath.Path) -> pathlib.Path:
-        """Returns `assets`, or for a URL a temporary copy that lives as long as this source."""
-        if not is_url(assets):
-            return pathlib.Path(assets)
-        return download_sidecar_files(self, assets, list_dir(assets))
-
     def _open(self, metadata: dict[str, Any]) -> dict[str, ts.TensorStore]:
         keys = self._param_keys(metadata)
-        missing = [path for path in self.leaves if path not in keys]
-        unexpected = [path for path in keys if path not in self.leaves]
         context = ts.Context(_GCS_CACHE if is_url(self.tree) else {})
         ocdbt = "manifest.ocdbt" in list_dir(self.tree)
         try:
             futures = {
-                path: ts.open(self._spec(keys[path], metadata, ocdbt), read=True, open=True, context=context)
-                for path in self.leaves
-                if path in keys
+                path: ts.open(self._spec(key, metadata, ocdbt), read=True, open=True, context=context)
+                for path, key in keys.items()
+                if path in self.leaves
             }
             with translate_io_errors(self.location):
                 stores = {path: future.result() for path, future in futures.items()}
         except (ValueError, RuntimeError, OSError) as error:
             raise InputError(f"{self.tree}: an array is damaged ({str(error).splitlines()[0]}); restore it") from None
-        shapes = [
-            f"{path} {tuple(store.shape)} instead of {self.leaves[path].shape}"
-            for path, store in stores.items()
-            if tuple(store.shape) != self.leaves[path].shape
-        ]
-        dtypes = [
-            f"{path} {store.dtype.name}"
-            for path, store in stores.items()
-            if store.dtype.numpy_dtype not in FLOATS.values()
-        ]
-        refuse_problems(
+        unexpected = {path: ((), None) for path in keys if path not in self.leaves}
+        check_arrays(
             f"{self.location}: the arrays do not fit {self.info_path.name}",
-            {"missing": missing, "unexpected": unexpected, "wrong shape": shapes, "wrong dtype": dtypes},
-            "check that both belong to the same model",
+            {path: spec.shape for path, spec in self.leaves.items()},
+            unexpected | {path: (tuple(store.shape), store.dtype.numpy_dtype) for path, store in stores.items()},
         )
         return stores
 
@@ -123,10 +106,8 @@ class OrbaxSource(CheckpointSource):
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{self.tree / METADATA}: not in the form that Orbax writes; restore it") from None
         roots = {key[: key.index("params") + 1] for key in keys if "params" in key}
-        roots = sorted(
-            {root for root in roots if any(key[len(root) : len(root) + 1] == ("llm",) for key in keys)} or [()]
-        )
-        root = min(roots, key=len)
+        trees = [root for root in sorted(roots) if any(key[len(root) : len(root) + 1] == ("llm",) for key in keys)]
+        root = min(trees, key=len, default=())
         return {"/".join(key[len(root) :]): key for key in keys if key[: len(root)] == root}
 
     def _spec(self, key: tuple[str, ...], metadata: dict[str, Any], ocdbt: bool) -> dict[str, Any]:
@@ -161,5 +142,5 @@ def model_info(config: ModelConfig, parts: Sequence[str], files_kind: str) -> st
       parts: Parts of the model that are stored; see `names.PARTS`.
       files_kind: Layout of the config.json in the assets.
     """
-    content = {"format": 1, "config": to_dict(config), "parts": list(parts), "files_kind": files_kind}
+    content = {"format": 1, "config": dataclasses.asdict(config), "parts": list(parts), "files_kind": files_kind}
     return json.dumps(content, indent=1) + "\n"

@@ -20,13 +20,11 @@ from vl3_jax.checkpoint.names import LeafSpec
 from vl3_jax.checkpoint.orbax_tree import ASSETS, COMMITTED, METADATA, MODEL_INFO, model_info
 from vl3_jax.checkpoint.sidecar_files import copy_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource
-from vl3_jax.checkpoint.tensors import scratch
 from vl3_jax.errors import InputError
 from vl3_jax.storage.jobs import BucketJob, Job, open_job, write_pieces
-from vl3_jax.storage.paths import is_url, kvstore, list_dir, resolve, translate_write_errors
+from vl3_jax.storage.paths import is_url, kvstore, list_dir, resolve
 
 _CHUNK_BYTES = 8 * 2**20
-_PIECE_BYTES = 16 * 2**20  # buffer size of one worker
 # lm_head (D, V) is split over the vocabulary, so that blocks of its Hugging Face rows can be read too.
 _CHUNK_AXIS = {"llm/lm_head/kernel": 1}
 _ZARR_DTYPES = {"bfloat16": "bfloat16", "float16": "<f2", "float32": "<f4"}
@@ -67,9 +65,8 @@ def write_orbax(
             or not _chunks_complete(chunk_files(path), source.leaves[path], layer, dtypes[path])
         ]
         job.check_space(sum(sizes[piece] for piece in remaining))
-        with translate_write_errors(job.target):
-            _write_arrays(source, job, sizes, remaining, dtypes, quiet)
-            _finish(source, job)
+        _write_arrays(source, job, sizes, remaining, dtypes, quiet)
+        _finish(source, job)
         job.commit()
 
 
@@ -96,15 +93,8 @@ def _write_slice(
     """Writes one layer of a stacked leaf, or one unstacked leaf, a few whole chunks at a time."""
     axis = _CHUNK_AXIS.get(path, 0)
     chunk = store.chunk_layout.write_chunk.shape[axis]
-    rows = store.shape[axis]
-    step = max(chunk, _PIECE_BYTES // (store.size // rows * dtype.itemsize) // chunk * chunk)
-    for start in range(0, rows, step):
-        part = tuple(
-            slice(start, min(start + step, size)) if i == axis else slice(0, size) for i, size in enumerate(store.shape)
-        )
-        buffer = scratch("leaf", tuple(region.stop - region.start for region in part), dtype)
-        source.read(path, layer, part, buffer)
-        store[part].write(buffer, can_reference_source_data_indefinitely=True).result()
+    for region, block in source.read_blocks(path, layer, axis, chunk, dtype):
+        store[region].write(block, can_reference_source_data_indefinitely=True).result()
 
 
 def _array_spec(folder: pathlib.PurePath, spec: LeafSpec, dtype: np.dtype) -> dict:
@@ -116,9 +106,6 @@ def _array_spec(folder: pathlib.PurePath, spec: LeafSpec, dtype: np.dtype) -> di
             "chunks": list(chunk_shape(spec, dtype)),
             "dtype": _ZARR_DTYPES[dtype.name],
             "compressor": None,
-            "fill_value": None,
-            "order": "C",
-            "dimension_separator": ".",
         },
         # Zeros are written like any other value, so that a missing chunk always means damage.
         "store_data_equal_to_fill_value": True,
@@ -145,26 +132,21 @@ def _chunks_complete(file_sizes: Mapping[str, int], spec: LeafSpec, layer: int |
     chunk = chunk_shape(spec, dtype)
     grid = [size // step for size, step in zip(spec.shape, chunk, strict=True)]
     nbytes = math.prod(chunk) * dtype.itemsize
-    for index in np.ndindex(*grid):
-        if layer is not None and index[0] != layer:
-            continue
-        if file_sizes.get(".".join(map(str, index))) != nbytes:
-            return False
-    return True
+    indices = (index for index in np.ndindex(*grid) if layer is None or index[0] == layer)
+    return all(file_sizes.get(".".join(map(str, index))) == nbytes for index in indices)
 
 
 def _finish(source: CheckpointSource, job: Job | BucketJob) -> None:
     """Writes the sidecar files and the metadata; `_METADATA`, which makes the folder a checkpoint, comes last."""
     _write_info(source, job.folder)
-    entries = {}
-    for path, spec in source.leaves.items():
-        key = tuple(path.split("/"))
-        entries[str(key)] = {
-            "key_metadata": [{"key": part, "key_type": 2} for part in key],  # 2 = key of a dict
-            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False, "write_shape": list(spec.shape)},
-        }
     tree = {
-        "tree_metadata": entries,
+        "tree_metadata": {
+            str(tuple(path.split("/"))): {
+                "key_metadata": [{"key": part, "key_type": 2} for part in path.split("/")],  # 2 = key of a dict
+                "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False, "write_shape": spec.shape},
+            }
+            for path, spec in source.leaves.items()
+        },
         "use_ocdbt": False,
         "use_zarr3": False,
         "store_array_data_equal_to_fill_value": True,

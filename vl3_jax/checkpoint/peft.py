@@ -40,7 +40,7 @@ class LoraMerged(TensorFiles):
 
         Args:
           base: Tensors of the base model.
-          adapter: Tensors of the adapter, with the names of the base after `strip_wrappers`.
+          adapter: Tensors of the adapter under the names of the base, such as `NAME.lora_A.weight` for `NAME.weight`.
           config: Content of adapter_config.json.
           path: Path of adapter_config.json, for error messages.
 
@@ -48,48 +48,39 @@ class LoraMerged(TensorFiles):
           InputError: The adapter does not fit its base or uses an unsupported feature.
         """
         self._base, self._adapter, self._config, self._path = base, adapter, config, path
-        for flag in ("use_dora", "lora_bias"):
-            if config.get(flag):
-                raise InputError(f"{path}: {flag} is not supported; merge the adapter with peft first")
+        if unsupported := [flag for flag in ("use_dora", "lora_bias") if config.get(flag)]:
+            raise InputError(f"{path}: {', '.join(unsupported)} is not supported; merge the adapter with peft first")
         if config.get("peft_type", "LORA") != "LORA":
             raise InputError(f"{path}: peft_type {config['peft_type']!r} is not supported; only LORA is")
-        self._pairs, self._modules_to_save = self._sort(adapter)
+        self._pairs: dict[str, dict[str, str]] = {}  # names of A and B by weight
+        self._whole = []
+        for name in adapter:
+            if match := re.fullmatch(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight", name):
+                self._pairs.setdefault(f"{match[1]}.weight", {})[match[2]] = name
+            elif "lora_" in name:
+                raise InputError(f"{adapter.infos[name].file}: {name} is not supported; merge the adapter with peft")
+            else:
+                self._whole.append(name)
         self.infos = dict(base.infos)
         self.paths = (*base.paths, *adapter.paths, str(path))
         self._check()
 
-    def _sort(self, adapter: TensorFiles) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-        """Sorts adapter tensors into {weight: {"A": name, "B": name}} and, for fully saved modules, {weight: name}."""
-        pairs: dict[str, dict[str, str]] = {}
-        modules_to_save = {}
-        for name in adapter:
-            plain = strip_wrappers(name)
-            match = re.fullmatch(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight", plain)
-            if match:
-                pairs.setdefault(f"{match[1]}.weight", {})[match[2]] = name
-            elif "lora_" in plain:
-                raise InputError(f"{adapter.infos[name].file}: {name} is not supported; merge the adapter with peft")
-            else:
-                modules_to_save[plain] = name
-        return pairs, modules_to_save
-
     def _check(self) -> None:
-        unknown = [name for name in (*self._pairs, *self._modules_to_save) if name not in self.infos]
+        expected, shapes = ({name: info.shape for name, info in files.infos.items()} for files in (self, self._adapter))
+        unknown = [name for name in (*self._pairs, *self._whole) if name not in expected]
         incomplete = [name for name, pair in self._pairs.items() if len(pair) < 2]
         wrong_shape = []
         for name, pair in self._pairs.items():
             if name in unknown or name in incomplete:
                 continue
-            a, b = (self._adapter.infos[pair[side]].shape for side in "AB")
-            shape = self.infos[name].shape
-            if self._config.get("fan_in_fan_out"):
-                shape = shape[::-1]
+            a, b = (shapes[pair[side]] for side in "AB")
+            shape = expected[name][::-1] if self._config.get("fan_in_fan_out") else expected[name]
             if len(a) != 2 or len(b) != 2 or (b[0], a[1]) != shape or a[0] != b[1]:
                 wrong_shape.append(f"{name} {b}x{a} for {shape}")
         wrong_shape += [
-            f"{plain} {self._adapter.infos[name].shape} for {self.infos[plain].shape}"
-            for plain, name in self._modules_to_save.items()
-            if plain not in unknown and self._adapter.infos[name].shape != self.infos[plain].shape
+            f"{name} {shapes[name]} for {expected[name]}"
+            for name in self._whole
+            if name in expected and shapes[name] != expected[name]
         ]
         refuse_problems(
             f"{self._path}: the adapter does not fit its base",
@@ -98,13 +89,15 @@ class LoraMerged(TensorFiles):
         )
 
     def _scale(self, weight: str, rank: int) -> float:
-        module = weight.removesuffix(".weight")
-        alpha = _by_pattern(self._config.get("alpha_pattern"), module, self._config.get("lora_alpha", rank))
+        """Returns the factor of B @ A. The first pattern that matches the module, or its end after a dot, counts."""
+        module, patterns = weight.removesuffix(".weight"), self._config.get("alpha_pattern") or {}
+        alphas = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
+        alpha = next(alphas, self._config.get("lora_alpha", rank))
         return alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
     def array(self, name: str) -> np.ndarray:
-        if name in self._modules_to_save:
-            return self._adapter.array(self._modules_to_save[name]).astype(self.infos[name].dtype)
+        if name in self._whole:
+            return self._adapter.array(name).astype(self.infos[name].dtype)
         base = self._base.array(name)
         if name not in self._pairs:
             return base
@@ -122,21 +115,9 @@ class LoraMerged(TensorFiles):
 
 def strip_wrappers(name: str) -> str:
     """Removes the prefixes and infixes that PEFT and the official trainer add to a tensor name."""
-    for prefix in ("base_model.model.", "base_model."):
-        if name.startswith(prefix):
-            name = name[len(prefix) :]
-            break
-    while name.startswith("model.model."):
-        name = name[len("model.") :]
+    name = re.sub(r"^base_model\.(model\.)?", "", name)
+    name = re.sub(r"^(model\.)+(?=model\.)", "", name)
     return re.sub(r"\.(modules_to_save(\.default)?|base_layer|original_module)\.", ".", name)
-
-
-def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
-    """Returns the value of the first pattern that matches the module name or its end after a dot, as PEFT does."""
-    for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            return value
-    return default
 
 
 def write_adapters(
@@ -208,10 +189,9 @@ def _flatten(tree: Any) -> dict[str, Any]:
 
 def _adapter_tensors(leaf: LeafSpec, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
     """Returns A [rank, in] and B [out, rank] of each layer, transposed like the weight of a torch Linear."""
-    tensors = {}
-    rank = a.shape[-1]
-    for index, spec in enumerate(leaf.tensors):
-        layer_a, layer_b = (a[index], b[index]) if leaf.stacked else (a, b)
+    tensors, rank = {}, a.shape[-1]
+    layers = zip(a, b, strict=True) if leaf.stacked else [(a, b)]
+    for spec, (layer_a, layer_b) in zip(leaf.tensors, layers, strict=True):
         module = _PREFIX + spec.name.removesuffix(".weight")
         tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(layer_a.reshape(-1, rank).T)
         tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(layer_b.reshape(rank, -1).T)

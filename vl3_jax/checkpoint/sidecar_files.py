@@ -15,14 +15,12 @@ from etils import epath
 from vl3_jax.checkpoint import tokenizer_files
 from vl3_jax.checkpoint.hf_config import image_processor, read_object, text_section, vision_section
 from vl3_jax.model.config import ModelConfig
-from vl3_jax.storage.paths import download_files, temporary_folder
+from vl3_jax.storage.paths import open_url, temporary_folder, translate_io_errors
 
-CONFIG, IMAGE, VIDEO, PROCESSOR = (
-    "config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-)
+CONFIG = "config.json"
+IMAGE = "preprocessor_config.json"
+VIDEO = "video_preprocessor_config.json"
+PROCESSOR = "processor_config.json"
 # The files that travel with the weights, and whether they are the same in every layout; the others are converted.
 SIDECAR_FILES: dict[str, bool] = {
     CONFIG: False,
@@ -134,8 +132,11 @@ def copy_sidecar_files(source: str | os.PathLike, target: str | os.PathLike) -> 
 def download_sidecar_files(owner: object, url: str | os.PathLike, names: Iterable[str]) -> pathlib.Path:
     """Copies those of the files `names` behind a URL that are no weights to a folder that lives as long as `owner`."""
     folder = temporary_folder(owner, "vl3-remote-")
-    small = [name for name in names if name in (*SIDECAR_FILES, ADAPTER_CONFIG) or name.endswith(".index.json")]
-    download_files(url, small, folder)
+    filesystem, key = open_url(url)
+    with translate_io_errors(url):
+        for name in names:
+            if name in (*SIDECAR_FILES, ADAPTER_CONFIG) or name.endswith(".index.json"):
+                filesystem.get_file(f"{key.rstrip('/')}/{name}", os.fspath(folder / name))
     return folder
 
 
@@ -156,15 +157,15 @@ def export_sidecar_files(
     """
     config_json = read_object(files / CONFIG)
     if files_kind == layout:
-        copied = _read_files(files, SIDECAR_FILES)
-        if _set_dtype(config_json, dtype):
-            copied[CONFIG] = tokenizer_files.dump(config_json)
+        copied, changed = _read_files(files, SIDECAR_FILES), _with_dtype(config_json, dtype)
+        if config_json and changed != config_json:
+            copied[CONFIG] = tokenizer_files.dump(changed)
         return copied
     out = _read_files(files, [name for name, shared in SIDECAR_FILES.items() if shared])
     contents = {name: dict(constants) for name, constants in _CONSTANTS[layout].items()}
     _fill_processors(contents, files, files_kind, config, layout)
     if layout == "native":
-        _fill_native_config(contents[CONFIG], files, config_json, config, dtype)
+        contents[CONFIG] |= _native_config(files, config_json, config, dtype)
         out["chat_template.jinja"] = tokenizer_files.NATIVE_TEMPLATE.encode()
         out |= tokenizer_files.end_token_files(files)
     else:
@@ -175,7 +176,12 @@ def export_sidecar_files(
             contents[CONFIG] = _released_config(config_json, ids, config, dtype)
             out |= _read_files(files, ["chat_template.json"])
         else:
-            _fill_official_config(contents[CONFIG], config_json, ids, config, dtype)
+            contents[CONFIG] |= {
+                "torch_dtype": dtype,
+                **_text_keys(config_json, config),
+                "image_token_index": _official_id(config_json, ids, config),
+                "vision_encoder_config": _tower_section(config),
+            }
     return out | {name: tokenizer_files.dump(content) for name, content in contents.items()}
 
 
@@ -185,9 +191,9 @@ def _read_files(files: pathlib.Path, names: Iterable[str]) -> dict[str, bytes]:
 
 def _read_settings(files: pathlib.Path, files_kind: str, config: ModelConfig) -> dict[str, Any]:
     """Returns the values of `SETTINGS` in the files of any layout, with limits in tokens."""
-    video = read_object(files / VIDEO) or read_object(files / PROCESSOR).get("video_processor") or {}
-    contents = {CONFIG: read_object(files / CONFIG), PROCESSOR: read_object(files / PROCESSOR)}
-    contents |= {IMAGE: image_processor(files), VIDEO: video}
+    contents = {file: read_object(files / file) for file in (CONFIG, VIDEO, PROCESSOR)}
+    contents[IMAGE] = image_processor(files)
+    contents[VIDEO] = contents[VIDEO] or contents[PROCESSOR].get("video_processor") or {}
     native, settings = files_kind == "native", {}
     for name, default, official_place, native_place in SETTINGS:
         file, key = native_place if native else official_place
@@ -222,13 +228,9 @@ def _fill_processors(
         contents[VIDEO]["fps"] = None  # the frames come sampled
 
 
-def _set_dtype(config: dict[str, Any], dtype: str) -> bool:
-    """Sets the dtype under the key that `config` uses; returns False if nothing changes."""
-    key = "dtype" if "dtype" in config else "torch_dtype"
-    if not config or config.get(key) == dtype:
-        return False
-    config[key] = dtype
-    return True
+def _with_dtype(config_json: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Returns a config.json that states the dtype, under the key that it uses already."""
+    return {**config_json, "dtype" if "dtype" in config_json else "torch_dtype": dtype}
 
 
 def _text_keys(config_json: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
@@ -240,14 +242,14 @@ def _tower_section(config: ModelConfig) -> dict[str, Any]:
     return {"model_type": "videollama3_vision_encoder", **vision_section(config)}
 
 
-def _fill_native_config(content, files, config_json, config: ModelConfig, dtype: str) -> None:
+def _native_config(files, config_json, config: ModelConfig, dtype: str) -> dict[str, Any]:
     ids = tokenizer_files.added_tokens(files)
     image = ids.get(tokenizer_files.NATIVE_IMAGE, _NATIVE_IMAGE_ID)
     video = ids.get(tokenizer_files.NATIVE_VIDEO, _NATIVE_VIDEO_ID)
     if max(image, video) >= config.text.vocab_size:
         image = min(config_json.get("image_token_index", _OFFICIAL_IMAGE_ID), config.text.vocab_size - 1)
         video = image - 1
-    content |= {
+    return {
         "dtype": dtype,
         "image_token_id": image,
         "video_token_id": video,
@@ -257,29 +259,20 @@ def _fill_native_config(content, files, config_json, config: ModelConfig, dtype:
     }
 
 
-def _fill_official_config(content, config_json, ids, config: ModelConfig, dtype: str) -> None:
-    content |= {
-        "torch_dtype": dtype,
-        **_text_keys(config_json, config),
-        "image_token_index": _official_id(config_json, ids, config),
-        "vision_encoder_config": _tower_section(config),
-    }
-
-
 def _released_config(config_json, ids, config: ModelConfig, dtype: str) -> dict[str, Any]:
     """Converts a trainer's config.json to that of a released model."""
     released = {key: value for key, value in config_json.items() if key not in _TRAINER_KEYS}
-    released["vision_encoder"] = None
-    released["vision_encoder_config"] = _tower_section(config)
-    released["tie_word_embeddings"] = config.text.tie_word_embeddings
+    released |= {
+        "vision_encoder": None,
+        "vision_encoder_config": _tower_section(config),
+        "tie_word_embeddings": config.text.tie_word_embeddings,
+    }
     released.setdefault("image_token_index", _official_id(config_json, ids, config))
-    _set_dtype(released, dtype)
-    return released
+    return _with_dtype(released, dtype)
 
 
 def _official_id(config_json: Mapping[str, Any], ids: Mapping[str, int], config: ModelConfig) -> int:
     """Returns the id of `<image>` in the tokenizer; without one, that of released models if the vocabulary has it."""
-    if tokenizer_files.OFFICIAL_IMAGE in ids:
-        return ids[tokenizer_files.OFFICIAL_IMAGE]
     known = config.text.vocab_size > _OFFICIAL_IMAGE_ID
-    return _OFFICIAL_IMAGE_ID if known else config_json.get("image_token_id", _OFFICIAL_IMAGE_ID)
+    released = _OFFICIAL_IMAGE_ID if known else config_json.get("image_token_id", _OFFICIAL_IMAGE_ID)
+    return ids.get(tokenizer_files.OFFICIAL_IMAGE, released)

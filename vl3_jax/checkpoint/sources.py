@@ -3,23 +3,27 @@
 import abc
 import collections
 import hashlib
+import itertools
 import json
 import logging
+import math
 import os
 import pathlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorstore as ts
 
-from vl3_jax.checkpoint.names import PARTS, LeafSpec, NameMap, is_droppable, name_map
-from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, bits, contains_nan, copy_view
+from vl3_jax.checkpoint.names import PARTS, LeafSpec, is_droppable, name_map
+from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, bits, contains_nan, copy_view, scratch
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.storage.paths import file_fingerprints
 
 logger = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 16 * 2**20  # memory of one block of a large leaf
 
 
 class CheckpointSource(abc.ABC):
@@ -65,9 +69,32 @@ class CheckpointSource(abc.ABC):
         store = self.slice(leaf, layer)
         if store.dtype.numpy_dtype != out.dtype:
             store = ts.cast(store, ts.dtype(out.dtype.name))
-        if region:
-            store = store[region][ts.d[:].translate_to[0]]
-        ts.array(out, copy=False).write(store).result()
+        ts.array(out, copy=False).write(store[region][ts.d[:].translate_to[0]]).result()
+
+    def read_blocks(
+        self, leaf: str, layer: int | None, axis: int, chunk: int, dtype: np.dtype
+    ) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+        """Reads a slice in blocks of whole chunks along an axis, so that each chunk is read once.
+
+        Args:
+          leaf: Path of the leaf.
+          layer: Layer of a stacked leaf, or None.
+          axis: Axis to divide.
+          chunk: Size of a chunk along that axis.
+          dtype: Type to read the values as.
+
+        Yields:
+          The region and the values of a block, in memory that the next block reuses.
+        """
+        shape = self.leaves[leaf].tensor(layer).slice_shape
+        row_bytes = math.prod(shape) // shape[axis] * dtype.itemsize
+        step = max(chunk, _BLOCK_BYTES // row_bytes // chunk * chunk)
+        for start in range(0, shape[axis], step):
+            region = [slice(0, size) for size in shape]
+            region[axis] = slice(start, min(start + step, shape[axis]))
+            block = scratch("leaf", tuple(part.stop - part.start for part in region), dtype)
+            self.read(leaf, layer, tuple(region), block)
+            yield tuple(region), block
 
     def has_nan(self, leaf: str, layer: int | None) -> bool:
         """Returns whether the slice contains NaN; only Hugging Face sources are checked, others return False."""
@@ -127,13 +154,17 @@ class TensorSource(CheckpointSource):
           InputError: Tensors are missing, unexpected, or of a wrong shape or dtype; the message lists all of them.
         """
         self.kind, self.location, self.config, self.files = layout, location, config, files
-        self.files_kind = files_kind or layout
-        self.tensors, self.map = tensors, name_map(layout, config, tuple(parts))
-        self._keep = keep
-        self.parts = tuple(part for part in PARTS if any(spec.part == part for spec in self.map.leaves.values()))
-        self.leaves = self.map.leaves
-        check_tensors(tensors, self.map, config, location)
-        self._specs = self.map.by_leaf()
+        self.files_kind, self.tensors, self._keep = files_kind or layout, tensors, keep
+        names, all_names = name_map(layout, config, tuple(parts)), name_map(layout, config)
+        self.leaves = names.leaves
+        self.parts = tuple(part for part in PARTS if any(spec.part == part for spec in self.leaves.values()))
+        ignored = {name for name in tensors if name in all_names.tensors or is_droppable(name, layout, config)}
+        check_arrays(
+            f"{location}: the weights do not fit config.json",
+            {name: spec.shape for name, spec in names.tensors.items()},
+            {name: (info.shape, info.dtype) for name, info in tensors.infos.items()},
+            ignored,
+        )
         self.dtypes = {path: self._leaf_dtype(spec) for path, spec in self.leaves.items()}
         self._warn_untied_head()
 
@@ -147,66 +178,67 @@ class TensorSource(CheckpointSource):
 
     def _warn_untied_head(self) -> None:
         """Logs a warning if the embeddings are tied but the checkpoint has a head that differs from them."""
-        if not self.config.text.tie_word_embeddings or "lm_head.weight" not in self.tensors.infos:
+        embedding, head = self.leaves.get("llm/embed/embedding"), "lm_head.weight"
+        if embedding is None or not self.config.text.tie_word_embeddings or head not in self.tensors.infos:
             return
-        embed = self._specs.get(("llm/embed/embedding", None))
-        if embed is None:
-            return
-        head, table = self.tensors.array("lm_head.weight"), self.tensors.array(embed.name)
-        same = head.shape == table.shape and all(
-            np.array_equal(bits(head[start : start + 4096]), bits(table[start : start + 4096]))
-            for start in range(0, len(table), 4096)
-        )
-        if not same:
+        name = embedding.tensor(None).name
+        if not np.array_equal(*(bits(self.tensors.array(tensor)) for tensor in (head, name))):
             logger.warning(
                 "warning: %s: the configuration ties the embeddings, and lm_head.weight differs from %s; "
                 "lm_head.weight is ignored",
                 self.location,
-                embed.name,
+                name,
             )
 
+    def _array(self, leaf: str, layer: int | None) -> np.ndarray:
+        spec = self.leaves[leaf].tensor(layer)
+        return spec.to_leaf(self.tensors.array(spec.name))
+
     def slice(self, leaf: str, layer: int | None) -> ts.TensorStore:
-        spec = self._specs[leaf, layer]
         # TensorStore needs items that are aligned to their size.
-        return ts.array(np.require(spec.to_leaf(self.tensors.array(spec.name)), requirements="A"), copy=False)
+        return ts.array(np.require(self._array(leaf, layer), requirements="A"), copy=False)
 
     def read(self, leaf: str, layer: int | None, region: tuple[slice, ...], out: np.ndarray) -> None:
-        spec = self._specs[leaf, layer]
-        copy_view(out, spec.to_leaf(self.tensors.array(spec.name))[region])
+        copy_view(out, self._array(leaf, layer)[region])
 
     def has_nan(self, leaf: str, layer: int | None) -> bool:
-        return contains_nan(self.tensors.array(self._specs[leaf, layer].name))
+        return contains_nan(self.tensors.array(self.leaves[leaf].tensor(layer).name))
 
     def file_fingerprints(self) -> list:
-        config = self.files / "config.json"
-        return file_fingerprints([*self.tensors.paths, *([os.fspath(config)] if config.exists() else [])])
+        return file_fingerprints([*self.tensors.paths, os.fspath(self.files / "config.json")])
 
 
-def check_tensors(tensors: TensorFiles, names: NameMap, config: ModelConfig, location: str) -> None:
-    """Checks that every tensor of the name map is present with its shape and a float dtype, and that no other is.
+def check_arrays(
+    title: str,
+    expected: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, tuple[tuple[int, ...], np.dtype | None]],
+    ignored: Collection[str] = (),
+) -> None:
+    """Checks that a checkpoint has exactly the expected arrays, with their shapes and float dtypes.
 
     Args:
-      tensors: Tensors of the checkpoint.
-      names: Name map of the parts to read.
-      config: Model configuration.
-      location: Location of the checkpoint, for the error message.
+      title: Location of the checkpoint and what does not fit, for the error message.
+      expected: Shapes by name.
+      stored: Shapes and dtypes by name; those of unexpected arrays are not looked at.
+      ignored: Names that may be stored without being expected.
 
     Raises:
-      InputError: The tensors differ from the name map; the message lists all differences.
+      InputError: The arrays differ; the message lists all differences.
     """
-    expected = name_map(names.layout, config).tensors
-    missing = [name for name in names.tensors if name not in tensors.infos]
-    unexpected = [name for name in tensors if name not in expected and not is_droppable(name, names.layout, config)]
-    stored = [(spec, tensors.infos[spec.name]) for spec in names.tensors.values() if spec.name in tensors.infos]
-    shapes = [f"{spec.name} {info.shape} instead of {spec.shape}" for spec, info in stored if info.shape != spec.shape]
-    dtypes = [f"{spec.name} {info.dtype}" for spec, info in stored if info.dtype not in FLOATS.values()]
+    common = {name: stored[name] for name in expected if name in stored}
     refuse_problems(
-        f"{location}: the weights do not fit config.json",
+        title,
         {
-            "missing": missing,
-            "unexpected": unexpected,
-            "wrong shape": shapes,
-            "wrong dtype (bfloat16, float16, float32 are read)": dtypes,
+            "missing": [name for name in expected if name not in stored],
+            "unexpected": [name for name in stored if name not in expected and name not in ignored],
+            "wrong shape": [
+                f"{name} {shape} instead of {expected[name]}"
+                for name, (shape, _) in common.items()
+                if shape != expected[name]
+            ],
+            "wrong dtype (bfloat16, float16, float32 are read)": [
+                f"{name} {dtype}" for name, (_, dtype) in common.items() if dtype not in FLOATS.values()
+            ],
         },
         "check that both belong to the same model",
     )
@@ -227,21 +259,16 @@ def refuse_problems(title: str, problems: Mapping[str, Sequence[str]], advice: s
 
 def fold_names(names: Sequence[str]) -> str:
     """Joins names and folds those that differ only in the layer: `model.layers.{0-27}.mlp.up_proj.weight`."""
-    groups: dict[str, list[int]] = {}
+    layers: dict[tuple[str, ...], list[int]] = {}
     for name in names:
-        match = re.search(r"\.(\d+)\.", name)
-        pattern = f"{name[: match.start()]}.{{}}.{name[match.end() :]}" if match else name
-        groups.setdefault(pattern, []).extend([int(match[1])] if match else [])
-    return ", ".join(pattern.replace("{}", _ranges(numbers), 1) for pattern, numbers in groups.items())
+        before, *rest = re.split(r"(?<=\.)(\d+)(?=\.)", name, maxsplit=1)
+        layers.setdefault((before, *rest[1:]), []).extend(map(int, rest[:1]))
+    return ", ".join(_ranges(numbers).join(pattern) for pattern, numbers in layers.items())
 
 
 def _ranges(numbers: Sequence[int]) -> str:
     numbers = sorted(set(numbers))
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    text = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    runs = itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
+    ends = [(run[0][1], run[-1][1]) for run in (list(pairs) for _, pairs in runs)]
+    text = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)
     return text if len(numbers) == 1 else f"{{{text}}}"

@@ -6,6 +6,7 @@ anonymous memory.
 
 import abc
 import dataclasses
+import functools
 import json
 import math
 import mmap
@@ -39,9 +40,7 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
-FLOATS: dict[str, np.dtype] = {
-    SAFETENSORS_DTYPES[name].name: SAFETENSORS_DTYPES[name] for name in ("BF16", "F16", "F32")
-}
+FLOATS = {SAFETENSORS_DTYPES[name].name: SAFETENSORS_DTYPES[name] for name in ("BF16", "F16", "F32")}
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
 _PANEL_BYTES = 2**18  # bytes of source rows copied at a time; they stay in the cache while their columns are written
 _COPY_DTYPES = {2: np.uint16, 4: np.int32}  # by item size; both libraries copy these without changing the bits
@@ -51,8 +50,7 @@ _local = threading.local()
 def float_dtype(name: str) -> np.dtype:
     """Returns the dtype of a name such as "bfloat16" or "bf16"; raises InputError if it is not one of `FLOATS`."""
     aliases = {"bf16": "bfloat16", "f16": "float16", "fp16": "float16", "f32": "float32", "fp32": "float32"}
-    dtype = FLOATS.get(aliases.get(str(name), str(name)))
-    if dtype is None:
+    if (dtype := FLOATS.get(aliases.get(name, name))) is None:
         raise InputError(f"dtype {name!r} is not supported; choose bfloat16, float16 or float32")
     return dtype
 
@@ -94,20 +92,15 @@ class MappedFile:
 
     def __init__(self, path: str | os.PathLike):
         self.path, self.size = path, os.path.getsize(path)
-        self._map: mmap.mmap | None = None
-        self._lock = threading.Lock()
 
-    def read(self, offset: int, nbytes: int) -> bytes:
+    @functools.cached_property
+    def _map(self) -> mmap.mmap:
         with open(self.path, "rb") as file:
-            file.seek(offset)
-            return file.read(nbytes)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def view(self, offset: int, nbytes: int) -> memoryview:
-        with self._lock:
-            if self._map is None:
-                with open(self.path, "rb") as file:
-                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if nbytes and hasattr(self._map, "madvise"):
+        """Returns some bytes of the file, and asks the kernel to read them ahead."""
+        if nbytes:
             start = offset - offset % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, start, offset + nbytes - start)
         return memoryview(self._map)[offset : offset + nbytes]
@@ -120,53 +113,50 @@ class RemoteFile:
         self._filesystem, self._key = open_url(url)
         self.size = self._filesystem.size(self._key)
 
-    def read(self, offset: int, nbytes: int) -> bytes:
-        return self._filesystem.cat_file(self._key, start=offset, end=offset + nbytes)
-
     def view(self, offset: int, nbytes: int) -> memoryview:
-        return memoryview(self.read(offset, nbytes))
+        return memoryview(self._filesystem.cat_file(self._key, start=offset, end=offset + nbytes))
 
 
 class SafetensorsFile(TensorFiles):
-    """One `.safetensors` file, whose header is checked against the file size before the file is mapped."""
+    """One `.safetensors` file, whose header is checked against the file size."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
         self.paths = (self.path,)
         self._file = (RemoteFile if is_url(path) else MappedFile)(self.path)
-        size = self._file.size
-        header, start = self._read_header(size)
-        self.infos, self._offsets, end = {}, {}, 0
+        header, start = self._read_header()
+        header.pop("__metadata__", None)
+        self.infos, self._offsets, end = {}, {}, start
         for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            self.infos[name], (tensor_start, tensor_stop) = self._parse_entry(name, entry)
-            self._offsets[name] = start + tensor_start
-            end = max(end, tensor_stop)
-        if start + end != size:
-            problem = "truncated" if start + end > size else "longer than its header says"
+            self.infos[name], offset = self._parse_entry(name, entry)
+            self._offsets[name] = start + offset
+            end = max(end, start + offset + self.infos[name].nbytes)
+        if end != self._file.size:
+            problem = "truncated" if end > self._file.size else "longer than its header says"
             raise InputError(
-                f"{self.path}: {problem}: {size} bytes, the header describes {start + end}; download the file again"
+                f"{self.path}: {problem}: {self._file.size} bytes, the header describes {end}; download the file again"
             )
 
-    def _read_header(self, size: int) -> tuple[dict, int]:
-        damaged = f"{self.path}: not a safetensors file"
+    def _read_header(self) -> tuple[dict, int]:
+        """Returns the entries of the header, and the offset of the first tensor."""
+        size, damaged = self._file.size, f"{self.path}: not a safetensors file"
         if size < 8:
             raise InputError(f"{damaged}: only {size} bytes long; download the file again")
-        length = int.from_bytes(self._file.read(0, 8), "little")
-        if length > size - 8 or length > _HEADER_LIMIT:
+        length = int.from_bytes(self._file.view(0, 8), "little")
+        if length > min(size - 8, _HEADER_LIMIT):
             raise InputError(
                 f"{damaged}: it announces a header of {length} bytes and has {size}; download the file again"
             )
         try:
-            header = json.loads(self._file.read(8, length))
+            header = json.loads(bytes(self._file.view(8, length)))
             if not isinstance(header, dict):
                 raise ValueError("not an object")
         except ValueError as error:
             raise InputError(f"{damaged}: its header is not JSON ({error}); download the file again") from None
         return header, 8 + length
 
-    def _parse_entry(self, name: str, entry: dict) -> tuple[TensorInfo, tuple[int, int]]:
+    def _parse_entry(self, name: str, entry: dict) -> tuple[TensorInfo, int]:
+        """Returns what the header says about a tensor, and its offset from the first one."""
         try:
             shape = tuple(int(size) for size in entry["shape"])
             start, stop = (int(offset) for offset in entry["data_offsets"])
@@ -181,7 +171,7 @@ class SafetensorsFile(TensorFiles):
                 f"{self.path}: {name} of shape {shape} needs {info.nbytes} bytes, its header entry gives "
                 f"{stop - start}; download the file again"
             )
-        return info, (start, stop)
+        return info, start
 
     def array(self, name: str) -> np.ndarray:
         info = self.infos[name]

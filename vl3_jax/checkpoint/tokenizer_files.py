@@ -6,8 +6,10 @@ never runs them. In the native layout the processor writes the frame times, in t
 
 import json
 import pathlib
+import string
 from typing import Any
 
+from vl3_jax.checkpoint.hf_config import read_object
 from vl3_jax.storage.paths import read_json
 
 OFFICIAL_IMAGE = "<image>"
@@ -15,14 +17,9 @@ OFFICIAL_TOKENS = (OFFICIAL_IMAGE, "<|stream_start|>", "<|stream_end|>")
 NATIVE_IMAGE, NATIVE_VIDEO = "<|image_pad|>", "<|video_pad|>"
 _END_OF_TURN, _END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
 
-_FOR_EACH_MESSAGE = """\
+_TEMPLATE = string.Template("""\
 {%- for message in messages -%}
-"""
-
-NATIVE_TEMPLATE = (
-    _FOR_EACH_MESSAGE
-    + """\
-{{- '<|im_start|>' + message['role'] + '\\n' -}}
+$start
 {%- if message['content'] is string -%}
 {{- message['content'] -}}
 {%- else -%}
@@ -30,93 +27,60 @@ NATIVE_TEMPLATE = (
 {%- if part is string -%}
 {{- part -}}
 {%- elif part['type'] == 'image' -%}
-{{- '<|image_pad|>\\n' -}}
+$image
 {%- elif part['type'] == 'video' -%}
-{{- '<|video_pad|>\\n' -}}
+$video
 {%- else -%}
 {{- part['text'] -}}
 {%- endif -%}
 {%- endfor -%}
 {%- endif -%}
-{{- '<|im_end|>\\n' -}}
+$end
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
-"""
+""")
+
+NATIVE_TEMPLATE = _TEMPLATE.substitute(
+    start="{{- '<|im_start|>' + message['role'] + '\\n' -}}",
+    image="{{- '<|image_pad|>\\n' -}}",
+    video="{{- '<|video_pad|>\\n' -}}",
+    end="{{- '<|im_end|>\\n' -}}",
 )
 
-OFFICIAL_TEMPLATE = (
-    """\
+_DEFAULT_SYSTEM_PROMPT = """\
 {%- if add_system_prompt and messages and messages[0]['role'] != 'system' -%}
 {{- '<|im_start|>system\\nYou are VideoLLaMA3 created by Alibaba DAMO Academy, a helpful assistant to help people \
 understand images and videos.<|im_end|>\\n' -}}
 {%- endif -%}
 """
-    + _FOR_EACH_MESSAGE
-    + """\
+OFFICIAL_TEMPLATE = _DEFAULT_SYSTEM_PROMPT + _TEMPLATE.substitute(
+    start="""\
 {%- set stream = message['role'] == 'stream' -%}
-{{- ('<|stream_start|>' if stream else '<|im_start|>') + message['role'] + '\\n' -}}
-{%- if message['content'] is string -%}
-{{- message['content'] -}}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part is string -%}
-{{- part -}}
-{%- elif part['type'] == 'image' -%}
+{{- ('<|stream_start|>' if stream else '<|im_start|>') + message['role'] + '\\n' -}}""",
+    image="""\
 {%- if 'timestamp' in part -%}
 {{- 'Time ' + ((part['timestamp'] | float) | round(1) | string) + 's: ' -}}
 {%- endif -%}
-{{- '<image>\\n' -}}
-{%- elif part['type'] == 'video' -%}
+{{- '<image>\\n' -}}""",
+    video="""\
 {%- for index in range(part['num_frames']) -%}
 {%- if 'timestamps' in part -%}
 {{- 'Time ' + ((part['timestamps'][index] | float) | round(1) | string) + 's:' -}}
 {%- endif -%}
 {{- '<image>' + ('\\n' if loop.last else ',') -}}
-{%- endfor -%}
-{%- else -%}
-{{- part['text'] -}}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{{- '<|stream_end|>' if stream else '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
+{%- endfor -%}""",
+    end="{{- '<|stream_end|>' if stream else '<|im_end|>\\n' -}}",
 )
 
 
 def added_tokens(files: pathlib.Path) -> dict[str, int]:
     """Returns the ids of the added tokens by their text, from the tokenizer files that are in `files`."""
-    ids: dict[str, int] = {}
-    for name in ("added_tokens.json", "tokenizer_config.json", "tokenizer.json"):
-        if not (files / name).is_file():
-            continue
-        content = read_json(files / name)
-        if name == "added_tokens.json":
-            ids |= content
-        elif name == "tokenizer_config.json":
-            decoder = content.get("added_tokens_decoder") or {}
-            ids |= {token["content"]: int(number) for number, token in decoder.items()}
-        else:
-            ids |= {token["content"]: token["id"] for token in content.get("added_tokens") or []}
-    return ids
-
-
-def _next_free_id(files: pathlib.Path) -> int | None:
-    """Returns the id after the last one in use, or None if `files` contains no vocabulary."""
-    used = list(added_tokens(files).values())
-    if (files / "tokenizer.json").is_file():
-        vocabulary = read_json(files / "tokenizer.json").get("model", {}).get("vocab") or {}
-        used += list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    elif (files / "vocab.json").is_file():
-        used += read_json(files / "vocab.json").values()
-    else:
-        return None
-    return max(used, default=-1) + 1
+    decoder = read_object(files / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    listed = read_object(files / "tokenizer.json").get("added_tokens") or []
+    ids = read_object(files / "added_tokens.json") | {token["content"]: int(i) for i, token in decoder.items()}
+    return ids | {token["content"]: token["id"] for token in listed}
 
 
 def add_official_tokens(files: pathlib.Path) -> tuple[dict[str, int], dict[str, bytes]]:
@@ -129,16 +93,17 @@ def add_official_tokens(files: pathlib.Path) -> tuple[dict[str, int], dict[str, 
       files: Folder with the tokenizer files, which are not changed.
 
     Returns:
-      The ids of the official special tokens by their text, and the new content of the files that change, by name.
+      The ids of all added tokens by their text, and the new content of the files that change, by name.
     """
     known = added_tokens(files)
-    start = _next_free_id(files)
-    if start is None:
-        return {name: known[name] for name in OFFICIAL_TOKENS if name in known}, {}
+    if not any((files / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return known, {}
+    model = read_object(files / "tokenizer.json").get("model", {})
+    vocabulary = model.get("vocab") or read_object(files / "vocab.json")
+    used = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
     missing = [name for name in OFFICIAL_TOKENS if name not in known]
-    new = {name: start + offset for offset, name in enumerate(missing)}
-    ids = {name: known.get(name, new.get(name)) for name in OFFICIAL_TOKENS}
-    changed = {}
+    new = {name: i for i, name in enumerate(missing, start=max([*known.values(), *used], default=-1) + 1)}
+    ids, changed = known | new, {}
     for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
         if new and (files / name).is_file():
             content = read_json(files / name)
@@ -175,9 +140,7 @@ def _add(file: str, content: dict[str, Any], new: dict[str, int]) -> None:
         decoder |= {str(i): {"content": name, **flags} for name, i in new.items()}
     elif file == "added_tokens.json":
         content |= new
-    if file in ("tokenizer_config.json", "special_tokens_map.json") and isinstance(
-        content.get("additional_special_tokens"), list
-    ):
+    if file.startswith(("tokenizer_config", "special")) and isinstance(content.get("additional_special_tokens"), list):
         content["additional_special_tokens"].extend(new)
 
 

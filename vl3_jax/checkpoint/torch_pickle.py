@@ -5,11 +5,11 @@ that refers to any other. Tensors are views of the memory-mapped archive.
 """
 
 import collections
-import dataclasses
 import os
 import pathlib
 import pickle
 import zipfile
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -31,15 +31,12 @@ _STORAGES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Storage:
+class _Storage(NamedTuple):
     key: str
     dtype: np.dtype
-    size: int
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
@@ -50,8 +47,13 @@ def _rebuild_tensor(storage, offset, shape, strides, *_unused):
     return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
 
-def _rebuild_parameter(tensor, *_unused):
-    return tensor
+# What a pickle may refer to: module and name, and what stands for it here.
+_NAMES = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_unused: tensor,
+    **{("torch", name): np.dtype(dtype) for name, dtype in _STORAGES.items()},
+}
 
 
 class _TensorUnpickler(pickle.Unpickler):
@@ -60,24 +62,18 @@ class _TensorUnpickler(pickle.Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str):
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _rebuild_parameter
-        if module == "torch" and name in _STORAGES:
-            return np.dtype(_STORAGES[name])
-        raise InputError(
-            f"{self._path}: refused: its pickle would run {module}.{name}, and vl3 reads tensors only; "
-            "ask for safetensors or save a plain state dict"
-        )
+        if (module, name) not in _NAMES:
+            raise InputError(
+                f"{self._path}: refused: its pickle would run {module}.{name}, and vl3 reads tensors only; "
+                "ask for safetensors or save a plain state dict"
+            )
+        return _NAMES[module, name]
 
     def persistent_load(self, pid):
-        kind, dtype, key, _location, size = pid
+        kind, dtype, key, _location, _size = pid
         if kind != "storage" or not isinstance(dtype, np.dtype):
             raise InputError(f"{self._path}: refused: unknown object {kind!r} in its pickle; ask for safetensors")
-        return _Storage(str(key), dtype, int(size))
+        return _Storage(str(key), dtype)
 
 
 class TorchFile(TensorFiles):
@@ -106,20 +102,16 @@ class TorchFile(TensorFiles):
             raise InputError(
                 f"{path}: its pickle is damaged or not a state dict ({error}); ask for safetensors"
             ) from None
-        self._tensors = self._state_dict(state)
-        self._offsets = self._storage_offsets(entries)
-        self.infos = {
-            name: TensorInfo(tensor.shape, tensor.storage.dtype, str(path)) for name, tensor in self._tensors.items()
-        }
-        for name, tensor in self._tensors.items():
-            self._check_bounds(name, tensor)
-
-    def _state_dict(self, state) -> dict[str, _Tensor]:
         if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
             state = state["state_dict"]
         if not isinstance(state, dict) or not all(isinstance(value, _Tensor) for value in state.values()):
             raise InputError(f"{self.path}: not a plain state dict of tensors; save model.state_dict() alone")
-        return dict(state)
+        self._tensors: dict[str, _Tensor] = state
+        self._offsets = self._storage_offsets(entries)
+        self.infos = {}
+        for name, tensor in self._tensors.items():
+            self._check_bounds(name, tensor)
+            self.infos[name] = TensorInfo(tensor.shape, tensor.storage.dtype, str(path))
 
     def _storage_offsets(self, entries: dict[str, zipfile.ZipInfo]) -> dict[str, tuple[int, int]]:
         """Returns the offset and size in bytes of each storage's raw data in the archive, by storage key."""

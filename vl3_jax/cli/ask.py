@@ -1,6 +1,7 @@
 """`vl3 ask`: answers one question about images and videos."""
 
 import argparse
+import functools
 import json
 import logging
 import pathlib
@@ -24,23 +25,17 @@ Media stand before the question, in the order of the flags. A conversation file 
 exit codes: 0 answered, 2 bad input (one line on stderr names it), 1 a failure of ours"""
 
 
-class _MediaAction(argparse.Action):
-    """Collects --image and --video in one list, so that their order is kept."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        media = getattr(namespace, "media", None) or []
-        namespace.media = [*media, (option_string.lstrip("-"), values)]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     generation_flags.add_model(parser)
     question = parser.add_argument_group("question")
     question.add_argument("question", nargs="?", default="", help="the question")
-    question.add_argument("--image", action=_MediaAction, metavar="F", help="an image; may be repeated")
-    question.add_argument(
-        "--video", action=_MediaAction, metavar="F", help="a video or folder of frames; may be repeated"
-    )
+    # One list for both, so that their order is kept.
+    for kind, text in (("image", "an image"), ("video", "a video or folder of frames")):
+        part = functools.partial(_media_part, kind)
+        question.add_argument(
+            f"--{kind}", dest="media", action="append", type=part, metavar="F", help=f"{text}; may be repeated"
+        )
     question.add_argument("--system", metavar="TEXT", help="a system prompt")
     question.add_argument("--conversation", metavar="FILE", help="JSON list of messages instead of question and media")
     generation_flags.add_media(parser)
@@ -48,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object with ids, frames and times")
     output.add_argument("--logprobs", type=int, metavar="K", help="with --json: the K most likely tokens per position")
-    parser.set_defaults(media=None)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -57,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = generation_flags.settings(arguments)
     model = generation_flags.load_model(arguments)
     streaming = not arguments.json and sys.stdout.isatty()
-    answer = model.answer(messages, on_text=_write if streaming else None, **settings)
+    answer = model.answer(messages, on_text=generation_flags.show_text if streaming else None, **settings)
     for warning in answer.processed.warnings:
         logger.warning("vl3 ask: warning: %s", warning)
     if arguments.json:
@@ -79,8 +73,8 @@ def summary(answer) -> str:
     )
 
 
-def _write(piece: str) -> None:
-    print(piece, end="", flush=True)
+def _media_part(kind: str, path: str) -> dict[str, str]:
+    return {"type": kind, kind: path}
 
 
 def _messages(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -88,7 +82,7 @@ def _messages(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         if arguments.question or arguments.media or arguments.system:
             raise InputError("--conversation holds the question, media and system prompt already; leave the others out")
         return read_conversation(arguments.conversation)
-    parts = [{"type": kind, kind: path} for kind, path in arguments.media or []]
+    parts = arguments.media or []
     if not arguments.question and not parts:
         raise InputError("nothing to answer: give a question, --image, --video or --conversation")
     turn = {"role": "user", "content": [*parts, {"type": "text", "text": arguments.question}]}

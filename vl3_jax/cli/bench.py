@@ -1,6 +1,7 @@
 """`vl3 bench`: measures the speed of this machine and compares with plain implementations and with transformers."""
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -34,19 +35,14 @@ RESULTS = "bench.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    descriptions = {**SUBJECTS, **{name: f"{' and '.join(members)}" for name, members in GROUPS.items()}}
+    descriptions = {**SUBJECTS, **{name: " and ".join(members) for name, members in GROUPS.items()}}
     parser.epilog = EPILOG.format("\n".join(f"  {name:10} {text}" for name, text in descriptions.items()))
     parser.add_argument("names", nargs="*", metavar="NAME", help="subjects (default: all)")
     parser.add_argument("--out", default="out/bench", metavar="DIR", help="folder for the results (default: out/bench)")
     parser.add_argument("--model", metavar="NAME", help="model preset: nano, mid, 2b, ... (default: 2b, on a CPU mid)")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"measurements of each side (default: {ROUNDS})")
-    parser.add_argument(
-        "--media",
-        nargs="+",
-        default=(),
-        metavar="FILE",
-        help="images and videos for processor and loader (default: synthetic)",
-    )
+    media_help = "images and videos for processor and loader (default: synthetic)"
+    parser.add_argument("--media", nargs="+", type=pathlib.Path, default=(), metavar="FILE", help=media_help)
     parser.add_argument("--long", action="store_true", help="measure also what takes minutes")
     parser.add_argument("--small", action="store_true", help="tiny sizes, one round")
 
@@ -60,13 +56,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.model not in (None, *PRESETS):
         raise InputError(f"--model {arguments.model}: give one of {', '.join(PRESETS)}")
-    media = tuple(map(pathlib.Path, arguments.media))
-    for path in media:
+    for path in arguments.media:
         if not path.is_file():
             raise InputError(f"--media {path}: no such file")
-    from vl3_jax.bench.table import check_charts
-
-    check_charts()
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("charts need matplotlib: pip install 'vl3_jax[bench]'")
     folder = pathlib.Path(arguments.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,27 +70,19 @@ def run(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
     from vl3_jax import bench
-    from vl3_jax.bench.settings import machine, make_settings
+    from vl3_jax.bench.settings import Settings, machine
 
-    settings = make_settings(arguments.model, arguments.small, arguments.rounds, media=media, long=arguments.long)
-    results = {
-        "machine": machine(),
-        "subjects": names,
-        "model": settings.model,
-        "dtype": settings.dtype,
-        "small": settings.small,
-        "rounds": settings.rounds,
-        "peak_flops": settings.peak,
-        "copy_bytes_per_second": settings.bandwidth,
-        "tables": [],
-    }
+    settings = Settings(arguments.model, arguments.small, arguments.rounds, arguments.media, arguments.long)
+    conditions = ("model", "dtype", "small", "rounds", "peak_flops", "copy_bytes_per_second")
+    results = {"machine": machine(), "subjects": names, **{name: getattr(settings, name) for name in conditions}}
+    results["tables"] = []
     print(_heading(results))
     for name in names:
         logger.info("%s ...", name)
         table = bench.measure(name, settings)
-        print(table.rendered(settings.peak), flush=True)
+        print(table.rendered(settings.peak_flops), flush=True)
         table.write_chart(folder / f"{name}.png")
-        results["tables"].append(table.as_json(settings.peak))
+        results["tables"].append(table.as_json(settings.peak_flops))
         (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
     print(f"\n{folder / RESULTS}, and a chart of each table beside it")
 
@@ -113,9 +99,9 @@ def _selected_subjects(names: list[str]) -> list[str]:
 def _heading(results: dict) -> str:
     """Describes the machine: device, processor, measured peak rates and versions."""
     machine = results["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    device = f"{machine['device']}: {machine['processor']}, {machine['cores']} cores"
     compute = f"{results['peak_flops'] / 1e9:,.3g} GFLOP/s in {results['dtype']}"
     bandwidth = f"{results['copy_bytes_per_second'] / 1e9:,.3g} GB/s copied"
-    device = f"{machine['device']}: {machine['processor']}, {machine['cores']} cores"
-    lines = [f"{device}; {compute}, {bandwidth}", versions]
-    return "\n".join([*lines, *(["small sizes: the figures mean nothing"] if results["small"] else [])])
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    warning = "\nsmall sizes: the figures mean nothing" if results["small"] else ""
+    return f"{device}; {compute}, {bandwidth}\n{versions}{warning}"

@@ -35,16 +35,12 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{HELP}\n")
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "")
+            line = input("> " if sys.stdin.isatty() else "").strip()
+            if line == "/quit":
+                return
+            session.handle(line)
         except EOFError:
             return
-        except KeyboardInterrupt:
-            print()
-            continue
-        if line.strip() == "/quit":
-            return
-        try:
-            session.handle(line.strip())
         except InputError as error:
             logger.error("vl3 chat: %s", error)
         except KeyboardInterrupt:
@@ -96,13 +92,9 @@ class ChatSession:
     def _ask(self, question: str) -> None:
         turn = {"role": "user", "content": [*self._media, {"type": "text", "text": question}]}
         messages = [*self._system, *self._history, turn]
-        output = self._model.answer(messages, on_text=_write, **self._settings)
+        output = self._model.answer(messages, on_text=generation_flags.show_text, **self._settings)
         print()
         for warning in output.processed.warnings:
             logger.warning("vl3 chat: warning: %s", warning)
         self._history += [turn, {"role": "assistant", "content": output.text}]
         self._media = []
-
-
-def _write(piece: str) -> None:
-    print(piece, end="", flush=True)

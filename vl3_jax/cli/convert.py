@@ -5,7 +5,6 @@ import argparse
 from vl3_jax.errors import InputError
 
 _DTYPES = ("bfloat16", "float16", "float32")
-_LAYOUTS = ("native", "official")
 _ADAPTERS = "peft"
 
 
@@ -27,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("target", metavar="DST", help="folder to write; the same command resumes")
     action.add_argument(
         "--format",
-        choices=(*_LAYOUTS, _ADAPTERS),
+        choices=("native", "official", _ADAPTERS),
         required=True,
         help="native: transformers; official: the released remote code; peft: the adapters of a LoRA run",
     )
@@ -53,46 +52,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--no-logits", action="store_true", help="do not run the models")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Runs one action. Returns 0, or 1 when `verify` finds a difference."""
-    return {"hf": _hf, "export": _export, "init": _init, "inspect": _inspect, "verify": _verify}[arguments.action](
-        arguments
-    )
+def run(arguments: argparse.Namespace) -> int | None:
+    """Runs one action. Returns 1 when `verify` finds a difference."""
+    actions = {"hf": _hf, "export": _export, "init": _init, "inspect": _inspect, "verify": _verify}
+    return actions[arguments.action](arguments)
 
 
-def _hf(arguments: argparse.Namespace) -> int:
+def _hf(arguments: argparse.Namespace) -> None:
     from vl3_jax.checkpoint import open_hf, write_orbax
 
     source = open_hf(arguments.source, base=arguments.base, token=arguments.token)
-    write_orbax(source, arguments.target, _dtype(arguments.dtype))
-    return 0
+    write_orbax(source, arguments.target, _dtype(arguments))
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace) -> None:
     if arguments.format == _ADAPTERS:
-        from vl3_jax.training.adapter_runs import export_adapters
+        from vl3_jax.training.checkpoints import export_adapters
 
-        export_adapters(arguments.source, arguments.target)
-        return 0
+        return export_adapters(arguments.source, arguments.target)
     from vl3_jax.checkpoint import open_source, write_hf
 
-    write_hf(open_source(arguments.source), arguments.target, arguments.format, _dtype(arguments.dtype))
-    return 0
+    return write_hf(open_source(arguments.source), arguments.target, arguments.format, _dtype(arguments))
 
 
-def _init(arguments: argparse.Namespace) -> int:
+def _init(arguments: argparse.Namespace) -> None:
     from vl3_jax.checkpoint import InitSource, write_orbax
 
     source = InitSource(arguments.vision, arguments.llm, arguments.seed, arguments.token)
-    write_orbax(source, arguments.target, _dtype(arguments.dtype))
-    return 0
+    write_orbax(source, arguments.target, _dtype(arguments))
 
 
-def _inspect(arguments: argparse.Namespace) -> int:
+def _inspect(arguments: argparse.Namespace) -> None:
     from vl3_jax.checkpoint import checkpoint_overview, open_source
 
     print(checkpoint_overview(open_source(arguments.source)))
-    return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -106,7 +99,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 0 if comparison.equal else 1
 
 
-def _dtype(name: str | None):
-    from vl3_jax.checkpoint.tensors import float_dtype
+def _dtype(arguments: argparse.Namespace):
+    """Returns the type to store; None stands for that of the source."""
+    from vl3_jax.checkpoint.tensors import FLOATS
 
-    return None if name is None else float_dtype(name)
+    return FLOATS.get(arguments.dtype)

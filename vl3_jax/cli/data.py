@@ -16,6 +16,7 @@ from data_pipelines.mixture_dataset import DatasetSpec, MixtureDataset, missing_
 from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import SampleErrorLog, to_json_lines
 from vl3_jax import config_file, config_tree
+from vl3_jax.cli import settings_flags
 from vl3_jax.cli.train import CONFIG
 from vl3_jax.errors import InputError
 
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     write.add_argument("--samples-per-shard", type=int, default=4096, metavar="N", help="fewer for long videos")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int | None:
     return _RUN[arguments.data_command](arguments)
 
 
@@ -78,7 +79,7 @@ def _command(commands, name: str, summary: str, needs_tokenizer: bool = True) ->
         "--annotations", nargs="+", metavar="FILE", help="annotation files or shards, instead of --config"
     )
     data.add_argument("--media", default="", metavar="DIR", help="folder or URL of the media (with --annotations)")
-    data.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="same as --config.KEY=VALUE")
+    settings_flags.add_changes(data)
     data.add_argument("--skip-missing", action="store_true", help="leave out data sets that are not on disk")
     data.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="number of worker processes (0: none)"
@@ -116,7 +117,7 @@ def _mixture(arguments: argparse.Namespace) -> MixtureDataset:
     return open_mixture(_specs(arguments, config), SampleBuilder(arguments.tokenizer, mixtures.data_settings(config)))
 
 
-def _index(arguments: argparse.Namespace) -> int:
+def _index(arguments: argparse.Namespace) -> None:
     from data_pipelines.index import build_index
     from data_pipelines.sources.media_resolver import MediaResolver
 
@@ -135,7 +136,6 @@ def _index(arguments: argparse.Namespace) -> int:
             logger.warning("%s: about %s samples were expected; is this the whole file?", spec.name, f"{spec.size:,}")
     if log.bad:
         logger.warning("%s", log.table())
-    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -153,15 +153,14 @@ def _check(arguments: argparse.Namespace) -> int:
     return 1 if log.bad else 0
 
 
-def _stats(arguments: argparse.Namespace) -> int:
+def _stats(arguments: argparse.Namespace) -> None:
     from data_pipelines.inspection.statistics import collect_stats, format_stats
 
     stats = collect_stats(_mixture(arguments), arguments.suggest_budgets, arguments.measure, arguments.workers)
     print(json.dumps(stats) if arguments.json else format_stats(stats))
-    return 0
 
 
-def _show(arguments: argparse.Namespace) -> int:
+def _show(arguments: argparse.Namespace) -> None:
     from data_pipelines.inspection.row_image import render_row
     from data_pipelines.loader import BatchBuilder
 
@@ -184,10 +183,9 @@ def _show(arguments: argparse.Namespace) -> int:
     print(f"{int((segment_ids > 0).sum())} of {len(segment_ids)} tokens used; image written to {arguments.out}")
     for line in arrays["_errors"].tobytes().decode().splitlines():
         logger.warning("%s", line)
-    return 0
 
 
-def _write(arguments: argparse.Namespace) -> int:
+def _write(arguments: argparse.Namespace) -> None:
     from data_pipelines.shard_writer import write
 
     log = SampleErrorLog()
@@ -199,7 +197,6 @@ def _write(arguments: argparse.Namespace) -> int:
         print(f"{spec.name}: {len(shards)} shards, {size / 1e6:.1f} MB in {arguments.out}")
     if log.bad:
         logger.warning("%s", log.table())
-    return 0
 
 
 @contextlib.contextmanager

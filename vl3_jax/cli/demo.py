@@ -3,11 +3,14 @@
 import argparse
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.synthetic import parsing
+from data_pipelines.synthetic.registry import BOX, SPAN
 from vl3_jax.cli import demo_report
 from vl3_jax.errors import InputError
+from vl3_jax.evaluation.tasks import FAMILY, EvalTask, QuestionSelection, find
 
 EPILOG = """Images and videos are generated from held-out handwritten digits and clothes; another --seed gives other
 ones. The report shows them as the model received them: what the frame pruner removed is dimmed.
@@ -24,13 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="M", help="any checkpoint that `vl3 ask` takes (default: nano)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the questions (default: %(default)s)")
     parser.add_argument("--out", default="demo.html", metavar="FILE", help="the report (default: demo.html)")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=48,
-        metavar="N",
-        help="maximum number of tokens of an answer (default: %(default)s)",
-    )
+    length_help = "maximum number of tokens of an answer (default: %(default)s)"
+    parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help=length_help)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -38,91 +36,73 @@ def run(arguments: argparse.Namespace) -> None:
     from vl3_jax.checkpoint.load import NANO
     from vl3_jax.evaluation.batch_generator import BatchGenerator
     from vl3_jax.inference.chat_model import load
+    from vl3_jax.model import abstract_params, num_parameters
 
     report = pathlib.Path(arguments.out)
     if not report.absolute().parent.is_dir():
         raise InputError(f"{report}: there is no folder {report.parent}; create it or choose another --out")
-    if arguments.seed < 0:
-        raise InputError(f"seed {arguments.seed}: give 0 or more")
+    selection = QuestionSelection(count=1, seed=arguments.seed)
     name = arguments.model or NANO
     chat_model = load(name)
     generator = BatchGenerator(chat_model, batch_size=1)
-    title = f"{name}, {chat_model.engine.model.config.num_parameters:,} parameters"
+    title = f"{name}, {num_parameters(abstract_params(chat_model.engine.model.config)):,} parameters"
     print(f"{title}; seconds include compilation, which the cache saves in later runs")
     answers = []
-    for number, task in enumerate(TASKS[arguments.seed % 2], start=1):
-        answer = answer_question(generator, task, arguments.seed, arguments.max_new_tokens)
+    for number, task_name in enumerate(TASKS[arguments.seed % 2], start=1):
+        (task,) = find([f"{FAMILY}/{task_name}"])
+        task.max_new_tokens = arguments.max_new_tokens
+        answer = answer_question(generator, task, selection)
         answers.append(answer)
-        verdict = "right" if answer.correct else "wrong"
-        print(f"\n{number}. {answer.question}  ({task})")
+        print(f"\n{number}. {answer.question}  ({task_name})")
         print(f"   answer     {demo_report.one_line(answer.answer)}")
         print(f"   reference  {demo_report.one_line(answer.reference)}")
-        print(f"   {verdict}{f', {answer.detail}' if answer.detail else ''}; {answer.statistics}", flush=True)
+        print(f"   {answer.verdict}{f', {answer.detail}' if answer.detail else ''}; {answer.statistics}", flush=True)
     correct = sum(answer.correct for answer in answers)
     demo_report.write(report, answers, title)
     print(f"\n{correct} of {len(answers)} right; images, videos and answers are in {report}")
 
 
-def answer_question(generator, task: str, seed: int, max_new_tokens: int) -> demo_report.DemoAnswer:
-    """Asks the first held-out question of a task.
+def answer_question(generator, task: EvalTask, selection: QuestionSelection) -> demo_report.DemoAnswer:
+    """Asks the one question of a selection.
 
     Args:
       generator: The model, a `vl3_jax.evaluation.batch_generator.BatchGenerator`.
-      task: Name of the synthetic task.
-      seed: Random seed of the question.
-      max_new_tokens: Maximum number of tokens of the answer.
+      task: The task of the question.
+      selection: Selects one question.
     """
-    from data_pipelines.synthetic.registry import STREAM, TASKS, example
-    from vl3_jax.evaluation import live_streams, nano_tasks
+    from vl3_jax.evaluation import runner
 
-    sample = example(task, "test", seed, 0)
-    question = nano_tasks.question(task, sample, 0)
-    reference = question.reference
+    (question,) = task.questions(selection)
     started = time.perf_counter()
-    if TASKS[task].media == STREAM:
-        (state,) = live_streams.run_streams(generator, [(question.media(), question.text)], max_new_tokens)
-        visuals, answer = [state.visual], state.words
-        prompt_tokens, new_tokens = len(state.tokens), state.new_tokens
-        correct = [_normalise(word) for word in answer] == [_normalise(word) for word in reference["words"]]
-        detail, boxes = "", {}
-    else:
-        processed = generator.process(question.media(), question.text)
-        (reply,) = generator.generate([processed.sample], max_new_tokens)
-        visuals, answer = processed.sample.visuals, reply.text
-        prompt_tokens, new_tokens = len(processed.sample.tokens), reply.new_tokens
-        correct, detail, boxes = _judge(task, answer, reference)
+    ((record,),) = runner.answer(generator, task, [question])
     seconds = time.perf_counter() - started
-    kept, total = sum(visual.num_tokens for visual in visuals), sum(len(visual.keep) for visual in visuals)
+    processed = generator.process(question.media(), None)
+    correct, detail, boxes = judge(task, record["answer"], question.reference)
     return demo_report.DemoAnswer(
-        task=task,
+        task=task.name.removeprefix(f"{FAMILY}/"),
         question=question.text,
-        answer=answer,
-        reference=reference["words"] if "words" in reference else reference["answer"],
+        answer=record["answer"],
+        reference=question.reference.get("words", question.reference["answer"]),
         correct=correct,
         detail=detail,
         boxes=boxes,
-        visuals=list(visuals),
-        times=sample.video.times if sample.video else None,
-        statistics=f"{kept} of {total} vision tokens kept, {prompt_tokens} tokens of prompt, {new_tokens} of answer, "
-        f"{seconds:.2f} s",
+        visuals=processed.sample.visuals,
+        times=processed.videos[0].timestamps if processed.videos else None,
+        statistics=f"{record['visual_tokens']} of {record['visual_tokens_before_pruning']} vision tokens kept, "
+        f"{record['prompt_tokens']} tokens of prompt, {record['new_tokens']} of answer, {seconds:.2f} s",
     )
 
 
-def _judge(task: str, answer: str, reference: dict[str, Any]) -> tuple[bool, str, dict[str, list[float]]]:
+def judge(task: EvalTask, answer: Any, reference: Mapping[str, Any]) -> tuple[bool, str, dict[str, list[float]]]:
     """Returns whether the answer is right, its overlap with the reference as text, and the boxes for the report."""
-    from data_pipelines.synthetic import scoring
-    from data_pipelines.synthetic.registry import BOX, SPAN, TASKS
-
-    metric, value = TASKS[task].metric, scoring.score(task, answer, reference)
-    if metric == SPAN:
-        return value >= _MIN_SCORE, f"overlap {value:.2f}", {}
-    if metric == BOX:
-        boxes = {"reference": parsing.parse_boxes(reference["answer"])[0]}
-        if answered := parsing.parse_boxes(answer):
-            boxes["answer"] = answered[0]
-        return value >= _MIN_SCORE, f"overlap {scoring.best_iou(answer, reference):.2f}", boxes
-    return value == 1, "", {}
-
-
-def _normalise(word: str | None) -> str | None:
-    return None if word is None else parsing.normalise(word)
+    if task.is_stream:
+        said, expected = (
+            [word and parsing.normalise(word) for word in words] for words in (answer, reference["words"])
+        )
+        return said == expected, "", {}
+    values = task.evaluate([answer], [reference])
+    correct = values["score"] >= _MIN_SCORE
+    if task.metric == BOX:
+        found = {"reference": parsing.parse_boxes(reference["answer"]), "answer": parsing.parse_boxes(answer)}
+        return correct, f"overlap {values['mean_iou']:.2f}", {name: boxes[0] for name, boxes in found.items() if boxes}
+    return correct, f"overlap {values['score']:.2f}" if task.metric == SPAN else "", {}

@@ -60,6 +60,11 @@ class DemoAnswer:
     times: list[float] | None
     statistics: str
 
+    @property
+    def verdict(self) -> str:
+        """The word "right" or "wrong"."""
+        return "right" if self.correct else "wrong"
+
 
 def write(path: str | os.PathLike, answers: Sequence[DemoAnswer], model: str) -> None:
     """Writes the report.
@@ -103,13 +108,12 @@ def model_frames(visual: Visual) -> list[np.ndarray]:
 
 def _section(number: int, answer: DemoAnswer) -> str:
     figures = "\n".join(_figures(answer))
-    verdict = "right" if answer.correct else "wrong"
     detail = f" ({html.escape(answer.detail)})" if answer.detail else ""
     mark = "✓" if answer.correct else "✗"
     return f"""<section>
 <h2>{number}. {html.escape(answer.question)}</h2>
 {figures}
-<dl><dt>answer</dt><dd class="{verdict}">{html.escape(one_line(answer.answer))} {mark}{detail}</dd>
+<dl><dt>answer</dt><dd class="{answer.verdict}">{html.escape(one_line(answer.answer))} {mark}{detail}</dd>
 <dt>reference</dt><dd>{html.escape(one_line(answer.reference))}</dd></dl>
 <p class="statistics">{html.escape(answer.task)}: {html.escape(answer.statistics)}</p>
 </section>"""

@@ -81,8 +81,7 @@ def _answers(arguments: argparse.Namespace) -> list[dict]:
     settings = {name: getattr(arguments, name) for name in ("model", "dtype", "quantize", *vars(selection))}
     settings |= {"prune": not arguments.no_prune, "blind": arguments.blind}
     settings["checkpoint"] = open_source(arguments.model, token=arguments.token).fingerprint()
-    task_names = {task.name for task, _ in task_questions}
-    with answer_file.AnswerFile(arguments.out, settings) as answers:
+    with answer_file.open_answers(arguments.out, settings) as journal:
         chat_model = load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, token=arguments.token)
         batch_size = min(arguments.batch or batch_generator.BATCH_SIZE, power_of_two(selection.count))
         generator = batch_generator.BatchGenerator(chat_model, batch_size, prune=not arguments.no_prune)
@@ -95,7 +94,9 @@ def _answers(arguments: argparse.Namespace) -> list[dict]:
                 bar.set_description(task, refresh=False)
                 bar.update(done)
 
-            new = runner.ask(generator, task_questions, answers, update_bar)
+            new = runner.ask(generator, task_questions, journal, update_bar)
         seconds = time.perf_counter() - started
-        logger.info("%d answers in %.0f s, %.1f a second", new, seconds, new / max(seconds, 1e-9))
-        return [record for record in answers.records.values() if record["task"] in task_names]
+        logger.info("%d answers in %.0f s, %.1f a second", len(new), seconds, len(new) / max(seconds, 1e-9))
+    names = {task.name for task, _ in task_questions}
+    answers = {record["id"]: record for record in [*journal.entries, *new] if record["task"] in names}
+    return list(answers.values())

@@ -66,20 +66,19 @@ def load_model(arguments: argparse.Namespace):
     """Loads --model; on a terminal it shows progress of loading, decoding frames and compiling."""
     from vl3_jax.inference.chat_model import load
 
-    if not sys.stderr.isatty():
-        return load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, token=arguments.token)
-    model = load(
-        arguments.model,
-        dtype=arguments.dtype,
-        quantize=arguments.quantize,
-        token=arguments.token,
-        quiet=False,
-        on_status=logger.info,
-    )
-    model.processor.on_frame = show_frames
+    on_terminal = sys.stderr.isatty()
+    progress = {"quiet": False, "on_status": logger.info} if on_terminal else {}
+    model = load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, token=arguments.token, **progress)
+    if on_terminal:
+        model.processor.on_frame = show_frames
     return model
 
 
 def show_frames(name: str, done: int, total: int) -> None:
     """Shows a counter that stays on its line until the last frame is decoded."""
     print(f"\r{name}: frame {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def show_text(piece: str) -> None:
+    """Shows a piece of an answer behind the pieces before it."""
+    print(piece, end="", flush=True)

@@ -33,11 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slices", type=int, default=1, metavar="N", help="slices, joined by a network (default: %(default)s)"
     )
+    settings_flags.add_changes(parser)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="the same as --config.KEY=VALUE"
-    )
-    parser.add_argument(
-        "--hlo", type=pathlib.Path, metavar="PATH", help="write the optimised HLO text: to a file; with --serve to a folder"
+        "--hlo", type=pathlib.Path, metavar="PATH", help="write optimised HLO text: a file, with --serve a folder"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     group = parser.add_argument_group("more than one plan of a step")

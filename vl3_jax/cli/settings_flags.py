@@ -31,6 +31,11 @@ def add(group: Any, cls: type, flags: Mapping[str, str], defaults: Mapping[str, 
         )
 
 
+def add_changes(group: Any) -> None:
+    """Adds --set, as which the command line's --config.KEY=VALUE arrives."""
+    group.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the same as --config.KEY=VALUE")
+
+
 def given(arguments: argparse.Namespace, cls: type) -> dict[str, Any]:
     """Returns those settings of a dataclass whose flags, named after their fields, were given."""
     names = [field.name for field in dataclasses.fields(cls)]

@@ -3,6 +3,8 @@
 import argparse
 import os
 
+from vl3_jax.cli import settings_flags
+
 EPILOG = """examples:
   vl3 train --config stage1:2b,mock --workdir /tmp/stage1
   vl3 train --config stage4:2b --workdir gs://bucket/stage4 --config.init_from=gs://bucket/stage3 \\
@@ -23,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="new, or that of the run to resume; may be gs://"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="the same as --config.KEY=VALUE"
-    )
+    settings_flags.add_changes(parser)
     parser.add_argument(
         "--coordinator", metavar="HOST:PORT", help="coordinator of several processes; TPU pods and clusters need none"
     )

@@ -1,9 +1,10 @@
 """The answers of an evaluation run, one JSON object per line, and the settings of the run."""
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from vl3_jax.errors import InputError
@@ -14,45 +15,29 @@ _REQUIRED = ("id", "task", "answer", "reference")
 _REFUSAL = f"not an answer (a JSON object with {', '.join(_REQUIRED)}); remove it"
 
 
-class AnswerFile:
-    """The `answers.jsonl` of one run. Opening it again with the same settings resumes the run.
+@contextlib.contextmanager
+def open_answers(folder: str | os.PathLike, settings: dict[str, Any]) -> Iterator[Journal]:
+    """Opens the `answers.jsonl` of one run, or creates it; with the same settings it resumes the run.
 
-    Attributes:
-      path: Path of the file.
-      records: The answers written by now, by question id.
+    Args:
+      folder: Folder of the run.
+      settings: Settings of the run, JSON values. Answers of runs with different settings are not mixed.
+
+    Yields:
+      The file, whose entries are the answers of earlier runs.
+
+    Raises:
+      InputError: The folder has answers of other settings, or cannot be written.
     """
-
-    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any]):
-        """Opens the folder of a run, or creates it.
-
-        Args:
-          folder: Folder of the run.
-          settings: Settings of the run, JSON values. Answers of runs with different settings are not mixed.
-
-        Raises:
-          InputError: The folder has answers of other settings, or cannot be written.
-        """
-        folder = pathlib.Path(folder)
-        self.path = folder / ANSWERS
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _check_settings(folder / SETTINGS, dict(settings))
-            self._journal = Journal(self.path, _check, _REFUSAL)
-        except OSError as error:
-            raise InputError(f"{folder}: {error.strerror or error}; choose a folder that can be written") from None
-        self.records = {record["id"]: record for record in self._journal.entries}
-
-    def __enter__(self) -> "AnswerFile":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._journal.close()
-
-    def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Appends answers to the file."""
-        for record in records:
-            self._journal.append(record)
-            self.records[record["id"]] = record
+    folder = pathlib.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_settings(folder / SETTINGS, settings)
+        journal = Journal(folder / ANSWERS, _check, _REFUSAL)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror or error}; choose a folder that can be written") from None
+    with contextlib.closing(journal):
+        yield journal
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -76,15 +61,12 @@ def _check(record: Any) -> dict[str, Any]:
 def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        return
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in sorted({*saved, *settings}) if saved.get(name) != settings.get(name)]
     except (ValueError, TypeError, AttributeError):
         raise InputError(f"{path}: not the settings of a run; give another --out") from None
     if changed:
-        name = changed[0]
-        raise InputError(
-            f"{path.parent}: holds answers of another run ({name}: {saved.get(name)!r} there, {settings.get(name)!r} "
-            "now); give another --out"
-        )
+        name, before, now = changed[0], saved.get(changed[0]), settings.get(changed[0])
+        difference = f"{name}: {before!r} there, {now!r} now"
+        raise InputError(f"{path.parent}: holds answers of another run ({difference}); give another --out")

@@ -9,7 +9,7 @@ import numpy as np
 from vl3_jax.inference.chat_model import ChatModel
 from vl3_jax.inference.engine import DecodeOutput
 from vl3_jax.inference.sampling_config import SamplingConfig
-from vl3_jax.processing.packed_batch import PATCH_DIM, BatchShape, Sample, Visual
+from vl3_jax.processing.packed_batch import BatchShape, Sample
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 
 BATCH_SIZE = 32
@@ -48,8 +48,7 @@ class BatchGenerator:
           prune: Whether to prune the tokens of videos.
         """
         config = chat_model.processor.config
-        if not prune:
-            config = dataclasses.replace(config, prune_threshold=None)
+        config = config if prune else dataclasses.replace(config, prune_threshold=None)
         self.processor = Processor(chat_model.processor.tokenizer, config)
         self.batch_size = batch_size
         self._engine, self._generation_config = chat_model.engine, chat_model.generation_config
@@ -64,10 +63,6 @@ class BatchGenerator:
         question = [] if text is None else [{"type": "text", "text": text}]
         messages = [{"role": "user", "content": [*media, *question]}]
         return self.processor(messages, add_generation_prompt=text is not None)
-
-    def samples_per_batch(self, bucket_sizes: Sequence[BatchShape]) -> int:
-        """Returns the number of samples in a full batch; with buckets, one row is for the bucket filler."""
-        return self.batch_size - 1 if bucket_sizes and self.batch_size > 1 else self.batch_size
 
     def generate(
         self, samples: Sequence[Sample], max_new_tokens: int, bucket_sizes: Sequence[BatchShape] = ()
@@ -110,29 +105,20 @@ class BatchGenerator:
         top_k = min(_TOP_K, self._engine.model.config.text.vocab_size)
         logprobs = []
         for count, steps in self._batches(samples, SamplingConfig(max_new_tokens=1, logprobs=top_k), bucket_sizes):
-            ids, values = (array[:count, 0] for array in (steps[0].logprob_ids, steps[0].logprobs))
-            columns = [np.where(ids == choice, values, -np.inf).max(axis=1) for choice in choices]
-            logprobs.append(np.stack(columns, axis=1))
+            ids, values = steps[0].logprob_ids[:count], steps[0].logprobs[:count]  # [n, 1, K]
+            is_choice = ids == np.asarray(choices)[:, None]  # [n, c, K]
+            logprobs.append(np.where(is_choice, values, -np.inf).max(axis=-1))
         return np.concatenate(logprobs)
 
     def _batches(
         self, samples: Sequence[Sample], sampling: SamplingConfig, bucket_sizes: Sequence[BatchShape]
     ) -> Iterator[tuple[int, list[DecodeOutput]]]:
-        """Yields, for each batch, its number of samples and the decoder outputs until all of them have stopped."""
-        size = self.samples_per_batch(bucket_sizes)
-        for start in range(0, len(samples), size):
-            chunk = samples[start : start + size]
-            bucket = next((bucket for bucket in bucket_sizes if size < self.batch_size and _fits(chunk, bucket)), None)
-            filler = [] if bucket is None else [_bucket_filler(bucket)]
-            padding = [chunk[-1]] * (self.batch_size - len(chunk) - len(filler))
-            steps, stopped = [], np.zeros(len(chunk), bool)
-            for step in self._engine.generate([*chunk, *padding, *filler], sampling):
-                steps.append(step)
-                is_stop = np.isin(step.tokens, self._generation_config.stop_ids) & step.valid
-                stopped |= is_stop[: len(chunk)].any(axis=1)
-                if stopped.all():
-                    break
-            yield len(chunk), steps
+        """Yields the number of samples and the decoder outputs of each batch, whose other rows are padding."""
+        for start in range(0, len(samples), self.batch_size):
+            chunk = samples[start : start + self.batch_size]
+            bucket = next((bucket for bucket in bucket_sizes if _fits(chunk, bucket)), None)
+            padding = [chunk[-1]] * (self.batch_size - len(chunk))
+            yield len(chunk), list(self._engine.generate([*chunk, *padding], sampling, shape=bucket))
 
     def _reply(self, tokens: list[int]) -> Reply:
         stopped = bool(tokens) and tokens[-1] in self._generation_config.stop_ids
@@ -149,13 +135,3 @@ def _fits(samples: Sequence[Sample], bucket: BatchShape) -> bool:
         and max(sample.num_vision_tokens for sample in samples) <= bucket.vision_tokens
         and max(len(sample.tokens) for sample in samples) <= bucket.length
     )
-
-
-def _bucket_filler(bucket: BatchShape) -> Sample:
-    """Returns a blank sample that fills a row of a bucket, with which the engine pads every batch to the bucket."""
-    tokens = np.zeros(bucket.length, np.int32)
-    if not bucket.patches:
-        return Sample(tokens)
-    kept = np.arange(bucket.patches) < bucket.vision_tokens
-    visual = Visual(np.zeros((bucket.patches, PATCH_DIM), np.uint8), (bucket.patches, 1, 1), 1, kept)
-    return Sample(tokens, np.arange(bucket.length) < bucket.vision_tokens, [visual])

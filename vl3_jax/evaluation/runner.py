@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.answer_file import AnswerFile
 from vl3_jax.evaluation.batch_generator import BatchGenerator
 from vl3_jax.evaluation.live_streams import run_streams
 from vl3_jax.evaluation.tasks import EvalTask, Question, QuestionSelection, swap_media
-from vl3_jax.processing.packed_batch import Visual
-from vl3_jax.processing.processor import ProcessorOutput
+from vl3_jax.processing.packed_batch import Sample, Visual
+from vl3_jax.storage.journal import Journal
 
 _BATCHES_PER_GROUP = 8  # batches whose samples are processed and sorted by size together; bounds the memory for media
 _STREAM_BATCHES_PER_GROUP = 2
@@ -39,61 +38,60 @@ def questions_of(tasks: Sequence[EvalTask], selection: QuestionSelection, blind:
 def ask(
     generator: BatchGenerator,
     task_questions: TaskQuestions,
-    answers: AnswerFile,
+    journal: Journal,
     on_progress: Callable[[str, int], None] = lambda task, done: None,
-) -> int:
+) -> list[dict[str, Any]]:
     """Asks all questions that have no answer yet.
 
     Args:
       generator: The model.
       task_questions: Tasks with their questions.
-      answers: The file of answers.
+      journal: The answers of earlier runs, to which the new ones are appended.
       on_progress: Called with a task and the number of its questions answered since the last call. The first call of
         a task counts the answers of earlier runs.
 
     Returns:
-      The number of questions asked.
+      The new answers.
 
     Raises:
       InputError: The media of a question cannot be processed, or a prompt exceeds the model's context.
     """
-    new = 0
+    answered, new = {record["id"] for record in journal.entries}, []
     for task, questions in task_questions:
-        pending = [question for question in questions if question.id not in answers.records]
+        pending = [question for question in questions if question.id not in answered]
         on_progress(task.name, len(questions) - len(pending))
-        for records in _answer(generator, task, pending):
-            answers.append(records)
-            new += len(records)
+        for records in answer(generator, task, pending):
+            for record in records:
+                journal.append(record)
+            new += records
             on_progress(task.name, len(records))
     return new
 
 
-def _answer(generator: BatchGenerator, task: EvalTask, questions: Sequence[Question]) -> Iterator[list[dict[str, Any]]]:
-    """Yields the records of a task's questions batch by batch, not in the order of the questions."""
-    batch_size = generator.samples_per_batch(task.bucket_sizes)
-    for group in _chunks(questions, batch_size * (_STREAM_BATCHES_PER_GROUP if task.is_stream else _BATCHES_PER_GROUP)):
+def answer(generator: BatchGenerator, task: EvalTask, questions: Sequence[Question]) -> Iterator[list[dict[str, Any]]]:
+    """Yields the answers to a task's questions batch by batch, not in the order of the questions.
+
+    Raises:
+      InputError: As `ask`.
+    """
+    batches = _STREAM_BATCHES_PER_GROUP if task.is_stream else _BATCHES_PER_GROUP
+    for group in _chunks(questions, batches * generator.batch_size):
         if task.is_stream:
-            yield _stream_records(generator, task, group)
+            streams = [(question.media(), question.text) for question in group]
+            states = run_streams(generator, streams, task.max_new_tokens, task.bucket_sizes)
+            yield [
+                _record(task, question, state.words, state.new_tokens, len(state.tokens), [state.visual])
+                for question, state in zip(group, states, strict=True)
+            ]
             continue
-        processed = [(question, generator.process(question.media(), question.text)) for question in group]
-        processed.sort(key=lambda pair: _size(pair[1]))
-        for batch in _chunks(processed, batch_size):
-            samples = [output.sample for _, output in batch]
-            replies = generator.generate(samples, task.max_new_tokens, task.bucket_sizes)
+        pairs = [(question, generator.process(question.media(), question.text).sample) for question in group]
+        for batch in _chunks(sorted(pairs, key=lambda pair: _size(pair[1])), generator.batch_size):
+            replies = generator.generate([sample for _, sample in batch], task.max_new_tokens, task.bucket_sizes)
             yield [
                 _record(task, question, reply.text, reply.new_tokens, len(sample.tokens), sample.visuals)
                 | {"finish_reason": reply.finish_reason}
-                for (question, _), sample, reply in zip(batch, samples, replies, strict=True)
+                for (question, sample), reply in zip(batch, replies, strict=True)
             ]
-
-
-def _stream_records(generator: BatchGenerator, task: EvalTask, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    streams = [(question.media(), question.text) for question in questions]
-    states = run_streams(generator, streams, task.max_new_tokens, task.bucket_sizes)
-    return [
-        _record(task, question, state.words, state.new_tokens, len(state.tokens), [state.visual])
-        for question, state in zip(questions, states, strict=True)
-    ]
 
 
 def _record(
@@ -112,9 +110,8 @@ def _record(
     }
 
 
-def _size(processed: ProcessorOutput) -> tuple[int, int]:
+def _size(sample: Sample) -> tuple[int, int]:
     """Returns the sort key of a sample: patches first, because they take most of the compute."""
-    sample = processed.sample
     return sum(len(visual.patches) for visual in sample.visuals), len(sample.tokens)
 
 

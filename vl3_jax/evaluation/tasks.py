@@ -1,21 +1,32 @@
 """Evaluation tasks by name: questions with references, and how answers are scored.
 
-find(["nano"])                   all tasks of a family
+find(["nano"])                   all tasks
 find(["nano/digit"])             one of them
+
+The tasks are the synthetic ones that the bundled model `nano` is trained for, over source images of the held-out split.
 """
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from data_pipelines.synthetic import scoring
 from data_pipelines.synthetic.image_pool import SPLITS
+from data_pipelines.synthetic.registry import EVALUATED_TASKS, STREAM, TASKS, TEXT, SyntheticTask, examples
+from data_pipelines.synthetic.scenes import Scene, SyntheticVideo
 from vl3_jax.config_tree import CHOICES
 from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import BatchShape
 
-# Each family's module, whose `tasks()` returns the family's tasks. Task names begin with the name of the family.
-FAMILIES = {"nano": "vl3_jax.evaluation.nano_tasks"}
+FAMILY = "nano"
+_MAX_NEW_TOKENS = 48  # the longest reference answers, boxes, have half as many
+_STREAM_MAX_NEW_TOKENS = 8
+# Few row sizes for all questions of these tasks: compiling one more takes longer than its tighter fit saves.
+_BUCKET_SIZES = tuple(
+    BatchShape(length, patches, vision_tokens)
+    for length, patches, vision_tokens in [(64, 0, 0), (64, 64, 64), (128, 96, 96), (192, 384, 96), (256, 384, 96)]
+)
+_STREAM_BUCKET_SIZES = _BUCKET_SIZES[2:]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,7 +37,7 @@ class Question:
       id: Identifier, unique among the questions of all tasks.
       text: The question, asked after the media.
       reference: JSON values that the answer is scored against.
-      media: Reads or renders the media and returns them as parts of a message.
+      media: Renders the media and returns them as parts of a message.
     """
 
     id: str
@@ -58,52 +69,75 @@ class QuestionSelection:
             raise InputError(f"seed {self.seed}: give 0 or more")
 
 
-@dataclasses.dataclass(frozen=True)
 class EvalTask:
     """A kind of question and its scoring.
 
     Attributes:
-      name: "family/task".
+      name: "nano/task".
       metric: Name of the metric, for tables.
-      questions: Returns the questions of a selection.
-      evaluate: Maps answers and references to "score", "majority" (the score of the best constant answer), "count" and
-        further values. An answer is a text; for a stream, the list of what was said after each frame (None for
-        nothing).
-      max_new_tokens: Maximum number of tokens of an answer.
       has_media: Whether the questions have images or videos.
       is_stream: Whether the task is a live stream, in which the model decides when to speak (see `live_streams`).
+      max_new_tokens: Maximum number of tokens of an answer.
       bucket_sizes: Row sizes to compile for, in ascending order (see `batch_generator`).
     """
 
-    name: str
-    metric: str
-    questions: Callable[[QuestionSelection], list[Question]]
-    evaluate: Callable[[Sequence[Any], Sequence[Mapping[str, Any]]], dict[str, float]]
-    max_new_tokens: int
-    has_media: bool = True
-    is_stream: bool = False
-    bucket_sizes: tuple[BatchShape, ...] = ()
+    def __init__(self, task: SyntheticTask):
+        self._task = task.name
+        self.name, self.metric = f"{FAMILY}/{task.name}", task.metric
+        self.has_media, self.is_stream = task.media != TEXT, task.media == STREAM
+        self.max_new_tokens = _STREAM_MAX_NEW_TOKENS if self.is_stream else _MAX_NEW_TOKENS
+        self.bucket_sizes = _STREAM_BUCKET_SIZES if self.is_stream else _BUCKET_SIZES
+
+    def questions(self, selection: QuestionSelection) -> list[Question]:
+        """Returns the questions of a selection; their media are rendered when `Question.media` is called."""
+        samples = examples(self._task, selection.split, selection.seed, selection.count, selection.images)
+        return [
+            Question(
+                f"{self.name}/{number}",
+                sample.question,
+                # The description of the media is not needed for scoring, and the seed and the number reproduce it.
+                {name: value for name, value in sample.reference.items() if name != "media"},
+                lambda media=sample.media: [media_part(medium) for medium in media],
+            )
+            for number, sample in enumerate(samples)
+        ]
+
+    def evaluate(self, answers: Sequence[Any], references: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Scores answers.
+
+        Args:
+          answers: Texts; for a stream, lists of what was said after each frame (None for nothing).
+          references: References of the questions, in the order of the answers.
+
+        Returns:
+          "score", "majority" (the score of the best constant answer), "count" and further values of the metric.
+        """
+        return scoring.evaluate(self._task, answers, references)
+
+
+def media_part(medium: Scene | SyntheticVideo) -> dict[str, Any]:
+    """Renders an image or video and returns it as a part of a message."""
+    if isinstance(medium, SyntheticVideo):
+        return {"type": "video", "video": medium.pixels(), "timestamps": medium.times}
+    return {"type": "image", "image": medium.pixels()}
 
 
 def find(names: Iterable[str]) -> list[EvalTask]:
     """Returns the tasks of these names, without duplicates, in the order of the names.
 
     Args:
-      names: Names of tasks, or of families for all of their tasks.
+      names: Names of tasks, or "nano" for all of them, in the order of the registry.
 
     Raises:
       InputError: A name is unknown.
     """
-    tasks: dict[str, EvalTask] = {}
+    known = {task.name: task for task in (EvalTask(TASKS[name]) for name in EVALUATED_TASKS)}
+    found: dict[str, EvalTask] = {}
     for name in names:
-        family = name.partition("/")[0]
-        if family not in FAMILIES:
-            raise InputError(f"task {name!r} is unknown; known families are {', '.join(FAMILIES)}")
-        members = {task.name: task for task in importlib.import_module(FAMILIES[family]).tasks()}
-        if name != family and name not in members:
-            raise InputError(f"task {name!r} is unknown; use {family} for all, or some of {', '.join(members)}")
-        tasks |= members if name == family else {name: members[name]}
-    return list(tasks.values())
+        if name not in (FAMILY, *known):
+            raise InputError(f"task {name!r} is unknown; use {FAMILY} for all, or some of {', '.join(known)}")
+        found |= known if name == FAMILY else {name: known[name]}
+    return list(found.values())
 
 
 def swap_media(questions: Sequence[Question]) -> list[Question]:

@@ -1,6 +1,7 @@
 """The chat interface of a loaded model: messages in, text out. `vl3_jax.load` returns a `ChatModel`."""
 
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,6 @@ import numpy as np
 
 from vl3_jax.errors import InputError
 from vl3_jax.inference import answer_settings
-from vl3_jax.inference.answer_settings import AnswerSettings
 from vl3_jax.inference.engine import DecodeOutput, Engine, Timings
 from vl3_jax.inference.generation_config import GenerationConfig
 from vl3_jax.inference.sampling_config import SamplingConfig
@@ -131,89 +131,63 @@ class ChatModel:
         Raises:
           InputError: As `chat`.
         """
-        resolved = self._settings(settings)
-        processed, process_seconds = self._process([messages], resolved)
-        outputs, timings = [], Timings()
-
-        def recorded() -> Iterator[DecodeOutput]:
-            for output in self._generate(processed, resolved, timings):
-                outputs.append(output)
-                yield output
-
-        for piece in self._text_pieces(recorded()):
-            if on_text is not None:
-                on_text(piece)
-        seconds = self._seconds(process_seconds, timings)
-        return self._generation_output(0, processed[0], outputs, resolved.sampling, seconds)
+        return self._answers([messages], settings, on_text)[0]
 
     def answer_batch(self, conversations: Sequence[Messages], **settings: Any) -> list[GenerationOutput]:
         """Answers several conversations in one batch; each output has the seconds of the whole batch."""
-        resolved = self._settings(settings)
-        processed, process_seconds = self._process(conversations, resolved)
-        timings = Timings()
-        outputs = list(self._generate(processed, resolved, timings))
-        seconds = self._seconds(process_seconds, timings)
-        return [
-            self._generation_output(row, prompt, outputs, resolved.sampling, seconds)
-            for row, prompt in enumerate(processed)
-        ]
+        return self._answers(conversations, settings)
 
-    def _settings(self, keywords: Mapping[str, Any]) -> AnswerSettings:
-        sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
-        return answer_settings.resolve(keywords, sampling, self.processor.config)
-
-    def _process(
-        self, conversations: Sequence[Messages], settings: AnswerSettings
-    ) -> tuple[list[ProcessorOutput], float]:
-        """Processes the conversations; also returns the seconds that it took."""
-        start = time.perf_counter()
-        processor = Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame)
-        processed = [processor(_with_video_defaults(messages, settings.video)) for messages in conversations]
-        return processed, time.perf_counter() - start
-
-    def _generate(
-        self, processed: Sequence[ProcessorOutput], settings: AnswerSettings, timings: Timings
-    ) -> Iterator[DecodeOutput]:
-        return self.engine.generate([prompt.sample for prompt in processed], settings.sampling, timings)
+    def _answers(
+        self, conversations: Sequence[Messages], settings: Mapping[str, Any], on_text: Callable | None = None
+    ) -> list[GenerationOutput]:
+        """Answers conversations; `on_text` is called with the pieces of the first one's text."""
+        start, timings = time.perf_counter(), Timings()
+        processed, sampling = self._process(conversations, settings)
+        seconds = {"load": self.load_seconds, "process": time.perf_counter() - start}
+        generated = self.engine.generate([prompt.sample for prompt in processed], sampling, timings)
+        outputs, streamed = itertools.tee(generated)
+        if on_text is not None:
+            for piece in self._text_pieces(streamed):
+                on_text(piece)
+        outputs = list(outputs)
+        seconds |= dataclasses.asdict(timings)
+        return [self._generation_output(row, prompt, outputs, seconds) for row, prompt in enumerate(processed)]
 
     def _stream(self, messages: Messages, settings: Mapping[str, Any]) -> Iterator[str]:
-        resolved = self._settings(settings)
-        processed, _ = self._process([messages], resolved)
-        yield from self._text_pieces(self._generate(processed, resolved, Timings()))
+        (prompt,), sampling = self._process([messages], settings)
+        yield from self._text_pieces(self.engine.generate([prompt.sample], sampling))
+
+    def _process(
+        self, conversations: Sequence[Messages], keywords: Mapping[str, Any]
+    ) -> tuple[list[ProcessorOutput], SamplingConfig]:
+        """Processes the conversations with the settings of an answer; also returns those of decoding."""
+        sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
+        settings = answer_settings.resolve(keywords, sampling, self.processor.config)
+        processor = Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame)
+        processed = [processor(_with_video_defaults(messages, settings.video)) for messages in conversations]
+        return processed, settings.sampling
 
     def _text_pieces(self, outputs: Iterable[DecodeOutput]) -> Iterator[str]:
-        """Yields the text of the first row in pieces of whole characters."""
+        """Returns the text of the first row in pieces of whole characters."""
         stop_ids = self.generation_config.stop_ids
-        text = self.processor.tokenizer.stream()
-        for output in outputs:
-            if piece := "".join(text.push(token) for token in _valid_tokens(output, 0) if token not in stop_ids):
-                yield piece
-        if rest := text.flush():
-            yield rest
-
-    def _seconds(self, process_seconds: float, timings: Timings) -> dict[str, float]:
-        return {"load": self.load_seconds, "process": process_seconds, **dataclasses.asdict(timings)}
+        chunks = ([token for token in _valid_tokens(output, 0) if token not in stop_ids] for output in outputs)
+        return filter(None, self.processor.tokenizer.stream(chunks))
 
     def _generation_output(
-        self,
-        row: int,
-        processed: ProcessorOutput,
-        outputs: Sequence[DecodeOutput],
-        sampling: SamplingConfig,
-        seconds: dict[str, float],
+        self, row: int, processed: ProcessorOutput, outputs: Sequence[DecodeOutput], seconds: dict[str, float]
     ) -> GenerationOutput:
         """Collects the outputs of one row."""
         tokens = [token for output in outputs for token in _valid_tokens(output, row)]
         stopped = bool(tokens) and tokens[-1] in self.generation_config.stop_ids
         logprobs = None
-        if sampling.logprobs:
+        if outputs[0].logprobs is not None:
             ids, values = (
-                np.concatenate([getattr(output, name)[row][output.valid[row]] for output in outputs])
+                np.concatenate([getattr(output, name)[row][output.valid[row]] for output in outputs]).tolist()
                 for name in ("logprob_ids", "logprobs")
             )
             logprobs = [
-                [(int(i), round(float(v), 6)) for i, v in zip(*pair, strict=True)]
-                for pair in zip(ids, values, strict=True)
+                [(token, round(value, 6)) for token, value in zip(*top, strict=True)]
+                for top in zip(ids, values, strict=True)
             ]
         return GenerationOutput(
             text=self.processor.tokenizer.decode(tokens[:-1] if stopped else tokens),

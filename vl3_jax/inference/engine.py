@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from vl3_jax.errors import InputError
 from vl3_jax.inference import programs
@@ -57,7 +56,6 @@ class Engine:
       model: The model's structure and activation type.
       params: Parameters as plain nested dicts, on the devices where they are used.
       stop_ids: Tokens that end an answer.
-      cache_dtype: Type of the key/value cache; the model's activation type by default.
       on_status: Called with a line of text before something slow (compilation).
       mesh: The mesh over which the parameters are sharded; None on one device.
     """
@@ -67,14 +65,12 @@ class Engine:
         model: VideoLLaMA3,
         params: dict,
         stop_ids: Sequence[int],
-        cache_dtype: DTypeLike | None = None,
         on_status: Callable[[str], None] = lambda line: None,
         mesh: jax.sharding.Mesh | None = None,
     ):
         self.model = model
         self.params = params
         self.stop_ids = tuple(stop_ids)
-        self.cache_dtype = cache_dtype or model.dtype
         self.on_status = on_status
         self.mesh = mesh
         self._programs: dict[tuple, Callable] = {}
@@ -85,7 +81,11 @@ class Engine:
         return len(self._programs)
 
     def generate(
-        self, samples: Sequence[Sample], sampling: SamplingConfig, timings: Timings | None = None
+        self,
+        samples: Sequence[Sample],
+        sampling: SamplingConfig,
+        timings: Timings | None = None,
+        shape: BatchShape | None = None,
     ) -> Iterator[DecodeOutput]:
         """Generates the continuation of each sample, a few tokens at a time, until every row has stopped.
 
@@ -93,6 +93,7 @@ class Engine:
           samples: One prompt each, ending where the answer starts.
           sampling: Decoding settings.
           timings: Updated in place with the seconds spent.
+          shape: Size of a row, which holds each of the samples; by default the smallest bucket that does.
 
         Yields:
           The tokens of each call of the decoder, one row for each sample.
@@ -102,7 +103,7 @@ class Engine:
         """
         timings = timings if timings is not None else Timings()
         context = self.model.config.text.max_position_embeddings
-        longest = max(len(sample.tokens) for sample in samples)
+        longest = shape.length if shape else max(len(sample.tokens) for sample in samples)
         if longest + sampling.max_new_tokens > context:
             raise InputError(
                 f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the model's context of "
@@ -110,33 +111,29 @@ class Engine:
             )
         slots = round_up_to_bucket(longest + sampling.max_new_tokens)
         rows = [[sample] for sample in samples] + [[]] * (power_of_two(len(samples)) - len(samples))
-        batch = pack(rows, self._batch_shape(samples))
+        batch = pack(rows, shape or self._batch_shape(samples))
         sampling_params, stop_ids = SamplingParams.of(sampling), jnp.asarray(self.stop_ids, jnp.int32)
 
         features = None
         if any(sample.visuals for sample in samples):
             vision = [batch[name] for name in programs.VISION_ARRAYS]
             features = self._run(timings, "prefill", programs.encode_vision, (self.model,), (self.params, *vision))
-        text = [batch["tokens"], features, *(batch[name] for name in programs.TEXT_ARRAYS)]
-        state, output = self._run(
-            timings,
-            "prefill",
-            programs.prefill,
-            (self.model, slots, jnp.dtype(self.cache_dtype).name, sampling.logprobs),
-            (self.params, *text, jax.random.key(sampling.seed), sampling_params, stop_ids),
-        )
+        text = (batch["tokens"], features, *(batch[name] for name in programs.TEXT_ARRAYS))
+        static = (self.model, slots, sampling.logprobs)
+        arguments = (self.params, text, jax.random.key(sampling.seed), sampling_params, stop_ids)
+        state, output = self._run(timings, "prefill", programs.prefill, static, arguments)
         num_generated, num_rows = 1, len(samples)
         static = (self.model, programs.STEPS_PER_CALL, sampling.logprobs)
         if sampling.max_new_tokens > 1:  # compiled before the first token is yielded, not in the middle of the answer
             arguments = (self.params, state, sampling_params, stop_ids, np.int32(0))
             self._compiled(timings, programs.decode_steps, static, arguments)
-        yield _fetch(output, num_rows)
+        yield _fetch(output, num_rows, 1)
         while num_generated < sampling.max_new_tokens and not np.all(state.done[:num_rows]):
             num_steps = min(programs.STEPS_PER_CALL, sampling.max_new_tokens - num_generated)
             arguments = (self.params, state, sampling_params, stop_ids, np.int32(num_steps))
             state, output = self._run(timings, "decode", programs.decode_steps, static, arguments)
             num_generated += num_steps
-            yield _fetch(jax.tree.map(lambda x, n=num_steps: x[:, :n], output), num_rows)
+            yield _fetch(output, num_rows, num_steps)
 
     def _batch_shape(self, samples: Sequence[Sample]) -> BatchShape:
         def largest(sizes) -> int:
@@ -171,6 +168,6 @@ class Engine:
         return self._programs[signature]
 
 
-def _fetch(output: tuple[jax.Array | None, ...], num_rows: int) -> DecodeOutput:
-    """Copies the first `num_rows` rows of a program's outputs to the host."""
-    return DecodeOutput(*jax.tree.map(lambda leaf: np.asarray(leaf)[:num_rows], output))
+def _fetch(output: tuple[jax.Array | None, ...], num_rows: int, num_steps: int) -> DecodeOutput:
+    """Copies the first rows and steps of a program's outputs to the host."""
+    return DecodeOutput(*jax.tree.map(lambda leaf: np.asarray(leaf)[:num_rows, :num_steps], output))

@@ -33,13 +33,11 @@ class GenerationConfig:
           InputError: The file cannot be parsed.
         """
         path = pathlib.Path(folder) / "generation_config.json"
-        if not path.is_file():
-            return cls(tuple(sorted(set(end_ids))))
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             stop_ids = values.get("eos_token_id") or []
             stop_ids = [stop_ids] if isinstance(stop_ids, int) else [int(stop_id) for stop_id in stop_ids]
             penalty = float(values.get("repetition_penalty") or 1.0)
-        except (ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: {str(error).splitlines()[0]}; correct the file or remove it") from None
         return cls(tuple(sorted({*end_ids, *stop_ids})), penalty)

@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vl3_jax.model import ModelConfig
+from vl3_jax.model import ModelConfig, abstract_params, num_parameters
 from vl3_jax.parallel.topologies import GIB
 
 
@@ -54,8 +55,6 @@ def memory_plan(
       slots: Cache slots: tokens of prompt and answer.
       patches: Patches of all images and frames.
     """
-    import jax
-
     item_size = jnp.dtype(dtype).itemsize
     vision, text = config.vision, config.text
     qkv_width = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
@@ -63,8 +62,8 @@ def memory_plan(
     decoder = slots * (2 * text.hidden_size + max(2 * qkv_width, 2 * text.intermediate_size)) * item_size
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return MemoryPlan(
-        weights=config.num_parameters * item_size,
-        cache=text.cache_bytes_per_token // 2 * item_size * slots,
+        weights=num_parameters(abstract_params(config)) * item_size,
+        cache=text.cached_values_per_token * item_size * slots,
         activations=max(tower, decoder) + 4 * text.vocab_size,
         limit=limit,
     )

@@ -61,33 +61,28 @@ STATE_AXES = DecodeState(
 encode_vision = functools.partial(jax.jit, static_argnums=0, keep_unused=True)(encode)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), keep_unused=True)
-def prefill(
-    model,
-    slots,
-    cache_dtype,
-    logprobs,
-    params,
-    tokens,
-    features,
-    vision_slot,
-    segment_ids,
-    positions,
-    key,
-    sampling_params,
-    stop_ids,
-):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), keep_unused=True)
+def prefill(model, slots, logprobs, params, text, key, sampling_params, stop_ids):
     """Writes the prompts into a new cache of `slots` slots and chooses each row's first token.
+
+    Args:
+      model: The model, in whose type the cache is.
+      slots: Slots of the cache.
+      logprobs: Number of top log-probabilities of each token.
+      params: Parameters.
+      text: The tokens [B, L], the vision features or None, and `TEXT_ARRAYS`, as `decode` takes them.
+      key: Random key.
+      sampling_params: `SamplingParams`.
+      stop_ids: [n] int32, the tokens that end an answer.
 
     Returns:
       A `DecodeState`, and the fields of a `DecodeOutput` with n = 1.
     """
-    cache = KVCache.empty(model.config.text, tokens.shape[0], slots, cache_dtype)
-    hidden, cache = decode(model, params, tokens, features, vision_slot, segment_ids, positions, cache)
+    rows, vocab_size = text[0].shape[0], model.config.text.vocab_size
+    hidden, cache = decode(model, params, *text, cache=KVCache.empty(model.config.text, rows, slots, model.dtype))
     assert cache is not None  # while tracing: `decode` returns a cache if it was given one
     last = jnp.maximum(cache.length - 1, 0)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-    rows, vocab_size = tokens.shape[0], model.config.text.vocab_size
     state = DecodeState(
         cache=cache,
         token=jnp.zeros(rows, jnp.int32),
@@ -97,7 +92,7 @@ def prefill(
         key=key,
     )
     state, outputs = _next_token(model, params, hidden, state, sampling_params, stop_ids, logprobs)
-    return state.constrained(), tuple(None if leaf is None else leaf[:, None] for leaf in outputs)
+    return state.constrained(), jax.tree.map(lambda leaf: leaf[:, None], outputs)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4,), keep_unused=True)
@@ -108,10 +103,9 @@ def decode_steps(model, max_steps, logprobs, params, state, sampling_params, sto
       The new `DecodeState`, and the fields of a `DecodeOutput` with n = `max_steps`; only the first `num_steps` columns
       are filled.
     """
-    rows = state.token.shape[0]
-    specs = [(jnp.int32, ()), (jnp.bool_, ())]
-    specs += [(jnp.int32, (logprobs,)), (jnp.float32, (logprobs,))] if logprobs else []
-    buffers = tuple(jnp.zeros((rows, max_steps, *shape), dtype) for dtype, shape in specs)
+    shape = (state.token.shape[0], max_steps)
+    top = (jnp.zeros((*shape, logprobs), jnp.int32), jnp.zeros((*shape, logprobs))) if logprobs else (None, None)
+    buffers = (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), *top)
 
     def unfinished(carry):
         index, state, _ = carry
@@ -125,12 +119,10 @@ def decode_steps(model, max_steps, logprobs, params, state, sampling_params, sto
         hidden, cache = decode(model, params, *arguments)
         state = state.replace(cache=cache)
         state, outputs = _next_token(model, params, hidden, state, sampling_params, stop_ids, logprobs)
-        columns = [leaf for leaf in outputs if leaf is not None]
-        buffers = tuple(buffer.at[:, index].set(column) for buffer, column in zip(buffers, columns, strict=True))
-        return index + 1, state, buffers
+        return index + 1, state, jax.tree.map(lambda buffer, new: buffer.at[:, index].set(new), buffers, outputs)
 
     _, state, buffers = jax.lax.while_loop(unfinished, one_step, (jnp.int32(0), state, buffers))
-    return state.constrained(), (*buffers, *(None,) * (4 - len(buffers)))
+    return state.constrained(), buffers
 
 
 def _next_token(model, params, hidden, state, sampling_params, stop_ids, logprobs):
@@ -138,11 +130,8 @@ def _next_token(model, params, hidden, state, sampling_params, stop_ids, logprob
     logits = unembed(model, params, hidden[:, 0])
     key, step_key = jax.random.split(state.key)
     token = sample_token(logits, state.generated, step_key, sampling_params)
-    valid = ~state.done
-    outputs = (token, valid, None, None)
-    if logprobs:
-        values, ids = jax.lax.top_k(jax.nn.log_softmax(logits), logprobs)
-        outputs = (token, valid, ids.astype(jnp.int32), values)
+    values, ids = jax.lax.top_k(jax.nn.log_softmax(logits), logprobs) if logprobs else (None, None)
+    outputs = (token, ~state.done, ids, values)
     state = state.replace(
         token=token,
         position=state.position + 1,

@@ -50,8 +50,7 @@ def blockwise_decode_attention(inputs: AttentionInputs, layer: jax.Array) -> jax
             return online_softmax.update(state, scores, allowed, v, "krs,skd->krd")
 
         state = lax.fori_loop(0, count[b], add_kv_block, online_softmax.init(row_q.shape))
-        out, _ = online_softmax.finalize(state)
-        return out.astype(q.dtype)
+        return online_softmax.finalize(state)[0].astype(q.dtype)
 
     out = lax.map(row_output, jnp.arange(rows))
     return out.reshape(rows, kv_heads, length, -1, width).swapaxes(1, 2).reshape(q.shape)

@@ -2,8 +2,6 @@
 
 import functools
 import logging
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +21,9 @@ FEW_QUERIES = 16
 logger = logging.getLogger(__name__)
 
 
-class Kernel(NamedTuple):
-    """The attention kernels of one platform.
-
-    Attributes:
-      backend: Returns the backend.
-      unsupported_reason: Returns why the kernels do not support these operands, in a few words; None if they do.
-    """
-
-    backend: Callable[[], Backend]
-    unsupported_reason: Callable[[AttentionInputs], str | None]
-
-
-# By platform. Platforms without kernels, and unsupported operands, use plain JAX.
-KERNELS = {"tpu": Kernel(tpu_backend, tpu_unsupported_reason), "gpu": Kernel(gpu_backend, gpu_unsupported_reason)}
+# By platform: what makes the backend, and what says in a few words why it does not support some operands (or gives
+# None). Platforms without kernels, and unsupported operands, use plain JAX.
+KERNELS = {"tpu": (tpu_backend, tpu_unsupported_reason), "gpu": (gpu_backend, gpu_unsupported_reason)}
 
 
 def select_backend(inputs: AttentionInputs) -> Backend:
@@ -53,11 +40,12 @@ def select_backend(inputs: AttentionInputs) -> Backend:
     platform = target_device().platform
     if platform not in KERNELS:
         return BLOCKWISE
-    unsupported_reason = KERNELS[platform].unsupported_reason(inputs)
+    make_backend, why_unsupported = KERNELS[platform]
+    unsupported_reason = why_unsupported(inputs)
     if unsupported_reason:
         _warn_once(platform, unsupported_reason)
         return BLOCKWISE
-    return KERNELS[platform].backend()
+    return make_backend()
 
 
 @functools.cache

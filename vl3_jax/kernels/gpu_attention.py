@@ -142,11 +142,8 @@ def _forward_kernel(refs: AttentionInputs, order, count, out_ref, lse_ref, *, ti
         weighted = einsum("rs,sd->rd", weights.astype(block.v.dtype), block.v, out_dtype=jnp.float32)
         return new_row_max, row_sum * correction + weights.sum(-1), out * correction[:, None] + weighted
 
-    start = (
-        jnp.full(tiles.q, MASKED, jnp.float32),
-        jnp.zeros(tiles.q, jnp.float32),
-        jnp.zeros(queries.q.shape, jnp.float32),
-    )
+    row_max = jnp.full(tiles.q, MASKED, jnp.float32)
+    start = row_max, jnp.zeros(tiles.q, jnp.float32), jnp.zeros(queries.q.shape, jnp.float32)
     row_max, row_sum, out = lax.fori_loop(0, count[...], add_kv_block, start)
     row_sum = jnp.where(row_sum == 0.0, 1.0, row_sum)
     _store(out_ref, out / row_sum[:, None], width)
@@ -193,36 +190,24 @@ class _Specs(NamedTuple):
 
     channels: pl.BlockSpec  # for [B, length, heads, D]
     scalars: pl.BlockSpec  # for [B, length, heads]
-    info: pl.BlockSpec  # for [B, length]
+    info: SegmentInfo  # for [B, length]
 
 
-def _specs(length: int, width: int, block, head, heads: int | None = None) -> _Specs:
-    """Returns the specs of program (i, b, h): `length` tokens at block(i), one head or `heads` heads at head(h)."""
+def _specs(length: int, width: int, outer: bool, head=lambda h: h, heads: int | None = None) -> _Specs:
+    """Returns the specs of program (i, b, h): `length` tokens, of block i if `outer`; head(h), or `heads` of them."""
+
+    def index(i, b, h):
+        return b, i if outer else 0, head(h)
+
+    info = pl.BlockSpec((None, length), lambda i, b, h: (b, i if outer else 0))
     return _Specs(
-        pl.BlockSpec((None, length, heads, width), lambda i, b, h: (b, block(i), head(h), 0)),
-        pl.BlockSpec((None, length, heads), lambda i, b, h: (b, block(i), head(h))),
-        pl.BlockSpec((None, length), lambda i, b, h: (b, block(i))),
+        pl.BlockSpec((None, length, heads, width), lambda i, b, h: (*index(i, b, h), 0)),
+        pl.BlockSpec((None, length, heads), index),
+        SegmentInfo._make((info, info)),
     )
 
 
-def _identity(index):
-    return index
-
-
-def _zero(index):
-    return 0
-
-
-def _launch(
-    kernel,
-    outer: str,
-    inputs: AttentionInputs,
-    extra: Sequence[_BackwardOperands],
-    active,
-    out_shapes,
-    tiles,
-    interpret,
-):
+def _launch(kernel, outer: str, inputs: AttentionInputs, extra: Sequence, active, out_shapes, tiles, interpret):
     """Runs `kernel` on a grid of (blocks, rows, heads).
 
     Args:
@@ -242,19 +227,15 @@ def _launch(
     width, group = inputs.q.shape[3], inputs.q.shape[2] // inputs.k.shape[2]
     padded_width = max(pl.next_power_of_2(width), MIN_WIDTH)
     if outer == "q":
-        own = q_side = _specs(tiles.q, padded_width, _identity, _identity)
-        kv_side = _specs(inputs.k.shape[1], padded_width, _zero, lambda h: lax.div(h, group))
+        own = q_side = _specs(tiles.q, padded_width, outer=True)
+        kv_side = _specs(inputs.k.shape[1], padded_width, outer=False, head=lambda h: lax.div(h, group))
     else:
-        q_side = _specs(inputs.q.shape[1], padded_width, _zero, _identity, group)
-        own = kv_side = _specs(tiles.kv, padded_width, _identity, _identity)
+        q_side = _specs(inputs.q.shape[1], padded_width, outer=False, heads=group)
+        own = kv_side = _specs(tiles.kv, padded_width, outer=True)
         active = active.swapaxes(1, 2)
     rows, blocks, other_blocks = active.shape
     specs = inputs.replace(
-        q=q_side.channels,
-        k=kv_side.channels,
-        v=kv_side.channels,
-        q_info=inputs.q_info._replace(segment_ids=q_side.info, positions=q_side.info),
-        kv_info=inputs.kv_info._replace(segment_ids=kv_side.info, positions=kv_side.info),
+        q=q_side.channels, k=kv_side.channels, v=kv_side.channels, q_info=q_side.info, kv_info=kv_side.info
     )
     extra_specs = [x._replace(d_out=q_side.channels, lse=q_side.scalars, delta=q_side.scalars) for x in extra]
     order = pl.BlockSpec((None, None, other_blocks), lambda i, b, h: (b, i, 0))

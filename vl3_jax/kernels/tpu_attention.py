@@ -8,7 +8,6 @@ keys and values are separate kernels, each with the order of block pairs in whic
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from vl3_jax.kernels.backend import AttentionInputs, Backend
 from vl3_jax.kernels.block_sizes import LANES, BlockSizes, tpu_blocks
 from vl3_jax.kernels.segment_info import MASKED, active_blocks, pad_to_blocks, round_up
 from vl3_jax.kernels.tpu_kernels import LOG2_E, d_kv_kernel, d_q_kernel, forward_kernel
-from vl3_jax.kernels.tpu_schedule import Operand, fits_schedule, pair_schedule, run_schedule
+from vl3_jax.kernels.tpu_schedule import Operand, fits_schedule, run_schedule
 
 
 @functools.cache
@@ -50,70 +49,25 @@ def tpu_unsupported_reason(inputs: AttentionInputs) -> str | None:
     return None
 
 
-class _Operands(NamedTuple):
-    """Operands of the kernels in their layout, with lengths padded to whole blocks.
+def _kernel_operands(inputs: AttentionInputs, blocks: BlockSizes) -> tuple[tuple[Operand, ...], jax.Array]:
+    """Brings the operands into the layout of the kernels, with lengths padded to whole blocks.
 
-    Attributes:
-      q: Queries, [H, B * L, D].
-      k: Keys, [K, B * S, D].
-      v: Values, [K, B * S, D].
-      q_info: Segments and positions of the queries, [1, 2, B * L].
-      kv_info: Segments and positions of the keys, [1, 2, B * S].
-      active: Mask of the active block pairs, [B, q blocks, kv blocks] bool.
-      blocks: Block sizes.
-      outer: Side whose results a kernel writes, "q" or "kv".
+    Returns:
+      q [H, B * L, D], k and v [K, B * S, D], the segments and positions of the queries [1, 2, B * L] and of the keys
+      [1, 2, B * S]; and the mask of the active block pairs, [B, q blocks, kv blocks] bool.
     """
-
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    q_info: jax.Array
-    kv_info: jax.Array
-    active: jax.Array
-    blocks: BlockSizes
-    outer: str = "q"
-
-    def q_side(self, array, axis: int = 1) -> Operand:
-        """Returns an array of the queries with the blocks of it that a grid step reads or writes."""
-        heads = self.q.shape[0] // self.k.shape[0] * self.blocks.heads
-        return Operand(array, heads, self.blocks.q, axis, inner=self.outer != "q")
-
-    def kv_side(self, array) -> Operand:
-        """Returns an array of the keys with the blocks of it that a grid step reads or writes."""
-        return Operand(array, self.blocks.heads, self.blocks.kv, inner=self.outer != "kv")
-
-    def run(self, kernel: Callable, extra: list[Operand], results: list[Operand], scratch_widths, interpret: bool):
-        """Runs a kernel over its schedule.
-
-        Args:
-          kernel: Kernel of segments and positions (those of the outer side first), q, k, v, extra inputs, results and
-            scratch arrays.
-          extra: Inputs after those that all kernels read.
-          results: Outputs of the outer side.
-          scratch_widths: Channels of the scratch arrays, which have the heads and tokens of a block of the results.
-          interpret: Whether to interpret the kernel.
-        """
-        active = self.active if self.outer == "q" else self.active.swapaxes(1, 2)
-        info = [
-            Operand(self.q_info, 1, self.blocks.q, 2, inner=self.outer != "q"),
-            Operand(self.kv_info, 1, self.blocks.kv, 2, inner=self.outer != "kv"),
-        ]
-        inputs = [self.q_side(self.q), self.kv_side(self.k), self.kv_side(self.v), *extra]
-        inputs = [*(info if self.outer == "q" else reversed(info)), *inputs]
-        scratch = [(results[0].heads, results[0].block, width) for width in scratch_widths]
-        head_groups = self.k.shape[0] // self.blocks.heads
-        return run_schedule(kernel, pair_schedule(active), head_groups, inputs, results, scratch, interpret)
-
-
-def _kernel_operands(inputs: AttentionInputs, blocks: BlockSizes) -> _Operands:
     q_info, kv_info = pad_to_blocks(inputs.q_info, blocks.q), pad_to_blocks(inputs.kv_info, blocks.kv)
     active = active_blocks(q_info, kv_info, blocks.q, blocks.kv, inputs.causal)
     # Queries that attend to nothing get a segment that no key has.
     q_info = q_info._replace(segment_ids=jnp.where(q_info.segment_ids > 0, q_info.segment_ids, -1))
-    q, k = _heads_first(inputs.q, blocks.q), _heads_first(inputs.k, blocks.kv)
-    v = _heads_first(inputs.v, blocks.kv)
-    q_info, kv_info = (jnp.stack(info).reshape(1, 2, -1) for info in (q_info, kv_info))
-    return _Operands(q, k, v, q_info, kv_info, active, blocks)
+    q_heads = inputs.q.shape[2] // inputs.k.shape[2] * blocks.heads
+    q = Operand(_heads_first(inputs.q, blocks.q), q_heads, blocks.q, "q")
+    k, v = (Operand(_heads_first(x, blocks.kv), blocks.heads, blocks.kv, "kv") for x in (inputs.k, inputs.v))
+    q_info, kv_info = (
+        side._replace(array=jnp.stack(info).reshape(1, 2, -1), heads=1, axis=2)
+        for side, info in ((q, q_info), (k, kv_info))
+    )
+    return (q, k, v, q_info, kv_info), active
 
 
 def _heads_first(x: jax.Array, block: int) -> jax.Array:
@@ -159,14 +113,15 @@ def _row_by_row_if_needed(run: Callable) -> Callable:
 @_row_by_row_if_needed
 def _forward(inputs: AttentionInputs, *, dtype, blocks: BlockSizes, interpret: bool):
     rows, length = inputs.q.shape[:2]
-    operands = _kernel_operands(inputs, blocks)
-    heads, tokens, width = operands.q.shape
+    (q, k, v, q_info, kv_info), active = _kernel_operands(inputs, blocks)
+    heads, tokens, width = q.array.shape
     results = [
-        operands.q_side(jax.ShapeDtypeStruct(operands.q.shape, dtype)),
-        operands.q_side(jax.ShapeDtypeStruct((heads, 1, tokens), jnp.float32), axis=2),
+        q._replace(array=jax.ShapeDtypeStruct(q.array.shape, dtype)),
+        q._replace(array=jax.ShapeDtypeStruct((heads, 1, tokens), jnp.float32), axis=2),
     ]
     kernel = functools.partial(forward_kernel, causal=inputs.causal, scale=inputs.scale, unroll=blocks.unroll)
-    out, lse = operands.run(kernel, [], results, (LANES, LANES, width), interpret)
+    operands = q_info, kv_info, q, k, v
+    out, lse = run_schedule(kernel, active, operands, results, (LANES, LANES, width), interpret)
     # Exactly MASKED for a query without keys: numbers this large change with every rounding.
     lse = jnp.where(lse > MASKED / 2, lse / LOG2_E, MASKED).swapaxes(1, 2)
     lse = _rows_first(lse, rows, length)[..., 0]
@@ -176,21 +131,20 @@ def _forward(inputs: AttentionInputs, *, dtype, blocks: BlockSizes, interpret: b
 @_row_by_row_if_needed
 def _backward(inputs: AttentionInputs, out, lse, d_out, *, dtype, blocks: BlockSizes, interpret: bool):
     rows, length, kv_length = *inputs.q.shape[:2], inputs.k.shape[1]
-    operands = _kernel_operands(inputs, blocks)
+    (q, k, v, q_info, kv_info), active = _kernel_operands(inputs, blocks)
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)
     lse = lse * LOG2_E
     lse = jnp.where(lse < MASKED / 2, -MASKED, lse)  # exp2(score - lse) is 0 for a query without keys
     d_out = _heads_first(d_out.astype(inputs.q.dtype), blocks.q)
-    lse, delta = (_scalars(x, blocks.q) for x in (lse, delta))
+    lse, delta = (q._replace(array=_scalars(x, blocks.q), axis=2) for x in (lse, delta))
+    operands = q, k, v, q._replace(array=d_out), lse, delta
 
-    def gradients(kernel, operands: _Operands, arrays, scratch_widths):
+    def gradients(kernel, info, inputs_of_results, scratch_widths):
         kernel = functools.partial(kernel, causal=inputs.causal, scale=inputs.scale, unroll=blocks.unroll)
-        extra = [operands.q_side(d_out), operands.q_side(lse, axis=2), operands.q_side(delta, axis=2)]
-        outer_side = operands.q_side if operands.outer == "q" else operands.kv_side
-        results = [outer_side(jax.ShapeDtypeStruct(x.shape, dtype)) for x in arrays]
-        return operands.run(kernel, extra, results, scratch_widths, interpret)
+        results = [x._replace(array=jax.ShapeDtypeStruct(x.array.shape, dtype)) for x in inputs_of_results]
+        return run_schedule(kernel, active, (*info, *operands), results, scratch_widths, interpret)
 
-    width = operands.q.shape[2]
-    [d_q] = gradients(d_q_kernel, operands, [operands.q], (LANES, LANES, width))
-    d_k, d_v = gradients(d_kv_kernel, operands._replace(outer="kv"), [operands.k, operands.v], (width, width))
+    width = inputs.q.shape[3]
+    [d_q] = gradients(d_q_kernel, (q_info, kv_info), [q], (LANES, LANES, width))
+    d_k, d_v = gradients(d_kv_kernel, (kv_info, q_info), [k, v], (width, width))
     return _rows_first(d_q, rows, length), *(_rows_first(x, rows, kv_length) for x in (d_k, d_v))

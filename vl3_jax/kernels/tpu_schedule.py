@@ -8,7 +8,8 @@ is processed, also across a change of the outer block.
 Arrays are [heads, rows * length, channels], with all rows concatenated, and blocks are numbered along that axis.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -93,21 +94,21 @@ class Operand(NamedTuple):
       heads: Heads in a block. If these are all heads of the array, every head group gets the same ones; otherwise head
         group i gets the i-th `heads` heads.
       block: Tokens in a block.
+      side: Side whose tokens these are, "q" or "kv".
       axis: Axis of the tokens, 1 or 2.
-      inner: Whether blocks are those of the inner side.
     """
 
     array: jax.Array | jax.ShapeDtypeStruct
     heads: int
     block: int
+    side: str
     axis: int = 1
-    inner: bool = False
 
-    def spec(self) -> pl.BlockSpec:
-        """Returns the block shape and the index map over (head group, pair)."""
+    def spec(self, outer: str) -> pl.BlockSpec:
+        """Returns the block shape and the index map over (head group, pair) of a kernel whose outer side is `outer`."""
         shape = [self.heads, *self.array.shape[1:]]
         shape[self.axis] = self.block
-        block_number = _inner_block if self.inner else _outer_block
+        block_number = _outer_block if self.side == outer else _inner_block
         all_heads = self.heads == self.array.shape[0]
 
         def index_map(head_group, pair, pairs):
@@ -119,36 +120,37 @@ class Operand(NamedTuple):
 
 
 def run_schedule(
-    kernel: Callable[..., None],
-    schedule: PairSchedule,
-    head_groups: int,
+    kernel: functools.partial[None],
+    active: jax.Array,
     operands: Sequence[Operand],
     results: Sequence[Operand],
-    scratch: Sequence[tuple[int, ...]],
+    scratch_widths: Sequence[int],
     interpret: bool,
 ) -> list[jax.Array]:
     """Runs `kernel(pairs, *operands, *results, *scratch)`, all of them references, for every head group and pair.
 
     Args:
       kernel: Kernel, which writes its results at the last pair of an outer block at the latest.
-      schedule: Block pairs, from `pair_schedule`.
-      head_groups: Number of head groups, which may run on several cores.
+      active: Mask of the active block pairs, [B, q blocks, kv blocks] bool.
       operands: Inputs.
-      results: Outputs, in blocks of the outer side.
-      scratch: Shapes of float32 arrays in VMEM that are kept from pair to pair.
+      results: Outputs, in blocks of the outer side. Their head groups may run on several cores.
+      scratch_widths: Channels of float32 arrays in VMEM that are kept from pair to pair. They have the heads and tokens
+        of a block of the results.
       interpret: Whether to interpret the kernel, which works on any device but is slow.
 
     Returns:
       The outputs.
     """
+    array, heads, block, outer, _ = results[0]
+    schedule = pair_schedule(active if outer == "q" else active.swapaxes(1, 2))
     return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(head_groups, schedule.count),
-            in_specs=[operand.spec() for operand in operands],
-            out_specs=[result.spec() for result in results],
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+            grid=(array.shape[0] // heads, schedule.count),
+            in_specs=[operand.spec(outer) for operand in operands],
+            out_specs=[result.spec(outer) for result in results],
+            scratch_shapes=[pltpu.VMEM((heads, block, width), jnp.float32) for width in scratch_widths],
         ),
         out_shape=[result.array for result in results],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),

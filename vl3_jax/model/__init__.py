@@ -1,21 +1,24 @@
 """The model as pure Flax modules and functions, independent of files and tokenizers.
 
-Names are imported on first use, so that reading a configuration does not import jax.
+What needs jax is imported on first use, so that reading a configuration does not import it.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from vl3_jax.model.config import PRESETS, ModelConfig, TextConfig, VisionConfig, preset
 
 if TYPE_CHECKING:
     from vl3_jax.model.cache import KVCache
-    from vl3_jax.model.config import PRESETS, ModelConfig, TextConfig, VisionConfig, preset
-    from vl3_jax.model.vl3 import VideoLLaMA3, abstract_params, decode, encode, init_params, param_axes, unembed
-
-_MODULES = {
-    "cache": ["KVCache"],
-    "config": ["PRESETS", "ModelConfig", "TextConfig", "VisionConfig", "preset"],
-    "vl3": ["VideoLLaMA3", "abstract_params", "decode", "encode", "init_params", "param_axes", "unembed"],
-}
+    from vl3_jax.model.vl3 import (
+        VideoLLaMA3,
+        abstract_params,
+        decode,
+        encode,
+        init_params,
+        num_parameters,
+        param_axes,
+        unembed,
+    )
 
 __all__ = [
     "PRESETS",
@@ -28,6 +31,7 @@ __all__ = [
     "decode",
     "encode",
     "init_params",
+    "num_parameters",
     "param_axes",
     "preset",
     "unembed",
@@ -35,7 +39,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"vl3_jax.model.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vl3_jax.model import vl3
+
+    return getattr(vl3, name)

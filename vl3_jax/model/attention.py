@@ -9,6 +9,7 @@ import functools
 
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
+from jaxtyping import Array, Float, Int32
 
 from vl3_jax.kernels.backend import AttentionInputs, Backend
 from vl3_jax.kernels.dispatch import FEW_QUERIES, decode_attention, local_attention, select_backend
@@ -21,8 +22,8 @@ def attention(
     *,
     axes: tuple[str | None, ...] = ("batch",),
     backend: Backend | None = None,
-    layer: jax.Array | None = None,
-) -> jax.Array:
+    layer: Int32[Array, ""] | None = None,
+) -> Float[Array, "*lead L H D"]:
     """Computes softmax(scale * q k^T) v, where a query attends to the keys of its own segment.
 
     Args:
@@ -41,8 +42,9 @@ def attention(
         if backend is None and inputs.q.shape[-3] <= FEW_QUERIES:
             if mesh is None:
                 return decode_attention(inputs, layer)
-            specs = _cache_specs(inputs, axes, mesh), PartitionSpec()
-            run = jax.shard_map(decode_attention, in_specs=specs, out_specs=specs[0].q, check_vma=False)
+            specs, _ = _specs(inputs, axes, mesh, cached=True)
+            in_specs = specs, PartitionSpec()  # of the inputs and of the layer
+            run = jax.shard_map(decode_attention, in_specs=in_specs, out_specs=specs.q, check_vma=False)
             return run(inputs, layer)
         inputs = inputs.select_layer(layer)
     if mesh is None:
@@ -52,28 +54,20 @@ def attention(
     return jax.shard_map(run, in_specs=(specs,), out_specs=specs.q, check_vma=False)(inputs)
 
 
-def _cache_specs(inputs: AttentionInputs, axes: tuple[str | None, ...], mesh: AbstractMesh) -> AttentionInputs:
-    """Returns the partition specs of a few queries, and of the caches of all layers that they attend to."""
-    rows, _, heads, _ = partition_spec((*axes, None, "kv_heads", None), inputs.k.shape[1:], mesh)
-    info, cache = PartitionSpec(rows, None), PartitionSpec(None, rows, None, heads, None)
-    return inputs.replace(q=PartitionSpec(rows, None, heads, None), k=cache, v=cache, q_info=info, kv_info=info)
-
-
 def _specs(
-    inputs: AttentionInputs, axes: tuple[str | None, ...], mesh: AbstractMesh
+    inputs: AttentionInputs, axes: tuple[str | None, ...], mesh: AbstractMesh, cached: bool = False
 ) -> tuple[AttentionInputs, str | None]:
-    """Returns the partition specs of the operands, and the mesh axis over which keys are split like their queries."""
+    """Returns the partition specs of the operands, and the mesh axis over which keys are split like their queries.
+
+    Queries of `cached` keys are few, and not split; the keys and values are those of all layers.
+    """
     q, k = inputs.q, inputs.k
-    lead = tuple(partition_spec(axes, q.shape[:-3], mesh))
-    length = partition_spec(("length",), q.shape[-3:-2], mesh)[0]
-    taken = {name for entry in lead if entry for name in ([entry] if isinstance(entry, str) else entry)}
-    length = None if length in taken else length
-    heads = partition_spec(("kv_heads",), k.shape[-2:-1], mesh)[0]
-    heads = None if heads in taken else heads
+    logical_axes = (*axes, None if cached else "length", "kv_heads")
+    *lead, length, heads = partition_spec(logical_axes, (*q.shape[:-2], k.shape[-2]), mesh)
     ring_axis = length if q.shape[-3] == k.shape[-3] else None
-    q_spec, kv_spec = PartitionSpec(*lead, length, heads, None), PartitionSpec(*lead, ring_axis, heads, None)
     q_info, kv_info = PartitionSpec(*lead, length), PartitionSpec(*lead, ring_axis)
-    return inputs.replace(q=q_spec, k=kv_spec, v=kv_spec, q_info=q_info, kv_info=kv_info), ring_axis
+    kv = PartitionSpec(*([None] if cached else []), *kv_info, heads, None)
+    return inputs.replace(q=PartitionSpec(*q_info, heads, None), k=kv, v=kv, q_info=q_info, kv_info=kv_info), ring_axis
 
 
 def _device_attention(inputs: AttentionInputs, backend: Backend | None, ring_axis: str | None = None) -> jax.Array:

@@ -4,6 +4,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32
 
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.config import TextConfig
@@ -24,11 +25,11 @@ class KVCache(flax.struct.PyTreeNode):
       length: Number of slots written, [B] int32. Tokens that do not fit after a row's last slot are dropped.
     """
 
-    keys: jax.Array
-    values: jax.Array
-    segment_ids: jax.Array
-    positions: jax.Array
-    length: jax.Array
+    keys: Float[Array, "layers B S K D"]
+    values: Float[Array, "layers B S K D"]
+    segment_ids: Int32[Array, "B S"]
+    positions: Int32[Array, "B S"]
+    length: Int32[Array, " B"]
 
     @classmethod
     def empty(cls, config: TextConfig, rows: int, slots: int, dtype: DTypeLike = jnp.float32) -> "KVCache":
@@ -42,7 +43,7 @@ class KVCache(flax.struct.PyTreeNode):
             length=jnp.zeros(rows, jnp.int32),
         )
 
-    def reserve_slots(self, info: SegmentInfo) -> tuple["KVCache", jax.Array]:
+    def reserve_slots(self, info: SegmentInfo) -> tuple["KVCache", Int32[Array, "B L"]]:
         """Reserves slots for the new tokens whose segment is not 0.
 
         Args:
@@ -64,7 +65,12 @@ class KVCache(flax.struct.PyTreeNode):
         return cache, slots
 
 
-def write_layer(cache: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array) -> jax.Array:
+def write_layer(
+    cache: Float[Array, "layers B S K D"],
+    layer: Int32[Array, ""],
+    slots: Int32[Array, "B L"],
+    new: Float[Array, "B L K D"],
+) -> Float[Array, "layers B S K D"]:
     """Writes the new keys (or values) of one layer into the cache.
 
     Args:

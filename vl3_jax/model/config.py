@@ -44,15 +44,6 @@ class VisionConfig:
         """Number of values in one flattened patch: channels x rows x columns (588 for 14 x 14 RGB)."""
         return self.num_channels * self.patch_size**2
 
-    @property
-    def num_parameters(self) -> int:
-        width, inner = self.hidden_size, self.intermediate_size
-        attention = 4 * (width * width + width)
-        mlp = 2 * width * inner + inner + width
-        layer = attention + mlp + 2 * (2 * width)
-        patch_embed = self.patch_dim * width + width
-        return patch_embed + self.num_layers * layer + 2 * width
-
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -75,21 +66,9 @@ class TextConfig:
             raise ValueError(f"{self.num_heads} query heads do not divide over {self.num_kv_heads} key/value heads")
 
     @property
-    def num_layer_parameters(self) -> int:
-        width, query, kv = self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = width * query + query + 2 * (width * kv + kv) + query * width
-        return attention + 3 * width * self.intermediate_size + 2 * width
-
-    @property
-    def num_parameters(self) -> int:
-        embedding = self.vocab_size * self.hidden_size
-        head = 0 if self.tie_word_embeddings else embedding
-        return embedding + self.num_layers * self.num_layer_parameters + self.hidden_size + head
-
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """Bytes of bfloat16 that the keys and values of one token take in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * 2
+    def cached_values_per_token(self) -> int:
+        """Number of channels in the keys and values of one token in all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +78,6 @@ class ModelConfig:
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     projector_act: str = "gelu"
-
-    @property
-    def num_projector_parameters(self) -> int:
-        width, out = self.vision.hidden_size, self.text.hidden_size
-        return width * out + out + out * out + out
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of stored parameters; tied embeddings are counted once."""
-        return self.vision.num_parameters + self.num_projector_parameters + self.text.num_parameters
 
 
 _TEXT_7B = TextConfig(

@@ -3,6 +3,7 @@
 Dimension names: B rows, L tokens, D width, H query heads, K key/value heads, S cache slots.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int32
 
 from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.einsum import einsum
@@ -17,7 +19,7 @@ from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
 from vl3_jax.model.cache import KVCache, write_layer
 from vl3_jax.model.config import TextConfig
-from vl3_jax.model.layers import ACTIVATIONS, EMBEDDING_INIT, Linear, RMSNorm, partitioned_param
+from vl3_jax.model.layers import ACTIVATIONS, Linear, RMSNorm, partitioned_param
 from vl3_jax.model.remat import scan_layers
 from vl3_jax.model.rope import rotary_angles, rotate
 from vl3_jax.parallel.rules import constrain
@@ -36,10 +38,10 @@ class DecoderLayerInputs(NamedTuple):
       slots: Slot that each token is written to, [B, L] int32; None without a cache.
     """
 
-    angles: jax.Array
+    angles: Float32[Array, "B L head_dim/2"]
     q_info: SegmentInfo
     kv_info: SegmentInfo
-    slots: jax.Array | None
+    slots: Int32[Array, "B L"] | None
 
 
 class Decoder(nn.Module):
@@ -57,22 +59,18 @@ class Decoder(nn.Module):
         self.layers = layers(config, self.param_dtype)
         self.norm = RMSNorm(config.rms_norm_eps, "embed", self.param_dtype)
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(
-                (config.hidden_size, config.vocab_size),
-                ("embed", "vocab"),
-                use_bias=False,
-                param_dtype=self.param_dtype,
-            )
+            shape = (config.hidden_size, config.vocab_size)
+            self.lm_head = Linear(shape, ("embed", "vocab"), use_bias=False, param_dtype=self.param_dtype)
 
     def __call__(
         self,
-        tokens: jax.Array,
-        features: jax.Array | None,
-        vision_slot: jax.Array,
-        segment_ids: jax.Array,
-        positions: jax.Array,
+        tokens: Int32[Array, "B L"],
+        features: Float[Array, "B T D"] | None,
+        vision_slot: Int32[Array, "B L"],
+        segment_ids: Int32[Array, "B L"],
+        positions: Int32[Array, "B L"],
         cache: KVCache | None = None,
-    ) -> tuple[jax.Array, KVCache | None]:
+    ) -> tuple[Float[Array, "B L D"], KVCache | None]:
         """Implements `vl3_jax.model.decode`, which describes the arguments."""
         with jax.named_scope("embed"):
             x = self.embed(tokens).astype(self.dtype)
@@ -92,11 +90,11 @@ class Decoder(nn.Module):
             cache = cache.replace(keys=keys_values[0], values=keys_values[1])
         return self.norm(x), cache
 
-    def unembed(self, hidden: jax.Array) -> jax.Array:
-        """Returns the logits [..., vocab], float32, of hidden states [..., D]."""
+    def unembed(self, hidden: Float[Array, "... D"]) -> Float32[Array, "... V"]:
+        """Implements `vl3_jax.model.unembed`."""
         if not self.config.tie_word_embeddings:
             return self.lm_head(hidden).astype(jnp.float32)
-        table = self.embed.table().astype(hidden.dtype)
+        table = self.embed.embedding.astype(hidden.dtype)
         return einsum("...d,vd->...v", hidden, table, out_dtype=jnp.float32)
 
 
@@ -107,16 +105,11 @@ class Embedding(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        shape = (self.config.vocab_size, self.config.hidden_size)
-        axes = ("vocab", "embed")
-        self.embedding = partitioned_param(self, "embedding", EMBEDDING_INIT, shape, axes, self.param_dtype)
+        init, shape = nn.initializers.normal(0.02), (self.config.vocab_size, self.config.hidden_size)
+        self.embedding = partitioned_param(self, "embedding", init, shape, ("vocab", "embed"), self.param_dtype)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Int32[Array, "B L"]) -> Float[Array, "B L D"]:
         return jnp.take(self.embedding, tokens, axis=0, mode="clip")
-
-    def table(self) -> jax.Array:
-        """Returns the embedding matrix, [vocab, D]."""
-        return self.embedding
 
 
 class DecoderLayer(nn.Module):
@@ -126,16 +119,14 @@ class DecoderLayer(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, carry, layer: jax.Array, shared: DecoderLayerInputs):
-        config = self.config
+    def __call__(self, carry, layer: Int32[Array, ""], shared: DecoderLayerInputs):
         x, keys_values = carry
-        ln_attn, ln_mlp = (
-            RMSNorm(config.rms_norm_eps, "embed", self.param_dtype, name=name) for name in ("ln_attn", "ln_mlp")
-        )
-        attn = DecoderAttention(config, self.param_dtype, name="attn")
-        out, keys_values = attn(ln_attn(x), keys_values, layer, shared)
+        norm = functools.partial(RMSNorm, self.config.rms_norm_eps, "embed", self.param_dtype)
+        attn = DecoderAttention(self.config, self.param_dtype, name="attn")
+        out, keys_values = attn(norm(name="ln_attn")(x), keys_values, layer, shared)
         x += checkpoint_name(out, "attention_out")
-        x += checkpoint_name(DecoderMLP(config, self.param_dtype, name="mlp")(ln_mlp(x)), "mlp_out")
+        mlp = DecoderMLP(self.config, self.param_dtype, name="mlp")
+        x += checkpoint_name(mlp(norm(name="ln_mlp")(x)), "mlp_out")
         x = constrain(x, *TOKEN_AXES, None)
         self.sow("intermediates", "out", x)
         return (x, keys_values), None
@@ -148,7 +139,7 @@ class DecoderAttention(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, keys_values, layer: jax.Array, shared: DecoderLayerInputs):
+    def __call__(self, x: Float[Array, "B L D"], keys_values, layer: Int32[Array, ""], shared: DecoderLayerInputs):
         heads, kv_heads, head_dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
         q = self._project(x, "q", heads, "heads")
         k, v = (self._project(x, name, kv_heads, "kv_heads") for name in "kv")
@@ -164,7 +155,7 @@ class DecoderAttention(nn.Module):
         out = Linear(shape, axes, num_in=2, use_bias=False, param_dtype=self.param_dtype, name="out")(out)
         return out, keys_values
 
-    def _project(self, x: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
+    def _project(self, x: Float[Array, "B L D"], name: str, heads: int, axis: str) -> jax.Array:
         shape = (self.config.hidden_size, heads, self.config.head_dim)
         return Linear(shape, ("embed", axis, "head_dim"), param_dtype=self.param_dtype, name=name)(x)
 
@@ -176,10 +167,8 @@ class DecoderMLP(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         width, inner = self.config.hidden_size, self.config.intermediate_size
-        gate, up = (self._linear(name, (width, inner), ("embed", "mlp"))(x) for name in ("gate", "up"))
-        return self._linear("down", (inner, width), ("mlp", "embed"))(ACTIVATIONS["silu"](gate) * up)
-
-    def _linear(self, name: str, shape: tuple[int, int], axes: tuple[str, str]) -> Linear:
-        return Linear(shape, axes, use_bias=False, param_dtype=self.param_dtype, name=name)
+        linear = functools.partial(Linear, use_bias=False, param_dtype=self.param_dtype)
+        gate, up = (linear((width, inner), ("embed", "mlp"), name=name)(x) for name in ("gate", "up"))
+        return linear((inner, width), ("mlp", "embed"), name="down")(ACTIVATIONS["silu"](gate) * up)

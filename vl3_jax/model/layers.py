@@ -1,5 +1,6 @@
 """Linen modules that the tower, the projector and the decoder share."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -17,14 +18,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": nn.silu,
 }
 
-EMBEDDING_INIT = nn.initializers.normal(0.02)
-
-
-def fan_in_uniform(fan_in: int) -> Initializer:
-    """Returns the initializer of a new projector's weights and biases: uniform in +-1/sqrt(fan_in)."""
-    bound = fan_in**-0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
-
 
 def partitioned_param(
     module: nn.Module, name: str, init: Initializer, shape: Sequence[int], axes: Sequence[str], dtype: DTypeLike
@@ -41,9 +34,9 @@ class Linear(nn.Module):
       axes: Logical axis names of the kernel's dimensions.
       num_in: Number of input dimensions, which are contracted.
       use_bias: Whether a bias is added.
-      kernel_init: Initializer of the kernel; by default normal with variance 1 / fan-in, which suits narrow models as
-        well as wide ones.
-      bias_init: Initializer of the bias.
+      uniform_init: Whether kernel and bias are created uniform in +-1/sqrt(fan-in), as the official projector is.
+        Otherwise the bias is zero and the kernel normal with variance 1 / fan-in, which suits narrow models as well as
+        wide ones.
       param_dtype: Dtype of the parameters.
     """
 
@@ -51,19 +44,20 @@ class Linear(nn.Module):
     axes: tuple[str, ...]
     num_in: int = 1
     use_bias: bool = True
-    kernel_init: Initializer | None = None
-    bias_init: Initializer = nn.initializers.zeros
+    uniform_init: bool = False
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        fan_in = math.prod(self.shape[: self.num_in])
-        kernel_init = self.kernel_init or nn.initializers.normal(fan_in**-0.5)
+        bound = math.prod(self.shape[: self.num_in]) ** -0.5
+        kernel_init, bias_init = nn.initializers.normal(bound), nn.initializers.zeros
+        if self.uniform_init:
+            kernel_init = bias_init = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
         kernel = partitioned_param(self, "kernel", kernel_init, self.shape, self.axes, self.param_dtype)
         y = linear(x, kernel, self.axes, self.num_in)
         if self.use_bias:
             shape, axes = self.shape[self.num_in :], self.axes[self.num_in :]
-            y += partitioned_param(self, "bias", self.bias_init, shape, axes, self.param_dtype).astype(y.dtype)
+            y += partitioned_param(self, "bias", bias_init, shape, axes, self.param_dtype).astype(y.dtype)
         return y
 
 

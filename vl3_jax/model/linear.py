@@ -1,8 +1,8 @@
 """Matrix product with a kernel that is a plain array, int8-quantised, or extended by a LoRA adapter.
 
-On a mesh whose `fsdp` axis splits both rows and kernels, a kernel is gathered whole before its product, and its gradient
-is summed over the chips in float32 and scattered back. Left to itself the partitioner would cut the product into the
-pieces of the kernel, and add each into the whole result.
+On a mesh whose `fsdp` axis splits both rows and kernels, a kernel is gathered whole before its product, and its
+gradient is summed over the chips in float32 and scattered back. Left to itself the partitioner would cut the product
+into the pieces of the kernel, and add each into the whole result.
 """
 
 import functools

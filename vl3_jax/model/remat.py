@@ -5,12 +5,9 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-# Checkpoint names of the outputs of a layer's attention and MLP.
-LAYER_OUTPUTS = ("attention_out", "mlp_out")
-
 POLICIES: dict[str, Callable | None] = {
     "none": None,  # keeps every intermediate
-    "outputs": jax.checkpoint_policies.save_only_these_names(*LAYER_OUTPUTS),
+    "outputs": jax.checkpoint_policies.save_only_these_names("attention_out", "mlp_out"),  # of every layer
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,  # keeps only the layers' inputs
 }

@@ -6,6 +6,7 @@ by up to 0.35. Both use the half-split pairing: channel i is rotated with channe
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
 
 
 def _inverse_frequencies(dim: int, theta: float) -> jax.Array:
@@ -13,7 +14,7 @@ def _inverse_frequencies(dim: int, theta: float) -> jax.Array:
     return theta ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
 
 
-def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> jax.Array:
+def rotary_angles(positions: Int32[Array, "..."], head_dim: int, theta: float) -> Float32[Array, "... head_dim/2"]:
     """Returns the rotary angles of one-dimensional positions.
 
     Args:
@@ -27,7 +28,9 @@ def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> jax.Arra
     return positions[..., None].astype(jnp.float32) * _inverse_frequencies(head_dim, theta)
 
 
-def axial_rotary_angles(coordinates: jax.Array, head_dim: int, theta: float) -> jax.Array:
+def axial_rotary_angles(
+    coordinates: Int32[Array, "... 2"], head_dim: int, theta: float
+) -> Float32[Array, "... head_dim/2"]:
     """Returns the rotary angles of two-dimensional positions.
 
     The first half of the angles depends on the row, the second on the column.
@@ -44,7 +47,9 @@ def axial_rotary_angles(coordinates: jax.Array, head_dim: int, theta: float) -> 
     return angles.reshape(*angles.shape[:-2], head_dim // 2)
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+def rotate(
+    x: Float[Array, "... heads head_dim"], angles: Float32[Array, "... head_dim/2"]
+) -> Float[Array, "... heads head_dim"]:
     """Rotates the channels of every head by the angles of its token.
 
     Args:

@@ -3,36 +3,29 @@
 Dimension names: B text rows, R vision rows of N patches, T vision tokens, C tower width, H heads.
 """
 
-from typing import NamedTuple
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int32, UInt8
 
 from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
 from vl3_jax.model.config import ModelConfig, VisionConfig
-from vl3_jax.model.layers import ACTIVATIONS, LayerNorm, Linear, fan_in_uniform
+from vl3_jax.model.layers import ACTIVATIONS, LayerNorm, Linear
 from vl3_jax.model.remat import scan_layers
 from vl3_jax.model.rope import axial_rotary_angles, rotate
 from vl3_jax.parallel.rules import constrain
 
 ROW_AXES = ("batch", "vision_row")
 
-
-class VisionLayerInputs(NamedTuple):
-    """The inputs that all layers of the tower share.
-
-    Attributes:
-      angles: Rotary angles of the patches, [B, R, N, head_dim / 2] float32.
-      segment: Frame of each patch, [B, R, N] int32; 0 = padding.
-    """
-
-    angles: jax.Array
-    segment: jax.Array
+Patches = UInt8[Array, "B R N P"] | Float[Array, "B R N P"]
+Features = Float[Array, "B R N C"]
+Angles = Float32[Array, "B R N head_dim/2"]
 
 
 class VisionTower(nn.Module):
@@ -44,7 +37,9 @@ class VisionTower(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, patches: jax.Array, patch_segment: jax.Array, patch_hw: jax.Array) -> jax.Array:
+    def __call__(
+        self, patches: Patches, patch_segment: Int32[Array, "B R N"], patch_hw: Int32[Array, "B R N 2"]
+    ) -> Features:
         """Encodes packed rows of patches.
 
         Args:
@@ -58,20 +53,16 @@ class VisionTower(nn.Module):
         config = self.config
         with jax.named_scope("patch_embed"):
             pixels = self._normalise(patches).astype(self.dtype)
-            embed = Linear(
-                (config.patch_dim, config.hidden_size),
-                ("patch", "vision_embed"),
-                param_dtype=self.param_dtype,
-                name="patch_embed",
-            )
+            shape, axes = (config.patch_dim, config.hidden_size), ("patch", "vision_embed")
+            embed = Linear(shape, axes, param_dtype=self.param_dtype, name="patch_embed")
             x = constrain(embed(pixels), *ROW_AXES, None, None)
             self.sow("intermediates", "embedded", x)
         angles = axial_rotary_angles(patch_hw, config.head_dim, config.rope_theta)
         layers = scan_layers(VisionLayer, self.remat, config.num_layers, nn.broadcast)
-        x, _ = layers(config, self.param_dtype, name="layers")(x, VisionLayerInputs(angles, patch_segment))
+        x, _ = layers(config, self.param_dtype, name="layers")(x, angles, patch_segment)
         return LayerNorm(config.layer_norm_eps, "vision_embed", self.param_dtype, name="post_ln")(x)
 
-    def _normalise(self, patches: jax.Array) -> jax.Array:
+    def _normalise(self, patches: Patches) -> Float[Array, "B R N P"]:
         if patches.dtype != jnp.uint8:
             return patches
         area = self.config.patch_size**2
@@ -86,14 +77,12 @@ class VisionLayer(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, shared: VisionLayerInputs) -> tuple[jax.Array, None]:
-        config = self.config
-        norms = [
-            LayerNorm(config.layer_norm_eps, "vision_embed", self.param_dtype, name=name) for name in ("ln1", "ln2")
-        ]
-        attn = VisionAttention(config, self.param_dtype, name="attn")
-        x += checkpoint_name(attn(norms[0](x), shared), "attention_out")
-        x += checkpoint_name(VisionMLP(config, self.param_dtype, name="mlp")(norms[1](x)), "mlp_out")
+    def __call__(self, x: Features, angles: Angles, segment: Int32[Array, "B R N"]) -> tuple[Features, None]:
+        norm = functools.partial(LayerNorm, self.config.layer_norm_eps, "vision_embed", self.param_dtype)
+        attn = VisionAttention(self.config, self.param_dtype, name="attn")
+        x += checkpoint_name(attn(norm(name="ln1")(x), angles, segment), "attention_out")
+        mlp = VisionMLP(self.config, self.param_dtype, name="mlp")
+        x += checkpoint_name(mlp(norm(name="ln2")(x)), "mlp_out")
         x = constrain(x, *ROW_AXES, None, None)
         self.sow("intermediates", "out", x)
         return x, None
@@ -106,12 +95,12 @@ class VisionAttention(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, shared: VisionLayerInputs) -> jax.Array:
+    def __call__(self, x: Features, angles: Angles, segment: Int32[Array, "B R N"]) -> Features:
         width, heads, head_dim = self.config.hidden_size, self.config.num_heads, self.config.head_dim
         shape, axes = (width, heads, head_dim), ("vision_embed", "vision_heads", "head_dim")
         q, k, v = (Linear(shape, axes, param_dtype=self.param_dtype, name=name)(x) for name in "qkv")
-        q, k = rotate(q, shared.angles), rotate(k, shared.angles)
-        info = SegmentInfo(shared.segment, shared.segment)  # positions are not read where attention is not causal
+        q, k = rotate(q, angles), rotate(k, angles)
+        info = SegmentInfo(segment, segment)  # positions are not read where attention is not causal
         with jax.named_scope("attention"):
             inputs = AttentionInputs(q, k, v, info, info, causal=False, scale=head_dim**-0.5)
             out = attention(inputs, axes=ROW_AXES)
@@ -126,14 +115,14 @@ class VisionMLP(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Features) -> Features:
         width, inner = self.config.hidden_size, self.config.intermediate_size
         hidden = Linear((width, inner), ("vision_embed", "vision_mlp"), param_dtype=self.param_dtype, name="fc1")(x)
         hidden = ACTIVATIONS[self.config.hidden_act](hidden)
         return Linear((inner, width), ("vision_mlp", "vision_embed"), param_dtype=self.param_dtype, name="fc2")(hidden)
 
 
-def merge_patches(features: jax.Array, token_patches: jax.Array) -> jax.Array:
+def merge_patches(features: Features, token_patches: Int32[Array, "B T 4"]) -> Float[Array, "B T C"]:
     """Computes each vision token as the mean of its patches.
 
     Pruned tokens are not part of `token_patches` and cost nothing.
@@ -162,16 +151,11 @@ class Projector(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
         width, out = self.config.vision.hidden_size, self.config.text.hidden_size
-        hidden = self._linear("fc1", width, out, ("vision_embed", "mlp"))(x)
-        features = self._linear("fc2", out, out, ("embed", "mlp"))(ACTIVATIONS[self.config.projector_act](hidden))
+        linear = functools.partial(Linear, uniform_init=True, param_dtype=self.param_dtype)
+        hidden = ACTIVATIONS[self.config.projector_act](linear((width, out), ("vision_embed", "mlp"), name="fc1")(x))
+        features = linear((out, out), ("embed", "mlp"), name="fc2")(hidden)
         # Without this constraint the compiler may split the width over `tensor`, and on a mesh of data, fsdp and tensor
         # compute a wrong backward product (jax 0.10.2: its rows come in the order of another mesh axis).
         return constrain(features, "batch", None, None)
-
-    def _linear(self, name: str, fan_in: int, fan_out: int, axes: tuple[str, str]) -> Linear:
-        init = fan_in_uniform(fan_in)
-        return Linear(
-            (fan_in, fan_out), axes, kernel_init=init, bias_init=init, param_dtype=self.param_dtype, name=name
-        )

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int32, UInt8
 
 from vl3_jax.model.cache import KVCache
 from vl3_jax.model.config import ModelConfig
@@ -65,11 +66,11 @@ class VideoLLaMA3(nn.Module):
 def encode(
     model: VideoLLaMA3,
     params: dict,
-    patches: jax.Array,
-    patch_segment: jax.Array,
-    patch_hw: jax.Array,
-    token_patches: jax.Array,
-) -> jax.Array:
+    patches: UInt8[Array, "B R N P"] | Float[Array, "B R N P"],
+    patch_segment: Int32[Array, "B R N"],
+    patch_hw: Int32[Array, "B R N 2"],
+    token_patches: Int32[Array, "B T 4"],
+) -> Float[Array, "B T D"]:
     """Encodes images and video frames into vision tokens: tower, merge and projector.
 
     Args:
@@ -89,13 +90,13 @@ def encode(
 def decode(
     model: VideoLLaMA3,
     params: dict,
-    tokens: jax.Array,
-    features: jax.Array | None,
-    vision_slot: jax.Array,
-    segment_ids: jax.Array,
-    positions: jax.Array,
+    tokens: Int32[Array, "B L"],
+    features: Float[Array, "B T D"] | None,
+    vision_slot: Int32[Array, "B L"],
+    segment_ids: Int32[Array, "B L"],
+    positions: Int32[Array, "B L"],
     cache: KVCache | None = None,
-) -> tuple[jax.Array, KVCache | None]:
+) -> tuple[Float[Array, "B L D"], KVCache | None]:
     """Computes the hidden states of packed rows of text and vision tokens.
 
     With a cache, the same function serves prefill and every decoding step.
@@ -117,8 +118,8 @@ def decode(
     return _apply(model, params, "decode", tokens, features, vision_slot, segment_ids, positions, cache)
 
 
-def unembed(model: VideoLLaMA3, params: dict, hidden: jax.Array) -> jax.Array:
-    """Returns the logits [..., vocab], float32, of hidden states [..., D]."""
+def unembed(model: VideoLLaMA3, params: dict, hidden: Float[Array, "... D"]) -> Float32[Array, "... V"]:
+    """Returns the logits of hidden states, in float32 whatever their dtype."""
     return _apply(model, params, "unembed", hidden)
 
 
@@ -143,6 +144,11 @@ def _boxed_shapes(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) -> 
 def abstract_params(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) -> dict:
     """Returns the parameter tree as `jax.ShapeDtypeStruct` leaves, without allocating anything."""
     return nn.unbox(_boxed_shapes(config, param_dtype))
+
+
+def num_parameters(params: dict) -> int:
+    """Returns the number of values in a tree of parameters, or of their shapes; tied embeddings are counted once."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def param_axes(config: ModelConfig) -> dict:

@@ -48,16 +48,10 @@ CHIPS = {
     )
 }
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}
-_SHAPES_2D = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
-_SHAPES_3D = {
-    4: (2, 2, 1),
-    8: (2, 2, 2),
-    16: (2, 2, 4),
-    32: (2, 4, 4),
-    64: (4, 4, 4),
-    128: (4, 4, 8),
-    256: (4, 8, 8),
-    512: (8, 8, 8),
+# Shapes of the slices that have a name, by the number of dimensions.
+_SHAPES = {
+    2: [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)],
+    3: [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8)],
 }
 
 
@@ -90,7 +84,7 @@ class Topology:
 
         The shortest side is doubled, the last one of several.
         """
-        if math.prod(self.shape) >= max(_SHAPES_2D if self.chip.dimensions == 2 else _SHAPES_3D):
+        if math.prod(self.shape) >= math.prod(_SHAPES[self.chip.dimensions][-1]):
             return None
         shortest = max(range(len(self.shape)), key=lambda axis: (-self.shape[axis], axis))
         shape = tuple(size * (1 + (axis == shortest)) for axis, size in enumerate(self.shape))
@@ -123,11 +117,11 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
         if len(shape) != chip.dimensions or min(shape) < 1:
             raise InputError(f"topology {name!r}: a slice of {generation} has {chip.dimensions} dimensions")
         return Topology(chip, shape, slices)
-    count = int(match[3]) // (2 if chip.named_by_cores else 1)
-    shapes = _SHAPES_2D if chip.dimensions == 2 else _SHAPES_3D
-    if count not in shapes or (chip.named_by_cores and int(match[3]) % 2):
-        sizes = ", ".join(str(size * (2 if chip.named_by_cores else 1)) for size in shapes)
+    cores = 2 if chip.named_by_cores else 1
+    shapes = {math.prod(shape) * cores: shape for shape in _SHAPES[chip.dimensions]}
+    if int(match[3]) not in shapes:
+        sizes = ", ".join(map(str, shapes))
         raise InputError(
             f"topology {name!r}: {match[1]} comes in {sizes}; give other sizes by their shape, {generation}:AxB"
         )
-    return Topology(chip, shapes[count], slices)
+    return Topology(chip, shapes[int(match[3])], slices)

@@ -154,12 +154,12 @@ def plan_serving(
     count = shard(jax.ShapeDtypeStruct((), jnp.int32), ())
     vision, text = ([batch[name] for name in names] for names in (programs.VISION_ARRAYS, programs.TEXT_ARRAYS))
     module = VideoLLaMA3(model_config, jnp.bfloat16)
-    prompts = (params, batch["tokens"], features, *text, state.key, sampling, stops)
+    prompts = (params, (batch["tokens"], features, *text), state.key, sampling, stops)
     decode = (programs.STEPS_PER_CALL, 0, params, state, sampling, stops, count)
     with jax.set_mesh(device_mesh):
         lowered = {
             "encode": programs.encode_vision.lower(module, params, *vision),
-            "prefill": programs.prefill.lower(module, slots, "bfloat16", 0, *prompts),
+            "prefill": programs.prefill.lower(module, slots, 0, *prompts),
             "decode": programs.decode_steps.lower(module, *decode),
         }
         analyses = {

@@ -223,7 +223,7 @@ def _row_work(config: RunConfig, shape: BatchShape) -> StepWork:
 
 
 def _segments(shape: BatchShape) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the frame of each patch and the sample of each token in a row as full as those of stage 4; 0 = padding."""
+    """Returns the frame of each patch and the sample of each token in a row as full as stage 4's; 0 = padding."""
 
     def segments(size: int, filled: float, length: float) -> np.ndarray:
         index = np.arange(size)

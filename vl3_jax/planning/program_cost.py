@@ -117,9 +117,7 @@ def _cycles(program: Program, runs: Mapping[str, int]) -> dict[str, int]:
 
 def _scope(program: Program, computation: str, instruction: Instruction) -> str:
     """Returns the scope of an instruction: by its path, or one inside of it, or that of the loop around it."""
-    inside = (
-        inner.op_name for called in instruction.called for inner in program.computations.get(called, {}).values()
-    )
+    inside = (inner.op_name for called in instruction.called for inner in program.computations.get(called, {}).values())
     around = program.parents[computation][1].op_name if computation in program.parents else ""
     path = next((path for path in (instruction.op_name, *inside, around) if "/" in path), "")
     return next((scope for scope, pattern in SCOPES.items() if re.search(pattern, path)), REST)

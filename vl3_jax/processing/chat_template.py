@@ -6,12 +6,15 @@ a placeholder or end a turn.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from vl3_jax.processing.messages import MediaPart, Turn
 from vl3_jax.processing.tokenizer import IM_END, IM_START, STREAM_END, STREAM_START, Tokenizer
+
+_Piece = str | tuple[list[int], bool]  # text, or token ids and whether they are placeholders of vision tokens
 
 DEFAULT_SYSTEM_PROMPT = (
     "You are VideoLLaMA3 created by Alibaba DAMO Academy, "
@@ -61,12 +64,6 @@ class RenderedTurn:
     is_vision: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class _Placeholders:
-    kind: str
-    count: int
-
-
 def with_default_system(turns: Sequence[Turn]) -> list[Turn]:
     """Prepends the official system prompt, unless the conversation starts with a system message."""
     has_system = bool(turns) and turns[0].role == "system"
@@ -114,51 +111,40 @@ def _render_turn(
     is_stream = turn.role == "stream"
     opening, closing = (STREAM_START, STREAM_END) if is_stream else (IM_START, IM_END)
     ends_with_newline = not is_stream or style.trainer_streams
-    pieces: list[str | int | _Placeholders] = [tokenizer.id_of(opening), f"{turn.role}\n"]
+    pieces: list[_Piece] = [([tokenizer.id_of(opening)], False), f"{turn.role}\n"]
     for part in turn.parts:
         if isinstance(part, str):
             pieces.append(part)
         else:
-            pieces += _media_pieces(part, next(token_counts), with_times=not (is_stream and style.trainer_streams))
-    pieces += [tokenizer.id_of(closing), "\n" if ends_with_newline else ""]
-    return RenderedTurn(turn.role, *_encode(pieces, tokenizer, style))
+            placeholder = tokenizer.placeholder(part.kind, style.native_placeholders)
+            with_times = not (is_stream and style.trainer_streams)
+            pieces += _media_pieces(part, next(token_counts), placeholder, with_times)
+    pieces += [([tokenizer.id_of(closing)], False), "\n" if ends_with_newline else ""]
+    return RenderedTurn(turn.role, *_encode(pieces, tokenizer))
 
 
-def _media_pieces(media: MediaPart, counts: VisualTokenCounts, with_times: bool) -> list[str | _Placeholders]:
+def _media_pieces(media: MediaPart, counts: VisualTokenCounts, placeholder: int, with_times: bool) -> list[_Piece]:
     if media.kind == "image":
         label = f"{time_label(media.time)} " if media.time is not None and with_times else ""
-        return [label, _Placeholders("image", counts.frame_tokens[0]), "\n"]
-    pieces: list[str | _Placeholders] = []
+        return [label, ([placeholder] * counts.frame_tokens[0], True), "\n"]
+    pieces: list[_Piece] = []
     for frame, num_tokens in enumerate(counts.frame_tokens):
         label = "" if counts.times is None else time_label(counts.times[frame])
-        pieces += ["," + label if frame else label, _Placeholders("video", num_tokens)]
+        pieces += ["," + label if frame else label, ([placeholder] * num_tokens, True)]
     return [*pieces, "\n"]
 
 
-def _encode(
-    pieces: Sequence[str | int | _Placeholders], tokenizer: Tokenizer, style: PromptStyle
-) -> tuple[np.ndarray, np.ndarray]:
+def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Encodes pieces to token ids and the mask of vision placeholders.
 
     Adjacent texts are encoded as one text, because a token may span several parts.
     """
-    ids: list[int] = []
-    is_vision: list[bool] = []
-    text = ""
-
-    def append(new_ids: list[int], vision: bool = False) -> None:
-        ids.extend(new_ids)
-        is_vision.extend([vision] * len(new_ids))
-
-    for piece in pieces:
-        if isinstance(piece, str):
-            text += piece
-            continue
-        append(tokenizer.encode(text) if text else [])
-        text = ""
-        if isinstance(piece, _Placeholders):
-            append([tokenizer.placeholder(piece.kind, style.native_placeholders)] * piece.count, vision=True)
+    spans = []
+    for is_text, group in itertools.groupby(pieces, key=lambda piece: isinstance(piece, str)):
+        if is_text:
+            spans.append((tokenizer.encode("".join(map(str, group))), False))
         else:
-            append([piece])
-    append(tokenizer.encode(text) if text else [])
-    return np.array(ids, np.int32), np.array(is_vision, bool)
+            spans += group
+    ids = [token_id for span_ids, _ in spans for token_id in span_ids]
+    is_vision = np.repeat([vision for _, vision in spans], [len(span_ids) for span_ids, _ in spans])
+    return np.array(ids, np.int32), is_vision

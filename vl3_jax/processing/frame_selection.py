@@ -14,7 +14,7 @@ import numpy as np
 
 FOLDER_FPS = 3.0  # the frame rate that the reference assumes for a folder of frames
 GIF_FPS = 25.0  # the frame rate that the reference assumes for a GIF, whatever durations the file states
-NATIVE_MIN_FRAMES = 4
+NATIVE_MIN_FRAMES = 4  # if the window has so many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +23,20 @@ class FrameSelection:
 
     Attributes:
       indices: Index of each selected frame in the source; an index may repeat.
-      timestamps: Time label of each selected frame, in seconds of the file.
+      timestamps: Time label of each selected frame, in seconds of the file; None if the times are not known.
     """
 
     indices: list[int]
-    timestamps: list[float]
+    timestamps: list[float] | None
 
     def capped(self, max_frames: int | None) -> "FrameSelection":
         """Returns at most `max_frames` of the frames, evenly spaced, with the first and the last included."""
-        keep = cap_indices(len(self.indices), max_frames)
-        return FrameSelection([self.indices[i] for i in keep], [self.timestamps[i] for i in keep])
+        return self.at(cap_indices(len(self.indices), max_frames))
+
+    def at(self, positions: Sequence[int]) -> "FrameSelection":
+        """Returns the selected frames at these positions."""
+        indices, times = self.indices, self.timestamps
+        return FrameSelection([indices[i] for i in positions], times and [times[i] for i in positions])
 
 
 def cap_indices(count: int, max_frames: int | None) -> list[int]:
@@ -45,7 +49,9 @@ def cap_indices(count: int, max_frames: int | None) -> list[int]:
     return np.linspace(0, count - 1, max_frames, dtype=int).tolist()
 
 
-def by_ticks(starts: Sequence[int], end: int, time_base: Fraction, fps: Fraction, label_start: float) -> FrameSelection:
+def by_ticks(
+    starts: Sequence[int], end: int, time_base: Fraction, fps: Fraction, label_start: float, first: int = 0
+) -> FrameSelection:
     """Applies the official rule for video files: each tick of length 1 / fps takes the last frame started by its end.
 
     Equals FFmpeg's `fps=<fps>:round=down`. The label of a tick is its own start, so at 1 fps a frame labelled
@@ -57,12 +63,13 @@ def by_ticks(starts: Sequence[int], end: int, time_base: Fraction, fps: Fraction
       time_base: Length of a time unit in seconds.
       fps: Ticks per second.
       label_start: Label of the first tick in seconds.
+      first: Index of the first of these frames in the source.
     """
     ticks_per_unit = time_base * fps
     tick_of = [start * ticks_per_unit.numerator // ticks_per_unit.denominator for start in starts]
     count = max(math.floor(end * ticks_per_unit), 0) if starts else 0
     # Ticks before the first frame take the frame that the first frame's own tick takes.
-    indices = [bisect.bisect_right(tick_of, max(tick, tick_of[0])) - 1 for tick in range(count)]
+    indices = [first + bisect.bisect_right(tick_of, max(tick, tick_of[0])) - 1 for tick in range(count)]
     return FrameSelection(indices, tick_labels(count, fps, label_start))
 
 
@@ -101,13 +108,7 @@ def by_index(
 
 
 def native(
-    total: int,
-    rate: float,
-    fps: float,
-    max_frames: int,
-    start: float | None = None,
-    end: float | None = None,
-    min_frames: int = NATIVE_MIN_FRAMES,
+    total: int, rate: float, fps: float, max_frames: int, start: float | None = None, end: float | None = None
 ) -> FrameSelection:
     """Applies the rule of the transformers port: evenly spaced indices, labelled index / rate.
 
@@ -120,14 +121,13 @@ def native(
       max_frames: Maximum number of frames.
       start: Start of the window in seconds; None is the start of the source.
       end: End of the window in seconds; None is the end of the source.
-      min_frames: Minimum number of frames, if the window has so many.
     """
     first = 0 if start is None else max(math.ceil(start * rate), 0)
     last = total if end is None else min(math.ceil(end * rate), total)
     length = last - first
     if length <= 0:
         return FrameSelection([], [])
-    count = math.floor(min(max(length / rate * fps, min_frames), max_frames, length))
+    count = math.floor(min(max(length / rate * fps, NATIVE_MIN_FRAMES), max_frames, length))
     step = length / count
     # The port computes positions in float32, which matters where a product is just below an integer. Where this puts
     # a position past the last frame, the port fails; that position is left out here.

@@ -1,6 +1,6 @@
 """Readers of videos that are not video files: a folder of images, an animated GIF or WebP, frames in memory."""
 
-import io
+import collections
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -12,35 +12,60 @@ from PIL import Image
 from vl3_jax.errors import InputError
 from vl3_jax.processing import frame_selection, images
 from vl3_jax.processing.frame_selection import FrameSelection
+from vl3_jax.processing.media_source import as_file
 from vl3_jax.processing.video_reader import FrameSamplingOptions, VideoReader
 
 _MILLISECOND = Fraction(1, 1000)
 _DEFAULT_DURATION = 100  # ms, for animations that state none
 
 
-class FolderVideoReader(VideoReader):
-    """Reads the images of a folder, sorted by name, as a video of 3 frames per second."""
+class ImageSequenceReader(VideoReader):
+    """Reads selected images as a video.
 
-    def __init__(self, folder: str, options: FrameSamplingOptions):
-        self.name, self.warnings = folder, []
-        extensions = Image.registered_extensions()
-        files = sorted(
-            file
-            for file in os.listdir(folder)
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in extensions
-        )
-        if not files:
-            raise InputError(
-                f"{folder}: no images in this folder; give a folder of PNG or JPEG frames, or a video file"
-            )
-        selection = _select_at_constant_rate(folder, len(files), frame_selection.FOLDER_FPS, options)
-        self.indices, self.timestamps = selection.indices, selection.timestamps
-        self._files = [os.path.join(folder, files[index]) for index in self.indices]
-        first = images.open_image(self._files[0])
+    Args:
+      name: Name for messages.
+      sources: All images of the video: anything that `images.open_image` accepts.
+      selection: The selected ones, at least one.
+    """
+
+    def __init__(self, name: str, sources: np.ndarray | Sequence[Any], selection: FrameSelection):
+        self.name, self.warnings, self.selection = name, [], selection
+        self._sources = [sources[index] for index in selection.indices]
+        first = images.open_image(self._sources[0])
         self.height, self.width = first.height, first.width
 
     def frames(self) -> Iterator[Image.Image]:
-        return (images.open_image(file).load() for file in self._files)
+        return (images.open_image(source).load() for source in self._sources)
+
+
+def open_folder(folder: str, options: FrameSamplingOptions) -> ImageSequenceReader:
+    """Opens the images of a folder, sorted by name, as a video of 3 frames per second."""
+    extensions = Image.registered_extensions()
+    files = sorted(
+        file
+        for file in os.listdir(folder)
+        if not file.startswith(".") and os.path.splitext(file)[1].lower() in extensions
+    )
+    if not files:
+        raise InputError(f"{folder}: no images in this folder; give a folder of PNG or JPEG frames, or a video file")
+    selection = _select_at_constant_rate(folder, len(files), frame_selection.FOLDER_FPS, options)
+    return ImageSequenceReader(folder, [os.path.join(folder, file) for file in files], selection)
+
+
+def open_frames(
+    frames: np.ndarray | Sequence[Any], timestamps: Sequence[float] | None, max_frames: int | None
+) -> ImageSequenceReader:
+    """Opens frames in memory: an array [t, h, w, 3], or a list of anything that `images.open_image` accepts.
+
+    The frames are used as they are; only `max_frames` may reduce their number.
+    """
+    if len(frames) == 0:
+        raise InputError("video frames: the list is empty; give at least one frame")
+    if timestamps is not None and len(timestamps) != len(frames):
+        raise InputError(f"video frames: {len(frames)} frames but {len(timestamps)} timestamps; give one for each")
+    times = None if timestamps is None else [float(time) for time in timestamps]
+    selection = FrameSelection(list(range(len(frames))), times).capped(max_frames)
+    return ImageSequenceReader("video frames", frames, selection)
 
 
 class AnimationReader(VideoReader):
@@ -64,46 +89,35 @@ class AnimationReader(VideoReader):
             self.warnings.append(
                 f"{name}: damaged; {len(durations)} of {stated_frames} frames could be read and are used"
             )
-        selection = self._select(durations, format_name, options)
-        self.indices, self.timestamps = selection.indices, selection.timestamps
+        self.selection = self._select(durations, format_name, options)
 
     def _select(self, durations: list[float], format_name: str | None, options: FrameSamplingOptions) -> FrameSelection:
-        total = len(durations)
-        seconds = sum(durations) / 1000
-        if options.preprocess == "native":
-            return _select_at_constant_rate(self.name, total, total / seconds, options)
-        start, end = options.start, options.end
-        is_short_window = start is not None and end is not None and end - start < 1
-        if format_name == "GIF" or is_short_window:
-            rate = frame_selection.GIF_FPS if format_name == "GIF" else total / seconds
+        total, seconds, is_gif = len(durations), sum(durations) / 1000, format_name == "GIF"
+        if is_gif or options.by_index:
+            rate = frame_selection.GIF_FPS if is_gif and options.preprocess != "native" else total / seconds
             return _select_at_constant_rate(self.name, total, rate, options)
-        _check_start(self.name, seconds, options)
+        options.check_start(self.name, seconds)
         window_start = options.start or 0.0
         offset = round(window_start * 1000)
         ends = np.cumsum(np.round(durations).astype(int)).tolist()
         stop = ends[-1] if options.end is None else min(ends[-1], round(options.end * 1000))
         starts = [start - offset for start in [0, *ends[:-1]] if start < stop]
-        first = sum(start < 0 for start in starts)
-        first = min(first, len(starts) - 1)  # a window inside the last frame selects that frame
+        first = min(sum(start < 0 for start in starts), len(starts) - 1)  # a window inside the last frame selects it
         selection = frame_selection.by_ticks(
-            starts[first:], stop - offset, _MILLISECOND, options.exact_fps, window_start
-        )
-        selection = FrameSelection([first + index for index in selection.indices], selection.timestamps)
-        selection = selection.capped(options.max_frames)
+            starts[first:], stop - offset, _MILLISECOND, options.exact_fps, window_start, first
+        ).capped(options.max_frames)
         return selection if selection.indices else FrameSelection([(first + len(starts)) // 2], [window_start])
 
     def frames(self) -> Iterator[Image.Image]:
-        position = 0
+        repeats = collections.Counter(self.indices)
         for index, image in enumerate(self._all_frames()):
-            while position < len(self.indices) and self.indices[position] == index:
-                yield images.to_rgb(image)
-                position += 1
-            if position == len(self.indices):
+            yield from (images.to_rgb(image) for _ in range(repeats[index]))
+            if index == self.indices[-1]:
                 return
 
     def _all_frames(self) -> Iterator[Image.Image]:
         try:
-            image = Image.open(io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source)
+            image = Image.open(as_file(self._source))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"{self.name}: not a readable animation; convert it to MP4") from error
         with image:
@@ -116,38 +130,10 @@ class AnimationReader(VideoReader):
                 yield image
 
 
-class ArrayVideoReader(VideoReader):
-    """Reads frames in memory: an array [t, h, w, 3], or a list of anything that `images.open_image` accepts.
-
-    The frames are used as they are; only `max_frames` may reduce their number.
-    """
-
-    def __init__(self, frames: np.ndarray | Sequence[Any], timestamps: Sequence[float] | None, max_frames: int | None):
-        self.name, self.warnings = "video frames", []
-        if len(frames) == 0:
-            raise InputError("video frames: the list is empty; give at least one frame")
-        if timestamps is not None and len(timestamps) != len(frames):
-            raise InputError(f"video frames: {len(frames)} frames but {len(timestamps)} timestamps; give one for each")
-        self.indices = frame_selection.cap_indices(len(frames), max_frames)
-        self.timestamps = None if timestamps is None else [float(timestamps[index]) for index in self.indices]
-        self._frames = frames
-        first = images.open_image(frames[self.indices[0]])
-        self.height, self.width = first.height, first.width
-
-    def frames(self) -> Iterator[Image.Image]:
-        return (images.open_image(self._frames[index]).load() for index in self.indices)
-
-
 def _select_at_constant_rate(name: str, total: int, rate: float, options: FrameSamplingOptions) -> FrameSelection:
-    _check_start(name, total / rate, options)
-    rule = frame_selection.native if options.preprocess == "native" else frame_selection.by_index
-    selection = rule(total, rate, options.fps, options.max_frames, options.start, options.end)
+    options.check_start(name, total / rate)
+    selection = options.select_at_constant_rate(total, rate)
     if selection.indices:
         return selection
     window_start = options.start or 0.0
     return FrameSelection([min(int(window_start * rate), total - 1)], [window_start])
-
-
-def _check_start(name: str, seconds: float, options: FrameSamplingOptions) -> None:
-    if options.start is not None and options.start >= seconds:
-        raise InputError(f"{name}: start {options.start} s is not before its end at {seconds:.2f} s")

@@ -104,18 +104,12 @@ def scan_frames(container: InputContainer, stream: av.VideoStream) -> FrameTable
 
 def decoded_frames(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """Yields all frames that can be decoded, skipping damaged packets."""
-    try:
+    with contextlib.suppress(FFmpegError, OSError):
         for packet in container.demux(stream):
-            try:
+            with contextlib.suppress(InvalidDataError):
                 yield from packet.decode()
-            except InvalidDataError:
-                continue
-    except (FFmpegError, OSError):
-        pass
-    try:
+    with contextlib.suppress(FFmpegError, EOFError):
         yield from stream.codec_context.decode(None)
-    except (FFmpegError, EOFError):
-        return
 
 
 def packet_ranges(packets: Sequence[tuple[int, bool]], wanted: Sequence[int]) -> list[tuple[int, int]]:

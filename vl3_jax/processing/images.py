@@ -7,7 +7,6 @@ formats are refused.
 """
 
 import dataclasses
-import io
 import math
 import os
 from collections.abc import Callable
@@ -19,11 +18,13 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from vl3_jax.errors import InputError
 from vl3_jax.processing import png_strips
+from vl3_jax.processing.media_source import as_file, first_bytes, path_or_bytes
 
 MAX_WHOLE_PIXELS = 100_000_000  # 400 MB at Pillow's four bytes per pixel
 MAX_REDUCED_PIXELS = 2**25
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_PLUGINS = {b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile, b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -68,7 +69,8 @@ class ImageReader:
                 simplefilter("ignore")  # Pillow warns of unusual metadata, which does not affect the pixels
                 return self._decode()
         except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
-            raise InputError(f"{self.name}: damaged image ({_one_line(error)}); replace the file") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{self.name}: damaged image ({reason}); replace the file") from error
 
 
 def open_image(source: Any) -> ImageReader:
@@ -86,21 +88,10 @@ def open_image(source: Any) -> ImageReader:
         array = array_to_rgb(source, "image array")
         height, width, _ = array.shape
         return ImageReader("image array", height, width, lambda: Image.fromarray(array))
-    if isinstance(source, bytes | bytearray | memoryview):
-        data = bytes(source)
-        return _from_opener(lambda: _open(io.BytesIO(data), "image bytes"), "image bytes")
-    if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        if not os.path.exists(name):
-            raise InputError(f"{name}: no such image file; check the path")
-        if os.path.isdir(name):
-            raise InputError(f"{name}: is a folder, not an image; give a file, or pass a folder of frames as a video")
-        if not os.path.getsize(name):
-            raise InputError(f"{name}: the file is empty (0 bytes); replace it")
-        return _from_opener(lambda: _open(name, name), name)
-    if hasattr(source, "read"):
-        return open_image(source.read())
-    raise InputError(f"an image cannot be of type {type(source).__name__}; give a path, bytes, a PIL image or an array")
+    data, name = path_or_bytes(source, "image", "image file", "a path, bytes, a PIL image or an array")
+    if isinstance(data, str) and os.path.isdir(data):
+        raise InputError(f"{name}: is a folder, not an image; give a file, or pass a folder of frames as a video")
+    return _from_opener(lambda: _open(data, name), name)
 
 
 def array_to_rgb(array: np.ndarray, name: str) -> np.ndarray:
@@ -146,29 +137,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _open(file: str | io.BytesIO, name: str) -> Image.Image:
+def _open(data: str | bytes, name: str) -> Image.Image:
     """Opens a file lazily. JPEG and PNG go to their plugin, because `Image.open` refuses large ones."""
     with catch_warnings():
         simplefilter("ignore")
         try:
-            for plugin in (JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile):
-                if _has_magic(file, plugin):
-                    return plugin(file)
-            return Image.open(file)
+            head = first_bytes(data, 8)
+            opener = next((plugin for magic, plugin in _PLUGINS.items() if head.startswith(magic)), Image.open)
+            return opener(as_file(data))
         except Image.DecompressionBombError as error:
             raise InputError(f"{name}: {_too_large()}") from error
         except (OSError, ValueError, SyntaxError) as error:
             raise InputError(f"{name}: not a readable image; convert it to PNG or JPEG") from error
-
-
-def _has_magic(file: str | io.BytesIO, plugin: type) -> bool:
-    if isinstance(file, str):
-        with open(file, "rb") as opened:
-            head = opened.read(8)
-    else:
-        head = file.getvalue()[:8]
-    magic = b"\xff\xd8\xff" if plugin is JpegImagePlugin.JpegImageFile else b"\x89PNG\r\n\x1a\n"
-    return head.startswith(magic)
 
 
 def _from_opener(opener: Callable[[], Image.Image], name: str) -> ImageReader:
@@ -233,7 +213,3 @@ def _undecoded_file(image: Image.Image) -> BinaryIO | None:
 def _too_large(width: int | None = None, height: int | None = None) -> str:
     size = f"{width} x {height} pixels are" if width else "its pixels are"
     return f"{size} too many to decode (limit {MAX_WHOLE_PIXELS:,} pixels); save it smaller, or as a baseline JPEG"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

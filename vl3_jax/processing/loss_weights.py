@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vl3_jax.processing import chat_template
-from vl3_jax.processing.tokenizer import IM_END, IM_START, STREAM_END, STREAM_START, Tokenizer
+from vl3_jax.processing.tokenizer import IM_END, STREAM_END, Tokenizer
 
 
 def token_loss_weights(
@@ -42,28 +42,22 @@ def token_loss_weights(
             weight[_last_index(turn.tokens, tokenizer.id_of(STREAM_END))] = 1
         weight[turn.is_vision] = 0
     if not trainer_streams:
-        for index in _speaking_decisions(turns, tokenizer, rng or np.random.default_rng(0)):
+        for index in _speaking_decisions(turns, rng or np.random.default_rng(0)):
             weights[index][0] = 1
     return weights
 
 
-def _speaking_decisions(
-    turns: Sequence[chat_template.RenderedTurn], tokenizer: Tokenizer, rng: np.random.Generator
-) -> list[int]:
+def _speaking_decisions(turns: Sequence[chat_template.RenderedTurn], rng: np.random.Generator) -> list[int]:
     """Selects the messages whose first token is supervised: equally many of each kind that follow a stream message.
 
     The kinds are "speak" (a message) and "keep watching" (another stream message). With only one kind in the
     conversation, all of its messages are selected.
     """
-    if not any(turn.role == "stream" for turn in turns):
-        return []
-    indices_by_token = {tokenizer.id_of(name): [] for name in (IM_START, STREAM_START)}
-    for index in range(1, len(turns)):
-        if turns[index - 1].role == "stream":
-            indices_by_token[int(turns[index].tokens[0])].append(index)
-    occurring = [indices for indices in indices_by_token.values() if indices]
-    fewest = min(map(len, occurring), default=0)
-    return sorted(int(index) for indices in occurring for index in rng.permutation(indices)[:fewest])
+    is_stream = [turn.role == "stream" for turn in turns]
+    decisions = [index for index in range(1, len(turns)) if is_stream[index - 1]]
+    kinds = [[index for index in decisions if is_stream[index] == watching] for watching in (False, True)]
+    fewest = min((len(kind) for kind in kinds if kind), default=0)
+    return sorted(int(index) for kind in kinds if kind for index in rng.permutation(kind)[:fewest])
 
 
 def _last_index(tokens: np.ndarray, token_id: int) -> int:

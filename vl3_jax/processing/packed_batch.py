@@ -7,10 +7,12 @@ documented in docs/architecture.md, "The packed batch".
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 PATCH_DIM = 588  # 3 channels x 14 rows x 14 columns
+_FILLED: Any = None  # default of an array that `__post_init__` fills
 MAX_MERGE = 2  # the widest spatial merge; in the reference a wider one is not the mean of its block
 
 
@@ -37,7 +39,7 @@ class BatchShape:
     samples: int = 64
 
 
-@dataclasses.dataclass(init=False)
+@dataclasses.dataclass
 class Visual:
     """One image or video, resized and cut into patches.
 
@@ -51,19 +53,18 @@ class Visual:
 
     patches: np.ndarray
     grid: tuple[int, int, int]
-    merge: int
-    keep: np.ndarray
+    merge: int = 1
+    keep: np.ndarray = _FILLED
 
-    def __init__(self, patches: np.ndarray, grid: tuple[int, int, int], merge: int = 1, keep: np.ndarray | None = None):
-        self.patches, self.grid, self.merge = patches, grid, merge
-        frames, height, width = grid
+    def __post_init__(self):
+        merge, (frames, height, width) = self.merge, self.grid
         if merge not in (1, MAX_MERGE):
             raise ValueError(f"merge size {merge} is not supported: use 1 or {MAX_MERGE}")
         if height % merge or width % merge:
             raise ValueError(f"a grid of {height} x {width} patches does not divide by merge size {merge}")
-        if patches.shape != (frames * height * width, PATCH_DIM):
-            raise ValueError(f"grid {grid} asks for {frames * height * width} patches, got {patches.shape}")
-        self.keep = np.ones(frames * self.tokens_per_frame, bool) if keep is None else keep
+        if self.patches.shape != (frames * height * width, PATCH_DIM):
+            raise ValueError(f"grid {self.grid} asks for {frames * height * width} patches, got {self.patches.shape}")
+        self.keep = np.ones(frames * self.tokens_per_frame, bool) if self.keep is None else self.keep
         if self.keep.shape != (frames * self.tokens_per_frame,):
             raise ValueError(f"grid {self.grid} has {frames * self.tokens_per_frame} tokens, keep {self.keep.shape}")
 
@@ -91,7 +92,7 @@ class Visual:
         )
 
 
-@dataclasses.dataclass(init=False)
+@dataclasses.dataclass
 class Sample:
     """One sample: token ids in which each surviving vision token has a placeholder position.
 
@@ -105,22 +106,15 @@ class Sample:
     """
 
     tokens: np.ndarray
-    is_vision: np.ndarray
-    visuals: Sequence[Visual]
-    loss_weight: np.ndarray
-    task: int
+    is_vision: np.ndarray = _FILLED
+    visuals: Sequence[Visual] = ()
+    loss_weight: np.ndarray = _FILLED
+    task: int = 0
 
-    def __init__(
-        self,
-        tokens: np.ndarray,
-        is_vision: np.ndarray | None = None,
-        visuals: Sequence[Visual] = (),
-        loss_weight: np.ndarray | None = None,
-        task: int = 0,
-    ):
-        self.tokens, self.visuals, self.task = np.asarray(tokens, np.int32), visuals, task
-        self.is_vision = np.zeros(self.tokens.shape, bool) if is_vision is None else is_vision
-        self.loss_weight = np.zeros(self.tokens.shape, np.float32) if loss_weight is None else loss_weight
+    def __post_init__(self):
+        self.tokens = np.asarray(self.tokens, np.int32)
+        self.is_vision = np.zeros(self.tokens.shape, bool) if self.is_vision is None else self.is_vision
+        self.loss_weight = np.zeros(self.tokens.shape, np.float32) if self.loss_weight is None else self.loss_weight
         for name in ("is_vision", "loss_weight"):
             if getattr(self, name).shape != self.tokens.shape:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}, tokens {self.tokens.shape}")

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG colour type, at 8 bits per channel
-_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
+_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}  # by PNG colour type, at 8 bits for each letter
 _STRIP_BYTES = 2**24
 _READ_BYTES = 2**20
 
@@ -38,7 +37,7 @@ def reduced(file: BinaryIO, factor: int) -> Image.Image:
         raise ValueError("the header is missing")
     width, height, _, colour = struct.unpack(">IIBB", header[:10])
     palette = chunk_data(file, b"PLTE") if colour == 3 else None
-    row_bytes = 1 + width * _CHANNELS[colour]
+    row_bytes = 1 + width * len(_MODES[colour])
     rows_per_strip = max(1, _STRIP_BYTES // (row_bytes * factor)) * factor
     result = Image.new("RGB", (-(-width // factor), -(-height // factor)))
     row_above, done = None, 0

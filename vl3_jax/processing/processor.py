@@ -5,10 +5,10 @@ processed = processor([{"role": "user", "content": [{"type": "video", "video": "
 processed.sample                                      # input of packed_batch.pack
 """
 
-import collections
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -17,28 +17,16 @@ from PIL import Image
 
 from vl3_jax.errors import InputError
 from vl3_jax.processing import chat_template, images, loss_weights, messages, patchify, resize, videos
+from vl3_jax.processing.frame_selection import FrameSelection
 from vl3_jax.processing.packed_batch import PATCH_DIM, Sample, Visual
 from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.resize import PATCH
 from vl3_jax.processing.tokenizer import Tokenizer
 from vl3_jax.processing.video_reader import FrameSamplingOptions, PlanChangedError, VideoReader
 
+_MAX_PENDING = 8  # frames that wait to be resized
+
 MediaReader = images.ImageReader | VideoReader
-
-
-@dataclasses.dataclass(frozen=True)
-class SampledFrames:
-    """The frames of a video that the model sees.
-
-    Attributes:
-      name: Name of the video: its path, or the kind of object.
-      indices: Index of each frame in the source.
-      timestamps: Time in seconds written before each frame; None if no times are written.
-    """
-
-    name: str
-    indices: list[int]
-    timestamps: list[float] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +36,13 @@ class DecodedMedia:
     Attributes:
       visuals: Patches of each image and video, in order of appearance.
       token_counts: Vision tokens of each image and video, as the chat template needs them.
-      videos: Sampled frames of each video, in order of appearance.
+      videos: The frames of each video that the model sees, in order of appearance.
       warnings: Messages for the user about damaged or reduced media, one line each.
     """
 
     visuals: list[Visual]
     token_counts: list[chat_template.VisualTokenCounts]
-    videos: list[SampledFrames]
+    videos: list[FrameSelection]
     warnings: list[str]
 
 
@@ -64,12 +52,12 @@ class ProcessorOutput:
 
     Attributes:
       sample: Token ids, patches and loss weights of the conversation.
-      videos: Sampled frames of each video, in order of appearance.
+      videos: The frames of each video that the model sees, in order of appearance.
       warnings: Messages for the user about damaged or reduced media, one line each.
     """
 
     sample: Sample
-    videos: list[SampledFrames]
+    videos: list[FrameSelection]
     warnings: list[str]
 
     @property
@@ -81,11 +69,6 @@ class ProcessorOutput:
     def visual_tokens_before_pruning(self) -> int:
         """Number of vision tokens before pruning."""
         return sum(len(visual.keep) for visual in self.sample.visuals)
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        """Token ids, including the placeholders of the vision tokens left after pruning."""
-        return self.sample.tokens.tolist()
 
 
 class Processor:
@@ -161,11 +144,7 @@ class Processor:
             )
             for visual, reader in zip(visuals, readers, strict=True)
         ]
-        videos = [
-            SampledFrames(reader.name, list(reader.indices), reader.timestamps)
-            for reader in readers
-            if isinstance(reader, VideoReader)
-        ]
+        videos = [reader.selection for reader in readers if isinstance(reader, VideoReader)]
         warnings = [warning for reader in readers for warning in reader.warnings]
         return DecodedMedia(visuals, token_counts, videos, warnings)
 
@@ -173,52 +152,35 @@ class Processor:
         """Resizes all media to the sizes that the token budget of the prompt allows."""
         with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 4)) as pool:
             while True:  # repeated when a damaged video turns out shorter than stated: the sizes depend on its length
-                items = [self._resize_item(reader) for reader in readers]
-                sizes = resize.target_sizes(
-                    items, self.config.preprocess, self.config.min_tokens, self.config.max_tokens
-                )
-                try:
-                    return self._resize_all(readers, items, sizes, pool)
-                except PlanChangedError:
-                    continue
+                with contextlib.suppress(PlanChangedError):
+                    return self._resize_all(readers, pool)
 
-    def _resize_all(
-        self,
-        readers: Sequence[MediaReader],
-        items: Sequence[resize.ResizeItem],
-        sizes: Sequence[tuple[int, int]],
-        pool: ThreadPoolExecutor,
-    ) -> list[Visual]:
+    def _resize_all(self, readers: Sequence[MediaReader], pool: ThreadPoolExecutor) -> list[Visual]:
         """Processes images in parallel in the pool, and videos one after the other with their frames in the pool."""
-        image_tasks = {
-            index: pool.submit(_process_image, reader, items[index], sizes[index])
-            for index, reader in enumerate(readers)
+        items, config = [self._resize_item(reader) for reader in readers], self.config
+        sizes = resize.target_sizes(items, config.preprocess, config.min_tokens, config.max_tokens)
+        media = list(zip(readers, items, sizes, strict=True))
+        image_tasks = [
+            pool.submit(_process_image, reader, item, size)
+            for reader, item, size in media
             if isinstance(reader, images.ImageReader)
-        }
+        ]
+        image_visuals = (task.result() for task in image_tasks)
         return [
-            image_tasks[index].result()
-            if isinstance(reader, images.ImageReader)
-            else self._process_video(reader, items[index], sizes[index], pool)
-            for index, reader in enumerate(readers)
+            self._process_video(reader, item, size, pool) if isinstance(reader, VideoReader) else next(image_visuals)
+            for reader, item, size in media
         ]
 
     def _process_video(
         self, reader: VideoReader, item: resize.ResizeItem, size: tuple[int, int], pool: ThreadPoolExecutor
     ) -> Visual:
-        patches = _patchify_frames(self._decode_frames(reader), item, size, pool)
-        config = self.config
-        keep = None
-        if config.prune_threshold is not None and item.frames > 1:
-            keep = patchify.pruning_mask(
-                patches,
-                item.frames,
-                item.merge,
-                config.prune_threshold,
-                config.prune_min_tokens,
-                config.image_mean,
-                config.image_std,
-            )
-        return Visual(patches, _grid(item, size), item.merge, keep)
+        visual = Visual(_patchify_frames(self._decode_frames(reader), item, size, pool), _grid(item, size), item.merge)
+        config, threshold = self.config, self.config.prune_threshold
+        if threshold is not None and item.frames > 1:
+            options = threshold, config.prune_min_tokens, config.image_mean, config.image_std
+            keep = patchify.pruning_mask(visual.patches, item.frames, item.merge, *options)
+            return dataclasses.replace(visual, keep=keep)
+        return visual
 
     def _resize_item(self, reader: MediaReader) -> resize.ResizeItem:
         merge = self.config.video_merge if isinstance(reader, VideoReader) else self.config.image_merge
@@ -271,7 +233,8 @@ def assemble_sample(
     """
     tokens = np.concatenate([*(turn.tokens for turn in turns), np.array(suffix, np.int32)])
     is_vision = np.concatenate([*(turn.is_vision for turn in turns), np.zeros(len(suffix), bool)])
-    loss_weight = None if weights is None else np.concatenate([*weights, np.zeros(len(suffix), np.float32)])
+    weights = [np.zeros(len(turn.tokens), np.float32) for turn in turns] if weights is None else weights
+    loss_weight = np.concatenate([*weights, np.zeros(len(suffix), np.float32)])
     return Sample(tokens, is_vision, visuals, loss_weight)
 
 
@@ -300,16 +263,11 @@ def _patchify_frames(
     def write_patches(frame: Image.Image, out: np.ndarray) -> None:
         out[:] = patchify.patchify(np.asarray(resize.resize_frame(frame, size))[None], item.merge)
 
-    _run_bounded(pool.submit(write_patches, frame, out) for frame, out in zip(frames, patches, strict=True))
-    return patches.reshape(-1, PATCH_DIM)
-
-
-def _run_bounded(tasks: Iterable[Future], max_pending: int = 8) -> None:
-    """Consumes a lazy series of tasks, keeping at most `max_pending` unfinished ones, and raises their errors."""
-    pending: collections.deque[Future] = collections.deque()
+    tasks: list[Future] = []
+    for frame, out in zip(frames, patches, strict=True):
+        tasks.append(pool.submit(write_patches, frame, out))
+        if len(tasks) > _MAX_PENDING:
+            tasks[-1 - _MAX_PENDING].result()
     for task in tasks:
-        pending.append(task)
-        if len(pending) > max_pending:
-            pending.popleft().result()
-    while pending:
-        pending.popleft().result()
+        task.result()
+    return patches.reshape(-1, PATCH_DIM)

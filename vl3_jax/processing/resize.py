@@ -6,7 +6,7 @@ shared by all media of one prompt (official) or granted to each item (native).
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
@@ -67,8 +67,8 @@ def target_sizes(
         return [_native_size(item, min_tokens, max_tokens) for item in items]
     if len({item.merge for item in items}) > 1:
         return _mixed_sizes(items, max_tokens)
-    frames = sum(item.frames for item in items)
-    return [_uniform_size(item, min_tokens, max_tokens * item.factor**2 // frames) for item in items]
+    frames = sum(item.frames for item in items)  # each frame of the prompt gets an equal share of the budget
+    return [_size(item, min_tokens, max_tokens * item.factor**2 // frames, enlarge_shrunk=True) for item in items]
 
 
 def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -88,55 +88,42 @@ def resize_frame(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return resize_image(image, size)
 
 
-def _uniform_size(item: ResizeItem, min_tokens: int, max_pixels: int) -> tuple[int, int]:
-    """Applies the official rule for equal merge sizes: each frame of the prompt gets an equal share of the budget."""
-    height, width, factor = item.height, item.width, item.factor
-    min_pixels = min_tokens * factor**2
-    rows, columns = round(height / factor), round(width / factor)
-    if rows * columns * factor**2 > max_pixels:
-        shrink = math.sqrt(height * width / max(max_pixels, 1))
-        rows, columns = math.floor(height / shrink / factor), math.floor(width / shrink / factor)
-    if rows * columns * factor**2 < min_pixels:  # also after shrinking: the minimum takes precedence
-        rows, columns = _enlarged(item, min_pixels)
-    return _to_pixels(rows, columns, factor)
+def _native_size(item: ResizeItem, min_tokens: int, max_tokens: int) -> tuple[int, int]:
+    if max(item.height, item.width) / min(item.height, item.width) > NATIVE_MAX_ASPECT:
+        raise InputError(
+            f"{item.name}: {item.width} x {item.height} pixels, a side over {NATIVE_MAX_ASPECT} times the other, which "
+            f"native preprocessing refuses; crop it or use official preprocessing"
+        )
+    return _size(item, min_tokens, max_tokens * item.factor**2 // item.frames, enlarge_shrunk=False)
+
+
+def _size(item: ResizeItem, min_tokens: int, max_pixels: int, enlarge_shrunk: bool) -> tuple[int, int]:
+    """Rounds an item to whole blocks, and shrinks it to `max_pixels` or enlarges it to `min_tokens` in each frame.
+
+    Where shrinking leaves fewer tokens than the minimum, `enlarge_shrunk` tells whether the minimum takes precedence.
+    """
+    blocks = _blocks(item, 1.0, round)
+    shrinks = math.prod(blocks) * item.factor**2 > max_pixels
+    if shrinks:
+        blocks = _blocks(item, math.sqrt(item.height * item.width / max(max_pixels, 1)), math.floor)
+    if math.prod(blocks) < min_tokens and (enlarge_shrunk or not shrinks):
+        grow = math.sqrt(min_tokens * item.factor**2 / (item.height * item.width))
+        blocks = math.ceil(item.height * grow / item.factor), math.ceil(item.width * grow / item.factor)
+    return _to_pixels(blocks, item.factor)
 
 
 def _mixed_sizes(items: Sequence[ResizeItem], max_tokens: int) -> list[tuple[int, int]]:
     """Applies the official rule for different merge sizes: one scale for all, from their unscaled token counts."""
-    total = sum(
-        item.frames * math.ceil(item.height / item.factor) * math.ceil(item.width / item.factor) for item in items
-    )
-    to_multiple, shrink = (math.floor, math.sqrt(total / max_tokens)) if total > max_tokens else (round, 1.0)
-    return [
-        _to_pixels(
-            to_multiple(item.height / shrink / item.factor), to_multiple(item.width / shrink / item.factor), item.factor
-        )
-        for item in items
-    ]
+    total = sum(item.frames * math.prod(_blocks(item, 1.0, math.ceil)) for item in items)
+    shrink, rounding = (math.sqrt(total / max_tokens), math.floor) if total > max_tokens else (1.0, round)
+    return [_to_pixels(_blocks(item, shrink, rounding), item.factor) for item in items]
 
 
-def _native_size(item: ResizeItem, min_tokens: int, max_tokens: int) -> tuple[int, int]:
-    height, width, factor = item.height, item.width, item.factor
-    if max(height, width) / min(height, width) > NATIVE_MAX_ASPECT:
-        raise InputError(
-            f"{item.name}: {width} x {height} pixels, a side over {NATIVE_MAX_ASPECT} times the other, which "
-            f"native preprocessing refuses; crop it or use official preprocessing"
-        )
-    min_pixels, max_pixels = min_tokens * factor**2, max_tokens * factor**2 // item.frames
-    rows, columns = round(height / factor), round(width / factor)
-    if rows * columns * factor**2 > max_pixels:
-        shrink = math.sqrt(height * width / max(max_pixels, 1))
-        rows, columns = math.floor(height / shrink / factor), math.floor(width / shrink / factor)
-    elif rows * columns * factor**2 < min_pixels:
-        rows, columns = _enlarged(item, min_pixels)
-    return _to_pixels(rows, columns, factor)
+def _blocks(item: ResizeItem, shrink: float, rounding: Callable[[float], int]) -> tuple[int, int]:
+    """Returns height and width in merge blocks, after both sides are divided by `shrink`."""
+    return rounding(item.height / shrink / item.factor), rounding(item.width / shrink / item.factor)
 
 
-def _enlarged(item: ResizeItem, min_pixels: int) -> tuple[int, int]:
-    grow = math.sqrt(min_pixels / (item.height * item.width))
-    return math.ceil(item.height * grow / item.factor), math.ceil(item.width * grow / item.factor)
-
-
-def _to_pixels(rows: int, columns: int, factor: int) -> tuple[int, int]:
+def _to_pixels(blocks: tuple[int, int], factor: int) -> tuple[int, int]:
     """Converts blocks to pixels, with at least one block per side: the reference fails on a side of 0."""
-    return max(rows, 1) * factor, max(columns, 1) * factor
+    return max(blocks[0], 1) * factor, max(blocks[1], 1) * factor

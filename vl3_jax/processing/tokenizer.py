@@ -3,13 +3,13 @@
 It is loaded from the checkpoint's `tokenizer.json`, and the ids of special tokens are read from that file.
 """
 
-import codecs
 import functools
-import json
 import os
 import re
+from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
+from tokenizers.decoders import DecodeStream
 
 from vl3_jax.errors import InputError
 
@@ -67,17 +67,13 @@ class Tokenizer:
         """Decodes token ids to text; bytes that are not valid UTF-8 become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def find(self, token: str) -> int | None:
-        """Returns the id of the token with this exact name, or None."""
-        return self._backend.token_to_id(token)
-
     def id_of(self, token: str) -> int:
         """Returns the id of the token with this exact name.
 
         Raises:
           InputError: The tokenizer has no such token.
         """
-        token_id = self.find(token)
+        token_id = self._backend.token_to_id(token)
         if token_id is None:
             raise InputError(f"{self._name}: has no token {token}; use the tokenizer of a VideoLLaMA3 checkpoint")
         return token_id
@@ -93,74 +89,34 @@ class Tokenizer:
           InputError: The tokenizer has no placeholder token.
         """
         names = [IMAGE, IMAGE_PAD if kind == "image" else VIDEO_PAD]
-        for name in reversed(names) if native else names:
-            if (token_id := self.find(name)) is not None:
-                return token_id
-        return self.id_of(IMAGE)
+        present = [name for name in names if self._backend.token_to_id(name) is not None] or [IMAGE]
+        return self.id_of(present[-1 if native else 0])
 
     @property
     def stop_ids(self) -> list[int]:
         """Ids that end generation: end of turn and end of text."""
-        return [token_id for name in (IM_END, END_OF_TEXT) if (token_id := self.find(name)) is not None]
+        ids = (self._backend.token_to_id(name) for name in (IM_END, END_OF_TEXT))
+        return [token_id for token_id in ids if token_id is not None]
 
-    @property
-    def pad_id(self) -> int:
-        """Id that fills unused positions."""
-        token_id = self.find(END_OF_TEXT)
-        return 0 if token_id is None else token_id
+    def stream(self, chunks: Iterable[Sequence[int]]) -> Iterator[str]:
+        """Decodes token ids as they are generated.
 
-    def stream(self, skip_special_tokens: bool = True) -> "TextStream":
-        """Returns an incremental decoder for one generated text."""
-        return TextStream(self, skip_special_tokens)
+        Args:
+          chunks: The ids, a few at a time.
 
-    @functools.cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(i for i, token in self._backend.get_added_tokens_decoder().items() if token.special)
+        Yields:
+          The text that each chunk adds, which may be empty: tokens wait until the text ends with a whole character
+          and not with U+FFFD. After the last chunk, the rest. All of them together are the text of `decode`.
+        """
+        decoder, ids, shown = DecodeStream(skip_special_tokens=True), [], 0
+        for chunk in chunks:
+            ids += chunk
+            text = "".join(decoder.step(self._backend, token_id) or "" for token_id in chunk)
+            shown += len(text)
+            yield text
+        yield self.decode(ids)[shown:]
 
     @functools.cached_property
     def _special_names(self) -> list[str]:
         names = (token.content for token in self._backend.get_added_tokens_decoder().values() if token.special)
         return sorted(names, key=len, reverse=True)
-
-    @functools.cached_property
-    def _is_byte_level(self) -> bool:
-        return (json.loads(self._backend.to_str()).get("decoder") or {}).get("type") == "ByteLevel"
-
-    def token_bytes(self, token_id: int, skip_special_tokens: bool = True) -> bytes:
-        """Returns the UTF-8 bytes that one token adds to the text; they may be part of a character."""
-        token = self._backend.id_to_token(token_id)
-        if token is None or (skip_special_tokens and token_id in self._special_ids):
-            return b""
-        if not self._is_byte_level:
-            return self.decode([token_id], skip_special_tokens).encode()
-        alphabet = _byte_of_character()
-        if all(character in alphabet for character in token):
-            return bytes(alphabet[character] for character in token)
-        return token.encode()
-
-
-class TextStream:
-    """Decodes token ids to text incrementally, holding back the first bytes of a character until it is complete."""
-
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
-        self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token_id: int) -> str:
-        """Returns the text that is complete after this token; may be empty."""
-        return self._utf8.decode(self._tokenizer.token_bytes(int(token_id), self._skip_special_tokens))
-
-    def flush(self) -> str:
-        """Returns the rest of the text at its end: nothing, or U+FFFD for an incomplete character."""
-        return self._utf8.decode(b"", final=True)
-
-
-@functools.cache
-def _byte_of_character() -> dict[str, int]:
-    """Returns the byte of each character of the byte-level BPE alphabet.
-
-    Byte-level BPE writes each byte as a printable character: itself where printable, else from U+0100 on, in order.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + rank): byte for rank, byte in enumerate(others)}

@@ -1,11 +1,12 @@
 """Reads video files with FFmpeg (PyAV), yielding exactly the frames of the reference's `ffmpeg` process."""
 
 import bisect
+import collections
 import contextlib
-import io
+import functools
+import itertools
 import math
-import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import av
@@ -19,17 +20,17 @@ from vl3_jax.errors import InputError
 from vl3_jax.processing import frame_selection, frame_table
 from vl3_jax.processing.frame_selection import FrameSelection
 from vl3_jax.processing.frame_table import FrameTable
+from vl3_jax.processing.media_source import as_file
 from vl3_jax.processing.video_reader import FrameSamplingOptions, PlanChangedError, VideoReader
 
-_INDEX_BASED_BELOW = 1  # second; in shorter windows frames are selected by index, as in the reference
 _MAX_MISSING_SECONDS = 0.5  # missing at the end; with more, a file counts as truncated
 _SINGLE_THREAD_PIXELS = 200_000  # in a frame; below, passing frames between threads costs more than it gains
 # Codecs with non-reference frames, on which no other frame depends, so that unwanted ones need no decoding.
 _SKIPPABLE = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 _ROTATION_FILTERS = {
     90: [("transpose", "cclock")],
-    -90: [("transpose", "clock")],
     180: [("hflip", None), ("vflip", None)],
+    270: [("transpose", "clock")],
 }
 
 
@@ -39,40 +40,40 @@ class FileVideoReader(VideoReader):
     def __init__(self, source: str | bytes, name: str, options: FrameSamplingOptions):
         self.name, self.warnings = name, []
         self._source, self._options = source, options
+        # After the window, one tick and one second more, no frame is needed.
+        scan_limit = None if options.end is None else options.end + 1 / options.fps + 1
         with self._open_stream(threads=1) as (container, stream):
-            self._table, first_frame = frame_table.scan_packets(container, stream, self._scan_limit())
+            self._table, first_frame = frame_table.scan_packets(container, stream, scan_limit)
         if first_frame is None:
             raise InputError(f"{name}: no frame could be decoded; replace the file")
         size = (first_frame.height, first_frame.width)
-        self.height, self.width = size[::-1] if _rotation(first_frame) in (90, -90) else size
+        self.height, self.width = size[::-1] if _rotation(first_frame) in (90, 270) else size
         if not self._table.starts:
             self._table = self._scan_by_decoding()
-        self._select_frames()
-        self._warn_if_truncated()
+        self.selection = self._select()
+        stated, seconds = self._table.header_seconds, self._table.seconds
+        if self._table.complete and stated is not None and stated - seconds > _MAX_MISSING_SECONDS:
+            self.warnings.append(f"{name}: cut off or damaged; the first {seconds:.2f} s of {stated:.2f} s are used")
 
     def frames(self) -> Iterator[Image.Image]:
-        position = 0
-        for index, frame in self._decode_frames(sorted(set(self.indices))):
-            if index != self.indices[position]:
+        missing = collections.Counter(self.indices)
+        for index, frame in self._decode_frames(list(missing)):
+            if index != next(iter(missing)):
                 break
-            image = Image.fromarray(frame)
-            while position < len(self.indices) and self.indices[position] == index:
-                yield image
-                position += 1
-        if position < len(self.indices):
+            yield from [Image.fromarray(frame)] * missing.pop(index)
+        if missing:
             if self._table.packets is None:
                 raise InputError(f"{self.name}: decodes differently each time; replace the file")
             self._table = self._scan_by_decoding()
-            self._select_frames()
+            self.selection = self._select()
             count = len(self._table.starts)
             self.warnings.append(f"{self.name}: damaged; {count} frames could be decoded and are used")
             raise PlanChangedError(self.name)
 
     @contextlib.contextmanager
     def _open_stream(self, threads: int | None = None) -> Iterator[tuple[InputContainer, av.VideoStream]]:
-        source = io.BytesIO(self._source) if isinstance(self._source, bytes) else os.fspath(self._source)
         try:
-            container = av.open(source, "r", metadata_errors="replace")
+            container = av.open(as_file(self._source), "r", metadata_errors="replace")
         except (FFmpegError, OSError, ValueError) as error:
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             raise InputError(f"{self.name}: not a readable video ({reason}); convert it to MP4") from error
@@ -89,10 +90,6 @@ class FileVideoReader(VideoReader):
             stream.codec_context.thread_count = threads
             yield container, stream
 
-    def _scan_limit(self) -> float | None:
-        """Returns the time in seconds after which no frame is needed: the window, one tick and one second more."""
-        return None if self._options.end is None else self._options.end + 1 / self._options.fps + 1
-
     def _scan_by_decoding(self) -> FrameTable:
         with self._open_stream() as (container, stream):
             table = frame_table.scan_frames(container, stream)
@@ -100,49 +97,33 @@ class FileVideoReader(VideoReader):
             raise InputError(f"{self.name}: no frame could be decoded; replace the file")
         return table
 
-    def _warn_if_truncated(self) -> None:
-        stated, seconds = self._table.header_seconds, self._table.seconds
-        if self._table.complete and stated is not None and stated - seconds > _MAX_MISSING_SECONDS:
-            self.warnings.append(
-                f"{self.name}: cut off or damaged; the first {seconds:.2f} s of {stated:.2f} s are used"
-            )
-
-    def _select_frames(self) -> None:
+    def _select(self) -> FrameSelection:
         table, options = self._table, self._options
-        start, end = options.start, options.end
-        if start is not None and start >= table.seconds:
-            raise InputError(f"{self.name}: start {start} s is not before its end at {table.seconds:.2f} s")
-        if options.preprocess == "native":
-            total = len(table.starts)
-            selection = frame_selection.native(total, table.rate, options.fps, options.max_frames, start=start, end=end)
-        elif start is not None and end is not None and end - start < _INDEX_BASED_BELOW:
-            selection = frame_selection.by_index(
-                len(table.starts), table.rate, options.fps, options.max_frames, start, end
-            )
+        options.check_start(self.name, table.seconds)
+        if options.by_index:
+            selection = options.select_at_constant_rate(len(table.starts), table.rate)
         else:
             selection = _select_by_ticks(table, options).capped(options.max_frames)
-        if not selection.indices:
-            selection = _middle_frame(table, options)
-        self.indices, self.timestamps = selection.indices, selection.timestamps
+        return selection if selection.indices else _middle_frame(table, options)
 
     def _decode_frames(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (index, [h, w, 3] uint8) for these ascending indices; stops early when one cannot be decoded."""
-        to_rgb = _RgbConverter()
         table, wanted = self._table, set(indices)
+        graph_for = functools.lru_cache(maxsize=1)(_rgb_graph)
         with self._open_stream() as (container, stream):
             if table.packets is None:
-                for index, frame in enumerate(frame_table.decoded_frames(container, stream)):
-                    if index in wanted:
-                        yield index, to_rgb(frame)
-                    if index >= indices[-1]:
-                        return
-                return
-            index_at = {table.starts[index]: index for index in indices}
-            for frame in _decode_at(container, stream, table.packets, index_at):
-                if frame.pts in index_at:
-                    yield index_at[frame.pts], to_rgb(frame)
-                    if index_at[frame.pts] == indices[-1]:
-                        return
+                numbered = enumerate(frame_table.decoded_frames(container, stream))
+            else:
+                index_at: dict[int | None, int] = {table.starts[index]: index for index in indices}
+                decoded = _decode_at(container, stream, table.packets, [table.starts[index] for index in indices])
+                numbered = ((index_at.get(frame.pts, -1), frame) for frame in decoded)
+            for index, frame in numbered:
+                if index in wanted:
+                    graph = graph_for(frame.width, frame.height, frame.format.name, _rotation(frame), frame.time_base)
+                    graph.push(frame)
+                    yield index, graph.pull().to_ndarray()
+                if index == indices[-1]:
+                    return
 
 
 def _select_by_ticks(table: FrameTable, options: FrameSamplingOptions) -> FrameSelection:
@@ -161,11 +142,11 @@ def _select_by_ticks(table: FrameTable, options: FrameSamplingOptions) -> FrameS
     # FFmpeg ends a window that lies inside the file at the start of the next frame.
     end = table.starts[last] if last < len(table.starts) else table.end
     starts = [start - origin for start in table.starts[first:last]]
-    selection = frame_selection.by_ticks(starts, end - origin, time_base, fps, float(window_start))
-    count = len(selection.indices)
-    if options.end is not None:
-        count = min(count, math.ceil((Fraction(options.end) - window_start) * fps + 1))
-    return FrameSelection([first + index for index in selection.indices[:count]], selection.timestamps[:count])
+    selection = frame_selection.by_ticks(starts, end - origin, time_base, fps, float(window_start), first)
+    if options.end is None:
+        return selection
+    count = math.ceil((Fraction(options.end) - window_start) * fps + 1)
+    return selection.at(range(len(selection.indices))[:count])
 
 
 def _select_by_absolute_ticks(
@@ -216,69 +197,41 @@ def _round(value: Fraction) -> int:
 
 
 def _decode_at(
-    container: InputContainer,
-    stream: av.VideoStream,
-    packets: Sequence[tuple[int, bool]],
-    wanted: Collection[int],
+    container: InputContainer, stream: av.VideoStream, packets: Sequence[tuple[int, bool]], wanted: Sequence[int]
 ) -> Iterator[av.VideoFrame]:
     """Decodes the packet ranges that hold the frames at the wanted times; also yields other frames of these ranges."""
     codec = stream.codec_context
-    ranges = frame_table.packet_ranges(packets, list(wanted))
     skippable = codec.name in _SKIPPABLE
-    number, current = -1, 0
-    try:
-        for packet in container.demux(stream):
-            if not packet.size:
-                continue
-            number += 1
-            first, last = ranges[current]
-            if number < first:
-                continue
-            if skippable:
-                codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-            with contextlib.suppress(InvalidDataError):
-                yield from packet.decode()
-            if number == last:
-                yield from codec.decode(None)
-                codec.flush_buffers()
-                current += 1
-                if current == len(ranges):
-                    return
-    except (FFmpegError, EOFError, OSError):
-        pass
+    stored = (packet for packet in container.demux(stream) if packet.size)
+    position = 0
+    with contextlib.suppress(FFmpegError, EOFError, OSError):
+        for first, last in frame_table.packet_ranges(packets, wanted):
+            for packet in itertools.islice(stored, first - position, last + 1 - position):
+                if skippable:
+                    codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+                with contextlib.suppress(InvalidDataError):
+                    yield from packet.decode()
+            position = last + 1
+            yield from codec.decode(None)
+            codec.flush_buffers()
+        return
     with contextlib.suppress(FFmpegError, EOFError):
         yield from codec.decode(None)
 
 
 def _rotation(frame: av.VideoFrame) -> int:
-    """Returns the rotation of a frame in degrees: 0, 90, 180 or -90."""
-    rotation = round(frame.rotation / 90) * 90 % 360
-    return rotation - 360 if rotation > 180 else rotation
+    """Returns the rotation of a frame in degrees: 0, 90, 180 or 270."""
+    return round(frame.rotation / 90) * 90 % 360
 
 
-class _RgbConverter:
-    """Converts frames to upright RGB with FFmpeg's filters, so that the pixels equal those of the reference."""
-
-    def __init__(self):
-        self._latest: tuple[tuple, av.filter.Graph] | None = None
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        frame_format = (frame.width, frame.height, frame.format.name, _rotation(frame))
-        if self._latest is None or self._latest[0] != frame_format:
-            self._latest = frame_format, self._build(frame)
-        graph = self._latest[1]
-        graph.push(frame)
-        return graph.pull().to_ndarray()
-
-    @staticmethod
-    def _build(frame: av.VideoFrame) -> av.filter.Graph:
-        graph = av.filter.Graph()
-        nodes = [
-            graph.add_buffer(
-                width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
-            )
-        ]
-        nodes += [graph.add(*step) for step in _ROTATION_FILTERS.get(_rotation(frame), [])]
-        nodes += [graph.add("format", "pix_fmts=rgb24"), graph.add("buffersink")]
-        graph.link_nodes(*nodes).configure()
-        return graph
+def _rgb_graph(
+    width: int, height: int, pixel_format: str, rotation: int, time_base: Fraction | None
+) -> av.filter.Graph:
+    """Returns FFmpeg's filters that convert frames to upright RGB, so that the pixels equal those of the reference."""
+    graph = av.filter.Graph()
+    source = av.VideoFormat(pixel_format)
+    nodes = [graph.add_buffer(width=width, height=height, format=source, time_base=time_base or Fraction(1))]
+    nodes += [graph.add(*step) for step in _ROTATION_FILTERS.get(rotation, [])]
+    nodes += [graph.add("format", "pix_fmts=rgb24"), graph.add("buffersink")]
+    graph.link_nodes(*nodes).configure()
+    return graph

@@ -9,6 +9,10 @@ from fractions import Fraction
 from PIL import Image
 
 from vl3_jax.errors import InputError
+from vl3_jax.processing import frame_selection
+from vl3_jax.processing.frame_selection import FrameSelection
+
+_INDEX_BASED_BELOW = 1  # second; in shorter windows the official rule selects by index too
 
 
 class PlanChangedError(Exception):
@@ -64,6 +68,27 @@ class FrameSamplingOptions:
         if self.end is not None and (self.start or 0) >= self.end:
             raise InputError(f"{name}: start {self.start or 0} s is not before end {self.end} s; swap or widen them")
 
+    def check_start(self, name: str, seconds: float) -> None:
+        """Raises `InputError`, which begins with `name`, if a video of this length ends before the window starts."""
+        if self.start is not None and self.start >= seconds:
+            raise InputError(f"{name}: start {self.start} s is not before its end at {seconds:.2f} s")
+
+    @property
+    def by_index(self) -> bool:
+        """Whether frames are selected by index even where their times are known, as in the reference."""
+        is_short = self.start is not None and self.end is not None and self.end - self.start < _INDEX_BASED_BELOW
+        return is_short or self.preprocess == "native"
+
+    def select_at_constant_rate(self, total: int, rate: float) -> FrameSelection:
+        """Selects frames by index: with the native rule, or with the official one for sources without frame times.
+
+        Args:
+          total: Number of frames in the source.
+          rate: Frames per second of the source.
+        """
+        rule = frame_selection.native if self.preprocess == "native" else frame_selection.by_index
+        return rule(total, rate, self.fps, self.max_frames, self.start, self.end)
+
 
 class VideoReader(abc.ABC):
     """A video whose frames are selected but not decoded yet.
@@ -72,17 +97,25 @@ class VideoReader(abc.ABC):
       name: Name for messages: the path, or the kind of object.
       height: Height of the upright first frame in pixels.
       width: Width of the upright first frame in pixels.
-      indices: Index of each selected frame in the source.
-      timestamps: Time in seconds written before each selected frame; None writes no times.
+      selection: The selected frames, and the time in seconds written before each; None writes no times.
       warnings: Messages for the user, one line each.
     """
 
     name: str
     height: int
     width: int
-    indices: list[int]
-    timestamps: list[float] | None
+    selection: FrameSelection
     warnings: list[str]
+
+    @property
+    def indices(self) -> list[int]:
+        """Index of each selected frame in the source, ascending; an index may repeat."""
+        return self.selection.indices
+
+    @property
+    def timestamps(self) -> list[float] | None:
+        """Time in seconds of each selected frame, or None."""
+        return self.selection.timestamps
 
     @property
     def num_frames(self) -> int:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from vl3_jax.errors import InputError
-from vl3_jax.processing.frame_sets import AnimationReader, ArrayVideoReader, FolderVideoReader
+from vl3_jax.processing.frame_sets import AnimationReader, open_folder, open_frames
+from vl3_jax.processing.media_source import first_bytes, path_or_bytes
 from vl3_jax.processing.video_file import FileVideoReader
 from vl3_jax.processing.video_reader import FrameSamplingOptions, VideoReader
 
@@ -43,31 +44,14 @@ def open_video(
     if isinstance(source, np.ndarray | list | tuple):
         if isinstance(source, np.ndarray) and source.ndim != 4:
             raise InputError(f"video frames: shape {source.shape}; give [frames, height, width, 3]")
-        return ArrayVideoReader(source, timestamps, options.max_frames if options else None)
+        return open_frames(source, timestamps, options.max_frames if options else None)
     options = options or FrameSamplingOptions()
     if timestamps is not None:
         raise InputError("timestamps belong to frames in memory; a video file has its own, so leave them out")
-    if isinstance(source, bytes | bytearray | memoryview):
-        data = bytes(source)
-        options.check("video bytes")
-        return _open_by_magic(data, data[:12], "video bytes", options)
-    if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        options.check(name)
-        if not os.path.exists(name):
-            raise InputError(f"{name}: no such video file or folder; check the path")
-        if os.path.isdir(name):
-            return FolderVideoReader(name, options)
-        if not os.path.getsize(name):
-            raise InputError(f"{name}: the file is empty (0 bytes); replace it")
-        with open(name, "rb") as file:
-            head = file.read(12)
-        return _open_by_magic(name, head, name, options)
-    if hasattr(source, "read"):
-        return open_video(source.read(), options)
-    raise InputError(f"a video cannot be of type {type(source).__name__}; give a path, bytes, or frames as arrays")
-
-
-def _open_by_magic(source: str | bytes, head: bytes, name: str, options: FrameSamplingOptions) -> VideoReader:
-    is_animation = head.startswith(_ANIMATIONS) and (head[:4] != b"RIFF" or head[8:12] == b"WEBP")
-    return (AnimationReader if is_animation else FileVideoReader)(source, name, options)
+    data, name = path_or_bytes(source, "video", "video file or folder", "a path, bytes, or frames as arrays")
+    options.check(name)
+    if isinstance(data, str) and os.path.isdir(data):
+        return open_folder(data, options)
+    head = first_bytes(data, 12)
+    is_animation = head.startswith(_ANIMATIONS) and (head[:4] != b"RIFF" or head[8:] == b"WEBP")
+    return (AnimationReader if is_animation else FileVideoReader)(data, name, options)

@@ -12,19 +12,12 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from vl3_jax.errors import InputError
 from vl3_jax.storage.journal import Journal
-from vl3_jax.storage.paths import (
-    check_bucket,
-    is_url,
-    list_dir,
-    resolve,
-    translate_io_errors,
-    translate_write_errors,
-)
+from vl3_jax.storage.paths import check_bucket, is_url, list_dir, resolve, translate_write_errors
 from vl3_jax.storage.progress import human_bytes, progress_bar
 
 logger = logging.getLogger(__name__)
@@ -37,13 +30,13 @@ _STARTING_OVER = "warning: %s holds an unfinished conversion of another source o
 _OTHER_DATA = "exists already and holds other data; choose another name or remove it"
 
 
-class Job:
+class Job(contextlib.AbstractContextManager):
     """Resumable job that writes one local folder.
 
     Attributes:
       folder: Folder to write to while the job runs.
       target: Path of the folder once the job is complete.
-      done: Keys of the pieces that an earlier run wrote completely.
+      done: Keys of the pieces that an earlier run wrote completely; the caller removes those that are damaged.
       finished: Whether an earlier run of the same job completed, so that there is nothing to do.
     """
 
@@ -57,42 +50,31 @@ class Job:
         Raises:
           InputError: `target` exists and is not the result of this job, or another process is writing it.
         """
-        if is_url(target):
-            raise InputError(f"{target}: exports go to local folders; choose one and copy it to the bucket")
         self.target = pathlib.Path(os.path.abspath(target))
         self.folder = self.target.with_name(self.target.name + ".converting")
         self.fingerprint, self.done, self._journal = fingerprint, set(), None
-        with translate_write_errors(self.target):
-            self.finished = _has_fingerprint(self.target / _COMPLETE_FILE, fingerprint)
+        self.finished = _has_fingerprint(self.target / _COMPLETE_FILE, fingerprint)
         if self.finished:
             (self.target / _PROGRESS_FILE).unlink(missing_ok=True)
             logger.info("%s is complete already", self.target)
             return
         if self.target.exists() and not (self.target.is_dir() and not any(self.target.iterdir())):
             raise InputError(f"{self.target}: {_OTHER_DATA}")
-        with translate_write_errors(self.target):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / _PROGRESS_FILE
-            self._journal = Journal(path, tuple, "not a written piece; remove the folder", fingerprint, exclusive=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / _PROGRESS_FILE
+        self._journal = Journal(path, tuple, "not a written piece; remove the folder", fingerprint, exclusive=True)
         self.done = set(self._journal.entries)
         if not self._journal.resumed:
             if not self._journal.empty:
                 logger.warning(_STARTING_OVER, self.folder)
-            self._clear()
+            for entry in self.folder.iterdir():
+                if entry.name != _PROGRESS_FILE:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             self._journal.restart()
-
-    def _clear(self) -> None:
-        for entry in self.folder.iterdir():
-            if entry.name != _PROGRESS_FILE:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def is_done(self, key: tuple) -> bool:
         """Returns whether an earlier run recorded this piece as written; the caller checks that its files are whole."""
         return key in self.done
-
-    def discard(self, key: tuple) -> None:
-        """Forgets a piece that is recorded as written but missing in the folder."""
-        self.done.discard(key)
 
     def mark_done(self, key: tuple) -> None:
         """Records a piece as written. Call it only once its bytes are in their files."""
@@ -100,15 +82,11 @@ class Job:
 
     def commit(self) -> None:
         """Renames the complete folder to the target."""
-        with translate_write_errors(self.target):
-            _write_fingerprint(self.folder / _COMPLETE_FILE, self.fingerprint)
-            if self.target.exists():
-                self.target.rmdir()  # always empty: `__init__` refuses any other
-            os.rename(self.folder, self.target)
-            (self.target / _PROGRESS_FILE).unlink()
-
-    def __enter__(self) -> "Job":
-        return self
+        _write_fingerprint(self.folder / _COMPLETE_FILE, self.fingerprint)
+        if self.target.exists():
+            self.target.rmdir()  # always empty: `__init__` refuses any other
+        os.rename(self.folder, self.target)
+        (self.target / _PROGRESS_FILE).unlink()
 
     def __exit__(self, *_exception) -> None:
         """Releases the folder for other processes; the written pieces stay for the next run."""
@@ -125,7 +103,7 @@ class Job:
             )
 
 
-class BucketJob:
+class BucketJob(contextlib.AbstractContextManager):
     """Resumable job that writes one folder under gs://; the counterpart of `Job`.
 
     Objects are created atomically, so no progress file is needed: a piece is done when its objects have their full
@@ -146,22 +124,20 @@ class BucketJob:
         self.fingerprint = fingerprint
         check_bucket(self.target)
         names = list_dir(self.folder)
-        with translate_io_errors(self.target):
-            self.finished, self._resumed = (
-                name in names and _has_fingerprint(self.folder / name, fingerprint)
-                for name in (_COMPLETE_FILE, _STARTED_FILE)
-            )
+        self.finished, self._resumed = (
+            name in names and _has_fingerprint(self.folder / name, fingerprint)
+            for name in (_COMPLETE_FILE, _STARTED_FILE)
+        )
         if self.finished:
             logger.info("%s is complete already", self.target)
         if self.finished or self._resumed:
             return
         if names and (_COMPLETE_FILE in names or _STARTED_FILE not in names):
             raise InputError(f"{self.target}: {_OTHER_DATA}")
-        with translate_write_errors(self.target):
-            if names:
-                logger.warning(_STARTING_OVER, self.target)
-                self.folder.rmtree()
-            _write_fingerprint(self.folder / _STARTED_FILE, fingerprint)
+        if names:
+            logger.warning(_STARTING_OVER, self.target)
+            self.folder.rmtree()
+        _write_fingerprint(self.folder / _STARTED_FILE, fingerprint)
 
     def is_done(self, _key: tuple) -> bool:
         """Returns whether an earlier run may have written this piece; the caller checks its objects."""
@@ -175,20 +151,22 @@ class BucketJob:
 
     def commit(self) -> None:
         """Marks the folder as complete."""
-        with translate_write_errors(self.target):
-            _write_fingerprint(self.folder / _COMPLETE_FILE, self.fingerprint)
-            (self.folder / _STARTED_FILE).unlink()
-
-    def __enter__(self) -> "BucketJob":
-        return self
+        _write_fingerprint(self.folder / _COMPLETE_FILE, self.fingerprint)
+        (self.folder / _STARTED_FILE).unlink()
 
     def __exit__(self, *_exception) -> None:
         """Does nothing: a bucket job holds no lock."""
 
 
-def open_job(target: str | os.PathLike, fingerprint: str) -> Job | BucketJob:
-    """Starts or resumes the job that writes `target`, a local folder or one under gs://."""
-    return (BucketJob if is_url(target) else Job)(target, fingerprint)
+@contextlib.contextmanager
+def open_job(target: str | os.PathLike, fingerprint: str) -> Iterator[Job | BucketJob]:
+    """Starts or resumes the job that writes `target`, a local folder or one under gs://.
+
+    Errors of any library about the target, such as a full disk, become an InputError.
+    """
+    location, kind = (target, BucketJob) if is_url(target) else (os.path.abspath(target), Job)
+    with translate_write_errors(location), kind(location, fingerprint) as job:
+        yield job
 
 
 def write_pieces(
@@ -218,13 +196,7 @@ def write_pieces(
         bar.update(sizes[key])
 
     with progress_bar(total, title, done, quiet) as bar, concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-        futures = [pool.submit(run, key) for key in remaining]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+        list(pool.map(run, remaining))  # an error cancels the pieces that no thread has begun
 
 
 def _has_fingerprint(file: pathlib.Path, fingerprint: str) -> bool:

@@ -17,16 +17,13 @@ from vl3_jax.errors import InputError
 
 _GCS = "gs://"
 _INSTALL = "gs:// needs `pip install vl3_jax[gcs]`"
-# HTTP status by the first word of a TensorStore or gcsfs message; other clients store the number in `code`.
-_MESSAGE_STATUS = {"PERMISSION_DENIED": 403, "Forbidden": 403, "UNAUTHENTICATED": 401, "NOT_FOUND": 404}
-# HTTP status for exception classes of several clients that carry none.
-_CLASS_STATUS = {
-    "FileNotFoundError": 404,
-    "DefaultCredentialsError": 401,
-    "RefreshError": 401,
-    "ClientConnectionError": 503,
-    "ConnectionError": 503,
-    "TransportError": 503,
+# HTTP status by the exception classes of several clients, and the first word of a TensorStore or gcsfs message; other
+# clients store the number in `code`.
+_STATUS_SIGNS = {
+    401: ("DefaultCredentialsError", "RefreshError", "UNAUTHENTICATED"),
+    403: ("PERMISSION_DENIED", "Forbidden"),
+    404: ("FileNotFoundError", "NOT_FOUND"),
+    503: ("ClientConnectionError", "ConnectionError", "TransportError"),
 }
 _STATUS_MESSAGES = {
     401: "no valid credentials; log in with `gcloud auth application-default login`",
@@ -146,14 +143,6 @@ def temporary_folder(owner: object, prefix: str) -> pathlib.Path:
     return folder
 
 
-def download_files(url: str | os.PathLike, names: Iterable[str], folder: pathlib.Path) -> None:
-    """Copies the files `names` of the folder behind a URL to a local folder."""
-    filesystem, key = open_url(url)
-    with translate_io_errors(url):
-        for name in names:
-            filesystem.get_file(f"{key.rstrip('/')}/{name}", os.fspath(folder / name))
-
-
 def atomic_write(file: epath.Path, content: bytes) -> None:
     """Writes a file so that other processes see either all of it or nothing."""
     if is_url(file):  # objects are created atomically
@@ -200,8 +189,6 @@ def translate_io_errors(location: str | os.PathLike) -> Iterator[None]:
     """Translates errors of the clients of a URL (missing, forbidden, unreachable) into an InputError."""
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:
         if is_url(location) and (message := _STATUS_MESSAGES.get(_status(error))):
             raise InputError(f"{location}: {message}") from None
@@ -219,20 +206,20 @@ def translate_write_errors(target: str | os.PathLike) -> Iterator[None]:
     except Exception as error:
         text, number = str(error), getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
-            raise InputError(
-                f"{target}: no space left on the disk; free some space and run the same command again"
-            ) from None
-        if isinstance(error, PermissionError) or "Permission denied" in text:
-            raise InputError(f"{target}: not allowed to write there; choose another folder") from None
-        if number == errno.EROFS:
-            raise InputError(f"{target}: the disk is read-only; choose another folder") from None
-        raise
+            message = "no space left on the disk; free some space and run the same command again"
+        elif isinstance(error, PermissionError) or "Permission denied" in text:
+            message = "not allowed to write there; choose another folder"
+        elif number == errno.EROFS:
+            message = "the disk is read-only; choose another folder"
+        else:
+            raise
+        raise InputError(f"{target}: {message}") from None
 
 
 def _status(error: Exception) -> int | None:
     """Returns the HTTP status of a gcsfs, google-cloud-storage or TensorStore exception, or the closest one."""
     if isinstance(code := getattr(error, "code", None), int):
         return int(code)
-    codes = [_CLASS_STATUS[parent.__name__] for parent in type(error).__mro__ if parent.__name__ in _CLASS_STATUS]
-    codes += [status for prefix, status in _MESSAGE_STATUS.items() if str(error).startswith(prefix)]
-    return codes[0] if codes else None
+    classes = {parent.__name__ for parent in type(error).__mro__}
+    found = (code for code, signs in _STATUS_SIGNS.items() if classes & {*signs} or str(error).startswith(signs))
+    return next(found, None)

@@ -22,7 +22,6 @@ def progress_bar(total: int, title: str, done: int = 0, quiet: bool = False) -> 
         desc=title,
         unit="B",
         unit_scale=True,
-        file=sys.stderr,
         disable=quiet,
         mininterval=0.5 if sys.stderr.isatty() else 10.0,
     )

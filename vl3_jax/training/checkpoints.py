@@ -4,26 +4,33 @@
     WORKDIR/checkpoints/<step>/training     what only resuming needs: moments, step, unmerged adapters
     WORKDIR/checkpoints/<step>/data         state of the data, JSON
 
-The folder of a step gets its name when it is complete, so whenever a job is killed, the last complete one is there.
+The folder of a step gets its name when it is complete, so whenever a job is killed, the last complete one is there. The
+adapters of a checkpoint are exported as a PEFT folder.
 """
 
-import re
+import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import unflatten_dict
 
-from vl3_jax.storage.paths import translate_io_errors
+from vl3_jax.checkpoint import find_tree, open_source, write_adapters
+from vl3_jax.errors import InputError
+from vl3_jax.model.linear import LoraKernel
+from vl3_jax.storage.paths import list_dir, read_json, resolve, translate_io_errors
 from vl3_jax.training.groups import flatten, map_paths, split
 from vl3_jax.training.lora import merge_adapters
 from vl3_jax.training.optimizer import Optimizer
-from vl3_jax.training.run_config import CheckpointConfig
+from vl3_jax.training.run_config import RUN_CONFIG_FILE, CheckpointConfig
 from vl3_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
-TRAINING, TRAINED = "training", "trained"
-_PARAMS, _DATA = "params", "data"
+_PARAMS, _TRAINING, _DATA = "params", "training", "data"
+_TRAINED = "trained"  # in `training` of a run with adapters: the trainable parameters by path
 
 
 class Checkpoints:
@@ -42,7 +49,7 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.Path, optimizer: Optimizer, config: CheckpointConfig, has_adapters: bool):
         options = ocp.CheckpointManagerOptions(max_to_keep=config.keep or None, enable_async_checkpointing=True)
-        items = (_PARAMS, TRAINING, _DATA)
+        items = (_PARAMS, _TRAINING, _DATA)
         with translate_io_errors(workdir):
             self._manager = ocp.CheckpointManager(workdir / FOLDER, options=options, item_names=items)
         self._optimizer, self._every, self._has_adapters = optimizer, config.every, has_adapters
@@ -63,7 +70,7 @@ class Checkpoints:
         params = jax.jit(merge_adapters)(state.params) if self._has_adapters else state.params
         items = {
             _PARAMS: ocp.args.StandardSave(params, _one_layer_per_chunk(params)),
-            TRAINING: ocp.args.StandardSave(self._training(state)),
+            _TRAINING: ocp.args.StandardSave(self._training(state)),
             _DATA: ocp.args.JsonSave(data_state),
         }
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -80,16 +87,12 @@ class Checkpoints:
           target: Shapes and shardings of the state; the mesh may be another than the one that saved.
           base: State at step 0 of a run with adapters; None of other runs.
         """
-        wanted = {TRAINING: ocp.args.StandardRestore(self._training(target))}
+        wanted = {_TRAINING: ocp.args.StandardRestore(self._training(target))}
         if base is None:
             wanted[_PARAMS] = ocp.args.StandardRestore(target.params)
         restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
-        training = restored[TRAINING]
-        if base is None:
-            params = restored[_PARAMS]
-        else:
-            trained = training[TRAINED]
-            params = map_paths(lambda path, leaf: trained.get(path, leaf), base.params)
+        training = restored[_TRAINING]
+        params = restored[_PARAMS] if base is None else map_paths(training[_TRAINED].get, base.params)
         return TrainState(training["step"], params, training["opt_state"])
 
     def wait(self) -> None:
@@ -103,15 +106,42 @@ class Checkpoints:
     def _training(self, state: TrainState) -> dict[str, Any]:
         kept = {"step": state.step, "opt_state": state.opt_state}
         if self._has_adapters:
-            kept[TRAINED] = flatten(split(state.params, self._optimizer.mask)[0])
+            kept[_TRAINED] = flatten(split(state.params, self._optimizer.mask)[0])
         return kept
 
 
 def _one_layer_per_chunk(params: Any) -> Any:
     """Returns how Orbax stores parameters: one layer per chunk, so that a layer can be read without the others."""
+    return map_paths(lambda path, _: ocp.SaveArgs(shard_axes=(0,) if "layers" in path.split("/") else ()), params)
 
-    def save_args(path, _leaf) -> ocp.SaveArgs:
-        stacked = "layers" in re.split(r"\W+", jax.tree_util.keystr(path))
-        return ocp.SaveArgs(shard_axes=(0,)) if stacked else ocp.SaveArgs()
 
-    return jax.tree_util.tree_map_with_path(save_args, params)
+def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Writes the adapters of the newest checkpoint of a LoRA run, and the modules that were trained whole.
+
+    Args:
+      workdir: Workdir of the run, local or gs://.
+      target: PEFT folder to write.
+
+    Raises:
+      InputError: Not the workdir of a run with adapters; one line.
+    """
+    folder = resolve(workdir)
+    if RUN_CONFIG_FILE not in list_dir(folder):
+        raise InputError(
+            f"{workdir}: not the workdir of a training run (no {RUN_CONFIG_FILE}); give that of a LoRA run"
+        )
+    config = read_json(folder / RUN_CONFIG_FILE)["config"]
+    lora, tree = config["lora"], find_tree(folder)
+    if not lora["rank"] or tree is None:
+        raise InputError(f"{workdir}: a run without adapters; export it with --format native or official")
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(tree.parent / _TRAINING).item_metadata.tree
+        # In this host's memory, whatever mesh wrote them.
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+        leaves = checkpointer.restore(tree.parent / _TRAINING, restore_args=arguments)[_TRAINED]
+    base, scale = jnp.empty(0), lora["alpha"] / lora["rank"]  # the base is not written
+    for kernel in [path.removesuffix("/a") for path in leaves if path.endswith("/kernel/a")]:
+        leaves[kernel] = LoraKernel(base, leaves.pop(f"{kernel}/a"), leaves.pop(f"{kernel}/b"), scale)
+    whole = unflatten_dict(dict.fromkeys(leaves, True), sep="/")
+    params, model_config = unflatten_dict(leaves, sep="/"), open_source(workdir).config
+    write_adapters(target, params, model_config, base=config["init_from"], whole=whole)

@@ -94,51 +94,48 @@ def token_losses(
     Returns:
       The losses in nats, [B, L] float32.
     """
-    return _losses(hidden, unembedding, targets, supervised, (vocab_axis, token_block, vocab_block))
+    return _losses(hidden, unembedding, targets, supervised, _Layout(vocab_axis, token_block, vocab_block))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _losses(hidden, unembedding, targets, supervised, options):
-    return _run(_forward, hidden, unembedding, (targets, supervised), options)[0]
+def _losses(hidden, unembedding, targets, supervised, layout):
+    return _run(_forward, hidden, unembedding, (targets, supervised), layout)[0]
 
 
-def _losses_forward(hidden, unembedding, targets, supervised, options):
+def _losses_forward(hidden, unembedding, targets, supervised, layout):
     trainable = unembedding.perturbed
     hidden, unembedding, targets, supervised = (x.value for x in (hidden, unembedding, targets, supervised))
-    losses, lse = _run(_forward, hidden, unembedding, (targets, supervised), options)
+    losses, lse = _run(_forward, hidden, unembedding, (targets, supervised), layout)
     # Whether the unembedding is trainable must be static in the backward pass; the pytree structure of the residuals
     # (an empty tuple or None) carries it there.
     return losses, (hidden, unembedding, targets, supervised, lse, () if trainable else None)
 
 
-def _losses_backward(options, residuals, d_losses):
+def _losses_backward(layout, residuals, d_losses):
     hidden, unembedding, targets, supervised, lse, trainable = residuals
     if isinstance(d_losses, jax.custom_derivatives.SymbolicZero):
         return None, None, None, None
     backward = functools.partial(_backward, trainable=trainable is not None)
     tokens = (targets, supervised, lse, d_losses)
-    d_hidden, d_unembedding = _run(backward, hidden, unembedding, tokens, options)
+    d_hidden, d_unembedding = _run(backward, hidden, unembedding, tokens, layout)
     return d_hidden, d_unembedding if trainable is not None else None, None, None
 
 
 _losses.defvjp(_losses_forward, _losses_backward, symbolic_zeros=True)
 
 
-def _run(function, hidden, unembedding, tokens, options):
+def _run(function, hidden, unembedding, tokens, layout):
     """Runs `function` on the whole arrays, or in a `shard_map` on each device's shards if there is a mesh."""
-    vocab_axis, token_block, vocab_block = options
     mesh = current_mesh()
     if mesh is None:
-        return function(hidden, unembedding, *tokens, layout=_Layout(vocab_axis, token_block, vocab_block))
+        return function(hidden, unembedding, *tokens, layout=layout)
     hidden_spec = partition_spec(("batch", "length", None), hidden.shape, mesh)
-    names = ("vocab", "embed") if vocab_axis == 0 else ("embed", "vocab")
+    names = ("vocab", "embed") if layout.vocab_axis == 0 else ("embed", "vocab")
     spec = partition_spec(names, unembedding.shape, mesh)
     token_axes = [*_mesh_axes(hidden_spec[0]), *_mesh_axes(hidden_spec[1])]
-    vocab_axes, width_axes = _mesh_axes(spec[vocab_axis]), _mesh_axes(spec[1 - vocab_axis])
-    layout = _Layout(
-        vocab_axis,
-        token_block,
-        vocab_block,
+    vocab_axes, width_axes = _mesh_axes(spec[layout.vocab_axis]), _mesh_axes(spec[1 - layout.vocab_axis])
+    layout = dataclasses.replace(
+        layout,
         vocab_mesh_axes=vocab_axes,
         gather_axes=tuple(axis for axis in vocab_axes if axis in token_axes),
         width_mesh_axes=width_axes,

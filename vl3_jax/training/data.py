@@ -3,7 +3,9 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -45,18 +47,16 @@ def open_held_out(config: EvalConfig, mixture: MixtureDataset) -> MixtureDataset
 
 def _open(specs: list[DatasetSpec], sample_builder: SampleBuilder) -> MixtureDataset:
     """Opens data sets; the first process builds missing indices, the others those that it did not build for them."""
-    bars: dict[str, tqdm] = {}
-
-    def on_progress(name: str, done: int, total: int) -> None:
-        if name not in bars:
-            bars[name] = tqdm(desc=f"index {name}", total=total, unit=" samples", mininterval=1.0)
-        bars[name].update(done - bars[name].n)
-
-    def opened() -> MixtureDataset:
-        return open_mixture(specs, sample_builder, build=True, on_progress=on_progress)
-
     with contextlib.ExitStack() as stack:
-        stack.callback(lambda: [bar.close() for bar in bars.values()])
+
+        @functools.cache
+        def bar(name: str, total: int) -> tqdm:
+            return stack.enter_context(tqdm(desc=f"index {name}", total=total, unit=" samples", mininterval=1.0))
+
+        def on_progress(name: str, done: int, total: int) -> None:
+            bar(name, total).update(done - bar(name, total).n)
+
+        opened = functools.partial(open_mixture, specs, sample_builder, build=True, on_progress=on_progress)
         first = opened() if jax.process_index() == 0 else None
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("indexed")
@@ -71,12 +71,10 @@ def load_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
     """
     folder = workdir / PLANS
     with translate_io_errors(folder):
-        for name in list_dir(folder):
-            if name.endswith(_SUFFIX):
-                with np.load(io.BytesIO((folder / name).read_bytes())) as arrays:
-                    offsets = np.concatenate([[0], np.cumsum(arrays["counts"], dtype=np.int64)])
-                    plan = PackingPlan(offsets, arrays["samples"].astype(np.int64))
-                mixture.planned[name.removesuffix(_SUFFIX)] = plan
+        for name in filter(lambda name: name.endswith(_SUFFIX), list_dir(folder)):
+            arrays = np.load(io.BytesIO((folder / name).read_bytes()))
+            offsets = np.concatenate([[0], np.cumsum(arrays["counts"], dtype=np.int64)])
+            mixture.planned[name.removesuffix(_SUFFIX)] = PackingPlan(offsets, arrays["samples"].astype(np.int64))
 
 
 def save_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
@@ -119,10 +117,8 @@ def total_steps(config: RunConfig, mixture: MixtureDataset, rows: int) -> tuple[
     """Returns steps and epochs of the run: `steps` in as many epochs as they take, or those of `epochs`."""
     if not config.steps:
         return len(mixture.step_plan(rows, config.epochs, config.seed)), config.epochs
-    epochs = 1
-    while len(mixture.step_plan(rows, epochs, config.seed)) < config.steps:
-        epochs += 1
-    return config.steps, epochs
+    enough = (n for n in itertools.count(1) if len(mixture.step_plan(rows, n, config.seed)) >= config.steps)
+    return config.steps, next(enough)
 
 
 # --------------------------------------------------------------------------------------------------------------- loader
@@ -165,29 +161,26 @@ def local_rows(mesh: Mesh, rows_per_step: int) -> slice:
     return slice(rows[0], rows[-1] + 1)
 
 
-def prefetch_to_device(
-    batches: Iterable[Batch], mesh: Mesh, rows_per_step: int, size: int = PREFETCH
-) -> Iterator[Batch]:
+def prefetch_to_device(batches: Iterable[Batch], mesh: Mesh, rows_per_step: int) -> Iterator[Batch]:
     """Yields the batches with their arrays on the mesh, sharded by rows; the next ones are already being transferred.
 
     Args:
       batches: Batches of a `Loader` with `rows=local_rows(mesh, rows_per_step)`.
       mesh: The mesh, see `parallel.mesh`.
       rows_per_step: Rows of a step on all hosts together.
-      size: Number of batches that are transferred before they are requested.
     """
     queue: collections.deque[Batch] = collections.deque()
     for batch in batches:
-        shapes = {name: (rows_per_step, *array.shape[1:]) for name, array in batch.arrays.items()}
-        shardings = batch_shardings(
-            {name: jax.ShapeDtypeStruct(shape, batch.arrays[name].dtype) for name, shape in shapes.items()}, mesh
-        )
-        arrays = {
-            name: jax.make_array_from_process_local_data(shardings[name], array, shapes[name])
+        whole = {
+            name: jax.ShapeDtypeStruct((rows_per_step, *array.shape[1:]), array.dtype)
             for name, array in batch.arrays.items()
         }
+        arrays = {
+            name: jax.make_array_from_process_local_data(sharding, batch.arrays[name], whole[name].shape)
+            for name, sharding in batch_shardings(whole, mesh).items()
+        }
         queue.append(dataclasses.replace(batch, arrays=arrays))
-        if len(queue) > size:
+        if len(queue) > PREFETCH:
             yield queue.popleft()
     yield from queue
 

@@ -67,8 +67,7 @@ def count_work(batch: Mapping[str, np.ndarray]) -> StepWork:
 def _segment_lengths(segments: np.ndarray) -> np.ndarray:
     """Returns the lengths of all segments of all rows, int64; `segments` is [..., N] and 0 is padding."""
     rows = np.asarray(segments).reshape(-1, np.shape(segments)[-1])
-    lengths = [np.bincount(row)[1:] for row in rows]
-    return np.concatenate(lengths).astype(np.int64) if lengths else np.zeros(0, np.int64)
+    return np.concatenate([np.zeros(0, np.int64), *(np.bincount(row)[1:] for row in rows)])
 
 
 def step_flops(
@@ -94,40 +93,35 @@ def step_flops(
     width, out = vision.hidden_size, text.hidden_size
     query, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     layer = 2 * out * query + 2 * out * kv + 3 * out * text.intermediate_size
-    adapter = _adapter_sides(out, query, kv, text.intermediate_size)
-    is_trainable = {name: name in trainable for name in (*_MODULES, "lora")}
-    below_projector = is_trainable["vision"]
-    below_llm = below_projector or is_trainable["projector"]
+    # Inputs and outputs of q and o, of k and v, and of gate, up and down.
+    adapter = 2 * (out + query) + 2 * (out + kv) + 3 * (out + text.intermediate_size)
+    tower, projector, llm, lora = (name in trainable for name in (*_MODULES, "lora"))
+    below_llm = tower or projector
     # Gradients reach a decoder layer's input for the layers and embeddings below it, too.
-    through_llm = below_llm or is_trainable["llm"] or is_trainable["lora"]
+    through_llm = below_llm or llm or lora
     patch_embed = 2 * vision.patch_dim * width
     tower_layer = 2 * (4 * width * width + 2 * width * vision.intermediate_size)
     parts = {
         "vision": [
-            (work.patches * patch_embed, False, is_trainable["vision"]),
-            (work.patches * vision.num_layers * tower_layer, is_trainable["vision"], is_trainable["vision"]),
-            (work.patch_pairs * vision.num_layers * 4 * width, is_trainable["vision"], is_trainable["vision"]),
+            (work.patches * patch_embed, False, tower),
+            (work.patches * vision.num_layers * tower_layer, tower, tower),
+            (work.patch_pairs * vision.num_layers * 4 * width, tower, tower),
         ],
         "projector": [
-            (work.vision_tokens * 2 * width * out, below_projector, is_trainable["projector"]),
-            (work.vision_tokens * 2 * out * out, below_llm, is_trainable["projector"]),
+            (work.vision_tokens * 2 * width * out, tower, projector),
+            (work.vision_tokens * 2 * out * out, below_llm, projector),
         ],
         "llm": [
-            (work.tokens * text.num_layers * 2 * layer, through_llm, is_trainable["llm"]),
+            (work.tokens * text.num_layers * 2 * layer, through_llm, llm),
             # The two products of attention have two inputs each, and no weights.
             (work.token_pairs * text.num_layers * 4 * query, through_llm, through_llm),
         ],
-        "unembed": [(work.supervised * 2 * out * text.vocab_size, through_llm, is_trainable["llm"])],
-        "lora": [(work.tokens * text.num_layers * 2 * lora_rank * adapter, through_llm, is_trainable["lora"])],
+        "unembed": [(work.supervised * 2 * out * text.vocab_size, through_llm, llm)],
+        "lora": [(work.tokens * text.num_layers * 2 * lora_rank * adapter, through_llm, lora)],
     }
     flops = {name: float(sum(f * (1 + a + b) for f, a, b in products)) for name, products in parts.items()}
     forward = float(sum(f for products in parts.values() for f, _, _ in products))
     return {**flops, "forward": forward, "total": sum(flops.values())}
-
-
-def _adapter_sides(out: int, query: int, kv: int, inner: int) -> int:
-    """Returns the summed input and output sizes of a decoder layer's q, k, v, o, gate, up and down projections."""
-    return 2 * (out + query) + 2 * (out + kv) + 3 * (out + inner)
 
 
 def recomputed_flops(

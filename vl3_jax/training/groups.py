@@ -6,7 +6,7 @@ pattern that matches names the group of the parameter.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,19 +21,25 @@ MODULES: Patterns = ((r"vision/.*", "vision"), (r"projector/.*", "projector"), (
 WITH_LORA: Patterns = ((r".*/kernel/[ab]", "lora"), *MODULES)
 
 
-def leaf_path(path: Sequence[Any]) -> str:
-    """Returns a key path of `jax.tree_util` as one string: dict keys and field names joined by slashes."""
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
-
-
 def flatten(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of a tree by path, in the order of the tree."""
-    return {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """Returns the leaves of a tree by path (dict keys and field names joined by slashes), in the order of the tree."""
+    return {_joined(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def map_paths(function, tree: Any, *rest: Any) -> Any:
+def map_paths(function: Callable, tree: Any, *rest: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
     """Maps a tree like `jax.tree.map`; the first argument of `function` is the path of the leaf."""
-    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(leaf_path(path), *leaves), tree, *rest)
+    return jax.tree.map_with_path(lambda path, *leaves: function(_joined(path), *leaves), tree, *rest, is_leaf=is_leaf)
+
+
+def kernel_sides(path: str, dimensions: tuple) -> tuple[tuple, tuple, tuple]:
+    """Splits the dimensions of a kernel (sizes, names or numbers) into stacked layers, inputs and outputs.
+
+    Attention kernels are [layers, D, heads, head_dim], and back in the output projection, which contracts both.
+    """
+    *modules, module, _ = path.split("/")
+    stacked = int("layers" in modules)
+    end_of_inputs = stacked + (2 if module == "out" else 1)
+    return dimensions[:stacked], dimensions[stacked:end_of_inputs], dimensions[end_of_inputs:]
 
 
 def assign(params: Any, patterns: Patterns) -> Any:
@@ -109,3 +115,7 @@ def split(params: Any, mask: Any) -> tuple[Any, Any]:
 def merge(trainable: Any, frozen: Any) -> Any:
     """Merges the two trees of `split` into the whole tree."""
     return jax.tree.map(lambda a, b: b if a is None else a, trainable, frozen, is_leaf=lambda leaf: leaf is None)
+
+
+def _joined(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 import tempfile
@@ -13,7 +14,8 @@ import jax
 from etils import epath
 
 from data_pipelines.mixtures import MixtureConfig
-from vl3_jax.checkpoint import load_source, open_source, sidecar_files
+from vl3_jax import config_tree
+from vl3_jax.checkpoint import load, open_source, sidecar_files
 from vl3_jax.checkpoint.names import PARTS
 from vl3_jax.checkpoint.orbax_tree import ASSETS, MODEL_INFO, model_info
 from vl3_jax.checkpoint.sources import CheckpointSource
@@ -22,7 +24,7 @@ from vl3_jax.model import VideoLLaMA3, init_params, preset
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.processing.tokenizer import Tokenizer
 from vl3_jax.storage.paths import check_bucket, list_dir, translate_io_errors
-from vl3_jax.training.run_config import RUN_CONFIG_FILE, RunConfig, check_same_run, to_record
+from vl3_jax.training.run_config import RUN_CONFIG_FILE, RunConfig, check_same_run
 
 _VOCABULARY_MULTIPLE = 64  # a random model's embedding has a multiple of so many rows, so that meshes divide them
 _SIZES = {
@@ -56,7 +58,7 @@ class InitialWeights:
     def params(self, shardings: Any, seed: int) -> dict[str, Any]:
         """Loads the weights onto their shardings, in their stored types; random ones are made there in float32."""
         if self.source is not None:
-            return load_source(self.source, shardings=shardings, quiet=jax.process_index() > 0).params
+            return load(self.source, shardings=shardings, quiet=jax.process_index() > 0).params
         make = jax.jit(init_params, static_argnums=0, out_shardings=shardings)
         return make(VideoLLaMA3(self.model_config), jax.random.key(seed))
 
@@ -93,11 +95,10 @@ def _from_checkpoint(config: RunConfig) -> InitialWeights:
 def _random(config: RunConfig) -> InitialWeights:
     if not config.tokenizer:
         raise InputError("random weights have no tokenizer: give --config.tokenizer=FOLDER")
-    count = len(Tokenizer.from_folder(config.tokenizer))
     sizes = preset(config.model)
-    vocab_size = max(
-        -(-count // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE, 0 if config.mock else sizes.text.vocab_size
-    )
+    vocab_size = math.ceil(len(Tokenizer.from_folder(config.tokenizer)) / _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    if not config.mock:
+        vocab_size = max(vocab_size, sizes.text.vocab_size)
     sizes = dataclasses.replace(sizes, text=dataclasses.replace(sizes.text, vocab_size=vocab_size))
     path = pathlib.Path(config.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +116,8 @@ def prepare_workdir(workdir: epath.Path, config: RunConfig, init: InitialWeights
     with translate_io_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         # Written first: hosts that look later see from it which run the workdir belongs to.
-        (workdir / RUN_CONFIG_FILE).write_text(to_record(config, rows))
+        record = {"config": config_tree.to_tree(config), "rows": rows}
+        (workdir / RUN_CONFIG_FILE).write_text(json.dumps(record, indent=1) + "\n")
         folder.mkdir(exist_ok=True)
         for name, content in _with_data_settings(init.files, config.data).items():
             (folder / name).write_bytes(content)
@@ -158,19 +160,16 @@ def _check_size(config: RunConfig, found: ModelConfig) -> None:
 
 def _with_data_settings(files: dict[str, bytes], data: MixtureConfig) -> dict[str, bytes]:
     """Returns the processor's files with the settings of the training data, so that inference processes media alike."""
-    settings = {
-        "image_merge_size": data.image_merge,
-        "video_merge_size": data.video_merge,
-        "fps": data.fps,
-        "max_frames": data.max_frames,
-    }
     changes = {
-        "processor_config.json": settings,
+        "processor_config.json": {
+            "image_merge_size": data.image_merge,
+            "video_merge_size": data.video_merge,
+            "fps": data.fps,
+            "max_frames": data.max_frames,
+        },
         "preprocessor_config.json": {"min_tokens": data.min_tokens},
         "config.json": {"use_token_compression": data.prune_threshold is not None},
     }
-    changed = dict(files)
-    for name, values in changes.items():
-        content = json.loads(files.get(name, b"{}")) | values
-        changed[name] = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-    return changed
+    changed = {name: json.loads(files.get(name, b"{}")) | values for name, values in changes.items()}
+    texts = {name: json.dumps(content, indent=2, ensure_ascii=False) for name, content in changed.items()}
+    return files | {name: f"{text}\n".encode() for name, text in texts.items()}

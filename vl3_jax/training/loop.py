@@ -2,11 +2,15 @@
 
 import collections
 import contextlib
+import logging
 import os
+import signal
+import threading
 from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.storage import paths
@@ -14,10 +18,11 @@ from vl3_jax.training import data, preflight, setup
 from vl3_jax.training.checkpoints import Checkpoints
 from vl3_jax.training.init import prepare_workdir, recorded_rows, resolve_init
 from vl3_jax.training.metrics import Evaluator, MetricAccumulator, MetricWriter
-from vl3_jax.training.preemption import PreemptionHandler
 from vl3_jax.training.run_config import ProfileConfig, RunConfig
 
 PROFILE = "profile"
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, workdir: str | os.PathLike) -> int:
@@ -58,12 +63,14 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         checkpoints = Checkpoints(folder, run.optimizer, config.checkpoint, has_adapters)
         stack.callback(checkpoints.close)
         done = checkpoints.latest or 0
-        writer = MetricWriter(folder, total, done, jax.process_index() == 0, config.log.tensorboard)
+        is_first = jax.process_index() == 0
+        log = logger.info if is_first else logger.debug
+        writer = MetricWriter(folder, total, done, is_first, config.log.tensorboard)
         stack.callback(writer.close)
         if done >= total:
-            writer.log(f"{folder}: all {total} steps are done")
+            log(f"{folder}: all {total} steps are done")
             return done
-        writer.log(setup.overview(run, mixture, config.seed, rows, total))
+        log(setup.overview(run, mixture, config.seed, rows, total))
         stack.enter_context(jax.set_mesh(mesh))
         state = data_state = None
         if not done or has_adapters:
@@ -87,12 +94,12 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
             pending_metrics.append((batch, step_metrics))
             stopping = preemption.should_stop(step)
             last = step == total or stopping
-            logging, saving = last or step % config.log.every == 0, last or checkpoints.is_due(step)
+            reporting, saving = last or step % config.log.every == 0, last or checkpoints.is_due(step)
             # One step behind, so that the devices never wait for the host; up to date before metrics or state are kept.
-            while len(pending_metrics) > (0 if logging or saving else 1):
+            while len(pending_metrics) > (0 if reporting or saving else 1):
                 metrics.add(*pending_metrics.popleft())
             writer.step(step)
-            if logging:
+            if reporting:
                 writer.write(step, metrics.summary(loader.log))
             if saving:
                 checkpoints.save(step, state, batch.state)
@@ -100,7 +107,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
                 writer.write(step, evaluator.measure(state.params))
                 metrics.reset()
             if stopping and step < total:
-                writer.log(f"stopped after step {step} of {total}; run the same command to resume")
+                log(f"stopped after step {step} of {total}; run the same command to resume")
                 break
         checkpoints.wait()
         return step
@@ -115,3 +122,36 @@ def _profiled(config: ProfileConfig, workdir: epath.Path, step: int):
     if config.steps and step == config.start + config.steps - 1:
         jax.effects_barrier()
         jax.profiler.stop_trace()
+
+
+class PreemptionHandler:
+    """Remembers SIGTERM and SIGINT while it is open, instead of being killed by them; a second SIGINT does kill.
+
+    With several processes SIGTERM to any of them is enough: JAX's preemption service agrees on a step.
+    """
+
+    def __init__(self):
+        self._signal: int | None = None
+        self._previous = {}
+
+    def __enter__(self) -> "PreemptionHandler":
+        if threading.current_thread() is threading.main_thread():
+            # With several processes SIGTERM belongs to the preemption service.
+            handled = [signal.SIGINT, *([signal.SIGTERM] if jax.process_count() == 1 else [])]
+            self._previous = {number: signal.signal(number, self._remember) for number in handled}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def should_stop(self, step: int) -> bool:
+        """Returns whether to stop after this step; every process must ask after every step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._signal is not None
+
+    def _remember(self, number: int, _: object) -> None:
+        if self._signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self._signal = number

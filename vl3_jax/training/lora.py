@@ -18,7 +18,7 @@ from vl3_jax.errors import InputError
 from vl3_jax.kernels.einsum import einsum
 from vl3_jax.model.linear import LoraKernel
 from vl3_jax.model.quantize import QuantizedKernel
-from vl3_jax.training.groups import leaf_path
+from vl3_jax.training.groups import kernel_sides, map_paths
 
 RANK = 64
 ALPHA = 16.0
@@ -49,19 +49,18 @@ def add_adapters(
         raise InputError(f"the rank of adapters is {rank}; give at least 1")
     unused = set(patterns)
 
-    def adapt(path: Sequence[Any], kernel: Any) -> Any:
-        path = leaf_path(path)
+    def adapt(path: str, kernel: Any) -> Any:
         matching = [pattern for pattern in patterns if path.endswith("/kernel") and re.fullmatch(pattern, path)]
         unused.difference_update(matching)
         if not matching:
             return kernel
-        stack, in_shape, out_shape = _shapes(path, kernel.shape)
+        stack, in_shape, out_shape = kernel_sides(path, kernel.shape)
         bound = math.prod(in_shape) ** -0.5
         path_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
         a = jax.random.uniform(path_key, (*stack, *in_shape, rank), jnp.float32, -bound, bound)
         return LoraKernel(kernel, a, jnp.zeros((*stack, rank, *out_shape), jnp.float32), alpha / rank)
 
-    adapted = jax.tree_util.tree_map_with_path(adapt, params, is_leaf=_is_kernel)
+    adapted = map_paths(adapt, params, is_leaf=_is_kernel)
     if unused:
         raise InputError(f"adapters: no kernel matches {min(unused)!r}; give paths such as llm/layers/attn/q/kernel")
     return adapted
@@ -76,10 +75,12 @@ def merge_adapters(params: Any) -> Any:
     def merge(kernel: Any) -> Any:
         if not _is_adapted(kernel):
             return kernel
-        base = kernel.base
+        base, a, b = kernel.base, kernel.a.astype(jnp.float32), kernel.b.astype(jnp.float32)
         if isinstance(base, QuantizedKernel):
             base = base.values * base.scale
-        return (base.astype(jnp.float32) + adapter_product(kernel)).astype(base.dtype)
+        stack, rank = base.shape[: a.ndim + b.ndim - 2 - base.ndim], a.shape[-1]
+        product = einsum("...ir,...ro->...io", a.reshape(*stack, -1, rank), b.reshape(*stack, rank, -1))
+        return (base.astype(jnp.float32) + kernel.scale * product.reshape(base.shape)).astype(base.dtype)
 
     return jax.tree.map(merge, params, is_leaf=_is_adapted)
 
@@ -87,14 +88,6 @@ def merge_adapters(params: Any) -> Any:
 def remove_adapters(params: Any) -> Any:
     """Returns the parameters without their adapters."""
     return jax.tree.map(lambda node: node.base if _is_adapted(node) else node, params, is_leaf=_is_adapted)
-
-
-def adapter_product(kernel: LoraKernel) -> jax.Array:
-    """Returns what an adapter adds to its kernel, scale * a b, in float32 and in the shape of the kernel."""
-    a, b, shape = kernel.a.astype(jnp.float32), kernel.b.astype(jnp.float32), kernel.shape
-    stack, rank = shape[: a.ndim + b.ndim - 2 - len(shape)], a.shape[-1]
-    product = einsum("...ir,...ro->...io", a.reshape(*stack, -1, rank), b.reshape(*stack, rank, -1))
-    return kernel.scale * product.reshape(shape)
 
 
 def adapter_axes(params: Any, axes: Any) -> Any:
@@ -105,16 +98,16 @@ def adapter_axes(params: Any, axes: Any) -> Any:
       axes: Logical axes of the plain tree, from `vl3_jax.model.param_axes`.
     """
 
-    def expand(path: Sequence[Any], kernel: Any, names: Any) -> Any:
+    def expand(path: str, kernel: Any, names: Any) -> Any:
         if isinstance(kernel, QuantizedKernel):
             return QuantizedKernel(names, names)
         if not isinstance(kernel, LoraKernel):
             return names
-        stack, in_axes, out_axes = _shapes(leaf_path(path), names)
+        stack, in_axes, out_axes = kernel_sides(path, names)
         base = expand(path, kernel.base, names)
         return dataclasses.replace(kernel, base=base, a=(*stack, *in_axes, None), b=(*stack, None, *out_axes))
 
-    return jax.tree_util.tree_map_with_path(expand, params, axes, is_leaf=_is_kernel)
+    return map_paths(expand, params, axes, is_leaf=_is_kernel)
 
 
 def _is_adapted(node: Any) -> bool:
@@ -123,12 +116,3 @@ def _is_adapted(node: Any) -> bool:
 
 def _is_kernel(node: Any) -> bool:
     return isinstance(node, LoraKernel | QuantizedKernel)
-
-
-def _shapes(path: str, dimensions: tuple) -> tuple[tuple, tuple, tuple]:
-    """Splits the dimensions of a kernel (sizes or names) into stacked layers, inputs and outputs."""
-    *modules, module, _ = path.split("/")
-    stacked = int("layers" in modules)
-    # The output projection of attention contracts heads and head_dim.
-    end_of_inputs = stacked + (2 if module == "out" else 1)
-    return dimensions[:stacked], dimensions[stacked:end_of_inputs], dimensions[end_of_inputs:]

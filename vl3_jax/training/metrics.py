@@ -1,9 +1,9 @@
 """The metrics of a run: accumulated between two log steps, written, and measured on held-out data."""
 
-import collections
+import contextlib
 import datetime
+import itertools
 import json
-import logging
 import math
 import os
 import sys
@@ -31,12 +31,8 @@ from vl3_jax.training.step import make_eval_step
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
-# What a host counts of its own rows, in the order in which the counts are summed over hosts.
-_COUNTS = ("samples", "tokens", "vision tokens", "patches", "kept patches", "rows", "fill", "flops")
 # Metrics in the progress bar.
 _IN_BAR = ("loss", "tokens/s", "samples/s", "mfu", "packing efficiency", "kept", "data wait")
-
-logger = logging.getLogger(__name__)
 
 
 class NotFiniteError(RuntimeError):
@@ -55,19 +51,17 @@ class MetricAccumulator:
 
     def __init__(self, config: RunConfig, model_config: ModelConfig, mixture: MixtureDataset, mesh: Mesh):
         self._flops = StepFlops(model_config, config.optimizer.learning_rates, config.lora.rank)
-        self._mixture, self._tasks = mixture, mixture.tasks
-        self._devices = mesh.devices.size
+        self._mixture, self._devices = mixture, mesh.devices.size
         self._peak = peak_flops(mesh.devices.flat[0].device_kind)
-        self._batch_counts: dict[int, np.ndarray] = {}
+        self._batch_counts: dict[int, dict[str, float]] = {}
         self.reset()
 
     def reset(self) -> None:
         """Starts anew: no steps, no time."""
         self._started, self._waited = time.perf_counter(), 0.0
-        self._sums: collections.defaultdict[str, float] = collections.defaultdict(float)
-        self._counts = np.zeros(len(_COUNTS))
-        self._latest: dict[str, float] = {}
-        self._steps = 0
+        # Of each step: what this host counts of its own rows, and what the step returned.
+        self._counts: list[dict[str, float]] = []
+        self._steps: list[dict[str, Any]] = []
 
     def observe(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yields the batches themselves and counts each while it is still in this host's memory."""
@@ -102,66 +96,57 @@ class MetricAccumulator:
                 f"{names}{' ...' if len(numbers) > 8 else ''}. Lower the learning rate or inspect them, and resume "
                 "from the last checkpoint"
             )
-        self._steps += 1
-        self._counts += self._batch_counts.pop(batch.step)
-        self._sums["loss"] += float(metrics["loss"]) * float(metrics["weight"])
-        self._sums["weight"] += float(metrics["weight"])
-        for number, task in enumerate(self._tasks):
-            self._sums[f"loss/{task}"] += float(metrics["task_loss"][number])
-            self._sums[f"weight/{task}"] += float(metrics["task_weight"][number])
-        self._sums["grad norm"] += float(metrics["grad_norm"])
-        rates = {f"learning rate/{group}": float(rate) for group, rate in metrics["learning_rates"].items()}
-        self._latest = {**rates, "epoch": batch.epoch}
+        self._counts.append(self._batch_counts.pop(batch.step))
+        self._steps.append({**metrics, "epoch": batch.epoch})
 
     def summary(self, log: SampleErrorLog) -> dict[str, float]:
-        """Returns means and speeds since the last reset, over all hosts, and resets. Every host must call this."""
+        """Returns means and speeds since the last reset, over all hosts, and resets.
+
+        Every host must call this, after at least one step.
+        """
         seconds = max(time.perf_counter() - self._started, 1e-9)
-        counts = self._counts
-        if jax.process_count() > 1:
-            counts = sum_across_hosts(counts)
-        count = dict(zip(_COUNTS, counts.tolist(), strict=True))
+        counts = np.sum([list(counts.values()) for counts in self._counts], axis=0)
+        count = dict(zip(self._counts[0], sum_across_hosts(counts).tolist(), strict=True))
+        loss, weight, norm, task_loss, task_weight = (
+            np.array([step[name] for step in self._steps], np.float64)
+            for name in ("loss", "weight", "grad_norm", "task_loss", "task_weight")
+        )
+        per_task = zip(self._mixture.tasks, task_loss.sum(axis=0), task_weight.sum(axis=0), strict=True)
         flops_per_second = count["flops"] / seconds / self._devices
         summary = {
-            "loss": self._sums["loss"] / max(self._sums["weight"], 1e-9),
-            **{
-                f"loss/{task}": self._sums[f"loss/{task}"] / self._sums[f"weight/{task}"]
-                for task in self._tasks
-                if task and self._sums[f"weight/{task}"]
-            },
-            "grad norm": self._sums["grad norm"] / max(self._steps, 1),
+            "loss": float((loss * weight).sum() / max(weight.sum(), 1e-9)),
+            **{f"loss/{task}": float(total / weight) for task, total, weight in per_task if task and weight},
+            "grad norm": float(norm.mean()),
             "tokens/s": count["tokens"] / seconds,
             "vision tokens/s": count["vision tokens"] / seconds,
             "samples/s": count["samples"] / seconds,
-            "seconds/step": seconds / max(self._steps, 1),
+            "seconds/step": seconds / len(self._steps),
             "tflops/device": flops_per_second / 1e12,
             **({"mfu": flops_per_second / self._peak} if self._peak else {}),
             "packing efficiency": count["fill"] / max(count["rows"], 1),
             "kept": count["kept patches"] / max(count["patches"], 1),
             "data wait": self._waited / seconds,
             "bad samples": log.bad,
-            **self._latest,
+            **{f"learning rate/{group}": float(rate) for group, rate in self._steps[-1]["learning_rates"].items()},
+            "epoch": self._steps[-1]["epoch"],
         }
         self.reset()
         return summary
 
-    def _count(self, batch: Batch) -> np.ndarray:
+    def _count(self, batch: Batch) -> dict[str, float]:
         arrays = batch.arrays
-        tokens = (arrays["segment_ids"] > 0).sum(axis=1)
-        patches = (arrays["patch_segment"] > 0).sum(axis=(1, 2))
-        length = arrays["segment_ids"].shape[1]
-        capacity = arrays["patch_segment"][0].size
-        fill = np.maximum(tokens / length, patches / capacity)
-        counts = {
+        is_token, is_patch = arrays["segment_ids"] > 0, arrays["patch_segment"] > 0
+        tokens, patches = is_token.sum(axis=1), is_patch.sum(axis=(1, 2))
+        return {
             "samples": (batch.samples >= 0).sum(),
             "tokens": tokens.sum(),
             "vision tokens": (arrays["vision_slot"] >= 0).sum(),
             "patches": patches.sum(),
             "kept patches": (arrays["token_patches"] >= 0).sum(),
             "rows": (tokens > 0).sum(),
-            "fill": fill.sum(),
+            "fill": np.maximum(is_token.mean(axis=1), is_patch.mean(axis=(1, 2))).sum(),
             "flops": self._flops(arrays),
         }
-        return np.array([float(counts[name]) for name in _COUNTS])
 
 
 class MetricWriter:
@@ -176,7 +161,8 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: str | epath.Path, total: int, done: int, active: bool, tensorboard: bool = True):
-        self._active = active
+        self._active, self._writer, self._buffer = active, None, None
+        self._path, self._events = (epath.Path(workdir) / name for name in (METRICS, TENSORBOARD))
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -186,18 +172,14 @@ class MetricWriter:
             mininterval=0.5 if sys.stderr.isatty() else 10.0,
             dynamic_ncols=True,
         )
-        self._writer = self._buffer = None
         if not active:
             return
-        workdir = epath.Path(workdir)
-        self._path = workdir / METRICS
         # A file on an object store cannot be appended to, so its lines are kept and written again.
         self._lines = _lines_up_to(self._path, done) if self._path.exists() else []
-        self._rewrite()
+        self._path.write_text("".join(self._lines))
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._events = workdir / TENSORBOARD
             if is_url(workdir):
                 # tensorboardX writes to gs:// in a thread, after an error in which the run would wait forever.
                 self._buffer = tempfile.TemporaryDirectory(prefix="vl3-events-")
@@ -215,17 +197,16 @@ class MetricWriter:
         record = {"step": step, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **values}
         record = {name: _json_number(value) for name, value in record.items()}
         self._lines.append(json.dumps(record) + "\n")
-        self._append()
+        if is_url(self._path):
+            self._path.write_text("".join(self._lines))
+        else:
+            with self._path.open("a") as file:
+                file.write(self._lines[-1])
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name.replace(" ", "_"), value, step)
             self._writer.flush()
             self._copy_events()
-
-    def log(self, text: str) -> None:
-        """Logs a text on the first host."""
-        if self._active:
-            logger.info("%s", text)
 
     def close(self) -> None:
         """Closes the progress bar and the event file."""
@@ -240,33 +221,19 @@ class MetricWriter:
             for file in os.scandir(self._buffer.name):
                 (self._events / file.name).write_bytes(epath.Path(file.path).read_bytes())
 
-    def _append(self) -> None:
-        if is_url(self._path):
-            self._rewrite()
-            return
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(self._lines[-1])
-
-    def _rewrite(self) -> None:
-        self._path.write_text("".join(self._lines))
-
 
 def _lines_up_to(path: epath.Path, step: int) -> list[str]:
     """Returns the lines of metrics.jsonl up to a step."""
     kept = []
     for line in path.read_text().splitlines(keepends=True):
-        try:
+        with contextlib.suppress(ValueError, KeyError):  # the last line of a job that was killed may be cut off
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError):  # the last line of a job that was killed may be cut off
-            continue
     return kept
 
 
 def _short(value: float) -> str:
-    if abs(value) >= 1000:
-        return f"{value / 1000:.3g}k"
-    return f"{value:.3g}"
+    return f"{value / 1000:.3g}k" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _json_number(value):
@@ -288,12 +255,9 @@ class Evaluator:
     def measure(self, params: Any) -> dict[str, float]:
         """Returns the mean loss of a supervised token, in nats."""
         assert self._held_out is not None
-        loss = weight = 0.0
         with build_loader(self._config, self._held_out, self._mesh, self._rows) as loader:
-            steps = min(self._config.eval.steps or len(loader), len(loader))
-            for number, batch in enumerate(prefetch_to_device(loader, self._mesh, self._rows), start=1):
-                sums = jax.device_get(self._step(params, batch.arrays))
-                loss, weight = loss + float(sums.loss), weight + float(sums.weight)
-                if number == steps:
-                    break
-        return {"held-out loss": loss / max(weight, 1e-9)}
+            batches = prefetch_to_device(loader, self._mesh, self._rows)
+            first = itertools.islice(batches, self._config.eval.steps or None)
+            sums = [jax.device_get(self._step(params, batch.arrays)) for batch in first]
+        weight = sum(float(batch.weight) for batch in sums)
+        return {"held-out loss": sum(float(batch.loss) for batch in sums) / max(weight, 1e-9)}

@@ -6,7 +6,7 @@ apply; here it is applied unless `clip` is 0.
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import optax
 from jax.typing import ArrayLike
 
 from vl3_jax.errors import InputError
-from vl3_jax.training.groups import MODULES, Patterns, assign, flatten, map_paths, split, trainable_mask
+from vl3_jax.training.groups import MODULES, Patterns, assign, flatten, kernel_sides, map_paths, split, trainable_mask
 
 KINDS = ("adamw", "muon")
 # Leaves without weight decay: biases, and the scales of LayerNorm and RMSNorm.
@@ -94,7 +94,7 @@ class Optimizer:
 
     def init(self, params: Any) -> optax.OptState:
         """Returns the state at step 0: float32 moments of the trainable parameters, nothing of the frozen ones."""
-        return self.transform.init(_to_float32(split(params, self.mask)[0]))
+        return self.transform.init(optax.tree.cast(split(params, self.mask)[0], jnp.float32))
 
     def update(self, gradients: Any, opt_state: optax.OptState, trainable: Any) -> tuple[Any, optax.OptState]:
         """Applies one step.
@@ -107,9 +107,9 @@ class Optimizer:
         Returns:
           The trainable half after the step, in its own types, and the new state.
         """
-        updates, opt_state = self.transform.update(_to_float32(gradients), opt_state, _to_float32(trainable))
-        new = jax.tree.map(lambda p, u: (p.astype(jnp.float32) + u).astype(p.dtype), trainable, updates)
-        return new, opt_state
+        gradients, params = (optax.tree.cast(tree, jnp.float32) for tree in (gradients, trainable))
+        updates, opt_state = self.transform.update(gradients, opt_state, params)
+        return optax.apply_updates(trainable, updates), opt_state
 
     def learning_rates(self, step: jax.Array) -> dict[str, ArrayLike]:
         """Returns the learning rate of each group at a step (from 0)."""
@@ -132,17 +132,17 @@ def make_optimizer(config: OptimizerConfig, params: Any, steps: int) -> Optimize
         raise InputError(f"steps is {steps}; give at least 1")
     groups = assign(params, config.groups)
     mask = trainable_mask(groups, config.learning_rates)
-    for path, leaf in flatten(split(params, mask)[0]).items():
+    trainable, trainable_groups = split(params, mask)[0], split(groups, mask)[0]
+    for path, leaf in flatten(trainable).items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise InputError(f"parameter {path} is {leaf.dtype} and cannot be trained; freeze its group")
-    trainable_groups, _ = split(groups, mask)
     multiplier = schedule(steps, config.warmup_steps(steps))
     transforms = []
     if config.clip:
         transforms.append(optax.clip_by_global_norm(config.clip))
-    transforms.append(_muon(config, trainable_groups) if config.kind == "muon" else _adam(config))
+    transforms.append(_muon(config, trainable) if config.kind == "muon" else _adam(config))
     if config.weight_decay:
-        decays = map_paths(lambda path, _: path.rsplit("/", 1)[-1] not in NO_DECAY, trainable_groups)
+        decays = map_paths(lambda path, _: path.rsplit("/", 1)[-1] not in NO_DECAY, trainable)
         transforms.append(optax.add_decayed_weights(config.weight_decay, decays))
     by_group: dict[Hashable, optax.GradientTransformation] = {
         group: optax.scale_by_learning_rate(lambda step, rate=rate: rate * multiplier(step))
@@ -153,55 +153,38 @@ def make_optimizer(config: OptimizerConfig, params: Any, steps: int) -> Optimize
     return Optimizer(config, multiplier, groups, mask, optax.chain(*transforms))
 
 
-def _to_float32(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
-
-
 def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.first_moment_dtype)
 
 
 def _muon(config: OptimizerConfig, trainable: Any) -> optax.GradientTransformation:
+    """Gives orthogonal matrices the root mean square of AdamW's updates, 0.2, so that one rate serves both."""
+
     def dimensions(tree: Any) -> Any:
-        return map_paths(lambda path, _: matrix_dimensions(path), tree)
+        return map_paths(lambda path, leaf: matrix_dimensions(path, leaf.ndim), tree)
+
+    def rescale(update: jax.Array, matrix: Sequence[Sequence[int]]) -> jax.Array:
+        return 0.2 * math.sqrt(max(math.prod(update.shape[axis] for axis in side) for side in matrix)) * update
 
     muon = optax.chain(
         optax.contrib.scale_by_muon(
             beta=config.muon_beta, mu_dtype=config.first_moment_dtype, weight_dimension_numbers=dimensions
         ),
-        _scale_like_adam(dimensions),
+        optax.stateless(lambda updates, _params: jax.tree.map(rescale, updates, dimensions(updates))),
     )
-    labels = map_paths(lambda path, _: "adam" if matrix_dimensions(path) is None else "muon", trainable)
+    labels = map_paths(lambda path, leaf: "muon" if matrix_dimensions(path, leaf.ndim) else "adam", trainable)
     return optax.partition({"muon": muon, "adam": _adam(config)}, labels)
 
 
-def _scale_like_adam(dimensions: Callable[[Any], Any]) -> optax.GradientTransformation:
-    """Gives an orthogonal matrix the root mean square of AdamW's updates, 0.2, so that one rate serves both."""
+def matrix_dimensions(path: str, ndim: int) -> optax.contrib.MuonDimensionNumbers | None:
+    """Returns which of the `ndim` dimensions of a kernel are its rows and columns; None for a parameter of no matrix.
 
-    def scale(update: jax.Array, matrix: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
-        sides = (math.prod(update.shape[axis] for axis in side) for side in matrix)
-        return 0.2 * math.sqrt(max(sides)) * update
-
-    def update(updates: Any, _params: Any = None) -> Any:
-        return jax.tree.map(scale, updates, dimensions(updates))
-
-    return optax.stateless(update)
-
-
-def matrix_dimensions(path: str) -> optax.contrib.MuonDimensionNumbers | None:
-    """Returns which dimensions of a kernel are its rows and columns; None for a parameter that is no matrix.
-
-    Attention kernels are [layers, D, heads, head_dim] and back; stacked layers are matrices of their own. Text
-    embeddings, the output head and adapters are left to AdamW, like biases and norms. The patch embedding is a matrix
-    like others: its inputs are nearly the same in all patches but for a few directions, which carry the image and
-    which AdamW finds late.
+    Stacked layers are matrices of their own. Text embeddings, the output head and adapters are left to AdamW, like
+    biases and norms. The patch embedding is a matrix like others: its inputs are nearly the same in all patches but for
+    a few directions, which carry the image and which AdamW finds late.
     """
     *modules, module, kind = path.split("/")
     if kind != "kernel" or not ("layers" in modules or modules == ["projector"] or module == "patch_embed"):
         return None
-    first = int("layers" in modules)
-    if module == "out":
-        return optax.contrib.MuonDimensionNumbers((first, first + 1), (first + 2,))
-    if module in ("q", "k", "v"):
-        return optax.contrib.MuonDimensionNumbers((first,), (first + 1, first + 2))
-    return optax.contrib.MuonDimensionNumbers((first,), (first + 1,))
+    _, inputs, outputs = kernel_sides(path, tuple(range(ndim)))
+    return optax.contrib.MuonDimensionNumbers(inputs, outputs)

@@ -59,20 +59,13 @@ def run_on_all_hosts(step: Callable[[], None]) -> None:
         message = str(error)
     except OSError as error:
         message = f"{type(error).__name__}: {error}"
-    messages = _gather(message)
-    for rank, message in enumerate(messages):
-        if message:
-            name, _, text = message.partition("\n")
-            raise InputError(f"host {rank} ({name}): {text}")
-
-
-def _gather(text: str) -> list[str]:
-    """Gathers a text from every process; "" from those without an error."""
-    message = f"{socket.gethostname()}\n{text}".encode()[:_LENGTH] if text else b""
-    padded = np.zeros(_LENGTH, np.uint8)
-    padded[: len(message)] = np.frombuffer(message, np.uint8)
+    own = f"({socket.gethostname()}): {message}" if message else ""
+    padded = np.frombuffer(own.encode()[:_LENGTH].ljust(_LENGTH, b"\0"), np.uint8)
     rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, _LENGTH)
-    return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
+    for rank, row in enumerate(rows):
+        text = row.tobytes().rstrip(b"\0").decode(errors="replace")
+        if text:
+            raise InputError(f"host {rank} {text}")
 
 
 def _devices(expected: int) -> None:
@@ -90,7 +83,7 @@ def _devices(expected: int) -> None:
 def _write_probe(probe: epath.Path) -> None:
     """Writes a small file into the workdir."""
     check_bucket(probe.parent)
-    with _writing(probe.parent), translate_io_errors(probe.parent):
+    with _writing(probe.parent):
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_text("a test whether the workdir can be written")
 
@@ -100,7 +93,7 @@ def _read_probe(probe: epath.Path) -> None:
     if probe.name not in list_dir(probe.parent):
         raise InputError(f"{probe.parent}: not the folder that the first host wrote to; all hosts need to share it")
     own = probe.parent / f"{_PROBE}-{jax.process_index()}"
-    with _writing(probe.parent), translate_io_errors(probe.parent):
+    with _writing(probe.parent):
         own.write_text("")
         own.unlink()
 
@@ -112,18 +105,18 @@ def _writable(workdir: epath.Path) -> None:
         with translate_io_errors(workdir):
             (workdir / _PROBE).unlink()
         return
-    folder = pathlib.Path(workdir)
-    while not folder.exists():
-        folder = folder.parent
+    path = pathlib.Path(workdir)
+    folder = next(filter(pathlib.Path.exists, (path, *path.parents)))
     with _writing(workdir), tempfile.NamedTemporaryFile(dir=folder, prefix=_PROBE):
         pass
 
 
 @contextlib.contextmanager
 def _writing(folder: os.PathLike) -> Iterator[None]:
-    """Turns errors of a local file system into one InputError."""
+    """Turns errors of a local file system, and those of the clients of a URL, into an InputError."""
     try:
-        yield
+        with translate_io_errors(folder):
+            yield
     except OSError as error:
         if is_url(folder):
             raise

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import BAD_SHARE
@@ -18,20 +19,13 @@ from vl3_jax.training import lora
 from vl3_jax.training.groups import MODULES, WITH_LORA
 from vl3_jax.training.optimizer import OptimizerConfig
 
-# Settings that may change when a run is resumed: they move work around, but do not change what is learned.
-MUTABLE_ON_RESUME = (
-    "mesh",
-    "cpu_devices",
-    "expect_devices",
-    "remat",
-    "loader",
-    "log",
-    "checkpoint",
-    "eval",
-    "profile",
-    "batch.grad_accum_steps",
-)
+# Settings that may change when a run is resumed: they move work around or tell about it, but do not change what is
+# learned.
+_PLACEMENT = ("mesh", "cpu_devices", "expect_devices", "remat", "loader", "batch.grad_accum_steps")
+_OBSERVATION = ("log", "checkpoint", "eval", "profile")
+MUTABLE_ON_RESUME = _PLACEMENT + _OBSERVATION
 RUN_CONFIG_FILE = "config.json"
+MODELS = ("2b", "7b")  # presets of the released models
 MOCK = "mock"
 MOCK_LEARNING_RATE = 1e-3  # at the rates of a trained model a random one learns nothing
 SYNTHETIC_DATA = "synthetic://train/stage3?count=400"
@@ -227,10 +221,9 @@ class RunConfig:
 
 def train_config(
     variant: str,
-    *,
-    models: Sequence[str],
     data: MixtureConfig | ConfigDict,
     learning_rates: Mapping[str, float],
+    models: Sequence[str] = MODELS,
     **settings: Any,
 ) -> ConfigDict:
     """Builds the configuration of a run, for a file of `configs/` to return.
@@ -238,10 +231,10 @@ def train_config(
     Args:
       variant: One of `models`, "mock", or both joined by a comma; the first of `models` where it names none. "mock"
         shrinks the run to a tiny model on synthetic data, for any machine.
-      models: Model presets that this run exists for.
       data: The mixture, or the configuration of one.
       learning_rates: Peak learning rate of each group of parameters, 0 for a frozen one: "vision", "projector", "llm",
         and "lora" where there are adapters.
+      models: Model presets that this run exists for.
       **settings: Other values, with `__` for the dot: `optimizer__clip=0.0`.
 
     Raises:
@@ -313,30 +306,18 @@ def load(name: str | os.PathLike, changes: Sequence[str] = ()) -> RunConfig:
     return config_tree.from_tree(RunConfig, config)
 
 
-def to_record(config: RunConfig, rows: int) -> str:
-    """Returns the content of a workdir's `config.json`: the settings, and the rows of a step that they came to."""
-    return json.dumps({"config": config_tree.to_tree(config), "rows": rows}, indent=1) + "\n"
-
-
 def check_same_run(workdir: os.PathLike, recorded: Mapping[str, Any], config: RunConfig) -> None:
     """Compares the record of a workdir with a configuration.
 
     Raises:
       InputError: They differ in a setting that may not change; names the first.
     """
-    before, now = _flat(recorded["config"]), _flat(json.loads(json.dumps(config_tree.to_tree(config))))
+    mutable = tuple(f"{name}." for name in MUTABLE_ON_RESUME)
+    as_json = json.loads(json.dumps(config_tree.to_tree(config)))
+    before, now = flatten_dict(recorded["config"], sep="."), flatten_dict(as_json, sep=".")
     for key in [*before, *now]:
-        if any(key == mutable or key.startswith(mutable + ".") for mutable in MUTABLE_ON_RESUME):
-            continue
-        if before.get(key) != now.get(key):
+        if before.get(key) != now.get(key) and not f"{key}.".startswith(mutable):
             raise InputError(
                 f"{workdir}: belongs to a run with {key} = {before.get(key)!r}, now it is {now.get(key)!r}; "
                 "resume it with the same settings, or give another --workdir"
             )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -4,7 +4,6 @@ Nothing is allocated or compiled here, so a mesh of devices that do not exist ca
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,7 @@ from vl3_jax.training import lora
 from vl3_jax.training.groups import flatten
 from vl3_jax.training.optimizer import Optimizer, make_optimizer
 from vl3_jax.training.run_config import BatchConfig, RunConfig
-from vl3_jax.training.state import TrainState, abstract_state, new_state, state_shardings
+from vl3_jax.training.state import TrainState, new_state, state_shardings
 from vl3_jax.training.step import make_train_step
 
 ROW_AXES = ("data", "fsdp")  # mesh axes that split the rows of a step
@@ -78,20 +77,21 @@ def build_train_setup(
             return params
         return lora.add_adapters(params, jax.random.key(config.seed), settings.patterns, settings.rank, settings.alpha)
 
-    remat, dtypes = config.remat, {"param_dtype": config.param_dtype, "frozen_dtype": config.frozen_dtype}
+    remat = config.remat
     model = VideoLLaMA3(model_config, jnp.dtype(config.dtype), jnp.dtype(config.param_dtype), remat.vision, remat.text)
-    shapes = jax.eval_shape(adapted, abstract_params(model_config, config.param_dtype))
-    optimizer = make_optimizer(config.optimizer, shapes, steps)
-    init_state = functools.partial(new_state, optimizer, **dtypes)
-    state = abstract_state(optimizer, shapes, **dtypes)
+    shapes = abstract_params(model_config, config.param_dtype)
+    optimizer = make_optimizer(config.optimizer, jax.eval_shape(adapted, shapes), steps)
+
+    def init_state(params: Any) -> TrainState:
+        return new_state(optimizer, adapted(params), config.param_dtype, config.frozen_dtype)
+
+    state = jax.eval_shape(init_state, shapes)
     shardings = state_shardings(state, model_config, mesh)
     step = make_train_step(
         model, optimizer, grad_accum_steps=grad_accum_steps(config.batch, mesh, rows), tasks=tasks, shardings=shardings
     )
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
-    )
-    return TrainSetup(mesh, model, optimizer, lambda params: init_state(adapted(params)), state, step)
+    state = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), state, shardings)
+    return TrainSetup(mesh, model, optimizer, init_state, state, step)
 
 
 def row_parts(config: BatchConfig, mesh: Mesh) -> int:
@@ -141,7 +141,7 @@ def overview(setup: TrainSetup, mixture: MixtureDataset, seed: int, rows: int, s
     lines = [
         f"mesh      {axes}: {mesh.devices.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} processes",
         f"data      {len(plan.samples):,} samples an epoch in {len(plan):,} rows of {shape.length:,} tokens and "
-        f"{shape.patches * shape.vision_rows:,} patches, {efficiency.max_fill:.0%} full",
+        f"{shape.patches * shape.vision_rows:,} patches, {efficiency.either:.0%} full",
         f"steps     {steps:,} of {rows} rows, about {rows * len(plan.samples) / max(len(plan), 1):.0f} samples",
         f"memory    {memory / 2**30:.2f} GiB a device for parameters and optimizer",
         f"{'parameter':44} {'shape':>24} {'type':>9}  {'sharding':30} learning rate",

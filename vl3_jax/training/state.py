@@ -52,13 +52,6 @@ def new_state(
     return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
 
 
-def abstract_state(
-    optimizer: Optimizer, params: Any, param_dtype: DTypeLike | None = None, frozen_dtype: DTypeLike | None = None
-) -> TrainState:
-    """Returns the shapes and types of `new_state` without allocating it; `params` may be shapes."""
-    return jax.eval_shape(lambda tree: new_state(optimizer, tree, param_dtype, frozen_dtype), params)
-
-
 def state_shardings(state: TrainState, config: ModelConfig, mesh: Mesh) -> TrainState:
     """Returns the `NamedSharding` of each leaf of a state.
 

@@ -115,10 +115,6 @@ def make_eval_step(model: VideoLLaMA3, tasks: int = 1) -> Callable[[Any, Batch],
 
 def _accumulate(gradient: Callable, trainable: Any, batch: Batch, steps: int, tasks: int) -> tuple[LossSums, Any]:
     """Sums losses and float32 gradients over `steps` microbatches, one after another."""
-
-    def to_float32(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
-
     rows = len(batch["tokens"])
     if steps < 1 or rows % steps:
         raise InputError(
@@ -126,17 +122,16 @@ def _accumulate(gradient: Callable, trainable: Any, batch: Batch, steps: int, ta
         )
     if steps == 1:
         gradients, sums = gradient(trainable, batch)
-        return sums, to_float32(gradients)
+        return sums, optax.tree.cast(gradients, jnp.float32)
     interleaved = {name: array.reshape(rows // steps, steps, *array.shape[1:]) for name, array in batch.items()}
 
     def add(totals: tuple[LossSums, Any], index: jax.Array) -> tuple[tuple[LossSums, Any], None]:
         gradients, sums = gradient(trainable, _microbatch(interleaved, index))
-        return jax.tree.map(jnp.add, totals, (sums, to_float32(gradients))), None
+        return jax.tree.map(jnp.add, totals, (sums, optax.tree.cast(gradients, jnp.float32))), None
 
     zero, by_task = jnp.zeros([], jnp.float32), jnp.zeros(tasks, jnp.float32)
-    zero_gradients = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable)
-    totals, _ = jax.lax.scan(add, (LossSums(zero, zero, by_task, by_task), zero_gradients), jnp.arange(steps))
-    return totals
+    start = LossSums(zero, zero, by_task, by_task), optax.tree.zeros_like(trainable, jnp.float32)
+    return jax.lax.scan(add, start, jnp.arange(steps))[0]
 
 
 def _microbatch(interleaved: Batch, index: jax.Array) -> Batch:

@@ -36,32 +36,31 @@ def box_of_two(sampler: SceneSampler) -> Example:
 
 def caption(sampler: SceneSampler) -> Example:
     """Colour, name and position of the only object."""
-    placed, height, width = object_in_cell(sampler)
-    scene = sampler.scene(height, width, placed)
-    answer = f"{object_phrase(placed.sprite)} {position_phrase(position_of(placed.box, height, width))}"
-    return Example((scene,), ((sampler.choice(CAPTION), answer),), {"answer": answer, "media": [scene.facts()]})
+    scene = object_in_cell(sampler)
+    (placed,) = scene.objects
+    position = position_phrase(position_of(placed.box, scene.height, scene.width))
+    answer = f"{object_phrase(placed.sprite.colour, placed.sprite.name)} {position}"
+    return Example((scene,), ((sampler.choice(CAPTION), answer),))
 
 
 def caption_of_two(sampler: SceneSampler) -> Example:
     """Colours and names of two objects, left before right or top before bottom."""
     scene = several(sampler, 2)
-    answer = " and ".join(object_phrase(placed.sprite) for placed in scene.objects)
-    return Example((scene,), ((sampler.choice(CAPTION_BOTH), answer),), {"answer": answer, "media": [scene.facts()]})
+    answer = " and ".join(object_phrase(placed.sprite.colour, placed.sprite.name) for placed in scene.objects)
+    return Example((scene,), ((sampler.choice(CAPTION_BOTH), answer),))
 
 
 def talk(sampler: SceneSampler) -> Example:
     """Several questions about one object, which give far more supervision per image."""
-    placed, height, width = object_in_cell(sampler)
-    scene = sampler.scene(height, width, placed)
-    sprite = placed.sprite
+    scene = object_in_cell(sampler)
+    (placed,) = scene.objects
     turns = [
-        (sampler.choice(NAME), sprite.name),
-        (sampler.choice(COLOUR), sprite.colour),
-        (sampler.choice(POSITION), position_of(placed.box, height, width)),
+        (sampler.choice(NAME), placed.sprite.name),
+        (sampler.choice(COLOUR), placed.sprite.colour),
+        (sampler.choice(POSITION), position_of(placed.box, scene.height, scene.width)),
         _box_turn(sampler, scene, placed),
     ]
-    turns = sampler.sample(turns, 3)
-    return Example((scene,), tuple(turns), {"answer": turns[0][1], "media": [scene.facts()]})
+    return Example((scene,), tuple(sampler.sample(turns, 3)))
 
 
 def talk_of_two(sampler: SceneSampler) -> Example:
@@ -74,15 +73,12 @@ def talk_of_two(sampler: SceneSampler) -> Example:
             (sampler.choice(WHICH).format(colour=placed.sprite.colour), placed.sprite.name),
             _box_turn(sampler, scene, placed),
         ]
-    turns = sampler.sample(turns, 4)
-    return Example((scene,), tuple(turns), {"answer": turns[0][1], "media": [scene.facts()]})
+    return Example((scene,), tuple(sampler.sample(turns, 4)))
 
 
 def _box(sampler: SceneSampler, scene: Scene, placed: PlacedObject) -> Example:
-    turn = _box_turn(sampler, scene, placed)
-    box_in_thousandths = thousandths(placed.box, scene.height, scene.width)
-    reference = {"answer": turn[1], "asked": placed.sprite.name, "box": box_in_thousandths, "media": [scene.facts()]}
-    return Example((scene,), (turn,), reference)
+    details = {"asked": placed.sprite.name, "box": thousandths(placed.box, scene.height, scene.width)}
+    return Example((scene,), (_box_turn(sampler, scene, placed),), details)
 
 
 def _box_turn(sampler: SceneSampler, scene: Scene, placed: PlacedObject) -> tuple[str, str]:

@@ -2,8 +2,7 @@
 
 from data_pipelines.synthetic.samples import Example
 from data_pipelines.synthetic.scene_sampler import CELL, READABLE, SceneSampler
-from data_pipelines.synthetic.scenes import Track
-from data_pipelines.synthetic.vocabulary import COLOURS, NAMES
+from data_pipelines.synthetic.vocabulary import NAMES
 
 WATCH = ("Say each digit when it appears.", "Call out every new digit.", "Tell me when a digit appears.")
 # Seconds. The request comes before the first frame: supervision would treat one inside the stream as a cue to speak.
@@ -30,7 +29,7 @@ def stream(sampler: SceneSampler) -> Example:
         is_digit = last or sampler.bernoulli(_DIGIT)
         kind = "digit" if is_digit else sampler.choice(_OTHERS)
         name = sampler.choice(NAMES[kind])
-        sprite = sampler.sprite(kind, name, sampler.choice(list(COLOURS)), sampler.integer(READABLE, CELL - 1))
+        sprite = sampler.sprite(kind, name, sampler.colour(), sampler.integer(READABLE, CELL - 1))
         stop = frame + 1
         while stop < num_frames and sampler.bernoulli(_STAYS):
             stop += 1
@@ -38,17 +37,11 @@ def stream(sampler: SceneSampler) -> Example:
         if not last:
             cell = sampler.choice(free_cells)
             region, free_from[cell] = regions[cell], stop + 1  # a frame's gap: objects do not replace each other
-        placed = sampler.place_object(sprite, region)
-        corners = [(placed.x, placed.y) if frame <= other < stop else None for other in range(num_frames)]
-        tracks.append(Track(sprite, tuple(corners)))
+        tracks.append(sampler.place_object(sprite, region).during(frame, stop, num_frames))
         if is_digit:
             words[frame] = name
     video = sampler.video(height, width, num_frames, *tracks, noise_probability=0.15)
     utterances = [("user", sampler.choice(WATCH), REQUEST_TIME)]
     utterances += [("assistant", name, float(frame)) for frame, name in words.items()]
-    reference = {
-        "answer": ", ".join(words.values()),
-        "words": [words.get(frame) for frame in range(num_frames)],
-        "media": [video.facts()],
-    }
-    return Example((video,), (), reference, tuple(utterances))
+    details = {"answer": ", ".join(words.values()), "words": [words.get(frame) for frame in range(num_frames)]}
+    return Example((video,), (), details, tuple(utterances))

@@ -6,11 +6,11 @@ named object, and reading the time labels of frames.
 
 import zlib
 
-from data_pipelines.synthetic.formats import box_answer, position_phrase, span_answer
+from data_pipelines.synthetic.formats import box_answer, object_phrase, position_phrase, span_answer
 from data_pipelines.synthetic.samples import Example
 from data_pipelines.synthetic.scene_sampler import SceneSampler
 from data_pipelines.synthetic.tasks import counting, grounding, naming, videos
-from data_pipelines.synthetic.vocabulary import COLOURS, DIGITS, DIRECTIONS, POSITIONS, with_article
+from data_pipelines.synthetic.vocabulary import DIGITS, DIRECTIONS, POSITIONS
 from vl3_jax.processing.chat_template import time_label
 
 SUM = ("What is {a} + {b}?", "{a} + {b} = ?", "Add {a} and {b}.")
@@ -47,10 +47,10 @@ def copy(sampler: SceneSampler) -> Example:
     elif form == 1:
         text = " and ".join(name for _, name in sampler.distinct_names(sampler.integer(1, 3)))
     elif form == 2:
-        ((_, name),) = sampler.distinct_names(1)
-        text = f"{_phrase(sampler.choice(list(COLOURS)), name)} {position_phrase(sampler.choice(POSITIONS))}"
+        _, name = sampler.kind_and_name()
+        text = f"{object_phrase(sampler.colour(), name)} {position_phrase(sampler.choice(POSITIONS))}"
     elif form == 3:
-        ((_, name),) = sampler.distinct_names(1)
+        _, name = sampler.kind_and_name()
         text = box_answer(name, _random_box(sampler))
     else:
         start = sampler.integer(0, 8)
@@ -61,15 +61,13 @@ def copy(sampler: SceneSampler) -> Example:
 def recall(sampler: SceneSampler) -> Example:
     """A scene described in words, and one of the questions that are asked about images."""
     count = sampler.integer(1, 3)
-    objects = sampler.distinct_names(count)
-    colours = sampler.distinct_colours(count)
+    looks = sampler.distinct_looks(count)
     positions = sampler.sample(POSITIONS, count)
-    description = " ".join(
-        f"There is {_phrase(colour, name)} {position_phrase(position)}."
-        for (_, name), colour, position in zip(objects, colours, positions, strict=True)
-    )
+    objects = [object_phrase(colour, name) for _, name, colour in looks]
+    captions = [f"{phrase} {position_phrase(position)}" for phrase, position in zip(objects, positions, strict=True)]
+    description = " ".join(f"There is {caption}." for caption in captions)
     asked = sampler.integer(0, count - 1)
-    name, colour, position = objects[asked][1], colours[asked], positions[asked]
+    (_, name, colour), position = looks[asked], positions[asked]
     options = [
         (sampler.choice(naming.COLOUR_OF).format(name=name), colour),
         (sampler.choice(grounding.WHICH).format(colour=colour), name),
@@ -81,25 +79,20 @@ def recall(sampler: SceneSampler) -> Example:
             (sampler.choice(grounding.NAME), name),
             (sampler.choice(naming.COLOUR), colour),
             (sampler.choice(counting.POSITION), position),
-            (sampler.choice(grounding.CAPTION), f"{_phrase(colour, name)} {position_phrase(position)}"),
+            (sampler.choice(grounding.CAPTION), captions[0]),
         ]
     if count == 2:
-        both = " and ".join(_phrase(colour, name) for (_, name), colour in zip(objects, colours, strict=True))
-        options.append((sampler.choice(grounding.CAPTION_BOTH), both))
+        options.append((sampler.choice(grounding.CAPTION_BOTH), " and ".join(objects)))
     question, answer = sampler.choice(options)
     return _text(f"{description} {question}", answer)
 
 
 def boxes(sampler: SceneSampler) -> Example:
     """One to three objects with their boxes, one of which is asked for."""
-    names = [name for _, name in sampler.distinct_names(sampler.integer(1, 3))]
-    all_boxes = [_random_box(sampler) for _ in names]
-    description = " ".join(
-        f"The {name} is at {','.join(map(str, box))}." for name, box in zip(names, all_boxes, strict=True)
-    )
-    asked = sampler.integer(0, len(names) - 1)
-    question = sampler.choice(grounding.BOX).format(name=names[asked])
-    return _text(f"{description} {question}", box_answer(names[asked], all_boxes[asked]))
+    boxes_by_name = {name: _random_box(sampler) for _, name in sampler.distinct_names(sampler.integer(1, 3))}
+    description = " ".join(f"The {name} is at {','.join(map(str, box))}." for name, box in boxes_by_name.items())
+    name, box = sampler.choice(list(boxes_by_name.items()))
+    return _text(f"{description} {sampler.choice(grounding.BOX).format(name=name)}", box_answer(name, box))
 
 
 def times(sampler: SceneSampler) -> Example:
@@ -109,26 +102,21 @@ def times(sampler: SceneSampler) -> Example:
         direction = sampler.choice(tuple(DIRECTIONS))
         path = [_POSITIONS_ALONG[direction][min(3 * frame // num_frames, 2)] for frame in range(num_frames)]
         return _text(f"{_timed(path)} {sampler.choice(videos.DIRECTION)}", direction)
-    (_, first), (_, second) = sampler.distinct_names(2)
-    spans = videos.random_span(sampler, num_frames), videos.random_span(sampler, num_frames)
+    spans = {name: videos.random_span(sampler, num_frames) for _, name in sampler.distinct_names(2)}
     captions = []
     for frame in range(num_frames):
-        visible = [name for name, span in ((first, spans[0]), (second, spans[1])) if span[0] <= frame < span[1]]
+        visible = [name for name, (start, stop) in spans.items() if start <= frame < stop]
         captions.append(" and ".join(visible) or "nothing")
-    if spans[0][0] != spans[1][0] and sampler.bernoulli(0.4):
-        early, late = (first, second) if spans[0][0] < spans[1][0] else (second, first)
+    early, late = sorted(spans, key=lambda name: spans[name][0])
+    if spans[early][0] < spans[late][0] and sampler.bernoulli(0.4):
         question, answer = (videos.FIRST, early) if sampler.bernoulli(0.5) else (videos.LAST, late)
         return _text(f"{_timed(captions)} {sampler.choice(question)}", answer)
-    name, span = sampler.choice(((first, spans[0]), (second, spans[1])))
+    name, span = sampler.choice(list(spans.items()))
     return _text(f"{_timed(captions)} {sampler.choice(videos.WHEN).format(name=name)}", span_answer(*span))
 
 
 def _timed(captions: list[str]) -> str:
     return ",".join(f"{time_label(frame)} {caption}" for frame, caption in enumerate(captions)) + "."
-
-
-def _phrase(colour: str, name: str) -> str:
-    return with_article(f"{colour} {name}")
 
 
 def _random_box(sampler: SceneSampler) -> list[int]:
@@ -137,4 +125,4 @@ def _random_box(sampler: SceneSampler) -> list[int]:
 
 
 def _text(question: str, answer: str) -> Example:
-    return Example((), ((question, answer),), {"answer": answer})
+    return Example(turns=((question, answer),))

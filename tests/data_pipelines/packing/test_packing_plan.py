@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_datasets import SETTINGS
 
+from data_pipelines.mixtures import data_settings, mixture
 from data_pipelines.packing.lengths import MediaInfo, SampleLengths
 from data_pipelines.packing.packing_plan import epoch_order, packing_efficiency, plan_packing
 from data_pipelines.packing.sample_sizes import SampleSizes, compute_sample_sizes, concatenate
-from data_pipelines.settings import DataSettings
 from support.samples import random_sample, random_visual
 from vl3_jax.processing.packed_batch import BatchShape, pack
 
@@ -115,7 +115,7 @@ def stage_like(count):
 
 
 def test_rows_are_full_and_planning_is_fast():
-    config = DataSettings()
+    config = data_settings(mixture())
     lengths = stage_like(20_000)
     start = time.process_time()
     sizes = compute_sample_sizes(lengths, config)
@@ -123,8 +123,8 @@ def test_rows_are_full_and_planning_is_fast():
     plan = plan_packing(sizes, order, config.shape, (0, 0))
     seconds = time.process_time() - start
     efficiency = packing_efficiency(plan, sizes, config.shape)
-    assert efficiency.max_fill >= 0.96  # the mixture of `vl3 bench packer` reaches 0.97; this one is smaller
-    assert efficiency.max_fill >= max(efficiency.tokens, efficiency.patches)
+    assert efficiency.either >= 0.96  # the mixture of `vl3 bench packer` reaches 0.97; this one is smaller
+    assert efficiency.either >= max(efficiency.tokens, efficiency.patches)
     assert len(order) / seconds > 20_000
 
 
