@@ -53,8 +53,8 @@ def line(cell: str, record: str) -> str:
         return "| " + " | ".join([*cells, "none found", *[""] * 7]) + " |"
     hours = samples / SAMPLES_PER_ROW / best.rows * best.seconds / 3600
     cells.append(", ".join(f"`{key}={value}`" for key, value in (settings | change).items()) or "as it is")
-    cells += [f"{best.program.peak / GIB:.2f}", str(best.rows), f"{best.seconds:.2f}", bound(best)]
-    cells += [f"{best.predicted_mfu:.0%}", f"{best.speed / 1e3:,.0f}k", f"{hours * topology.chips:,.0f}"]
+    cells += [f"{best.program.peak / GIB:.2f}", str(best.rows), f"{best.seconds:.2f}", f"{best.predicted_mfu:.0%}"]
+    cells += [f"{best.speed / 1e3:,.0f}k", f"{hours * topology.chips:,.0f}", bound(best)]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -98,14 +98,14 @@ Memory is the compiler's own figure, in GiB per chip. None of it was run on a TP
 The best setting is the one that recomputes least and leaves {SPARE:.0%} of the memory free; where a configuration does
 not fit, it is the cheapest change that makes it fit.
 
-The time of a step is predicted: the compiler's cycles outside the attention kernels, the blocks that the kernels visit at
-{KERNEL_SHARE:.0%} of the chip's peak, and the bytes of those collectives that nothing overlaps at the speed of the links,
-one after the other. Utilisation (MFU) is the arithmetic that is neither padding nor recomputed, over what the chip could
-do in that time. "Where the time goes" has the five largest parts.
+The time of a step is predicted: the compiler's cycles outside the attention kernels, the blocks that the kernels visit
+at {KERNEL_SHARE:.0%} of the chip's peak, and the bytes of those collectives that nothing overlaps at the speed of the
+links, one after the other. Utilisation (MFU) is the arithmetic that is neither padding nor recomputed, over what the
+chip could do in that time. The last column has the five largest parts of the time.
 
 A step of the paper has 128 samples, which fill about 54 rows. Every chip works on at least one row of its own.
 
-| model | slice | mesh | HBM | best setting | HBM then | rows a step | seconds | where the time goes | MFU | tokens/s | chip-hours |
+| model | slice | mesh | HBM | best setting | HBM then | rows | seconds | MFU | tokens/s | chip-hours | time |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(lines)}
 """

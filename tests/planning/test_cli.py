@@ -12,6 +12,7 @@ from planning.fake_plans import FakePlanner
 from support.compiler import needs_compiler
 from vl3_jax.cli.main import main
 from vl3_jax.planning import compiler, plan_cache
+from vl3_jax.planning.program_cost import program_cost
 
 BUDGETS = json.loads(pathlib.Path(__file__).with_name("budgets.json").read_text())
 STAGE_FOUR = ["--config", "stage4:2b", "--topology", "v5e:4x4"]
@@ -28,17 +29,22 @@ def plan(*flags):
 @needs_compiler
 @pytest.mark.parametrize("name", BUDGETS)
 def test_a_step_keeps_to_its_budget(name):
-    """A change of the code that needs more memory or collectives must update the budget."""
+    """A change of the code that needs more memory, cycles or traffic must update the budget."""
     budget = BUDGETS[name]
     config, topology, *changes = budget["plan"]
     code, found = plan("--config", config, "--topology", topology, *changes)
     assert (code, found["fits"]) == (0, True)
     memory = found["hbm_bytes_per_chip"]
-    counts = {kind: one["count"] for kind, one in found["collectives"].items()}
-    print(f"{name}: {memory}, {counts}")
+    traffic = {kind: one["bytes"] for kind, one in found["collectives"].items()}
+    cycles = found["cycles"]
+    print(f"{name}: {memory}, {cycles}, {traffic}")
     assert 0 < memory["arguments"] < memory["peak"] < memory["limit"]
     assert memory["peak"] <= 1.02 * budget["peak"]
-    assert not {kind: count for kind, count in counts.items() if count > budget["collectives"].get(kind, 0)}
+    assert memory["temporaries"] <= 1.02 * budget["temporaries"]
+    assert cycles["total"] <= 1.05 * budget["cycles"]
+    assert cycles["total"] == sum(count for scope, count in cycles.items() if scope != "total")
+    assert not {kind: size for kind, size in traffic.items() if size > 1.02 * budget["traffic"].get(kind, 0)}
+    assert found["windowed_products"] == 0
     assert found["tokens_per_step"] == found["rows"] * 512
     assert found["flops_per_chip"] > 0
     assert found["compile_seconds"] > 0
@@ -52,18 +58,26 @@ def test_stage_four_fits(config, topology):
     code, found = plan("--config", config, "--topology", topology)
     memory = found["hbm_bytes_per_chip"]
     seconds = found["compile_seconds"]
-    print(f"{config} on {topology}: {memory['peak'] / 2**30:.2f} GiB a chip, compiled in {seconds:.0f} s")
+    peak, mfu = memory["peak"] / 2**30, found["predicted_mfu"]
+    print(f"{config} on {topology}: {peak:.2f} GiB a chip, {mfu:.0%} MFU, compiled in {seconds:.0f} s")
     assert (code, found["fits"]) == (0, True)
     assert memory["peak"] < 0.85 * memory["limit"]
+    assert found["windowed_products"] == 0
+    assert 0.2 < found["predicted_mfu"] < 1
+    assert 0.7 < found["useful_share"] < 1
 
 
 @needs_compiler
-def test_a_plan_of_inference():
-    code, found = plan("--serve", "tiny", "--topology", "v5e:2x2", "--rows", "2", "--prompt", "512", "--new", "64")
+def test_a_plan_of_inference(tmp_path):
+    sizes = ["--rows", "2", "--prompt", "512", "--new", "64", "--hlo", str(tmp_path)]
+    code, found = plan("--serve", "tiny", "--topology", "v5e:2x2", *sizes)
     memory = found["hbm_bytes_per_chip"]
     assert (code, found["fits"], found["mesh"]["tensor"]) == (0, True, 2)
     assert set(found["programs"]) == {"encode", "prefill", "decode"}
-    for program in found["programs"].values():
+    for name, program in found["programs"].items():
+        cost = program_cost((tmp_path / f"{name}.hlo").read_text())
+        assert cost.as_json() == {key: program[key] for key in cost.as_json()}
+        assert (cost.windowed_products, program["cycles"]["total"] > 0) == (0, True)
         assert memory["weights"] < program["arguments"] < program["peak"] <= memory["peak"] < memory["limit"]
     assert found["programs"]["decode"]["arguments"] >= memory["weights"] + memory["cache"]
 

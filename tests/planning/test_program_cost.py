@@ -120,8 +120,8 @@ HloModule m
   %counter.2 = u32[] get-tuple-element(%state.2), index=0
   %two = u32[] constant(2)
   %next = u32[]{:T(128)} add(%counter.2, %two)
-  %work = bf16[8,8]{1,0} fusion(), calls=%chain.1, backend_config={"estimated_cycles":"100"}, metadata={op_name="PATH"}
-  %more = bf16[8,8]{1,0} fusion(), calls=%chain.2, backend_config={"estimated_cycles":"10"}
+  %work = bf16[8,8]{1,0} fusion(), calls=%chain.1, metadata={op_name="PATH"}, "estimated_cycles":"100"
+  %more = bf16[8,8]{1,0} fusion(), calls=%chain.2, "estimated_cycles":"10"
   %same = s32[] get-tuple-element(%state.2), index=1
   %bound = u32[] get-tuple-element(%state.2), index=2
   ROOT %new = (u32[], s32[], u32[]) tuple(%next, %same, %bound)
@@ -133,7 +133,7 @@ ENTRY %main (n: u32[]) -> (u32[], s32[], u32[]) {
   %ten = BOUND
   %zero = s32[] constant(0)
   %start.2 = (u32[], s32[], u32[]) tuple(%one, %zero, %ten)
-  ROOT %loop = (u32[], s32[], u32[]) while(%start.2), condition=%condition, body=%body, metadata={op_name="m(loss)/while"}
+  ROOT %loop = (u32[], s32[], u32[]) while(%start.2), condition=%condition, body=%body, op_name="(loss)/while"
 }
 """
 PATH = "jit(step)/jvp(encode)/VideoLLaMA3.encode/vision/while/body/closed_call/layers/mlp/fc1/dot_general"

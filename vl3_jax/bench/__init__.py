@@ -23,7 +23,7 @@ SUBJECTS = {
     "conversion": "checkpoints in other layouts, against a plain copy",
 }
 ROUNDS = 5  # measurements of each side
-GROUPS = {"gpu": ("step", "decode")}
+GPU = "gpu"  # not a subject, but the script of the package `vl3_jax.bench.gpu`
 
 
 def measure(name: str, settings: "Settings") -> "Table":

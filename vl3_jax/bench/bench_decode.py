@@ -12,7 +12,7 @@ from vl3_jax.bench.table import OURS, REFERENCE, Row, Table
 from vl3_jax.bench.timing import results_in_turns, seconds_of
 from vl3_jax.inference.engine import Engine, Timings
 from vl3_jax.inference.sampling_config import SamplingConfig
-from vl3_jax.model import decode, num_parameters, unembed
+from vl3_jax.model import VideoLLaMA3, decode, num_parameters, unembed
 from vl3_jax.processing.packed_batch import Sample
 
 NO_CACHE = "without a cache"
@@ -47,10 +47,10 @@ def _measure_batch(settings: Settings, pair: ModelPair, samples: list[Sample], p
     )
     case = f"{batch} x {prompt:,} tokens"
     rows = [Row(f"prefill of {case}", side, prefill[side], batch * prompt, "tokens") for side in sides]
-    step_bytes = _step_bytes(pair, batch, prompt + new // 2)
+    read = step_bytes(pair.model, pair.params, batch, prompt + new // 2)
     case = f"{new} tokens after {case}"
     for side in sides:
-        figures = {"of the bandwidth": step_bytes * (new - 1) / decoding[side] / settings.copy_bytes_per_second}
+        figures = {"of the bandwidth": read * (new - 1) / decoding[side] / settings.copy_bytes_per_second}
         rows.append(Row(case, side, decoding[side], batch * (new - 1), "tokens", None, figures))
     return [*rows, Row(case, NO_CACHE, decoding[NO_CACHE], batch, "tokens")]
 
@@ -74,9 +74,9 @@ def _uncached_step(settings: Settings, pair: ModelPair, batch: int, length: int)
     return settings.compiled(next_token, pair.params)
 
 
-def _step_bytes(pair: ModelPair, batch: int, length: int) -> float:
+def step_bytes(model: VideoLLaMA3, params: dict, batch: int, length: int) -> int:
     """Returns the bytes that a decoding step reads: the decoder's and unembedding's weights, and each row's cache."""
-    text, item_size = pair.model.config.text, jnp.dtype(pair.model.dtype).itemsize
+    text, item_size = model.config.text, jnp.dtype(model.dtype).itemsize
     embedding_lookup = 0 if text.tie_word_embeddings else text.vocab_size * text.hidden_size
-    weights = num_parameters(pair.params["llm"]) - embedding_lookup
+    weights = num_parameters(params["llm"]) - embedding_lookup
     return item_size * (weights + batch * text.cached_values_per_token * length)
