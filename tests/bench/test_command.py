@@ -16,6 +16,7 @@ WITH_REFERENCE = {"tower", "prefill", "step", "decode", "processor", "pruning", 
 ROW = {"case", "side", "seconds", "rate", "unit", "times_ours", "flops", "share_of_peak", "figures"}
 
 
+@pytest.mark.slow
 def test_all_subjects_run_in_tiny_sizes(tmp_path, capsys):
     assert main(["bench", "--small", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

@@ -27,6 +27,7 @@ def checkpoint(tmp_path_factory):
     return str(write_small_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small", size="nano"))
 
 
+@pytest.mark.slow
 def test_asks_six_questions_and_reports_them(capsys, checkpoint, tmp_path):
     seed = 1  # with a stream
     report = tmp_path / "demo.html"

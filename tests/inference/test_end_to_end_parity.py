@@ -60,9 +60,10 @@ CASES = {
         "What happens?",
     ),
 }
+SLOW = ("two images", "image")  # of which the other cases have each part
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
 def test_ids_pixels_mask_logits_and_text_equal_the_reference(pair, case):
     reference, processor, model = pair
     media, prompt, question = CASES[case]

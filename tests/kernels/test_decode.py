@@ -195,7 +195,8 @@ for rows, length, heads, kv_heads, slots, dtype in [
 
 
 @needs_compiler
-@pytest.mark.parametrize("topology", ["v5e:2x2", pytest.param("v6e:2x2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
 def test_compiles_for_tpus_without_a_copy_of_a_layer(topology):
     """Writes and reads the cache in a loop over layers, as the decoder does."""
     environment = os.environ | {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}

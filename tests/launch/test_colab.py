@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOK = ROOT / "launch" / "colab" / "vl3_inference.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_with_one_cell_changed(tmp_path):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

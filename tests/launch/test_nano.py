@@ -170,6 +170,7 @@ def runs(tmp_path_factory):
     return folder / "runs"
 
 
+@pytest.mark.slow
 def test_the_recipe_in_miniature(runs):
     for stage in range(5):
         assert (runs / f"nano{stage}" / "checkpoints" / "2").is_dir()
@@ -210,6 +211,7 @@ def test_the_page_shows_the_generated_questions(root):
     assert all(f"| {name} |" in (root / "docs" / "nano.md").read_text() for name in EVALUATED_TASKS)
 
 
+@pytest.mark.slow
 def test_the_report_of_a_training(runs, root):
     (root / "goals.json").write_text('{"nano/digit": 0.9}')
     result = report("--runs", runs, "--second", runs, "--goals", root / "goals.json", "--root", root)

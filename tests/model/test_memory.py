@@ -32,6 +32,7 @@ def temporary_bytes(function, *arguments) -> int:
     return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_of_tower_training_is_linear_in_patches():
     """Compiles forward and backward of two So400m layers for 8k, 16k and 32k patches."""
     config = preset("2b")

@@ -110,7 +110,9 @@ def test_a_vision_token_may_be_inserted_repeatedly(samples):
     assert relative_error(forward(MODEL, PARAMS, shared), expected) <= REORDERED
 
 
-@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "none"])
+@pytest.mark.parametrize(
+    "policy", [pytest.param(name, marks=[pytest.mark.slow] * (name != "full")) for name in POLICIES if name != "none"]
+)
 def test_rematerialisation_keeps_the_gradients(samples, policy):
     batch = pack([samples], shape_for([samples]))
     model = VideoLLaMA3(MODEL.config, vision_remat=policy, text_remat=policy)

@@ -40,6 +40,7 @@ def resumed(bucket, gcs):
     return "gs://runs/run"
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_exactly(resumed, bucket, gcs, tmp_path):
     assert run("stage3:2b", tmp_path / "whole", *TINY) == 0
     assert find_tree(resumed).parent.name == "4"
@@ -52,6 +53,7 @@ def test_a_killed_run_resumes_bit_exactly(resumed, bucket, gcs, tmp_path):
     assert all(b"loss" in curve for curve in curves)
 
 
+@pytest.mark.slow
 def test_other_commands_read_the_run(resumed, bucket, gcs, tmp_path, capsys):
     Image.fromarray(np.zeros((56, 84, 3), np.uint8)).save(tmp_path / "p.png")
     capsys.readouterr()
@@ -67,7 +69,9 @@ def test_other_commands_read_the_run(resumed, bucket, gcs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("workdir", "changes", "message"),
     [
-        ("gs://runs/run", ["seed=1"], "belongs to a run with seed = 42, now it is 1"),
+        pytest.param(
+            "gs://runs/run", ["seed=1"], "belongs to a run with seed = 42, now it is 1", marks=pytest.mark.slow
+        ),
         ("gs://nobody/run", [], "no such bucket or folder; check the address"),
         ("gs://shut/run", [], "permission denied; reading needs the role"),
         ("gs://seen/run", [], "permission denied; reading needs the role"),
@@ -76,7 +80,9 @@ def test_other_commands_read_the_run(resumed, bucket, gcs, tmp_path, capsys):
         ("s3://runs/run", [], "is a local folder or gs://bucket/folder"),
     ],
 )
-def test_bad_input_is_one_line(resumed, workdir, changes, message, capsys):
+def test_bad_input_is_one_line(bucket, request, workdir, changes, message, capsys):
+    if workdir == "gs://runs/run":
+        request.getfixturevalue("resumed")
     capsys.readouterr()
     assert run("stage3:2b", workdir, *TINY, *changes) == 2
     error = capsys.readouterr().err.strip().splitlines()

@@ -185,7 +185,8 @@ print("temporaries", step.compile().memory_analysis().temp_size_in_bytes)
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_memory_on_a_tpu(dtype):
     """On a v5e chip, logits would take 10 GB; the temporaries of loss and gradients take at most 0.7 GB."""
     environment = os.environ | {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}

@@ -145,6 +145,7 @@ def test_held_out_data_profile_and_curves(tmp_path):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_adapters(whole, tmp_path, monkeypatch):
     start = ("random_init=False", f"init_from={whole}")
     lora = (*TINY, *start, "lora.rank=4")
