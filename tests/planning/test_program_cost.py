@@ -15,8 +15,8 @@ from vl3_jax.planning.program_cost import Traffic, program_cost
 STEPS, WIDTH = 5, 256
 
 
-def gathering_scan(mesh):
-    """Lowers a loop of which each iteration gathers a float32 matrix that is split over the mesh."""
+def gathering_scan(mesh, dtype):
+    """Lowers a loop of which each iteration gathers a matrix that is split over the mesh."""
     rows = NamedSharding(mesh, PartitionSpec(("fsdp",)))
     layers = NamedSharding(mesh, PartitionSpec(None, ("fsdp",)))
 
@@ -25,11 +25,11 @@ def gathering_scan(mesh):
 
     run = jax.jit(lambda x, w: jax.lax.scan(body, x, w)[0], in_shardings=(rows, layers), out_shardings=rows)
     shapes = ((4096, WIDTH), (STEPS, WIDTH, WIDTH))
-    return run.lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    return run.lower(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
 
 
 def test_loop_bodies_count_as_often_as_they_run():
-    cost = program_cost(gathering_scan(make_mesh({"fsdp": 8})).compile().as_text())
+    cost = program_cost(gathering_scan(make_mesh({"fsdp": 8}), jnp.float32).compile().as_text())
     assert cost.collectives == {"all-gather": Traffic(STEPS, STEPS * WIDTH * WIDTH * 4)}
 
 
@@ -37,8 +37,8 @@ def test_loop_bodies_count_as_often_as_they_run():
 def test_loops_of_the_tpu_compiler_are_counted_by_their_conditions():
     """Its text holds no number of iterations, and cuts an asynchronous collective into fragments."""
     devices = compiler.topology_devices(parse_topology("v5e:2x2"))
-    analysis = compiler.compile_and_analyze(gathering_scan(make_mesh({"fsdp": 4}, devices)))
-    assert analysis.cost.collectives == {"all-gather": Traffic(STEPS, STEPS * WIDTH * WIDTH * 4)}
+    analysis = compiler.compile_and_analyze(gathering_scan(make_mesh({"fsdp": 4}, devices), jnp.bfloat16))
+    assert analysis.cost.collectives == {"all-gather": Traffic(STEPS, STEPS * WIDTH * WIDTH * 2)}
     assert analysis.cost.windowed_products == 0
     assert analysis.cost.cycles["rest"] > 0
 

@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from vl3_jax.kernels.einsum import einsum
 from vl3_jax.model.quantize import QuantizedKernel
@@ -100,8 +100,8 @@ def _kernel_gradient(x: jax.Array, d_product: jax.Array, kernel: jax.Array, axes
     def local(x: jax.Array, d_product: jax.Array) -> jax.Array:
         return einsum("...i,...o->io", x, d_product, out_dtype=jnp.float32).reshape(shape)
 
-    row_axes = _row_axes(x, mesh) if mesh else ()
-    if not row_axes:
+    row_axes = _names(partition_spec(("batch",), x.shape[:1], mesh)[0]) if mesh else ()
+    if mesh is None or not row_axes:
         return local(x, d_product).astype(dtype)
     spec = PartitionSpec(*(_common(entry, row_axes) for entry in partition_spec(axes, shape, mesh)))
 
@@ -126,11 +126,6 @@ def _gathered(kernel: jax.Array, axes: Axes) -> jax.Array:
     spec = partition_spec(axes, kernel.shape, mesh)
     whole = PartitionSpec(*(_common(entry, ("tensor", "context")) for entry in spec))
     return kernel if whole == spec else lax.with_sharding_constraint(kernel, whole)
-
-
-def _row_axes(x: jax.Array, mesh: AbstractMesh) -> tuple[str, ...]:
-    """Returns the mesh axes that split the rows of `x`."""
-    return _names(partition_spec(("batch",), x.shape[:1], mesh)[0])
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

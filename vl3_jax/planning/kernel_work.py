@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.block_sizes import LANES, tpu_blocks
@@ -22,6 +23,7 @@ _FORWARD_PRODUCTS, _BACKWARD_PRODUCTS = 2, 7
 
 def kernel_flops(
     config: ModelConfig,
+    mesh: Mesh,
     frames: np.ndarray,
     samples: np.ndarray,
     trainable: Mapping[str, bool],
@@ -29,10 +31,9 @@ def kernel_flops(
 ) -> dict[str, float]:
     """Computes the FLOPs that the kernels execute over a row, by scope of `program_cost`.
 
-    It must be called under `jax.set_mesh`, whose devices decide the sizes of blocks.
-
     Args:
       config: Sizes of the model.
+      mesh: Mesh whose devices decide the sizes of blocks.
       frames: Frame of each patch of the row, [N] int32; 0 = padding.
       samples: Sample of each token of the row, [L] int32; 0 = padding.
       trainable: Whether gradients pass through the layers of "vision" and "text".
@@ -45,19 +46,22 @@ def kernel_flops(
     }
     work = {}
     for scope, (name, layers, heads, kv_heads, width, segments) in towers.items():
-        pairs = _visited_pairs(segments, heads, kv_heads, width, causal=name == "text")
+        pairs = _visited_pairs(mesh, segments, heads, kv_heads, width, causal=name == "text")
         forwards = 1 + (trainable[name] and remat[name] != "none")
         products = forwards * _FORWARD_PRODUCTS + trainable[name] * _BACKWARD_PRODUCTS
         work[scope] = float(layers * heads * products * 2 * pairs * round_up(width, LANES))
     return work
 
 
-def _visited_pairs(segments: np.ndarray, heads: int, kv_heads: int, width: int, causal: bool) -> int:
+def _visited_pairs(mesh: Mesh, segments: np.ndarray, heads: int, kv_heads: int, width: int, causal: bool) -> int:
     """Returns the number of pairs of tokens in the blocks that a kernel visits."""
-    positions = np.arange(len(segments)) - np.searchsorted(segments, segments)
+    index = np.arange(len(segments))
+    positions = index - np.maximum.accumulate(np.where(np.diff(segments, prepend=0) != 0, index, 0))
     info = SegmentInfo(jnp.asarray(segments[None]), jnp.asarray(positions[None], jnp.int32))
     q, kv = (jax.ShapeDtypeStruct((1, len(segments), count, width), jnp.bfloat16) for count in (heads, kv_heads))
-    blocks = tpu_blocks(AttentionInputs(q, kv, kv, info, info, causal=causal, scale=1.0))  # pyright: ignore[reportArgumentType]
+    inputs = AttentionInputs(q, kv, kv, info, info, causal=causal, scale=1.0)  # pyright: ignore[reportArgumentType]
+    with jax.set_mesh(mesh):
+        blocks = tpu_blocks(inputs)
     if blocks is None:
         return len(segments) ** 2
     sides = (pad_to_blocks(info, size) for size in (blocks.q, blocks.kv))

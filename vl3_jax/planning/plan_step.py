@@ -93,9 +93,8 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Predicted seconds of a step; not less than the traffic of all its collectives takes."""
-        traffic = sum(traffic.bytes for traffic in self.program.cost.collectives.values())
-        return max(sum(self.parts.values()), traffic / self.topology.chip.link_bandwidth)
+        """Predicted seconds of a step."""
+        return sum(self.parts.values())
 
     @property
     def predicted_mfu(self) -> float:
@@ -182,7 +181,7 @@ def plan_step(config: RunConfig, topology: Topology, hlo: pathlib.Path | None = 
     tiles = -(-row.supervised * rows // parts // grad_accum_steps(config.batch, mesh, rows) // TOKEN_BLOCK)
     with jax.set_mesh(mesh):
         program = compile_and_analyze(setup.step.lower(setup.abstract_state, batch), {_LOSS_TILES: max(tiles, 1)}, hlo)
-        kernels = kernel_flops(model_config, *_segments(shape), _passed(trained), vars(config.remat))
+    kernels = kernel_flops(model_config, mesh, *_segments(shape), _passed(trained), vars(config.remat))
     work = row * rows
     padded = dataclasses.replace(
         work,
@@ -230,9 +229,8 @@ def _segments(shape: BatchShape) -> tuple[np.ndarray, np.ndarray]:
         return np.where(index < filled, index // math.ceil(length) + 1, 0).astype(np.int32)
 
     tokens, patches = shape.length * TOKEN_FILL, shape.patches * shape.vision_rows
-    return segments(patches, patches * PATCH_FILL, FRAME_PATCHES), segments(
-        shape.length, tokens, tokens / SAMPLES_PER_ROW
-    )
+    frames = segments(patches, patches * PATCH_FILL, FRAME_PATCHES)
+    return frames, segments(shape.length, tokens, tokens / SAMPLES_PER_ROW)
 
 
 def _passed(trained: list[str]) -> Mapping[str, bool]:
