@@ -60,6 +60,7 @@ def read(folder: pathlib.Path) -> dict:
     return json.loads((folder / "gpu.json").read_text(), parse_constant=pytest.fail)
 
 
+@pytest.mark.slow
 def test_all_parts_measure_in_miniature(out, capsys):
     assert main(["bench", "gpu", "--small", "--out", str(out)]) == 0
     printed, results = capsys.readouterr().out, read(out)

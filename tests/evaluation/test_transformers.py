@@ -36,7 +36,7 @@ def pair(request, tmp_path_factory):
     return vl3.load(source), model, AutoProcessor.from_pretrained(folder / "native")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "video")) for kind in KINDS])
 def test_greedy_answers_are_the_same(pair, kind):
     chat_model, model, processor = pair
     (task,) = find([f"nano/{KINDS[kind]}"])

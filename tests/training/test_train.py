@@ -36,6 +36,7 @@ def stages(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_each_stage_trains_its_modules(stages):
     after = {stage: params(stages / f"stage{stage}", 4) for stage in (1, 2, 3, 4)}
     first = params(stages / "stage1", 2)
@@ -48,6 +49,7 @@ def test_each_stage_trains_its_modules(stages):
             assert not np.array_equal(after[stage][path], after[stage - 1][path]), (stage, path)
 
 
+@pytest.mark.slow
 def test_a_stage_logs_its_metrics(stages):
     for stage in (1, 2, 3, 4):
         lines = reports(stages / f"stage{stage}")
@@ -62,6 +64,7 @@ def test_a_stage_logs_its_metrics(stages):
     assert pruned[0] == 1 > pruned[1]
 
 
+@pytest.mark.slow
 def test_packing_is_planned_once(stages, monkeypatch):
     def plan_packing(*_):
         raise AssertionError("planned again")
@@ -70,6 +73,7 @@ def test_packing_is_planned_once(stages, monkeypatch):
     assert run("stage1:2b", stages / "stage1", *TINY) == 0
 
 
+@pytest.mark.slow
 def test_a_workdir_is_a_model(stages, tmp_path, capsys):
     image = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)).save(image)

@@ -78,19 +78,27 @@ def _trainable_product(x: jax.Array, kernel: jax.Array, axes: Axes, num_in: int)
 
 
 def _forward(x, kernel, axes, num_in):
-    return _trainable_product(x, kernel, axes, num_in), (x, kernel)
+    # Which operands are trainable must be static in the backward pass; the pytree structure of the residuals (an empty
+    # tuple or None) carries it there.
+    wanted = tuple(() if operand.perturbed else None for operand in (x, kernel))
+    return _trainable_product(x.value, kernel.value, axes, num_in), (x.value, kernel.value, wanted)
 
 
 def _backward(axes, num_in, residuals, d_product):
-    x, kernel = residuals
-    matrix = _gathered(kernel.astype(x.dtype), axes)
-    rows, width = x.shape[: x.ndim - num_in], math.prod(kernel.shape[:num_in])
+    x, kernel, (x_wanted, kernel_wanted) = residuals
+    if isinstance(d_product, jax.custom_derivatives.SymbolicZero):
+        return None, None
+    shape = x.shape
+    rows, width = shape[: x.ndim - num_in], math.prod(kernel.shape[:num_in])
     x, d_product = x.reshape(*rows, width), d_product.reshape(*rows, -1)
-    d_x = einsum("...o,io->...i", d_product, matrix.reshape(width, -1))
-    return d_x.reshape(residuals[0].shape), _kernel_gradient(x, d_product, kernel, axes)
+    d_x = None
+    if x_wanted is not None:
+        matrix = _gathered(kernel.astype(x.dtype), axes).reshape(width, -1)
+        d_x = einsum("...o,io->...i", d_product, matrix).reshape(shape)
+    return d_x, None if kernel_wanted is None else _kernel_gradient(x, d_product, kernel, axes)
 
 
-_trainable_product.defvjp(_forward, _backward)
+_trainable_product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _kernel_gradient(x: jax.Array, d_product: jax.Array, kernel: jax.Array, axes: Axes) -> jax.Array:
