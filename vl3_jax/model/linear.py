@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from vl3_jax.kernels.einsum import einsum
 from vl3_jax.model.quantize import QuantizedKernel
-from vl3_jax.parallel.rules import current_mesh, partition_spec
+from vl3_jax.parallel.rules import current_mesh, mesh_axes, partition_spec
 
 Axes = tuple[str | None, ...]
 
@@ -108,7 +108,7 @@ def _kernel_gradient(x: jax.Array, d_product: jax.Array, kernel: jax.Array, axes
     def local(x: jax.Array, d_product: jax.Array) -> jax.Array:
         return einsum("...i,...o->io", x, d_product, out_dtype=jnp.float32).reshape(shape)
 
-    row_axes = _names(partition_spec(("batch",), x.shape[:1], mesh)[0]) if mesh else ()
+    row_axes = mesh_axes(partition_spec(("batch",), x.shape[:1], mesh)[0]) if mesh else ()
     if mesh is None or not row_axes:
         return local(x, d_product).astype(dtype)
     spec = PartitionSpec(*(_common(entry, row_axes) for entry in partition_spec(axes, shape, mesh)))
@@ -136,10 +136,6 @@ def _gathered(kernel: jax.Array, axes: Axes) -> jax.Array:
     return kernel if whole == spec else lax.with_sharding_constraint(kernel, whole)
 
 
-def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return () if entry is None else (entry,) if isinstance(entry, str) else entry
-
-
 def _common(entry: str | tuple[str, ...] | None, axes: tuple[str, ...]) -> tuple[str, ...] | None:
     """Returns the mesh axes of one dimension that are among `axes`."""
-    return tuple(axis for axis in _names(entry) if axis in axes) or None
+    return tuple(axis for axis in mesh_axes(entry) if axis in axes) or None

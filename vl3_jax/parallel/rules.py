@@ -59,6 +59,11 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh 
     return PartitionSpec(*entries)
 
 
+def mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the mesh axes in one entry of a partition spec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
 def current_mesh() -> AbstractMesh | None:
     """Returns the mesh of the enclosing `jax.set_mesh`, or None outside of one and inside a `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec
 
 from vl3_jax.kernels.einsum import einsum
 from vl3_jax.kernels.segment_info import MASKED
-from vl3_jax.parallel.rules import current_mesh, partition_spec
+from vl3_jax.parallel.rules import current_mesh, mesh_axes, partition_spec
 
 TOKEN_BLOCK = 1024
 VOCAB_BLOCK = 8192
@@ -132,8 +132,8 @@ def _run(function, hidden, unembedding, tokens, layout):
     hidden_spec = partition_spec(("batch", "length", None), hidden.shape, mesh)
     names = ("vocab", "embed") if layout.vocab_axis == 0 else ("embed", "vocab")
     spec = partition_spec(names, unembedding.shape, mesh)
-    token_axes = [*_mesh_axes(hidden_spec[0]), *_mesh_axes(hidden_spec[1])]
-    vocab_axes, width_axes = _mesh_axes(spec[layout.vocab_axis]), _mesh_axes(spec[1 - layout.vocab_axis])
+    token_axes = [*mesh_axes(hidden_spec[0]), *mesh_axes(hidden_spec[1])]
+    vocab_axes, width_axes = mesh_axes(spec[layout.vocab_axis]), mesh_axes(spec[1 - layout.vocab_axis])
     layout = dataclasses.replace(
         layout,
         vocab_mesh_axes=vocab_axes,
@@ -147,11 +147,6 @@ def _run(function, hidden, unembedding, tokens, layout):
     out_specs = (token_spec, token_spec) if function is _forward else (hidden_spec, spec)
     local = functools.partial(function, layout=layout)
     return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)(hidden, unembedding, *tokens)
-
-
-def _mesh_axes(entry) -> tuple[str, ...]:
-    """Returns the mesh axes in one entry of a `PartitionSpec`."""
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def _forward(hidden, unembedding, targets, supervised, *, layout):
