@@ -28,18 +28,20 @@ def compiled_text(generation, heads, kv_heads, width, length, causal, rows=1, co
     def shape(*sizes, dtype=dtype):
         return jax.ShapeDtypeStruct((rows * mesh.shape["fsdp"], length, *sizes), dtype, sharding=split)
 
-    def run(q, k, v, segment_ids, positions, d_out):
+    def run(q, k, v, segment_ids, positions, rotary, d_out):
         info = SegmentInfo(segment_ids, positions)
 
         def attend(q, k, v):
-            return attention(AttentionInputs(q, k, v, info, info, causal=causal, scale=width**-0.5))
+            inputs = AttentionInputs(q, k, v, info, info, causal=causal, scale=width**-0.5, rotary=rotary)
+            return attention(inputs)
 
         out, vjp = jax.vjp(attend, q, k, v)
         return out, vjp(d_out)
 
     q, k, info = shape(heads, width), shape(kv_heads, width), shape(dtype=jnp.int32)
+    rotary = shape(width, dtype=jnp.float32)
     with jax.set_mesh(mesh), compiler.quiet():
-        return jax.jit(run).lower(q, k, k, info, info, q).compile().as_text()
+        return jax.jit(run).lower(q, k, k, info, info, rotary, q).compile().as_text()
 
 
 def assert_runs_kernels(text, times=1):

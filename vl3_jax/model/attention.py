@@ -67,7 +67,8 @@ def _specs(
     ring_axis = length if q.shape[-3] == k.shape[-3] else None
     q_info, kv_info = PartitionSpec(*lead, length), PartitionSpec(*lead, ring_axis)
     kv = PartitionSpec(*([None] if cached else []), *kv_info, heads, None)
-    return inputs.replace(q=PartitionSpec(*q_info, heads, None), k=kv, v=kv, q_info=q_info, kv_info=kv_info), ring_axis
+    q, rotary = PartitionSpec(*q_info, heads, None), None if inputs.rotary is None else PartitionSpec(*q_info, None)
+    return inputs.replace(q=q, k=kv, v=kv, q_info=q_info, kv_info=kv_info, rotary=rotary), ring_axis
 
 
 def _device_attention(inputs: AttentionInputs, backend: Backend | None, ring_axis: str | None = None) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import Initializer
 from jax.typing import DTypeLike
 
-from vl3_jax.model.linear import linear
+from vl3_jax.model.linear import add_bias, linear
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
@@ -57,7 +57,7 @@ class Linear(nn.Module):
         y = linear(x, kernel, self.axes, self.num_in)
         if self.use_bias:
             shape, axes = self.shape[self.num_in :], self.axes[self.num_in :]
-            y += partitioned_param(self, "bias", bias_init, shape, axes, self.param_dtype).astype(y.dtype)
+            y = add_bias(y, partitioned_param(self, "bias", bias_init, shape, axes, self.param_dtype))
         return y
 
 

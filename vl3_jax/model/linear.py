@@ -65,6 +65,32 @@ def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoraKernel, axes:
     return _trainable_product(x, kernel, axes, num_in)
 
 
+@jax.custom_vjp
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """Adds a bias of the last dimensions; its gradient is summed in float32, by the matrix unit.
+
+    Args:
+      y: Output of a linear layer, [..., *out_shape].
+      bias: The bias, [*out_shape], cast to the dtype of `y`.
+
+    Returns:
+      The sum, in the shape and dtype of `y`.
+    """
+    # Flat: in registers, heads of few channels take several times the room.
+    flat = y.reshape(*y.shape[: y.ndim - bias.ndim], -1)
+    return (flat + bias.astype(y.dtype).ravel()).reshape(y.shape)
+
+
+def _add_bias_backward(bias: jax.Array, d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    flat = d_y.reshape(*d_y.shape[: d_y.ndim - bias.ndim], -1)
+    ones = jnp.ones((1, *flat.shape[:-1]), flat.dtype)
+    d_bias = einsum("n...,...o->no", ones, flat, out_dtype=jnp.float32)
+    return d_y, d_bias.reshape(bias.shape).astype(bias.dtype)
+
+
+add_bias.defvjp(lambda y, bias: (add_bias(y, bias), bias), _add_bias_backward)
+
+
 def _product(x: jax.Array, matrix: jax.Array, num_in: int) -> jax.Array:
     shape = x.shape[: x.ndim - num_in]
     flat = x.reshape(*shape, math.prod(matrix.shape[:num_in]))
