@@ -6,6 +6,7 @@ computed block by block.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -50,8 +51,29 @@ def attention(
     if mesh is None:
         return _device_attention(inputs, backend)
     specs, ring_axis = _specs(inputs, axes, mesh)
-    run = functools.partial(_device_attention, backend=backend, ring_axis=ring_axis)
-    return jax.shard_map(run, in_specs=(specs,), out_specs=specs.q, check_vma=False)(inputs)
+    width = inputs.q.shape[-1]
+
+    def run(inputs: AttentionInputs) -> jax.Array:
+        return _merge_heads(_device_attention(_map_heads(inputs, split_heads), backend, ring_axis))
+
+    # Heads are side by side where they enter and leave: there the compiler keeps the layout of what it is given, and
+    # split heads are a layout of few channels in a register.
+    split_heads = functools.partial(_split_heads, width=width)
+    merged, (merged_specs,) = _map_heads(inputs, _merge_heads), (_map_heads(specs, lambda spec: PartitionSpec(*spec[:-1])),)
+    out = jax.shard_map(run, in_specs=(merged_specs,), out_specs=merged_specs.q, check_vma=False)(merged)
+    return _split_heads(out, width)
+
+
+def _map_heads(inputs: AttentionInputs, function: Callable) -> AttentionInputs:
+    return inputs.replace(q=function(inputs.q), k=function(inputs.k), v=function(inputs.v))
+
+
+def _merge_heads(x: jax.Array) -> jax.Array:
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def _split_heads(x: jax.Array, width: int) -> jax.Array:
+    return x.reshape(*x.shape[:-1], -1, width)
 
 
 def _specs(

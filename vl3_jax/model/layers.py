@@ -74,8 +74,9 @@ class LayerNorm(nn.Module):
         scale = partitioned_param(self, "scale", nn.initializers.ones, shape, axes, self.param_dtype)
         bias = partitioned_param(self, "bias", nn.initializers.zeros, shape, axes, self.param_dtype)
         x32 = x.astype(jnp.float32)
-        centred = x32 - x32.mean(-1, keepdims=True)
-        normalised = centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + self.eps)
+        mean = x32.mean(-1, keepdims=True)
+        variance = jnp.maximum(jnp.mean(x32**2, -1, keepdims=True) - mean**2, 0)  # x is read once
+        normalised = (x32 - mean) * jax.lax.rsqrt(variance + self.eps)
         return (normalised * scale + bias).astype(x.dtype)
 
 

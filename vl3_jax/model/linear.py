@@ -83,8 +83,9 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 
 def _add_bias_backward(bias: jax.Array, d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
     flat = d_y.reshape(*d_y.shape[: d_y.ndim - bias.ndim], -1)
-    ones = jnp.ones((1, *flat.shape[:-1]), flat.dtype)
-    d_bias = einsum("n...,...o->no", ones, flat, out_dtype=jnp.float32)
+    # Several equal rows, because the compiler makes a slow sum of a product with one.
+    ones = jnp.ones((8, *flat.shape[:-1]), flat.dtype)
+    d_bias = einsum("n...,...o->no", ones, flat, out_dtype=jnp.float32)[0]
     return d_y, d_bias.reshape(bias.shape).astype(bias.dtype)
 
 

@@ -89,6 +89,15 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
 
 
+def row_major(x):
+    from jax.experimental.layout import Layout, with_layout_constraint
+    mesh = current_mesh()
+    if mesh is None or target_device().platform != "tpu":
+        return x
+    spec = PartitionSpec(("fsdp",))
+    return jax.shard_map(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))), in_specs=spec, out_specs=spec, check_vma=False)(x)
+
+
 # Arrays of a packed batch whose second dimension is that of vision rows.
 VISION_ROW_ARRAYS = ("patches", "patch_segment", "patch_hw")
 
