@@ -51,20 +51,20 @@ def attention(
     if mesh is None:
         return _device_attention(inputs, backend)
     specs, ring_axis = _specs(inputs, axes, mesh)
-    width = inputs.q.shape[-1]
+    split_heads = functools.partial(_split_heads, width=inputs.q.shape[-1])
 
     def run(inputs: AttentionInputs) -> jax.Array:
-        return _merge_heads(_device_attention(_map_heads(inputs, split_heads), backend, ring_axis))
+        return _merge_heads(_device_attention(_map_heads(split_heads, inputs), backend, ring_axis))
 
-    # Heads are side by side where they enter and leave: there the compiler keeps the layout of what it is given, and
-    # split heads are a layout of few channels in a register.
-    split_heads = functools.partial(_split_heads, width=width)
-    merged, (merged_specs,) = _map_heads(inputs, _merge_heads), (_map_heads(specs, lambda spec: PartitionSpec(*spec[:-1])),)
-    out = jax.shard_map(run, in_specs=(merged_specs,), out_specs=merged_specs.q, check_vma=False)(merged)
-    return _split_heads(out, width)
+    # Heads enter and leave side by side, as products have them: with dimensions of their own, the compiler would copy
+    # them into registers that hold few channels each.
+    merged_specs = _map_heads(lambda spec: PartitionSpec(*spec[:-1]), specs)
+    run = jax.shard_map(run, in_specs=(merged_specs,), out_specs=merged_specs.q, check_vma=False)
+    return split_heads(run(_map_heads(_merge_heads, inputs)))
 
 
-def _map_heads(inputs: AttentionInputs, function: Callable) -> AttentionInputs:
+def _map_heads(function: Callable, inputs: AttentionInputs) -> AttentionInputs:
+    """Applies a function to queries, keys and values."""
     return inputs.replace(q=function(inputs.q), k=function(inputs.k), v=function(inputs.v))
 
 

@@ -19,7 +19,7 @@ from vl3_jax.model.config import ModelConfig, VisionConfig
 from vl3_jax.model.layers import ACTIVATIONS, LayerNorm, Linear
 from vl3_jax.model.remat import scan_layers
 from vl3_jax.model.rope import axial_rotary_table
-from vl3_jax.parallel.rules import constrain, row_major
+from vl3_jax.parallel.rules import constrain, constrain_row_major
 
 ROW_AXES = ("batch", "vision_row")
 
@@ -83,7 +83,7 @@ class VisionLayer(nn.Module):
         x += checkpoint_name(attn(norm(name="ln1")(x), rotary, segment), "attention_out")
         mlp = VisionMLP(self.config, self.param_dtype, name="mlp")
         x += checkpoint_name(mlp(norm(name="ln2")(x)), "mlp_out")
-        x = row_major(constrain(x, *ROW_AXES, None, None))
+        x = constrain_row_major(x, *ROW_AXES, None, None)
         self.sow("intermediates", "out", x)
         return x, None
 
@@ -117,7 +117,7 @@ class VisionMLP(nn.Module):
     def __call__(self, x: Features) -> Features:
         width, inner = self.config.hidden_size, self.config.intermediate_size
         hidden = Linear((width, inner), ("vision_embed", "vision_mlp"), param_dtype=self.param_dtype, name="fc1")(x)
-        hidden = row_major(ACTIVATIONS[self.config.hidden_act](hidden))
+        hidden = constrain_row_major(ACTIVATIONS[self.config.hidden_act](hidden), *ROW_AXES, None, None)
         return Linear((inner, width), ("vision_mlp", "vision_embed"), param_dtype=self.param_dtype, name="fc2")(hidden)
 
 
