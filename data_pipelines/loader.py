@@ -68,7 +68,8 @@ class BatchBuilder:
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Returns the arrays of this host's rows; names that start with "_" hold what only the loader uses."""
-        step_rows, shape = self._step_plan[step], self._mixture.settings.shape
+        step_rows = self._step_plan[step]
+        shape = self._mixture.settings.row_shape(step_rows.length)
         count = len(range(self._step_plan.rows_per_step)[self._rows])
         numbers = np.full((count, shape.samples), -1, np.int64)
         rows: list[list[Sample]] = [[] for _ in range(count)]

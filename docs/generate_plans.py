@@ -20,7 +20,7 @@ from vl3_jax import config_tree
 from vl3_jax.model import preset
 from vl3_jax.parallel.topologies import GIB, parse_topology
 from vl3_jax.planning.plan_cache import PlanCache
-from vl3_jax.planning.plan_step import KERNEL_SHARE, SAMPLES_PER_ROW, Plan
+from vl3_jax.planning.plan_step import KERNEL_SHARE, Plan
 from vl3_jax.planning.report import axes
 from vl3_jax.planning.search import REMATS, smallest_change
 from vl3_jax.training import run_config
@@ -51,7 +51,7 @@ def line(cell: str, record: str) -> str:
     change, best = improved(config, plain, planner) or ({}, None)
     if best is None:
         return "| " + " | ".join([*cells, "none found", *[""] * 7]) + " |"
-    hours = samples / SAMPLES_PER_ROW / best.rows * best.seconds / 3600
+    hours = samples / best.samples * best.seconds / 3600
     cells.append(", ".join(f"`{key}={value}`" for key, value in (settings | change).items()) or "as it is")
     cells += [f"{best.program.peak / GIB:.2f}", str(best.rows), f"{best.seconds:.2f}", f"{best.predicted_mfu:.0%}"]
     cells += [f"{best.speed / 1e3:,.0f}k", f"{hours * topology.chips:,.0f}", bound(best)]

@@ -5,18 +5,15 @@ The pairing is half-split: channel i is rotated with channel i + D/2.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
 
 
-def rotate(
-    x: Float[Array, "... heads head_dim"], rotary: Float32[Array, "... head_dim"]
-) -> Float[Array, "... heads head_dim"]:
+def rotate(x: jax.Array, rotary: jax.Array) -> jax.Array:
     """Rotates the channels of every head by the angles of its token.
 
     Args:
-      x: Queries or keys, [..., heads, head_dim].
-      rotary: Rotary table, [..., head_dim] float32, without the dimension of heads: the cosines of the head_dim / 2
-        angles of a token, then their sines.
+      x: Queries or keys, [..., heads, D].
+      rotary: Rotary table, [..., D] float32, without the dimension of heads: the cosines of the D / 2 angles of a
+        token, then their sines.
 
     Returns:
       The rotated heads, in the shape and dtype of `x`; computed in float32.

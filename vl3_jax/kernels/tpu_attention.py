@@ -58,8 +58,9 @@ def _kernel_operands(
     """Brings the operands into the layout of the kernels, with lengths padded to whole blocks.
 
     Returns:
-      Rotated q [H, B * L, LANES] and k, and v [K, B * S, LANES], the segments and positions of the queries [1, 2, B * L] and of the keys
-      [1, 2, B * S]; and the mask of the active block pairs, [B, q blocks, kv blocks] bool.
+      Rotated q [H, B * L, LANES] and k, and v [K, B * S, LANES], the segments and positions of the queries
+      [1, 2, B * L] and of the keys [1, 2, B * S]; and the mask of the active block pairs, [B, q blocks, kv blocks]
+      bool.
     """
     q_info, kv_info = pad_to_blocks(inputs.q_info, blocks.q), pad_to_blocks(inputs.kv_info, blocks.kv)
     active = active_blocks(q_info, kv_info, blocks.q, blocks.kv, inputs.causal)

@@ -53,14 +53,14 @@ def attention(
     specs, ring_axis = _specs(inputs, axes, mesh)
     split_heads = functools.partial(_split_heads, width=inputs.q.shape[-1])
 
-    def run(inputs: AttentionInputs) -> jax.Array:
+    def attend(inputs: AttentionInputs) -> jax.Array:
         return _merge_heads(_device_attention(_map_heads(split_heads, inputs), backend, ring_axis))
 
     # Heads enter and leave side by side, as products have them: with dimensions of their own, the compiler would copy
     # them into registers that hold few channels each.
     merged_specs = _map_heads(lambda spec: PartitionSpec(*spec[:-1]), specs)
-    run = jax.shard_map(run, in_specs=(merged_specs,), out_specs=merged_specs.q, check_vma=False)
-    return split_heads(run(_map_heads(_merge_heads, inputs)))
+    run_on_devices = jax.shard_map(attend, in_specs=(merged_specs,), out_specs=merged_specs.q, check_vma=False)
+    return split_heads(run_on_devices(_map_heads(_merge_heads, inputs)))
 
 
 def _map_heads(function: Callable, inputs: AttentionInputs) -> AttentionInputs:

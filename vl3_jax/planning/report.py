@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vl3_jax.parallel.topologies import GIB
-from vl3_jax.planning.plan_step import SAMPLES_PER_ROW, Plan
+from vl3_jax.planning.plan_step import Plan
 from vl3_jax.planning.search import Candidate, pareto
 from vl3_jax.text_table import text_table
 
@@ -27,7 +27,7 @@ def render(plan: Plan, samples: int = 0) -> str:
         verdict = f"it does not fit, by {-plan.headroom / GIB:.2f}"
     lines = [
         f"{slices}{plan.topology.name}: {chips} chips, mesh {axes(plan.mesh)}; a step has {plan.rows} rows{passes}, "
-        f"{plan.tokens:,} tokens",
+        f"in most of {plan.length:,} tokens",
         f"HBM a chip    {program.peak / GIB:.2f} of {chip.hbm_bytes / GIB:.2f} GiB: {verdict}",
     ]
     if not plan.fits:
@@ -47,7 +47,7 @@ def render(plan: Plan, samples: int = 0) -> str:
         f"predicted     {plan.predicted_mfu:.0%} MFU, {plan.speed:,.0f} tokens/s",
     ]
     if samples:
-        steps = samples / SAMPLES_PER_ROW / plan.rows
+        steps = samples / plan.samples
         hours = steps * plan.seconds / 3600
         lines.append(
             f"{samples:,} samples: about {steps:,.0f} steps, {hours:,.0f} hours, {hours * chips:,.0f} chip-hours"

@@ -74,7 +74,8 @@ def load_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
         for name in filter(lambda name: name.endswith(_SUFFIX), list_dir(folder)):
             arrays = np.load(io.BytesIO((folder / name).read_bytes()))
             offsets = np.concatenate([[0], np.cumsum(arrays["counts"], dtype=np.int64)])
-            mixture.planned[name.removesuffix(_SUFFIX)] = PackingPlan(offsets, arrays["samples"].astype(np.int64))
+            plan = PackingPlan(offsets, arrays["samples"].astype(np.int64), arrays["lengths"])
+            mixture.planned[name.removesuffix(_SUFFIX)] = plan
 
 
 def save_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
@@ -88,7 +89,8 @@ def save_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
         for key, plan in mixture.planned.items():
             if f"{key}{_SUFFIX}" not in present:
                 file = io.BytesIO()
-                np.savez(file, counts=np.diff(plan.offsets).astype(np.int32), samples=plan.samples.astype(np.int32))
+                counts, samples = np.diff(plan.offsets).astype(np.int32), plan.samples.astype(np.int32)
+                np.savez(file, counts=counts, samples=samples, lengths=plan.lengths)
                 atomic_write(folder / f"{key}{_SUFFIX}", file.getvalue())
 
 

@@ -80,6 +80,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
 
         # ------------------------------------------------------------------------------------------------------- loop
         loader = stack.enter_context(data.build_loader(config, mixture, mesh, rows, epochs, data_state))
+        steps = {n: run.compile_step(rows, mixture.settings.row_shape(n)) for n in loader.step_plan.lengths}
         evaluator = Evaluator(config, run, mixture, rows)
         metrics = MetricAccumulator(config, init.model_config, mixture, mesh)
         batches = data.prefetch_to_device(metrics.observe(loader), mesh, rows)
@@ -89,7 +90,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         while step < total:
             batch = metrics.next_batch(batches)
             with _profiled(config.profile, folder, step):
-                state, step_metrics = run.step(state, batch.arrays)
+                state, step_metrics = steps[batch.arrays["tokens"].shape[1]](state, batch.arrays)
             step += 1
             pending_metrics.append((batch, step_metrics))
             stopping = preemption.should_stop(step)
