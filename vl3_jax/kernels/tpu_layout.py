@@ -78,7 +78,8 @@ def heads_first_with_delta(
         jax.ShapeDtypeStruct((heads, 1, tokens), jnp.float32),
     ]
     kernel = functools.partial(_heads_first_with_delta_kernel, width=width)
-    return tuple(_run(kernel, [_whole_lanes(d_out), _whole_lanes(out)], results, interpret))
+    moved, delta = _run(kernel, [_whole_lanes(d_out), _whole_lanes(out)], results, interpret)
+    return moved, delta
 
 
 def _heads_first_kernel(x, *tables_and_result, width):
