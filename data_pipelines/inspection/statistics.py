@@ -68,8 +68,8 @@ def format_stats(stats: dict[str, Any]) -> str:
     lines = [
         *text_table(rows, "<>>>>>>>>>"),
         "",
-        f"an epoch: {epoch['samples']:,} samples in {epoch['rows']:,} rows of {row_lengths(stats['lengths'])} tokens and "
-        f"{shape['patches'] * shape['vision_rows']:,} patches",
+        f"an epoch: {epoch['samples']:,} samples in {epoch['rows']:,} rows of {row_lengths(stats['lengths'])} tokens "
+        f"and {shape['patches'] * shape['vision_rows']:,} patches",
         f"packing efficiency: {_format_fill(epoch['fill'])}",
     ]
     if epoch["shrunk"] or epoch["cut"]:

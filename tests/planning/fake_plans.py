@@ -34,14 +34,16 @@ class FakePlanner:
         useful, repeated = 1e12 * rows / topology.chips, 1e11 * rows / topology.chips * (4 - kept)
         traffic = Traffic(grad_accum_steps, int(1e9 * grad_accum_steps * shared))
         cycles = {"rest": int((useful + repeated) / topology.chip.peak_flops * topology.chip.clock)}
-        cost = ProgramCost(cycles, {"all-gather": traffic}, 0, 0) if fits else NO_COST
+        cost = ProgramCost(cycles, {"all-gather": traffic}, 0, 0, 0) if fits else NO_COST
         plan = Plan(
             topology,
             mesh,
             dict(vars(config.remat)),
             rows,
             grad_accum_steps,
-            rows * 16_384,
+            16_384,
+            useful_tokens=rows * 11_000,
+            samples=rows * 2.35,
             useful_share=0.8,
             flops={"total": useful, "recomputed": repeated},
             kernel_flops={"tower attention": 1e11 * rows / topology.chips},

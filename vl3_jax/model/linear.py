@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from vl3_jax.kernels.einsum import einsum
 from vl3_jax.model.quantize import QuantizedKernel
 from vl3_jax.parallel.rules import current_mesh, mesh_axes, partition_spec
+from vl3_jax.parallel.scatter import psum_scatter
 
 Axes = tuple[str | None, ...]
 
@@ -143,8 +144,8 @@ def _kernel_gradient(x: jax.Array, d_product: jax.Array, kernel: jax.Array, axes
     def summed(x: jax.Array, d_product: jax.Array) -> jax.Array:
         gradient = local(x, d_product)
         for dimension, entry in enumerate(spec):
-            if entry:
-                gradient = lax.psum_scatter(gradient, entry, scatter_dimension=dimension, tiled=True)
+            for axis in entry or ():
+                gradient = psum_scatter(gradient, axis, dimension)
         rest = tuple(axis for axis in row_axes if not any(axis in entry for entry in spec if entry))
         return (lax.psum(gradient, rest) if rest else gradient).astype(dtype)
 
