@@ -51,7 +51,7 @@ def _tpu_grid(shape: Sequence[int], devices: Sequence) -> np.ndarray:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(split, devices, allow_split_physical_axes=True).reshape(shape)
-    data, *inner = shape
+    data = shape[0]
     if data % slices:
         raise InputError(
             f"{slices} slices are connected by a slow network, which only data parallelism should use: "
