@@ -21,6 +21,7 @@ from vl3_jax.model.attention import attention
 from vl3_jax.model.cache import KVCache, write_layer
 from vl3_jax.model.config import TextConfig
 from vl3_jax.model.layers import ACTIVATIONS, Linear, RMSNorm, partitioned_param
+from vl3_jax.model.lookup import TABLE_AXES, lookup
 from vl3_jax.model.remat import scan_layers
 from vl3_jax.model.rope import rotary_table
 from vl3_jax.parallel.rules import constrain
@@ -74,7 +75,9 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B L D"], KVCache | None]:
         """Implements `vl3_jax.model.decode`, which describes the arguments."""
         with jax.named_scope("embed"):
-            x = self.embed(tokens).astype(self.dtype)
+            if features is not None:
+                tokens = jnp.where(vision_slot >= 0, -1, tokens)
+            x = self.embed(tokens, self.dtype)
             if features is not None:
                 gather = jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))
                 x = jnp.where(vision_slot[..., None] >= 0, gather(features, vision_slot).astype(x.dtype), x)
@@ -107,10 +110,10 @@ class Embedding(nn.Module):
 
     def setup(self):
         init, shape = nn.initializers.normal(0.02), (self.config.vocab_size, self.config.hidden_size)
-        self.embedding = partitioned_param(self, "embedding", init, shape, ("vocab", "embed"), self.param_dtype)
+        self.embedding = partitioned_param(self, "embedding", init, shape, TABLE_AXES, self.param_dtype)
 
-    def __call__(self, tokens: Int32[Array, "B L"]) -> Float[Array, "B L D"]:
-        return jnp.take(self.embedding, tokens, axis=0, mode="clip")
+    def __call__(self, tokens: Int32[Array, "B L"], dtype: DTypeLike) -> Float[Array, "B L D"]:
+        return lookup(self.embedding, tokens, dtype)
 
 
 class DecoderLayer(nn.Module):
