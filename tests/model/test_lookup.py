@@ -58,5 +58,7 @@ def test_any_sizes_of_blocks_and_tiles(eighths, block, tile, seed):
 def test_a_frozen_table_has_no_gradient_in_the_trace():
     mesh, table = make_mesh({"fsdp": 8}, jax.devices()[:8]), jnp.ones((16, 8))
     with jax.set_mesh(mesh):
-        trace = jax.make_jaxpr(jax.grad(lambda scale: lookup(table, jnp.zeros((8, 4), jnp.int32), jnp.float32).sum() * scale))(1.0)
+        trace = jax.make_jaxpr(
+            jax.grad(lambda scale: lookup(table, jnp.zeros((8, 4), jnp.int32), jnp.float32).sum() * scale)
+        )(1.0)
     assert "scatter-add" not in str(trace)

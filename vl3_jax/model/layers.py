@@ -57,7 +57,7 @@ class Linear(nn.Module):
         y = linear(x, kernel, self.axes, self.num_in)
         if self.use_bias:
             shape, axes = self.shape[self.num_in :], self.axes[self.num_in :]
-            y = add_bias(y, partitioned_param(self, "bias", bias_init, shape, axes, self.param_dtype))
+            y = add_bias(y, partitioned_param(self, "bias", bias_init, shape, axes, self.param_dtype), axes)
         return y
 
 

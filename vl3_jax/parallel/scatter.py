@@ -32,11 +32,13 @@ def psum_scatter(x: jax.Array, axis: str, dimension: int) -> jax.Array:
     Returns:
       The sum, of which each chip has the part that a partition spec gives it.
     """
-    sizes = stages(lax.axis_size(axis))
-    if len(sizes) == 1:
-        return lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True)
-    chips = np.arange(math.prod(sizes)).reshape(sizes)
+    count = lax.axis_size(axis)
+    sizes, shape = stages(count), x.shape
+    before, after = shape[:dimension], shape[dimension + 1 :]
+    # Parts have a dimension of their own: within one, the compiler would sum whole arrays unless they are whole tiles.
+    x = x.reshape(*before, count, *([-1] if shape[dimension] > count else []), *after)
+    chips = np.arange(count).reshape(sizes)
     for stage, size in enumerate(sizes):
-        groups = np.moveaxis(chips, stage, -1).reshape(-1, size).tolist()
+        groups = np.moveaxis(chips, stage, -1).reshape(-1, size).tolist() if len(sizes) > 1 else None
         x = lax.psum_scatter(x, axis, scatter_dimension=dimension, axis_index_groups=groups, tiled=True)
-    return x
+    return x.reshape(*before, -1, *after)
