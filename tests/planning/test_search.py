@@ -8,7 +8,6 @@ from planning.fake_plans import FakePlanner
 from vl3_jax import config_tree
 from vl3_jax.parallel.topologies import parse_topology
 from vl3_jax.planning import report, search
-from vl3_jax.planning.plan_step import from_json
 from vl3_jax.training import run_config
 
 V5E = parse_topology("v5e:4x4")
@@ -98,8 +97,3 @@ def test_the_table_has_every_candidate():
     assert sum(line.startswith("*") for line in lines) == len(search.pareto([p for _, p in found if p])) > 0
     assert sum("does not fit" in line for line in lines) == sum(bool(p) and not p.fits for _, p in found) > 0
     assert sum("passed over" in line for line in lines) == sum(p is None for _, p in found) > 0
-
-
-def test_a_plan_survives_json():
-    plan = FakePlanner(16, 2)(config(), V5E)
-    assert from_json(plan.as_json(), V5E) == plan

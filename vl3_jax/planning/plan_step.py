@@ -1,8 +1,9 @@
 """Plans of a training step: compiled ahead of time for a TPU topology, with its memory, cycles, traffic and FLOPs."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,6 @@ from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.topologies import Topology
 from vl3_jax.planning.compiler import ProgramAnalysis, compile_and_analyze, topology_devices
 from vl3_jax.planning.kernel_work import kernel_flops
-from vl3_jax.planning.program_cost import ProgramCost
 from vl3_jax.planning.typical_row import SAMPLES_PER_ROW, typical_row
 from vl3_jax.training.cross_entropy import TOKEN_BLOCK
 from vl3_jax.training.flops import recomputed_flops, step_flops
@@ -25,6 +25,8 @@ KERNEL_SHARE = 0.6  # share of the peak at which the attention kernels are assum
 _LOSS_TILES = r"loss\)*/shard_map/while/body/closed_call/while$"
 _TASKS = 8  # tasks with a loss of their own; their number hardly matters
 _STEPS = 1000  # steps of the learning-rate schedule; likewise
+
+Analyze = Callable[[int, Callable[[], ProgramAnalysis]], ProgramAnalysis]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Plan:
         return self.useful_tokens / self.seconds if self.fits else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the plan as `vl3 plan --json` prints it; `from_json` is the inverse."""
+        """Returns the plan as `vl3 plan --json` prints it."""
         program = self.program
         return {
             "topology": self.topology.name,
@@ -140,29 +142,19 @@ class Plan:
         }
 
 
-def from_json(found: dict[str, Any], topology: Topology) -> Plan:
-    """Returns the plan of a topology that `as_json` wrote."""
-    hbm = found["hbm_bytes_per_chip"]
-    sizes = (hbm["arguments"], hbm["temporaries"], hbm["peak"])
-    program = ProgramAnalysis(found["fits"], *sizes, ProgramCost.from_json(found), found["compile_seconds"])
-    same = ("mesh", "remat", "rows", "useful_tokens", "samples", "useful_share", "kernel_flops")
-    return Plan(
-        topology,
-        **{name: found[name] for name in same},
-        grad_accum_steps=found["accumulation"],
-        length=found["row_length"],
-        flops=found["flops_by_part"],
-        program=program,
-    )
-
-
-def plan_step(config: RunConfig, topology: Topology, hlo: pathlib.Path | None = None) -> Plan:
+def plan_step(
+    config: RunConfig,
+    topology: Topology,
+    hlo: pathlib.Path | None = None,
+    analyze: Analyze = lambda _, compile: compile(),
+) -> Plan:
     """Compiles the training step of a configuration for a topology, for rows of the shortest and the longest length.
 
     Args:
       config: Configuration of the run; `config.mesh` and `config.batch` decide over mesh and rows.
       topology: TPU slice or slices.
       hlo: File that the optimised HLO text of the step with the shortest rows is written to.
+      analyze: Gets the length of rows and a function that compiles the step for them; returns what that returns.
 
     Raises:
       InputError: No TPU compiler is installed, or the mesh does not fit the topology; one line.
@@ -176,15 +168,16 @@ def plan_step(config: RunConfig, topology: Topology, hlo: pathlib.Path | None = 
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     tiles = -(-row.work.supervised * rows // parts // grad_accum_steps(config.batch, mesh, rows) // TOKEN_BLOCK)
 
-    def analyze(length: int, hlo: pathlib.Path | None) -> ProgramAnalysis:
+    def compile_for(length: int, hlo: pathlib.Path | None) -> ProgramAnalysis:
         batch = abstract_batch(rows, settings.row_shape(length), mesh)
         with jax.set_mesh(mesh):
             lowered = setup.step.lower(setup.abstract_state, batch)
             return compile_and_analyze(lowered, {_LOSS_TILES: max(tiles, 1)}, hlo)
 
-    program = analyze(row.shape.length, hlo)
+    program = analyze(row.shape.length, functools.partial(compile_for, row.shape.length, hlo))
     if program.fits and len(settings.lengths) > 1:
-        program = _with_memory_of(program, analyze(settings.shape.length, None))
+        longest = settings.shape.length
+        program = _with_memory_of(program, analyze(longest, functools.partial(compile_for, longest, None)))
     kernels = kernel_flops(model_config, mesh, *row.segments, _passed(trained), vars(config.remat))
     work = row.work * rows
     flops = step_flops(model_config, work, trained, config.lora.rank)
