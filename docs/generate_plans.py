@@ -97,16 +97,16 @@ def page(lines: list[str], versions: str) -> str:
 
 Plans of stage 4 of the released sizes on common slices, by `python docs/generate_plans.py --record FILE`: the training
 step with rows of 11,264 (most) and 16,384 tokens and 40,960 patches, compiled for the slice by the TPU compiler
-({versions}).
-Memory is the compiler's own figure, in GiB per chip. None of it was run on a TPU.
+({versions}). Memory is the compiler's own figure, in GiB per chip. None of it was run on a TPU.
 
 The best setting is the one that recomputes least and leaves {SPARE:.0%} of the memory free; where a configuration does
 not fit, it is the cheapest change that makes it fit.
 
 The time of a step is predicted: the compiler's cycles outside the attention kernels, the blocks that the kernels visit
 at {KERNEL_SHARE:.0%} of the chip's peak, what the other kernels read and write at the speed of the memory, and the bytes
-of those collectives that nothing overlaps at the speed of the links, one after the other. Utilisation (MFU) is the arithmetic that is neither padding nor recomputed, over what the
-chip could do in that time. The last column has the five largest parts of the time.
+of those collectives that nothing overlaps at the speed of the links, one after the other. Utilisation (MFU) is the
+arithmetic that is neither padding nor recomputed, over what the chip could do in that time. The last column has the
+five largest parts of the time.
 
 A step of the paper has 128 samples, which fill about 55 rows. Every chip works on at least one row of its own.
 

@@ -67,7 +67,6 @@ def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoraKernel, axes:
     return _trainable_product(x, kernel, axes, num_in)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def add_bias(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:
     """Adds a bias of the last dimensions.
 
@@ -79,12 +78,17 @@ def add_bias(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:
     Returns:
       The sum, in the shape and dtype of `y`.
     """
+    return _trainable_sum(y, bias, axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _trainable_sum(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:
     # Flat: in registers, heads of few channels take several times the room.
     return (_flat(y, bias) + bias.astype(y.dtype).ravel()).reshape(y.shape)
 
 
 def _add_bias_forward(y, bias, axes):
-    return add_bias(y.value, bias.value, axes), (bias.value, () if bias.perturbed else None)
+    return _trainable_sum(y.value, bias.value, axes), (bias.value, () if bias.perturbed else None)
 
 
 def _add_bias_backward(axes, residuals, d_y):
@@ -100,7 +104,7 @@ def _add_bias_backward(axes, residuals, d_y):
     return d_y, None if wanted is None else _sum_over_rows(local, [_flat(d_y, bias)], bias, axes)
 
 
-add_bias.defvjp(_add_bias_forward, _add_bias_backward, symbolic_zeros=True)
+_trainable_sum.defvjp(_add_bias_forward, _add_bias_backward, symbolic_zeros=True)
 
 
 def _flat(y: jax.Array, bias: jax.Array) -> jax.Array:

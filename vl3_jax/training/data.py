@@ -169,7 +169,7 @@ def prefetch_to_device(batches: Iterable[Batch], mesh: Mesh, rows_per_step: int)
     rows = local_rows(mesh, rows_per_step)
 
     def on_mesh(array: np.ndarray, shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             first, last, _ = index[0].indices(rows_per_step)
             return array[bisect.bisect_left(rows, first) : bisect.bisect_left(rows, last), *index[1:]]
 
