@@ -22,14 +22,13 @@ from vl3_jax.model import preset
 from vl3_jax.parallel.topologies import GIB, parse_topology
 from vl3_jax.planning.plan_cache import PlanCache
 from vl3_jax.planning.plan_step import KERNEL_SHARE, Plan
-from vl3_jax.planning.report import axes
+from vl3_jax.planning.report import SPARE, axes
 from vl3_jax.planning.search import REMATS, smallest_change
 from vl3_jax.training import run_config
 from vl3_jax.versions import version
 
 PAGE = pathlib.Path(__file__).with_name("plans.md")
 MODELS, SLICES = ("2b", "7b"), ("v5e-16", "v5e-64", "v5p-64", "v6e-64")
-SPARE = 0.1  # share of the memory that the best plan leaves free
 # Memory of a policy relative to that of the policy before it, less than in any plan so far; decides what is tried.
 GROWTH = {"outputs": 1.4, "dots": 4.0, "none": 2.8}
 
@@ -103,10 +102,10 @@ The best setting is the one that recomputes least and leaves {SPARE:.0%} of the 
 not fit, it is the cheapest change that makes it fit.
 
 The time of a step is predicted: the compiler's cycles outside the attention kernels, the blocks that the kernels visit
-at {KERNEL_SHARE:.0%} of the chip's peak, what the other kernels read and write at the speed of the memory, and the bytes
-of those collectives that nothing overlaps at the speed of the links, one after the other. Utilisation (MFU) is the
-arithmetic that is neither padding nor recomputed, over what the chip could do in that time. The last column has the
-five largest parts of the time.
+at {KERNEL_SHARE:.0%} of the chip's peak, what the other kernels read and write at the speed of the memory, and the
+bytes of those collectives that nothing overlaps at the speed of the links, one after the other. Utilisation (MFU) is
+the arithmetic that is neither padding nor recomputed, over what the chip could do in that time. The last column has
+the five largest parts of the time.
 
 A step of the paper has 128 samples, which fill about 55 rows. Every chip works on at least one row of its own.
 

@@ -1,5 +1,8 @@
 """Compiles the TPU kernels at full size, forward and backward, with the TPU compiler and without a TPU."""
 
+import collections
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -46,9 +49,13 @@ def compiled_text(generation, heads, kv_heads, width, length, causal, rows=1, co
 
 def assert_runs_kernels(text, times=1):
     calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
-    names = [name for line in calls for name in ("forward_kernel", "d_q_kernel", "d_kv_kernel") if f"%{name}" in line]
-    assert sorted(names) == sorted(["d_kv_kernel", "d_q_kernel", "forward_kernel"] * times)
-    assert len(calls) == 3 * times
+    names = collections.Counter(re.match(r"\s*(?:ROOT )?%([a-z_]*kernel)", line)[1] for line in calls)
+    assert names["forward_kernel"] == names["d_q_kernel"] == names["d_kv_kernel"] == times
+    # Queries, keys and values on the way there, in one or both passes; the output and three gradients on the way back.
+    assert names["heads_first_kernel"] in (3 * times, 6 * times)
+    assert names["tokens_first_kernel"] == 4 * times
+    assert names["heads_first_with_delta_kernel"] == times
+    assert len(names) == 6
 
 
 @pytest.mark.parametrize(

@@ -97,3 +97,14 @@ def test_the_table_has_every_candidate():
     assert sum(line.startswith("*") for line in lines) == len(search.pareto([p for _, p in found if p])) > 0
     assert sum("does not fit" in line for line in lines) == sum(bool(p) and not p.fits for _, p in found) > 0
     assert sum("passed over" in line for line in lines) == sum(p is None for _, p in found) > 0
+
+
+def test_the_fastest_plan_is_given_as_flags():
+    run = config()
+    found = list(search.search(run, V5E, FakePlanner(64, 3)))
+    text = report.render_fastest(run, found)
+    best = max((p for _, p in found if p and p.headroom >= 0.1 * V5E.chip.hbm_bytes), key=lambda plan: plan.speed)
+    assert f"--config.remat.text={best.remat['text']}" in text
+    assert f"--config.mesh.fsdp={best.mesh['fsdp']}" in text
+    assert f"{best.predicted_mfu:.0%} MFU" in text
+    assert report.render_fastest(run, [(one, None) for one, _ in found]) == ""

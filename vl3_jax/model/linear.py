@@ -13,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from vl3_jax.kernels.einsum import einsum
@@ -63,8 +64,9 @@ def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoraKernel, axes:
         return linear(x, kernel.base, axes, num_in) + kernel.scale * linear(down, kernel.b, (None, *axes[num_in:]))
     if isinstance(kernel, QuantizedKernel):
         product = _product(x, _gathered(kernel.values, axes).astype(x.dtype), num_in)
-        return (product * kernel.scale.reshape(kernel.shape[num_in:])).astype(x.dtype)
-    return _trainable_product(x, kernel, axes, num_in)
+        product = (product * kernel.scale.reshape(kernel.shape[num_in:])).astype(x.dtype)
+        return checkpoint_name(product, "product")
+    return checkpoint_name(_trainable_product(x, kernel, axes, num_in), "product")
 
 
 def add_bias(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:

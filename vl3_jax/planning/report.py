@@ -7,7 +7,9 @@ from vl3_jax.parallel.topologies import GIB
 from vl3_jax.planning.plan_step import Plan
 from vl3_jax.planning.search import Candidate, pareto
 from vl3_jax.text_table import text_table
+from vl3_jax.training.run_config import RunConfig
 
+SPARE = 0.1  # share of the memory that a recommended plan leaves free
 _PARTS = ("vision", "projector", "llm", "unembed", "lora")
 
 
@@ -54,6 +56,16 @@ def render(plan: Plan, samples: int = 0) -> str:
         )
     lines.append(f"compiled in {program.seconds:.0f} s")
     return "\n".join(lines)
+
+
+def render_fastest(config: RunConfig, found: Sequence[tuple[Candidate, Plan | None]]) -> str:
+    """Returns the fastest plan of a search that leaves some memory free, as flags; empty if there is none."""
+    fitting = [(one, plan) for one, plan in found if plan and plan.headroom >= SPARE * plan.topology.chip.hbm_bytes]
+    if not fitting:
+        return ""
+    best, plan = max(fitting, key=lambda pair: pair[1].speed)
+    flags = " ".join(f"--config.{key}={value}" for key, value in best.settings(config).items())
+    return f"fastest with {SPARE:.0%} of the memory to spare, {plan.predicted_mfu:.0%} MFU: {flags}"
 
 
 def render_change(change: Mapping[str, Any] | None, plan: Plan | None) -> str:

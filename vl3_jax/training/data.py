@@ -115,6 +115,12 @@ def rows_per_step(config: RunConfig, mixture: MixtureDataset, mesh: Mesh, record
     return rows_for_samples(config.batch, mesh, max(len(plan.samples), 1) / max(len(plan), 1))
 
 
+def samples_per_step(config: RunConfig, mixture: MixtureDataset, rows: int) -> float:
+    """Returns the samples of a step on average."""
+    plan = mixture.epoch_plan(config.seed, 0)
+    return rows * len(plan.samples) / max(len(plan), 1)
+
+
 def total_steps(config: RunConfig, mixture: MixtureDataset, rows: int) -> tuple[int, int]:
     """Returns steps and epochs of the run: `steps` in as many epochs as they take, or those of `epochs`."""
     if not config.steps:

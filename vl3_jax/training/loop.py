@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -54,7 +55,9 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         total, epochs = data.total_steps(config, mixture, rows)
 
         # ------------------------------------------------------------------------------------------------------ model
-        run = setup.build_train_setup(config, init.model_config, mesh, rows, total, len(mixture.tasks))
+        samples = data.samples_per_step(config, mixture, rows)
+        scaled = dataclasses.replace(config, optimizer=config.optimizer.for_batch(samples / config.batch.samples))
+        run = setup.build_train_setup(scaled, init.model_config, mesh, rows, total, len(mixture.tasks))
 
         # ------------------------------------------------------------------------------------------------------ state
         prepare_workdir(folder, config, init, rows)
@@ -70,7 +73,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         if done >= total:
             log(f"{folder}: all {total} steps are done")
             return done
-        log(setup.overview(run, mixture, config.seed, rows, total))
+        log(setup.overview(run, mixture, config, rows, total))
         stack.enter_context(jax.set_mesh(mesh))
         state = data_state = None
         if not done or has_adapters:

@@ -22,7 +22,7 @@ from vl3_jax.parallel.rules import batch_shardings
 from vl3_jax.processing.packed_batch import BatchShape, pack
 from vl3_jax.training import lora
 from vl3_jax.training.groups import flatten
-from vl3_jax.training.optimizer import Optimizer, make_optimizer
+from vl3_jax.training.optimizer import SCALINGS, Optimizer, make_optimizer
 from vl3_jax.training.run_config import BatchConfig, RunConfig
 from vl3_jax.training.state import TrainState, new_state, state_shardings
 from vl3_jax.training.step import make_train_step
@@ -143,18 +143,31 @@ def grad_accum_steps(config: BatchConfig, mesh: Mesh, rows: int) -> int:
     return config.grad_accum_steps or rows // row_parts(config, mesh)
 
 
-def overview(setup: TrainSetup, mixture: MixtureDataset, seed: int, rows: int, steps: int) -> str:
+def batch_note(config: RunConfig, samples: float) -> str:
+    """Returns what to know about a step whose samples are not about those that the learning rates are meant for."""
+    ratio, scaling = samples / config.batch.samples, config.optimizer.scale_with_batch
+    if 0.8 < ratio < 1.25:
+        return ""
+    rates = "unchanged" if scaling == "none" else f"times {SCALINGS[scaling](ratio):.2f}"
+    return (
+        f", {ratio:.2f} times the {config.batch.samples} of batch.samples; learning rates {rates} "
+        f"(optimizer.scale_with_batch={scaling})"
+    )
+
+
+def overview(setup: TrainSetup, mixture: MixtureDataset, config: RunConfig, rows: int, steps: int) -> str:
     """Describes a run in several lines: sizes, and sharding and learning rate of each parameter.
 
     Args:
       setup: Computation of the run.
       mixture: Training data.
-      seed: Seed of the order of samples.
+      config: Configuration of the run.
       rows: Rows of a step on all hosts together.
       steps: Number of optimizer steps in the whole run.
     """
     mesh, optimizer, state, shape = setup.mesh, setup.optimizer, setup.abstract_state, mixture.settings.shape
-    plan = mixture.epoch_plan(seed, 0)
+    plan = mixture.epoch_plan(config.seed, 0)
+    samples = rows * len(plan.samples) / max(len(plan), 1)
     efficiency = packing_efficiency(plan, mixture.sample_sizes, mixture.settings)
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     memory = sum(
@@ -165,7 +178,7 @@ def overview(setup: TrainSetup, mixture: MixtureDataset, seed: int, rows: int, s
         f"data      {len(plan.samples):,} samples an epoch in {len(plan):,} rows of "
         f"{row_lengths(mixture.settings.lengths)} tokens and "
         f"{shape.patches * shape.vision_rows:,} patches, {efficiency.either:.0%} full",
-        f"steps     {steps:,} of {rows} rows, about {rows * len(plan.samples) / max(len(plan), 1):.0f} samples",
+        f"steps     {steps:,} of {rows} rows, about {samples:.0f} samples{batch_note(config, samples)}",
         f"memory    {memory / 2**30:.2f} GiB a device for parameters and optimizer",
         f"{'parameter':44} {'shape':>24} {'type':>9}  {'sharding':30} learning rate",
     ]
