@@ -35,7 +35,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mixture(folder):
-    return make_mixture(folder, {"a": good_records(60), "b": good_records(25, seed=1)}, b=2.0)
+    """Samples of two data sets, some of which do not fit the shorter rows."""
+    settings = dataclasses.replace(SETTINGS, shorter_lengths=(128,))
+    return make_mixture(folder, {"a": good_records(60), "b": good_records(25, seed=1)}, settings, b=2.0)
 
 
 def digest(batch):
@@ -76,7 +78,7 @@ def test_batches_hold_the_samples_they_name(mixture):
     seen = []
     with Loader(mixture, ROWS, threads=2) as loader:
         for batch in loader:
-            assert batch.arrays["tokens"].shape == (ROWS, SETTINGS.shape.length)
+            assert batch.arrays["tokens"].shape[0] == ROWS
             assert batch.samples.shape == (ROWS, SETTINGS.shape.samples)
             for row, members in enumerate(batch.samples):
                 for segment, number in enumerate(members[members >= 0].tolist(), start=1):
@@ -112,6 +114,13 @@ def test_an_epoch_holds_every_sample_once(mixture, uninterrupted):
         numbers = np.array([batch["samples"] for batch in epoch]).ravel()
         assert sorted(numbers[numbers >= 0].tolist()) == sorted([*range(60), *[*range(60, 85)] * 2])
     assert uninterrupted[0] != uninterrupted[steps[0]]
+
+
+def test_the_rows_of_a_batch_have_one_length(mixture):
+    with Loader(mixture, ROWS, epochs=EPOCHS, seed=3) as loader:
+        lengths = [batch.arrays["tokens"].shape[1] for batch in loader]
+    assert set(lengths) == set(loader.step_plan.lengths) == {128, 512}
+    assert lengths == [loader.step_plan[step].length for step in range(len(loader))]
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 3])
