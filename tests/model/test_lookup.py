@@ -62,3 +62,13 @@ def test_a_frozen_table_has_no_gradient_in_the_trace():
             jax.grad(lambda scale: lookup(table, jnp.zeros((8, 4), jnp.int32), jnp.float32).sum() * scale)
         )(1.0)
     assert "scatter-add" not in str(trace)
+
+
+def test_a_few_tokens_do_not_gather_the_table():
+    mesh, table = make_mesh({"fsdp": 8}, jax.devices()[:8]), jnp.arange(1024.0 * 8).reshape(1024, 8)
+    tokens = jnp.arange(16, dtype=jnp.int32).reshape(8, 2)
+    with jax.set_mesh(mesh):
+        table = jax.device_put(table, NamedSharding(mesh, partition_spec(TABLE_AXES, table.shape, mesh)))
+        run = jax.jit(lambda table, tokens: lookup(table, tokens, jnp.float32)).lower(table, tokens).compile()
+    assert "all-gather" not in run.as_text()
+    np.testing.assert_array_equal(run(table, tokens), np.asarray(table)[tokens])

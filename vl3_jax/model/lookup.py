@@ -21,6 +21,7 @@ from vl3_jax.parallel.rules import current_mesh, mesh_axes, partition_spec
 
 TABLE_AXES = ("vocab", "embed")
 BLOCK, TILE = 16_384, 1024  # vocabulary rows of a block, tokens of a tile
+FEW = 0.25  # tokens for each row of the table, below which it costs less to sum what each device finds in its shard
 
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype: DTypeLike, block: int = BLOCK, tile: int = TILE) -> jax.Array:
@@ -38,7 +39,7 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: DTypeLike, block: int = B
       The embeddings, [B, L, D].
     """
     mesh = current_mesh()
-    if mesh is not None:
+    if mesh is not None and tokens.size >= FEW * len(table):
         spec, token_spec = _specs(table, tokens)
         token_axes = [*mesh_axes(token_spec[0]), *mesh_axes(token_spec[1])]
         blocks = VocabBlocks(0, block).on_mesh(spec, token_axes, mesh)
