@@ -99,7 +99,8 @@ step with rows of 11,264 (most) and 16,384 tokens and 40,960 patches, compiled f
 ({versions}). Memory is the compiler's own figure, in GiB per chip. None of it was run on a TPU.
 
 The best setting is the one that recomputes least and leaves {SPARE:.0%} of the memory free; where a configuration does
-not fit, it is the cheapest change that makes it fit.
+not fit, it is the cheapest change that makes it fit. That is not always the fastest: `outputs` repeats all products but
+one of a layer, and keeping its results costs time too.
 
 The time of a step is predicted: the compiler's cycles outside the attention kernels, the blocks that the kernels visit
 at {KERNEL_SHARE:.0%} of the chip's peak, what the other kernels read and write at the speed of the memory, and the
