@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from vl3_jax.config_tree import CHOICES
 from vl3_jax.errors import InputError
 from vl3_jax.training.groups import MODULES, Patterns, assign, flatten, kernel_sides, map_paths, split, trainable_mask
 
@@ -60,7 +59,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     muon_beta: float = 0.95
     clip: float = 1.0
-    scale_with_batch: str = dataclasses.field(default="none", metadata={CHOICES: tuple(SCALINGS)})
+    scale_with_batch: str = "none"
     first_moment_dtype: str = "float32"
 
     def __post_init__(self):
