@@ -14,7 +14,7 @@ row is left empty, with zero loss weight.
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,20 +60,22 @@ class BatchBuilder:
     Args:
       mixture: The data.
       step_plan: Assigns rows to steps.
-      rows: The rows of each step that are built on this host.
+      rows: The rows of each step that are built on this host, by number; None for all.
     """
 
-    def __init__(self, mixture: MixtureDataset, step_plan: StepPlan, rows: slice):
-        self._mixture, self._step_plan, self._rows = mixture, step_plan, rows
+    def __init__(self, mixture: MixtureDataset, step_plan: StepPlan, rows: Sequence[int] | None):
+        self._mixture, self._step_plan = mixture, step_plan
+        self._rows = range(step_plan.rows_per_step) if rows is None else rows
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Returns the arrays of this host's rows; names that start with "_" hold what only the loader uses."""
-        step_rows, shape = self._step_plan[step], self._mixture.settings.shape
-        count = len(range(self._step_plan.rows_per_step)[self._rows])
-        numbers = np.full((count, shape.samples), -1, np.int64)
-        rows: list[list[Sample]] = [[] for _ in range(count)]
+        step_rows = self._step_plan[step]
+        shape = self._mixture.settings.row_shape(step_rows.length)
+        numbers = np.full((len(self._rows), shape.samples), -1, np.int64)
+        rows: list[list[Sample]] = [[] for _ in self._rows]
         errors: list[SampleError] = []
-        for row, members in enumerate(step_rows.rows[self._rows]):
+        for row, number in enumerate(self._rows):
+            members = step_rows.rows[number] if number < len(step_rows.rows) else np.empty(0, np.int64)
             numbers[row, : len(members)] = members
             rows[row] = [self._sample(number, step_rows.epoch, errors) for number in members.tolist()]
         lines = np.frombuffer(to_json_lines(errors).encode(), np.uint8)
@@ -95,7 +97,7 @@ class Loader(contextlib.AbstractContextManager, Iterator[Batch]):
       rows_per_step: Rows of a step on all hosts together.
       epochs: Number of passes over the data.
       seed: Seed of the sample order and of the row order.
-      rows: The rows of each step that this host builds; all by default.
+      rows: The rows of each step that this host builds, by number; None for all.
       workers: Number of worker processes; 0 builds batches in threads of this process.
       threads: Number of concurrent threads, shared by the workers; the number of processors by default.
       state: State of the batch after which to resume; None starts at step 0.
@@ -116,7 +118,7 @@ class Loader(contextlib.AbstractContextManager, Iterator[Batch]):
         *,
         epochs: int = 1,
         seed: int = 0,
-        rows: slice = slice(None),
+        rows: Sequence[int] | None = None,
         workers: int = 0,
         threads: int | None = None,
         state: Mapping[str, Any] | None = None,

@@ -121,7 +121,7 @@ class MixtureDataset:
         if key not in self.planned:
             usable = [sizes.usable for sizes in self.sample_sizes_by_dataset]
             order = epoch_order(usable, [dataset.spec.weight for dataset in self.datasets], seed, epoch)
-            self.planned[key] = plan_packing(self.sample_sizes, order, self.settings.shape, (seed, epoch))
+            self.planned[key] = plan_packing(self.sample_sizes, order, self.settings, (seed, epoch))
         return self.planned[key]
 
     def step_plan(self, rows_per_step: int, epochs: int = 1, seed: int = 0) -> StepPlan:
@@ -171,7 +171,8 @@ class MixtureDataset:
         """Returns a fingerprint of everything that the order and the content of the samples depend on."""
         shape = dataclasses.asdict(self.settings.shape)
         config = dataclasses.asdict(self.settings.processor) | {"threads": 0}
-        parts: list[Any] = [shape, config, self.settings.max_frame_patches, self.settings.trainer_streams]
+        settings = self.settings
+        parts: list[Any] = [shape, config, settings.lengths, settings.max_frame_patches, settings.trainer_streams]
         parts += [[d.spec.name, d.spec.weight, d.spec.task, d.index.folder.name] for d in self.datasets]
         return fingerprint(parts)
 

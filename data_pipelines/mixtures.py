@@ -30,7 +30,9 @@ class MixtureConfig(ProcessorConfig):
       threads: Threads of the video decoder; several samples are read at a time.
       root: Folder or URL that relative paths of the data sets are below.
       seed: Seed of synthetic data.
-      length: Tokens of a row.
+      length: Largest number of tokens of a row, and of a sample.
+      shorter_lengths: Tokens of shorter rows, if below `length`. Each step has rows of one length, and a program of its
+        own for each; samples that fit the shortest rows are packed into them, or with longer samples.
       patches: Patches of a vision row.
       vision_rows: Vision rows of each row; no frame crosses from one to the next.
       vision_tokens: Vision tokens of a row; 0 is as many as its patches can give, at most `length`.
@@ -47,6 +49,7 @@ class MixtureConfig(ProcessorConfig):
     root: str = "data"
     seed: int = 0
     length: int = 16_384
+    shorter_lengths: tuple[int, ...] = DataSettings.shorter_lengths
     patches: int = 40_960
     vision_rows: int = BatchShape.vision_rows
     vision_tokens: int = 0
@@ -106,7 +109,7 @@ def data_settings(config: MixtureConfig) -> DataSettings:
     most = min(config.length, config.patches * config.vision_rows // config.image_merge**2)
     shape = BatchShape(config.length, config.patches, config.vision_tokens or most, config.vision_rows, config.samples)
     processor = ProcessorConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(ProcessorConfig)})
-    return DataSettings(shape, processor, config.max_frame_patches, config.trainer_streams)
+    return DataSettings(shape, processor, config.shorter_lengths, config.max_frame_patches, config.trainer_streams)
 
 
 def dataset_specs(config: MixtureConfig) -> list[DatasetSpec]:

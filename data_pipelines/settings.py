@@ -18,6 +18,7 @@ class DataSettings:
       shape: Capacities of a row.
       processor: Settings of the processor. Its `max_tokens` caps one sample; each video has one decoder thread,
         because several samples are read at a time.
+      shorter_lengths: Tokens of rows that are shorter than `shape.length`; others are ignored.
       max_frame_patches: Largest number of patches of an image or frame.
       trainer_streams: Whether live streams are written and supervised as by the official trainer, see
         `chat_template.PromptStyle`.
@@ -25,16 +26,27 @@ class DataSettings:
 
     shape: BatchShape
     processor: ProcessorConfig
-    max_frame_patches: int = 16_384
+    shorter_lengths: tuple[int, ...] = ()
+    max_frame_patches: int = 40_960
     trainer_streams: bool = False
 
     def __post_init__(self):
         shape = self.shape
-        for name, capacity in dataclasses.asdict(shape).items():
+        capacities = dataclasses.asdict(shape) | {"shorter_lengths": min(self.lengths)}
+        for name, capacity in capacities.items():
             if capacity < 1:
                 raise InputError(f"{name} is {capacity}; give at least 1")
         if shape.vision_tokens > shape.length:
             raise InputError(f"vision_tokens {shape.vision_tokens} exceed length {shape.length}; lower them")
+
+    @property
+    def lengths(self) -> list[int]:
+        """Numbers of tokens that a row may have, ascending. The rows of a step have the same."""
+        return sorted({self.shape.length, *(n for n in self.shorter_lengths if n < self.shape.length)})
+
+    def row_shape(self, length: int) -> BatchShape:
+        """Returns the capacities of a row of one of the `lengths`."""
+        return dataclasses.replace(self.shape, length=length, vision_tokens=min(self.shape.vision_tokens, length))
 
     def index_key(self, kept: bool) -> dict[str, Any]:
         """Returns the settings that the lengths of an index depend on; with kept counts, also sizes and pruning."""

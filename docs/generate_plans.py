@@ -2,9 +2,10 @@
 
     python docs/generate_plans.py --record plans.jsonl [--jobs N] [--only 2b-v5e-16 ...] [--out docs/plans.md]
 
-Each step is compiled with the settings of its configuration, and where that leaves memory, with less recomputation;
-where it does not fit, with one change after another until it does. A plan takes some minutes of one core, and there are
-about 20; plans in the record are not compiled again, so the script may be stopped at any time.
+The step with the longest rows is compiled with the settings of its configuration, and where that leaves memory, with
+less recomputation; where it does not fit, with one change after another until it does. The step with the shortest rows,
+which most steps have, is compiled with the best settings. A program takes some minutes of one core, and there are about
+25; programs in the record are not compiled again, so the script may be stopped at any time.
 """
 
 import argparse
@@ -20,15 +21,14 @@ from vl3_jax import config_tree
 from vl3_jax.model import preset
 from vl3_jax.parallel.topologies import GIB, parse_topology
 from vl3_jax.planning.plan_cache import PlanCache
-from vl3_jax.planning.plan_step import KERNEL_SHARE, SAMPLES_PER_ROW, Plan
-from vl3_jax.planning.report import axes
+from vl3_jax.planning.plan_step import KERNEL_SHARE, Plan
+from vl3_jax.planning.report import SPARE, axes
 from vl3_jax.planning.search import REMATS, smallest_change
 from vl3_jax.training import run_config
 from vl3_jax.versions import version
 
 PAGE = pathlib.Path(__file__).with_name("plans.md")
 MODELS, SLICES = ("2b", "7b"), ("v5e-16", "v5e-64", "v5p-64", "v6e-64")
-SPARE = 0.1  # share of the memory that the best plan leaves free
 # Memory of a policy relative to that of the policy before it, less than in any plan so far; decides what is tried.
 GROWTH = {"outputs": 1.4, "dots": 4.0, "none": 2.8}
 
@@ -43,18 +43,21 @@ def line(cell: str, record: str) -> str:
     config, topology, planner = run_config.load(f"stage4:{model}"), parse_topology(name), PlanCache(record)
     settings, samples = split(config.model, topology.chips), sum(config.data.amounts.values())
     config = config_tree.replace(config, settings)
-    plain = planner(config, topology)
+    longest = config_tree.replace(config, {"data.shorter_lengths": ()})
+    plain = planner(longest, topology)
     limit = topology.chip.hbm_bytes / GIB
     cells = [model, f"{name} ({topology.name})", axes(plain.mesh)]
     cells.append(f"{plain.program.peak / GIB:.2f} of {limit:.2f}" + ("" if plain.fits else ", **does not fit**"))
     improved = less_recomputation if plain.fits else smallest_change
-    change, best = improved(config, plain, planner) or ({}, None)
-    if best is None:
+    change, fitting = improved(longest, plain, planner) or ({}, None)
+    if fitting is None:
         return "| " + " | ".join([*cells, "none found", *[""] * 7]) + " |"
-    hours = samples / SAMPLES_PER_ROW / best.rows * best.seconds / 3600
+    changes = {key: value for key, value in change.items() if key != "topology"}
+    best = planner(config_tree.replace(config, changes), fitting.topology)
+    hours = samples / best.samples * best.seconds / 3600
     cells.append(", ".join(f"`{key}={value}`" for key, value in (settings | change).items()) or "as it is")
     cells += [f"{best.program.peak / GIB:.2f}", str(best.rows), f"{best.seconds:.2f}", f"{best.predicted_mfu:.0%}"]
-    cells += [f"{best.speed / 1e3:,.0f}k", f"{hours * topology.chips:,.0f}", bound(best)]
+    cells += [f"{best.speed / 1e3:,.0f}k", f"{hours * best.topology.chips:,.0f}", bound(best)]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -92,18 +95,20 @@ def page(lines: list[str], versions: str) -> str:
     return f"""# Plans
 
 Plans of stage 4 of the released sizes on common slices, by `python docs/generate_plans.py --record FILE`: the training
-step with rows of 16,384 tokens and 40,960 patches, compiled for the slice by the TPU compiler ({versions}).
-Memory is the compiler's own figure, in GiB per chip. None of it was run on a TPU.
+step with rows of 11,264 (most) and 16,384 tokens and 40,960 patches, compiled for the slice by the TPU compiler
+({versions}). Memory is the compiler's own figure, in GiB per chip. None of it was run on a TPU.
 
 The best setting is the one that recomputes least and leaves {SPARE:.0%} of the memory free; where a configuration does
-not fit, it is the cheapest change that makes it fit.
+not fit, it is the cheapest change that makes it fit. That is not always the fastest: `outputs` repeats all products but
+one of a layer, and keeping its results costs time too.
 
 The time of a step is predicted: the compiler's cycles outside the attention kernels, the blocks that the kernels visit
-at {KERNEL_SHARE:.0%} of the chip's peak, and the bytes of those collectives that nothing overlaps at the speed of the
-links, one after the other. Utilisation (MFU) is the arithmetic that is neither padding nor recomputed, over what the
-chip could do in that time. The last column has the five largest parts of the time.
+at {KERNEL_SHARE:.0%} of the chip's peak, what the other kernels read and write at the speed of the memory, and the
+bytes of those collectives that nothing overlaps at the speed of the links, one after the other. Utilisation (MFU) is
+the arithmetic that is neither padding nor recomputed, over what the chip could do in that time. The last column has
+the five largest parts of the time.
 
-A step of the paper has 128 samples, which fill about 54 rows. Every chip works on at least one row of its own.
+A step of the paper has 128 samples, which fill about 55 rows. Every chip works on at least one row of its own.
 
 | model | slice | mesh | HBM | best setting | HBM then | rows | seconds | MFU | tokens/s | chip-hours | time |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |

@@ -29,4 +29,4 @@ GROUPS = [
 
 def get_config():
     """5.72 million samples; images and videos at merge size 2."""
-    return mixture(GROUPS, image_merge=2)
+    return mixture(GROUPS, image_merge=2, shorter_lengths=(11_264,))

@@ -34,7 +34,8 @@ def collect_stats(mixture: MixtureDataset, budgets: bool = False, measure: int =
 
     Returns:
       "datasets": the `summarise_datasets`. "epoch": samples, rows and packing efficiency ("fill") of the first epoch.
-      "shape": the capacities of a row. "budgets": the `suggest_budgets`. "speed": what was read per second.
+      "shape": the capacities of the longest rows, and "lengths", the tokens of all. "budgets": the `suggest_budgets`.
+      "speed": what was read per second.
     """
     plan, sizes, shape = mixture.epoch_plan(0, 0), mixture.sample_sizes, mixture.settings.shape
     stats: dict[str, Any] = {
@@ -42,10 +43,11 @@ def collect_stats(mixture: MixtureDataset, budgets: bool = False, measure: int =
         "epoch": {
             "samples": len(plan.samples),
             "rows": len(plan),
-            "fill": dataclasses.asdict(packing_efficiency(plan, sizes, shape)),
+            "fill": dataclasses.asdict(packing_efficiency(plan, sizes, mixture.settings)),
             **{name: getattr(sizes, name) for name in ("shrunk", "cut", "cut_tokens")},
         },
         "shape": dataclasses.asdict(shape),
+        "lengths": mixture.settings.lengths,
     }
     if budgets:
         stats["budgets"] = suggest_budgets(mixture)
@@ -66,8 +68,8 @@ def format_stats(stats: dict[str, Any]) -> str:
     lines = [
         *text_table(rows, "<>>>>>>>>>"),
         "",
-        f"an epoch: {epoch['samples']:,} samples in {epoch['rows']:,} rows of {shape['length']:,} tokens and "
-        f"{shape['patches'] * shape['vision_rows']:,} patches",
+        f"an epoch: {epoch['samples']:,} samples in {epoch['rows']:,} rows of {row_lengths(stats['lengths'])} tokens "
+        f"and {shape['patches'] * shape['vision_rows']:,} patches",
         f"packing efficiency: {_format_fill(epoch['fill'])}",
     ]
     if epoch["shrunk"] or epoch["cut"]:
@@ -89,6 +91,11 @@ def format_stats(stats: dict[str, Any]) -> str:
             f"{speed['vision_tokens_per_second']:,.0f} vision tokens/s ({speed['steps']} rows, {speed['bad']} bad)",
         ]
     return "\n".join(lines)
+
+
+def row_lengths(lengths: Sequence[int]) -> str:
+    """Formats the lengths of rows, such as "11,264 or 16,384"."""
+    return " or ".join(f"{length:,}" for length in lengths)
 
 
 def summarise_datasets(mixture: MixtureDataset) -> list[dict[str, Any]]:
@@ -134,15 +141,15 @@ def suggest_budgets(mixture: MixtureDataset, patches: Sequence[int] = _PATCHES) 
             [compute_sample_sizes(dataset.index, settings, dataset.spec.name) for dataset in mixture.datasets]
         )
         order = epoch_order([sizes.usable], [1.0], 0, 0)[:_MAX_SAMPLES]
-        plan = plan_packing(sizes, order, settings.shape, (0, 0))
-        row_tflop = shape.length * _DECODER_TFLOP + budget * _TOWER_TFLOP
+        plan = plan_packing(sizes, order, settings, (0, 0))
+        tflop = int(plan.lengths.sum()) * _DECODER_TFLOP + len(plan) * budget * _TOWER_TFLOP
         budgets.append(
             {
                 "patches": budget,
                 "rows": len(plan),
-                "fill": dataclasses.asdict(packing_efficiency(plan, sizes, settings.shape)),
+                "fill": dataclasses.asdict(packing_efficiency(plan, sizes, settings)),
                 "shrunk": sizes.shrunk,
-                "tflop": len(plan) * row_tflop / max(len(order), 1),
+                "tflop": tflop / max(len(order), 1),
             }
         )
     return sorted(budgets, key=lambda budget: budget["tflop"])

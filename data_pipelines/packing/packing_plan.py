@@ -1,8 +1,9 @@
 """Plans which samples share a row, from their lengths alone: equal on every host and for any number of workers.
 
 The samples of an epoch are shuffled and go through a window. The samples of a window are assigned largest first, each
-to the first open row that it fits; text-only samples go to rows whose remaining patches no image can use. A row is
-closed once it is full, or when several windows had nothing to fill it.
+to the first open row that it fits; text-only samples go to rows whose remaining patches no image can use. A sample that
+fits none opens a row of the smallest length that it fits. A row is closed once it is full, or when several windows had
+nothing to fill it.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from data_pipelines.packing.lengths import assign_frames
 from data_pipelines.packing.sample_sizes import SampleSizes
-from vl3_jax.processing.packed_batch import BatchShape
+from data_pipelines.settings import DataSettings
 
 WINDOW = 4096  # samples; a larger window fills rows better and mixes lengths more
 _MAX_AGE = 6  # windows after which a row is closed even if it is not full
@@ -29,10 +30,12 @@ class PackingPlan:
     Attributes:
       offsets: [rows + 1] int64.
       samples: int64 sample numbers, row after row.
+      lengths: [rows] int32, the number of tokens that each row has.
     """
 
     offsets: np.ndarray
     samples: np.ndarray
+    lengths: np.ndarray
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -90,14 +93,14 @@ def epoch_order(usable: Sequence[np.ndarray], weights: Sequence[float], seed: in
 
 
 def plan_packing(
-    sample_sizes: SampleSizes, order: np.ndarray, shape: BatchShape, seed: Sequence[int], window: int = WINDOW
+    sample_sizes: SampleSizes, order: np.ndarray, settings: DataSettings, seed: Sequence[int], window: int = WINDOW
 ) -> PackingPlan:
     """Packs samples into rows, each as often as it occurs in `order`.
 
     Args:
-      sample_sizes: Sizes of all samples; none exceeds `shape`.
+      sample_sizes: Sizes of all samples; none exceeds the longest row.
       order: Sample numbers.
-      shape: Capacities of a row.
+      settings: The data settings, which give the capacities of rows.
       seed: Seed of the order of the rows.
       window: Number of samples assigned at a time.
     """
@@ -105,8 +108,8 @@ def plan_packing(
     all_needs = np.stack(
         [sample_sizes.tokens, sample_sizes.vision_tokens, sample_sizes.patches, np.ones_like(sample_sizes.tokens)]
     )
-    packer = _Packer(shape, sample_sizes.frames, window)
-    rows: list[list[int]] = []
+    packer = _Packer(settings, sample_sizes.frames, window)
+    shape, rows = settings.row_shape(settings.lengths[0]), []
     # Millions of samples take minutes; for thousands the delay keeps the progress bar away.
     windows = tqdm(range(0, len(order), window), desc="pack rows", unit=" windows", delay=5.0, mininterval=1.0)
     for start in windows:
@@ -117,16 +120,18 @@ def plan_packing(
         packer.assign(chunk[largest_first].tolist(), needs[:, largest_first].T.tolist())
         closed = packer.close(last=start + window >= len(order))
         rows += [closed[number] for number in rng.permutation(len(closed))]
-    samples = np.array([sample for row in rows for sample in row], np.int64)
-    return PackingPlan(np.cumsum([0, *map(len, rows)], dtype=np.int64), samples)
+    members = [row for row, _ in rows]
+    samples = np.array([sample for row in members for sample in row], np.int64)
+    lengths = np.array([length for _, length in rows], np.int32)
+    return PackingPlan(np.cumsum([0, *map(len, members)], dtype=np.int64), samples, lengths)
 
 
-def packing_efficiency(plan: PackingPlan, sample_sizes: SampleSizes, shape: BatchShape) -> PackingEfficiency:
+def packing_efficiency(plan: PackingPlan, sample_sizes: SampleSizes, settings: DataSettings) -> PackingEfficiency:
     """Measures how full the rows of a plan are."""
     if not len(plan):
         return PackingEfficiency(0.0, 0.0, 0.0, 0.0)
-    starts = plan.offsets[:-1]
-    tokens = np.add.reduceat(sample_sizes.tokens[plan.samples].astype(np.int64), starts) / shape.length
+    starts, shape = plan.offsets[:-1], settings.shape
+    tokens = np.add.reduceat(sample_sizes.tokens[plan.samples].astype(np.int64), starts) / plan.lengths
     capacity = shape.patches * shape.vision_rows
     patches = np.add.reduceat(sample_sizes.patches[plan.samples].astype(np.int64), starts) / capacity
     samples = np.diff(plan.offsets) / shape.samples
@@ -137,18 +142,21 @@ class _Packer:
     """Holds the rows that are still open.
 
     Args:
-      shape: Capacities of a row.
+      settings: The data settings, which give the capacities of rows.
       frames: `SampleSize.frames` of each sample, with several vision rows; else None.
       window: Number of samples assigned at a time; sizes the first buffer.
     """
 
-    def __init__(self, shape: BatchShape, frames: list | None, window: int):
-        self._shape, self._frames = shape, frames
-        self._capacity = np.array(
-            [shape.length, shape.vision_tokens, shape.patches * shape.vision_rows, shape.samples], np.int64
-        )
+    def __init__(self, settings: DataSettings, frames: list | None, window: int):
+        self._shape, self._frames = settings.shape, frames
+        self._patches = settings.shape.patches * settings.shape.vision_rows
+        shapes = [settings.row_shape(length) for length in settings.lengths]
+        self._capacities = [
+            np.array([shape.length, shape.vision_tokens, self._patches, shape.samples], np.int64) for shape in shapes
+        ]
         self._free = np.empty((4, 2 * window), np.int64)
         self._rows: list[list[int]] = []
+        self._lengths: list[int] = []
         self._ages: list[int] = []
         self._vision_rows: list[list[int]] = []  # free patches of each vision row of each open row
 
@@ -157,34 +165,38 @@ class _Packer:
         for sample, need in zip(samples, needs, strict=True):
             row = self._row_for(sample, need)
             if row is None:
-                row = self._open()
+                row = self._open(need)
                 if self._frames is not None:
                     self._vision_rows[row] = assign_frames(self._frames[sample], self._vision_rows[row])
             self._rows[row].append(sample)
             self._free[:, row] -= need
 
-    def close(self, last: bool) -> list[list[int]]:
-        """Removes and returns the rows that are full or `_MAX_AGE` windows old; all rows if `last`."""
-        count = len(self._rows)
-        used = 1 - self._free[:, :count] / self._capacity[:, None]
-        done = np.maximum(used[_TOKENS], used[_PATCHES]) >= _FULL
-        done |= self._free[_SAMPLES, :count] == 0
+    def close(self, last: bool) -> list[tuple[list[int], int]]:
+        """Removes and returns the rows that are full or `_MAX_AGE` windows old, with their lengths; all if `last`."""
+        free = self._free[:, : len(self._rows)]
+        done = free[_TOKENS] <= (1 - _FULL) * np.array(self._lengths, int)
+        done |= free[_PATCHES] <= (1 - _FULL) * self._patches
+        done |= free[_SAMPLES] == 0
         done |= np.array(self._ages, int) >= _MAX_AGE
         done |= last
-        closed = [row for row, is_done in zip(self._rows, done, strict=True) if is_done]
+        closed = [(self._rows[row], self._lengths[row]) for row in np.flatnonzero(done)]
         keep = np.flatnonzero(~done)
         self._free[:, : len(keep)] = self._free[:, keep]
         self._rows = [self._rows[row] for row in keep]
+        self._lengths = [self._lengths[row] for row in keep]
         self._ages = [self._ages[row] + 1 for row in keep]
         self._vision_rows = [self._vision_rows[row] for row in keep]
         return closed
 
-    def _open(self) -> int:
+    def _open(self, need: list[int]) -> int:
+        """Opens a row of the smallest length that fits a sample."""
+        capacity = next((c for c in self._capacities if np.all(need <= c)), self._capacities[-1])
         row = len(self._rows)
         if row == self._free.shape[1]:
             self._free = np.concatenate([self._free, np.empty_like(self._free)], axis=1)
-        self._free[:, row] = self._capacity
+        self._free[:, row] = capacity
         self._rows.append([])
+        self._lengths.append(int(capacity[_TOKENS]))
         self._ages.append(0)
         self._vision_rows.append([self._shape.patches] * self._shape.vision_rows)
         return row
@@ -203,7 +215,7 @@ class _Packer:
             # Text tops up rows whose last free patches no image was small enough for, the emptiest of them first.
             # Rows with more free patches may still get images, and come last.
             left = free[_PATCHES]
-            priority = np.where(left <= _TEXT_ONLY * self._capacity[_PATCHES], left, -1 - left)
+            priority = np.where(left <= _TEXT_ONLY * self._patches, left, -1 - left)
             return int(np.where(fits, priority, np.iinfo(np.int64).min).argmax())
         if self._frames is None:
             return int(fits.argmax())

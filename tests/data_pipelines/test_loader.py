@@ -35,7 +35,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mixture(folder):
-    return make_mixture(folder, {"a": good_records(60), "b": good_records(25, seed=1)}, b=2.0)
+    """Samples of two data sets, some of which do not fit the shorter rows."""
+    settings = dataclasses.replace(SETTINGS, shorter_lengths=(128,))
+    return make_mixture(folder, {"a": good_records(60), "b": good_records(25, seed=1)}, settings, b=2.0)
 
 
 def digest(batch):
@@ -76,7 +78,7 @@ def test_batches_hold_the_samples_they_name(mixture):
     seen = []
     with Loader(mixture, ROWS, threads=2) as loader:
         for batch in loader:
-            assert batch.arrays["tokens"].shape == (ROWS, SETTINGS.shape.length)
+            assert batch.arrays["tokens"].shape[0] == ROWS
             assert batch.samples.shape == (ROWS, SETTINGS.shape.samples)
             for row, members in enumerate(batch.samples):
                 for segment, number in enumerate(members[members >= 0].tolist(), start=1):
@@ -114,16 +116,22 @@ def test_an_epoch_holds_every_sample_once(mixture, uninterrupted):
     assert uninterrupted[0] != uninterrupted[steps[0]]
 
 
+def test_the_rows_of_a_batch_have_one_length(mixture):
+    with Loader(mixture, ROWS, epochs=EPOCHS, seed=3) as loader:
+        lengths = [batch.arrays["tokens"].shape[1] for batch in loader]
+    assert set(lengths) == set(loader.step_plan.lengths) == {128, 512}
+    assert lengths == [loader.step_plan[step].length for step in range(len(loader))]
+
+
 @pytest.mark.parametrize("hosts", [1, 2, 3])
 def test_hosts_share_each_step(mixture, uninterrupted, hosts):
-    each = ROWS // hosts
-    loaders = [
-        Loader(mixture, ROWS, epochs=EPOCHS, seed=3, rows=slice(host * each, (host + 1) * each), threads=1)
-        for host in range(hosts)
-    ]
+    """The rows of a host need not follow each other."""
+    rows = [range(ROWS)[host::hosts] for host in range(hosts)]
+    order = np.argsort(np.concatenate(rows))
+    loaders = [Loader(mixture, ROWS, epochs=EPOCHS, seed=3, rows=own, threads=1) for own in rows]
     for step, parts in enumerate(zip(*loaders, strict=True)):
-        arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
-        samples = np.concatenate([part.samples for part in parts])
+        arrays = {name: np.concatenate([part.arrays[name] for part in parts])[order] for name in parts[0].arrays}
+        samples = np.concatenate([part.samples for part in parts])[order]
         assert digest(dataclasses.replace(parts[0], arrays=arrays, samples=samples)) == uninterrupted[step]
 
 
@@ -137,7 +145,7 @@ def test_a_resumed_run_is_bit_exact(mixture, uninterrupted, tmp_path, after, wor
         state = checkpointer.restore(tmp_path / "saved", ocp.args.Composite(data=ocp.args.JsonRestore())).data
     assert state == {"step": after, "plan": loader.step_plan.identity}
     assert digests(mixture, state=state, workers=workers, threads=threads) == uninterrupted[after:]
-    host = Loader(mixture, ROWS, epochs=EPOCHS, seed=3, rows=slice(2, 4), state=state)
+    host = Loader(mixture, ROWS, epochs=EPOCHS, seed=3, rows=[2, 3], state=state)
     batch = next(host)
     assert (batch.step, batch.samples.tolist()) == (after, uninterrupted[after]["samples"][2:4])
     host.close()
@@ -250,7 +258,7 @@ def test_a_killed_worker_raises(mixture):
 def test_batches_on_a_mesh(mixture):
     mesh = make_mesh({"data": 2, "fsdp": -1}, jax.devices()[:4])
     rows = 8
-    assert data.local_rows(mesh, rows) == slice(0, rows)
+    assert data.local_rows(mesh, rows) == list(range(rows))
     on_host = list(Loader(mixture, rows, threads=1))
     with Loader(mixture, rows, threads=2) as loader:
         on_mesh = list(data.prefetch_to_device(loader, mesh, rows))

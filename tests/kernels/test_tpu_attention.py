@@ -29,10 +29,14 @@ def interpreted(blocks: BlockSizes | None):
     return attention_of(tpu_backend(blocks, interpret=True))
 
 
+def dense_rotated(inputs):
+    return dense_attention(inputs.rotated())
+
+
 def assert_equal_to_dense(blocks, inputs):
     dtype = inputs.q.dtype
     out, gradients = value_and_gradients(interpreted(blocks), inputs)
-    expected, expected_gradients = value_and_gradients(dense_attention, cast(inputs, jnp.float32))
+    expected, expected_gradients = value_and_gradients(dense_rotated, cast(inputs, jnp.float32))
     for ours, dense in zip((out, *gradients), (expected, *expected_gradients), strict=True):
         assert ours.dtype == dtype
         tolerance = TOLERANCE[dtype.name]
@@ -55,7 +59,7 @@ def test_equal_to_dense(heads, kv_heads, width, causal, blocks, dtype):
         make_segment_info([], 300),
         make_segment_info([170], 300, padding_first=True),
     )
-    inputs = random_inputs(heads, kv_heads, width, info, causal=causal, dtype=dtype)
+    inputs = random_inputs(heads, kv_heads, width, info, causal=causal, dtype=dtype, rotary=True)
     out, gradients = assert_equal_to_dense(blocks, inputs)
     for array in (out, *gradients):
         assert not np.any(array[1])

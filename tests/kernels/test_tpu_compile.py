@@ -1,5 +1,8 @@
 """Compiles the TPU kernels at full size, forward and backward, with the TPU compiler and without a TPU."""
 
+import collections
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -28,25 +31,31 @@ def compiled_text(generation, heads, kv_heads, width, length, causal, rows=1, co
     def shape(*sizes, dtype=dtype):
         return jax.ShapeDtypeStruct((rows * mesh.shape["fsdp"], length, *sizes), dtype, sharding=split)
 
-    def run(q, k, v, segment_ids, positions, d_out):
+    def run(q, k, v, segment_ids, positions, rotary, d_out):
         info = SegmentInfo(segment_ids, positions)
 
         def attend(q, k, v):
-            return attention(AttentionInputs(q, k, v, info, info, causal=causal, scale=width**-0.5))
+            inputs = AttentionInputs(q, k, v, info, info, causal=causal, scale=width**-0.5, rotary=rotary)
+            return attention(inputs)
 
         out, vjp = jax.vjp(attend, q, k, v)
         return out, vjp(d_out)
 
     q, k, info = shape(heads, width), shape(kv_heads, width), shape(dtype=jnp.int32)
+    rotary = shape(width, dtype=jnp.float32)
     with jax.set_mesh(mesh), compiler.quiet():
-        return jax.jit(run).lower(q, k, k, info, info, q).compile().as_text()
+        return jax.jit(run).lower(q, k, k, info, info, rotary, q).compile().as_text()
 
 
 def assert_runs_kernels(text, times=1):
     calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
-    names = [name for line in calls for name in ("forward_kernel", "d_q_kernel", "d_kv_kernel") if f"%{name}" in line]
-    assert sorted(names) == sorted(["d_kv_kernel", "d_q_kernel", "forward_kernel"] * times)
-    assert len(calls) == 3 * times
+    names = collections.Counter(re.match(r"\s*(?:ROOT )?%([a-z_]*kernel)", line)[1] for line in calls)
+    assert names["forward_kernel"] == names["d_q_kernel"] == names["d_kv_kernel"] == times
+    # Queries, keys and values on the way there, in one or both passes; the output and three gradients on the way back.
+    assert names["heads_first_kernel"] in (3 * times, 6 * times)
+    assert names["tokens_first_kernel"] == 4 * times
+    assert names["heads_first_with_delta_kernel"] == times
+    assert len(names) == 6
 
 
 @pytest.mark.parametrize(

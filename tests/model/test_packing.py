@@ -15,6 +15,7 @@ from support.weights import random_params
 from vl3_jax.model import VideoLLaMA3, decode, encode, preset, unembed
 from vl3_jax.model.remat import POLICIES
 from vl3_jax.processing.packed_batch import pack
+from vl3_jax.training.step import batch_loss
 
 MODEL = VideoLLaMA3(preset("tiny"))
 PARAMS = random_params(MODEL.config)
@@ -108,6 +109,21 @@ def test_a_vision_token_may_be_inserted_repeatedly(samples):
     assert shared["vision_slot"].max() == 5
     expected = forward(MODEL, PARAMS, batch)
     assert relative_error(forward(MODEL, PARAMS, shared), expected) <= REORDERED
+
+
+def test_what_each_policy_multiplies_again(samples):
+    """Products of the forward pass that the backward pass repeats, in a layer of the tower and one of the decoder."""
+    batch = pack([samples], shape_for([samples]))
+
+    def products(policy):
+        model = VideoLLaMA3(MODEL.config, vision_remat=policy, text_remat=policy)
+        trace = jax.make_jaxpr(jax.grad(lambda params: batch_loss(model, params, batch).loss))(PARAMS)
+        return str(trace).count("dot_general")
+
+    repeated = {policy: products(policy) - products("none") for policy in POLICIES}
+    assert repeated["none"] == 0
+    assert repeated["dots"] == 4  # the two of attention itself
+    assert repeated["dots"] < repeated["outputs"] < repeated["full"]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ class FakePlanner:
     def __init__(self, state: float, row: float):
         self.state, self.row = state, row
         self.plans: list[Plan] = []
+        self.compiled = 0
 
-    def __call__(self, config: RunConfig, topology: Topology, hlo=None) -> Plan:
+    def __call__(self, config: RunConfig, topology: Topology, hlo=None, analyze=None) -> Plan:
         mesh = dict(vars(config.mesh))
         if mesh["fsdp"] == -1:
             mesh["fsdp"] = topology.chips // (mesh["data"] * mesh["tensor"] * mesh["context"])
@@ -34,18 +35,26 @@ class FakePlanner:
         useful, repeated = 1e12 * rows / topology.chips, 1e11 * rows / topology.chips * (4 - kept)
         traffic = Traffic(grad_accum_steps, int(1e9 * grad_accum_steps * shared))
         cycles = {"rest": int((useful + repeated) / topology.chip.peak_flops * topology.chip.clock)}
-        cost = ProgramCost(cycles, {"all-gather": traffic}, 0, 0) if fits else NO_COST
+        cost = ProgramCost(cycles, {"all-gather": traffic}, 0, 0, 0) if fits else NO_COST
+        program = ProgramAnalysis(fits, peak // 2 if fits else 0, peak // 2 if fits else 0, peak, cost, 1.0)
+
+        def compile_step() -> ProgramAnalysis:
+            self.compiled += 1
+            return program
+
         plan = Plan(
             topology,
             mesh,
             dict(vars(config.remat)),
             rows,
             grad_accum_steps,
-            rows * 16_384,
+            16_384,
+            useful_tokens=rows * 11_000,
+            samples=rows * 2.35,
             useful_share=0.8,
             flops={"total": useful, "recomputed": repeated},
             kernel_flops={"tower attention": 1e11 * rows / topology.chips},
-            program=ProgramAnalysis(fits, peak // 2 if fits else 0, peak // 2 if fits else 0, peak, cost, 1.0),
+            program=analyze(16_384, compile_step) if analyze else compile_step(),
         )
         self.plans.append(plan)
         return plan

@@ -45,7 +45,7 @@ def test_a_step_keeps_to_its_budget(name):
     assert cycles["total"] == sum(count for scope, count in cycles.items() if scope != "total")
     assert not {kind: size for kind, size in traffic.items() if size > 1.02 * budget["traffic"].get(kind, 0)}
     assert found["windowed_products"] == 0
-    assert found["tokens_per_step"] == found["rows"] * 512
+    assert found["row_length"] == 512
     assert found["flops_per_chip"] > 0
     assert found["compile_seconds"] > 0
 
@@ -105,10 +105,10 @@ def test_a_search_and_its_record(monkeypatch, capsys, tmp_path):
     flags = [*STAGE_FOUR, "--search", "--record", f"{tmp_path / 'plans.jsonl'}"]
     assert main(["plan", *flags]) == 0
     table = capsys.readouterr().out
-    made = len(planner.plans)
+    made = planner.compiled
     assert main(["plan", *flags]) == 0
     assert capsys.readouterr().out == table
-    assert len(planner.plans) == made
+    assert planner.compiled == made
     assert main(["plan", *flags, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert sum(plan["pareto"] for plan in found["plans"]) == sum(line.startswith("*") for line in table.splitlines())
@@ -117,14 +117,16 @@ def test_a_search_and_its_record(monkeypatch, capsys, tmp_path):
 def test_a_stopped_search_shows_its_plans(monkeypatch, capsys):
     planner = FakePlanner(state=16, row=1)
 
-    def interrupted(config, topology, hlo=None):
+    def interrupted(config, topology, hlo=None, analyze=None):
         if len(planner.plans) == 3:
             raise KeyboardInterrupt
         return planner(config, topology)
 
     monkeypatch.setattr(plan_cache, "plan_step", interrupted)
     assert main(["plan", *STAGE_FOUR, "--search"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 3 + 1 + 1
+    assert lines[-1].startswith("fastest with 10% of the memory to spare")
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,7 @@ HloModule m
   %next = u32[]{:T(128)} add(%counter.2, %two)
   %work = bf16[8,8]{1,0} fusion(), calls=%chain.1, metadata={op_name="PATH"}, "estimated_cycles":"100"
   %more = bf16[8,8]{1,0} fusion(), calls=%chain.2, "estimated_cycles":"10"
+  %moved = bf16[8,8]{1,0} custom-call(), "cost_estimate":{"flops":"0","bytes_accessed":"64"}
   %same = s32[] get-tuple-element(%state.2), index=1
   %bound = u32[] get-tuple-element(%state.2), index=2
   ROOT %new = (u32[], s32[], u32[]) tuple(%next, %same, %bound)
@@ -154,6 +155,7 @@ def test_loops_chains_and_scopes(limit, bound, trips):
     assert Program(text).runs({r"loss\)/while$": 3})["body"] == trips
     assert cost.collectives == {"all-gather": Traffic(trips, trips * 8 * 8 * 2)}
     assert cost.synchronous_bytes == 0
+    assert cost.kernel_bytes == 64 * trips
     assert {scope: cycles for scope, cycles in cost.cycles.items() if cycles} == {
         "tower mlp": 100 * trips,
         "loss": 10 * trips,

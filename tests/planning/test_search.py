@@ -8,7 +8,6 @@ from planning.fake_plans import FakePlanner
 from vl3_jax import config_tree
 from vl3_jax.parallel.topologies import parse_topology
 from vl3_jax.planning import report, search
-from vl3_jax.planning.plan_step import from_json
 from vl3_jax.training import run_config
 
 V5E = parse_topology("v5e:4x4")
@@ -100,6 +99,12 @@ def test_the_table_has_every_candidate():
     assert sum("passed over" in line for line in lines) == sum(p is None for _, p in found) > 0
 
 
-def test_a_plan_survives_json():
-    plan = FakePlanner(16, 2)(config(), V5E)
-    assert from_json(plan.as_json(), V5E) == plan
+def test_the_fastest_plan_is_given_as_flags():
+    run = config()
+    found = list(search.search(run, V5E, FakePlanner(64, 3)))
+    text = report.render_fastest(run, found)
+    best = max((p for _, p in found if p and p.headroom >= 0.1 * V5E.chip.hbm_bytes), key=lambda plan: plan.speed)
+    assert f"--config.remat.text={best.remat['text']}" in text
+    assert f"--config.mesh.fsdp={best.mesh['fsdp']}" in text
+    assert f"{best.predicted_mfu:.0%} MFU" in text
+    assert report.render_fastest(run, [(one, None) for one, _ in found]) == ""

@@ -53,14 +53,20 @@ def random_inputs(
     causal: bool,
     seed: int = 0,
     dtype=jnp.float32,
+    rotary: bool = False,
 ) -> AttentionInputs:
-    """Returns random queries, keys and values for these segments; None for `kv_info` takes those of the queries."""
+    """Returns random queries, keys and values for these segments, and a rotary table if asked for.
+
+    None for `kv_info` takes those of the queries.
+    """
     kv_info = q_info if kv_info is None else kv_info
     kv_shape = (*kv_info.segment_ids.shape, kv_heads, width)
     shapes = (*q_info.segment_ids.shape, heads, width), kv_shape, kv_shape
     keys = jax.random.split(jax.random.key(seed), 3)
     q, k, v = (jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=True))
-    return AttentionInputs(q, k, v, q_info, kv_info, causal=causal, scale=width**-0.5)
+    angles = jax.random.uniform(jax.random.key(seed + 1), (*shapes[0][:2], width // 2), maxval=100.0)
+    table = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1) if rotary else None
+    return AttentionInputs(q, k, v, q_info, kv_info, causal=causal, scale=width**-0.5, rotary=table)
 
 
 def cast(inputs: AttentionInputs, dtype) -> AttentionInputs:

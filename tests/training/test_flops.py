@@ -28,14 +28,19 @@ RANK = 4
 
 
 def product_flops(jaxpr, times: int = 1) -> int:
-    """Counts the FLOPs of the matrix products of a program, without the loops over blocks of attention and loss."""
-    total = 0
+    """Counts the FLOPs of the matrix products of a program, without the loops over blocks of attention and loss.
+
+    A product with a constant is a sum, such as that of a bias's gradient, and does not count.
+    """
+    total, constants = 0, set()
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
+        if eqn.primitive.name == "broadcast_in_dim" and isinstance(eqn.invars[0], jax.extend.core.Literal):
+            constants.add(eqn.outvars[0])
+        if eqn.primitive.name == "dot_general" and not constants.intersection(eqn.invars):
             (contracted, _), _ = eqn.params["dimension_numbers"]
             depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
             total += times * 2 * depth * math.prod(eqn.outvars[0].aval.shape)
-        elif eqn.primitive.name != "while":
+        elif eqn.primitive.name not in ("while", "dot_general"):
             length = eqn.params["length"] if eqn.primitive.name == "scan" else 1
             for sub in jax.extend.core.jaxprs_in_params(eqn.params):
                 total += product_flops(sub, times * length)

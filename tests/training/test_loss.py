@@ -43,13 +43,11 @@ def plain(hidden, matrix, targets, weight, vocab_axis):
     return -jnp.sum(target_scores * weight)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6), compiler_options=FAST_COMPILE)
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7), compiler_options=FAST_COMPILE)
 @functools.partial(jax.value_and_grad, argnums=(0, 1))
-def tiled(hidden, matrix, targets, weight, vocab_axis, token_block, vocab_block):
-    losses = token_losses(
-        hidden, matrix, targets, weight != 0, vocab_axis=vocab_axis, token_block=token_block, vocab_block=vocab_block
-    )
-    return jnp.sum(losses * weight)
+def tiled(hidden, matrix, targets, weight, vocab_axis, token_block, vocab_block, kept_bytes=0):
+    sizes = {"token_block": token_block, "vocab_block": vocab_block, "kept_bytes": kept_bytes}
+    return jnp.sum(token_losses(hidden, matrix, targets, weight != 0, vocab_axis=vocab_axis, **sizes) * weight)
 
 
 def assert_same(ours, reference):
@@ -72,10 +70,11 @@ def assert_same(ours, reference):
     share=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
     token_block=st.sampled_from([1, 4, 7, 1024]),
     vocab_block=st.sampled_from([1, 8, 13, 8192]),
+    kept_bytes=st.sampled_from([0, 2**20]),
 )
-def test_the_tiled_loss_equals_the_plain_loss(rows, length, width, vocab, vocab_axis, share, token_block, vocab_block):
+def test_the_tiled_loss_equals_the_plain_loss(rows, length, width, vocab, vocab_axis, share, **sizes):
     arrays = inputs(rows, length, width, vocab, vocab_axis, share)
-    assert_same(tiled(*arrays, vocab_axis, token_block, vocab_block), plain(*arrays, vocab_axis))
+    assert_same(tiled(*arrays, vocab_axis, *sizes.values()), plain(*arrays, vocab_axis))
 
 
 MESHES = [
@@ -100,14 +99,16 @@ def test_the_sharded_loss_equals_the_plain_loss(sizes, shape, vocab_axis):
     assert_same(ours, plain(hidden, matrix, targets, weight, vocab_axis))
 
 
-def test_a_frozen_unembedding_is_not_differentiated():
+@pytest.mark.parametrize(("kept_bytes", "expected"), [(0, [3, 4]), (2**20, [2, 3])], ids=["recomputed", "kept"])
+def test_a_frozen_unembedding_is_not_differentiated(kept_bytes, expected):
+    """Logits are computed once if they are kept, and twice otherwise."""
     arrays = inputs(2, 8, 16, 32, 0, 0.5)
 
     def loss(hidden, matrix, targets, weight):
-        return jnp.sum(token_losses(hidden, matrix, targets, weight != 0) * weight)
+        return jnp.sum(token_losses(hidden, matrix, targets, weight != 0, kept_bytes=kept_bytes) * weight)
 
     products = [str(jax.make_jaxpr(jax.grad(loss, argnums))(*arrays)).count("dot_general") for argnums in (0, (0, 1))]
-    assert products == [3, 4]
+    assert products == expected
     np.testing.assert_array_equal(jax.grad(loss, 0)(*arrays), jax.grad(loss, (0, 1))(*arrays)[0])
 
 

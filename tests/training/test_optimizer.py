@@ -190,3 +190,15 @@ def test_int8_parameters_cannot_be_trained():
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.int8), PARAMS)
     with pytest.raises(InputError, match="is int8 and cannot be trained; freeze its group"):
         optimizer_for(shapes)
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)])
+def test_learning_rates_follow_the_samples_of_a_step(scaling, factor):
+    config = OptimizerConfig({"vision": None, "projector": 1e-3, "llm": 0.0}, scale_with_batch=scaling)
+    assert config.for_batch(4.0).learning_rates == {"vision": None, "projector": factor * 1e-3, "llm": 0.0}
+    assert config.for_batch(1.0) == config
+
+
+def test_an_unknown_scaling_is_refused():
+    with pytest.raises(InputError, match="scale_with_batch is 'half'; known: none, sqrt, linear"):
+        OptimizerConfig({}, scale_with_batch="half")

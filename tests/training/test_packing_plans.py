@@ -19,7 +19,8 @@ def mixture_with(**planned):
 
 def as_plan(lists):
     offsets = np.cumsum([0, *map(len, lists)], dtype=np.int64)
-    return PackingPlan(offsets, np.array([sample for row in lists for sample in row], np.int64))
+    samples = np.array([sample for row in lists for sample in row], np.int64)
+    return PackingPlan(offsets, samples, np.arange(len(lists), dtype=np.int32))
 
 
 @given(lists=epochs)
@@ -31,6 +32,7 @@ def test_round_trip(lists, tmp_path_factory):
     found = loaded.planned["a"]
     assert found.offsets.dtype == found.samples.dtype == np.int64
     assert [found[row].tolist() for row in range(len(found))] == lists
+    assert found.lengths.tolist() == list(range(len(lists)))
 
 
 def test_saved_plans_stay(tmp_path):

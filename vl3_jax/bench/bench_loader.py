@@ -89,7 +89,7 @@ def read_with_loader(dataset: MixtureDataset) -> int:
 def read_in_one_thread(dataset: MixtureDataset, shares: dict[str, float]) -> int:
     """Reads an epoch, stores the share of CPU time of each kind of work and returns the number of vision tokens."""
     step_plan = dataset.step_plan(1)
-    build_batch = BatchBuilder(dataset, step_plan, slice(0, 1))
+    build_batch = BatchBuilder(dataset, step_plan, [0])
     start = time.process_time()
     with _timed_parts() as cpu_times:
         vision_tokens = sum(_vision_tokens(build_batch(step)) for step in range(len(step_plan)))

@@ -168,7 +168,7 @@ def _show(arguments: argparse.Namespace) -> None:
     step_plan = mixture.step_plan(1)
     if not 0 <= arguments.row < len(step_plan):
         raise InputError(f"row {arguments.row}: the plan has rows 0 to {len(step_plan) - 1}")
-    arrays = BatchBuilder(mixture, step_plan, slice(0, 1))(arguments.row)
+    arrays = BatchBuilder(mixture, step_plan, [0])(arguments.row)
     render_row(arrays).save(arguments.out)
     segment_ids, weights = arrays["segment_ids"][0], arrays["loss_weight"][0]
     is_vision = arrays["vision_slot"][0] >= 0

@@ -78,6 +78,7 @@ def _train(arguments: argparse.Namespace, topology) -> int:
     from vl3_jax.planning import report, search
     from vl3_jax.planning.plan_cache import PlanCache
     from vl3_jax.training import run_config
+    from vl3_jax.training.setup import batch_note
 
     config, planner = run_config.load(arguments.config, arguments.set), PlanCache(arguments.record)
     if arguments.search:
@@ -92,6 +93,8 @@ def _train(arguments: argparse.Namespace, topology) -> int:
         print(json.dumps(plan.as_json() | remedy))
     else:
         print(report.render(plan, sum(config.data.amounts.values())))
+        if note := batch_note(config, plan.samples):
+            print(f"samples       about {plan.samples:.0f} a step{note}")
         if not (plan.fits or arguments.no_change):
             print(report.render_change(change, fitting))
     return 0 if plan.fits else 1
@@ -115,6 +118,7 @@ def _search(arguments: argparse.Namespace, config, topology, planner) -> int:
         print(json.dumps({"fits": bool(best), "plans": plans}))
     else:
         print(report.table(results))
+        print(report.render_fastest(config, results))
     return 0 if any(plan and plan.fits for _, plan in results) else 1
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 
+from vl3_jax.kernels.rotary import rotate
 from vl3_jax.kernels.segment_info import SegmentInfo
 
 
@@ -31,6 +32,8 @@ class AttentionInputs(flax.struct.PyTreeNode):
       kv_info: Segments and positions of the keys, [B, S], in any order. Nothing attends to a key of segment 0.
       causal: Whether a query attends only to keys whose position is not later than its own.
       scale: Factor of the scores.
+      rotary: Rotary table, [B, L, D] float32, by which queries and keys of the same tokens are rotated before
+        (`vl3_jax.kernels.rotary`); None leaves them as they are.
     """
 
     q: jax.Array
@@ -40,6 +43,13 @@ class AttentionInputs(flax.struct.PyTreeNode):
     kv_info: SegmentInfo
     causal: bool = flax.struct.field(pytree_node=False, kw_only=True)
     scale: float = flax.struct.field(pytree_node=False, kw_only=True)
+    rotary: jax.Array | None = flax.struct.field(default=None, kw_only=True)
+
+    def rotated(self) -> "AttentionInputs":
+        """Returns the operands with rotated queries and keys, and without a rotary table."""
+        if self.rotary is None:
+            return self
+        return self.replace(q=rotate(self.q, self.rotary), k=rotate(self.k, self.rotary), rotary=None)
 
     def select_layer(self, layer: jax.Array) -> "AttentionInputs":
         """Returns the operands with one layer of cached keys and values, cast to the dtype of `q`."""
@@ -55,13 +65,15 @@ class Backend(NamedTuple):
         scale * q k^T. For a query that attends to nothing, out is 0 and lse is `MASKED`.
       backward: (inputs, out, lse, d_out, *, dtype) -> gradients of q, k and v, of `dtype`. Where the keys are only a
         part of all keys, out and lse are those of all keys.
+      rotates: Whether both rotate queries and keys themselves, and `backward` their gradients back. Other backends are
+        called with `inputs.rotated()`.
     """
 
     forward: Callable[..., tuple[jax.Array, jax.Array]]
     backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+    rotates: bool = False
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(backend: Backend, inputs: AttentionInputs) -> jax.Array:
     """Runs a backend, differentiable through its own backward pass.
 
@@ -72,6 +84,11 @@ def attend(backend: Backend, inputs: AttentionInputs) -> jax.Array:
     Returns:
       The attention output, [B, L, H, D] in the dtype of `q`; zeros for a query without allowed keys.
     """
+    return _attend(backend, inputs if backend.rotates else inputs.rotated())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(backend: Backend, inputs: AttentionInputs) -> jax.Array:
     return _forward(backend, inputs)[0]
 
 
@@ -82,7 +99,7 @@ def _forward(backend, inputs):
 
 def _backward(backend, residuals, d_out):
     d_q, d_k, d_v = backend.backward(*residuals, d_out, dtype=d_out.dtype)
-    return (residuals[0].replace(q=d_q, k=d_k, v=d_v, q_info=None, kv_info=None),)
+    return (residuals[0].replace(q=d_q, k=d_k, v=d_v, q_info=None, kv_info=None, rotary=None),)
 
 
-attend.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)

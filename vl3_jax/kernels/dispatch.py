@@ -64,7 +64,7 @@ def local_attention(inputs: AttentionInputs, backend: Backend | None = None) -> 
       The attention output, [B, L, H, D] in the dtype of `q`.
     """
     if backend is None and inputs.q.shape[1] <= FEW_QUERIES:
-        return dense_attention(inputs)
+        return dense_attention(inputs.rotated())
     return attend(backend or select_backend(inputs), inputs)
 
 

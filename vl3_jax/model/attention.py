@@ -6,6 +6,7 @@ computed block by block.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -50,8 +51,29 @@ def attention(
     if mesh is None:
         return _device_attention(inputs, backend)
     specs, ring_axis = _specs(inputs, axes, mesh)
-    run = functools.partial(_device_attention, backend=backend, ring_axis=ring_axis)
-    return jax.shard_map(run, in_specs=(specs,), out_specs=specs.q, check_vma=False)(inputs)
+    split_heads = functools.partial(_split_heads, width=inputs.q.shape[-1])
+
+    def attend(inputs: AttentionInputs) -> jax.Array:
+        return _merge_heads(_device_attention(_map_heads(split_heads, inputs), backend, ring_axis))
+
+    # Heads enter and leave side by side, as products have them: with dimensions of their own, the compiler would copy
+    # them into registers that hold few channels each.
+    merged_specs = _map_heads(lambda spec: PartitionSpec(*spec[:-1]), specs)
+    run_on_devices = jax.shard_map(attend, in_specs=(merged_specs,), out_specs=merged_specs.q, check_vma=False)
+    return split_heads(run_on_devices(_map_heads(_merge_heads, inputs)))
+
+
+def _map_heads(function: Callable, inputs: AttentionInputs) -> AttentionInputs:
+    """Applies a function to queries, keys and values."""
+    return inputs.replace(q=function(inputs.q), k=function(inputs.k), v=function(inputs.v))
+
+
+def _merge_heads(x: jax.Array) -> jax.Array:
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def _split_heads(x: jax.Array, width: int) -> jax.Array:
+    return x.reshape(*x.shape[:-1], -1, width)
 
 
 def _specs(
@@ -67,7 +89,8 @@ def _specs(
     ring_axis = length if q.shape[-3] == k.shape[-3] else None
     q_info, kv_info = PartitionSpec(*lead, length), PartitionSpec(*lead, ring_axis)
     kv = PartitionSpec(*([None] if cached else []), *kv_info, heads, None)
-    return inputs.replace(q=PartitionSpec(*q_info, heads, None), k=kv, v=kv, q_info=q_info, kv_info=kv_info), ring_axis
+    q, rotary = PartitionSpec(*q_info, heads, None), None if inputs.rotary is None else PartitionSpec(*q_info, None)
+    return inputs.replace(q=q, k=kv, v=kv, q_info=q_info, kv_info=kv_info, rotary=rotary), ring_axis
 
 
 def _device_attention(inputs: AttentionInputs, backend: Backend | None, ring_axis: str | None = None) -> jax.Array:

@@ -15,13 +15,15 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.einsum import einsum
+from vl3_jax.kernels.rotary import rotate
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
 from vl3_jax.model.cache import KVCache, write_layer
 from vl3_jax.model.config import TextConfig
 from vl3_jax.model.layers import ACTIVATIONS, Linear, RMSNorm, partitioned_param
+from vl3_jax.model.lookup import TABLE_AXES, lookup
 from vl3_jax.model.remat import scan_layers
-from vl3_jax.model.rope import rotary_angles, rotate
+from vl3_jax.model.rope import rotary_table
 from vl3_jax.parallel.rules import constrain
 
 TOKEN_AXES = ("batch", "length")
@@ -31,14 +33,14 @@ class DecoderLayerInputs(NamedTuple):
     """The inputs that all layers of the decoder share.
 
     Attributes:
-      angles: Rotary angles, [B, L, head_dim / 2] float32.
+      rotary: Rotary table of the tokens, [B, L, head_dim] float32.
       q_info: Segments and positions of the tokens, [B, L].
       kv_info: Segments and positions of what the tokens attend to: [B, L], the tokens themselves, or [B, S], the slots
         of the cache.
       slots: Slot that each token is written to, [B, L] int32; None without a cache.
     """
 
-    angles: Float32[Array, "B L head_dim/2"]
+    rotary: Float32[Array, "B L head_dim"]
     q_info: SegmentInfo
     kv_info: SegmentInfo
     slots: Int32[Array, "B L"] | None
@@ -73,7 +75,9 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B L D"], KVCache | None]:
         """Implements `vl3_jax.model.decode`, which describes the arguments."""
         with jax.named_scope("embed"):
-            x = self.embed(tokens).astype(self.dtype)
+            if features is not None:
+                tokens = jnp.where(vision_slot >= 0, -1, tokens)
+            x = self.embed(tokens, self.dtype)
             if features is not None:
                 gather = jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))
                 x = jnp.where(vision_slot[..., None] >= 0, gather(features, vision_slot).astype(x.dtype), x)
@@ -83,8 +87,8 @@ class Decoder(nn.Module):
         if cache is not None:
             cache, slots = cache.reserve_slots(info)
             keys_values, kv_info = (cache.keys, cache.values), SegmentInfo(cache.segment_ids, cache.positions)
-        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-        shared = DecoderLayerInputs(angles, info, kv_info, slots)
+        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        shared = DecoderLayerInputs(rotary, info, kv_info, slots)
         (x, keys_values), _ = self.layers((x, keys_values), jnp.arange(self.config.num_layers), shared)
         if cache is not None:
             cache = cache.replace(keys=keys_values[0], values=keys_values[1])
@@ -106,10 +110,10 @@ class Embedding(nn.Module):
 
     def setup(self):
         init, shape = nn.initializers.normal(0.02), (self.config.vocab_size, self.config.hidden_size)
-        self.embedding = partitioned_param(self, "embedding", init, shape, ("vocab", "embed"), self.param_dtype)
+        self.embedding = partitioned_param(self, "embedding", init, shape, TABLE_AXES, self.param_dtype)
 
-    def __call__(self, tokens: Int32[Array, "B L"]) -> Float[Array, "B L D"]:
-        return jnp.take(self.embedding, tokens, axis=0, mode="clip")
+    def __call__(self, tokens: Int32[Array, "B L"], dtype: DTypeLike) -> Float[Array, "B L D"]:
+        return lookup(self.embedding, tokens, dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -143,13 +147,15 @@ class DecoderAttention(nn.Module):
         heads, kv_heads, head_dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
         q = self._project(x, "q", heads, "heads")
         k, v = (self._project(x, name, kv_heads, "kv_heads") for name in "kv")
-        q, k = rotate(q, shared.angles), rotate(k, shared.angles)
+        rotary = shared.rotary
         if shared.slots is not None:
+            q, k, rotary = rotate(q, rotary), rotate(k, rotary), None
             k, v = keys_values = tuple(
                 write_layer(cache, layer, shared.slots, new) for cache, new in zip(keys_values, (k, v), strict=True)
             )
         with jax.named_scope("attention"):
-            inputs = AttentionInputs(q, k, v, shared.q_info, shared.kv_info, causal=True, scale=head_dim**-0.5)
+            infos, scale = (shared.q_info, shared.kv_info), head_dim**-0.5
+            inputs = AttentionInputs(q, k, v, *infos, causal=True, scale=scale, rotary=rotary)
             out = attention(inputs, layer=None if shared.slots is None else layer)
         shape, axes = (heads, head_dim, self.config.hidden_size), ("heads", "head_dim", "embed")
         out = Linear(shape, axes, num_in=2, use_bias=False, param_dtype=self.param_dtype, name="out")(out)

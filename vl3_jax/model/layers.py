@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import Initializer
 from jax.typing import DTypeLike
 
-from vl3_jax.model.linear import linear
+from vl3_jax.model.linear import add_bias, linear
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
@@ -57,7 +57,7 @@ class Linear(nn.Module):
         y = linear(x, kernel, self.axes, self.num_in)
         if self.use_bias:
             shape, axes = self.shape[self.num_in :], self.axes[self.num_in :]
-            y += partitioned_param(self, "bias", bias_init, shape, axes, self.param_dtype).astype(y.dtype)
+            y = add_bias(y, partitioned_param(self, "bias", bias_init, shape, axes, self.param_dtype), axes)
         return y
 
 
@@ -74,8 +74,9 @@ class LayerNorm(nn.Module):
         scale = partitioned_param(self, "scale", nn.initializers.ones, shape, axes, self.param_dtype)
         bias = partitioned_param(self, "bias", nn.initializers.zeros, shape, axes, self.param_dtype)
         x32 = x.astype(jnp.float32)
-        centred = x32 - x32.mean(-1, keepdims=True)
-        normalised = centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + self.eps)
+        mean = x32.mean(-1, keepdims=True)
+        variance = jnp.maximum(jnp.mean(x32**2, -1, keepdims=True) - mean**2, 0)  # x is read once
+        normalised = (x32 - mean) * jax.lax.rsqrt(variance + self.eps)
         return (normalised * scale + bias).astype(x.dtype)
 
 

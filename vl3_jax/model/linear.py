@@ -7,16 +7,19 @@ into the pieces of the kernel, and add each into the whole result.
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from vl3_jax.kernels.einsum import einsum
 from vl3_jax.model.quantize import QuantizedKernel
 from vl3_jax.parallel.rules import current_mesh, mesh_axes, partition_spec
+from vl3_jax.parallel.scatter import psum_scatter
 
 Axes = tuple[str | None, ...]
 
@@ -61,8 +64,53 @@ def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoraKernel, axes:
         return linear(x, kernel.base, axes, num_in) + kernel.scale * linear(down, kernel.b, (None, *axes[num_in:]))
     if isinstance(kernel, QuantizedKernel):
         product = _product(x, _gathered(kernel.values, axes).astype(x.dtype), num_in)
-        return (product * kernel.scale.reshape(kernel.shape[num_in:])).astype(x.dtype)
-    return _trainable_product(x, kernel, axes, num_in)
+        product = (product * kernel.scale.reshape(kernel.shape[num_in:])).astype(x.dtype)
+        return checkpoint_name(product, "product")
+    return checkpoint_name(_trainable_product(x, kernel, axes, num_in), "product")
+
+
+def add_bias(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:
+    """Adds a bias of the last dimensions.
+
+    Args:
+      y: Output of a linear layer, [..., *out_shape].
+      bias: The bias, [*out_shape], cast to the dtype of `y`. Its gradient is summed in float32, by the matrix unit.
+      axes: Logical axes of the bias.
+
+    Returns:
+      The sum, in the shape and dtype of `y`.
+    """
+    return _trainable_sum(y, bias, axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _trainable_sum(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:
+    # Flat: in registers, heads of few channels take several times the room.
+    return (_flat(y, bias) + bias.astype(y.dtype).ravel()).reshape(y.shape)
+
+
+def _add_bias_forward(y, bias, axes):
+    return _trainable_sum(y.value, bias.value, axes), (bias.value, () if bias.perturbed else None)
+
+
+def _add_bias_backward(axes, residuals, d_y):
+    bias, wanted = residuals
+    if isinstance(d_y, jax.custom_derivatives.SymbolicZero):
+        return None, None
+
+    def local(d_y: jax.Array) -> jax.Array:
+        # Several equal rows, because the compiler makes a slow sum of a product with one.
+        ones = jnp.ones((8, *d_y.shape[:-1]), d_y.dtype)
+        return einsum("n...,...o->no", ones, d_y, out_dtype=jnp.float32)[0].reshape(bias.shape)
+
+    return d_y, None if wanted is None else _sum_over_rows(local, [_flat(d_y, bias)], bias, axes)
+
+
+_trainable_sum.defvjp(_add_bias_forward, _add_bias_backward, symbolic_zeros=True)
+
+
+def _flat(y: jax.Array, bias: jax.Array) -> jax.Array:
+    return y.reshape(*y.shape[: y.ndim - bias.ndim], -1)
 
 
 def _product(x: jax.Array, matrix: jax.Array, num_in: int) -> jax.Array:
@@ -102,28 +150,42 @@ _trainable_product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _kernel_gradient(x: jax.Array, d_product: jax.Array, kernel: jax.Array, axes: Axes) -> jax.Array:
-    """Returns the gradient of a kernel, summed in float32 over all rows of all chips, in the sharding of the kernel."""
-    shape, dtype, mesh = kernel.shape, kernel.dtype, current_mesh()
+    """Returns the gradient of a kernel, in its dtype and sharding."""
 
     def local(x: jax.Array, d_product: jax.Array) -> jax.Array:
-        return einsum("...i,...o->io", x, d_product, out_dtype=jnp.float32).reshape(shape)
+        return einsum("...i,...o->io", x, d_product, out_dtype=jnp.float32).reshape(kernel.shape)
 
-    row_axes = mesh_axes(partition_spec(("batch",), x.shape[:1], mesh)[0]) if mesh else ()
+    return _sum_over_rows(local, [x, d_product], kernel, axes)
+
+
+def _sum_over_rows(local: Callable, arrays: Sequence[jax.Array], parameter: jax.Array, axes: Axes) -> jax.Array:
+    """Sums gradients of a parameter over the rows of all chips.
+
+    Args:
+      local: Computes the gradient over a chip's rows of `arrays`, in float32.
+      arrays: Arrays whose first dimension is that of rows.
+      parameter: The parameter, of which shape and dtype are read.
+      axes: Its logical axes.
+
+    Returns:
+      The sum, in the dtype and sharding of the parameter.
+    """
+    shape, dtype, mesh = parameter.shape, parameter.dtype, current_mesh()
+    row_axes = mesh_axes(partition_spec(("batch",), arrays[0].shape[:1], mesh)[0]) if mesh else ()
     if mesh is None or not row_axes:
-        return local(x, d_product).astype(dtype)
+        return local(*arrays).astype(dtype)
     spec = PartitionSpec(*(_common(entry, row_axes) for entry in partition_spec(axes, shape, mesh)))
 
-    def summed(x: jax.Array, d_product: jax.Array) -> jax.Array:
-        gradient = local(x, d_product)
+    def summed(*arrays: jax.Array) -> jax.Array:
+        gradient = local(*arrays)
         for dimension, entry in enumerate(spec):
-            if entry:
-                gradient = lax.psum_scatter(gradient, entry, scatter_dimension=dimension, tiled=True)
-        rest = tuple(axis for axis in row_axes if not any(axis in entry for entry in spec if entry))
+            for axis in mesh_axes(entry):
+                gradient = psum_scatter(gradient, axis, dimension)
+        rest = tuple(axis for axis in row_axes if not any(axis in mesh_axes(entry) for entry in spec))
         return (lax.psum(gradient, rest) if rest else gradient).astype(dtype)
 
     rows = PartitionSpec(row_axes)
-    run = jax.shard_map(summed, in_specs=(rows, rows), out_specs=spec, axis_names=set(row_axes), check_vma=False)
-    return run(x, d_product)
+    return jax.shard_map(summed, in_specs=rows, out_specs=spec, axis_names=set(row_axes), check_vma=False)(*arrays)
 
 
 def _gathered(kernel: jax.Array, axes: Axes) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 POLICIES: dict[str, Callable | None] = {
     "none": None,  # keeps every intermediate
     "outputs": jax.checkpoint_policies.save_only_these_names("attention_out", "mlp_out"),  # of every layer
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("product"),  # of every linear layer
     "full": jax.checkpoint_policies.nothing_saveable,  # keeps only the layers' inputs
 }
 

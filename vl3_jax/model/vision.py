@@ -18,14 +18,14 @@ from vl3_jax.model.attention import attention
 from vl3_jax.model.config import ModelConfig, VisionConfig
 from vl3_jax.model.layers import ACTIVATIONS, LayerNorm, Linear
 from vl3_jax.model.remat import scan_layers
-from vl3_jax.model.rope import axial_rotary_angles, rotate
-from vl3_jax.parallel.rules import constrain
+from vl3_jax.model.rope import axial_rotary_table
+from vl3_jax.parallel.rules import constrain, constrain_row_major
 
 ROW_AXES = ("batch", "vision_row")
 
 Patches = UInt8[Array, "B R N P"] | Float[Array, "B R N P"]
 Features = Float[Array, "B R N C"]
-Angles = Float32[Array, "B R N head_dim/2"]
+Rotary = Float32[Array, "B R N head_dim"]
 
 
 class VisionTower(nn.Module):
@@ -57,9 +57,9 @@ class VisionTower(nn.Module):
             embed = Linear(shape, axes, param_dtype=self.param_dtype, name="patch_embed")
             x = constrain(embed(pixels), *ROW_AXES, None, None)
             self.sow("intermediates", "embedded", x)
-        angles = axial_rotary_angles(patch_hw, config.head_dim, config.rope_theta)
+        rotary = axial_rotary_table(patch_hw, config.head_dim, config.rope_theta)
         layers = scan_layers(VisionLayer, self.remat, config.num_layers, nn.broadcast)
-        x, _ = layers(config, self.param_dtype, name="layers")(x, angles, patch_segment)
+        x, _ = layers(config, self.param_dtype, name="layers")(x, rotary, patch_segment)
         return LayerNorm(config.layer_norm_eps, "vision_embed", self.param_dtype, name="post_ln")(x)
 
     def _normalise(self, patches: Patches) -> Float[Array, "B R N P"]:
@@ -77,13 +77,13 @@ class VisionLayer(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Features, angles: Angles, segment: Int32[Array, "B R N"]) -> tuple[Features, None]:
+    def __call__(self, x: Features, rotary: Rotary, segment: Int32[Array, "B R N"]) -> tuple[Features, None]:
         norm = functools.partial(LayerNorm, self.config.layer_norm_eps, "vision_embed", self.param_dtype)
         attn = VisionAttention(self.config, self.param_dtype, name="attn")
-        x += checkpoint_name(attn(norm(name="ln1")(x), angles, segment), "attention_out")
+        x += checkpoint_name(attn(norm(name="ln1")(x), rotary, segment), "attention_out")
         mlp = VisionMLP(self.config, self.param_dtype, name="mlp")
         x += checkpoint_name(mlp(norm(name="ln2")(x)), "mlp_out")
-        x = constrain(x, *ROW_AXES, None, None)
+        x = constrain_row_major(x, *ROW_AXES, None, None)
         self.sow("intermediates", "out", x)
         return x, None
 
@@ -95,14 +95,13 @@ class VisionAttention(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Features, angles: Angles, segment: Int32[Array, "B R N"]) -> Features:
+    def __call__(self, x: Features, rotary: Rotary, segment: Int32[Array, "B R N"]) -> Features:
         width, heads, head_dim = self.config.hidden_size, self.config.num_heads, self.config.head_dim
         shape, axes = (width, heads, head_dim), ("vision_embed", "vision_heads", "head_dim")
         q, k, v = (Linear(shape, axes, param_dtype=self.param_dtype, name=name)(x) for name in "qkv")
-        q, k = rotate(q, angles), rotate(k, angles)
         info = SegmentInfo(segment, segment)  # positions are not read where attention is not causal
         with jax.named_scope("attention"):
-            inputs = AttentionInputs(q, k, v, info, info, causal=False, scale=head_dim**-0.5)
+            inputs = AttentionInputs(q, k, v, info, info, causal=False, scale=head_dim**-0.5, rotary=rotary)
             out = attention(inputs, axes=ROW_AXES)
         shape, axes = (heads, head_dim, width), ("vision_heads", "head_dim", "vision_embed")
         return Linear(shape, axes, num_in=2, param_dtype=self.param_dtype, name="out")(out)
@@ -118,7 +117,7 @@ class VisionMLP(nn.Module):
     def __call__(self, x: Features) -> Features:
         width, inner = self.config.hidden_size, self.config.intermediate_size
         hidden = Linear((width, inner), ("vision_embed", "vision_mlp"), param_dtype=self.param_dtype, name="fc1")(x)
-        hidden = ACTIVATIONS[self.config.hidden_act](hidden)
+        hidden = constrain_row_major(ACTIVATIONS[self.config.hidden_act](hidden), *ROW_AXES, None, None)
         return Linear((inner, width), ("vision_mlp", "vision_embed"), param_dtype=self.param_dtype, name="fc2")(hidden)
 
 

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh
 
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.rules import MESH_AXES
+from vl3_jax.parallel.scatter import stages
 
 
 def make_mesh(
@@ -46,14 +47,16 @@ def make_mesh(
 
 def _tpu_grid(shape: Sequence[int], devices: Sequence) -> np.ndarray:
     """Arranges the chips so that neighbours on a mesh axis are neighbours in the torus."""
+    split = (shape[0], *stages(shape[1]), *shape[2:])
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    data, *inner = shape
+        return mesh_utils.create_device_mesh(split, devices, allow_split_physical_axes=True).reshape(shape)
+    data = shape[0]
     if data % slices:
         raise InputError(
             f"{slices} slices are connected by a slow network, which only data parallelism should use: "
             f"mesh.data is {data}, make it a multiple of {slices}"
         )
-    within, across = (data // slices, *inner), (slices, 1, 1, 1)
-    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    within, across = (data // slices, *split[1:]), (slices, *[1] * len(split[1:]))
+    grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    return grid.reshape(shape)

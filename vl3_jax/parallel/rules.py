@@ -4,9 +4,11 @@ The mesh has up to four axes: `data` (rows are split, weights replicated), `fsdp
 `tensor` (heads and hidden units are split) and `context` (positions are split). A mesh may lack any of them.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
@@ -87,6 +89,21 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
+
+
+def constrain_row_major(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Constrains the sharding of `x` as `constrain` does, and on TPUs its layout to the order of its dimensions.
+
+    Left to itself the TPU compiler may put the tokens of activations into lanes, and then copies them for every kernel.
+    """
+    if target_device().platform != "tpu":
+        return constrain(x, *axes)
+    row_major = functools.partial(with_layout_constraint, layouts=Layout(tuple(range(x.ndim))))
+    mesh = current_mesh()
+    if mesh is None:
+        return row_major(x)
+    spec = partition_spec(axes, x.shape, mesh)
+    return jax.shard_map(row_major, in_specs=spec, out_specs=spec, check_vma=False)(x)
 
 
 # Arrays of a packed batch whose second dimension is that of vision rows.

@@ -44,6 +44,12 @@ class ProgramAnalysis:
         figures = {name: value for name, value in vars(self).items() if name != "cost"}
         return figures | self.cost.as_json()
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "ProgramAnalysis":
+        """Returns the figures that `as_json` wrote."""
+        names = (field.name for field in dataclasses.fields(cls) if field.name != "cost")
+        return cls(**{name: found[name] for name in names}, cost=ProgramCost.from_json(found))
+
 
 def topology_devices(topology: Topology) -> list[Any]:
     """Returns descriptions of the chips of a topology, as devices of a mesh.

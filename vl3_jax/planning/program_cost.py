@@ -22,6 +22,7 @@ SCOPES: Mapping[str, str] = {
 }
 REST = "rest"
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_KERNEL_BYTES = re.compile(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"')
 _WINDOWED = "windowed_dot_general"
 _CHAIN = "chain_id="
 _CHANNEL = re.compile(r"channel_id=(\d+)")
@@ -49,12 +50,14 @@ class ProgramCost:
       cycles: The compiler's estimate of cycles by scope (`SCOPES` and "rest"), kernels and collectives not included.
       collectives: Traffic by kind.
       synchronous_bytes: Bytes of those collectives that nothing overlaps.
+      kernel_bytes: Bytes that those kernels read and write which declare them; others multiply.
       windowed_products: Number of products that the compiler cut into the pieces of a sharded operand.
     """
 
     cycles: Mapping[str, int]
     collectives: Mapping[str, Traffic]
     synchronous_bytes: int
+    kernel_bytes: int
     windowed_products: int
 
     def as_json(self) -> dict[str, Any]:
@@ -63,6 +66,7 @@ class ProgramCost:
             "cycles": {"total": sum(self.cycles.values()), **self.cycles},
             "collectives": {kind: dataclasses.asdict(traffic) for kind, traffic in self.collectives.items()},
             "synchronous_bytes": self.synchronous_bytes,
+            "kernel_bytes": self.kernel_bytes,
             "windowed_products": self.windowed_products,
         }
 
@@ -71,10 +75,11 @@ class ProgramCost:
         """Returns the figures that `as_json` wrote."""
         cycles = {scope: count for scope, count in found["cycles"].items() if scope != "total"}
         collectives = {kind: Traffic(**values) for kind, values in found["collectives"].items()}
-        return cls(cycles, collectives, found["synchronous_bytes"], found["windowed_products"])
+        names = ("synchronous_bytes", "kernel_bytes", "windowed_products")
+        return cls(cycles, collectives, *(found[name] for name in names))
 
 
-NO_COST = ProgramCost({}, {}, 0, 0)  # of a program that does not fit
+NO_COST = ProgramCost({}, {}, 0, 0, 0)  # of a program that does not fit
 
 
 def program_cost(text: str, unknown_trips: Mapping[str, int] | None = None) -> ProgramCost:
@@ -96,6 +101,7 @@ def program_cost(text: str, unknown_trips: Mapping[str, int] | None = None) -> P
         cycles=_cycles(program, runs),
         collectives={kind: Traffic(counts[kind], sizes[kind]) for kind in KINDS if counts[kind]},
         synchronous_bytes=sum(times * size for _, times, size, is_synchronous in traffic if is_synchronous),
+        kernel_bytes=_kernel_bytes(program, runs),
         windowed_products=sum(
             instruction.opcode == "while" and _WINDOWED in instruction.attributes
             for instructions in program.computations.values()
@@ -113,6 +119,16 @@ def _cycles(program: Program, runs: Mapping[str, int]) -> dict[str, int]:
             if estimate:
                 cycles[_scope(program, name, instruction)] += times * int(estimate[1])
     return {scope: cycles[scope] for scope in (*SCOPES, REST)}
+
+
+def _kernel_bytes(program: Program, runs: Mapping[str, int]) -> int:
+    """Returns the bytes that Pallas kernels declare in their cost estimates."""
+    return sum(
+        times * int(declared[1])
+        for name, times in runs.items()
+        for instruction in program.computations[name].values()
+        if (declared := _KERNEL_BYTES.search(instruction.attributes))
+    )
 
 
 def _scope(program: Program, computation: str, instruction: Instruction) -> str:

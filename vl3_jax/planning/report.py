@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vl3_jax.parallel.topologies import GIB
-from vl3_jax.planning.plan_step import SAMPLES_PER_ROW, Plan
+from vl3_jax.planning.plan_step import Plan
 from vl3_jax.planning.search import Candidate, pareto
 from vl3_jax.text_table import text_table
+from vl3_jax.training.run_config import RunConfig
 
+SPARE = 0.1  # share of the memory that a recommended plan leaves free
 _PARTS = ("vision", "projector", "llm", "unembed", "lora")
 
 
@@ -27,7 +29,7 @@ def render(plan: Plan, samples: int = 0) -> str:
         verdict = f"it does not fit, by {-plan.headroom / GIB:.2f}"
     lines = [
         f"{slices}{plan.topology.name}: {chips} chips, mesh {axes(plan.mesh)}; a step has {plan.rows} rows{passes}, "
-        f"{plan.tokens:,} tokens",
+        f"in most of {plan.length:,} tokens",
         f"HBM a chip    {program.peak / GIB:.2f} of {chip.hbm_bytes / GIB:.2f} GiB: {verdict}",
     ]
     if not plan.fits:
@@ -47,13 +49,23 @@ def render(plan: Plan, samples: int = 0) -> str:
         f"predicted     {plan.predicted_mfu:.0%} MFU, {plan.speed:,.0f} tokens/s",
     ]
     if samples:
-        steps = samples / SAMPLES_PER_ROW / plan.rows
+        steps = samples / plan.samples
         hours = steps * plan.seconds / 3600
         lines.append(
             f"{samples:,} samples: about {steps:,.0f} steps, {hours:,.0f} hours, {hours * chips:,.0f} chip-hours"
         )
     lines.append(f"compiled in {program.seconds:.0f} s")
     return "\n".join(lines)
+
+
+def render_fastest(config: RunConfig, found: Sequence[tuple[Candidate, Plan | None]]) -> str:
+    """Returns the fastest plan of a search that leaves some memory free, as flags; empty if there is none."""
+    fitting = [(one, plan) for one, plan in found if plan and plan.headroom >= SPARE * plan.topology.chip.hbm_bytes]
+    if not fitting:
+        return ""
+    best, plan = max(fitting, key=lambda pair: pair[1].speed)
+    flags = " ".join(f"--config.{key}={value}" for key, value in best.settings(config).items())
+    return f"fastest with {SPARE:.0%} of the memory to spare, {plan.predicted_mfu:.0%} MFU: {flags}"
 
 
 def render_change(change: Mapping[str, Any] | None, plan: Plan | None) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from vl3_jax import config_tree
 from vl3_jax.parallel.topologies import Topology
-from vl3_jax.planning.plan_step import SAMPLES_PER_ROW, Plan
+from vl3_jax.planning.plan_step import Plan
+from vl3_jax.planning.typical_row import SAMPLES_PER_ROW
 from vl3_jax.training.run_config import RunConfig
 
 # From the policy that recomputes most and keeps least to the opposite.

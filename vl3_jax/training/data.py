@@ -1,5 +1,6 @@
 """The data of a run: its mixture and packing plans, the size of a step, the loader, and batches on the mesh."""
 
+import bisect
 import collections
 import contextlib
 import dataclasses
@@ -21,7 +22,6 @@ from data_pipelines.loader import Batch, Loader
 from data_pipelines.mixture_dataset import DatasetSpec, MixtureDataset, open_mixture
 from data_pipelines.packing.packing_plan import PackingPlan
 from data_pipelines.sample_builder import SampleBuilder
-from vl3_jax.errors import InputError
 from vl3_jax.parallel.rules import batch_shardings
 from vl3_jax.storage.paths import atomic_write, list_dir, translate_io_errors
 from vl3_jax.training.run_config import EvalConfig, RunConfig
@@ -74,7 +74,8 @@ def load_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
         for name in filter(lambda name: name.endswith(_SUFFIX), list_dir(folder)):
             arrays = np.load(io.BytesIO((folder / name).read_bytes()))
             offsets = np.concatenate([[0], np.cumsum(arrays["counts"], dtype=np.int64)])
-            mixture.planned[name.removesuffix(_SUFFIX)] = PackingPlan(offsets, arrays["samples"].astype(np.int64))
+            plan = PackingPlan(offsets, arrays["samples"].astype(np.int64), arrays["lengths"])
+            mixture.planned[name.removesuffix(_SUFFIX)] = plan
 
 
 def save_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
@@ -88,7 +89,8 @@ def save_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
         for key, plan in mixture.planned.items():
             if f"{key}{_SUFFIX}" not in present:
                 file = io.BytesIO()
-                np.savez(file, counts=np.diff(plan.offsets).astype(np.int32), samples=plan.samples.astype(np.int32))
+                counts, samples = np.diff(plan.offsets).astype(np.int32), plan.samples.astype(np.int32)
+                np.savez(file, counts=counts, samples=samples, lengths=plan.lengths)
                 atomic_write(folder / f"{key}{_SUFFIX}", file.getvalue())
 
 
@@ -111,6 +113,12 @@ def rows_per_step(config: RunConfig, mixture: MixtureDataset, mesh: Mesh, record
         return rows
     plan = mixture.epoch_plan(config.seed, 0)
     return rows_for_samples(config.batch, mesh, max(len(plan.samples), 1) / max(len(plan), 1))
+
+
+def samples_per_step(config: RunConfig, mixture: MixtureDataset, rows: int) -> float:
+    """Returns the samples of a step on average."""
+    plan = mixture.epoch_plan(config.seed, 0)
+    return rows * len(plan.samples) / max(len(plan), 1)
 
 
 def total_steps(config: RunConfig, mixture: MixtureDataset, rows: int) -> tuple[int, int]:
@@ -145,20 +153,14 @@ def build_loader(
     )
 
 
-def local_rows(mesh: Mesh, rows_per_step: int) -> slice:
-    """Returns the rows of a step that this process's devices hold.
+def local_rows(mesh: Mesh, rows_per_step: int) -> list[int]:
+    """Returns the rows of a step that this process's devices hold, ascending.
 
-    Raises:
-      InputError: The rows are not contiguous.
+    They need not follow each other: a TPU host has a block of the torus, and rows go along its axes.
     """
     sharding = batch_shardings({"tokens": jax.ShapeDtypeStruct((rows_per_step, 1), np.int32)}, mesh)["tokens"]
     indices = sharding.addressable_devices_indices_map((rows_per_step, 1)).values()
-    rows = sorted({row for index in indices if index for row in range(*index[0].indices(rows_per_step))})
-    if rows != list(range(rows[0], rows[-1] + 1)):
-        raise InputError(
-            "the rows of this host's devices are not contiguous; order the mesh so that a host's devices are neighbours"
-        )
-    return slice(rows[0], rows[-1] + 1)
+    return sorted({row for index in indices if index for row in range(*index[0].indices(rows_per_step))})
 
 
 def prefetch_to_device(batches: Iterable[Batch], mesh: Mesh, rows_per_step: int) -> Iterator[Batch]:
@@ -170,13 +172,22 @@ def prefetch_to_device(batches: Iterable[Batch], mesh: Mesh, rows_per_step: int)
       rows_per_step: Rows of a step on all hosts together.
     """
     queue: collections.deque[Batch] = collections.deque()
+    rows = local_rows(mesh, rows_per_step)
+
+    def on_mesh(array: np.ndarray, shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            first, last, _ = index[0].indices(rows_per_step)
+            return array[bisect.bisect_left(rows, first) : bisect.bisect_left(rows, last), *index[1:]]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
     for batch in batches:
         whole = {
             name: jax.ShapeDtypeStruct((rows_per_step, *array.shape[1:]), array.dtype)
             for name, array in batch.arrays.items()
         }
         arrays = {
-            name: jax.make_array_from_process_local_data(sharding, batch.arrays[name], whole[name].shape)
+            name: on_mesh(batch.arrays[name], whole[name].shape, sharding)
             for name, sharding in batch_shardings(whole, mesh).items()
         }
         queue.append(dataclasses.replace(batch, arrays=arrays))

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -54,7 +55,9 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         total, epochs = data.total_steps(config, mixture, rows)
 
         # ------------------------------------------------------------------------------------------------------ model
-        run = setup.build_train_setup(config, init.model_config, mesh, rows, total, len(mixture.tasks))
+        samples = data.samples_per_step(config, mixture, rows)
+        scaled = dataclasses.replace(config, optimizer=config.optimizer.for_batch(samples / config.batch.samples))
+        run = setup.build_train_setup(scaled, init.model_config, mesh, rows, total, len(mixture.tasks))
 
         # ------------------------------------------------------------------------------------------------------ state
         prepare_workdir(folder, config, init, rows)
@@ -70,7 +73,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         if done >= total:
             log(f"{folder}: all {total} steps are done")
             return done
-        log(setup.overview(run, mixture, config.seed, rows, total))
+        log(setup.overview(run, mixture, config, rows, total))
         stack.enter_context(jax.set_mesh(mesh))
         state = data_state = None
         if not done or has_adapters:
@@ -80,6 +83,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
 
         # ------------------------------------------------------------------------------------------------------- loop
         loader = stack.enter_context(data.build_loader(config, mixture, mesh, rows, epochs, data_state))
+        steps = {n: run.compile_step(rows, mixture.settings.row_shape(n)) for n in loader.step_plan.lengths}
         evaluator = Evaluator(config, run, mixture, rows)
         metrics = MetricAccumulator(config, init.model_config, mixture, mesh)
         batches = data.prefetch_to_device(metrics.observe(loader), mesh, rows)
@@ -89,7 +93,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         while step < total:
             batch = metrics.next_batch(batches)
             with _profiled(config.profile, folder, step):
-                state, step_metrics = run.step(state, batch.arrays)
+                state, step_metrics = steps[batch.arrays["tokens"].shape[1]](state, batch.arrays)
             step += 1
             pending_metrics.append((batch, step_metrics))
             stopping = preemption.should_stop(step)

@@ -57,7 +57,7 @@ def loss_sums(
     *,
     vocab_axis: int,
     tasks: int = 1,
-    **blocks: int,
+    **sizes: int,
 ) -> LossSums:
     """Computes the weighted cross-entropy of a packed batch.
 
@@ -67,10 +67,10 @@ def loss_sums(
       batch: Packed batch of which `targets`, `loss_weight` and `segment_ids` [B, L] and `sample_task` [B, S] are read.
       vocab_axis: Dimension of `unembedding` that is the vocabulary.
       tasks: Number of tasks. Samples with a larger task id count in the total only.
-      **blocks: `token_block` and `vocab_block` of `token_losses`.
+      **sizes: `token_block`, `vocab_block` and `kept_bytes` of `token_losses`.
     """
     weight = batch["loss_weight"].astype(jnp.float32)
-    losses = token_losses(hidden, unembedding, batch["targets"], weight != 0, vocab_axis=vocab_axis, **blocks)
+    losses = token_losses(hidden, unembedding, batch["targets"], weight != 0, vocab_axis=vocab_axis, **sizes)
     weighted = losses * weight
     of_task = token_tasks(batch["sample_task"], batch["segment_ids"])[..., None] == jnp.arange(tasks)
 

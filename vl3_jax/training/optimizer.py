@@ -6,7 +6,7 @@ apply; here it is applied unless `clip` is 0.
 
 import dataclasses
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,12 @@ from vl3_jax.errors import InputError
 from vl3_jax.training.groups import MODULES, Patterns, assign, flatten, kernel_sides, map_paths, split, trainable_mask
 
 KINDS = ("adamw", "muon")
+# What learning rates are multiplied by in a step that has `ratio` times the samples they are meant for.
+SCALINGS: Mapping[str, Callable[[float], float]] = {
+    "none": lambda ratio: 1.0,
+    "sqrt": math.sqrt,  # keeps the variance of AdamW's updates (arXiv 2205.10287)
+    "linear": lambda ratio: ratio,
+}
 # Leaves without weight decay: biases, and the scales of LayerNorm and RMSNorm.
 NO_DECAY = ("bias", "scale")
 
@@ -38,6 +44,8 @@ class OptimizerConfig:
       weight_decay: Decay of kernels and embeddings, times the learning rate.
       muon_beta: Momentum of Muon.
       clip: Largest global norm of the gradient; 0 does not clip.
+      scale_with_batch: How learning rates follow the samples of a step, relative to `batch.samples`, where rows and
+        mesh make them more or fewer: "none", by the square root ("sqrt"), or in proportion ("linear").
       first_moment_dtype: Type of the first moment; "bfloat16" saves two bytes for each trainable parameter.
     """
 
@@ -51,15 +59,24 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     muon_beta: float = 0.95
     clip: float = 1.0
+    scale_with_batch: str = "none"
     first_moment_dtype: str = "float32"
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise InputError(f"optimizer {self.kind!r} is unknown; known: {', '.join(KINDS)}")
+        if self.scale_with_batch not in SCALINGS:
+            raise InputError(f"scale_with_batch is {self.scale_with_batch!r}; known: {', '.join(SCALINGS)}")
         if not 0 <= self.warmup_ratio <= 1:
             raise InputError(f"warmup_ratio is {self.warmup_ratio}; give a share of the steps, 0 to 1")
         if self.clip < 0:
             raise InputError(f"clip is {self.clip}; give a positive number, or 0 not to clip")
+
+    def for_batch(self, ratio: float) -> "OptimizerConfig":
+        """Returns the settings of a run whose steps have `ratio` times the samples that the learning rates are for."""
+        factor = SCALINGS[self.scale_with_batch](ratio)
+        rates = {group: rate and factor * rate for group, rate in self.learning_rates.items()}
+        return dataclasses.replace(self, learning_rates=rates)
 
     def warmup_steps(self, steps: int) -> int:
         """Returns the number of warmup steps in a run of `steps`."""

@@ -12,14 +12,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from data_pipelines.inspection.statistics import row_lengths
 from data_pipelines.mixture_dataset import MixtureDataset
 from data_pipelines.packing.packing_plan import packing_efficiency
 from vl3_jax.errors import InputError
 from vl3_jax.model import VideoLLaMA3, abstract_params
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.parallel.rules import batch_shardings
+from vl3_jax.processing.packed_batch import BatchShape, pack
 from vl3_jax.training import lora
 from vl3_jax.training.groups import flatten
-from vl3_jax.training.optimizer import Optimizer, make_optimizer
+from vl3_jax.training.optimizer import SCALINGS, Optimizer, make_optimizer
 from vl3_jax.training.run_config import BatchConfig, RunConfig
 from vl3_jax.training.state import TrainState, new_state, state_shardings
 from vl3_jax.training.step import make_train_step
@@ -37,7 +40,7 @@ class TrainSetup:
       optimizer: Optimizer of the parameters.
       init_state: Maps initial weights (without adapters) to the state at step 0.
       abstract_state: Shapes and types of the state, each with its sharding.
-      step: Compiled function (state, batch) -> (state, metrics), see `make_train_step`.
+      step: Jitted function (state, batch) -> (state, metrics), see `make_train_step`.
     """
 
     mesh: Mesh
@@ -52,6 +55,10 @@ class TrainSetup:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         params = load_params(lora.remove_adapters(shardings.params))
         return jax.jit(self.init_state, out_shardings=shardings, donate_argnums=0)(params)
+
+    def compile_step(self, rows: int, shape: BatchShape) -> Callable:
+        """Compiles the step for batches of one shape; to be called under `jax.set_mesh`."""
+        return self.step.lower(self.abstract_state, abstract_batch(rows, shape, self.mesh)).compile()
 
 
 def build_train_setup(
@@ -94,6 +101,21 @@ def build_train_setup(
     return TrainSetup(mesh, model, optimizer, init_state, state, step)
 
 
+def abstract_batch(rows: int, shape: BatchShape, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and types of a packed batch, each with its sharding.
+
+    Args:
+      rows: Rows of a step on all hosts together.
+      shape: Capacities of a row.
+      mesh: Mesh of devices, or of their descriptions.
+    """
+    arrays = {
+        name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype) for name, array in pack([[]], shape).items()
+    }
+    shardings = batch_shardings(arrays, mesh)
+    return {name: array.update(sharding=shardings[name]) for name, array in arrays.items()}
+
+
 def row_parts(config: BatchConfig, mesh: Mesh) -> int:
     """Returns what must divide the rows of a step: the parts of the mesh times the microbatches."""
     return (config.grad_accum_steps or 1) * math.prod(mesh.shape[axis] for axis in ROW_AXES)
@@ -121,28 +143,42 @@ def grad_accum_steps(config: BatchConfig, mesh: Mesh, rows: int) -> int:
     return config.grad_accum_steps or rows // row_parts(config, mesh)
 
 
-def overview(setup: TrainSetup, mixture: MixtureDataset, seed: int, rows: int, steps: int) -> str:
+def batch_note(config: RunConfig, samples: float) -> str:
+    """Returns what to know about a step whose samples are not about those that the learning rates are meant for."""
+    ratio, scaling = samples / config.batch.samples, config.optimizer.scale_with_batch
+    if 0.8 < ratio < 1.25:
+        return ""
+    rates = "unchanged" if scaling == "none" else f"times {SCALINGS[scaling](ratio):.2f}"
+    return (
+        f", {ratio:.2f} times the {config.batch.samples} of batch.samples; learning rates {rates} "
+        f"(optimizer.scale_with_batch={scaling})"
+    )
+
+
+def overview(setup: TrainSetup, mixture: MixtureDataset, config: RunConfig, rows: int, steps: int) -> str:
     """Describes a run in several lines: sizes, and sharding and learning rate of each parameter.
 
     Args:
       setup: Computation of the run.
       mixture: Training data.
-      seed: Seed of the order of samples.
+      config: Configuration of the run.
       rows: Rows of a step on all hosts together.
       steps: Number of optimizer steps in the whole run.
     """
     mesh, optimizer, state, shape = setup.mesh, setup.optimizer, setup.abstract_state, mixture.settings.shape
-    plan = mixture.epoch_plan(seed, 0)
-    efficiency = packing_efficiency(plan, mixture.sample_sizes, shape)
+    plan = mixture.epoch_plan(config.seed, 0)
+    samples = rows * len(plan.samples) / max(len(plan), 1)
+    efficiency = packing_efficiency(plan, mixture.sample_sizes, mixture.settings)
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     memory = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
     )
     lines = [
         f"mesh      {axes}: {mesh.devices.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} processes",
-        f"data      {len(plan.samples):,} samples an epoch in {len(plan):,} rows of {shape.length:,} tokens and "
+        f"data      {len(plan.samples):,} samples an epoch in {len(plan):,} rows of "
+        f"{row_lengths(mixture.settings.lengths)} tokens and "
         f"{shape.patches * shape.vision_rows:,} patches, {efficiency.either:.0%} full",
-        f"steps     {steps:,} of {rows} rows, about {rows * len(plan.samples) / max(len(plan), 1):.0f} samples",
+        f"steps     {steps:,} of {rows} rows, about {samples:.0f} samples{batch_note(config, samples)}",
         f"memory    {memory / 2**30:.2f} GiB a device for parameters and optimizer",
         f"{'parameter':44} {'shape':>24} {'type':>9}  {'sharding':30} learning rate",
     ]

@@ -50,7 +50,7 @@ class Sizes(NamedTuple):
 
 
 _SMALL = Sizes("tiny", {128: 0.69}, 256, 4)
-_FULL = Sizes("2b", {16_384: 0.69, 12_288: 0.92}, 40_960, 20)
+_FULL = Sizes("2b", {16_384: 0.68, 11_264: 0.989}, 40_960, 20)
 
 
 class StepJob(NamedTuple):
