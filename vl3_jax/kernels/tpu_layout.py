@@ -18,7 +18,8 @@ from jax.experimental.pallas import tpu as pltpu
 from vl3_jax.kernels.block_sizes import LANES
 from vl3_jax.kernels.segment_info import round_up
 
-_BLOCK = 256  # tokens of a grid step
+_BLOCK = 256  # tokens of a grid step, if their double buffers fit
+_BUFFER_BYTES = 12 * 2**20  # of the 16 MiB of VMEM that a kernel has by default
 
 
 def heads_first(x: jax.Array, heads: int, rotary: jax.Array | None, interpret: bool) -> jax.Array:
@@ -174,24 +175,22 @@ def _run(
     interpret: bool,
 ) -> Sequence[jax.Array]:
     """Runs a kernel over blocks of tokens: those of axis 0 of a matrix, and of the axis of a longer array below."""
-    tokens = operands[-1].shape[-2]
-    block = _BLOCK if tokens % _BLOCK == 0 else LANES
+    arrays, tokens = [*operands, *results], operands[-1].shape[-2]
+    nbytes = sum(array.size * array.dtype.itemsize for array in arrays)
+    block = _BLOCK if tokens % _BLOCK == 0 and 2 * _BLOCK * nbytes <= tokens * _BUFFER_BYTES else LANES
 
     def spec(array) -> pl.BlockSpec:
         axis = 0 if array.ndim == 2 else 2 if array.shape[1] == 1 else 1
         shape = [block if i == axis else size for i, size in enumerate(array.shape)]
         return pl.BlockSpec(tuple(shape), lambda step: tuple(step if i == axis else 0 for i in range(array.ndim)))
 
-    arrays = [*operands, *results]
     return pl.pallas_call(
         kernel,
         grid=(tokens // block,),
         in_specs=[spec(operand) for operand in operands],
         out_specs=[spec(result) for result in results],
         out_shape=list(results),
-        cost_estimate=pl.CostEstimate(
-            flops=0, transcendentals=0, bytes_accessed=sum(array.size * array.dtype.itemsize for array in arrays)
-        ),
+        cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=nbytes),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         interpret=interpret,
         name=kernel.func.__name__.strip("_"),
