@@ -85,7 +85,7 @@ def add_bias(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _trainable_sum(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:
-    # Flat: in registers, heads of few channels take several times the room.
+    # Flat: in registers, heads of few channels take several times the space.
     return (_flat(y, bias) + bias.astype(y.dtype).ravel()).reshape(y.shape)
 
 
