@@ -85,7 +85,7 @@ _blockwise.defvjp(_blockwise_forward, _blockwise_backward, symbolic_zeros=True)
 def _forward(table, tokens, *, dtype, blocks, tile):
     """Returns the embeddings of a device's tokens, [B, L, D]."""
     order, rows, bounds = _sort(table, tokens, blocks, tile)
-    size = blocks.own_rows(table) * blocks.gathered
+    size = blocks.size(table)
 
     def over_blocks(index, found):
         block, _ = blocks.block(table, index, dtype)
@@ -106,7 +106,7 @@ def _forward(table, tokens, *, dtype, blocks, tile):
 def _backward(table, tokens, d_found, *, blocks, tile):
     """Returns a device's shard of the table's gradient, summed over all devices' tokens."""
     order, rows, bounds = _sort(table, tokens, blocks, tile)
-    size, width = blocks.own_rows(table) * blocks.gathered, d_found.shape[-1]
+    size, width = blocks.size(table), d_found.shape[-1]
     d_found = jnp.take(d_found.reshape(-1, width), order, axis=0, mode="clip")
     d_found = jnp.pad(d_found, ((0, len(rows) - len(order)), (0, 0)))
 
@@ -136,7 +136,7 @@ def _sort(table, tokens, blocks, tile):
       first token of each block, [blocks + 1] int32.
     """
     index, row = blocks.places(table, tokens.reshape(-1))
-    size, count = blocks.own_rows(table) * blocks.gathered, blocks.count(table)
+    size, count = blocks.size(table), blocks.count(table)
     rows = jnp.where(index < 0, count * size, index * size + row)
     order = jnp.argsort(rows)
     padding = round_up(rows.size, tile) - rows.size

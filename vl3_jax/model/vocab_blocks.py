@@ -68,6 +68,10 @@ class VocabBlocks:
         """Returns the number of vocabulary rows that this device contributes to a block."""
         return min(max(self.rows // self.gathered, 1), matrix.shape[self.axis])
 
+    def size(self, matrix: jax.Array) -> int:
+        """Returns the number of vocabulary rows of a block."""
+        return self.own_rows(matrix) * self.gathered
+
     def count(self, matrix: jax.Array) -> int:
         """Returns the number of blocks."""
         return -(-matrix.shape[self.axis] // self.own_rows(matrix))

@@ -73,7 +73,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         if done >= total:
             log(f"{folder}: all {total} steps are done")
             return done
-        log(setup.overview(run, mixture, config, rows, total))
+        log(setup.overview(run, mixture, config, rows, samples, total))
         stack.enter_context(jax.set_mesh(mesh))
         state = data_state = None
         if not done or has_adapters:

@@ -155,7 +155,9 @@ def batch_note(config: RunConfig, samples: float) -> str:
     )
 
 
-def overview(setup: TrainSetup, mixture: MixtureDataset, config: RunConfig, rows: int, steps: int) -> str:
+def overview(
+    setup: TrainSetup, mixture: MixtureDataset, config: RunConfig, rows: int, samples: float, steps: int
+) -> str:
     """Describes a run in several lines: sizes, and sharding and learning rate of each parameter.
 
     Args:
@@ -163,11 +165,11 @@ def overview(setup: TrainSetup, mixture: MixtureDataset, config: RunConfig, rows
       mixture: Training data.
       config: Configuration of the run.
       rows: Rows of a step on all hosts together.
+      samples: Samples of a step on average.
       steps: Number of optimizer steps in the whole run.
     """
     mesh, optimizer, state, shape = setup.mesh, setup.optimizer, setup.abstract_state, mixture.settings.shape
     plan = mixture.epoch_plan(config.seed, 0)
-    samples = rows * len(plan.samples) / max(len(plan), 1)
     efficiency = packing_efficiency(plan, mixture.sample_sizes, mixture.settings)
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     memory = sum(
