@@ -121,9 +121,8 @@ def test_what_each_policy_multiplies_again(samples):
         return str(trace).count("dot_general")
 
     repeated = {policy: products(policy) - products("none") for policy in POLICIES}
-    assert repeated["none"] == 0
-    assert repeated["dots"] == 4  # the two of attention itself
-    assert repeated["dots"] < repeated["outputs"] < repeated["full"]
+    projections = 5 + 6  # of tower and decoder, all but that out of the MLP, whose result no gradient needs
+    assert repeated == {"none": 0, "dots": 0, "outputs": projections, "full": projections + 2 * 2}  # 2 of attention
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import flax.struct
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from vl3_jax.kernels.rotary import rotate
 from vl3_jax.kernels.segment_info import SegmentInfo
@@ -93,7 +94,7 @@ def _attend(backend: Backend, inputs: AttentionInputs) -> jax.Array:
 
 
 def _forward(backend, inputs):
-    out, lse = backend.forward(inputs, dtype=inputs.q.dtype)
+    out, lse = (checkpoint_name(x, "attention") for x in backend.forward(inputs, dtype=inputs.q.dtype))
     return out, (inputs, out, lse)
 
 

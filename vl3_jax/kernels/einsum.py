@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vl3_jax.parallel.rules import target_device
+
 
 def einsum(equation: str, *operands: jax.Array, out_dtype: DTypeLike | None = None) -> jax.Array:
     """`jnp.einsum` under the precision policy of the model.
@@ -23,3 +25,20 @@ def einsum(equation: str, *operands: jax.Array, out_dtype: DTypeLike | None = No
     dtype = jnp.result_type(*operands)
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jnp.einsum(equation, *operands, precision=precision, preferred_element_type=out_dtype or dtype)
+
+
+def sum_outer(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Sums the outer products of two rows over all rows: the gradient of the kernel of a linear layer.
+
+    Args:
+      x: Inputs of the layer, [..., i].
+      y: Gradients of its outputs, [..., o].
+
+    Returns:
+      The sum, [i, o] float32.
+    """
+    if target_device().platform == "cpu":
+        # With one dimension of rows, XLA transposes the first operand inside the product; with several, in memory. On
+        # other platforms they stay apart, because their sharding differs.
+        x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    return einsum("...i,...o->io", x, y, out_dtype=jnp.float32)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int32
 
@@ -128,9 +127,9 @@ class DecoderLayer(nn.Module):
         norm = functools.partial(RMSNorm, self.config.rms_norm_eps, "embed", self.param_dtype)
         attn = DecoderAttention(self.config, self.param_dtype, name="attn")
         out, keys_values = attn(norm(name="ln_attn")(x), keys_values, layer, shared)
-        x += checkpoint_name(out, "attention_out")
+        x += out
         mlp = DecoderMLP(self.config, self.param_dtype, name="mlp")
-        x += checkpoint_name(mlp(norm(name="ln_mlp")(x)), "mlp_out")
+        x += mlp(norm(name="ln_mlp")(x))
         x = constrain(x, *TOKEN_AXES, None)
         self.sow("intermediates", "out", x)
         return (x, keys_values), None

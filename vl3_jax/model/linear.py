@@ -16,7 +16,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from vl3_jax.kernels.einsum import einsum
+from vl3_jax.kernels.einsum import einsum, sum_outer
 from vl3_jax.model.quantize import QuantizedKernel
 from vl3_jax.parallel.rules import current_mesh, mesh_axes, partition_spec
 from vl3_jax.parallel.scatter import psum_scatter
@@ -153,7 +153,7 @@ def _kernel_gradient(x: jax.Array, d_product: jax.Array, kernel: jax.Array, axes
     """Returns the gradient of a kernel, in its dtype and sharding."""
 
     def local(x: jax.Array, d_product: jax.Array) -> jax.Array:
-        return einsum("...i,...o->io", x, d_product, out_dtype=jnp.float32).reshape(kernel.shape)
+        return sum_outer(x, d_product).reshape(kernel.shape)
 
     return _sum_over_rows(local, [x, d_product], kernel, axes)
 

@@ -7,8 +7,8 @@ import jax
 
 POLICIES: dict[str, Callable | None] = {
     "none": None,  # keeps every intermediate
-    "outputs": jax.checkpoint_policies.save_only_these_names("attention_out", "mlp_out"),  # of every layer
-    "dots": jax.checkpoint_policies.save_only_these_names("product"),  # of every linear layer
+    "outputs": jax.checkpoint_policies.save_only_these_names("attention"),  # of the attention kernels
+    "dots": jax.checkpoint_policies.save_only_these_names("attention", "product"),  # and of the linear layers
     "full": jax.checkpoint_policies.nothing_saveable,  # keeps only the layers' inputs
 }
 

@@ -8,7 +8,6 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int32, UInt8
 
@@ -80,9 +79,9 @@ class VisionLayer(nn.Module):
     def __call__(self, x: Features, rotary: Rotary, segment: Int32[Array, "B R N"]) -> tuple[Features, None]:
         norm = functools.partial(LayerNorm, self.config.layer_norm_eps, "vision_embed", self.param_dtype)
         attn = VisionAttention(self.config, self.param_dtype, name="attn")
-        x += checkpoint_name(attn(norm(name="ln1")(x), rotary, segment), "attention_out")
+        x += attn(norm(name="ln1")(x), rotary, segment)
         mlp = VisionMLP(self.config, self.param_dtype, name="mlp")
-        x += checkpoint_name(mlp(norm(name="ln2")(x)), "mlp_out")
+        x += mlp(norm(name="ln2")(x))
         x = constrain_row_major(x, *ROW_AXES, None, None)
         self.sow("intermediates", "out", x)
         return x, None

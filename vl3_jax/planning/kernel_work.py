@@ -47,7 +47,7 @@ def kernel_flops(
     work = {}
     for scope, (name, layers, heads, kv_heads, width, segments) in towers.items():
         pairs = _visited_pairs(mesh, segments, heads, kv_heads, width, causal=name == "text")
-        forwards = 1 + (trainable[name] and remat[name] != "none")
+        forwards = 1 + (trainable[name] and remat[name] == "full")
         products = forwards * _FORWARD_PRODUCTS + trainable[name] * _BACKWARD_PRODUCTS
         work[scope] = float(layers * heads * products * 2 * pairs * round_up(width, LANES))
     return work

@@ -138,17 +138,16 @@ def recomputed_flops(
     vision, text = config.vision, config.text
     width, out = vision.hidden_size, text.hidden_size
     query, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-    # FLOPs of one position in one layer: the projections into attention and the MLP, and the one out of attention. The
-    # projection out of the MLP is never repeated, since only the residual stream uses its output.
-    tower_in, tower_out = 2 * (3 * width * width + width * vision.intermediate_size), 2 * width * width
-    text_in, text_out = 2 * (out * (query + 2 * kv) + 2 * out * text.intermediate_size), 2 * out * query
+    # FLOPs of one position in one layer: all projections but that out of the MLP, which is never repeated, since only
+    # the residual stream uses its output.
+    tower_products = 2 * (4 * width * width + width * vision.intermediate_size)
+    text_products = 2 * (2 * out * (query + kv) + 2 * out * text.intermediate_size)
 
-    def repeated(policy: str, positions: int, inner: int, outer: int, pairs: int) -> int:
-        products = {"none": 0, "dots": 0, "outputs": inner, "full": inner + outer}[policy]
-        return positions * products + (0 if policy == "none" else pairs)
+    def repeated(policy: str, products: int, pairs: int) -> int:
+        return {"none": 0, "dots": 0, "outputs": products, "full": products + pairs}[policy]
 
-    tower = repeated(remat["vision"], work.patches, tower_in, tower_out, work.patch_pairs * 4 * width)
-    decoder = repeated(remat["text"], work.tokens, text_in, text_out, work.token_pairs * 4 * query)
+    tower = repeated(remat["vision"], work.patches * tower_products, work.patch_pairs * 4 * width)
+    decoder = repeated(remat["text"], work.tokens * text_products, work.token_pairs * 4 * query)
     return float(("vision" in trainable) * vision.num_layers * tower + bool(trainable) * text.num_layers * decoder)
 
 
