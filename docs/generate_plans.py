@@ -61,9 +61,7 @@ def line(cell: str, record: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def fastest_recomputation(
-    config: run_config.RunConfig, plain: Plan, planner: PlanCache
-) -> tuple[dict[str, str], Plan]:
+def fastest_recomputation(config: run_config.RunConfig, plain: Plan, planner: PlanCache) -> tuple[dict[str, str], Plan]:
     """Returns the change of a run that fits with which it is fastest in the memory it has, and its plan."""
     tried, most = [({}, plain)], (1 - SPARE) * plain.topology.chip.hbm_bytes
     for policy in REMATS[REMATS.index(plain.remat["text"]) + 1 :]:
