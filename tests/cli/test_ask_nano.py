@@ -1,12 +1,16 @@
 """`vl3 ask` with nano on each kind of real file."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from support.media import MEDIA
+from support.media import MEDIA, TOKENIZER
+from vl3_jax.cli import generation_flags
 from vl3_jax.cli.main import main
+from vl3_jax.inference.chat_model import GenerationOutput
+from vl3_jax.processing.processor import Processor
 
 IMAGES = ["images/handwriting.png", "images/chart_seattle_rain.png", "images/huckleberry_page.jpg"]
 VIDEOS = ["city.gif", "city.webp", "city_vp9.webm", "city_odd_355x201.avi", "city_vfr.mp4", "city_truncated.mp4"]
@@ -54,7 +58,11 @@ def test_a_folder_that_cannot_be_used_is_refused_before_the_model_is_loaded(caps
     assert error == f"vl3 ask: {tmp_path}: the folder holds other files; give a new or an empty one for the pictures\n"
 
 
-def test_a_question_without_media_leaves_the_folder_empty(capsys, tmp_path):
-    assert main(["ask", "--model", "nano", *SMALL, "--save-frames", str(tmp_path), "Hello"]) == 0
+def test_a_question_without_media_leaves_the_folder_empty(capsys, tmp_path, monkeypatch):
+    def answer(messages, **_settings):
+        return GenerationOutput("Hello", [1], "stop", Processor.from_folder(TOKENIZER)(messages), None, {"decode": 0})
+
+    monkeypatch.setattr(generation_flags, "load_model", lambda _arguments: SimpleNamespace(answer=answer))
+    assert main(["ask", "--model", "nano", "--save-frames", str(tmp_path), "Hello"]) == 0
     assert "no image or video" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
