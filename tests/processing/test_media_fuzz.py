@@ -11,12 +11,13 @@ import tempfile
 import zlib
 from collections.abc import Mapping
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, features
 
 from support.bounded import run_bounded
-from support.media import TOKENIZER, numbered_frame, write_video
+from support.media import TOKENIZER, numbered_frame
 from vl3_jax.processing.processor import Processor
 from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.tokenizer import Tokenizer
@@ -49,16 +50,23 @@ def encode_image(extension: str) -> bytes:
     return file.getvalue()
 
 
+def encode_video(extension: str) -> bytes:
+    """Returns three seconds of numbered frames, 25 a second."""
+    file = io.BytesIO()
+    with av.open(file, "w", format={"mkv": "matroska", "ts": "mpegts"}.get(extension, extension)) as container:
+        stream = container.add_stream(VIDEOS[extension], rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for number in range(75):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered_frame(number, HEIGHT, WIDTH))))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory) -> dict[str, bytes]:
+def originals() -> dict[str, bytes]:
     """One small file of each format."""
-    folder = tmp_path_factory.mktemp("originals")
-    files = {extension: encode_image(extension) for extension in IMAGES}
-    for extension, codec in VIDEOS.items():
-        path = folder / f"clip.{extension}"
-        write_video(path, range(0, 3000, 40), HEIGHT, WIDTH, codec)
-        files[extension] = path.read_bytes()
-    return files
+    images = {extension: encode_image(extension) for extension in IMAGES}
+    return images | {extension: encode_video(extension) for extension in VIDEOS}
 
 
 def mutated(originals: Mapping[str, bytes], seed: int) -> tuple[str, bytes]:
@@ -119,24 +127,40 @@ def tokenizer() -> Tokenizer:
 
 
 def read(originals: Mapping[str, bytes], seed: int) -> tuple[int, int]:
-    """Makes a sample of a mutated file as `vl3 ask` would; returns its numbers of frames and of vision tokens."""
+    """Makes a sample of a mutated file, opened in one of the ways in which it can be."""
     extension, data = mutated(originals, seed)
     rng = random.Random(-seed)
     kind = rng.choice(("image", "image", "video")) if extension in IMAGES else rng.choice(("video",) * 9 + ("image",))
-    part = {"type": kind}
-    if kind == "video":
-        part |= rng.choice(({}, {}, {"fps": 2}, {"fps": 0.4}, {"start": 1}, {"start": 0.5, "end": 2.2}, {"end": 0.3}))
-    config = ProcessorConfig(preprocess=rng.choice(("official", "official", "native")), max_tokens=600)
+    options = rng.choice(({}, {}, {"fps": 2}, {"fps": 0.4}, {"start": 1}, {"start": 0.5, "end": 2.2}, {"end": 0.3}))
+    preprocess = rng.choice(("official", "official", "native"))
+    return sample(data, extension, kind, options if kind == "video" else {}, preprocess, as_bytes=rng.random() < 0.3)
+
+
+def sample(
+    data: bytes, extension: str, kind: str, options: Mapping[str, float], preprocess: str, as_bytes: bool
+) -> tuple[int, int]:
+    """Makes a sample of a file, as `vl3 ask` would; returns its numbers of frames and of vision tokens."""
+    processor = Processor(tokenizer(), ProcessorConfig(preprocess=preprocess, max_tokens=600))
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, f"{seed}.{extension}")
+        path = os.path.join(folder, f"file.{extension}")
         with open(path, "wb") as file:
             file.write(data)
-        part[kind] = data if rng.random() < 0.3 else path
-        output = Processor(tokenizer(), config)([{"role": "user", "content": [part, "What is it?"]}])
+        part = {"type": kind, kind: data if as_bytes else path, **options}
+        output = processor([{"role": "user", "content": [part, "What is it?"]}])
     for video in output.videos:
-        times = video.timestamps
-        assert times is None or (all(map(math.isfinite, times)) and times == sorted(times)), times
+        times = video.timestamps or []
+        assert all(map(math.isfinite, times)), times
+        assert times == sorted(times), times
     return sum(visual.grid[0] for visual in output.sample.visuals), output.visual_tokens
+
+
+@pytest.mark.parametrize("extension", FORMATS)
+def test_the_originals_are_readable(originals, extension):
+    frames, tokens = sample(
+        originals[extension], extension, "image" if extension in IMAGES else "video", {}, "official", as_bytes=False
+    )
+    assert frames == (1 if extension in IMAGES else 3)
+    assert tokens >= 16
 
 
 @pytest.mark.parametrize("seeds", [range(100), pytest.param(range(100, 2100), marks=pytest.mark.slow)], ids=len)
@@ -147,6 +171,6 @@ def test_a_sample_or_one_line(originals, tmp_path, seeds):
         extension, data = mutated(originals, outcome.item)
         (tmp_path / f"{outcome.item}.{extension}").write_bytes(data)
     assert not harmful, f"{len(harmful)} of {len(seeds)}; the files are in {tmp_path}:\n" + "\n".join(map(str, harmful))
-    # Some mutations leave a file readable and some do not; otherwise nothing was tested.
-    kinds = {(FORMATS[outcome.item % len(FORMATS)], outcome.kind) for outcome in outcomes}
-    assert kinds == {(extension, kind) for extension in FORMATS for kind in ("result", "refused")}
+    # Mutations that are all refused, or none, would test nothing.
+    share = sum(outcome.kind == "result" for outcome in outcomes) / len(outcomes)
+    assert 0.2 < share < 0.8
