@@ -89,9 +89,8 @@ def _names(number: str, visual: Visual, selection: FrameSelection | None) -> lis
     """Returns the name of the picture of each frame, without its ending."""
     if selection is None:
         return [number]
-    labels = (
-        [""] * visual.grid[0] if selection.timestamps is None else [f"_{time:.2f}" for time in selection.timestamps]
-    )
+    times = selection.timestamps
+    labels = [""] * visual.grid[0] if times is None else [f"_{time:.2f}" for time in times]
     return [f"{number}_{frame:04}{label}" for frame, label in enumerate(labels)]
 
 
