@@ -65,11 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
         print()
     for warning in answer.processed.warnings:
         logger.warning("vl3 ask: warning: %s", warning)
-    saved = {}
-    if arguments.save_frames is not None:
-        saved = {"saved_frames": answer.processed.save_frames(arguments.save_frames)}
-        if not saved["saved_frames"]:
-            logger.warning("vl3 ask: warning: no image or video in the prompt, so nothing to save")
+    saved = {} if arguments.save_frames is None else {"saved_frames": _save_frames(answer, arguments.save_frames)}
     if arguments.json:
         print(json.dumps(answer.as_json() | saved, ensure_ascii=False))
         return
@@ -77,6 +73,13 @@ def run(arguments: argparse.Namespace) -> None:
         print(answer.text)
     if sys.stderr.isatty():
         logger.info("%s", summary(answer))
+
+
+def _save_frames(answer, folder: str) -> list[str]:
+    paths = answer.processed.save_frames(folder)
+    if not paths:
+        logger.warning("vl3 ask: warning: no image or video in the prompt, so %s stays empty", folder)
+    return paths
 
 
 def summary(answer) -> str:
