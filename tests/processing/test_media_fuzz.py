@@ -165,7 +165,7 @@ def test_the_originals_are_readable(originals, extension):
 
 @pytest.mark.parametrize("seeds", [range(100), pytest.param(range(100, 2100), marks=pytest.mark.slow)], ids=len)
 def test_a_sample_or_one_line(originals, tmp_path, seeds):
-    outcomes = run_bounded(functools.partial(read, originals), seeds)
+    outcomes = run_bounded(functools.partial(read, originals), seeds, prepare=tokenizer)
     harmful = [outcome for outcome in outcomes if not outcome.harmless]
     for outcome in harmful:
         extension, data = mutated(originals, outcome.item)

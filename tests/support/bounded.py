@@ -9,6 +9,7 @@ inputs; one that exceeds a bound or dies is killed and replaced, so that every i
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import resource
@@ -24,7 +25,7 @@ from vl3_jax.errors import InputError
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _POLL_SECONDS = 0.05
-_START_SECONDS = 60  # of a worker, imports included
+_START_SECONDS = 120  # of a worker, imports included
 _PRELOADED = ["support.bounded", "vl3_jax.processing.processor"]
 
 
@@ -60,6 +61,7 @@ def run_bounded(
     function: Callable[[Any], Any],
     inputs: Iterable[Any],
     *,
+    prepare: Callable[[], Any] | None = None,
     workers: int = 2,
     seconds: float = 5.0,
     memory: int = 2**30,
@@ -69,6 +71,7 @@ def run_bounded(
     Args:
       function: A function of a module, or a `functools.partial` of one: workers import it by name.
       inputs: Its inputs, which are pickled, as are its results.
+      prepare: A function of a module that each worker calls once, before time counts.
       workers: Number of processes.
       seconds: Time for one input. An input that takes longer is tried once more, because a busy machine is slow, too.
       memory: Resident memory of a worker in bytes, what Python and its libraries take included.
@@ -80,7 +83,8 @@ def run_bounded(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     waiting, tried, outcomes = deque(range(len(inputs))), set(), dict[int, Outcome]()
-    pool = [_Worker(context, function, memory) for _ in range(min(workers, len(inputs)))]
+    start = functools.partial(_Worker, context, function, prepare, memory)
+    pool = [start() for _ in range(min(workers, len(inputs)))]
     try:
         while len(outcomes) < len(inputs):
             for place, worker in enumerate(pool):
@@ -93,7 +97,7 @@ def run_bounded(
                 number, (kind, value, spent, peak) = worker.number, report
                 if not worker.serving:
                     worker.stop()
-                    pool[place] = _Worker(context, function, memory)
+                    pool[place] = start()
                 if kind == "hang" and number not in tried:
                     tried.add(number)
                     waiting.append(number)
@@ -116,12 +120,12 @@ class _Worker:
       serving: Whether it can serve further inputs.
     """
 
-    def __init__(self, context, function: Callable[[Any], Any], memory: int):
+    def __init__(self, context, function: Callable[[Any], Any], prepare: Callable[[], Any] | None, memory: int):
         self.link, remote = context.Pipe()
         self.number: int | None = None
         self.serving = True
         self._memory, self._peak = memory, 0
-        self._process = context.Process(target=_serve, args=(remote, function, memory), daemon=True)
+        self._process = context.Process(target=_serve, args=(remote, function, prepare, memory), daemon=True)
         self._process.start()
         remote.close()
         if not self.link.poll(_START_SECONDS):
@@ -173,8 +177,12 @@ class _Worker:
         return 0
 
 
-def _serve(link: connection.Connection, function: Callable[[Any], Any], memory: int) -> None:
+def _serve(
+    link: connection.Connection, function: Callable[[Any], Any], prepare: Callable[[], Any] | None, memory: int
+) -> None:
     """Serves inputs until the parent is gone; the kernel refuses far more memory than is allowed before it is used."""
+    if prepare is not None:
+        prepare()
     with open("/proc/self/statm") as file:
         mapped = int(file.read().split()[0]) * _PAGE
     resource.setrlimit(resource.RLIMIT_AS, (mapped + 4 * memory,) * 2)
