@@ -28,10 +28,10 @@ def select_frames(table: FrameTable, options: FrameSamplingOptions, name: str) -
     Raises:
       InputError: The video ends before the window starts, or lasts a week or more.
     """
-    if table.span >= _MAX_SECONDS:
+    if min(table.span, options.end or math.inf) >= _MAX_SECONDS:
         raise InputError(
             f"{name}: lasts {table.span / 86400:,.0f} days by its own clock; videos of a week or more are not read, so "
-            "write its times anew, or give a window with --start and --end"
+            "correct its times, or give a window with --start and --end"
         )
     options.check_start(name, table.seconds)
     if options.by_index:
@@ -62,9 +62,11 @@ def _by_ticks(table: FrameTable, options: FrameSamplingOptions) -> FrameSelectio
 def _by_ticks_of_the_window(table: FrameTable, options: FrameSamplingOptions) -> FrameSelection:
     """Applies the official rule with ticks that start with the window."""
     fps, window_start = options.exact_fps, _window_start(table, options)
-    first, last = _window(table, options)
-    # FFmpeg ends a window that lies inside the file at the start of the next frame.
-    end = table.starts[last] if last < len(table.starts) else table.end
+    first, last, stop = _window(table, options)
+    # FFmpeg ends a window that lies inside the file at the start of the next frame; a still shot may outlast it by far.
+    end = table.end
+    if last < len(table.starts):
+        end = table.starts[last] if (table.starts[last] - stop) * table.time_base * fps < 1 else stop
     on_display = max(first - 1, 0)
     starts, _ = _relative(table, table.container_start + window_start)
     origin = table.starts[0] - starts[0]
@@ -119,7 +121,7 @@ def _by_index(table: FrameTable, options: FrameSamplingOptions) -> FrameSelectio
 
 def _middle_frame(table: FrameTable, options: FrameSamplingOptions) -> FrameSelection:
     """Selects the middle frame of a window too short for a tick of its own, labelled with the window's start."""
-    first, last = _window(table, options)
+    first, last, _ = _window(table, options)
     if last <= first:  # between two frames: the one on display
         first, last = max(first - 1, 0), max(first, 1)
     label = options.start if options.start is not None else float(table.stream_start)
@@ -132,8 +134,8 @@ def _window_start(table: FrameTable, options: FrameSamplingOptions) -> Fraction:
     return max(start, table.stream_start - table.container_start) if table.clock_may_jump else start
 
 
-def _window(table: FrameTable, options: FrameSamplingOptions) -> tuple[int, int]:
-    """Returns the index of the window's first frame and of the first frame after the window.
+def _window(table: FrameTable, options: FrameSamplingOptions) -> tuple[int, int, int]:
+    """Returns the index of the window's first frame, that of the first frame after it, and its end in time units.
 
     The length of the window counts from the start of its first frame, if that lies in the first tick.
     """
@@ -143,12 +145,12 @@ def _window(table: FrameTable, options: FrameSamplingOptions) -> tuple[int, int]
     if options.start is None:
         first = 0
     if options.end is None or first == len(table.starts):
-        return first, len(table.starts)
+        return first, len(table.starts), table.end
     late = table.starts[first] - begin
     if late * table.time_base * options.exact_fps >= 1:
         late = 0
     stop = begin + late + _round((Fraction(options.end) - window_start) / table.time_base)
-    return first, bisect.bisect_left(table.starts, stop)
+    return first, bisect.bisect_left(table.starts, stop), stop
 
 
 def _relative(table: FrameTable, begin: Fraction) -> tuple[list[int], int]:
