@@ -66,7 +66,7 @@ def _by_ticks_of_the_window(table: FrameTable, options: FrameSamplingOptions) ->
     # FFmpeg ends a window that lies inside the file at the start of the next frame; a still shot may outlast it by far.
     end = table.end
     if last < len(table.starts):
-        end = table.starts[last] if (table.starts[last] - stop) * table.time_base * fps < 1 else stop
+        end = table.starts[last] if (table.starts[last] - stop) * table.time_base < max(1, 1 / fps) else stop
     on_display = max(first - 1, 0)
     starts, _ = _relative(table, table.container_start + window_start)
     origin = table.starts[0] - starts[0]
