@@ -8,7 +8,6 @@ import pytest
 from av.bitstream import BitStreamFilterContext
 
 from support.clips import (
-    AWKWARD,
     corners,
     encode,
     mux,
@@ -16,6 +15,7 @@ from support.clips import (
     read_numbers,
     set_display_matrix,
 )
+from support.media import AWKWARD
 from vl3_jax.errors import InputError
 from vl3_jax.processing import video_container, video_file
 from vl3_jax.processing.video_reader import FrameSamplingOptions

@@ -7,7 +7,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from support.clips import AWKWARD, encode, mux, read_frames, read_numbers, shown_number
+from support.clips import encode, mux, read_frames, read_numbers, shown_number
+from support.media import AWKWARD
 from vl3_jax.processing.video_reader import FrameSamplingOptions
 from vl3_jax.processing.videos import open_video
 

@@ -12,10 +12,8 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from support.media import DATA
 from vl3_jax.processing.video_reader import PlanChangedError
 
-AWKWARD = DATA / "awkward"
 CORNERS = ("red", "green", "blue")
 _BITS = 12
 

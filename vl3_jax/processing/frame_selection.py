@@ -46,7 +46,7 @@ def cap_indices(count: int, max_frames: int | None) -> list[int]:
     """
     if max_frames is None or count <= max_frames:
         return list(range(count))
-    return np.linspace(0, count - 1, max_frames, dtype=int).tolist()
+    return [int(position) for position in np.linspace(0, float(count - 1), max_frames)]
 
 
 def by_ticks(

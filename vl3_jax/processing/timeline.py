@@ -72,7 +72,7 @@ class Timeline:
             dts = packet.dts + self._shift
             is_jump = abs(dts - self._next) > self._max_jump or dts + self._max_step < self._last
             return self._next - dts if is_jump else 0
-        if packet.pts is None or not packet.is_keyframe or self._first_key is None:
+        if packet.pts is None or self._first_key is None or not packet.is_keyframe or packet.is_discard:
             return 0
         pts = packet.pts + self._shift
         return self._end - pts if pts <= self._first_key else 0

@@ -21,7 +21,7 @@ CONTAINERS = (
     *("yuv4mpegpipe", "aac", "ac3", "aiff", "amr", "ape", "au", "caf", "eac3", "flac", "mp3", "wav", "wv"),
 )
 PROTOCOLS = ()  # the file is read here; FFmpeg itself opens nothing
-MAX_FRAME_PIXELS = 40_000_000  # 8K; decoders hold a dozen frames and more
+MAX_FRAME_PIXELS = 2**25  # 8K; decoders hold a dozen frames and more
 # What PyAV raises, beside errors of FFmpeg, at files of which it makes no sense.
 _MEDIA_ERRORS = (FFmpegError, OSError, EOFError, ValueError, ArithmeticError, LookupError, RuntimeError, AssertionError)
 _SEEN_PICTURES, _DEFAULT = 100_000_000, 5_000_000  # weights of FFmpeg's choice of a stream, beside its pixels
@@ -69,7 +69,9 @@ def open_container(source: str | bytes, name: str) -> Iterator[tuple[InputContai
         except _MEDIA_ERRORS as error:
             raise InputError(f"{name}: not a readable video ({_reason(error)}); replace the file") from error
         with container:
-            yield container, _best_stream(container, name)
+            stream = _best_stream(container, name)
+            stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # frames may grow on the way
+            yield container, stream
 
 
 def _open_file(source: str | bytes, name: str) -> io.BufferedIOBase:
