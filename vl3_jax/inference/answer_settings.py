@@ -60,8 +60,7 @@ def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: Pr
     def fields(keywords: Mapping[str, str]) -> dict[str, Any]:
         return {field: chosen[name] for name, field in keywords.items() if name in chosen}
 
-    video = fields({**VIDEO, "fps": "fps"})  # a video of frames in memory refuses a rate that is asked for
     changes = fields(PROCESSOR) | ({} if chosen.get(PRUNE, True) else {"prune_threshold": None})
     return AnswerSettings(
-        dataclasses.replace(sampling, **fields(SAMPLING)), dataclasses.replace(processor, **changes), video
+        dataclasses.replace(sampling, **fields(SAMPLING)), dataclasses.replace(processor, **changes), fields(VIDEO)
     )

@@ -214,7 +214,8 @@ def _is_frame(entry: os.DirEntry) -> bool:
 
 def _natural_order(name: str) -> tuple[list[str | int], str]:
     """Returns a key that sorts the numbers within names by their values."""
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", name))], name
+    parts = re.split(r"(\d+)", os.path.splitext(name)[0])
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
 def _check_times(timestamps: Sequence[float] | None, count: int) -> list[float] | None:

@@ -1,29 +1,27 @@
-"""The chunks of a PNG file: finds one, writes one, and hides those that do not make pixels."""
+"""The chunks of a PNG file: lists them, writes one, and shows a file with only some of them."""
 
 import bisect
 import io
 import struct
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, NamedTuple
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
-_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"}
-_METADATA = {b"tEXt", b"zTXt", b"iTXt", b"eXIf"}
-_MAX_METADATA = 2**20  # bytes of a chunk; more is no description of a picture
+PIXELS = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"])  # and frames
+_FRAME = 12  # bytes of length, kind and checksum
 
 
-def data_of(file: BinaryIO, wanted: bytes) -> bytes | None:
-    """Returns the data of the first chunk of the wanted kind, at most a megabyte; the file's position is restored."""
-    before = file.tell()
-    try:
-        return next((file.read(min(length, _MAX_METADATA)) for kind, length in chunks(file) if kind == wanted), None)
-    finally:
-        file.seek(before)
+class Chunk(NamedTuple):
+    """A chunk: its kind, the position of its data in the file, and their length."""
+
+    kind: bytes
+    start: int
+    length: int
 
 
-def chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Yields the kind and length of each chunk, with the file positioned at the chunk's data."""
+def chunks(file: BinaryIO) -> Iterator[Chunk]:
+    """Yields each chunk, with the file positioned at its data."""
     position = len(MAGIC)
     while True:
         file.seek(position)
@@ -31,38 +29,43 @@ def chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         if len(head) < 8:
             return
         length, kind = struct.unpack(">I4s", head)
-        yield kind, length
+        yield Chunk(kind, position + 8, length)
         if kind == b"IEND":
             return
-        position += 12 + length
+        position += _FRAME + length
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
+def read(file: BinaryIO, chunk: Chunk, count: int) -> bytes:
+    """Returns the data of a chunk, at most `count` bytes of them."""
+    file.seek(chunk.start)
+    return file.read(min(chunk.length, count))
+
+
+def data_of(file: BinaryIO, wanted: bytes) -> bytes | None:
+    """Returns the data of the first chunk of the wanted kind, or None."""
+    return next((file.read(chunk.length) for chunk in chunks(file) if chunk.kind == wanted), None)
+
+
+def encode(kind: bytes, data: bytes) -> bytes:
     """Returns a chunk with its length and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def pixels_only(file: BinaryIO) -> BinaryIO:
-    """Returns a view of the file without the chunks that do not make pixels, so that their damage or size is harmless."""
-    return io.BufferedReader(_ChunkView(file, _PIXELS))
-
-
-def with_metadata(file: BinaryIO) -> BinaryIO:
-    """Returns a view of the file with the text and EXIF of up to a megabyte each that precede its pixels."""
-    return io.BufferedReader(_ChunkView(file, _PIXELS, _METADATA))
+def view(file: BinaryIO, shown: Sequence[Chunk]) -> BinaryIO:
+    """Returns the file as if it held only these of its chunks."""
+    return io.BufferedReader(_ChunkView(file, shown))
 
 
 class _ChunkView(io.RawIOBase):
-    """The bytes of some chunks of a PNG file, as if the file held no others."""
+    """The bytes of some chunks of a PNG file, behind its signature."""
 
-    def __init__(self, file: BinaryIO, kinds: set[bytes], short_kinds: set[bytes] = frozenset()):
+    def __init__(self, file: BinaryIO, shown: Sequence[Chunk]):
         self._file, self._position = file, 0
-        self._offsets, self._starts, self._size = [0], [0], len(MAGIC)  # of each chunk: here, and in the file
-        for kind, length in chunks(file):
-            if kind in kinds or (kind in short_kinds and length <= _MAX_METADATA):
-                self._offsets.append(self._size)
-                self._starts.append(file.tell() - 8)
-                self._size += 12 + length
+        self._offsets, self._starts, self._size = [0], [0], len(MAGIC)  # of each part: here, and in the file
+        for _, start, length in shown:
+            self._offsets.append(self._size)
+            self._starts.append(start - 8)
+            self._size += _FRAME + length
 
     def readable(self) -> bool:
         return True
@@ -76,10 +79,10 @@ class _ChunkView(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer) -> int:
-        index = bisect.bisect_right(self._offsets, self._position) - 1
-        end = self._offsets[index + 1] if index + 1 < len(self._offsets) else self._size
-        self._file.seek(self._starts[index] + self._position - self._offsets[index])
-        data = self._file.read(min(len(buffer), end - self._position)) if self._position < end else b""
+        part = bisect.bisect_right(self._offsets, self._position) - 1
+        end = self._offsets[part + 1] if part + 1 < len(self._offsets) else self._size
+        self._file.seek(self._starts[part] + self._position - self._offsets[part])
+        data = self._file.read(max(min(len(buffer), end - self._position), 0))
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)

@@ -71,7 +71,7 @@ def _decode_strip(
     prefix = b"" if row_above is None else b"\0" + row_above
     size = header[:4] + struct.pack(">I", count + bool(prefix))
     chunks = [(b"IHDR", size + header[8:]), *colours, (b"IDAT", zlib.compress(prefix + rows, 0)), (b"IEND", b"")]
-    strip = Image.open(io.BytesIO(png_chunks.MAGIC + b"".join(png_chunks.chunk(*chunk) for chunk in chunks)))
+    strip = Image.open(io.BytesIO(png_chunks.MAGIC + b"".join(png_chunks.encode(*chunk) for chunk in chunks)))
     strip.load()
     if strip.mode != _MODES[header[9]]:
         raise ValueError(f"unexpected pixel layout {strip.mode}")
@@ -93,7 +93,7 @@ def _strips(file: BinaryIO, row_bytes: int, rows: int, height: int) -> Iterator[
 
 
 def _idat(file: BinaryIO) -> Iterator[bytes]:
-    for kind, length in png_chunks.chunks(file):
+    for kind, _, length in png_chunks.chunks(file):
         while kind == b"IDAT" and length:
             data = file.read(min(length, _READ_BYTES))
             if not data:

@@ -7,6 +7,8 @@ be read counts as absent, and whatever else Pillow raises becomes an `InputError
 
 import contextlib
 import io
+import re
+import struct
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 from warnings import catch_warnings, simplefilter
@@ -31,7 +33,11 @@ FORMATS = {
 }
 EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extension in extensions)
 _ORIENTATION = 0x0112
+_AVIF_EXIF = re.compile(rb"(infe.{8})Exif", re.DOTALL)  # the entry in the list of what an AVIF holds
 _REASON_LENGTH = 200
+_MAX_METADATA = 2**20  # bytes of a chunk; more is no description of a picture
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_ORIENTED_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # how texts begin that state an orientation
 
 
 @contextlib.contextmanager
@@ -52,8 +58,7 @@ def refuse_unreadable(name: str, what: str = "image") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(f"{name}: cannot be read ({error.strerror}); check the file") from error
-        reason = " ".join(str(error).split())[:_REASON_LENGTH] or type(error).__name__
-        raise InputError(f"{name}: damaged {what} ({reason}); replace the file") from error
+        raise InputError(f"{name}: damaged {what} ({_reason(error)}); replace the file") from error
 
 
 @contextlib.contextmanager
@@ -91,6 +96,14 @@ def orientation(image: Image.Image) -> int:
     return 1
 
 
+def _reason(error: Exception) -> str:
+    """Returns what an exception says, or what it means where Pillow's own words do not help."""
+    text = " ".join(str(error).split())[:_REASON_LENGTH] or type(error).__name__
+    if isinstance(error, struct.error | IndexError) or isinstance(error.__cause__, struct.error | IndexError):
+        return "it breaks off"
+    return "its header states no size or no known pixels" if text == "not identified by this driver" else text
+
+
 def _reader(head: bytes, name: str, what: str) -> Callable[[BinaryIO], Image.Image]:
     """Returns the reader of the format that a file's first bytes show."""
     Image.init()
@@ -106,14 +119,33 @@ def _reader(head: bytes, name: str, what: str) -> Callable[[BinaryIO], Image.Ima
 
 
 def _open_png(file: BinaryIO) -> Image.Image:
-    """Opens a PNG whose text, profile and EXIF may be damaged or large."""
-    image = PngImagePlugin.PngImageFile(png_chunks.pixels_only(file))
-    with contextlib.suppress(Exception):
-        image.info.update(PngImagePlugin.PngImageFile(png_chunks.with_metadata(file)).info)
-    exif = png_chunks.data_of(file, b"eXIf")  # it may stand behind the pixels
+    """Opens a PNG as its pixels alone, so that text, profile and EXIF may be damaged or large; adds EXIF if it can."""
+    chunks = list(png_chunks.chunks(file))
+    pixels = [chunk for chunk in chunks if chunk.kind in png_chunks.PIXELS]
+    image = PngImagePlugin.PngImageFile(png_chunks.view(file, pixels))
+    exif = next((png_chunks.read(file, chunk, _MAX_METADATA) for chunk in chunks if chunk.kind == b"eXIf"), None)
     if exif:
         image.info["exif"] = b"Exif\0\0" + exif
+    texts = [chunk for chunk in chunks if chunk.kind in _TEXTS and chunk.length <= _MAX_METADATA]
+    texts = [chunk for chunk in texts if png_chunks.read(file, chunk, 32).startswith(_ORIENTED_TEXTS)]
+    for text in texts:
+        with contextlib.suppress(Exception):
+            described = PngImagePlugin.PngImageFile(png_chunks.view(file, [pixels[0], text, *pixels[1:]]))
+            image.info = {**described.info, **image.info}
     return image
+
+
+def _open_avif(file: BinaryIO) -> Image.Image:
+    """Opens an AVIF, at a second try without its EXIF, which the decoder refuses if it is damaged."""
+    factory, _ = Image.OPEN["AVIF"]
+    try:
+        return factory(file, "")
+    except Exception:
+        file.seek(0)
+        content, found = _AVIF_EXIF.subn(rb"\1free", file.read(), count=1)
+        if not found:
+            raise
+        return factory(io.BytesIO(content), "")
 
 
 class _TiffImage(TiffImagePlugin.TiffImageFile):
@@ -132,5 +164,6 @@ class _TiffImage(TiffImagePlugin.TiffImageFile):
 _READERS: dict[str, Callable[[BinaryIO], Image.Image]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": _open_png,
+    "AVIF": _open_avif,
     "TIFF": _TiffImage,
 }

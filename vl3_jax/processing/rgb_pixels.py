@@ -19,7 +19,7 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     """Converts an image to RGB without applying its orientation.
 
     Transparent pixels are composited on white, exactly as the transformers port does. 16-bit grey keeps its upper byte,
-    floats in 0..1 become 0..255, and other values outside 0..255 are scaled from their smallest to their largest.
+    floats in 0..1 become 0..255, and values that are no bytes are scaled from their smallest to their largest.
     Everything else equals Pillow's `convert("RGB")`.
 
     Returns:
@@ -99,7 +99,7 @@ def _grey_to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
         grey = np.round(values * np.float32(255))
     elif image.mode == "I" and 0 <= low and 255 < high < 2**16:  # 16 bits
         grey = values >> 8
-    elif 0 <= low and high <= 255:
+    elif 0 <= low and high <= 255 and (image.mode == "I" or (values == np.round(values)).all()):
         grey = values
     else:
         grey = np.round((values.astype(np.float32) - np.float32(low)) * np.float32(255 / (float(high) - float(low))))
