@@ -1,4 +1,4 @@
-"""Tests of opening files of pixels: damaged metadata is absent, everything else that fails is one line with the reason."""
+"""Tests of opening files of pixels: damaged metadata is absent, and all else that fails is one line with the reason."""
 
 import io
 import struct
@@ -43,6 +43,15 @@ def refusal(source):
         open_image(source).load()
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def complaint(content):
+    """Returns the message of an image that may be refused, or nothing."""
+    try:
+        open_image(content).load()
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def png(*extra, pixels=b"\0\x01\x02\x03", size=(1, 1)):
@@ -147,11 +156,9 @@ def test_a_png_of_many_chunks_is_read():
 def test_an_image_that_breaks_off_anywhere_is_read_or_refused(kind):
     data = encode(PICTURE, kind)
     for length in range(1, len(data), max(len(data) // 40, 1)):
-        try:
-            open_image(data[:length]).load()
-        except InputError as error:
-            assert "\n" not in str(error)
-            assert "convert" not in str(error)
+        message = complaint(data[:length])
+        assert "\n" not in message
+        assert "convert" not in message
 
 
 @given(st.data())
@@ -161,10 +168,7 @@ def test_damaged_bytes_are_read_or_refused(data):
     content = bytearray(encode(PICTURE, kind))
     for _ in range(data.draw(st.integers(1, 5))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        open_image(bytes(content)).load()
-    except InputError as error:
-        assert "\n" not in str(error)
+    assert "\n" not in complaint(bytes(content))
 
 
 @pytest.mark.parametrize(

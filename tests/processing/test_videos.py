@@ -7,7 +7,6 @@ import shutil
 import av
 import numpy as np
 import pytest
-from PIL import Image
 
 from support.media import EXPECTED, MEDIA, read_number, write_audio, write_video
 from vl3_jax.errors import InputError

@@ -75,9 +75,7 @@ def open_folder(folder: str, name: str, options: FrameSamplingOptions) -> ImageS
     return ImageSequenceReader(name, paths, selection, options.preprocess != "native")
 
 
-def open_frames(
-    frames: Any, timestamps: Sequence[float] | None, options: FrameSamplingOptions
-) -> ImageSequenceReader:
+def open_frames(frames: Any, timestamps: Sequence[float] | None, options: FrameSamplingOptions) -> ImageSequenceReader:
     """Opens frames in memory, which are already chosen: an array [t, h, w, 3], or a list or tuple of images.
 
     Args:
@@ -135,7 +133,9 @@ class AnimationReader(VideoReader):
             self.warnings.append(f"{name}: damaged; {len(durations)}{stated} frames could be read and are used")
         self.selection = self._select(durations, format_name, options)
 
-    def _select(self, durations: list[float], format_name: str | None, options: FrameSamplingOptions) -> FrameSelection:
+    def _select(
+        self, durations: Sequence[float], format_name: str | None, options: FrameSamplingOptions
+    ) -> FrameSelection:
         total, seconds, is_gif = len(durations), sum(durations) / 1000, format_name == "GIF"
         if is_gif or options.by_index:
             rate = frame_selection.GIF_FPS if is_gif and options.preprocess != "native" else total / seconds

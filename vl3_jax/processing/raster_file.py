@@ -75,13 +75,13 @@ def opened(data: str | bytes, name: str, what: str = "image") -> Iterator[Image.
     Raises:
       InputError: The file cannot be read, is of no format of `FORMATS`, or its header is damaged.
     """
-    with refuse_unreadable(name, what):
-        file = io.BytesIO(data) if isinstance(data, bytes) else open(data, "rb")
-    with file:
+    with contextlib.ExitStack() as files:
         with refuse_unreadable(name, what):
-            reader = _reader(file.read(16), name, what)
+            file = io.BytesIO(data) if isinstance(data, bytes) else files.enter_context(open(data, "rb"))
+            format_name = _format_of(file.read(16), name, what)
             file.seek(0)
-            image = reader(file)
+            reader = _READERS.get(format_name)
+            image = reader(file) if reader else Image.OPEN[format_name][0](file, "")
         yield image
 
 
@@ -91,7 +91,7 @@ def orientation(image: Image.Image) -> int:
         return 1
     with contextlib.suppress(Exception), catch_warnings():
         simplefilter("ignore")
-        value = Image.Image.getexif(image).get(_ORIENTATION)  # PNG's own getexif would decode the pixels
+        value = int(Image.Image.getexif(image)[_ORIENTATION])  # PNG's own getexif would decode the pixels
         return value if value in range(1, 9) else 1
     return 1
 
@@ -104,16 +104,16 @@ def _reason(error: Exception) -> str:
     return "its header states no size or no known pixels" if text == "not identified by this driver" else text
 
 
-def _reader(head: bytes, name: str, what: str) -> Callable[[BinaryIO], Image.Image]:
-    """Returns the reader of the format that a file's first bytes show."""
+def _format_of(head: bytes, name: str, what: str) -> str:
+    """Returns the format that a file's first bytes show."""
     Image.init()
     for format_name in FORMATS:
-        factory, accept = Image.OPEN.get(format_name, (None, None))
-        accepted = accept(head) if accept else False
+        _, accept = Image.OPEN.get(format_name, (None, None))  # an older Pillow lacks some
+        accepted = accept is not None and accept(head)
         if isinstance(accepted, str):  # this build of Pillow cannot read the format
             raise InputError(f"{name}: {accepted}")
         if accepted:
-            return _READERS.get(format_name) or (lambda file: factory(file, ""))
+            return format_name
     formats = ", ".join(FORMATS)
     raise InputError(f"{name}: not a readable {what}, its content is none of {formats}; give a file of one of these")
 

@@ -44,8 +44,8 @@ def array_to_image(array: Any, name: str) -> Image.Image:
     """Converts an array to an image.
 
     Args:
-      array: Anything with `__array__`: [h, w] or [h, w, 1 | 3 | 4], or with the channels first; uint8, uint16, or floats
-        in 0..1.
+      array: Anything with `__array__`: [h, w] or [h, w, 1 | 3 | 4], or with the channels first; uint8, uint16, or
+        floats in 0..1.
       name: Name for messages.
 
     Returns:
@@ -95,11 +95,11 @@ def _grey_to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     if image.mode.startswith("I;16"):
         (bits,) = tags.get(_BITS_PER_SAMPLE, (16,))
         grey = values >> bits - 8
-    elif image.mode == "F" and 0 <= low and high <= 1:
+    elif image.mode == "F" and low >= 0 and high <= 1:
         grey = np.round(values * np.float32(255))
-    elif image.mode == "I" and 0 <= low and 255 < high < 2**16:  # 16 bits
+    elif image.mode == "I" and low >= 0 and 255 < high < 2**16:  # 16 bits
         grey = values >> 8
-    elif 0 <= low and high <= 255 and (image.mode == "I" or (values == np.round(values)).all()):
+    elif low >= 0 and high <= 255 and (image.mode == "I" or (values == np.round(values)).all()):
         grey = values
     else:
         grey = np.round((values.astype(np.float32) - np.float32(low)) * np.float32(255 / (float(high) - float(low))))
