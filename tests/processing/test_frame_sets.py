@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from support.media import AWKWARD, MEDIA
 from vl3_jax.errors import InputError
@@ -159,13 +159,14 @@ def test_durations_of_fractions_of_a_millisecond_do_not_drift():
     assert video.indices == [2, 5, 8, 11, 14, 17, 20, 23]
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "PNG with XMP", "WEBP"])
 def test_the_orientation_of_an_animation_is_applied(kind):
-    tags = Image.Exif()
+    tags, texts = Image.Exif(), PngImagePlugin.PngInfo()
     tags[0x0112] = 6
+    texts.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    options = {"PNG": {"exif": tags}, "PNG with XMP": {"pnginfo": texts}, "WEBP": {"exif": tags, "lossless": True}}
     frames = [Image.fromarray(frame) for frame in FRAMES]
-    options = {"lossless": True} if kind == "WEBP" else {}
-    video = open_video(animation(frames, kind, duration=1000, exif=tags, **options))
+    video = open_video(animation(frames, kind.split()[0], duration=1000, **options[kind]))
     assert (video.height, video.width) == (30, 20)
     for frame, expected in zip(decode(video), FRAMES, strict=True):
         np.testing.assert_array_equal(frame, np.rot90(expected, -1))

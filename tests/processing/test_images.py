@@ -210,6 +210,15 @@ def test_a_large_png_with_a_transparent_colour_is_reduced_on_white(mode, transpa
     assert "transparent; shown on white" in reader.warnings[1]
 
 
+def test_an_icon_that_holds_a_larger_image_is_refused(monkeypatch):
+    monkeypatch.setattr(images, "MAX_WHOLE_PIXELS", 600)
+    picture = encode(Image.new("RGB", (30, 30)), "PNG")
+    icon = struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(picture), 22) + picture
+    assert open_image(icon).width == 16
+    with pytest.raises(InputError, match="it holds 30 x 30 pixels"):
+        open_image(icon).load()
+
+
 def test_a_png_of_endless_rows_is_refused():
     """A single row would take a gigabyte."""
     header = struct.pack(">IIBBBBB", 2**30, 2, 8, 0, 0, 0, 0)

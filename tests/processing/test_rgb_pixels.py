@@ -92,6 +92,7 @@ def test_grey_of_twelve_bits_is_scaled():
         (write_tiff(RAMP * 800 - 3, 32, FLOAT), "values from -3 to 797"),
         (write_tiff(RAMP * 2, 32, FLOAT), "values from 0 to 2"),
         (write_tiff((RAMP * 1e9).astype(np.int32), 32, SIGNED), "values from 0 to 1e+09"),
+        (write_tiff((RAMP * np.float64(6e38) - 3e38).astype(np.float32), 32, FLOAT), "values from -3e+38 to 3e+38"),
         (b"Pf\n60 40\n-1.0\n" + (RAMP[::-1] * 5).tobytes(), "values from 0 to 5"),
     ],
 )
@@ -99,6 +100,17 @@ def test_values_of_any_range_are_scaled_with_a_note(data, message):
     grey, (warning,) = load_grey(data)
     assert np.abs(grey - RAMP * 255).max() <= 1
     assert message in warning
+
+
+def test_a_constant_is_shown():
+    grey, (warning,) = load_grey(write_tiff(np.full((4, 4), 7.5, np.float32), 32, FLOAT))
+    assert not grey.any()
+    assert "values from 7.5 to 7.5" in warning
+
+
+def test_large_integers_keep_their_differences():
+    grey, _ = load_grey(write_tiff((10**9 + RAMP.astype(np.float64) * 255).astype(np.int32), 32, SIGNED))
+    assert np.abs(grey - RAMP * 255).max() <= 1
 
 
 def test_a_float_image_is_as_bright_as_its_values():

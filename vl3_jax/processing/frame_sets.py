@@ -43,12 +43,13 @@ class ImageSequenceReader(VideoReader):
         noted = set()
         for index in self.indices:
             reader = self._open(index)
-            yield reader.load()
+            frame = reader.load()
             for warning in reader.warnings:
                 remark = warning.removeprefix(reader.name)
                 if remark not in noted and warning not in self.warnings:
                     self.warnings.append(warning)
                 noted.add(remark)
+            yield frame
 
     def _open(self, index: int) -> images.ImageReader:
         return images.open_image(self._sources[index], f"video frame {index}", self._note_transparency)

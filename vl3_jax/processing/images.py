@@ -3,7 +3,7 @@
 An image is opened lazily: its size is read from the header, and its pixels are decoded on request. Images of up to
 `MAX_WHOLE_PIXELS` pixels are decoded whole. Larger JPEG and PNG files are decoded at a fraction of their size (never
 below `MAX_REDUCED_PIXELS` / 4, far above any target size), so that memory stays bounded; larger files of other
-formats are refused, and so are files of more than `MAX_PIXELS`, which would take minutes.
+formats are refused, and so are files of more than `MAX_PIXELS`, which would take a minute.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from vl3_jax.processing.media_source import path_or_bytes
 
 MAX_WHOLE_PIXELS = 100_000_000  # 400 MB at Pillow's four bytes per pixel
 MAX_REDUCED_PIXELS = 2**25
-MAX_PIXELS = 2**31
+MAX_PIXELS = 2**30
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -108,7 +108,7 @@ def upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
 def _open(source: Any, kind: str) -> ImageReader:
     if isinstance(source, Image.Image):
         return _from_opener(lambda: contextlib.nullcontext(source), kind)
-    if hasattr(source, "__array__") and not isinstance(source, str | bytes):
+    if rgb_pixels.is_array(source):
         image = rgb_pixels.array_to_image(source, f"{kind} array")
         return ImageReader(f"{kind} array", image.height, image.width, lambda: rgb_pixels.to_rgb(image))
     data, name = path_or_bytes(source, kind, f"{kind} file", "a path, bytes, a PIL image or an array")
@@ -163,6 +163,9 @@ def _decode_rgb(image: Image.Image, factor: int) -> tuple[Image.Image, str | Non
         return png_strips.reduced(file, factor)
     if factor > 1:
         image.draft(None, (image.width // factor, image.height // factor))
+    image.load()
+    if image.width * image.height > MAX_WHOLE_PIXELS:  # an ICO may hold another image than it states
+        raise ValueError(f"it holds {image.width} x {image.height} pixels")
     return rgb_pixels.to_rgb(image)
 
 

@@ -131,7 +131,7 @@ def _open_png(file: BinaryIO) -> Image.Image:
     for text in texts:
         with contextlib.suppress(Exception):
             described = PngImagePlugin.PngImageFile(png_chunks.view(file, [pixels[0], text, *pixels[1:]]))
-            image.info = {**described.info, **image.info}
+            image.info.update({**described.info, **image.info})  # in place: Pillow holds on to it
     return image
 
 

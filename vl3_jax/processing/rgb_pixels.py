@@ -72,6 +72,11 @@ def array_to_image(array: Any, name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array.squeeze(-1) if array.ndim == 3 and channels == 1 else array))
 
 
+def is_array(source: Any) -> bool:
+    """Returns whether a source is an array of any library; the strings of NumPy are texts."""
+    return hasattr(source, "__array__") and not isinstance(source, str | bytes)
+
+
 def as_numpy(array: Any, name: str) -> np.ndarray:
     """Returns anything with `__array__`, such as a JAX array or a torch tensor, as a NumPy array.
 
@@ -102,7 +107,7 @@ def _grey_to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     elif low >= 0 and high <= 255 and (image.mode == "I" or (values == np.round(values)).all()):
         grey = values
     else:
-        grey = np.round((values.astype(np.float32) - np.float32(low)) * np.float32(255 / (float(high) - float(low))))
+        grey = _stretched(values, float(low), float(high))
         remark = f"values from {low:g} to {high:g}, shown from black to white"
     grey = grey.astype(np.uint8)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
@@ -112,3 +117,10 @@ def _grey_to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
         grey[values == transparent] = 255
         remark = TRANSPARENT
     return Image.fromarray(grey).convert("RGB"), remark
+
+
+def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Scales low..high to 0..255, a few rows at a time to bound the memory."""
+    scale = 255 / ((high - low) or 1)
+    parts = np.array_split(values, len(values) // 256 + 1)
+    return np.concatenate([np.round((part.astype(np.float64) - low) * scale).astype(np.uint8) for part in parts])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
-from vl3_jax.processing import raster_file
+from vl3_jax.processing import raster_file, rgb_pixels
 from vl3_jax.processing.frame_sets import AnimationReader, open_folder, open_frames
 from vl3_jax.processing.media_source import first_bytes, path_or_bytes
 from vl3_jax.processing.video_file import FileVideoReader
@@ -57,4 +57,4 @@ def open_video(
 
 def holds_frames(source: Any) -> bool:
     """Returns whether a video consists of frames in memory: a list, a tuple or an array."""
-    return isinstance(source, list | tuple) or (hasattr(source, "__array__") and not isinstance(source, str | bytes))
+    return isinstance(source, list | tuple) or rgb_pixels.is_array(source)
