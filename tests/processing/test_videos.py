@@ -7,7 +7,6 @@ import shutil
 import av
 import numpy as np
 import pytest
-from PIL import Image
 
 from support.media import EXPECTED, MEDIA, read_number, write_audio, write_video
 from vl3_jax.errors import InputError
@@ -141,44 +140,6 @@ def test_bytes_and_file_objects_give_the_frames_of_the_path():
     for source in (path.read_bytes(), path.open("rb")):
         for frame, expected in zip(decode(open_video(source)), decode(open_video(path)), strict=True):
             np.testing.assert_array_equal(frame, expected)
-
-
-def test_gif_is_sampled_by_index_and_webp_by_time():
-    gif, webp = open_video(EDGE / "city.gif"), open_video(EDGE / "city.webp")
-    assert (gif.indices, gif.timestamps) == ([12, 37], [0.48, 1.48])
-    assert webp.indices == [4, 9, 14, 19, 24, 29, 34]
-    assert webp.timestamps == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    expected = Image.open(EDGE / "city.webp")
-    for index, frame in zip(webp.indices, decode(webp), strict=True):
-        expected.seek(index)
-        np.testing.assert_array_equal(frame, np.asarray(expected.convert("RGB")))
-    window = open_video(EDGE / "city.webp", FrameSamplingOptions(start=2.0, end=4.0))
-    assert (window.indices, window.timestamps) == ([14, 19], [2.0, 3.0])
-    assert open_video(EDGE / "city.webp", FrameSamplingOptions(preprocess="native")).indices[:2] == [0, 5]
-
-
-def test_a_folder_of_frames(tmp_path):
-    for number in range(10):
-        Image.new("RGB", (20, 30), (number, 0, 0)).save(tmp_path / f"{number:03}.png")
-    (tmp_path / "notes.txt").write_text("not a frame")
-    video = open_video(tmp_path)
-    assert video.timestamps == [1 / 3, 4 / 3, 7 / 3]
-    assert [frame[0, 0, 0] for frame in decode(video)] == [1, 4, 7]
-    assert (video.height, video.width) == (30, 20)
-
-
-def test_frames_in_memory():
-    frames = np.random.default_rng(0).integers(0, 256, (5, 20, 30, 3), np.uint8)
-    for source in (frames, list(frames), [Image.fromarray(frame) for frame in frames]):
-        video = open_video(source, None, [0.5, 1, 1.5, 2, 2.5])
-        assert video.timestamps == [0.5, 1.0, 1.5, 2.0, 2.5]
-        np.testing.assert_array_equal(np.stack(decode(video)), frames)
-    assert open_video(frames).timestamps is None
-    assert open_video(frames, FrameSamplingOptions(max_frames=2)).indices == [0, 4]
-    with pytest.raises(InputError, match="5 frames but 1 timestamps"):
-        open_video(frames, None, [1.0])
-    with pytest.raises(InputError, match="the list is empty"):
-        open_video([])
 
 
 @pytest.mark.parametrize(

@@ -225,15 +225,15 @@ def open_media(part: messages.MediaPart, config: ProcessorConfig) -> MediaReader
       InputError: The source is missing or unreadable, or an option does not apply to it; the error names it.
     """
     if part.kind == "image":
-        return images.open_image(part.source)
+        return images.open_image(part.source, note_transparency=config.preprocess != "native")
     options = dict(part.options)
     timestamps = options.pop("timestamps", None)
-    if isinstance(part.source, np.ndarray | list | tuple):
-        unsupported = sorted(set(options) - {"max_frames"})
-        if unsupported:
-            raise InputError(f"video frames: {unsupported[0]} does not apply to frames already chosen; leave it out")
-        return videos.open_video(part.source, FrameSamplingOptions(**options) if options else None, timestamps)
-    defaults = {name: getattr(config, name) for name in ("fps", "max_frames", "preprocess", "threads")}
+    names = ["fps", "max_frames", "preprocess", "threads"]
+    if videos.holds_frames(part.source):
+        if "fps" in options:
+            raise InputError("video frames: fps does not apply to frames already chosen; leave it out")
+        names.remove("fps")
+    defaults = {name: getattr(config, name) for name in names}
     return videos.open_video(part.source, FrameSamplingOptions(**{**defaults, **options}), timestamps)
 
 
