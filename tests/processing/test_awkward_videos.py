@@ -341,3 +341,14 @@ def test_whatever_a_media_library_raises_is_one_line(monkeypatch, error):
         with pytest.raises(InputError, match=r"base.mp4: damaged video \(.+\); replace the file") as caught:
             read()
         assert "\n" not in str(caught.value)
+
+
+def test_reading_ends_where_the_library_loses_count():
+    """PyAV does at the end of a file in which a track appears on the way."""
+
+    class Container:
+        def demux(self, stream):
+            yield from encode([0], "mpeg4")
+            raise IndexError("list index out of range")
+
+    assert len(list(video_container.stored_packets(Container(), None))) == 1

@@ -13,6 +13,7 @@ from av.error import FFmpegError
 
 from vl3_jax.processing.parameter_sets import ParameterSetWatch
 from vl3_jax.processing.timeline import Timeline, clock_may_jump, frame_duration, time_base
+from vl3_jax.processing.video_container import stored_packets
 
 _MAX_JOINED_GAP = 16  # packets; shorter gaps between two ranges are decoded rather than skipped
 
@@ -97,33 +98,32 @@ def scan_packets(
     times, keys, setups, hidden = array("q"), array("q"), array("q"), set()
     last, last_duration = -(2**63), 0
     first_frame, usable, complete = None, True, True
-    with contextlib.suppress(FFmpegError, OSError):  # truncated or damaged: what was read is used
-        for packet in container.demux(stream):
-            if packet.size:
-                timeline.place(packet)
-            if first_frame is None:  # the empty packet at the end of the file flushes what the decoder holds back
-                with contextlib.suppress(FFmpegError, EOFError):
-                    first_frame = next(iter(packet.decode()), None)
-            if not packet.size:
-                continue
-            number, time, decoding_time = len(times), packet.pts, packet.dts
-            usable = usable and time is not None
-            if time is None or not usable:
-                if first_frame is not None:
-                    break
-                continue
-            times.append(time)
-            if packet.is_keyframe:
-                keys.append(number)
-            if packet.is_discard:
-                hidden.add(number)
-            elif time >= last:
-                last, last_duration = time, packet.duration or 0
-            if watch.concerns_later(packet):
-                setups.append(number)
-            if stop is not None and decoding_time is not None and empty.seconds_at(decoding_time) > stop:
-                complete = False
+    for packet in stored_packets(container, stream):
+        timeline.place(packet)
+        if first_frame is None:
+            with contextlib.suppress(FFmpegError, EOFError):
+                first_frame = next(iter(packet.decode()), None)
+        number, time, decoding_time = len(times), packet.pts, packet.dts
+        usable = usable and time is not None
+        if time is None or not usable:
+            if first_frame is not None:
                 break
+            continue
+        times.append(time)
+        if packet.is_keyframe:
+            keys.append(number)
+        if packet.is_discard:
+            hidden.add(number)
+        elif time >= last:
+            last, last_duration = time, packet.duration or 0
+        if watch.concerns_later(packet):
+            setups.append(number)
+        if stop is not None and decoding_time is not None and empty.seconds_at(decoding_time) > stop:
+            complete = False
+            break
+    if first_frame is None:
+        with contextlib.suppress(FFmpegError, EOFError):
+            first_frame = next(iter(stream.codec_context.decode(None)), None)
     shown = np.delete(np.asarray(times), sorted(hidden)) if hidden else np.asarray(times)
     starts = np.unique(shown)
     if not usable or not len(starts) or len(starts) < len(shown):
@@ -216,12 +216,10 @@ def packet_ranges(packets: PacketTable, wanted: Sequence[int]) -> list[tuple[int
 
 def _decoded_frames(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     timeline = Timeline(container, stream)
-    with contextlib.suppress(FFmpegError, OSError):
-        for packet in container.demux(stream):
-            if packet.size:
-                timeline.place(packet)
-            with contextlib.suppress(FFmpegError, EOFError):
-                yield from packet.decode()
+    for packet in stored_packets(container, stream):
+        timeline.place(packet)
+        with contextlib.suppress(FFmpegError, EOFError):
+            yield from packet.decode()
     with contextlib.suppress(FFmpegError, EOFError):
         yield from stream.codec_context.decode(None)
 

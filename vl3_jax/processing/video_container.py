@@ -74,6 +74,13 @@ def open_container(source: str | bytes, name: str) -> Iterator[tuple[InputContai
             yield container, stream
 
 
+def stored_packets(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """Yields the packets of a stream up to the end of the file, or to where it cannot be read any further."""
+    # PyAV raises LookupError at the end of a file in which a track appears on the way.
+    with contextlib.suppress(FFmpegError, OSError, LookupError):
+        yield from (packet for packet in container.demux(stream) if packet.size)
+
+
 def _open_file(source: str | bytes, name: str) -> io.BufferedIOBase:
     if isinstance(source, bytes):
         return io.BytesIO(source)

@@ -17,7 +17,7 @@ from vl3_jax.processing.file_selection import select_frames
 from vl3_jax.processing.frame_selection import FrameSelection
 from vl3_jax.processing.frame_table import FrameTable, PacketTable
 from vl3_jax.processing.upright_rgb import UprightRgb, upright_size
-from vl3_jax.processing.video_container import media_errors, open_container
+from vl3_jax.processing.video_container import media_errors, open_container, stored_packets
 from vl3_jax.processing.video_reader import FrameSamplingOptions, PlanChangedError, VideoReader
 
 _MAX_MISSING_SECONDS = 0.5  # missing at the end; with more, a file counts as truncated
@@ -117,20 +117,16 @@ def _decode_at(
     """
     codec = stream.codec_context
     skippable, needed, setups = codec.name in _SKIPPABLE, set(wanted), set(packets.setups)
-    stored = (packet for packet in container.demux(stream) if packet.size)
-    position = 0
-    with contextlib.suppress(FFmpegError, EOFError, OSError):
-        for first, last in frame_table.packet_ranges(packets, wanted):
-            stretch = itertools.islice(stored, first - position, last + 1 - position)
-            for number, packet in enumerate(stretch, first):
-                packet.pts = packets.times[number]
-                if skippable:
-                    codec.skip_frame = "DEFAULT" if packet.pts in needed or number in setups else "NONREF"
-                with contextlib.suppress(FFmpegError, EOFError):
-                    yield from packet.decode()
-            position = last + 1
+    stored, position = stored_packets(container, stream), 0
+    for first, last in frame_table.packet_ranges(packets, wanted):
+        stretch = itertools.islice(stored, first - position, last + 1 - position)
+        for number, packet in enumerate(stretch, first):
+            packet.pts = packets.times[number]
+            if skippable:
+                codec.skip_frame = "DEFAULT" if packet.pts in needed or number in setups else "NONREF"
+            with contextlib.suppress(FFmpegError, EOFError):
+                yield from packet.decode()
+        position = last + 1
+        with contextlib.suppress(FFmpegError, EOFError):
             yield from codec.decode(None)
-            codec.flush_buffers()
-        return
-    with contextlib.suppress(FFmpegError, EOFError):
-        yield from codec.decode(None)
+        codec.flush_buffers()
