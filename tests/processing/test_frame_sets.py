@@ -210,10 +210,22 @@ def test_a_frame_that_enlarges_the_animation_is_bounded_too(monkeypatch):
     assert "damaged; 1 of 3 frames" in video.warnings[0]
 
 
-@pytest.mark.parametrize("end", [1e300, 1e308])
-def test_a_window_may_end_long_after_the_animation(end):
-    video = open_video(EDGE / "city.webp", FrameSamplingOptions(start=6, end=end))
-    assert video.timestamps == [6.0]
+@pytest.mark.parametrize("fps", [1, 1e6])
+def test_an_animation_of_weeks_is_selected_at_once(fps):
+    start = time.monotonic()
+    data = animation(grey_frames(5), "WEBP", duration=16_000_000_000 // 1000)
+    video = open_video(data, FrameSamplingOptions(fps=fps, max_frames=3))
+    assert video.indices == [0, 2, 4]
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("preprocess", ["official", "native"])
+def test_a_window_may_end_long_after_the_animation(preprocess):
+    video = open_video(EDGE / "city.webp", FrameSamplingOptions(start=6, end=1e9, max_frames=1, preprocess=preprocess))
+    assert video.num_frames == 1
+    for options in ({"end": 1e308}, {"end": 2**70}, {"fps": 1e300}, {"start": float("inf")}):
+        with pytest.raises(InputError, match=f"{next(iter(options))} is "):
+            open_video(EDGE / "city.webp", FrameSamplingOptions(**options, preprocess=preprocess))
 
 
 def test_frames_in_memory():

@@ -50,7 +50,13 @@ def cap_indices(count: int, max_frames: int | None) -> list[int]:
 
 
 def by_ticks(
-    starts: Sequence[int], end: int, time_base: Fraction, fps: Fraction, label_start: float, first: int = 0
+    starts: Sequence[int],
+    end: int,
+    time_base: Fraction,
+    fps: Fraction,
+    label_start: float,
+    first: int = 0,
+    max_frames: int | None = None,
 ) -> FrameSelection:
     """Applies the official rule for video files: each tick of length 1 / fps takes the last frame started by its end.
 
@@ -64,13 +70,16 @@ def by_ticks(
       fps: Ticks per second.
       label_start: Label of the first tick in seconds.
       first: Index of the first of these frames in the source.
+      max_frames: Maximum number of frames, as in `FrameSelection.capped`; None keeps all.
     """
     ticks_per_unit = time_base * fps
     tick_of = [start * ticks_per_unit.numerator // ticks_per_unit.denominator for start in starts]
     count = max(math.floor(end * ticks_per_unit), 0) if starts else 0
     # Ticks before the first frame take the frame that the first frame's own tick takes.
-    indices = [first + bisect.bisect_right(tick_of, max(tick, tick_of[0])) - 1 for tick in range(count)]
-    return FrameSelection(indices, tick_labels(count, fps, label_start))
+    ticks = cap_indices(count, max_frames)
+    indices = [first + bisect.bisect_right(tick_of, max(tick, tick_of[0])) - 1 for tick in ticks]
+    step = (label_start + 1 / float(fps)) - label_start  # rounded as in `tick_labels`
+    return FrameSelection(indices, [label_start + tick * step for tick in ticks])
 
 
 def tick_labels(count: int, fps: Fraction, label_start: float) -> list[float]:

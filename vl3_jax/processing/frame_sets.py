@@ -149,8 +149,8 @@ class AnimationReader(VideoReader):
         starts = [start - offset for start in [0, *ends[:-1]] if start < stop]
         first = min(sum(start < 0 for start in starts), len(starts) - 1)  # a window inside the last frame selects it
         selection = frame_selection.by_ticks(
-            starts[first:], stop - offset, _MILLISECOND, options.exact_fps, window_start, first
-        ).capped(options.max_frames)
+            starts[first:], stop - offset, _MILLISECOND, options.exact_fps, window_start, first, options.max_frames
+        )
         return selection if selection.indices else FrameSelection([(first + len(starts)) // 2], [window_start])
 
     def frames(self) -> Iterator[Image.Image]:

@@ -163,9 +163,6 @@ def _decode_rgb(image: Image.Image, factor: int) -> tuple[Image.Image, str | Non
         return png_strips.reduced(file, factor)
     if factor > 1:
         image.draft(None, (image.width // factor, image.height // factor))
-    image.load()
-    if image.width * image.height > MAX_WHOLE_PIXELS:  # an ICO may hold another image than it states
-        raise ValueError(f"it holds {image.width} x {image.height} pixels")
     return rgb_pixels.to_rgb(image)
 
 
