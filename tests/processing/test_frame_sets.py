@@ -176,7 +176,7 @@ def test_a_truncated_animation_yields_its_frames_and_a_warning():
     video = open_video(AWKWARD / "truncated.gif")
     (frame,) = decode(video)
     np.testing.assert_allclose(frame.mean((0, 1)), [158.2, 85.6, 51.8], atol=1)
-    assert video.warnings == [f"{AWKWARD / 'truncated.gif'}: damaged; 1 frames could be read and are used"]
+    assert video.warnings == [f"{AWKWARD / 'truncated.gif'}: damaged after frame 1; the frames up to it are used"]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
@@ -207,7 +207,7 @@ def test_a_frame_that_enlarges_the_animation_is_bounded_too(monkeypatch):
     data[second + 5 : second + 7] = struct.pack("<H", 9000)  # its width
     video = open_video(bytes(data))
     assert len(decode(video)) == 1
-    assert "damaged; 1 of 3 frames" in video.warnings[0]
+    assert "damaged after frame 1 of 3" in video.warnings[0]
 
 
 @pytest.mark.parametrize("fps", [1, 1e6])

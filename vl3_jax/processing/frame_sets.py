@@ -131,7 +131,7 @@ class AnimationReader(VideoReader):
             raise InputError(f"{name}: damaged animation, no frame can be read; replace the file")
         if len(durations) != stated_frames:
             stated = "" if stated_frames is None else f" of {stated_frames}"
-            self.warnings.append(f"{name}: damaged; {len(durations)}{stated} frames could be read and are used")
+            self.warnings.append(f"{name}: damaged after frame {len(durations)}{stated}; the frames up to it are used")
         self.selection = self._select(durations, format_name, options)
 
     def _select(
