@@ -176,7 +176,7 @@ def test_a_truncated_animation_yields_its_frames_and_a_warning():
     video = open_video(AWKWARD / "truncated.gif")
     (frame,) = decode(video)
     np.testing.assert_allclose(frame.mean((0, 1)), [158.2, 85.6, 51.8], atol=1)
-    assert video.warnings == [f"{AWKWARD / 'truncated.gif'}: damaged; 1 frames could be read and are used"]
+    assert video.warnings == [f"{AWKWARD / 'truncated.gif'}: damaged after frame 1; the frames up to it are used"]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
@@ -207,13 +207,25 @@ def test_a_frame_that_enlarges_the_animation_is_bounded_too(monkeypatch):
     data[second + 5 : second + 7] = struct.pack("<H", 9000)  # its width
     video = open_video(bytes(data))
     assert len(decode(video)) == 1
-    assert "damaged; 1 of 3 frames" in video.warnings[0]
+    assert "damaged after frame 1 of 3" in video.warnings[0]
 
 
-@pytest.mark.parametrize("end", [1e300, 1e308])
-def test_a_window_may_end_long_after_the_animation(end):
-    video = open_video(EDGE / "city.webp", FrameSamplingOptions(start=6, end=end))
-    assert video.timestamps == [6.0]
+@pytest.mark.parametrize("fps", [1, 1e6])
+def test_an_animation_of_weeks_is_selected_at_once(fps):
+    start = time.monotonic()
+    data = animation(grey_frames(5), "WEBP", duration=16_000_000_000 // 1000)
+    video = open_video(data, FrameSamplingOptions(fps=fps, max_frames=3))
+    assert video.indices == [0, 2, 4]
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("preprocess", ["official", "native"])
+def test_a_window_may_end_long_after_the_animation(preprocess):
+    video = open_video(EDGE / "city.webp", FrameSamplingOptions(start=6, end=1e9, max_frames=1, preprocess=preprocess))
+    assert video.num_frames == 1
+    for options in ({"end": 1e308}, {"end": 2**70}, {"fps": 1e300}, {"start": float("inf")}):
+        with pytest.raises(InputError, match=f"{next(iter(options))} is "):
+            open_video(EDGE / "city.webp", FrameSamplingOptions(**options, preprocess=preprocess))
 
 
 def test_frames_in_memory():

@@ -131,7 +131,7 @@ class AnimationReader(VideoReader):
             raise InputError(f"{name}: damaged animation, no frame can be read; replace the file")
         if len(durations) != stated_frames:
             stated = "" if stated_frames is None else f" of {stated_frames}"
-            self.warnings.append(f"{name}: damaged; {len(durations)}{stated} frames could be read and are used")
+            self.warnings.append(f"{name}: damaged after frame {len(durations)}{stated}; the frames up to it are used")
         self.selection = self._select(durations, format_name, options)
 
     def _select(
@@ -147,10 +147,10 @@ class AnimationReader(VideoReader):
         ends = np.round(np.cumsum(durations)).astype(int).tolist()
         stop = ends[-1] if options.end is None else round(min(ends[-1], options.end * 1000))
         starts = [start - offset for start in [0, *ends[:-1]] if start < stop]
-        first = min(sum(start < 0 for start in starts), len(starts) - 1)  # a window inside the last frame selects it
+        first = max(sum(start <= 0 for start in starts) - 1, 0)  # the one on display when the window begins
         selection = frame_selection.by_ticks(
-            starts[first:], stop - offset, _MILLISECOND, options.exact_fps, window_start, first
-        ).capped(options.max_frames)
+            starts[first:], stop - offset, _MILLISECOND, options.exact_fps, window_start, first, options.max_frames
+        )
         return selection if selection.indices else FrameSelection([(first + len(starts)) // 2], [window_start])
 
     def frames(self) -> Iterator[Image.Image]:

@@ -142,19 +142,15 @@ def _reduction_factor(image: Image.Image, name: str) -> int:
     file = _undecoded_file(image)
     if width * height <= MAX_WHOLE_PIXELS or file is None:
         return 1
-    factor = math.ceil(math.sqrt(width * height / MAX_REDUCED_PIXELS))
-    if width * height > MAX_PIXELS:
-        limit = MAX_PIXELS
-    elif image.format == "JPEG" and not image.info.get("progressive"):
-        return min(8, 2 ** math.ceil(math.log2(factor)))
-    elif image.format == "PNG" and png_strips.readable(file, factor):
-        return factor
-    else:
-        limit = MAX_WHOLE_PIXELS
-    raise InputError(
-        f"{name}: {width} x {height} pixels are too many to decode (limit {limit:,} pixels); "
-        "save it smaller, or as a baseline JPEG"
-    )
+    limit, advice = MAX_PIXELS, "save it smaller"
+    if width * height <= limit:
+        factor = math.ceil(math.sqrt(width * height / MAX_REDUCED_PIXELS))
+        if image.format == "JPEG" and not image.info.get("progressive"):
+            return min(8, 2 ** math.ceil(math.log2(factor)))
+        if image.format == "PNG" and png_strips.readable(file, factor):
+            return factor
+        limit, advice = MAX_WHOLE_PIXELS, "save it smaller, or as a baseline JPEG"
+    raise InputError(f"{name}: {width} x {height} pixels are too many to decode (limit {limit:,} pixels); {advice}")
 
 
 def _decode_rgb(image: Image.Image, factor: int) -> tuple[Image.Image, str | None]:
@@ -163,9 +159,6 @@ def _decode_rgb(image: Image.Image, factor: int) -> tuple[Image.Image, str | Non
         return png_strips.reduced(file, factor)
     if factor > 1:
         image.draft(None, (image.width // factor, image.height // factor))
-    image.load()
-    if image.width * image.height > MAX_WHOLE_PIXELS:  # an ICO may hold another image than it states
-        raise ValueError(f"it holds {image.width} x {image.height} pixels")
     return rgb_pixels.to_rgb(image)
 
 
