@@ -64,6 +64,7 @@ setup(
             *GCS,
             "basedpyright>=1.31",
             "hypothesis>=6.100",
+            "imageio-ffmpeg>=0.6",  # brings the ffmpeg program
             "ipykernel",
             "jsonschema>=4.20",
             "kubernetes-validate>=1.30",

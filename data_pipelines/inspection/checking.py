@@ -66,5 +66,6 @@ def _check_media(reader: MediaReader, decode: bool) -> None:
     with contextlib.suppress(PlanChangedError):  # the damage is reported in `reader.warnings`
         for _ in reader.frames() if decode else ():
             pass
-    if reader.warnings:
-        raise BadSampleError(UNREADABLE, reader.warnings[-1], reader.name)
+    damage = [warning for warning in reader.warnings if "damaged" in warning]
+    if damage:
+        raise BadSampleError(UNREADABLE, damage[-1], reader.name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageOps
 
-from vl3_jax.processing.resize import PATCH
+from vl3_jax.processing.patchify import unpatchify
 
 _WIDTH = 1600
 _BAR = 14  # height in pixels of a line of the token bar
@@ -14,7 +14,6 @@ _GAP = 6
 _FRAME = 120  # height of a frame in the image
 _BORDER = 2
 _PADDING = (40, 40, 40)
-_DIM, _GREY = 0.3, 70  # weight of a pruned patch's own pixels, blended with this grey level, which shows on black too
 
 
 def render_row(arrays: Mapping[str, np.ndarray], row: int = 0) -> Image.Image:
@@ -91,22 +90,3 @@ def _patch_owners(arrays: Mapping[str, np.ndarray], row: int) -> np.ndarray:
     for column in token_patches.T:
         owners[column[column >= 0]] = segments[slots >= 0][column >= 0]
     return owners
-
-
-def unpatchify(patches: np.ndarray, patch_hw: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Joins the patches of one frame into an image in which pruned patches are greyed.
-
-    Args:
-      patches: [n, 588] uint8.
-      patch_hw: [n, 2] int, row and column of each patch.
-      kept: [n] bool, False for pruned patches.
-
-    Returns:
-      [h, w, 3] uint8.
-    """
-    rows, columns = patch_hw.max(axis=0) + 1
-    image = np.zeros((rows, columns, PATCH, PATCH, 3), np.uint8)
-    pixels = patches.reshape(-1, 3, PATCH, PATCH).transpose(0, 2, 3, 1)
-    greyed = pixels * _DIM + (1 - _DIM) * _GREY
-    image[patch_hw[:, 0], patch_hw[:, 1]] = np.where(kept[:, None, None, None], pixels, greyed)
-    return image.transpose(0, 2, 1, 3, 4).reshape(rows * PATCH, columns * PATCH, 3)

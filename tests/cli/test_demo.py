@@ -16,7 +16,6 @@ from vl3_jax.cli import demo, demo_report
 from vl3_jax.cli.main import main
 from vl3_jax.evaluation.tasks import find
 from vl3_jax.processing.packed_batch import Visual
-from vl3_jax.processing.patchify import patchify
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -54,15 +53,6 @@ def test_asks_six_questions_and_reports_them(capsys, checkpoint, tmp_path):
     first = Image.open(io.BytesIO(base64.b64decode(sources[0])))
     assert min(first.size) >= 56
     assert 'class="box reference"' in page
-
-
-def test_pruned_patches_are_dim():
-    frames = np.full((2, 28, 56, 3), 200, np.uint8)
-    visual = Visual(patchify(frames, 2), (2, 2, 4), 2, np.array([True, True, False, True]))
-    first, second = demo_report.model_frames(visual)
-    assert np.array_equal(first, frames[0])
-    assert np.array_equal(second[:, 28:], frames[1][:, 28:])
-    assert second[:, :28].max() < 150
 
 
 def demo_answer(**changes):

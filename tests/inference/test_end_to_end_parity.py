@@ -121,7 +121,7 @@ def _reference_inputs(processor, media, text: str) -> dict:
     from transformers.video_utils import VideoMetadata
 
     arguments = {"text": [text], "return_tensors": "pt"}
-    images = [Image.open(source).convert("RGB") for kind, source in media if kind == "image"]
+    images = [Image.open(source) for kind, source in media if kind == "image"]
     if images:
         arguments["images"] = images
     if any(kind == "video" for kind, _ in media):

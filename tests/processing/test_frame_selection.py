@@ -104,8 +104,21 @@ def test_ticks_equal_the_fps_filter_of_ffmpeg(rate, fps):
     assert select_by_ticks(frames, rate, fps).indices == selected
 
 
-def test_ticks_before_the_first_frame_select_the_frame_of_its_tick():
-    assert frame_selection.by_ticks([1600, 1700, 2500], 4000, MS, Fraction(1), 1.6).indices == [1, 1, 2, 2]
+def test_ticks_before_the_first_frame_are_left_out():
+    expected = frame_selection.FrameSelection([1, 2, 2], [1.0, 2.0, 3.0])
+    assert frame_selection.by_ticks([1600, 1700, 2500], 4000, MS, Fraction(1), 0.0) == expected
+
+
+@given(start=st.floats(0, 1e5), fps=st.sampled_from([0.5, 1, 3.7, 29.97]), count=st.integers(1, 500))
+def test_labels_are_rounded_as_those_of_the_reference(start, fps, count):
+    expected = np.arange(start, start + (count + 1) / fps, 1 / fps)[:count].tolist()
+    assert frame_selection.tick_labels(range(count), Fraction(str(fps)), start) == expected
+
+
+def test_a_year_of_ticks_is_counted_and_not_listed():
+    selection = frame_selection.by_ticks([0, 1], 3 * 10**10, MS, Fraction(1000), 0.0, max_frames=3)
+    assert selection.indices == [0, 1, 1]
+    assert selection.timestamps == pytest.approx([0, 15e6, 30e6], rel=1e-6)
 
 
 @given(count=st.integers(0, 3000), cap=st.integers(1, 400))

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from support.media import MEDIA
 from vl3_jax.errors import InputError
-from vl3_jax.processing import images, png_strips
+from vl3_jax.processing import images, png_chunks, png_strips, rgb_pixels
 from vl3_jax.processing.images import open_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (21, 33, 4), np.uint8)
@@ -44,12 +44,17 @@ def test_modes_are_converted_as_in_pillow(mode):
 @pytest.mark.parametrize(
     "data",
     [
-        encode(Image.fromarray(PIXELS[..., :3]).convert("CMYK"), "JPEG"),
-        encode(Image.fromarray(PIXELS), "PNG"),
-        encode(Image.fromarray(PIXELS[..., :3]).quantize(16), "PNG", transparency=3),
-        encode(Image.fromarray(PIXELS), "WEBP", lossless=True),
-        encode(Image.fromarray(PIXELS), "TIFF"),
+        encode(Image.fromarray(PIXELS[..., :3]).convert("CMYK"), "JPEG"),  # inverted, as Adobe does
+        encode(Image.fromarray(PIXELS[..., :3]), "PNG"),
+        encode(Image.fromarray(PIXELS[..., :3]).quantize(16), "PNG"),
+        encode(Image.fromarray(PIXELS[..., :3]).convert("1"), "PNG"),
+        encode(Image.fromarray(PIXELS[..., :3]), "WEBP", lossless=True),
+        encode(Image.fromarray(PIXELS[..., :3]), "AVIF"),
+        encode(Image.fromarray(PIXELS[..., :3]), "TIFF", save_all=True, append_images=[Image.new("L", (3, 3))]),
+        encode(Image.fromarray(PIXELS[..., :3]), "MPO", save_all=True, append_images=[Image.new("RGB", (3, 3))]),
         encode(Image.fromarray(PIXELS[..., :3]), "BMP"),
+        encode(Image.fromarray(PIXELS[..., :3]), "JPEG2000"),
+        encode(Image.fromarray(PIXELS[..., :3]), "PPM"),
     ],
 )
 def test_files_are_converted_as_in_pillow(data, tmp_path):
@@ -83,10 +88,35 @@ def test_the_first_frame_of_an_animation_is_used(name):
 
 def test_arrays_are_converted_to_rgb():
     rgb = PIXELS[..., :3]
-    for source in (rgb, PIXELS, rgb.astype(np.float32) / 255, np.asfortranarray(rgb)):
+    for source in (rgb, rgb.astype(np.float32) / 255, np.asfortranarray(rgb), rgb.astype(np.uint16) << 8):
         np.testing.assert_array_equal(load_pixels(source), rgb)
     for source in (rgb[..., 0], rgb[..., :1]):
         np.testing.assert_array_equal(load_pixels(source), np.repeat(rgb[..., :1], 3, -1))
+    np.testing.assert_array_equal(load_pixels(PIXELS), load_pixels(Image.fromarray(PIXELS)))
+
+
+@pytest.mark.parametrize("library", ["jax.numpy", "torch"])
+def test_anything_with_array_is_an_image(library):
+    """Channels may come first, as in torch."""
+    rgb = np.ascontiguousarray(PIXELS[..., :3])
+    asarray = pytest.importorskip(library).asarray
+    for source in (asarray(rgb), asarray(np.moveaxis(rgb, -1, 0).copy()), asarray(rgb.astype(np.float32) / 255)):
+        np.testing.assert_array_equal(load_pixels(source), rgb)
+
+
+def test_low_precision_floats_are_an_image():
+    import jax.numpy as jnp
+
+    source = jnp.asarray([[0.0, 0.5], [1.0, 0.25]], jnp.bfloat16)
+    np.testing.assert_array_equal(load_pixels(source)[..., 0], [[0, 128], [255, 64]])
+
+
+def test_an_array_that_cannot_be_read_is_refused_with_the_reason():
+    torch = pytest.importorskip("torch")
+    for source in (torch.zeros(4, 4, requires_grad=True), torch.zeros(4, 4, dtype=torch.bfloat16)):
+        with pytest.raises(InputError, match="image array: Tensor is not readable as an array") as caught:
+            open_image(source)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +129,11 @@ def test_arrays_are_converted_to_rgb():
         (encode(Image.fromarray(PIXELS[..., :3]), "JPEG")[:-300], "image bytes: damaged image"),
         (PIXELS[None], r"shape \(1, 21, 33, 4\)"),
         (PIXELS.astype(np.float32), "float values outside 0..1"),
+        (np.full((4, 4), np.nan), "float values outside 0..1, or NaN"),
         (PIXELS.astype(np.int64), "type int64"),
+        (np.array([[2**70]], object), "type object"),
+        (np.zeros((5, 4, 7), np.uint8), r"shape \(5, 4, 7\)"),
+        (np.int64(3), r"shape \(\)"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
         (42, "cannot be of type int"),
     ],
@@ -131,7 +165,9 @@ def test_a_large_png_is_reduced_strip_by_strip(mode, monkeypatch):
     reader = open_image(encode(image, "PNG"))
     assert (reader.height, reader.width) == (403, 301)
     assert "301 x 403 pixels, decoded at 1/4 of its size" in reader.warnings[0]
-    np.testing.assert_array_equal(np.asarray(reader.load()), np.asarray(image.convert("RGB").reduce(4)))
+    expected = np.asarray(rgb_pixels.to_rgb(image)[0].reduce(4))
+    np.testing.assert_array_equal(np.asarray(reader.load()), expected)
+    assert len(reader.warnings) == 1 + (mode in ("LA", "RGBA"))
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction(monkeypatch):
@@ -161,6 +197,35 @@ def test_a_large_image_that_cannot_be_reduced_is_refused(data, monkeypatch):
         open_image(data)
 
 
+@pytest.mark.parametrize(
+    ("mode", "transparency"), [("P", 7), ("P", bytes(range(200))), ("L", 120), ("RGB", (120, 240, 135))]
+)
+def test_a_large_png_with_a_transparent_colour_is_reduced_on_white(mode, transparency, monkeypatch):
+    monkeypatch.setattr(images, "MAX_WHOLE_PIXELS", 100_000)
+    monkeypatch.setattr(images, "MAX_REDUCED_PIXELS", 10_000)
+    data = encode(ramp(mode), "PNG", transparency=transparency)
+    expected = rgb_pixels.to_rgb(Image.open(io.BytesIO(data)))[0].reduce(4)
+    reader = open_image(data)
+    np.testing.assert_array_equal(np.asarray(reader.load()), np.asarray(expected))
+    assert "transparent; shown on white" in reader.warnings[1]
+
+
+def test_an_icon_that_holds_a_larger_image_is_refused(monkeypatch):
+    monkeypatch.setattr(images, "MAX_WHOLE_PIXELS", 600)
+    picture = encode(Image.new("RGB", (30, 30)), "PNG")
+    icon = struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(picture), 22) + picture
+    with pytest.raises(InputError, match="30 x 30 pixels are too many"):
+        open_image(icon)
+
+
+def test_a_png_of_endless_rows_is_refused():
+    """A single row would take a gigabyte."""
+    header = struct.pack(">IIBBBBB", 2**30, 2, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
+    with pytest.raises(InputError, match="1073741824 x 2 pixels are too many"):
+        open_image(png_chunks.MAGIC + b"".join(png_chunks.encode(*chunk) for chunk in chunks))
+
+
 def test_a_large_damaged_png_is_refused(monkeypatch):
     monkeypatch.setattr(images, "MAX_WHOLE_PIXELS", 100_000)
     with pytest.raises(InputError, match="damaged image"):
@@ -176,7 +241,7 @@ def test_a_png_of_400_megapixels_stays_below_half_a_gigabyte(tmp_path):
     row = b"\1" + bytes([7, 1, 2] * side)
     data = b"".join([*(compressor.compress(row) for _ in range(side)), compressor.flush()])
     chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
-    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_strips._chunk(*chunk) for chunk in chunks))
+    (tmp_path / "huge.png").write_bytes(png_chunks.MAGIC + b"".join(png_chunks.encode(*chunk) for chunk in chunks))
     code = (
         "import sys; from vl3_jax.processing.images import open_image\n"
         "def peak(): return [int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM')][0]\n"

@@ -1,9 +1,12 @@
 """Tests that pixels, token ids and pruning equal those of the transformers port of VideoLLaMA3."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from support.media import MEDIA, TOKENIZER
+from support.media import AWKWARD, MEDIA, TOKENIZER
 from vl3_jax.processing.patchify import normalise
 from vl3_jax.processing.processor import Processor
 from vl3_jax.processing.processor_config import ProcessorConfig
@@ -69,9 +72,7 @@ def grey_level_differences(patches, pixel_values):
 @pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("merge", [1, 2])
 def test_pixels_equal_the_pil_processor(port, name, merge):
-    from PIL import Image
-
-    image = Image.open(MEDIA / name).convert("RGB")
+    image = Image.open(MEDIA / name)
     size = {edge: pixels * merge**2 for edge, pixels in IMAGE_SIZE.items()}
     expected = port["pil"](image, merge_size=merge, size=size, return_tensors="np")
     processor = Processor(Tokenizer.from_folder(TOKENIZER), ProcessorConfig(image_merge=merge))
@@ -80,13 +81,50 @@ def test_pixels_equal_the_pil_processor(port, name, merge):
     np.testing.assert_array_equal(normalise(visual.patches, GREY, GREY), expected["pixel_values"])
 
 
+@pytest.mark.parametrize(
+    ("mode", "kind", "transparency"),
+    [
+        ("RGBA", "PNG", None),
+        ("LA", "PNG", None),
+        ("RGBA", "WEBP", None),
+        ("RGBA", "TIFF", None),
+        ("P", "PNG", 0),
+        ("P", "PNG", bytes(range(0, 256, 16))),
+        ("RGB", "PNG", (0, 0, 0)),
+        ("L", "PNG", 0),
+        ("1", "PNG", 0),
+        ("PA", None, None),
+    ],
+)
+@pytest.mark.parametrize("preprocess", ["official", "native"])
+def test_transparency_equals_the_port(port, native, mode, kind, transparency, preprocess):
+    """The port composites on white. Here it gets the images as they are."""
+    ink = Image.open(AWKWARD / "ink_rgba.png")
+    image = ink.convert("RGB").quantize(16) if mode == "P" else ink.convert(mode)
+    if kind:
+        file = io.BytesIO()
+        image.save(file, kind, **({} if transparency is None else {"transparency": transparency}))
+        image = Image.open(file)
+    expected = port["pil"](image, return_tensors="np")
+    processor = Processor(native.tokenizer, ProcessorConfig(preprocess=preprocess))
+    processed = process(processor, "image", file.getvalue() if kind else image)
+    np.testing.assert_array_equal(normalise(processed.sample.visuals[0].patches, GREY, GREY), expected["pixel_values"])
+    notes = [warning for warning in processed.warnings if "transparent; shown on white" in warning]
+    assert len(notes) == (preprocess == "official")
+
+
+@pytest.mark.parametrize("name", ["ink_rgba.png", "ink_p.png"])
+def test_transparent_ink_equals_the_port(port, native, name):
+    expected = port["pil"](Image.open(AWKWARD / name), return_tensors="np")
+    processed = process(native, "image", str(AWKWARD / name))
+    np.testing.assert_array_equal(normalise(processed.sample.visuals[0].patches, GREY, GREY), expected["pixel_values"])
+
+
 @pytest.mark.parametrize("name", IMAGES)
 def test_image_prompts_equal_the_port(port, native, name):
-    from PIL import Image
-
     processor = require(port, "processor")
     text = f"<|im_start|>user\n<|image_pad|>\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-    expected = processor(text=[text], images=[Image.open(MEDIA / name).convert("RGB")], return_tensors="pt")
+    expected = processor(text=[text], images=[Image.open(MEDIA / name)], return_tensors="pt")
     processed = process(native, "image", str(MEDIA / name))
     assert processed.sample.tokens.tolist() == expected["input_ids"][0].tolist()
     difference = grey_level_differences(processed.sample.visuals[0].patches, expected["pixel_values"])

@@ -10,6 +10,7 @@ import numpy as np
 DATA = pathlib.Path(__file__).parent.parent / "data"
 MEDIA = DATA / "media"
 TOKENIZER = DATA / "tokenizer"
+AWKWARD = DATA / "awkward"
 EXPECTED = json.loads((MEDIA / "expected_sampling.json").read_text())
 
 

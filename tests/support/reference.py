@@ -239,7 +239,7 @@ def media_processing(config: ProcessorConfig) -> Callable[[pathlib.Path, bool], 
 
     def run(path: pathlib.Path, is_video: bool) -> tuple[int, int]:
         if not is_video:
-            inputs = process_image(Image.open(path).convert("RGB"), return_tensors="pt")
+            inputs = process_image(Image.open(path), return_tensors="pt")
             return 1, int(inputs["image_grid_thw"][0].prod()) // config.image_merge**2
         frames, metadata = load_video(str(path), backend="pyav", sample_indices_fn=sample_indices)
         inputs = process_video([frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")

@@ -10,6 +10,7 @@ from typing import Any
 
 from vl3_jax.cli import generation_flags
 from vl3_jax.errors import InputError
+from vl3_jax.processing import saved_frames
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generation_flags.add_decoding(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object with ids, frames and times")
+    output.add_argument(
+        "--save-frames",
+        metavar="DIR",
+        help="write each image and frame as the model gets it to a new or an empty folder (in ..._kept.png pruned "
+        "blocks are dim)",
+    )
     output.add_argument("--logprobs", type=int, metavar="K", help="with --json: the K most likely tokens per position")
 
 
@@ -49,17 +56,30 @@ def run(arguments: argparse.Namespace) -> None:
     """Answers the question and prints the answer."""
     messages = _messages(arguments)
     settings = generation_flags.settings(arguments)
+    if arguments.save_frames is not None:
+        saved_frames.empty_folder(arguments.save_frames)  # before the model is loaded
     model = generation_flags.load_model(arguments)
     streaming = not arguments.json and sys.stdout.isatty()
     answer = model.answer(messages, on_text=generation_flags.show_text if streaming else None, **settings)
+    if streaming:
+        print()
     for warning in answer.processed.warnings:
         logger.warning("vl3 ask: warning: %s", warning)
+    saved = {} if arguments.save_frames is None else {"saved_frames": _save_frames(answer, arguments.save_frames)}
     if arguments.json:
-        print(json.dumps(answer.as_json(), ensure_ascii=False))
+        print(json.dumps(answer.as_json() | saved, ensure_ascii=False))
         return
-    print("" if streaming else answer.text)
+    if not streaming:
+        print(answer.text)
     if sys.stderr.isatty():
         logger.info("%s", summary(answer))
+
+
+def _save_frames(answer, folder: str) -> list[str]:
+    paths = answer.processed.save_frames(folder)
+    if not paths:
+        logger.warning("vl3 ask: warning: no image or video in the prompt, so %s stays empty", folder)
+    return paths
 
 
 def summary(answer) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from data_pipelines.inspection.row_image import unpatchify
 from vl3_jax.errors import InputError
-from vl3_jax.processing.packed_batch import Visual, block_coordinates
+from vl3_jax.processing.packed_batch import Visual
+from vl3_jax.processing.saved_frames import frames_of
 
 _ZOOM = 3  # screen pixels per pixel
 _STYLE = """
@@ -97,15 +97,6 @@ def one_line(answer: str | list[str | None]) -> str:
     return ", ".join(utterances) or "(nothing said)"
 
 
-def model_frames(visual: Visual) -> list[np.ndarray]:
-    """Returns each frame as [h, w, 3] uint8 with pruned patches dimmed."""
-    frames, rows, columns = visual.grid
-    patch_hw = block_coordinates(rows, columns, visual.merge)
-    patches = visual.patches.reshape(frames, rows * columns, -1)
-    kept = visual.keep.repeat(visual.merge**2).reshape(frames, -1)
-    return [unpatchify(frame, patch_hw, frame_kept) for frame, frame_kept in zip(patches, kept, strict=True)]
-
-
 def _section(number: int, answer: DemoAnswer) -> str:
     figures = "\n".join(_figures(answer))
     detail = f" ({html.escape(answer.detail)})" if answer.detail else ""
@@ -120,7 +111,7 @@ def _section(number: int, answer: DemoAnswer) -> str:
 
 
 def _figures(answer: DemoAnswer) -> list[str]:
-    frames = [frame for visual in answer.visuals for frame in model_frames(visual)]
+    frames = [frame for visual in answer.visuals for frame in frames_of(visual, dim_pruned=True)]
     words = answer.answer if isinstance(answer.answer, list) else [None] * len(frames)
     figures = []
     for number, (frame, word) in enumerate(zip(frames, words, strict=True)):

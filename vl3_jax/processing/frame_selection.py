@@ -46,40 +46,56 @@ def cap_indices(count: int, max_frames: int | None) -> list[int]:
     """
     if max_frames is None or count <= max_frames:
         return list(range(count))
-    return np.linspace(0, count - 1, max_frames, dtype=int).tolist()
+    return [int(position) for position in np.linspace(0, float(count - 1), max_frames)]
 
 
 def by_ticks(
-    starts: Sequence[int], end: int, time_base: Fraction, fps: Fraction, label_start: float, first: int = 0
+    starts: Sequence[int],
+    end: int,
+    time_base: Fraction,
+    fps: Fraction,
+    label_start: float,
+    first: int = 0,
+    max_frames: int | None = None,
 ) -> FrameSelection:
     """Applies the official rule for video files: each tick of length 1 / fps takes the last frame started by its end.
 
     Equals FFmpeg's `fps=<fps>:round=down`. The label of a tick is its own start, so at 1 fps a frame labelled
-    0.0 s was really taken just before 1 s. An unfinished last tick yields no frame.
+    0.0 s was really taken just before 1 s. An unfinished last tick yields no frame, and so do the ticks that end before
+    the first frame. The ticks are counted, and only those that `max_frames` keeps are looked at.
 
     Args:
       starts: Start time of each frame, ascending, in `time_base` units from the origin of the ticks.
       end: End time of the last frame, in `time_base` units.
       time_base: Length of a time unit in seconds.
       fps: Ticks per second.
-      label_start: Label of the first tick in seconds.
+      label_start: Label of the tick at the origin in seconds.
       first: Index of the first of these frames in the source.
+      max_frames: Maximum number of frames, as in `FrameSelection.capped`; None keeps all.
     """
     ticks_per_unit = time_base * fps
-    tick_of = [start * ticks_per_unit.numerator // ticks_per_unit.denominator for start in starts]
-    count = max(math.floor(end * ticks_per_unit), 0) if starts else 0
-    # Ticks before the first frame take the frame that the first frame's own tick takes.
-    indices = [first + bisect.bisect_right(tick_of, max(tick, tick_of[0])) - 1 for tick in range(count)]
-    return FrameSelection(indices, tick_labels(count, fps, label_start))
+    if not len(starts):
+        return FrameSelection([], [])
+    first_tick = max(math.floor(starts[0] * ticks_per_unit), 0)
+    count = max(math.floor(end * ticks_per_unit) - first_tick, 0)
+    ticks = [first_tick + position for position in cap_indices(count, max_frames)]
+    indices = [first + index for index in at_ticks(starts, ticks, ticks_per_unit)]
+    return FrameSelection(indices, tick_labels(ticks, fps, label_start))
 
 
-def tick_labels(count: int, fps: Fraction, label_start: float) -> list[float]:
-    """Returns label_start, label_start + 1 / fps, ... in seconds.
+def at_ticks(starts: Sequence[int], ticks: Sequence[int], ticks_per_unit: Fraction) -> list[int]:
+    """Returns the index of the last frame that starts before the end of each tick; -1 is none."""
+    tick_ends = (math.ceil((tick + 1) / ticks_per_unit) for tick in ticks)
+    return [bisect.bisect_left(starts, tick_end) - 1 for tick_end in tick_ends]
 
-    They are rounded as `np.arange` rounds them, because the printed tenth depends on it.
+
+def tick_labels(ticks: Sequence[int], fps: Fraction, label_start: float) -> list[float]:
+    """Returns label_start + tick / fps of each tick, in seconds.
+
+    They are rounded as those of `np.arange` from `label_start` on, because the printed tenth depends on it.
     """
-    step = 1 / float(fps)
-    return np.arange(label_start, label_start + (count + 1) * step, step)[:count].tolist()
+    step = (label_start + 1 / float(fps)) - label_start
+    return [label_start + tick * step for tick in ticks]
 
 
 def by_index(

@@ -1,7 +1,11 @@
 """Readers of videos that are not video files: a folder of images, an animated GIF or WebP, frames in memory."""
 
 import collections
+import contextlib
+import itertools
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -10,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from vl3_jax.errors import InputError
-from vl3_jax.processing import frame_selection, images
+from vl3_jax.processing import frame_selection, images, raster_file, rgb_pixels
 from vl3_jax.processing.frame_selection import FrameSelection
-from vl3_jax.processing.media_source import as_file
 from vl3_jax.processing.video_reader import FrameSamplingOptions, VideoReader
 
+MAX_FRAME_PIXELS = 2**25  # 8K; decoding an animation holds several frames
 _MILLISECOND = Fraction(1, 1000)
 _DEFAULT_DURATION = 100  # ms, for animations that state none
 
@@ -26,46 +30,84 @@ class ImageSequenceReader(VideoReader):
       name: Name for messages.
       sources: All images of the video: anything that `images.open_image` accepts.
       selection: The selected ones, at least one.
+      note_transparency: Whether transparent frames get a warning.
     """
 
-    def __init__(self, name: str, sources: np.ndarray | Sequence[Any], selection: FrameSelection):
+    def __init__(self, name: str, sources: Sequence[Any], selection: FrameSelection, note_transparency: bool):
         self.name, self.warnings, self.selection = name, [], selection
-        self._sources = [sources[index] for index in selection.indices]
-        first = images.open_image(self._sources[0])
+        self._sources, self._note_transparency = sources, note_transparency
+        first = self._open(self.indices[0])
         self.height, self.width = first.height, first.width
 
     def frames(self) -> Iterator[Image.Image]:
-        return (images.open_image(source).load() for source in self._sources)
+        noted = set()
+        for index in self.indices:
+            reader = self._open(index)
+            frame = reader.load()
+            for warning in reader.warnings:
+                remark = warning.removeprefix(reader.name)
+                if remark not in noted and warning not in self.warnings:
+                    self.warnings.append(warning)
+                noted.add(remark)
+            yield frame
+
+    def _open(self, index: int) -> images.ImageReader:
+        return images.open_image(self._sources[index], f"video frame {index}", self._note_transparency)
 
 
-def open_folder(folder: str, options: FrameSamplingOptions) -> ImageSequenceReader:
-    """Opens the images of a folder, sorted by name, as a video of 3 frames per second."""
-    extensions = Image.registered_extensions()
-    files = sorted(
-        file
-        for file in os.listdir(folder)
-        if not file.startswith(".") and os.path.splitext(file)[1].lower() in extensions
-    )
-    if not files:
-        raise InputError(f"{folder}: no images in this folder; give a folder of PNG or JPEG frames, or a video file")
-    selection = _select_at_constant_rate(folder, len(files), frame_selection.FOLDER_FPS, options)
-    return ImageSequenceReader(folder, [os.path.join(folder, file) for file in files], selection)
+def open_folder(folder: str, name: str, options: FrameSamplingOptions) -> ImageSequenceReader:
+    """Opens the images of a folder as a video of 3 frames per second, in natural order: 2.png before 10.png.
 
+    Args:
+      folder: Path of the folder.
+      name: Name for messages.
+      options: Options of frame selection.
 
-def open_frames(
-    frames: np.ndarray | Sequence[Any], timestamps: Sequence[float] | None, max_frames: int | None
-) -> ImageSequenceReader:
-    """Opens frames in memory: an array [t, h, w, 3], or a list of anything that `images.open_image` accepts.
-
-    The frames are used as they are; only `max_frames` may reduce their number.
+    Raises:
+      InputError: The folder holds no images, or may not be read.
     """
+    with raster_file.refuse_unreadable(name, "folder"), os.scandir(folder) as entries:
+        files = [entry.name for entry in entries if _is_frame(entry)]
+    if not files:
+        raise InputError(f"{name}: no images in this folder; give a folder of PNG or JPEG frames, or a video file")
+    files.sort(key=_natural_order)
+    selection = _select_at_constant_rate(name, len(files), frame_selection.FOLDER_FPS, options)
+    paths = [os.path.join(folder, file) for file in files]
+    return ImageSequenceReader(name, paths, selection, options.preprocess != "native")
+
+
+def open_frames(frames: Any, timestamps: Sequence[float] | None, options: FrameSamplingOptions) -> ImageSequenceReader:
+    """Opens frames in memory, which are already chosen: an array [t, h, w, 3], or a list or tuple of images.
+
+    Args:
+      frames: The frames. An array is anything with `__array__`, and may have the channels before the height; images are
+        anything that `images.open_image` accepts.
+      timestamps: Time in seconds of each frame, or None.
+      options: `max_frames` reduces the frames evenly, and `start` and `end` those with times. A rate does not apply.
+
+    Raises:
+      InputError: The frames or times are malformed, or an option does not apply to them.
+    """
+    if not isinstance(frames, list | tuple):
+        frames = rgb_pixels.as_numpy(frames, "video frames")
+        if frames.ndim != 4:
+            raise InputError(f"video frames: shape {frames.shape}; give [frames, height, width, 3]")
     if len(frames) == 0:
         raise InputError("video frames: the list is empty; give at least one frame")
-    if timestamps is not None and len(timestamps) != len(frames):
-        raise InputError(f"video frames: {len(frames)} frames but {len(timestamps)} timestamps; give one for each")
-    times = None if timestamps is None else [float(time) for time in timestamps]
-    selection = FrameSelection(list(range(len(frames))), times).capped(max_frames)
-    return ImageSequenceReader("video frames", frames, selection)
+    options.check("video frames")
+    selection = FrameSelection(list(range(len(frames))), _check_times(timestamps, len(frames)))
+    for option in ("fps", "precise_time", *(("start", "end") if timestamps is None else ())):
+        if getattr(options, option) != getattr(FrameSamplingOptions, option):
+            raise InputError(f"video frames: {option} does not apply to frames already chosen; leave it out")
+    if selection.timestamps is not None:
+        start = -math.inf if options.start is None else options.start
+        end = math.inf if options.end is None else options.end
+        selection = selection.at([index for index, time in enumerate(selection.timestamps) if start <= time < end])
+        if not selection.indices:
+            raise InputError(f"video frames: none is from {start:g} s to {end:g} s; widen start and end")
+    return ImageSequenceReader(
+        "video frames", frames, selection.capped(options.max_frames), options.preprocess != "native"
+    )
 
 
 class AnimationReader(VideoReader):
@@ -77,21 +119,24 @@ class AnimationReader(VideoReader):
 
     def __init__(self, source: str | bytes, name: str, options: FrameSamplingOptions):
         self.name, self.warnings = name, []
-        self._source = source
-        durations = []
-        for image in self._all_frames():
-            self.height, self.width = image.height, image.width
-            durations.append(image.info.get("duration") or _DEFAULT_DURATION)
-            format_name, stated_frames = image.format, getattr(image, "n_frames", 1)
+        self._source, self._note_transparency = source, options.preprocess != "native"
+        with raster_file.opened(source, name, "animation") as image:
+            format_name, orientation = image.format, raster_file.orientation(image)
+            self._orientation, (self.height, self.width) = orientation, images.upright_size(image, orientation)
+            self._check_pixels(1, image)
+            stated_frames = _count_frames(image)
+            self._check_pixels(stated_frames or 1, image)
+        durations = [image.info.get("duration") or _DEFAULT_DURATION for image in self._all_frames()]
         if not durations:
             raise InputError(f"{name}: damaged animation, no frame can be read; replace the file")
-        if len(durations) < stated_frames:
-            self.warnings.append(
-                f"{name}: damaged; {len(durations)} of {stated_frames} frames could be read and are used"
-            )
+        if len(durations) != stated_frames:
+            stated = "" if stated_frames is None else f" of {stated_frames}"
+            self.warnings.append(f"{name}: damaged after frame {len(durations)}{stated}; the frames up to it are used")
         self.selection = self._select(durations, format_name, options)
 
-    def _select(self, durations: list[float], format_name: str | None, options: FrameSamplingOptions) -> FrameSelection:
+    def _select(
+        self, durations: Sequence[float], format_name: str | None, options: FrameSamplingOptions
+    ) -> FrameSelection:
         total, seconds, is_gif = len(durations), sum(durations) / 1000, format_name == "GIF"
         if is_gif or options.by_index:
             rate = frame_selection.GIF_FPS if is_gif and options.preprocess != "native" else total / seconds
@@ -99,35 +144,94 @@ class AnimationReader(VideoReader):
         options.check_start(self.name, seconds)
         window_start = options.start or 0.0
         offset = round(window_start * 1000)
-        ends = np.cumsum(np.round(durations).astype(int)).tolist()
-        stop = ends[-1] if options.end is None else min(ends[-1], round(options.end * 1000))
+        ends = np.round(np.cumsum(durations)).astype(int).tolist()
+        stop = ends[-1] if options.end is None else round(min(ends[-1], options.end * 1000))
         starts = [start - offset for start in [0, *ends[:-1]] if start < stop]
-        first = min(sum(start < 0 for start in starts), len(starts) - 1)  # a window inside the last frame selects it
+        first = max(sum(start <= 0 for start in starts) - 1, 0)  # the one on display when the window begins
         selection = frame_selection.by_ticks(
-            starts[first:], stop - offset, _MILLISECOND, options.exact_fps, window_start, first
-        ).capped(options.max_frames)
+            starts[first:], stop - offset, _MILLISECOND, options.exact_fps, window_start, first, options.max_frames
+        )
         return selection if selection.indices else FrameSelection([(first + len(starts)) // 2], [window_start])
 
     def frames(self) -> Iterator[Image.Image]:
         repeats = collections.Counter(self.indices)
         for index, image in enumerate(self._all_frames()):
-            yield from (images.to_rgb(image) for _ in range(repeats[index]))
+            if repeats[index]:
+                with raster_file.refuse_unreadable(self.name, "animation"):
+                    pixels, remark = rgb_pixels.to_rgb(image)
+                    pixels = images.upright(pixels, self._orientation)
+                self._warn(remark)
+                yield from [pixels] * repeats[index]
             if index == self.indices[-1]:
                 return
+        raise InputError(f"{self.name}: decodes differently each time; replace the file")
+
+    def _warn(self, remark: str | None) -> None:
+        warning = f"{self.name}: {remark}"
+        if remark and warning not in self.warnings and (self._note_transparency or remark != rgb_pixels.TRANSPARENT):
+            self.warnings.append(warning)
 
     def _all_frames(self) -> Iterator[Image.Image]:
-        try:
-            image = Image.open(as_file(self._source))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"{self.name}: not a readable animation; convert it to MP4") from error
-        with image:
-            for index in range(getattr(image, "n_frames", 1)):
+        """Yields every frame up to the first that cannot be read, without a default image that is none of them."""
+        with raster_file.opened(self._source, self.name, "animation") as image:
+            for index in itertools.count(_first_frame(image)):
                 try:
-                    image.seek(index)
-                    image.load()
-                except (OSError, ValueError, SyntaxError, EOFError):
+                    with raster_file.refuse_unreadable(self.name, "animation"):
+                        image.seek(index)
+                        self._check_pixels(index + 1, image)  # a frame may enlarge the animation
+                        image.load()
+                except InputError:
                     return
                 yield image
+
+    def _check_pixels(self, frames: int, image: Image.Image) -> None:
+        """Bounds the pixels of a frame, and of all frames, each of which may need those before it."""
+        pixels, size = image.width * image.height, f"{image.width} x {image.height} pixels"
+        if pixels > MAX_FRAME_PIXELS:
+            excess = f"frames of {size} are too large to decode (limit {MAX_FRAME_PIXELS:,} pixels)"
+        elif pixels * frames > images.MAX_PIXELS:
+            excess = f"{frames:,} frames of {size} are too many to decode (limit {images.MAX_PIXELS:,} pixels in all)"
+        else:
+            return
+        raise InputError(f"{self.name}: {excess}; save it smaller, or as MP4")
+
+
+def _first_frame(image: Image.Image) -> int:
+    """Returns 1 for an animated PNG that begins with an image for programs that cannot show animations."""
+    return int(getattr(image, "default_image", False))
+
+
+def _count_frames(image: Image.Image) -> int | None:
+    """Returns the stated number of frames, or None if the file breaks off before it is known."""
+    with contextlib.suppress(Exception):
+        return getattr(image, "n_frames", 1) - _first_frame(image)
+    return None
+
+
+def _is_frame(entry: os.DirEntry) -> bool:
+    extension = os.path.splitext(entry.name)[1].lower()
+    return extension in raster_file.EXTENSIONS and not entry.name.startswith(".") and not entry.is_dir()
+
+
+def _natural_order(name: str) -> tuple[list[str | int], str]:
+    """Returns a key that sorts the numbers within names by their values."""
+    parts = re.split(r"(\d+)", os.path.splitext(name)[0])
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+
+
+def _check_times(timestamps: Sequence[float] | None, count: int) -> list[float] | None:
+    """Returns the times of frames in memory as floats."""
+    if timestamps is None:
+        return None
+    try:
+        times = [float(time) for time in timestamps]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"video frames: timestamps are not seconds, one for each frame ({error})") from error
+    if len(times) != count:
+        raise InputError(f"video frames: {count} frames but {len(times)} timestamps; give one for each")
+    if not all(map(math.isfinite, times)):
+        raise InputError(f"video frames: a timestamp is {next(t for t in times if not math.isfinite(t))}; give seconds")
+    return times
 
 
 def _select_at_constant_rate(name: str, total: int, rate: float, options: FrameSamplingOptions) -> FrameSelection:

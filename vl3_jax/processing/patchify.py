@@ -1,4 +1,4 @@
-"""Cuts frames into patches in merge-block order, and computes the DiffFP mask directly from uint8 patches."""
+"""Cuts frames into patches in merge-block order, joins them again, and computes the DiffFP mask from uint8 patches."""
 
 from collections.abc import Sequence
 
@@ -13,6 +13,7 @@ ChannelValues = Sequence[float] | np.ndarray
 _SCALED = (np.arange(256) / 255).astype(np.float32)  # grey levels in 0..1, rounded once
 _CHANNEL_DIM = PATCH * PATCH
 _CHUNK_BYTES = 32 * 2**20
+_DIM, _GREY = 0.3, 70  # weight of a pruned patch's own pixels, blended with this grey level, which shows on black too
 
 
 def patchify(frames: np.ndarray, merge: int = 1) -> np.ndarray:
@@ -31,6 +32,25 @@ def patchify(frames: np.ndarray, merge: int = 1) -> np.ndarray:
     rows, columns = height // (PATCH * merge), width // (PATCH * merge)
     blocks = frames.reshape(count, rows, merge, PATCH, columns, merge, PATCH, channels)
     return blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, PATCH_DIM)
+
+
+def unpatchify(patches: np.ndarray, patch_hw: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Joins the patches of one frame into an image in which pruned patches are greyed.
+
+    Args:
+      patches: [n, 588] uint8.
+      patch_hw: [n, 2] int, row and column of each patch.
+      kept: [n] bool, False for pruned patches.
+
+    Returns:
+      [h, w, 3] uint8.
+    """
+    rows, columns = patch_hw.max(axis=0) + 1
+    image = np.zeros((rows, columns, PATCH, PATCH, 3), np.uint8)
+    pixels = patches.reshape(-1, 3, PATCH, PATCH).transpose(0, 2, 3, 1)
+    greyed = pixels * _DIM + (1 - _DIM) * _GREY
+    image[patch_hw[:, 0], patch_hw[:, 1]] = np.where(kept[:, None, None, None], pixels, greyed)
+    return image.transpose(0, 2, 1, 3, 4).reshape(rows * PATCH, columns * PATCH, 3)
 
 
 def normalise(patches: np.ndarray, mean: ChannelValues, std: ChannelValues) -> np.ndarray:

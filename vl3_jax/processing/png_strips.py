@@ -14,55 +14,66 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-_MAGIC = b"\x89PNG\r\n\x1a\n"
+from vl3_jax.processing import png_chunks, rgb_pixels
+
 _MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}  # by PNG colour type, at 8 bits for each letter
 _STRIP_BYTES = 2**24
+_MAX_STRIP_BYTES = 2**27
 _READ_BYTES = 2**20
 
 
-def readable(file: BinaryIO) -> bool:
-    """Returns whether the PNG in `file` has 8-bit channels and is not interlaced."""
-    header = chunk_data(file, b"IHDR")
-    return header is not None and header[8] == 8 and header[12] == 0
+def readable(file: BinaryIO, factor: int) -> bool:
+    """Returns whether the PNG in `file` has 8-bit channels, no interlacing and rows of which `factor` fit memory."""
+    header = png_chunks.data_of(file, b"IHDR")
+    if header is None or header[8] != 8 or header[12] != 0 or header[9] not in _MODES:
+        return False
+    return _row_bytes(header) * factor <= _MAX_STRIP_BYTES
 
 
-def reduced(file: BinaryIO, factor: int) -> Image.Image:
+def reduced(file: BinaryIO, factor: int) -> tuple[Image.Image, str | None]:
     """Decodes the PNG in `file` to RGB, averaged over factor x factor pixels.
+
+    Returns:
+      The image, and the remark of `rgb_pixels.to_rgb`.
 
     Raises:
       ValueError: The data ends early or is damaged.
     """
-    header = chunk_data(file, b"IHDR")
+    header = png_chunks.data_of(file, b"IHDR")
     if header is None:
         raise ValueError("the header is missing")
-    width, height, _, colour = struct.unpack(">IIBB", header[:10])
-    palette = chunk_data(file, b"PLTE") if colour == 3 else None
-    row_bytes = 1 + width * len(_MODES[colour])
+    width, height = struct.unpack(">II", header[:8])
+    colours = [(kind, data) for kind in (b"PLTE", b"tRNS") if (data := png_chunks.data_of(file, kind)) is not None]
+    row_bytes = _row_bytes(header)
     rows_per_strip = max(1, _STRIP_BYTES // (row_bytes * factor)) * factor
     result = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-    row_above, done = None, 0
+    row_above, remark, done = None, None, 0
     for rows in _strips(file, row_bytes, rows_per_strip, height):
-        strip = _decode_strip(rows, row_above, header, colour, palette, len(rows) // row_bytes)
+        strip = _decode_strip(rows, row_above, header, colours, len(rows) // row_bytes)
         row_above = np.asarray(strip)[-1].tobytes()
-        result.paste(strip.convert("RGB").reduce(factor), (0, done // factor))
+        rgb, strip_remark = rgb_pixels.to_rgb(strip)
+        remark = remark or strip_remark
+        result.paste(rgb.reduce(factor), (0, done // factor))
         done += len(rows) // row_bytes
     if done < height:
         raise ValueError(f"only {done} of {height} rows are present")
-    return result
+    return result, remark
+
+
+def _row_bytes(header: bytes) -> int:
+    """Returns the bytes of a row with the byte that names its filter."""
+    return 1 + int.from_bytes(header[:4]) * len(_MODES[header[9]])
 
 
 def _decode_strip(
-    rows: bytes, row_above: bytes | None, header: bytes, colour: int, palette: bytes | None, count: int
+    rows: bytes, row_above: bytes | None, header: bytes, colours: list[tuple[bytes, bytes]], count: int
 ) -> Image.Image:
     prefix = b"" if row_above is None else b"\0" + row_above
     size = header[:4] + struct.pack(">I", count + bool(prefix))
-    chunks = [(b"IHDR", size + header[8:])]
-    if palette is not None:
-        chunks.append((b"PLTE", palette))
-    chunks += [(b"IDAT", zlib.compress(prefix + rows, 0)), (b"IEND", b"")]
-    strip = Image.open(io.BytesIO(_MAGIC + b"".join(_chunk(*chunk) for chunk in chunks)))
+    chunks = [(b"IHDR", size + header[8:]), *colours, (b"IDAT", zlib.compress(prefix + rows, 0)), (b"IEND", b"")]
+    strip = Image.open(io.BytesIO(png_chunks.MAGIC + b"".join(png_chunks.encode(*chunk) for chunk in chunks)))
     strip.load()
-    if strip.mode != _MODES[colour]:
+    if strip.mode != _MODES[header[9]]:
         raise ValueError(f"unexpected pixel layout {strip.mode}")
     return strip.crop((0, bool(prefix), *strip.size))
 
@@ -82,36 +93,10 @@ def _strips(file: BinaryIO, row_bytes: int, rows: int, height: int) -> Iterator[
 
 
 def _idat(file: BinaryIO) -> Iterator[bytes]:
-    for kind, length in _chunks(file):
+    for kind, _, length in png_chunks.chunks(file):
         while kind == b"IDAT" and length:
             data = file.read(min(length, _READ_BYTES))
             if not data:
                 return
             length -= len(data)
             yield data
-
-
-def chunk_data(file: BinaryIO, wanted: bytes) -> bytes | None:
-    """Returns the data of the first chunk of the wanted kind, or None; the position of the file is restored."""
-    before = file.tell()
-    try:
-        return next((file.read(length) for kind, length in _chunks(file) if kind == wanted), None)
-    finally:
-        file.seek(before)
-
-
-def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Yields the kind and length of each chunk, with the file positioned at the chunk's data."""
-    position = len(_MAGIC)
-    while True:
-        file.seek(position)
-        head = file.read(8)
-        if len(head) < 8:
-            return
-        length, kind = struct.unpack(">I4s", head)
-        yield kind, length
-        position += 12 + length
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

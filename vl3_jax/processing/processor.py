@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vl3_jax.errors import InputError
-from vl3_jax.processing import chat_template, images, loss_weights, messages, patchify, resize, videos
+from vl3_jax.processing import chat_template, images, loss_weights, messages, patchify, resize, saved_frames, videos
 from vl3_jax.processing.frame_selection import FrameSelection
 from vl3_jax.processing.packed_batch import PATCH_DIM, Sample, Visual
 from vl3_jax.processing.processor_config import ProcessorConfig
@@ -36,13 +36,13 @@ class DecodedMedia:
     Attributes:
       visuals: Patches of each image and video, in order of appearance.
       token_counts: Vision tokens of each image and video, as the chat template needs them.
-      videos: The frames of each video that the model sees, in order of appearance.
+      selections: The frames of each video that the model sees, None for an image; in order of appearance.
       warnings: Messages for the user about damaged or reduced media, one line each.
     """
 
     visuals: list[Visual]
     token_counts: list[chat_template.VisualTokenCounts]
-    videos: list[FrameSelection]
+    selections: list[FrameSelection | None]
     warnings: list[str]
 
 
@@ -52,13 +52,20 @@ class ProcessorOutput:
 
     Attributes:
       sample: Token ids, patches and loss weights of the conversation.
-      videos: The frames of each video that the model sees, in order of appearance.
+      selections: The frames of each video that the model sees, None for an image; in order of appearance.
       warnings: Messages for the user about damaged or reduced media, one line each.
+      pruning: Whether video tokens that did not change were pruned.
     """
 
     sample: Sample
-    videos: list[FrameSelection]
+    selections: list[FrameSelection | None]
     warnings: list[str]
+    pruning: bool
+
+    @property
+    def videos(self) -> list[FrameSelection]:
+        """The frames of each video that the model sees, in order of appearance."""
+        return [selection for selection in self.selections if selection is not None]
 
     @property
     def visual_tokens(self) -> int:
@@ -69,6 +76,19 @@ class ProcessorOutput:
     def visual_tokens_before_pruning(self) -> int:
         """Number of vision tokens before pruning."""
         return sum(len(visual.keep) for visual in self.sample.visuals)
+
+    def save_frames(self, folder: str | os.PathLike) -> list[str]:
+        """Writes the images and frames as the model gets them; names and errors are those of `saved_frames`.
+
+        With pruning, each frame of a video has a second picture, `..._kept.png`, with its pruned blocks dimmed.
+
+        Args:
+          folder: A new or an empty folder.
+
+        Returns:
+          The paths of the pictures in order, those of the second kind left out.
+        """
+        return saved_frames.save_frames(self.sample.visuals, self.selections, folder, with_kept=self.pruning)
 
 
 class Processor:
@@ -128,7 +148,7 @@ class Processor:
         weights = loss_weights.token_loss_weights(rendered, self.tokenizer) if supervise else None
         suffix = chat_template.generation_prompt(self.tokenizer) if add_generation_prompt else []
         sample = assemble_sample(rendered, media.visuals, weights, suffix)
-        return ProcessorOutput(sample, media.videos, media.warnings)
+        return ProcessorOutput(sample, media.selections, media.warnings, self.config.prune_threshold is not None)
 
     def read_media(self, turns: Sequence[messages.Turn]) -> DecodedMedia:
         """Decodes, resizes and prunes all media of a conversation.
@@ -144,9 +164,9 @@ class Processor:
             )
             for visual, reader in zip(visuals, readers, strict=True)
         ]
-        videos = [reader.selection for reader in readers if isinstance(reader, VideoReader)]
+        selections = [reader.selection if isinstance(reader, VideoReader) else None for reader in readers]
         warnings = [warning for reader in readers for warning in reader.warnings]
-        return DecodedMedia(visuals, token_counts, videos, warnings)
+        return DecodedMedia(visuals, token_counts, selections, warnings)
 
     def _visuals(self, readers: Sequence[MediaReader]) -> list[Visual]:
         """Resizes all media to the sizes that the token budget of the prompt allows."""
@@ -205,15 +225,15 @@ def open_media(part: messages.MediaPart, config: ProcessorConfig) -> MediaReader
       InputError: The source is missing or unreadable, or an option does not apply to it; the error names it.
     """
     if part.kind == "image":
-        return images.open_image(part.source)
+        return images.open_image(part.source, note_transparency=config.preprocess != "native")
     options = dict(part.options)
     timestamps = options.pop("timestamps", None)
-    if isinstance(part.source, np.ndarray | list | tuple):
-        unsupported = sorted(set(options) - {"max_frames"})
-        if unsupported:
-            raise InputError(f"video frames: {unsupported[0]} does not apply to frames already chosen; leave it out")
-        return videos.open_video(part.source, FrameSamplingOptions(**options) if options else None, timestamps)
-    defaults = {name: getattr(config, name) for name in ("fps", "max_frames", "preprocess", "threads")}
+    names = ["fps", "max_frames", "preprocess", "threads"]
+    if videos.holds_frames(part.source):
+        if "fps" in options:
+            raise InputError("video frames: fps does not apply to frames already chosen; leave it out")
+        names.remove("fps")
+    defaults = {name: getattr(config, name) for name in names}
     return videos.open_video(part.source, FrameSamplingOptions(**{**defaults, **options}), timestamps)
 
 

@@ -11,9 +11,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from vl3_jax.errors import InputError
+from vl3_jax.processing import raster_file, rgb_pixels
 from vl3_jax.processing.frame_sets import AnimationReader, open_folder, open_frames
 from vl3_jax.processing.media_source import first_bytes, path_or_bytes
 from vl3_jax.processing.video_file import FileVideoReader
@@ -29,9 +28,9 @@ def open_video(
 
     Args:
       source: A video file, an animated GIF / WebP / PNG or a folder; their bytes; or frames that are already selected,
-        as [t, h, w, 3] or a list of images (paths, arrays, PIL images).
-      options: Options of frame selection; of these only `max_frames` applies to frames in memory, and only if options
-        are passed.
+        as an array [t, h, w, 3] (anything with `__array__`) or a list or tuple of images (paths, arrays, PIL images).
+      options: Options of frame selection; the defaults if None. `frame_sets.open_frames` says which apply to frames in
+        memory; the others are refused.
       timestamps: Time in seconds of each frame in memory; None writes no times.
 
     Returns:
@@ -41,17 +40,21 @@ def open_video(
       InputError: The source is missing, unreadable or without frames, or the window lies outside it; the error names
         the file.
     """
-    if isinstance(source, np.ndarray | list | tuple):
-        if isinstance(source, np.ndarray) and source.ndim != 4:
-            raise InputError(f"video frames: shape {source.shape}; give [frames, height, width, 3]")
-        return open_frames(source, timestamps, options.max_frames if options else None)
     options = options or FrameSamplingOptions()
+    if holds_frames(source):
+        return open_frames(source, timestamps, options)
     if timestamps is not None:
         raise InputError("timestamps belong to frames in memory; a video file has its own, so leave them out")
     data, name = path_or_bytes(source, "video", "video file or folder", "a path, bytes, or frames as arrays")
     options.check(name)
     if isinstance(data, str) and os.path.isdir(data):
-        return open_folder(data, options)
-    head = first_bytes(data, 12)
+        return open_folder(data, name, options)
+    with raster_file.refuse_unreadable(name, "video"):
+        head = first_bytes(data, 12)
     is_animation = head.startswith(_ANIMATIONS) and (head[:4] != b"RIFF" or head[8:] == b"WEBP")
     return (AnimationReader if is_animation else FileVideoReader)(data, name, options)
+
+
+def holds_frames(source: Any) -> bool:
+    """Returns whether a video consists of frames in memory: a list, a tuple or an array."""
+    return isinstance(source, list | tuple) or rgb_pixels.is_array(source)
