@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vl3_jax.errors import InputError, printable
+from vl3_jax.errors import InputError, printable, repr_of
 from vl3_jax.processing.video_reader import FrameSamplingOptions
 
 ROLES = ("system", "user", "assistant", "stream")
@@ -214,7 +214,4 @@ def _number(value: Any, name: str, where: str) -> float:
 
 
 def _shown(value: Any) -> str:
-    try:
-        return printable(repr(value))
-    except ValueError:  # Python prints no integer of thousands of digits
-        return f"a huge {type(value).__name__}"
+    return printable(repr_of(value))
