@@ -94,7 +94,7 @@ def check_value(name: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -
     if kind not in (int, float):
         return
     right = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
-    if not right or value not in limits or not math.isfinite(value):
+    if not right or not (isinstance(value, int) or math.isfinite(value)) or value not in limits:
         noun = "a whole number" if kind is int else "a number"
         raise SettingError(name, value, f"give {noun} {limits}".rstrip())
 

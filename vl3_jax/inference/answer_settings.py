@@ -73,12 +73,14 @@ def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: Pr
             config_tree.check_value(name, value, float, {LIMITS: _SECONDS})
         elif name in (PRUNE, ALLOW_REMOTE):
             config_tree.check_value(name, value, bool, {})
-    changes = fields(PROCESSOR) | ({} if chosen.get(PRUNE, True) else {"prune_threshold": None})
+    changes = fields(PROCESSOR)
+    if not chosen.get(PRUNE, True):
+        if "prune_threshold" in changes:
+            raise InputError("prune_threshold prunes and prune=False does not; leave one of them out")
+        changes["prune_threshold"] = None
     try:
-        sampling, processor = (
-            dataclasses.replace(sampling, **fields(SAMPLING)),
-            dataclasses.replace(processor, **changes),
-        )
+        sampling = dataclasses.replace(sampling, **fields(SAMPLING))
+        processor = dataclasses.replace(processor, **changes)
     except SettingError as error:
         keyword = {field: name for name, field in (SAMPLING | PROCESSOR).items()}
         raise error.renamed(keyword.get(error.name, error.name)) from None
