@@ -14,7 +14,6 @@ from vl3_jax.inference import answer_settings
 from vl3_jax.inference.engine import DecodeOutput, Engine, Timings
 from vl3_jax.inference.generation_config import GenerationConfig
 from vl3_jax.inference.sampling_config import SamplingConfig
-from vl3_jax.processing.media_source import MediaBytes
 from vl3_jax.processing.messages import MediaPart, Turn, parse_messages
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 from vl3_jax.processing.remote_media import RemotePolicy, fetched
@@ -22,7 +21,7 @@ from vl3_jax.processing.remote_media import RemotePolicy, fetched
 if TYPE_CHECKING:
     import jax
 
-Messages = Sequence[Mapping[str, Any]]
+Messages = Sequence[Mapping[str, Any] | Turn]
 
 
 @dataclasses.dataclass
@@ -142,6 +141,14 @@ class ChatModel:
         """Answers several conversations in one batch; each output has the seconds of the whole batch."""
         return self._answers(conversations, settings) if len(conversations) else []
 
+    def process(self, messages: Messages, **settings: Any) -> ProcessorOutput:
+        """Returns the prompt that `answer` gives to the model.
+
+        Raises:
+          InputError: As `chat`.
+        """
+        return self._process([messages], settings)[0][0]
+
     def _answers(
         self, conversations: Sequence[Messages], settings: Mapping[str, Any], on_text: Callable | None = None
     ) -> list[GenerationOutput]:
@@ -237,11 +244,12 @@ def _several(media: Any, dimensions: int) -> list[Any]:
       media: One image or video, or any number of them.
       dimensions: Of the array of one of them; an array of more is a batch.
     """
-    single = isinstance(media, str | bytes | bytearray | memoryview | os.PathLike | MediaBytes) or hasattr(
-        media, "read"
-    )
-    if not isinstance(media, list | tuple) and hasattr(media, "__array__"):
-        single = np.ndim(media) <= dimensions
+    if isinstance(media, list | tuple):
+        return list(media)
+    if hasattr(media, "__array__"):
+        single = getattr(media, "ndim", dimensions) <= dimensions
+    else:
+        single = isinstance(media, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(media, "read")
     return [media] if single or not isinstance(media, Iterable) else list(media)
 
 
