@@ -24,7 +24,7 @@ Media stand before the question, in the order of the flags: paths, file:// and d
 --allow-remote http(s):// addresses. A conversation file holds a list of messages:
   [{"role": "user", "content": [{"type": "video", "video": "a.mp4", "fps": 1}, {"type": "text", "text": "..."}]}]
 
-exit codes: 0 answered, 2 bad input (one line on stderr names it), 1 a failure of ours"""
+exit codes: 0 answered, 2 bad input (one line on stderr names it), 1 a failure of ours or of stdout"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
