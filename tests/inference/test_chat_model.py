@@ -55,6 +55,8 @@ def test_one_medium_needs_no_list(one):
 
 def test_no_conversations_give_no_answers(model):
     assert model.answer_batch([]) == []
+    with pytest.raises(InputError, match="unknown setting 'beams'"):
+        model.answer_batch([], beams=4)
 
 
 @pytest.mark.parametrize("extra", [{"question": "Q"}, {"images": [IMAGE]}, {"videos": VIDEO}, {"system": "S"}])

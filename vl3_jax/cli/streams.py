@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_READER_LEFT = 1, 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -71,12 +72,13 @@ def ended_by_interrupt() -> Iterator[None]:
     Python would raise KeyboardInterrupt between two of its own instructions: late where a library works for minutes,
     and never where one catches it, as imports may.
     """
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    except ValueError:  # not the main thread
+    handler = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if handler is not signal.default_int_handler or not in_main_thread:  # ignored, as by nohup, or somebody else's
         yield
         return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)

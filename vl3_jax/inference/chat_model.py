@@ -139,7 +139,7 @@ class ChatModel:
 
     def answer_batch(self, conversations: Sequence[Messages], **settings: Any) -> list[GenerationOutput]:
         """Answers several conversations in one batch; each output has the seconds of the whole batch."""
-        return self._answers(conversations, settings) if len(conversations) else []
+        return self._answers(conversations, settings)
 
     def process(self, messages: Messages, **settings: Any) -> ProcessorOutput:
         """Returns the prompt that `answer` gives to the model.
@@ -155,6 +155,8 @@ class ChatModel:
         """Answers conversations; `on_text` is called with the pieces of the first one's text."""
         start, timings = time.perf_counter(), Timings()
         processed, sampling = self._process(conversations, settings)
+        if not processed:
+            return []
         seconds = {"load": self.load_seconds, "process": time.perf_counter() - start}
         generated = self.engine.generate([prompt.sample for prompt in processed], sampling, timings)
         outputs, streamed = itertools.tee(generated)
