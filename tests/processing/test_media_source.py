@@ -72,6 +72,7 @@ def test_a_pipe_is_read_once(folder):
         ("nothing.png", "nothing.png: no such image file"),
         ("~/nothing.png", "no such image file"),
         ("~/..", "no such image file"),
+        ("", "the image has an empty name"),
         ("a\0b", r"a\\x00b: no such image file"),
         ("x" * 1_000_000, "File name too long"),
         ("https://example.org/a.png", "--allow-remote"),

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_READER_LEFT = 1, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
@@ -40,8 +41,10 @@ def prepare() -> None:
     if sys.stderr is None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if sys.stdout is sys.__stdout__:  # tests and notebooks have a stream of their own
-        binary = io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False))
-        sys.stdout = io.TextIOWrapper(binary, sys.stdout.encoding, line_buffering=sys.stdout.isatty())
+        raw, unbuffered = _Output(sys.stdout.fileno(), "w", closefd=False), sys.stdout.write_through
+        binary: Any = raw if unbuffered else io.BufferedWriter(raw)
+        lines = sys.stdout.line_buffering
+        sys.stdout = io.TextIOWrapper(binary, sys.stdout.encoding, line_buffering=lines, write_through=unbuffered)
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)

@@ -80,6 +80,8 @@ def path_or_bytes(source: Any, kind: str, files: str, forms: str) -> tuple[str |
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"the {kind} cannot be of type {type(source).__name__}; give {forms}")
     path = os.fsdecode(source)
+    if not path:
+        raise InputError(f"the {kind} has an empty name; give {forms}")
     scheme = scheme_of(source)
     if scheme == "data":
         return _data_content(path), printable(path, 60)
