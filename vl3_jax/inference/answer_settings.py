@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vl3_jax import config_tree
-from vl3_jax.config_tree import LIMITS, Limits
+from vl3_jax.config_tree import LIMITS
 from vl3_jax.errors import InputError, SettingError
 from vl3_jax.inference.sampling_config import SamplingConfig
-from vl3_jax.processing.processor_config import ProcessorConfig
+from vl3_jax.processing.processor_config import SECONDS, ProcessorConfig
 
 # Keyword: field of the dataclass.
 SAMPLING = {field.name: field.name for field in dataclasses.fields(SamplingConfig)}
@@ -26,7 +26,6 @@ PROCESSOR = {
 VIDEO = {"start": "start", "end": "end"}  # fields of `FrameSamplingOptions`
 PRUNE = "prune"  # False keeps every token; it stands for a `prune_threshold` of None
 ALLOW_REMOTE = "allow_remote"  # whether media may be fetched from http(s):// addresses
-_SECONDS = Limits(0, 10**9)
 _PER_VIDEO = ("fps", "max_frames")  # those of the processor that a video may set for itself
 
 
@@ -70,7 +69,7 @@ def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: Pr
 
     for name, value in chosen.items():
         if name in VIDEO:
-            config_tree.check_value(name, value, float, {LIMITS: _SECONDS})
+            config_tree.check_value(name, value, float, {LIMITS: SECONDS})
         elif name in (PRUNE, ALLOW_REMOTE):
             config_tree.check_value(name, value, bool, {})
     changes = fields(PROCESSOR)

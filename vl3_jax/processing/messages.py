@@ -15,7 +15,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vl3_jax.config_tree import Limits
 from vl3_jax.errors import InputError, printable, repr_of
+from vl3_jax.processing.processor_config import COUNT, FPS, SECONDS
 from vl3_jax.processing.video_reader import FrameSamplingOptions
 
 ROLES = ("system", "user", "assistant", "stream")
@@ -32,6 +34,7 @@ _OPTIONS = {
         "num_frames": "num_frames",
     },
 }
+_LIMITS = {"fps": FPS, "max_frames": COUNT, "start": SECONDS, "end": SECONDS}
 _SOURCE_KEYS = ("url", "path", "base64")  # besides the name of the kind
 
 
@@ -172,18 +175,17 @@ def _option(kind: str, name: str, value: Any, key: str, where: str) -> Any:
         if not isinstance(value, bool):
             raise InputError(f"{where}: {key} is {_shown(value)}; give true or false")
         return value
-    if name in ("max_frames", "num_frames"):
-        number = _number(value, key, where)
-        if number != int(number):
-            raise InputError(f"{where}: {key} is {_shown(value)}; give a whole number")
-        return int(number)
     if name == "timestamps":
         if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
             raise InputError(f"{where}: {key} is {_shown(value)}; give a list with the time of each frame in seconds")
         return [_number(time, key, where) for time in value]
     if kind == "image" and isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
         value = value[0]  # the released form: a list with the time of the one image
-    return _number(value, key, where)
+    number = _number(value, key, where)
+    whole, limits = name in ("max_frames", "num_frames"), _LIMITS.get(name, Limits())
+    if (whole and number != int(number)) or number not in limits:
+        raise InputError(f"{where}: {key} is {_shown(value)}; give a {'whole ' * whole}number {limits}".rstrip())
+    return int(number) if whole else number
 
 
 def _check_num_frames(kind: str, source: Any, stated: int | None, where: str) -> None:

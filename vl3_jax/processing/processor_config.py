@@ -16,7 +16,9 @@ from vl3_jax.processing.video_reader import FrameSamplingOptions
 PREPROCESS_MODES = ("official", "native")
 MERGES = (1, MAX_MERGE)
 _GREY = (0.5, 0.5, 0.5)
-_COUNT = Limits(1, INT32)
+COUNT = Limits(1, INT32)
+FPS = Limits(1e-6, 1000)
+SECONDS = Limits(0, 1e9)  # of a video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +45,10 @@ class ProcessorConfig:
 
     image_merge: int = dataclasses.field(default=1, metadata={CHOICES: MERGES})
     video_merge: int = dataclasses.field(default=2, metadata={CHOICES: MERGES})
-    min_tokens: int = dataclasses.field(default=resize.MIN_TOKENS, metadata={LIMITS: _COUNT})
-    max_tokens: int = dataclasses.field(default=resize.MAX_TOKENS, metadata={LIMITS: _COUNT})
-    fps: float = dataclasses.field(default=FrameSamplingOptions.fps, metadata={LIMITS: Limits(above=0, most=1_000_000)})
-    max_frames: int = dataclasses.field(default=FrameSamplingOptions.max_frames, metadata={LIMITS: _COUNT})
+    min_tokens: int = dataclasses.field(default=resize.MIN_TOKENS, metadata={LIMITS: COUNT})
+    max_tokens: int = dataclasses.field(default=resize.MAX_TOKENS, metadata={LIMITS: COUNT})
+    fps: float = dataclasses.field(default=FrameSamplingOptions.fps, metadata={LIMITS: FPS})
+    max_frames: int = dataclasses.field(default=FrameSamplingOptions.max_frames, metadata={LIMITS: COUNT})
     image_mean: tuple[float, float, float] = _GREY
     image_std: tuple[float, float, float] = _GREY
     preprocess: str = dataclasses.field(default=FrameSamplingOptions.preprocess, metadata={CHOICES: PREPROCESS_MODES})
