@@ -50,7 +50,7 @@ def test_a_wrong_command_line_exits_with_2(argv, capsys):
 def test_bad_input_is_one_line_and_exit_code_2(capsys):
     assert main(["demo", "--max-new-tokens", "0"]) == 2
     error = capsys.readouterr().err
-    assert error == "vl3 demo: max new tokens is 0: ask for at least 1\n"
+    assert error == "vl3 demo: --max-new-tokens is 0; give a whole number from 1 up to 2147483647\n"
 
 
 @pytest.mark.usefixtures("fast_compile")

@@ -227,7 +227,7 @@ def test_settings_without_files(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"processor_config": {"image_merge_size": 3}}, "image_merge is 3; use 1 or 2"),
+        ({"processor_config": {"image_merge_size": 3}}, "image_merge is 3; use one of 1, 2"),
         ({"preprocessor_config": []}, r"preprocessor_config\.json: holds a list"),
         ({"preprocessor_config": {"max_tokens": 0}}, "max_tokens is 0"),
         ({"preprocessor_config": {"image_std": 0}}, "image_std"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_pipelines.synthetic import parsing
 from data_pipelines.synthetic.registry import BOX, SPAN
-from vl3_jax.cli import demo_report
+from vl3_jax.cli import demo_report, generation_flags
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.tasks import FAMILY, EvalTask, QuestionSelection, find
 
@@ -36,8 +36,11 @@ def run(arguments: argparse.Namespace) -> None:
     from vl3_jax.checkpoint.load import NANO
     from vl3_jax.evaluation.batch_generator import BatchGenerator
     from vl3_jax.inference.chat_model import load
+    from vl3_jax.inference.sampling_config import SamplingConfig
     from vl3_jax.model import abstract_params, num_parameters
 
+    with generation_flags.naming_flags():
+        SamplingConfig(max_new_tokens=arguments.max_new_tokens)
     report = pathlib.Path(arguments.out)
     if not report.absolute().parent.is_dir():
         raise InputError(f"{report}: there is no folder {report.parent}; create it or choose another --out")
