@@ -1,36 +1,98 @@
-"""The file behind an image or video: a path or bytes."""
+"""What an image or video may be given as: a path, a reference, bytes, an open file.
 
+    path_or_bytes("a.png", "image", ...)                       the path, checked
+    path_or_bytes("file:///home/me/a%20b.png", "image", ...)   the path that the reference names
+    path_or_bytes("data:image/png;base64,iVBO...", ...)        the bytes
+    path_or_bytes(MediaBytes(content, "https://..."), ...)     the bytes, with their name for messages
+    path_or_bytes("/dev/stdin", ...)                           the bytes, where it is a pipe
+
+References on other machines are refused here, because nothing is fetched that was not asked for. Whoever allows them
+passes sources through `remote_media.fetched` first, which turns http(s):// into `MediaBytes`.
+"""
+
+import base64
+import binascii
+import dataclasses
 import io
 import os
+import re
+import stat
+import urllib.parse
 from typing import Any
 
-from vl3_jax.errors import InputError
+from vl3_jax.errors import InputError, printable
+
+MAX_PIPE_BYTES = 2**31  # the content of a pipe is held in memory
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_PIECE = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaBytes:
+    """The content of an image or video that is no local file.
+
+    Attributes:
+      data: The content.
+      name: Its name for messages, such as its address.
+    """
+
+    data: bytes = dataclasses.field(repr=False)
+    name: str
+
+
+def scheme_of(source: Any) -> str | None:
+    """Returns the scheme of a reference in lower case ("file", "data", "https"); None of a path or another source.
+
+    A colon alone makes no reference: `10:22:33.mp4` is a path.
+    """
+    if not isinstance(source, str):
+        return None
+    if source[:5].lower() == "data:" and "," in source:
+        return "data"
+    match = _SCHEME.match(source)
+    return match[1].lower() if match else None
 
 
 def path_or_bytes(source: Any, kind: str, files: str, forms: str) -> tuple[str | bytes, str]:
     """Returns the path or the content of a source, and its name for messages.
 
     Args:
-      source: A path, bytes or a binary file object, which is read.
+      source: A path, a `file://` or `data:` reference, bytes, `MediaBytes`, or a binary file object, which is read.
       kind: "image" or "video", for messages.
       files: What a path leads to, for messages.
       forms: All forms that a source of this kind may have, for messages.
 
+    Returns:
+      The path of a file or folder that may be read, which no library takes for anything but a path, or bytes.
+
     Raises:
-      InputError: The file is missing or empty, or the source is of another type.
+      InputError: The file is missing, empty or may not be read, or the source is of another type.
     """
+    if isinstance(source, MediaBytes):
+        return source.data, printable(source.name)
+    name = f"{kind} bytes"
     if hasattr(source, "read"):
-        source = source.read()
+        name, source = printable(getattr(source, "name", name)), source.read()
+        if isinstance(source, str):
+            raise InputError(f"{name}: the file is open as text; open it with mode 'rb'")
     if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(source), f"{kind} bytes"
+        return bytes(source), name
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"the {kind} cannot be of type {type(source).__name__}; give {forms}")
-    path = os.fspath(source)
-    if not os.path.exists(path):
-        raise InputError(f"{path}: no such {files}; check the path")
-    if not os.path.isdir(path) and not os.path.getsize(path):
-        raise InputError(f"{path}: the file is empty (0 bytes); replace it")
-    return path, path
+    path = os.fsdecode(source)
+    scheme = scheme_of(source)
+    if scheme == "data":
+        return _data_content(path), printable(path, 60)
+    if scheme == "file":
+        path = _file_path(path)
+    elif scheme in ("http", "https"):
+        raise InputError(
+            f"{printable(path)}: nothing is fetched from other machines unless you ask for it; allow it with "
+            "--allow-remote (in Python allow_remote=True), or give a file"
+        )
+    elif scheme is not None:
+        raise InputError(f"{printable(path)}: {scheme}:// is not read; give a path, file://, data: or https://")
+    return _readable(path, files), printable(path)
 
 
 def as_file(data: str | bytes) -> str | io.BytesIO:
@@ -44,3 +106,65 @@ def first_bytes(data: str | bytes, count: int) -> bytes:
         return data[:count]
     with open(data, "rb") as file:
         return file.read(count)
+
+
+def _readable(path: str, files: str) -> str | bytes:
+    """Returns the path of a file or folder that may be read, or the content of a pipe."""
+    name = printable(path)
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            os.scandir(path).close()
+        elif stat.S_ISREG(status.st_mode):
+            open(path, "rb").close()
+        elif stat.S_ISFIFO(status.st_mode):
+            return _pipe_content(path, name)
+        else:
+            raise InputError(f"{name}: is a device, not a {files}; give a file")
+    except PermissionError:
+        raise InputError(f"{name}: no permission to read it; change its permissions, or those of its folder") from None
+    except (OSError, ValueError) as error:  # ValueError: a character that no path may hold
+        reason = error.strerror if isinstance(error, OSError) else None
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError | ValueError)
+        text = f"no such {files}" if missing else f"cannot be read ({reason})"
+        raise InputError(f"{name}: {text}; check the path") from None
+    if stat.S_ISREG(status.st_mode) and not status.st_size:
+        raise InputError(f"{name}: the file is empty (0 bytes); replace it")
+    # FFmpeg takes what stands before a colon for a protocol, unless a folder comes first.
+    return path if os.path.isabs(path) else os.path.join(os.curdir, path)
+
+
+def _pipe_content(path: str, name: str) -> bytes:
+    pieces, size = [], 0
+    with open(path, "rb") as pipe:
+        while piece := pipe.read(_PIECE):
+            size += len(piece)
+            if size > MAX_PIPE_BYTES:
+                raise InputError(f"{name}: more than {MAX_PIPE_BYTES:,} bytes came through the pipe; give a file")
+            pieces.append(piece)
+    if not size:
+        raise InputError(f"{name}: nothing came through the pipe; a pipe can be read only once")
+    return b"".join(pieces)
+
+
+def _file_path(reference: str) -> str:
+    """Returns the path of a `file://` reference."""
+    host, slash, path = reference[len("file://") :].partition("/")
+    if host.lower() not in ("", "localhost") or not slash:
+        raise InputError(f"{printable(reference)}: names no file of this machine; write file:///folder/file")
+    return urllib.parse.unquote(f"/{path}", errors="surrogateescape")
+
+
+def _data_content(reference: str) -> bytes:
+    """Returns the content of a `data:` reference (RFC 2397)."""
+    header, _, text = reference.partition(",")
+    content = urllib.parse.unquote_to_bytes(text)
+    if header.lower().endswith(";base64"):
+        content = b"".join(content.split())
+        try:
+            content = base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
+        except binascii.Error as error:
+            raise InputError(f"{printable(reference, 60)}: not base64 ({error}); encode the file again") from None
+    if not content:
+        raise InputError(f"{printable(reference, 60)}: holds no content; encode the file again")
+    return content
