@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import importlib.util
 import json
+import math
 import pathlib
 import re
 
@@ -16,7 +17,7 @@ from data_pipelines.mixture_dataset import DatasetSpec
 from data_pipelines.mixtures import MixtureConfig
 from vl3_jax import config_file, config_tree
 from vl3_jax.cli import settings_flags
-from vl3_jax.errors import InputError
+from vl3_jax.errors import InputError, SettingError
 from vl3_jax.evaluation.tasks import QuestionSelection
 from vl3_jax.inference import answer_settings
 from vl3_jax.inference.sampling_config import SamplingConfig
@@ -74,7 +75,7 @@ def test_changes_reach_the_dataclass():
     ("changes", "message"),
     [
         (["data.fps=-1"], "fps is -1.0"),
-        (["data.image_merge=3"], "image_merge is 3; use 1 or 2"),
+        (["data.image_merge=3"], "image_merge is 3; use one of 1, 2"),
         (["optimizer.kind=sgd"], "'sgd' is unknown"),
         (["optimizer.warmup_ratio=2"], "warmup_ratio is 2.0"),
         (["data.preprocess=mine"], "preprocess is 'mine'; use one of official, native"),
@@ -134,9 +135,30 @@ def test_keywords_reach_their_dataclass():
     settings = answer_settings.resolve(keywords, SamplingConfig(repetition_penalty=1.1), ProcessorConfig())
     assert settings.sampling == SamplingConfig(top_k=3, repetition_penalty=1.1)
     assert settings.processor == ProcessorConfig(fps=2, max_tokens=99, prune_threshold=None)
-    assert settings.video == {"start": 1.5}
+    assert settings.video == {"start": 1.5, "fps": 2}
+    assert (settings.allow_remote, resolve(allow_remote=True).allow_remote) == (False, True)
     with pytest.raises(InputError, match="unknown setting 'fsp'; known are"):
-        answer_settings.resolve({"fsp": 1}, SamplingConfig(), ProcessorConfig())
+        resolve(fsp=1)
+
+
+def resolve(**keywords):
+    return answer_settings.resolve(keywords, SamplingConfig(), ProcessorConfig())
+
+
+NUMBERS = ("temperature", "top_p", "repetition_penalty", "fps", "prune_threshold", "start", "end")
+INTEGERS = ("max_new_tokens", "top_k", "seed", "logprobs", "max_frames", "max_visual_tokens", "image_merge")
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, *INTEGERS])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, True, "1", [1], 10**400, 2**64 - 1, 2**32, 1.5])
+def test_every_setting_is_applied_or_refused_under_its_own_name(name, value):
+    if value == 1.5 and name in NUMBERS and name != "top_p":
+        assert resolve(**{name: value})
+        return
+    with pytest.raises(SettingError, match=f"^{name} is ") as error:
+        resolve(**{name: value})
+    assert len(str(error.value)) < 400
+    assert (error.value.name, type(error.value.value)) == (name, type(value))
 
 
 def literal_defaults(declarations):

@@ -10,12 +10,19 @@ and one of a few values may name these:
     prune_threshold: float | None = dataclasses.field(default=0.1, metadata={NONE: 0.0})
     merge: int = dataclasses.field(default=1, metadata={CHOICES: (1, 2)})
 
+A number names the values it may have, and `check` refuses others, what is no number (NaN), and other types:
+
+    fps: float = dataclasses.field(default=1.0, metadata={LIMITS: Limits(above=0)})
+
 A dataclass whose instances stand in a mapping under one of their own fields names that field as its class variable
 `KEY`; the plain form does not repeat it.
 """
 
 import dataclasses
+import functools
 import inspect
+import math
+import numbers
 import re
 import typing
 from collections.abc import Mapping
@@ -24,13 +31,72 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from vl3_jax.errors import InputError
+from vl3_jax.errors import InputError, SettingError
 
 Settings = TypeVar("Settings")
 # Keys of a field's metadata.
 NONE = "none"  # what stands for None in the plain form
 CHOICES = "choices"  # the values that there are
+LIMITS = "limits"  # the `Limits` of a number
+INT32 = 2**31 - 1  # the largest integer that a device holds
 _ATTRIBUTE = re.compile(r"^  (?P<names>[\w, ]+): (?P<text>.*(?:\n    .*)*)", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The numbers that a setting may be.
+
+    Attributes:
+      least: Smallest value; None where `above` says more, or there is none.
+      most: Largest value; None if there is none.
+      above: A value that all others are larger than, or None.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+
+    def __contains__(self, value: Any) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+        )
+
+    def __str__(self) -> str:
+        bounds = (("from", self.least), ("above", self.above), ("up to", self.most))
+        return " ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
+
+
+def check(settings: Any, cls: type | None = None) -> None:
+    """Checks the values of a dataclass instance against its declarations.
+
+    Args:
+      settings: The instance.
+      cls: A base class, to check its settings only.
+
+    Raises:
+      SettingError: A value of another type, none of the choices, beyond the limits, or infinite.
+    """
+    for field, kind, optional in _declarations(cls or type(settings)):
+        value = getattr(settings, field.name)
+        if value is not None or not optional:
+            check_value(field.name, value, kind, field.metadata)
+
+
+def check_value(name: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> None:
+    """Checks one value against its type and the metadata of its field; see `check`."""
+    choices, limits = metadata.get(CHOICES), metadata.get(LIMITS, Limits())
+    if choices is not None and (isinstance(value, bool) or value not in choices):
+        raise SettingError(name, value, f"use one of {', '.join(map(str, choices))}")
+    if kind is bool and not isinstance(value, bool):
+        raise SettingError(name, value, "give True or False")
+    if kind not in (int, float):
+        return
+    right = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+    if not right or not (isinstance(value, int) or math.isfinite(value)) or value not in limits:
+        noun = "a whole number" if kind is int else "a number"
+        raise SettingError(name, value, f"give {noun} {limits}".rstrip())
 
 
 def to_tree(settings: Any) -> dict[str, Any]:
@@ -103,6 +169,13 @@ def descriptions(cls: type) -> dict[str, str]:
         for match in _ATTRIBUTE.finditer(attributes):
             found |= {name.strip(): " ".join(match["text"].split()) for name in match["names"].split(",")}
     return found
+
+
+@functools.cache
+def _declarations(cls: type) -> list[tuple[dataclasses.Field, Any, bool]]:
+    """Returns each field of a dataclass with its type, and whether it may be None."""
+    hints, kinds = typing.get_type_hints(cls), types(cls)
+    return [(f, kinds[f.name], type(None) in typing.get_args(hints[f.name])) for f in dataclasses.fields(cls)]
 
 
 def _without_none(hint: Any) -> Any:

@@ -18,6 +18,35 @@ class InputError(Exception):
         super().__init__(printable(message, _MESSAGE_LENGTH))
 
 
+class SettingError(InputError):
+    """A value that a setting cannot have.
+
+    Args:
+      name: The setting, as the person who gave the value knows it.
+      value: The value.
+      advice: What to give instead.
+    """
+
+    def __init__(self, name: str, value: Any, advice: str):
+        super().__init__(f"{name} is {printable(repr_of(value))}; {advice}")
+        self.name, self.value, self.advice = name, value, advice
+
+    def __reduce__(self):
+        return SettingError, (self.name, self.value, self.advice)
+
+    def renamed(self, name: str) -> "SettingError":
+        """Returns the same error under another name of the setting, such as its flag."""
+        return SettingError(name, self.value, self.advice)
+
+
+def repr_of(value: Any) -> str:
+    """Returns the `repr` of any value; Python refuses to print integers of thousands of digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"a huge {type(value).__name__}"
+
+
 def printable(value: Any, length: int = NAME_LENGTH) -> str:
     """Returns a name or value as a message shows it: cut in the middle, and without characters that steer a terminal.
 

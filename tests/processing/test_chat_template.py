@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from support.media import TOKENIZER
-from vl3_jax.errors import InputError
 from vl3_jax.processing import chat_template
 from vl3_jax.processing.chat_template import PromptStyle, VisualTokenCounts, render, time_label, with_default_system
-from vl3_jax.processing.messages import MediaPart, parse_messages
+from vl3_jax.processing.messages import parse_messages
 from vl3_jax.processing.tokenizer import Tokenizer
 
 IMAGE = {"type": "image", "image": "a.png"}
@@ -176,48 +175,3 @@ def test_placeholders_are_marked(tokenizer):
     )
     np.testing.assert_array_equal(turn.is_vision, turn.tokens == 151665)
     assert turn.is_vision.sum() == 6
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        {"type": "video", "video": "a.mp4", "fps": 2, "max_frames": 64, "start": 1, "end": 5.5},
-        {
-            "type": "video",
-            "video": {"video_path": "a.mp4", "fps": 2, "max_frames": 64, "start_time": 1, "end_time": 5.5},
-        },
-        {"video": {"video_path": "a.mp4", "fps": 2, "max_frames": 64}, "start": 1, "end": 5.5, "num_frames": 3},
-    ],
-)
-def test_all_forms_of_a_video_part_parse_to_the_same_turn(part):
-    options = {"fps": 2.0, "max_frames": 64, "start": 1.0, "end": 5.5}
-    assert parse_messages([user(part)])[0].parts == [MediaPart("video", "a.mp4", options)]
-
-
-@pytest.mark.parametrize("key", ["time", "timestamp", "timestamps"])
-@pytest.mark.parametrize("value", [3, [3.0]])
-def test_all_forms_of_an_image_part_parse_to_the_same_turn(key, value):
-    for part in ({"type": "image", "image": "a.png"}, {"image": {"image_path": "a.png"}}):
-        assert parse_messages([user({**part, key: value})])[0].parts == [MediaPart("image", "a.png", {}, 3.0)]
-
-
-@pytest.mark.parametrize(
-    ("messages", "message"),
-    [
-        ([], "at least one"),
-        ("hello", "a conversation is a list of messages"),
-        ([{"role": "user"}], 'message 1: needs "role" and "content"'),
-        ([user("a"), {"role": "tool", "content": "b"}], "message 2: unknown role 'tool'"),
-        ([user("a", {"type": "audio", "audio": "b"})], "message 1, part 2: unknown type 'audio'"),
-        ([user({"type": "video"})], 'of type video but without "video"'),
-        ([user({"type": "video", "video": {"path": "a"}})], 'without "video_path"'),
-        ([user({**VIDEO, "max_frame": 3})], "unknown key 'max_frame'; known are fps, max_frames"),
-        ([user({**VIDEO, "fps": "fast"})], "fps is 'fast'; give a number"),
-        ([user({**IMAGE, "fps": 1})], "unknown key 'fps'"),
-        ([user(3)], "part 1: has type int"),
-        ([{"role": "user", "content": 3}], "content has type int"),
-    ],
-)
-def test_invalid_messages_are_refused(messages, message):
-    with pytest.raises(InputError, match=message):
-        parse_messages(messages)

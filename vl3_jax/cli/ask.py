@@ -4,12 +4,13 @@ import argparse
 import functools
 import json
 import logging
-import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from vl3_jax.cli import generation_flags
-from vl3_jax.errors import InputError
+from vl3_jax.cli import generation_flags, streams
+from vl3_jax.errors import InputError, printable
+from vl3_jax.processing.messages import Turn, parse_messages
 
 logger = logging.getLogger(__name__)
 
@@ -19,10 +20,11 @@ EPILOG = """examples:
   vl3 ask --model DIR --video talk.mp4 --start 60 --end 90 --fps 2 --json "When does she point at the screen?"
   vl3 ask --model DIR --conversation messages.json
 
-Media stand before the question, in the order of the flags. A conversation file holds a list of messages:
+Media stand before the question, in the order of the flags: paths, file:// and data: references, - for stdin, and with
+--allow-remote http(s):// addresses. A conversation file holds a list of messages:
   [{"role": "user", "content": [{"type": "video", "video": "a.mp4", "fps": 1}, {"type": "text", "text": "..."}]}]
 
-exit codes: 0 answered, 2 bad input (one line on stderr names it), 1 a failure of ours"""
+exit codes: 0 answered, 2 bad input (one line on stderr names it), 1 a failure of ours or of stdout"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Answers the question and prints the answer."""
-    messages = _messages(arguments)
+    with streams.ended_by_interrupt(), generation_flags.naming_flags():
+        _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.logprobs is not None and not arguments.json:
+        raise InputError("--logprobs are part of the JSON object; add --json")
+    messages = parse_messages(_messages(arguments))
     settings = generation_flags.settings(arguments)
     model = generation_flags.load_model(arguments)
     streaming = not arguments.json and sys.stdout.isatty()
@@ -55,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     for warning in answer.processed.warnings:
         logger.warning("vl3 ask: warning: %s", warning)
     if arguments.json:
-        print(json.dumps(answer.as_json(), ensure_ascii=False))
+        print(json.dumps(answer.as_json()))
         return
     print("" if streaming else answer.text)
     if sys.stderr.isatty():
@@ -74,14 +83,14 @@ def summary(answer) -> str:
 
 
 def _media_part(kind: str, path: str) -> dict[str, str]:
-    return {"type": kind, kind: path}
+    return {"type": kind, kind: generation_flags.file_argument(path)}
 
 
-def _messages(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _messages(arguments: argparse.Namespace) -> Sequence[dict[str, Any] | Turn]:
     if arguments.conversation:
         if arguments.question or arguments.media or arguments.system:
             raise InputError("--conversation holds the question, media and system prompt already; leave the others out")
-        return read_conversation(arguments.conversation)
+        return read_conversation(generation_flags.file_argument(arguments.conversation))
     parts = arguments.media or []
     if not arguments.question and not parts:
         raise InputError("nothing to answer: give a question, --image, --video or --conversation")
@@ -96,13 +105,27 @@ def read_conversation(path: str) -> list[dict[str, Any]]:
     Raises:
       InputError: The file is missing or is no list of messages; names the line.
     """
+    name = printable(path)
     try:
-        messages = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            messages = json.loads(file.read(), object_pairs_hook=_object)  # bytes: a byte-order mark is understood
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}); correct the file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"{path}: {reason}; give a JSON file with a list of messages") from None
+        raise InputError(f"{name}, line {error.lineno}: not JSON ({error.msg}); correct the file") from None
+    except OSError as error:
+        raise InputError(f"{name}: {error.strerror}; give a JSON file with a list of messages") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{name}: not UTF-8 text; give a JSON file with a list of messages") from None
+    except (ValueError, RecursionError) as error:  # a key given twice, a number of thousands of digits, endless nesting
+        raise InputError(f"{name}: cannot be read as JSON ({error}); correct the file") from None
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise InputError(f'{path}: expected a list of messages like {{"role": "user", "content": "..."}}')
+        raise InputError(f'{name}: expected a list of messages like {{"role": "user", "content": "..."}}')
     return messages
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object; of a key that is given twice, one value would be ignored."""
+    keys = [key for key, _ in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
+    if twice is not None:
+        raise ValueError(f"the key {printable(twice)} is given twice in one object")
+    return dict(pairs)

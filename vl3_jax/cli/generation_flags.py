@@ -1,11 +1,15 @@
 """The flags that several commands share: the model, the processing of media, decoding."""
 
 import argparse
+import contextlib
 import logging
+import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from vl3_jax.cli import settings_flags
+from vl3_jax.errors import SettingError
 from vl3_jax.inference import answer_settings
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.processor_config import ProcessorConfig
@@ -41,6 +45,9 @@ def add_media(parser: argparse.ArgumentParser) -> None:
     pruning = group.add_mutually_exclusive_group()
     settings_flags.add(pruning, ProcessorConfig, threshold)
     pruning.add_argument("--no-prune", action="store_true", help="keep every video token")
+    group.add_argument(
+        "--allow-remote", action="store_true", help="fetch media from http(s):// addresses, which is refused otherwise"
+    )
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:
@@ -56,10 +63,32 @@ def _flags(keywords: dict[str, str]) -> dict[str, str]:
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the keywords of `ChatModel.answer` that were given as flags."""
+    """Returns the keywords of `ChatModel.answer` that were given as flags.
+
+    Raises:
+      SettingError: A value that its setting cannot have, under the name of the flag.
+    """
     keywords = (*answer_settings.SAMPLING, *answer_settings.PROCESSOR, *answer_settings.VIDEO)
     given = {name: value for name in keywords if (value := getattr(arguments, name, None)) is not None}
-    return given | ({answer_settings.PRUNE: False} if arguments.no_prune else {})
+    given |= {answer_settings.PRUNE: False} if arguments.no_prune else {}
+    given |= {answer_settings.ALLOW_REMOTE: True} if arguments.allow_remote else {}
+    with naming_flags():  # now rather than after the model is loaded
+        answer_settings.resolve(given, SamplingConfig(), ProcessorConfig())
+    return given
+
+
+@contextlib.contextmanager
+def naming_flags() -> Iterator[None]:
+    """Names a setting as its flag in errors of `ChatModel.answer`."""
+    try:
+        yield
+    except SettingError as error:
+        raise error.renamed(f"--{error.name.replace('_', '-')}") from None
+
+
+def file_argument(name: str) -> str:
+    """Returns the path that a flag or a line means: `-` is stdin, `~` the home folder, where no shell replaced it."""
+    return "/dev/stdin" if name == "-" else os.path.expanduser(name)
 
 
 def load_model(arguments: argparse.Namespace):

@@ -9,9 +9,11 @@ import importlib
 import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from vl3_jax import logs, platforms
-from vl3_jax.errors import InputError
+from vl3_jax.cli import streams
+from vl3_jax.errors import InputError, printable
 
 # Name on the command line, its line in `vl3 --help`. The module is `vl3_jax.cli.<name>`.
 COMMANDS = {
@@ -26,30 +28,57 @@ COMMANDS = {
     "convert": "checkpoints: Hugging Face to Orbax and back, initial weights, tables, comparisons",
 }
 
-EXIT_FAILURE, EXIT_BAD_INPUT = 1, 2
+EXIT_BAD_INPUT = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: {printable(message, 500)}; {self.prog} --help lists the flags\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `vl3 argv`. Returns 0 when done, 2 for bad input; other exceptions pass (exit code 1)."""
-    # --config.a.b=1 changes a setting of the configuration, in every command that takes one.
-    argv = [re.sub(r"^--config\.", "--set=", word) for word in (sys.argv[1:] if argv is None else argv)]
-    chosen = argv[0] if argv and argv[0] in COMMANDS else None
-    if chosen != "plan":  # it uses the compiler of the TPU library
-        platforms.leave_out_absent_tpu()
-    arguments = _parser(chosen).parse_args(argv)
+    """Runs `vl3 argv`.
+
+    Returns:
+      0 when done, 2 for bad input, 130 when stopped by Ctrl-C, 141 when the reader of stdout left, 1 when stdout cannot
+      be written. Other exceptions pass (exit code 1).
+    """
+    streams.prepare()
     try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except streams.OutputError as error:
+        return streams.output_failed(error)
+
+
+def _run(argv: Sequence[str]) -> int:
+    command = "vl3"
+    try:
+        with streams.ended_by_interrupt():
+            # --config.a.b=1 changes a setting of the configuration, in every command that takes one.
+            argv = [re.sub(r"^--config\.", "--set=", word) for word in argv]
+            chosen = argv[0] if argv and argv[0] in COMMANDS else None
+            if chosen != "plan":  # it uses the compiler of the TPU library
+                platforms.leave_out_absent_tpu()
+            arguments = _parser(chosen).parse_args(argv)
+            module = _module(arguments.command)
+        command = f"vl3 {arguments.command}"
         with logs.on_terminal():
-            return _module(arguments.command).run(arguments) or 0
+            return module.run(arguments) or 0
     except InputError as error:
-        print(f"vl3 {arguments.command}: {error}", file=sys.stderr)
+        streams.say(f"{command}: {error}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print(f"vl3 {arguments.command}: stopped", file=sys.stderr)
-        return EXIT_FAILURE
+        streams.say(f"{command}: stopped")
+        return streams.EXIT_INTERRUPTED
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vl3", description="VideoLLaMA3 in JAX: ask, convert, train.")
+    parser = _Parser(prog="vl3", description="VideoLLaMA3 in JAX: ask, convert, train.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(

@@ -7,7 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vl3_jax.errors import InputError
+from vl3_jax import config_tree
+from vl3_jax.config_tree import LIMITS, Limits
+from vl3_jax.errors import InputError, SettingError
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.processor_config import ProcessorConfig
 
@@ -23,6 +25,9 @@ PROCESSOR = {
 }
 VIDEO = {"start": "start", "end": "end"}  # fields of `FrameSamplingOptions`
 PRUNE = "prune"  # False keeps every token; it stands for a `prune_threshold` of None
+ALLOW_REMOTE = "allow_remote"  # whether media may be fetched from http(s):// addresses
+_SECONDS = Limits(0, 10**9)
+_PER_VIDEO = ("fps", "max_frames")  # those of the processor that a video may set for itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +37,14 @@ class AnswerSettings:
     Attributes:
       sampling: Decoding.
       processor: Processing of the media.
-      video: Start and end, as far as given, of videos without their own.
+      video: Options, as far as given, of videos without their own.
+      allow_remote: Whether media may be fetched from http(s):// addresses.
     """
 
     sampling: SamplingConfig
     processor: ProcessorConfig
     video: Mapping[str, Any]
+    allow_remote: bool
 
 
 def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: ProcessorConfig) -> AnswerSettings:
@@ -49,10 +56,11 @@ def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: Pr
       processor: Processor settings of the checkpoint.
 
     Raises:
-      InputError: An unknown keyword, or a value that its dataclass refuses.
+      InputError: An unknown keyword.
+      SettingError: A value that its dataclass refuses, under the name of the keyword.
     """
     chosen = {name: value for name, value in keywords.items() if value is not None}
-    known = {*SAMPLING, *PROCESSOR, *VIDEO, PRUNE}
+    known = {*SAMPLING, *PROCESSOR, *VIDEO, PRUNE, ALLOW_REMOTE}
     for name in chosen:
         if name not in known:
             raise InputError(f"unknown setting {name!r}; known are {', '.join(sorted(known))}")
@@ -60,7 +68,21 @@ def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: Pr
     def fields(keywords: Mapping[str, str]) -> dict[str, Any]:
         return {field: chosen[name] for name, field in keywords.items() if name in chosen}
 
-    changes = fields(PROCESSOR) | ({} if chosen.get(PRUNE, True) else {"prune_threshold": None})
-    return AnswerSettings(
-        dataclasses.replace(sampling, **fields(SAMPLING)), dataclasses.replace(processor, **changes), fields(VIDEO)
-    )
+    for name, value in chosen.items():
+        if name in VIDEO:
+            config_tree.check_value(name, value, float, {LIMITS: _SECONDS})
+        elif name in (PRUNE, ALLOW_REMOTE):
+            config_tree.check_value(name, value, bool, {})
+    changes = fields(PROCESSOR)
+    if not chosen.get(PRUNE, True):
+        if "prune_threshold" in changes:
+            raise InputError("prune_threshold prunes and prune=False does not; leave one of them out")
+        changes["prune_threshold"] = None
+    try:
+        sampling = dataclasses.replace(sampling, **fields(SAMPLING))
+        processor = dataclasses.replace(processor, **changes)
+    except SettingError as error:
+        keyword = {field: name for name, field in (SAMPLING | PROCESSOR).items()}
+        raise error.renamed(keyword.get(error.name, error.name)) from None
+    video = fields(VIDEO) | {name: chosen[name] for name in _PER_VIDEO if name in chosen}
+    return AnswerSettings(sampling, processor, video, chosen.get(ALLOW_REMOTE, False))

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vl3_jax.errors import InputError
+from vl3_jax.errors import InputError, SettingError
 from vl3_jax.inference import answer_settings
 from vl3_jax.inference.engine import DecodeOutput, Engine, Timings
 from vl3_jax.inference.generation_config import GenerationConfig
 from vl3_jax.inference.sampling_config import SamplingConfig
+from vl3_jax.processing.messages import MediaPart, Turn, parse_messages
 from vl3_jax.processing.processor import Processor, ProcessorOutput
+from vl3_jax.processing.remote_media import RemotePolicy, fetched
 
 if TYPE_CHECKING:
     import jax
 
-Messages = Sequence[Mapping[str, Any]]
+Messages = Sequence[Mapping[str, Any] | Turn]
 
 
 @dataclasses.dataclass
@@ -87,8 +89,8 @@ class ChatModel:
         self,
         question: str = "",
         *,
-        images: Sequence[Any] = (),
-        videos: Sequence[Any] = (),
+        images: Any = (),
+        videos: Any = (),
         system: str | None = None,
         messages: Messages | None = None,
         stream: bool = False,
@@ -98,13 +100,13 @@ class ChatModel:
 
         Args:
           question: The question; the media come before it, images first.
-          images: Paths, bytes, PIL images or arrays.
-          videos: Paths, folders of frames, or arrays [T, H, W, 3] uint8.
+          images: A list of paths, references (`file://`, `data:`), bytes, PIL images or arrays; or one of these.
+          videos: A list of paths, references, folders of frames, or arrays [T, H, W, 3] uint8; or one of these.
           system: A system prompt.
           messages: A conversation, instead of the arguments above (see docs/inference.md).
           stream: Whether to return an iterator over pieces of text instead of the whole text.
           **settings: Fields of `SamplingConfig` (`max_new_tokens`, `temperature`, ...) and settings of the processor
-            (`fps`, `max_frames`, ...).
+            (`fps`, `max_frames`, ...); `allow_remote` allows http(s):// references.
 
         Returns:
           The answer, or an iterator over its pieces.
@@ -114,6 +116,8 @@ class ChatModel:
         """
         if messages is None:
             messages = conversation(question, images=images, videos=videos, system=system)
+        elif question or system or _several(images, 3) or _several(videos, 4):
+            raise InputError("messages hold the question, the media and the system prompt; leave the others out")
         if stream:
             return self._stream(messages, settings)
         return self.answer(messages, **settings).text
@@ -135,7 +139,15 @@ class ChatModel:
 
     def answer_batch(self, conversations: Sequence[Messages], **settings: Any) -> list[GenerationOutput]:
         """Answers several conversations in one batch; each output has the seconds of the whole batch."""
-        return self._answers(conversations, settings)
+        return self._answers(conversations, settings) if len(conversations) else []
+
+    def process(self, messages: Messages, **settings: Any) -> ProcessorOutput:
+        """Returns the prompt that `answer` gives to the model.
+
+        Raises:
+          InputError: As `chat`.
+        """
+        return self._process([messages], settings)[0][0]
 
     def _answers(
         self, conversations: Sequence[Messages], settings: Mapping[str, Any], on_text: Callable | None = None
@@ -163,9 +175,30 @@ class ChatModel:
         """Processes the conversations with the settings of an answer; also returns those of decoding."""
         sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
         settings = answer_settings.resolve(keywords, sampling, self.processor.config)
+        vocabulary = self.engine.model.config.text.vocab_size
+        if settings.sampling.logprobs > vocabulary:
+            raise SettingError("logprobs", settings.sampling.logprobs, f"the model has {vocabulary} tokens; give fewer")
         processor = Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame)
-        processed = [processor(_with_video_defaults(messages, settings.video)) for messages in conversations]
-        return processed, settings.sampling
+        prepared = [self._prepare(messages, settings) for messages in conversations]
+        return [processor(turns) for turns in prepared], settings.sampling
+
+    def _prepare(self, messages: Messages, settings: answer_settings.AnswerSettings) -> list[Turn]:
+        """Checks a conversation, measures its text, fetches what is remote and allowed, and fills in video options."""
+        turns = parse_messages(messages)
+        context = self.engine.model.config.text.max_position_embeddings
+        texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
+        if not self.processor.tokenizer.may_fit(texts, context):
+            length = sum(map(len, texts))
+            raise InputError(f"{length:,} characters of text exceed the context of {context} tokens; shorten the text")
+        policy = RemotePolicy() if settings.allow_remote else None
+
+        def prepared(part: str | MediaPart) -> str | MediaPart:
+            if isinstance(part, str):
+                return part
+            options = {**settings.video, **part.options} if part.kind == "video" else part.options
+            return dataclasses.replace(part, source=fetched(part.source, policy), options=options)
+
+        return [Turn(turn.role, [prepared(part) for part in turn.parts]) for turn in turns]
 
     def _text_pieces(self, outputs: Iterable[DecodeOutput]) -> Iterator[str]:
         """Returns the text of the first row in pieces of whole characters."""
@@ -204,30 +237,32 @@ def _valid_tokens(output: DecodeOutput, row: int) -> list[int]:
     return output.tokens[row][output.valid[row]].tolist()
 
 
-def _with_video_defaults(messages: Messages, defaults: Mapping[str, Any]) -> Messages:
-    """Adds default options, such as start and end, to every video part that does not set them itself."""
+def _several(media: Any, dimensions: int) -> list[Any]:
+    """Returns media as a list: a single one, which need not stand in a list, alone.
 
-    def with_defaults(part: Any) -> Any:
-        is_video = isinstance(part, Mapping) and "video" in part
-        return {**defaults, **part} if is_video else part
-
-    def updated(message: Any) -> Any:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        return {**message, "content": [with_defaults(p) for p in content]} if isinstance(content, list) else message
-
-    return [updated(message) for message in messages] if defaults else messages
+    Args:
+      media: One image or video, or any number of them.
+      dimensions: Of the array of one of them; an array of more is a batch.
+    """
+    if isinstance(media, list | tuple):
+        return list(media)
+    if hasattr(media, "__array__"):
+        single = getattr(media, "ndim", dimensions) <= dimensions
+    else:
+        single = isinstance(media, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(media, "read")
+    return [media] if single or not isinstance(media, Iterable) else list(media)
 
 
 def conversation(
-    question: str, *, images: Sequence[Any] = (), videos: Sequence[Any] = (), system: str | None = None
+    question: str, *, images: Any = (), videos: Any = (), system: str | None = None
 ) -> list[dict[str, Any]]:
     """Builds the messages of one user turn: its media in front of the question, after the system prompt if any.
 
     Raises:
       InputError: There is neither a question nor an image or video.
     """
-    content = [{"type": "image", "image": image} for image in images]
-    content += [{"type": "video", "video": video} for video in videos]
+    content = [{"type": "image", "image": image} for image in _several(images, 3)]
+    content += [{"type": "video", "video": video} for video in _several(videos, 4)]
     if not question and not content:
         raise InputError("nothing to answer: give a question, an image or a video")
     turn = {"role": "user", "content": [*content, {"type": "text", "text": question}]}

@@ -107,7 +107,7 @@ class Engine:
         if longest + sampling.max_new_tokens > context:
             raise InputError(
                 f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the model's context of "
-                f"{context}: ask for fewer visual tokens, frames or new tokens"
+                f"{context}: lower --max-visual-tokens, --max-frames or --max-new-tokens, or shorten the text"
             )
         slots = round_up_to_bucket(longest + sampling.max_new_tokens)
         rows = [[sample] for sample in samples] + [[]] * (power_of_two(len(samples)) - len(samples))

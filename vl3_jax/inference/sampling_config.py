@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from vl3_jax.errors import InputError
+from vl3_jax import config_tree
+from vl3_jax.config_tree import INT32, LIMITS, Limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,24 +20,13 @@ class SamplingConfig:
       logprobs: Number of top log-probabilities returned per token, of the model's own distribution.
     """
 
-    max_new_tokens: int = 1024
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    logprobs: int = 0
+    max_new_tokens: int = dataclasses.field(default=1024, metadata={LIMITS: Limits(1, INT32)})
+    temperature: float = dataclasses.field(default=0.0, metadata={LIMITS: Limits(0, 1000)})
+    top_k: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, INT32)})
+    top_p: float = dataclasses.field(default=1.0, metadata={LIMITS: Limits(above=0, most=1)})
+    repetition_penalty: float = dataclasses.field(default=1.0, metadata={LIMITS: Limits(0.001, 1000)})
+    seed: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, 2**32 - 1)})
+    logprobs: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, INT32)})
 
     def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise InputError(f"max new tokens is {self.max_new_tokens}: ask for at least 1")
-        if self.temperature < 0:
-            raise InputError(f"temperature is {self.temperature}: use 0 for greedy decoding or a positive number")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top-p is {self.top_p}: use a number above 0 and up to 1")
-        if self.top_k < 0:
-            raise InputError(f"top-k is {self.top_k}: use 0 for all tokens or a positive number")
-        if self.repetition_penalty <= 0:
-            raise InputError(f"repetition penalty is {self.repetition_penalty}: use 1 for none or a positive number")
-        if self.logprobs < 0:
-            raise InputError(f"logprobs is {self.logprobs}: use 0 for none or a positive number")
+        config_tree.check(self)

@@ -4,28 +4,35 @@
                                   {"type": "image", "image": "b.png"},
                                   {"type": "text", "text": "What happens?"}]}]
 
-Content is a string or a list of parts. A part is a string or one of the forms above. The nested form of the released
-model, {"type": "video", "video": {"video_path": "a.mp4", "fps": 1}}, is accepted too.
+Content is a string or a list of parts. A part is a string or one of the forms above. Other forms in use are read too:
+the nested one of the released model, {"type": "video", "video": {"video_path": "a.mp4", "fps": 1}}; {"type":
+"image_url", "image_url": {"url": "..."}} and "video_url"; and the keys "url", "path" and "base64" of transformers.
+A key that is not known is refused, and so is a setting given twice.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vl3_jax.errors import InputError
+from vl3_jax.errors import InputError, printable, repr_of
 from vl3_jax.processing.video_reader import FrameSamplingOptions
 
 ROLES = ("system", "user", "assistant", "stream")
+_KINDS = {"text": "text", "image": "image", "image_url": "image", "video": "video", "video_url": "video"}
 _NOT_PER_VIDEO = ("preprocess", "threads")
-_TIME_KEYS = ("time", "timestamp", "timestamps")
-# Key of a video part: the option it sets. `timestamps` is apart, for frames that are chosen already.
-_VIDEO_KEYS = {
-    **{name: name for name in FrameSamplingOptions.__dataclass_fields__ if name not in _NOT_PER_VIDEO},
-    "start_time": "start",
-    "end_time": "end",
-    "timestamps": "timestamps",
+# Key of a part: what it sets, by kind.
+_OPTIONS = {
+    "image": {"time": "time", "timestamp": "time", "timestamps": "time", "num_frames": "num_frames"},
+    "video": {
+        **{name: name for name in FrameSamplingOptions.__dataclass_fields__ if name not in _NOT_PER_VIDEO},
+        "start_time": "start",
+        "end_time": "end",
+        "timestamps": "timestamps",  # of frames that are chosen already
+        "num_frames": "num_frames",
+    },
 }
-_IGNORED = ("type", "num_frames")  # the number of frames is known from the source
+_SOURCE_KEYS = ("url", "path", "base64")  # besides the name of the kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +69,8 @@ class Turn:
         return [part for part in self.parts if isinstance(part, MediaPart)]
 
 
-def parse_messages(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
-    """Checks a conversation and converts it to turns.
+def parse_messages(messages: Sequence[Mapping[str, Any] | Turn]) -> list[Turn]:
+    """Checks a conversation and converts it to turns; messages that are turns already stay as they are.
 
     Raises:
       InputError: A message is malformed; the error names the message and the problem.
@@ -72,15 +79,19 @@ def parse_messages(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
         raise InputError(
             'a conversation is a list of messages, [{"role": "user", "content": "..."}]; give at least one'
         )
-    return [_parse_turn(message, f"message {number}") for number, message in enumerate(messages, start=1)]
+    return [
+        message if isinstance(message, Turn) else _parse_turn(message, f"message {number}")
+        for number, message in enumerate(messages, start=1)
+    ]
 
 
 def _parse_turn(message: Any, where: str) -> Turn:
     if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
         raise InputError(f'{where}: needs "role" and "content", like {{"role": "user", "content": "..."}}')
+    _reject_unknown_keys(message, ("role", "content"), where)
     role, content = message["role"], message["content"]
     if role not in ROLES:
-        raise InputError(f"{where}: unknown role {role!r}; use one of {', '.join(ROLES)}")
+        raise InputError(f"{where}: unknown role {_shown(role)}; use one of {', '.join(ROLES)}")
     if isinstance(content, str | Mapping):
         content = [content]
     if not isinstance(content, Sequence):
@@ -90,58 +101,117 @@ def _parse_turn(message: Any, where: str) -> Turn:
 
 def _parse_part(part: Any, where: str) -> str | MediaPart:
     if isinstance(part, str):
-        return part
+        return _text(part, where)
     if not isinstance(part, Mapping):
         raise InputError(f"{where}: has type {type(part).__name__}; give a string or an object with a type")
-    kind = part.get("type") or next((name for name in ("text", "image", "video") if name in part), None)
-    if kind not in ("text", "image", "video"):
-        raise InputError(f"{where}: unknown type {kind!r}; use text, image or video")
-    if kind not in part:
-        raise InputError(f'{where}: of type {kind} but without "{kind}"; add it')
+    part_type = part["type"] if "type" in part else next((name for name in _KINDS if name in part), None)
+    if not isinstance(part_type, str) or part_type not in _KINDS:
+        raise InputError(f"{where}: unknown type {_shown(part_type)}; use text, image or video")
+    kind = _KINDS[part_type]
+    values = {key: value for key, value in part.items() if key != "type"}
     if kind == "text":
-        if not isinstance(part["text"], str):
-            raise InputError(f"{where}: text has type {type(part['text']).__name__}; give a string")
-        return part["text"]
-    extra = {key: value for key, value in part.items() if key != kind and key not in _IGNORED}
-    source = part[kind]
+        _reject_unknown_keys(values, ("text",), where)
+        return _text(values.get("text"), where)
+    source, options = _parse_medium(kind, values, where)
+    time = options.pop("time", None)
+    return MediaPart(kind, source, options, time)
+
+
+def _text(text: Any, where: str) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"{where}: text has type {type(text).__name__}; give a string")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{where}: character {error.start + 1} of the text is {_shown(text[error.start])}, one half of a "
+                "character; write the text in UTF-8"
+            ) from None
+    return text
+
+
+def _parse_medium(kind: str, values: dict[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
+    """Returns the source of an image or video and its options, from the keys of a part and of an object inside it."""
+    source = _take_source(kind, values, (kind, f"{kind}_url", *_SOURCE_KEYS), where)
+    given = list(values.items())
     if isinstance(source, Mapping):
         nested = dict(source)
-        if f"{kind}_path" not in nested:
-            raise InputError(f'{where}: {kind} is an object without "{kind}_path"; add it')
-        source = nested.pop(f"{kind}_path")
-        extra = {**nested, **extra}
-    return _parse_image(source, extra, where) if kind == "image" else _parse_video(source, extra, where)
-
-
-def _parse_image(source: Any, extra: dict[str, Any], where: str) -> MediaPart:
-    times = [extra.pop(key) for key in _TIME_KEYS if key in extra]
-    _reject_unknown_keys(extra, _TIME_KEYS, where)
-    time = times[0] if times else None
-    if isinstance(time, Sequence) and not isinstance(time, str) and len(time) == 1:
-        time = time[0]
-    return MediaPart("image", source, time=None if time is None else _number(time, "time", where))
-
-
-def _parse_video(source: Any, extra: dict[str, Any], where: str) -> MediaPart:
-    options = {_VIDEO_KEYS[key]: value for key, value in extra.items() if key in _VIDEO_KEYS and value is not None}
-    _reject_unknown_keys({key for key in extra if key not in _VIDEO_KEYS}, _VIDEO_KEYS, where)
-    for name in ("fps", "start", "end"):
+        source = _take_source(kind, nested, (f"{kind}_path", *_SOURCE_KEYS), where)
+        given += nested.items()
+    options: dict[str, Any] = {}
+    for key, value in given:
+        if key == "detail" and value == "auto":  # of OpenAI's image_url; "auto" asks for nothing
+            continue
+        _reject_unknown_keys([key], _OPTIONS[kind], where)
+        name = _OPTIONS[kind][key]
+        if value is None:
+            continue
         if name in options:
-            options[name] = _number(options[name], name, where)
-    if "max_frames" in options:
-        options["max_frames"] = int(_number(options["max_frames"], "max_frames", where))
-    if "timestamps" in options:
-        options["timestamps"] = [_number(time, "timestamps", where) for time in options["timestamps"]]
-    return MediaPart("video", source, options)
+            raise InputError(f"{where}: {key} sets {name}, which is given twice; leave one of them out")
+        options[name] = _option(kind, name, value, key, where)
+    _check_num_frames(kind, source, options.pop("num_frames", None), where)
+    return source, options
 
 
-def _reject_unknown_keys(unknown: Any, known: Any, where: str) -> None:
-    if unknown:
-        raise InputError(f"{where}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(known)}")
+def _take_source(kind: str, values: dict[str, Any], keys: Sequence[str], where: str) -> Any:
+    """Removes the source of a medium from its keys and returns it."""
+    present = [key for key in keys if key in values]
+    if not present:
+        quoted = " or ".join(f'"{key}"' for key in (keys[0], *_SOURCE_KEYS[:2]))
+        raise InputError(f"{where}: a{'n' if kind == 'image' else ''} {kind} without {quoted}; add one")
+    if len(present) > 1:
+        raise InputError(f"{where}: both {present[0]} and {present[1]} name the {kind}; leave one of them out")
+    source = values.pop(present[0])
+    return f"data:;base64,{source}" if present[0] == "base64" else source
+
+
+def _option(kind: str, name: str, value: Any, key: str, where: str) -> Any:
+    """Returns the value of an option, checked and in its type."""
+    if name == "precise_time":
+        if not isinstance(value, bool):
+            raise InputError(f"{where}: {key} is {_shown(value)}; give true or false")
+        return value
+    if name in ("max_frames", "num_frames"):
+        number = _number(value, key, where)
+        if number != int(number):
+            raise InputError(f"{where}: {key} is {_shown(value)}; give a whole number")
+        return int(number)
+    if name == "timestamps":
+        if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+            raise InputError(f"{where}: {key} is {_shown(value)}; give a list with the time of each frame in seconds")
+        return [_number(time, key, where) for time in value]
+    if kind == "image" and isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
+        value = value[0]  # the released form: a list with the time of the one image
+    return _number(value, key, where)
+
+
+def _check_num_frames(kind: str, source: Any, stated: int | None, where: str) -> None:
+    """Refuses a number of frames that differs from what is there: it states, and does not select."""
+    if stated is None:
+        return
+    if kind == "video" and not (isinstance(source, list | tuple) or hasattr(source, "__array__")):
+        raise InputError(f"{where}: num_frames belongs to frames that are chosen already; use max_frames or fps")
+    count = 1 if kind == "image" else len(source)
+    if stated != count:
+        raise InputError(f"{where}: num_frames is {stated}, but there are {count} frames; leave it out")
+
+
+def _reject_unknown_keys(keys: Iterable[Any], known: Iterable[str], where: str) -> None:
+    for key in keys:
+        if key not in known:
+            raise InputError(f"{where}: unknown key {_shown(key)}; known are {', '.join(known)}")
 
 
 def _number(value: Any, name: str, where: str) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: {name} is {value!r}; give a number") from error
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{where}: {name} is {_shown(value)}; give a number")
+    return number
+
+
+def _shown(value: Any) -> str:
+    return printable(repr_of(value))

@@ -103,7 +103,7 @@ class Processor:
 
     def __call__(
         self,
-        conversation: Sequence[Mapping[str, Any]],
+        conversation: Sequence[Mapping[str, Any] | messages.Turn],
         add_generation_prompt: bool = True,
         add_system_prompt: bool = False,
         supervise: bool = False,

@@ -6,8 +6,9 @@ import math
 import os
 from typing import Any
 
-from vl3_jax.config_tree import CHOICES, NONE
-from vl3_jax.errors import InputError
+from vl3_jax import config_tree
+from vl3_jax.config_tree import CHOICES, INT32, LIMITS, NONE, Limits
+from vl3_jax.errors import InputError, SettingError
 from vl3_jax.processing import diff_pruning, resize
 from vl3_jax.processing.packed_batch import MAX_MERGE
 from vl3_jax.processing.video_reader import FrameSamplingOptions
@@ -15,6 +16,7 @@ from vl3_jax.processing.video_reader import FrameSamplingOptions
 PREPROCESS_MODES = ("official", "native")
 MERGES = (1, MAX_MERGE)
 _GREY = (0.5, 0.5, 0.5)
+_COUNT = Limits(1, INT32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,31 +43,28 @@ class ProcessorConfig:
 
     image_merge: int = dataclasses.field(default=1, metadata={CHOICES: MERGES})
     video_merge: int = dataclasses.field(default=2, metadata={CHOICES: MERGES})
-    min_tokens: int = resize.MIN_TOKENS
-    max_tokens: int = resize.MAX_TOKENS
-    fps: float = FrameSamplingOptions.fps
-    max_frames: int = FrameSamplingOptions.max_frames
+    min_tokens: int = dataclasses.field(default=resize.MIN_TOKENS, metadata={LIMITS: _COUNT})
+    max_tokens: int = dataclasses.field(default=resize.MAX_TOKENS, metadata={LIMITS: _COUNT})
+    fps: float = dataclasses.field(default=FrameSamplingOptions.fps, metadata={LIMITS: Limits(above=0, most=1_000_000)})
+    max_frames: int = dataclasses.field(default=FrameSamplingOptions.max_frames, metadata={LIMITS: _COUNT})
     image_mean: tuple[float, float, float] = _GREY
     image_std: tuple[float, float, float] = _GREY
     preprocess: str = dataclasses.field(default=FrameSamplingOptions.preprocess, metadata={CHOICES: PREPROCESS_MODES})
-    prune_threshold: float | None = dataclasses.field(default=diff_pruning.DEFAULT_THRESHOLD, metadata={NONE: 0.0})
-    prune_min_tokens: int = diff_pruning.DEFAULT_MIN_TOKENS
+    prune_threshold: float | None = dataclasses.field(
+        default=diff_pruning.DEFAULT_THRESHOLD, metadata={NONE: 0.0, LIMITS: Limits(0, 1000)}
+    )
+    prune_min_tokens: int = dataclasses.field(
+        default=diff_pruning.DEFAULT_MIN_TOKENS, metadata={LIMITS: Limits(0, INT32)}
+    )
     native_placeholders: bool = False
-    threads: int = FrameSamplingOptions.threads
+    threads: int = dataclasses.field(default=FrameSamplingOptions.threads, metadata={LIMITS: Limits(0, 1024)})
 
     def __post_init__(self):
-        for name in ("image_merge", "video_merge"):
-            if getattr(self, name) not in MERGES:
-                raise InputError(f"{name} is {getattr(self, name)}; use 1 or {MAX_MERGE}")
-        for name in ("min_tokens", "max_tokens", "max_frames"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
-        if not (math.isfinite(self.fps) and self.fps > 0):
-            raise InputError(f"fps is {self.fps}; give a number above 0")
-        if self.preprocess not in PREPROCESS_MODES:
-            raise InputError(f"preprocess is {self.preprocess!r}; use one of {', '.join(PREPROCESS_MODES)}")
-        if min(self.image_std) <= 0:
-            raise InputError(f"image_std is {self.image_std}; give numbers above 0")
+        config_tree.check(self, ProcessorConfig)
+        if not all(map(math.isfinite, self.image_mean)):
+            raise SettingError("image_mean", self.image_mean, "give three numbers")
+        if not all(0 < value < math.inf for value in self.image_std):
+            raise SettingError("image_std", self.image_std, "give three numbers above 0")
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike, **overrides: Any) -> "ProcessorConfig":
@@ -106,9 +105,9 @@ def _read(folder: str | os.PathLike, file: str) -> dict[str, Any]:
     if not os.path.exists(path):
         return {}
     try:
-        with open(path, encoding="utf-8") as opened:
-            content = json.load(opened)
-    except ValueError as error:
+        with open(path, "rb") as opened:
+            content = json.loads(opened.read())  # from bytes, a byte-order mark is understood
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); replace the file") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not settings; replace the file")

@@ -4,6 +4,7 @@ It is loaded from the checkpoint's `tokenizer.json`, and the ids of special toke
 """
 
 import functools
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,8 @@ from tokenizers.decoders import DecodeStream
 
 from vl3_jax.errors import InputError
 
+_PIECE = 2**14  # characters that are encoded at a time to measure a text
+_MOST_CHARACTERS = 64  # of a token on average; only runs of white space have more
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 IMAGE, IMAGE_PAD, VIDEO_PAD = "<image>", "<|image_pad|>", "<|video_pad|>"
 STREAM_START, STREAM_END = "<|stream_start|>", "<|stream_end|>"
@@ -55,13 +58,33 @@ class Tokenizer:
         Args:
           text: The text.
           special: Encode the names of special tokens in the text as these tokens, instead of as ordinary text.
+
+        Raises:
+          InputError: The text is not valid Unicode.
         """
         if special and self._special_names:
             pieces = re.split(f"({'|'.join(map(re.escape, self._special_names))})", text)
             # The split puts ordinary text at even positions and names of special tokens at odd ones.
             ids = ([self.id_of(piece)] if n % 2 else self.encode(piece) for n, piece in enumerate(pieces))
             return [token_id for piece_ids in ids for token_id in piece_ids]
-        return self._backend.encode(text, add_special_tokens=False).ids
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError):  # of the library, for halves of characters
+            raise InputError("the text holds one half of a character (a surrogate); write it in UTF-8") from None
+
+    def may_fit(self, texts: Iterable[str], tokens: int) -> bool:
+        """Returns whether texts may have at most so many tokens, at the cost of about so many.
+
+        A long text is measured in pieces, whose tokens are a little more than those of the whole, so texts of up to
+        twice as many tokens pass; `encode` counts these exactly.
+        """
+        texts = list(texts)
+        length = sum(map(len, texts))
+        if not tokens < length <= _MOST_CHARACTERS * tokens:
+            return length <= tokens
+        pieces = (text[start : start + _PIECE] for text in texts for start in range(0, len(text), _PIECE))
+        counts = itertools.accumulate(len(self.encode(piece)) for piece in pieces)
+        return all(count <= 2 * tokens for count in counts)
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         """Decodes token ids to text; bytes that are not valid UTF-8 become U+FFFD."""
