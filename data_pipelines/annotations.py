@@ -21,50 +21,21 @@ from typing import Any
 from data_pipelines import media_signs
 from data_pipelines.layouts import CONVERSATIONS, TAG_OF, VIDEO_OPTIONS, is_stream, list_of_turns, official, shortened
 from data_pipelines.record_counts import RecordCounts
-from data_pipelines.sample_errors import BAD_RECORD, EMPTY, NOT_UTF8, TAGS, BadSampleError, one_line
+from data_pipelines.record_turns import (
+    STREAM_TURN_KEYS,
+    TURN_KEYS,
+    RecordTurn,
+    read_number,
+    read_stream_turn,
+    read_text,
+    read_turn,
+)
+from data_pipelines.sample_errors import BAD_RECORD, EMPTY, TAGS, BadSampleError, one_line
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
 from vl3_jax.processing.messages import Turn, parse_messages
 
-# The closed list of roles. Tool results are shown to the model as turns of the user.
-_ROLES = {
-    "human": "user",
-    "user": "user",
-    "system": "system",
-    "developer": "system",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "observation": "tool",
-    "tool": "tool",
-    "tool_response": "tool",
-    "function_response": "tool",
-}
-_STREAM_ROLES = ("user", "assistant", "system")
 _TIMES = ("start_time", "end_time", "timestamps")
-_TURN_KEYS = {"from", "value", "loss"}
-_STREAM_TURN_KEYS = {"role", "content", "time", "loss"}
-_MAX_NUMBER = 1e9  # larger times and rates are none
-
-
-@dataclasses.dataclass(frozen=True)
-class RecordTurn:
-    """One turn of a record.
-
-    Attributes:
-      role: "user", "assistant", "system" or "tool"; the last is shown to the model as a turn of the user.
-      text: What is said.
-      learned: Whether the text is learned.
-      time: In a live stream, when it is said, in seconds of the video file.
-    """
-
-    role: str
-    text: str
-    learned: bool
-    time: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +67,7 @@ def parse_conversation(record: Mapping[str, Any], media: MediaResolver, fps: flo
       BadSampleError: The record is malformed, would leave a medium unused, or names missing media.
     """
     fields = official(record)
-    names = _media_names(fields)
+    names = media_signs.media_names(fields)
     for key in _unread_keys(fields):
         if media_signs.names_unread_medium(key, fields[key], names):
             reason = f'nothing reads the medium in "{key}"'
@@ -106,7 +77,7 @@ def parse_conversation(record: Mapping[str, Any], media: MediaResolver, fps: flo
 
 def _conversation(fields: Mapping[str, Any], media: MediaResolver) -> Conversation:
     entries = list_of_turns(fields, CONVERSATIONS)
-    given = [*_system(fields), *map(_turn, entries)]
+    given = [*_system(fields), *map(read_turn, entries)]
     question = next((index for index, turn in enumerate(given) if turn.role == "user"), len(given))
     left_out = [turn for turn in given[:question] if turn.role != "system"]
     turns = [turn for turn in given[:question] if turn.role == "system"] + given[question:]
@@ -125,12 +96,12 @@ def _conversation(fields: Mapping[str, Any], media: MediaResolver) -> Conversati
         dataclasses.replace(message, learned=turn.learned)
         for message, turn in zip(_parsed(messages), turns, strict=True)
     ]
-    return Conversation(parsed, _counts(fields, _TURN_KEYS, entries, parts, turns, left_out))
+    return Conversation(parsed, _counts(fields, TURN_KEYS, entries, parts, turns, left_out))
 
 
 def _stream(fields: Mapping[str, Any], media: MediaResolver, fps: float) -> Conversation:
     entries = list_of_turns(fields, "conversation")
-    turns = sorted([*_system(fields), *map(_stream_turn, entries)], key=lambda turn: turn.time)
+    turns = sorted([*_system(fields), *map(read_stream_turn, entries)], key=lambda turn: turn.time)
     _check_texts(turns, tags_of=None)
     parts = {kind: _parts(fields, kind, media) for kind in TAG_OF}
     videos = parts["video"]
@@ -143,7 +114,7 @@ def _stream(fields: Mapping[str, Any], media: MediaResolver, fps: float) -> Conv
     # Frames after the last turn are never used, so the video ends right after the last frame before that turn.
     end = start + max((math.floor((last - start) * fps) + 1) / fps, 1.0)
     videos[0]["end_time"] = min(videos[0].get("end_time", end), end)
-    counts = _counts(fields, _STREAM_TURN_KEYS, entries, parts, turns, [])
+    counts = _counts(fields, STREAM_TURN_KEYS, entries, parts, turns, [])
     return Conversation(_parsed([{"role": "user", "content": videos}]), counts, tuple(turns), start)
 
 
@@ -154,47 +125,7 @@ def _system(fields: Mapping[str, Any]) -> list[RecordTurn]:
     turns = fields[_turns_key(fields)]
     if any(isinstance(turn, Mapping) and "system" in (turn.get("from"), turn.get("role")) for turn in turns):
         raise BadSampleError(BAD_RECORD, 'both "system" and a turn of this role; give one of them')
-    return [RecordTurn("system", _text(fields["system"]), False, -math.inf)]
-
-
-def _turn(entry: Mapping[str, Any]) -> RecordTurn:
-    role = entry["from"]
-    if not isinstance(role, str) or role not in _ROLES:
-        raise BadSampleError(BAD_RECORD, f"unknown role {shortened(role)}; use one of {', '.join(_ROLES)}")
-    return RecordTurn(_ROLES[role], _text(entry["value"]), _learned(entry, _ROLES[role]))
-
-
-def _stream_turn(entry: Any) -> RecordTurn:
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("content"), str):
-        example = '{"role": "user", "content": "...", "time": 1.0}'
-        raise BadSampleError(BAD_RECORD, f"a turn is {shortened(entry)}; give {example}")
-    role = entry.get("role")
-    if not isinstance(role, str) or role not in _STREAM_ROLES:
-        raise BadSampleError(BAD_RECORD, f"role {shortened(role)} in a stream; use one of {', '.join(_STREAM_ROLES)}")
-    return RecordTurn(role, _text(entry["content"]), _learned(entry, role), _number(entry, "time"))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise BadSampleError(BAD_RECORD, f"the text of a turn is {shortened(value)}; give a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        reason = f"character {error.start + 1} of a turn is half of a surrogate pair"
-        raise BadSampleError(NOT_UTF8, f"{reason}; write the whole character") from None
-    return value
-
-
-def _learned(entry: Mapping[str, Any], role: str) -> bool:
-    """Returns whether a turn is learned: those of the assistant, unless `loss` says otherwise."""
-    loss = entry.get("loss")
-    if loss is None:
-        return role == "assistant"
-    if not isinstance(loss, int | float) or loss not in (0, 1):
-        raise BadSampleError(BAD_RECORD, f'"loss" is {shortened(loss)}; give true or false')
-    if loss and role != "assistant":
-        raise BadSampleError(BAD_RECORD, f'"loss" is true in a turn of the {role}; only answers are learned')
-    return bool(loss)
+    return [RecordTurn("system", read_text(fields["system"]), False, -math.inf)]
 
 
 def _check_texts(turns: Sequence[RecordTurn], tags_of: str | None) -> None:
@@ -258,18 +189,10 @@ def _parts(fields: Mapping[str, Any], kind: str, media: MediaResolver) -> list[d
 
 def _option(options: Mapping[str, Any], key: str) -> float | list[float]:
     if key != "timestamps":
-        return _number(options, key)
+        return read_number(options, key)
     if not isinstance(options[key], list | tuple):
         raise BadSampleError(BAD_RECORD, f'"{key}" is {shortened(options[key])}; give a list of seconds')
-    return [_number({key: time}, key) for time in options[key]]
-
-
-def _number(fields: Mapping[str, Any], key: str) -> float:
-    value = fields.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_NUMBER:
-        unit = "a number" if key in ("fps", "max_frames") else "seconds"
-        raise BadSampleError(BAD_RECORD, f'"{key}" is {shortened(value)}; give {unit}')
-    return float(value)
+    return [read_number({key: time}, key) for time in options[key]]
 
 
 def _parsed(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
@@ -277,30 +200,6 @@ def _parsed(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
         return parse_messages(messages)
     except InputError as error:
         raise BadSampleError(BAD_RECORD, one_line(error)) from error
-
-
-def _media_names(fields: Mapping[str, Any]) -> list[str]:
-    """Returns the names of all media of a record, and "" for each that has only content.
-
-    Raises:
-      BadSampleError: A name is null or empty.
-    """
-    names = []
-    for kind in TAG_OF:
-        waiting = list(fields.get(kind, []))
-        while waiting:
-            entry = waiting.pop()
-            if isinstance(entry, Mapping):
-                names.append(entry["path"] if isinstance(entry.get("path"), str) else "")
-                entry = entry.get("path") if entry.get("bytes") is None else entry["bytes"]
-            elif isinstance(entry, list | tuple):
-                waiting += entry
-            else:
-                names.append(entry if isinstance(entry, str) else "")
-            if entry is None or (isinstance(entry, str | bytes | list | tuple) and not entry):
-                given = "null" if entry is None else "an empty name"
-                raise BadSampleError(TAGS, f'"{kind}" holds {given}; name the file, or leave out the key')
-    return names
 
 
 def _unread_keys(fields: Mapping[str, Any]) -> list[str]:

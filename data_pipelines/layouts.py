@@ -95,6 +95,10 @@ def list_of_turns(fields: Mapping[str, Any], key: str) -> Sequence[Any]:
     """
     turns = fields.get(key)
     if isinstance(turns, Mapping) and all(isinstance(column, list | tuple) for column in turns.values()):
+        if len(set(map(len, turns.values()))) > 1:
+            raise BadSampleError(
+                BAD_RECORD, f'the columns of "{key}" have different lengths; write it as a list of turns'
+            )
         turns = [dict(zip(turns, row, strict=True)) for row in zip(*turns.values(), strict=True)]
     if isinstance(turns, str | bytes) or not isinstance(turns, Sequence):
         raise BadSampleError(BAD_RECORD, f'"{key}" is {shortened(turns)}; give a list of turns')

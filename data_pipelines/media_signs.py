@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.layouts import TAG_OF
+from data_pipelines.sample_errors import TAGS, BadSampleError
+
 # File endings by the kind of medium. Sound is known, so that it is not overlooked, but it is not read.
 SUFFIXES = {
     "image": ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "heic", "heif", "jxl", "ppm"),
@@ -40,6 +43,30 @@ def find_placeholder(text: str, tags: Collection[str]) -> str | None:
     """Returns the first placeholder of a medium in a text, of this or another model, that is none of `tags`."""
     found = (match.group() for match in PLACEHOLDER.finditer(text))
     return next((placeholder for placeholder in found if placeholder not in tags), None)
+
+
+def media_names(fields: Mapping[str, Any]) -> list[str]:
+    """Returns the names of all media of a record, and "" for each that has only content.
+
+    Raises:
+      BadSampleError: A name is null or empty.
+    """
+    names = []
+    for kind in TAG_OF:
+        waiting = list(fields.get(kind, []))
+        while waiting:
+            entry = waiting.pop()
+            if isinstance(entry, Mapping):
+                names.append(entry["path"] if isinstance(entry.get("path"), str) else "")
+                entry = entry.get("path") if entry.get("bytes") is None else entry["bytes"]
+            elif isinstance(entry, list | tuple):
+                waiting += entry
+            else:
+                names.append(entry if isinstance(entry, str) else "")
+            if entry is None or (isinstance(entry, str | bytes | list | tuple) and not entry):
+                given = "null" if entry is None else "an empty name"
+                raise BadSampleError(TAGS, f'"{kind}" holds {given}; name the file, or leave out the key')
+    return names
 
 
 def names_unread_medium(key: str, value: Any, read: Sequence[str]) -> bool:

@@ -3,7 +3,8 @@
 import pytest
 
 from data_pipelines import sample_errors
-from data_pipelines.annotations import RecordTurn, parse_conversation
+from data_pipelines.annotations import parse_conversation
+from data_pipelines.record_turns import RecordTurn
 from data_pipelines.sample_errors import SampleError, SampleErrorLog, TooManyBadSamplesError
 from data_pipelines.sources import Record, map_record
 from data_pipelines.sources.media_resolver import MediaResolver

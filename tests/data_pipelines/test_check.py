@@ -36,11 +36,11 @@ GOOD = {
     "a role twice": said(("human", "<image>"), ("human", "Q"), ("gpt", "A"), ("gpt", "B"), image="p0.png"),
     "a tool": said(("human", "Weather?"), ("function_call", "{}"), ("observation", "SECRET 31"), ("gpt", "31.")),
     "key system": ask(image="p0.png", system="Be brief."),
-    "loss": {"conversations": [*turns("A?", "NOT THIS")[:1], {"from": "gpt", "value": "NOT THIS", "loss": False}]
-             + turns("B?", "This.")},
+    "loss": said(("human", "A?"), ("gpt", "NOT THIS"), ("human", "B?"), ("gpt", "This.")),
     "where a medium came from": ask(image="p0.png", url="http://x/p.jpg", image_name="other/p0.jpg", image_size=[3, 4]),
     "half a list of null": ask("Q", image=None, video=None),
-}  # fmt: skip
+}
+GOOD["loss"]["conversations"][1]["loss"] = False
 BAD = {
     "a tag without a medium": (ask(), sample_errors.TAGS),
     "a null medium with a tag": (ask(image=None), sample_errors.TAGS),
