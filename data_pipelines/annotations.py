@@ -15,7 +15,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines import media_signs
@@ -67,15 +67,17 @@ def parse_conversation(record: Mapping[str, Any], media: MediaResolver, fps: flo
       BadSampleError: The record is malformed, would leave a medium unused, or names missing media.
     """
     fields = official(record)
-    names = media_signs.media_names(fields)
-    for key in _unread_keys(fields):
-        if media_signs.names_unread_medium(key, fields[key], names):
+    names, unread = media_signs.media_names(fields), _unread(fields)
+    for key, value in unread:
+        if media_signs.names_unread_medium(key, value, names):
             reason = f'nothing reads the medium in "{key}"'
             raise BadSampleError(TAGS, f'{reason}; name it in "image" or "video", or remove it')
-    return _stream(fields, media, fps) if is_stream(fields) else _conversation(fields, media)
+    if is_stream(fields):
+        return _stream(fields, media, fps, unread)
+    return _conversation(fields, media, unread)
 
 
-def _conversation(fields: Mapping[str, Any], media: MediaResolver) -> Conversation:
+def _conversation(fields: Mapping[str, Any], media: MediaResolver, unread: Sequence[tuple[str, Any]]) -> Conversation:
     entries = list_of_turns(fields, CONVERSATIONS)
     given = [*_system(fields), *map(read_turn, entries)]
     question = next((index for index, turn in enumerate(given) if turn.role == "user"), len(given))
@@ -96,10 +98,12 @@ def _conversation(fields: Mapping[str, Any], media: MediaResolver) -> Conversati
         dataclasses.replace(message, learned=turn.learned)
         for message, turn in zip(_parsed(messages), turns, strict=True)
     ]
-    return Conversation(parsed, _counts(fields, TURN_KEYS, entries, parts, turns, left_out))
+    return Conversation(parsed, _counts(parts, turns, left_out, unread))
 
 
-def _stream(fields: Mapping[str, Any], media: MediaResolver, fps: float) -> Conversation:
+def _stream(
+    fields: Mapping[str, Any], media: MediaResolver, fps: float, unread: Sequence[tuple[str, Any]]
+) -> Conversation:
     entries = list_of_turns(fields, "conversation")
     turns = sorted([*_system(fields), *map(read_stream_turn, entries)], key=lambda turn: turn.time)
     _check_texts(turns, tags_of=None)
@@ -114,8 +118,8 @@ def _stream(fields: Mapping[str, Any], media: MediaResolver, fps: float) -> Conv
     # Frames after the last turn are never used, so the video ends right after the last frame before that turn.
     end = start + max((math.floor((last - start) * fps) + 1) / fps, 1.0)
     videos[0]["end_time"] = min(videos[0].get("end_time", end), end)
-    counts = _counts(fields, STREAM_TURN_KEYS, entries, parts, turns, [])
-    return Conversation(_parsed([{"role": "user", "content": videos}]), counts, tuple(turns), start)
+    messages = _parsed([{"role": "user", "content": videos}])
+    return Conversation(messages, _counts(parts, turns, [], unread), tuple(turns), start)
 
 
 def _system(fields: Mapping[str, Any]) -> list[RecordTurn]:
@@ -202,10 +206,17 @@ def _parsed(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
         raise BadSampleError(BAD_RECORD, one_line(error)) from error
 
 
-def _unread_keys(fields: Mapping[str, Any]) -> list[str]:
-    """Returns the keys of a record that nothing reads."""
+def _unread(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Returns the keys and values of a record and its turns that nothing reads."""
     known = {"id", "stream", "system", _turns_key(fields), *TAG_OF, *(_TIMES if fields.get("video") else ())}
-    return [key for key in fields if key not in known]
+    turns, turn_keys = fields.get(_turns_key(fields)), STREAM_TURN_KEYS if is_stream(fields) else TURN_KEYS
+    of_turns = [
+        (f"turn.{key}", value)
+        for turn in (turns if isinstance(turns, list | tuple) else ())
+        for key, value in (turn.items() if isinstance(turn, Mapping) else ())
+        if key not in turn_keys and value is not None
+    ]
+    return [(key, value) for key, value in fields.items() if key not in known] + of_turns
 
 
 def _turns_key(fields: Mapping[str, Any]) -> str:
@@ -213,14 +224,11 @@ def _turns_key(fields: Mapping[str, Any]) -> str:
 
 
 def _counts(
-    fields: Mapping[str, Any],
-    turn_keys: Set[str],
-    entries: Sequence[Mapping[str, Any]],
     parts: Mapping[str, Sequence[Any]],
     turns: Sequence[RecordTurn],
     left_out: Sequence[RecordTurn],
+    unread: Sequence[tuple[str, Any]],
 ) -> RecordCounts:
-    unread = {*_unread_keys(fields), *(f"turn.{key}" for entry in entries for key in entry if key not in turn_keys)}
     return RecordCounts(
         1,
         len(parts["image"]),
@@ -228,5 +236,5 @@ def _counts(
         learned=Counter(turn.role for turn in turns if turn.learned),
         shown=Counter(turn.role for turn in turns if not turn.learned),
         left_out=Counter(turn.role for turn in left_out),
-        unknown_keys=Counter(sorted(unread)),
+        unknown_keys=Counter(sorted({key for key, _ in unread})),
     )

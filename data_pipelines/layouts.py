@@ -126,8 +126,9 @@ def _message(turn: Any, media: dict[str, list[Any]]) -> list[dict[str, Any]]:
     example = '{"from": "human", "value": "..."}'
     if not isinstance(turn, Mapping):
         raise BadSampleError(BAD_RECORD, f"a turn is {shortened(turn)}; give {example}")
-    if turn.get("tool_calls"):
-        raise BadSampleError(BAD_RECORD, '"tool_calls" of a turn are not read; write the call as its content')
+    call = next((key for key in ("tool_calls", "function_call") if turn.get(key)), None)
+    if call:
+        raise BadSampleError(BAD_RECORD, f'"{call}" of a turn is not read; write the call as its content')
     twice = next((key for key in _RENAMED if turn.get(key) is not None and turn.get(_RENAMED[key]) is not None), None)
     if twice:
         raise BadSampleError(BAD_RECORD, f'both "{twice}" and "{_RENAMED[twice]}" in a turn; give one of them')
@@ -168,7 +169,7 @@ def _part(part: Any, media: dict[str, list[Any]], turn: dict[str, Any]) -> str:
         text, read = TAG_OF[kind], {*_PART_KEYS, *named, *(VIDEO_OPTIONS if kind == "video" else ())}
     else:
         raise BadSampleError(TAGS, f"nothing reads a part of type {shortened(kind)}; use text, image or video")
-    turn.update({f"part.{key}": True for key in fields if key not in read})
+    turn.update({f"part.{key}": value for key, value in fields.items() if key not in read})
     return text
 
 

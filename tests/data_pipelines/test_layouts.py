@@ -51,8 +51,8 @@ def read(builder, folder):
 
 
 def test_messages_with_parts(read, folder):
-    """Fields as in https://developers.openai.com/api/docs/guides/vision-fine-tuning (messages, parts, image_url, detail)
-    and https://developers.openai.com/api/docs/guides/supervised-fine-tuning (weight).
+    """Fields as in https://developers.openai.com/api/docs/guides/vision-fine-tuning (messages with parts, image_url) and
+    in the schema FineTuneChatCompletionRequestAssistantMessage of OpenAI's API (weight).
     """
     inline = "data:image/png;base64," + base64.b64encode((folder / "p1.png").read_bytes()).decode()
     fields = {
@@ -82,8 +82,8 @@ def test_messages_with_parts(read, folder):
 
 
 def test_messages_whose_parts_stand_for_listed_images(read):
-    """Fields as in the vision data sets of TRL (https://huggingface.co/docs/trl/dataset_formats): images, and parts
-    {"type": "image"}; tables fill keys that a part lacks with null.
+    """Fields as in https://huggingface.co/datasets/kokimashita/wild_vision_sft (messages with parts of type and text,
+    images); a part that a table stores has null for the keys that it lacks.
     """
     content = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "Noise."}]
@@ -92,7 +92,7 @@ def test_messages_whose_parts_stand_for_listed_images(read):
 
 
 def test_messages_with_a_video_and_its_options(read):
-    """Fields as in the messages of Qwen2.5-VL (https://github.com/QwenLM/Qwen2.5-VL, README: video, fps, max_pixels)."""
+    """Fields as in https://huggingface.co/Qwen/Qwen2.5-VL-7B-Instruct (video, fps, max_pixels); max_frames is ours."""
     part = {"type": "video", "video": "v2.mp4", "fps": 2.0, "max_frames": 3, "max_pixels": 1000}
     turns = [{"role": "user", "content": [part, "What?"]}, {"role": "assistant", "content": "Noise."}]
     text, _, counts = read(Record({"messages": turns}, "a.jsonl, line 1"))
@@ -164,8 +164,8 @@ def test_img2dataset(read, folder, tmp_path, caption):
 
 
 def test_the_cauldron(read, folder, tmp_path):
-    """Fields as in https://huggingface.co/datasets/HuggingFaceM4/the_cauldron, as torchtune's TheCauldronToMessages reads
-    them too (images, texts with user and assistant); that texts also have a source was in no document found.
+    """Fields as in https://huggingface.co/datasets/HuggingFaceM4/the_cauldron, and as torchtune's TheCauldronToMessages
+    reads them (images, texts with user and assistant); no source was found for `source` of a text.
     """
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -187,7 +187,7 @@ def test_a_table_may_store_turns_as_columns(read):
 
 
 def test_a_caption_is_an_answer(read, tmp_path):
-    """Made up; no published source of a JSON list of images and captions was looked for."""
+    """No published source of these fields in a JSON file was found."""
     source = open_source(write_lines(tmp_path / "a.jsonl", [{"image": "p0.png", "caption": " Noise. "}]))
     assert read(source[0])[:2] == ("<user\n@\n>\n<assistant\nNoise.>\n", "Noise.<|im_end|>")
 
@@ -202,6 +202,7 @@ IMAGE = {"type": "image", "image": "p0.png"}
 @pytest.mark.parametrize(
     ("fields", "kind"),
     [
+        ({"messages": [turn(None, "assistant", function_call={"name": "f"})]}, sample_errors.BAD_RECORD),
         ({"messages": [turn([IMAGE, {"type": "image"}])]}, sample_errors.BAD_RECORD),
         ({"messages": [turn([IMAGE])], "images": ["p1.png"]}, sample_errors.BAD_RECORD),
         ({"messages": [turn([{"type": "image", "image": "a.png", "path": "b.png"}])]}, sample_errors.BAD_RECORD),
