@@ -7,6 +7,7 @@ are memory-mapped:
     offsets.npy   [n + 1] int64  the media of sample i are media[offsets[i] : offsets[i + 1]]
     media.npy     [m]          is_video, height, width, frames, kept (-1: not counted)
     problems.jsonl             the errors of the bad samples
+    counts.json                what was read from the good samples
     index.json                 the settings and the source that the index belongs to
 
 An index is built in parts, so that a run which was stopped is resumed.
@@ -24,6 +25,7 @@ import numpy as np
 
 from data_pipelines.packing.lengths import BAD, MediaInfo, SampleLengths
 from data_pipelines.parallel_map import chunk_ranges, parallel_map
+from data_pipelines.record_counts import RecordCounts
 from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import SampleError, from_json_lines, to_json_lines
 from data_pipelines.settings import fingerprint
@@ -31,7 +33,7 @@ from data_pipelines.sources import RecordSource
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
 
-VERSION = 1
+VERSION = 2
 CHUNK = 1024  # samples per part; a killed run loses at most the parts in progress
 CHUNK_KEPT = 32  # the same where media are decoded
 _MEDIA_DTYPE = np.dtype([("is_video", "?"), ("height", "<i4"), ("width", "<i4"), ("frames", "<i4"), ("kept", "<i4")])
@@ -73,6 +75,10 @@ class Index:
     def errors(self) -> list[SampleError]:
         """Returns the errors of the bad samples in order."""
         return from_json_lines((self.folder / "problems.jsonl").read_text(encoding="utf-8"))
+
+    def counts(self) -> RecordCounts:
+        """Returns what was read from the good samples."""
+        return RecordCounts.from_json(json.loads((self.folder / "counts.json").read_text(encoding="utf-8")))
 
     def __reduce__(self):
         return Index, (self.folder,)
@@ -129,7 +135,7 @@ def build_index(
     ranges = chunk_ranges(len(source), size)
     parts = [parts_folder / f"{size}-{start:012d}.npz" for start, _ in ranges]
     pending = [(*chunk, part) for chunk, part in zip(ranges, parts, strict=True) if not part.exists()]
-    measure = functools.partial(sample_builder.lengths, media=media, kept=kept)
+    measure = functools.partial(sample_builder.measure, media=media, kept=kept)
     index_range = functools.partial(_index_range, source if kept else source.outline(), measure)
     parallel_map(index_range, pending, len(source), workers, on_progress)
     _join_parts(parts, folder, key)
@@ -147,7 +153,9 @@ def _index_range(source: RecordSource, measure: Callable, start: int, stop: int,
     """Writes the lengths of a range of samples, as `measure` gives them for each record, atomically."""
     results = [measure(source[number]) for number in range(start, stop)]
     errors = [result for result in results if isinstance(result, SampleError)]
-    lengths = [SampleLengths(BAD) if isinstance(result, SampleError) else result for result in results]
+    lengths = [SampleLengths(BAD) if isinstance(result, SampleError) else result[0] for result in results]
+    counts = RecordCounts()
+    counts.add(result[1] for result in results if not isinstance(result, SampleError))
     media_rows = [(m.is_video, m.height, m.width, m.frames, m.kept) for sample in lengths for m in sample.media]
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with open(partial, "wb") as file:
@@ -157,6 +165,7 @@ def _index_range(source: RecordSource, measure: Callable, start: int, stop: int,
             counts=np.array([len(sample.media) for sample in lengths], np.int32),
             media=np.array(media_rows, _MEDIA_DTYPE),
             problems=np.frombuffer(to_json_lines(errors).encode(), np.uint8),
+            counted=np.frombuffer(json.dumps(counts.to_json()).encode(), np.uint8),
         )
     os.replace(partial, path)
 
@@ -174,6 +183,9 @@ def _join_parts(part_files: Sequence[pathlib.Path], folder: pathlib.Path, key: d
     np.save(temporary / "offsets.npy", np.insert(np.cumsum(concatenated("counts", np.int64)), 0, 0))
     np.save(temporary / "media.npy", concatenated("media", _MEDIA_DTYPE))
     (temporary / "problems.jsonl").write_bytes(b"".join(part["problems"].tobytes() for part in parts))
+    counts = RecordCounts()
+    counts.add(RecordCounts.from_json(json.loads(part["counted"].tobytes())) for part in parts)
+    (temporary / "counts.json").write_text(json.dumps(counts.to_json(), indent=1) + "\n")
     (temporary / "index.json").write_text(json.dumps(key, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)

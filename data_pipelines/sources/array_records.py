@@ -22,7 +22,8 @@ def encode(fields: Mapping[str, Any]) -> bytes:
     """Encodes a record.
 
     Args:
-      fields: The annotation, in which the media fields are lists of {"path": ..., "bytes": ...}.
+      fields: The annotation, in which the media fields are lists of {"path": ..., "bytes": ...}; other keys of a medium
+        are kept.
     """
     header, content = dict(fields), bytearray()
     for key in MEDIA_KEYS:
@@ -30,7 +31,8 @@ def encode(fields: Mapping[str, Any]) -> bytes:
         for medium in header.get(key) or []:
             start = len(content)
             content += medium["bytes"]
-            entries.append({"path": medium["path"], "at": [start, len(content)]})
+            options = {name: value for name, value in medium.items() if name != "bytes"}
+            entries.append({**options, "at": [start, len(content)]})
         if entries:
             header[key] = entries
     text = json.dumps(header, ensure_ascii=False).encode()
@@ -72,7 +74,7 @@ class ArrayRecords(RecordSource):
     def read(self, index: int) -> dict[str, Any]:
         try:
             return decode(self._call("read", [index])[0])
-        except (ValueError, KeyError, TypeError, struct.error, InputError) as error:
+        except Exception as error:  # the reader and the header of a damaged shard raise anything
             raise BadSampleError(BAD_RECORD, f"damaged ({one_line(error)}); write the shard again") from error
 
     def _call(self, method: str, *arguments):

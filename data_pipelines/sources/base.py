@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -60,11 +61,13 @@ class RecordSource(abc.ABC):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record | SampleError:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path}: record {index} of {len(self)}")
         where = self.where(index)
         try:
             return Record(self.read(index), where)
-        except BadSampleError as error:
-            return error.at(where)
+        except Exception as error:  # whatever a damaged file raises is an error of this record only
+            return from_exception(error, where)
 
     def where(self, index: int) -> str:
         """Returns the location of a record: file and line, or shard and sample."""
@@ -103,16 +106,27 @@ def parse_json(content: bytes, name: str) -> Any:
     """Parses JSON, naming its origin in errors.
 
     Raises:
-      BadSampleError: The content is not UTF-8, not JSON, or nested too deeply.
+      BadSampleError: The content is not UTF-8, not JSON, nested too deeply, or has a key twice or too long a number.
     """
     try:
-        return json.loads(content.decode("utf-8"))
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise BadSampleError(NOT_UTF8, f"byte {error.start} of {name} is not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise BadSampleError(NOT_JSON, f"{error.msg} at character {error.pos + 1} of {name}") from None
     except RecursionError:
         raise BadSampleError(NOT_JSON, f"{name} is nested too deeply") from None
+    except ValueError:
+        raise BadSampleError(NOT_JSON, f"{name} holds a number of thousands of digits; write it shorter") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object; JSON allows a key twice, but one of its values would be lost."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise BadSampleError(NOT_JSON, f'"{twice}" occurs twice in an object; keep one of them')
+    return fields
 
 
 class ByteFile:
@@ -122,10 +136,10 @@ class ByteFile:
         self.path = path
 
     def read(self, start: int, stop: int) -> bytes:
-        """Returns the bytes [start, stop); fewer at the end of the file."""
+        """Returns the bytes [start, stop); fewer at the end of the file, however far beyond it `stop` may be."""
         filesystem, file = self._opened
         if filesystem is None:
-            return os.pread(file.fileno(), stop - start, start)
+            return os.pread(file.fileno(), max(min(stop, self.size) - start, 0), start)
         return filesystem.cat_file(file, start=start, end=stop)
 
     @property

@@ -137,8 +137,6 @@ class SyntheticSource(RecordSource):
         return f"{self.spec.url}, sample {index + 1}"
 
     def read(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         task, sample = self.task_of(index), self.example(index)
         is_stream = bool(sample.utterances)
         fields = sample.record([self._content(medium, is_stream) for medium in sample.media], task)

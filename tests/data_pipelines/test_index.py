@@ -54,12 +54,12 @@ def test_an_index_holds_the_lengths_of_its_samples(folder, sample_builder, tmp_p
     index = build_index(source, media, sample_builder, tmp_path, kept, on_progress=lambda *done: progress.append(done))
     assert progress == [(n, 35) for n in (0, 6, 12, 18, 24, 30, 35)]
     index = pickle.loads(pickle.dumps(index))
-    expected = [sample_builder.lengths(source[n], media, kept) for n in range(len(source))]
+    expected = [sample_builder.measure(source[n], media, kept) for n in range(len(source))]
     good = [not isinstance(lengths, SampleError) for lengths in expected]
     assert index.good.tolist() == good
     for number, (lengths, streamed) in enumerate(zip(expected, index, strict=True)):
         if good[number]:
-            assert index[number] == streamed == lengths
+            assert index[number] == streamed == lengths[0]
     assert index.errors() == [lengths for lengths in expected if isinstance(lengths, SampleError)]
     assert (len(index), len(index.errors())) == (35, good.count(False))
     assert os.listdir(tmp_path) == [index.folder.name]

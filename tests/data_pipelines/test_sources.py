@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines import sample_errors
+from data_pipelines.layouts import official
 from data_pipelines.sample_errors import SampleError
 from data_pipelines.sources import Record, array_records, open_source
 from vl3_jax.errors import InputError
@@ -63,7 +64,7 @@ def test_one_list(tmp_path, indent, bom):
     st.lists(st.recursive(st.none() | st.text() | st.integers(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)))
 )
 def test_any_list_is_split_at_its_own_commas(tmp_path_factory, values):
-    values = [{"v": value} for value in values]
+    values = [{"v": value} for value in [0, *values]]
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
     source = open_source(str(path))
@@ -94,16 +95,45 @@ def test_a_truncated_list_yields_its_complete_records(tmp_path):
     assert [type(source[index]) for index in range(len(source))] == [Record, Record, SampleError]
 
 
-def test_empty_files(tmp_path):
-    for name, content in (("a.jsonl", b""), ("b.jsonl", b"\n\n"), ("c.json", b"[]"), ("d.json", b" [ ] ")):
-        (tmp_path / name).write_bytes(content)
-        assert len(open_source(str(tmp_path / name))) == 0
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", b""), ("b.jsonl", b"\n\n"), ("c.json", b"[]"), ("d.json", b" [ ] "), ("e.tar", b"\0" * 10_240)],
+)
+def test_a_file_without_records_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name}: no"):
+        open_source(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("joint", "more"),
+    [(b"", []), (b"\n", []), (b" ", [Record]), (b"garbage", []), (b"]", [])],
+    ids=["joined", "line", "object", "garbage", "bracket"],
+)
+def test_what_follows_a_list_is_read_or_reported(tmp_path, joint, more):
+    first, second = json.dumps(RECORDS[:2]).encode(), json.dumps(RECORDS[2:3]).encode()
+    content = first + joint + (as_json(RECORDS[2]) if more else second)
+    (tmp_path / "a.json").write_bytes(content)
+    source = open_source(str(tmp_path / "a.json"))
+    records = [source[index] for index in range(len(source))]
+    if joint.strip():
+        assert [type(record) for record in records] == [Record, Record, SampleError]
+    else:
+        assert [record.fields for record in records] == RECORDS[:3]
+
+
+@pytest.mark.parametrize("end", [b"", b","])
+def test_a_list_that_is_cut_off_between_records_is_reported(tmp_path, end):
+    (tmp_path / "a.json").write_bytes(json.dumps(RECORDS[:2]).encode()[:-1] + end)
+    source = open_source(str(tmp_path / "a.json"))
+    records = [source[index] for index in range(len(source))]
+    assert [type(record) for record in records] == [Record, Record, SampleError]
+    assert "cut off" in records[2].message
 
 
 def test_several_files_and_patterns(tmp_path):
     for number in range(3):
         write_lines(tmp_path / f"part{number}.jsonl", map(as_json, RECORDS[number * 5 : number * 5 + 5]))
-    write_lines(tmp_path / "part1b.jsonl", [])
     source = open_source(str(tmp_path / "part*.jsonl"))
     assert fields(source) == RECORDS[:15]
     assert source[7].where.endswith("part1.jsonl, line 3")
@@ -176,6 +206,9 @@ def test_webdataset(tmp_path):
     assert source[1].fields["image"] == [{"path": "d/y.jpg", "bytes": b"image"}]
     assert [source[2].kind, source[3].kind] == [sample_errors.NOT_JSON, sample_errors.MISSING]
     assert source[4].fields["video"][0]["bytes"] == b"video" * 1000
+    doubled = tmp_path / "doubled.tar"
+    doubled.write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "a.tar").read_bytes())
+    assert all("is twice in the tar" in record.message for record in open_source(str(doubled)))
     cut = tmp_path / "cut.tar"
     cut.write_bytes((tmp_path / "a.tar").read_bytes()[: 9 * 1024 + 4096])
     source = open_source(str(cut))
@@ -227,9 +260,8 @@ def test_tfds_without_tensorflow(tmp_path):
     folder = tmp_path / "tiny" / "1.0.0"
     source = pickle.loads(pickle.dumps(open_source(str(folder))))
     assert len(source) == 6
-    records = {
-        record.fields["conversations"][0]["value"]: record.fields for record in map(source.__getitem__, range(6))
-    }
+    records = [official(source[index].fields) for index in range(6)]
+    records = {record["conversations"][0]["value"]: record for record in records}
     assert set(records) == {f"Q{n}" for n in range(6)}
     assert records["Q4"]["conversations"][1] == {"from": "gpt", "value": "é"}
     assert [len(records[f"Q{n}"]["image"]) for n in range(6)] == [0, 1, 2, 0, 1, 2]

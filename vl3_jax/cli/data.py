@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from data_pipelines import mixtures
 from data_pipelines.mixture_dataset import DatasetSpec, MixtureDataset, missing_files, open_mixture, require_present
+from data_pipelines.record_counts import RecordCounts
 from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import SampleErrorLog, to_json_lines
 from vl3_jax import config_file, config_tree
@@ -43,10 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kept", action="store_true", help="decode videos to count the vision tokens that pruning keeps"
     )
     check = _command(
-        commands, "check", "reads all annotations and media and lists the samples that training would skip", False
+        commands,
+        "check",
+        "reads all annotations and media, tells what they hold, and lists the samples that training would skip",
+        False,
     )
     check.add_argument("--quick", action="store_true", help="read headers only, without decoding")
     check.add_argument("--report", metavar="FILE", help="write every problem to FILE, one JSON object per line")
+    check.add_argument("--json", action="store_true", help="print one JSON object: what was read, and every problem")
     stats = _command(commands, "stats", "prints lengths, tokens kept by pruning and packing efficiency")
     stats.add_argument("--suggest-budgets", action="store_true", help="also pack with other patch budgets")
     stats.add_argument(
@@ -123,7 +129,7 @@ def _index(arguments: argparse.Namespace) -> None:
 
     config = _config(arguments)
     sample_builder = SampleBuilder(arguments.tokenizer, mixtures.data_settings(config))
-    log = SampleErrorLog()
+    log, counts = SampleErrorLog(), RecordCounts()
     for spec in _specs(arguments, config):
         source, media = spec.open(), MediaResolver(spec.media)
         with _bar(spec.name) as progress:
@@ -131,9 +137,11 @@ def _index(arguments: argparse.Namespace) -> None:
                 source, media, sample_builder, spec.index_folder, arguments.kept, arguments.workers, progress
             )
         log.add(index.errors(), len(index))
+        counts.add([index.counts()])
         print(f"{spec.name}: {len(index):,} samples, {int((~index.good).sum()):,} bad, {index.folder}")
         if spec.size and abs(len(index) - spec.size) > _SIZE_TOLERANCE * spec.size:
             logger.warning("%s: about %s samples were expected; is this the whole file?", spec.name, f"{spec.size:,}")
+    print(*counts.lines(), sep="\n")
     if log.bad:
         logger.warning("%s", log.table())
 
@@ -141,15 +149,25 @@ def _index(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from data_pipelines.inspection.checking import check
 
-    log, report = SampleErrorLog(), ""
-    for spec in _specs(arguments, _config(arguments)):
+    config = _config(arguments)
+    processor = mixtures.data_settings(config).processor
+    log, counts, problems = SampleErrorLog(), RecordCounts(), []
+    for spec in _specs(arguments, config):
         with _bar(spec.name) as progress:
-            seen, errors = check(spec, not arguments.quick, arguments.workers, progress)
+            seen, read, errors = check(spec, processor, not arguments.quick, arguments.workers, progress)
         log.add(errors, seen)
-        report += to_json_lines(errors)
+        counts.add([read])
+        problems += errors
     if arguments.report:
-        pathlib.Path(arguments.report).write_text(report, encoding="utf-8")
-    print(log.table())
+        try:
+            pathlib.Path(arguments.report).write_text(to_json_lines(problems), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{arguments.report}: {error.strerror}; choose a file that can be written") from None
+    if arguments.json:
+        listed = [dataclasses.asdict(problem) for problem in problems]
+        print(json.dumps({**counts.to_json(), "samples": log.seen, "bad": log.bad, "problems": listed}))
+    else:
+        print(*counts.lines(), log.table(), sep="\n")
     return 1 if log.bad else 0
 
 

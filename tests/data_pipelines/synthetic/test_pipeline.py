@@ -28,7 +28,9 @@ PER_TASK = 4
 
 
 def sample_of(builder, record, media=MediaResolver()):  # noqa: B008
-    return builder.sample(record, media, compute_sample_size(builder.lengths(record, media), builder.settings), (0, 0))
+    return builder.sample(
+        record, media, compute_sample_size(builder.measure(record, media)[0], builder.settings), (0, 0)
+    )
 
 
 @pytest.fixture(scope="module")
