@@ -30,11 +30,12 @@ from data_pipelines.record_turns import (
     read_text,
     read_turn,
 )
-from data_pipelines.sample_errors import BAD_RECORD, EMPTY, TAGS, BadSampleError, one_line
+from data_pipelines.sample_errors import BAD_RECORD, EMPTY, TAGS, TOO_LONG, BadSampleError, one_line
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
 from vl3_jax.processing.messages import Turn, parse_messages
 
+MAX_CHARACTERS = 2**20  # of the text of a sample; to tokenise more takes seconds, and no row holds it
 _TIMES = ("start_time", "end_time", "timestamps")
 
 
@@ -133,7 +134,10 @@ def _system(fields: Mapping[str, Any]) -> list[RecordTurn]:
 
 
 def _check_texts(turns: Sequence[RecordTurn], tags_of: str | None) -> None:
-    """Checks that there is something to learn, and that tags of media are in turns of `tags_of` only."""
+    """Checks lengths, that there is something to learn, and that tags of media are in turns of `tags_of` only."""
+    characters = sum(len(turn.text) for turn in turns)
+    if characters > MAX_CHARACTERS:
+        raise BadSampleError(TOO_LONG, f"{characters:,} characters of text, the most are {MAX_CHARACTERS:,}; split it")
     if any(turn.role == "assistant" and not turn.text.strip() for turn in turns):
         raise BadSampleError(BAD_RECORD, "an empty answer, which would teach to end the turn only; write or remove it")
     if not any(turn.learned for turn in turns):

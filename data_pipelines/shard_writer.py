@@ -52,7 +52,7 @@ def write(
         raise InputError(f"{folder}: {error.strerror}; choose a folder that can be written") from None
     shards = [folder / f"{spec.name}.array_record-{n:05d}-of-{len(ranges):05d}" for n in range(len(ranges))]
     pending = [(*chunk, shard) for chunk, shard in zip(ranges, shards, strict=True) if not shard.exists()]
-    write_range = functools.partial(_write_range, source, MediaResolver(spec.media))
+    write_range = functools.partial(_write_range, source, spec.media_resolver)
     errors = parallel_map(write_range, pending, len(source), workers, on_progress)
     return shards, sum(stop - start for start, stop, _ in pending), list(itertools.chain(*errors))
 

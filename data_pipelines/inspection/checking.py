@@ -44,7 +44,7 @@ def check(
       WorkerDiedError: A worker process died.
     """
     source = spec.open()
-    check_range = functools.partial(_check_range, source, MediaResolver(spec.media), config, decode)
+    check_range = functools.partial(_check_range, source, spec.media_resolver, config, decode)
     ranges = chunk_ranges(len(source), CHUNK)
     counts, errors = RecordCounts(), []
     for read, bad in parallel_map(check_range, ranges, len(source), workers, on_progress):

@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from data_pipelines.sample_errors import NOT_JSON, NOT_UTF8, BadSampleError, SampleError, from_exception
+from vl3_jax.storage.digests import FileDigests
 
 Result = TypeVar("Result")
 
 _FINGERPRINT_BYTES = 64 * 2**10  # at each end of a file
+_STORED_DIGESTS = ("md5Hash", "crc32c", "ETag", "etag")  # of gcsfs, s3fs and other file systems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +83,13 @@ class RecordSource(abc.ABC):
           BadSampleError: The record cannot be read.
         """
 
-    def fingerprint(self) -> list[Any]:
+    def fingerprint(self, digests: FileDigests) -> list[Any]:
         """Returns JSON values that identify the content of this source; part of the key of its index.
 
-        These are `KIND`, the number of records, and the name, size and hash of the file at `path`.
+        These are `KIND`, the number of records, and the size and digest of the file at `path`; not the path, so that
+        data may be moved.
         """
-        return [self.KIND, len(self), *ByteFile(self.path).fingerprint()]
+        return [self.KIND, len(self), *ByteFile(self.path).fingerprint(digests)]
 
     def outline(self) -> "RecordSource":
         """Returns a source whose records have the same lengths but may be cheaper to read."""
@@ -147,11 +150,18 @@ class ByteFile:
         filesystem, file = self._opened
         return os.fstat(file.fileno()).st_size if filesystem is None else filesystem.size(file)
 
-    def fingerprint(self) -> list[Any]:
-        """Returns name, size and a hash of both ends: equal for a copy elsewhere, different after an edit at an end."""
+    def fingerprint(self, digests: FileDigests) -> list[Any]:
+        """Returns size and digest of a local file; of a URL, the digest that its store keeps, or one of both ends."""
+        filesystem, key = self._opened
         size = self.size
+        if filesystem is None:
+            return [size, digests.digest(self.path)]
+        information = filesystem.info(key)
+        stored = next((str(information[name]) for name in _STORED_DIGESTS if information.get(name)), None)
+        if stored:
+            return [size, stored]
         ends = self.read(0, min(size, _FINGERPRINT_BYTES)) + self.read(max(size - _FINGERPRINT_BYTES, 0), size)
-        return [os.path.basename(self.path), size, hashlib.blake2b(ends, digest_size=8).hexdigest()]
+        return [size, hashlib.blake2b(ends, digest_size=8).hexdigest()]
 
     @functools.cached_property
     def _opened(self) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from data_pipelines.sample_errors import one_line
 from data_pipelines.sources.base import RecordSource
 from data_pipelines.sources.tfds_source import folder_and_split
 from vl3_jax.errors import InputError
+from vl3_jax.storage.digests import FileDigests
 
 # Kind -> module and class, imported at first use because the libraries of some may be missing, and file endings.
 KINDS = {
@@ -43,8 +44,8 @@ class Concatenated(RecordSource):
         source, local = self._locate(index)
         return source.read(local)
 
-    def fingerprint(self) -> list:
-        return [source.fingerprint() for source in self._sources]
+    def fingerprint(self, digests: FileDigests) -> list:
+        return [source.fingerprint(digests) for source in self._sources]
 
     def _locate(self, index: int) -> tuple[RecordSource, int]:
         number = int(np.searchsorted(self._firsts, index, side="right")) - 1

@@ -17,6 +17,7 @@ import numpy as np
 from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, one_line
 from data_pipelines.sources.base import RecordSource, parse_json
 from vl3_jax.errors import InputError
+from vl3_jax.storage.digests import FileDigests
 
 _DEFAULT_SPLIT = "train"
 _MEDIA = ("image", "images", "video", "videos", "frames")
@@ -47,7 +48,7 @@ class TfdsSource(RecordSource):
         except Exception as error:  # TFDS does not wrap the exceptions of its file formats
             raise BadSampleError(BAD_RECORD, f"cannot be read ({one_line(error)})") from error
 
-    def fingerprint(self) -> list:
+    def fingerprint(self, digests: FileDigests) -> list:
         info = self._open_builder.info
         return ["tfds", info.full_name, self._split, len(self), info.splits[self._split.split("[")[0]].num_bytes]
 

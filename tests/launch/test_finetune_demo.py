@@ -1,4 +1,4 @@
-"""launch/finetune_demo.sh as a new user runs it: nano learns what clips show, and its export answers in transformers."""
+"""launch/finetune_demo.sh as a new user runs it: nano learns what clips show, also for transformers."""
 
 import os
 import pathlib

@@ -227,7 +227,8 @@ def _offline_copy(repository: str, revision: str, with_weights: bool) -> pathlib
 
     own = _cache_folder(repository)
     folder = snapshot(own, own)
-    if folder.is_dir() and not any(folder.glob("*.partial")) and any(folder.glob("*.safetensors" if with_weights else "*.json")):
+    pattern = "*.safetensors" if with_weights else "*.json"
+    if folder.is_dir() and not any(folder.glob("*.partial")) and any(folder.glob(pattern)):
         return folder
     cached = pathlib.Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     folder = snapshot(cached, cached / "snapshots")

@@ -72,7 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int | None:
-    return _RUN[arguments.data_command](arguments)
+    from vl3_jax.checkpoint import open_tokenizer
+
+    with contextlib.ExitStack() as stack:
+        if "tokenizer" in arguments:
+            arguments.tokenizer = stack.enter_context(open_tokenizer(arguments.tokenizer))
+        return _RUN[arguments.data_command](arguments)
 
 
 def _command(commands, name: str, summary: str, needs_tokenizer: bool = True) -> argparse.ArgumentParser:
@@ -85,13 +90,19 @@ def _command(commands, name: str, summary: str, needs_tokenizer: bool = True) ->
         "--annotations", nargs="+", metavar="FILE", help="annotation files or shards, instead of --config"
     )
     data.add_argument("--media", default="", metavar="DIR", help="folder or URL of the media (with --annotations)")
+    data.add_argument(
+        "--allow-outside", action="store_true", help="read media outside that folder, too: absolute paths, .., file://"
+    )
+    data.add_argument("--allow-remote", action="store_true", help="fetch media that are named by http(s):// addresses")
     settings_flags.add_changes(data)
     data.add_argument("--skip-missing", action="store_true", help="leave out data sets that are not on disk")
     data.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="number of worker processes (0: none)"
     )
     if needs_tokenizer:
-        data.add_argument("--tokenizer", required=True, metavar="DIR", help="a checkpoint folder or tokenizer.json")
+        data.add_argument(
+            "--tokenizer", required=True, metavar="M", help="a tokenizer.json, or whatever `--model` takes"
+        )
     return parser
 
 
@@ -106,7 +117,11 @@ def _config(arguments: argparse.Namespace) -> mixtures.MixtureConfig:
 
 
 def _specs(arguments: argparse.Namespace, config: mixtures.MixtureConfig) -> list[DatasetSpec]:
-    specs = mixtures.dataset_specs(config)
+    outside, remote = arguments.allow_outside, arguments.allow_remote
+    specs = [
+        dataclasses.replace(spec, outside=spec.outside or outside, remote=spec.remote or remote)
+        for spec in mixtures.dataset_specs(config)
+    ]
     missing = missing_files(specs)
     if not arguments.skip_missing:
         require_present(specs)
@@ -125,13 +140,12 @@ def _mixture(arguments: argparse.Namespace) -> MixtureDataset:
 
 def _index(arguments: argparse.Namespace) -> None:
     from data_pipelines.index import build_index
-    from data_pipelines.sources.media_resolver import MediaResolver
 
     config = _config(arguments)
     sample_builder = SampleBuilder(arguments.tokenizer, mixtures.data_settings(config))
     log, counts = SampleErrorLog(), RecordCounts()
     for spec in _specs(arguments, config):
-        source, media = spec.open(), MediaResolver(spec.media)
+        source, media = spec.open(), spec.media_resolver
         with _bar(spec.name) as progress:
             index = build_index(
                 source, media, sample_builder, spec.index_folder, arguments.kept, arguments.workers, progress

@@ -43,7 +43,8 @@ def open_held_out(config: RunConfig, mixture: MixtureDataset) -> MixtureDataset 
     held_out = config.eval
     if not held_out.annotations:
         return None
-    spec = DatasetSpec("held out", held_out.annotations, held_out.media)
+    files = {name: getattr(held_out, name) for name in ("annotations", "media", "outside", "remote")}
+    spec = DatasetSpec("held out", **files)
     return _open([mixtures.with_full_paths(config.data, spec)], mixture.sample_builder)
 
 
