@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines import sample_errors
+from data_pipelines import annotations, sample_errors
 from data_pipelines.annotations import parse_conversation
 from data_pipelines.record_turns import RecordTurn
 from data_pipelines.sample_errors import SampleError, SampleErrorLog, TooManyBadSamplesError
@@ -164,3 +164,8 @@ def test_the_log_counts_errors_names_the_worst_files_and_stops():
     assert stopped.value.table == table
     with pytest.raises(TooManyBadSamplesError, match="40 of 200"):
         log.check(0.05, 100, bad=40, seen=200)
+
+
+def test_a_long_text_is_measured_before_it_is_tokenised(media):
+    answer = {"from": "gpt", "value": "a" * annotations.MAX_CHARACTERS}
+    assert error_of({"conversations": [ASK, answer]}, media).kind == sample_errors.TOO_LONG

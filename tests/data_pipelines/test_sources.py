@@ -17,6 +17,7 @@ from data_pipelines.layouts import official
 from data_pipelines.sample_errors import SampleError
 from data_pipelines.sources import Record, array_records, open_source
 from vl3_jax.errors import InputError
+from vl3_jax.storage.digests import FileDigests
 
 RECORDS = [
     {"conversations": [{"from": "human", "value": f'Q{n} "é]{{ \\ 漢'}, {"from": "gpt", "value": "A" * n}], "id": n}
@@ -44,7 +45,7 @@ def test_lines(tmp_path):
     assert source[3].where == f"{path}, line 5"
     unpickled = pickle.loads(pickle.dumps(source))
     assert fields(unpickled) == RECORDS
-    assert unpickled.fingerprint() == source.fingerprint()
+    assert unpickled.fingerprint(FileDigests()) == source.fingerprint(FileDigests())
 
 
 @pytest.mark.parametrize("indent", [None, 2])

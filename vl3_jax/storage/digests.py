@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import Any
 
 from etils import epath
 
@@ -19,15 +20,15 @@ class FileDigests:
     A file whose path, size and modification time are those of a stored digest is not read.
 
     Args:
-      file: JSON file of the stored digests; it need not exist, and is left out where it cannot be written.
+      file: JSON file of the stored digests, which need not exist; None stores them with this object only.
     """
 
-    def __init__(self, file: str | os.PathLike):
-        self._file = epath.Path(pathlib.Path(file).absolute())
-        try:
-            self._stored = dict(json.loads(self._file.read_text()))
-        except (OSError, ValueError, TypeError):
-            self._stored = {}
+    def __init__(self, file: str | os.PathLike | None = None):
+        self._file = file and epath.Path(pathlib.Path(file).absolute())
+        self._stored: dict[str, list[Any]] = {}
+        if self._file:
+            with contextlib.suppress(OSError, ValueError, TypeError):  # there is none, or it is damaged
+                self._stored = dict(json.loads(self._file.read_text()))
 
     def digest(self, path: str) -> str:
         """Returns the digest of a file's content as hexadecimal digits."""
@@ -38,7 +39,11 @@ class FileDigests:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_BYTES)).hexdigest()
             self._stored[os.path.abspath(path)] = [*state, digest]
-            with contextlib.suppress(OSError):
+            self._save()
+        return digest
+
+    def _save(self) -> None:
+        if self._file:
+            with contextlib.suppress(OSError):  # where nothing can be written, files are read again each time
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 atomic_write(self._file, json.dumps(self._stored).encode())
-        return digest
