@@ -58,10 +58,11 @@ BAD = {
     "a second image": (ask(image="p0.png", image2="p1.png"), sample_errors.TAGS),
     "a file in any key": (ask("Q", source="clips/a.mp4"), sample_errors.TAGS),
     "nested media": (ask("Q", extra={"pages": [{"path": "p0.png"}]}), sample_errors.TAGS),
-    "an image of a turn": ({"conversations": [{"from": "human", "value": "Q", "image": ["p0.png"]}, *turns("Q", "A")]},
-                           sample_errors.TAGS),
-    "an image of a text": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Q", "image": "p0.png"}]},
-                                         {"role": "assistant", "content": "A"}]}, sample_errors.TAGS),
+    "an image of a turn": (
+        {"conversations": [{"from": "human", "value": "Q", "image": ["p0.png"]}, *turns("Q", "A")]}, sample_errors.TAGS),
+    "an image of a text": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Q", "image": "p0.png"}]},
+                      {"role": "assistant", "content": "A"}]}, sample_errors.TAGS),
     "both keys": (ask(image="p0.png", images=["p1.png"]), sample_errors.BAD_RECORD),
     "an unknown role": (said(("human", "Q"), ("humna", "USER"), ("gpt", "A")), sample_errors.BAD_RECORD),
     "a role that is a list": ({"conversations": [{"from": [], "value": ""}]}, sample_errors.BAD_RECORD),

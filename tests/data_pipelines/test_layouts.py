@@ -51,8 +51,8 @@ def read(builder, folder):
 
 
 def test_messages_with_parts(read, folder):
-    """Fields as in https://developers.openai.com/api/docs/guides/vision-fine-tuning (messages with parts, image_url) and
-    in the schema FineTuneChatCompletionRequestAssistantMessage of OpenAI's API (weight).
+    """Fields as in https://developers.openai.com/api/docs/guides/vision-fine-tuning (messages with parts) and in the
+    schema FineTuneChatCompletionRequestAssistantMessage of OpenAI's API (weight).
     """
     inline = "data:image/png;base64," + base64.b64encode((folder / "p1.png").read_bytes()).decode()
     fields = {

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -270,3 +271,75 @@ def test_tfds_without_tensorflow(tmp_path):
     with pytest.raises(InputError, match="split 'test'"):
         open_source(f"{folder}:test")
     assert "tensorflow" not in sys.modules
+
+
+def error_messages(source):
+    return [source[index].message for index in range(len(source)) if isinstance(source[index], SampleError)]
+
+
+def test_a_tar_names_what_it_does_not_read(tmp_path):
+    conversation = as_json(RECORDS[0])
+    tags = as_json({"conversations": [{"from": "human", "value": "<image>Q"}, {"from": "gpt", "value": "A"}]})
+    members = [
+        *(("a.json", tags), ("a.left.png", b"1"), ("a.cls", b"3"), ("._a.png", b"litter")),
+        *(("b.json", as_json({**RECORDS[0], "image": "b.1.png"})), ("b.1.png", b"1"), ("b.2.png", b"2")),
+        *(("c.json", conversation), ("c.wav", b"sound")),
+        ("d.jpg", b"no annotation"),
+    ]
+    path = write_tar(tmp_path / "a.tar", members)
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("e.json"), io.BytesIO())
+        link = tarfile.TarInfo("e.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    source = open_source(path)
+    assert source[0].fields["member *.cls"]
+    assert [
+        name in message
+        for name, message in zip(["b.2.png", "c.wav", ".txt", "a link"], error_messages(source), strict=True)
+    ] == [True] * 4
+
+
+def test_a_tar_is_read_around_damage(tmp_path):
+    members = [(f"{n}.json", as_json(record)) for n, record in enumerate(RECORDS[:6])]
+    content = bytearray(pathlib.Path(write_tar(tmp_path / "a.tar", members)).read_bytes())
+    content[2 * 1024 : 2 * 1024 + 8] = b"damaged!"  # the header of the third member
+    (tmp_path / "b.tar").write_bytes(content)
+    source = open_source(str(tmp_path / "b.tar"))
+    assert [source[n].fields["id"] for n in range(5)] == [0, 1, 3, 4, 5]
+    assert error_messages(source) == [
+        "no tar from byte 2048 to byte 3072, so samples may be missing; download it again"
+    ]
+    other = write_tar(tmp_path / "c.tar", [("x/0.json", as_json(RECORDS[7]))])
+    (tmp_path / "d.tar").write_bytes((tmp_path / "a.tar").read_bytes() + pathlib.Path(other).read_bytes())
+    source = open_source(str(tmp_path / "d.tar"))
+    assert [source[n].fields["id"] for n in range(len(source))] == [0, 1, 2, 3, 4, 5, 7]
+    with tarfile.open(tmp_path / "e.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "é" * 600}) as tar:
+        tar.add(tmp_path / "a.tar", "x.json")
+    assert error_messages(open_source(str(tmp_path / "e.tar"))) != []
+    assert "no tar" not in str(error_messages(open_source(str(tmp_path / "e.tar"))))
+
+
+def test_lengths_that_only_a_header_claims_take_no_memory(tmp_path):
+    header = tarfile.TarInfo("a.json")
+    header.size = 2**43
+    (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + b"{}" * 512)
+    assert error_messages(open_source(str(tmp_path / "a.tar"))) == ["a.json is cut off; download the tar again"]
+
+
+def test_a_table_with_damage_and_with_unread_content(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.Table.from_pylist(RECORDS), path, row_group_size=5, compression="none")
+    content = bytearray(path.read_bytes())
+    start = parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    content[start : start + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    source = open_source(str(path))
+    assert [isinstance(source[n], Record) for n in range(20)] == [n // 5 != 1 for n in range(20)]
+    assert all("row group 2 is damaged" in message for message in error_messages(source))
+    parquet.write_table(arrow.table({"a": [1], "b": [2]}).rename_columns(["a", "a"]), path)
+    with pytest.raises(InputError, match="two columns are named 'a'"):
+        open_source(str(path))
