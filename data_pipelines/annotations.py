@@ -186,6 +186,9 @@ def _parts(fields: Mapping[str, Any], kind: str, media: MediaResolver) -> list[d
     parts = []
     for entry in entries:
         own = {key: entry[key] for key in VIDEO_OPTIONS if key in entry} if isinstance(entry, Mapping) else {}
+        twice = next((key for key in own if key in options), None)
+        if twice:
+            raise BadSampleError(BAD_RECORD, f"both the record and its video have {twice}; give one of them")
         part = {key: _option(own | options, key) for key in own | options}
         parts.append({"type": kind, kind: media.resolve(entry, kind), **part})
     return parts
