@@ -178,6 +178,8 @@ def _split(text: str, queues: Mapping[str, Iterator[Any]]) -> list[Any]:
 def _parts(fields: Mapping[str, Any], kind: str, media: MediaResolver) -> list[dict[str, Any]]:
     """Returns the media of one kind as message parts."""
     entries, options = fields.get(kind, []), {}
+    if kind == "video" and len(entries) > 1 and all(media_signs.is_image_name(entry) for entry in entries):
+        raise BadSampleError(BAD_RECORD, f'"video" lists {len(entries)} images; write frames of one video as [[...]]')
     if kind == "video" and entries:
         options = {key: fields[key] for key in _TIMES if key in fields}
         if options and len(entries) > 1:

@@ -39,6 +39,11 @@ def kind_of(name: str) -> str | None:
     return _KIND_OF.get(os.path.splitext(name)[1][1:].lower())
 
 
+def is_image_name(entry: Any) -> bool:
+    """Returns whether a medium is given by name, and is an image by its name."""
+    return isinstance(entry, str) and kind_of(entry) == "image"
+
+
 def find_placeholder(text: str, tags: Collection[str]) -> str | None:
     """Returns the first placeholder of a medium in a text, of this or another model, that is none of `tags`."""
     found = (match.group() for match in PLACEHOLDER.finditer(text))

@@ -83,6 +83,7 @@ BAD = {
     "a time of 10^400": (ask("Q", video="v0.mp4", end_time=10**400), sample_errors.BAD_RECORD),
     "a time that is no number": (ask("Q", video="v0.mp4", start_time=float("nan")), sample_errors.BAD_RECORD),
     "times of frames": (ask("Q", video=[["p0.png"]], timestamps=[10**400]), sample_errors.BAD_RECORD),
+    "frames as videos": (ask("Q", video=["p0.png", "p1.png"]), sample_errors.BAD_RECORD),
     "another layout": ({"instruction": "Q", "output": "A"}, sample_errors.BAD_RECORD),
     "two layouts": (ask("Q", messages=[]), sample_errors.BAD_RECORD),
     "a stream's tag": ({"video": "v0.mp4", "stream": True, "conversation": [
