@@ -8,8 +8,9 @@ import tarfile
 import pytest
 from sample_datasets import SETTINGS, TOKENIZER, write_lines, write_media
 
-from data_pipelines import sample_errors
+from data_pipelines import sample_errors, shard_writer
 from data_pipelines.layouts import official
+from data_pipelines.mixture_dataset import DatasetSpec
 from data_pipelines.packing.lengths import compute_sample_size
 from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import BadSampleError, SampleError
@@ -178,6 +179,21 @@ def test_the_cauldron(read, folder, tmp_path):
     assert text == "<user\n@\nWhat?>\n<assistant\nNoise.>\n<user\nSure?>\n<assistant\nYes.>\n"
     assert learned == "Noise.<|im_end|>Yes.<|im_end|>"
     assert (counts.images, counts.unknown_keys) == (1, {"turn.source": 1})
+
+
+def test_shards_hold_every_layout(read, folder, tmp_path):
+    pytest.importorskip("array_record")
+    inline = "data:image/png;base64," + base64.b64encode((folder / "p1.png").read_bytes()).decode()
+    parts = [{"type": "image_url", "image_url": {"url": inline}}, {"type": "video", "video": "v2.mp4", "max_frames": 2}]
+    records = [
+        {"messages": [turn([*parts, "Q"]), turn("A", "assistant"), turn("B", "assistant", weight=0)], "system": "S"},
+        {"images": ["p0.png"], "texts": [{"user": "Q", "assistant": "A"}], "kept": [1]},
+    ]
+    path = write_lines(tmp_path / "a.jsonl", records)
+    shards, seen, errors = shard_writer.write(DatasetSpec("a", (path,), str(folder)), tmp_path / "out")
+    assert (seen, errors) == (2, [])
+    before, after = open_source(path), open_source(str(shards[0]))
+    assert [read(after[n]) for n in range(2)] == [read(before[n]) for n in range(2)]
 
 
 def test_a_table_may_store_turns_as_columns(read):
