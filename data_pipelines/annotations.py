@@ -188,9 +188,10 @@ def _parts(fields: Mapping[str, Any], kind: str, media: MediaResolver) -> list[d
     parts = []
     for entry in entries:
         own = {key: entry[key] for key in VIDEO_OPTIONS if key in entry} if isinstance(entry, Mapping) else {}
-        twice = next((key for key in own if key in options), None)
+        keys = [*own, *options]
+        twice = next((key for key in keys if keys.count(key) > 1 or f"{key}_time" in keys), None)
         if twice:
-            raise BadSampleError(BAD_RECORD, f"both the record and its video have {twice}; give one of them")
+            raise BadSampleError(BAD_RECORD, f"a video has {twice} twice; give it once")
         part = {key: _option(own | options, key) for key in own | options}
         parts.append({"type": kind, kind: media.resolve(entry, kind), **part})
     return parts

@@ -84,6 +84,8 @@ BAD = {
     "a time that is no number": (ask("Q", video="v0.mp4", start_time=float("nan")), sample_errors.BAD_RECORD),
     "times of frames": (ask("Q", video=[["p0.png"]], timestamps=[10**400]), sample_errors.BAD_RECORD),
     "frames as videos": (ask("Q", video=["p0.png", "p1.png"]), sample_errors.BAD_RECORD),
+    "a million frames a second": (ask("Q", video={"path": "v0.mp4", "fps": 1e6}), sample_errors.BAD_RECORD),
+    "two beginnings": (ask("Q", video={"path": "v0.mp4", "start": 0}, start_time=1), sample_errors.BAD_RECORD),
     "another layout": ({"instruction": "Q", "output": "A"}, sample_errors.BAD_RECORD),
     "two layouts": (ask("Q", messages=[]), sample_errors.BAD_RECORD),
     "a stream's tag": ({"video": "v0.mp4", "stream": True, "conversation": [
