@@ -2,15 +2,13 @@
 
 import copy
 import functools
-import io
 import json
 import pathlib
 import random
-import tarfile
 import tempfile
 
 import pytest
-from sample_datasets import good_records, write_media
+from sample_datasets import good_records, write_media, write_tar
 
 from data_pipelines.inspection.checking import check
 from data_pipelines.layouts import official
@@ -39,20 +37,17 @@ RECORDS = [
 ]
 
 
-def write_tar(file, folder: pathlib.Path, given: list[dict]) -> None:
-    """Writes a tar with the media that the records of `RECORDS` name."""
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for number, (record, original) in enumerate(zip(given, RECORDS, strict=True)):
-            names = sorted(media_names(official(original)))
-            text = json.dumps(record)
-            for name in names:
-                text = text.replace(f'"{name}"', f'"{number}.{name}"')
-            members = {f"{number}.json": text.encode()}
-            members |= {f"{number}.{name}": (folder / name).read_bytes() for name in names}
-            for name, content in members.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+def tar_of(folder: pathlib.Path, path: pathlib.Path, given: list[dict]) -> None:
+    """Writes a tar of records, with the media that those of `RECORDS` name."""
+    members: dict[str, bytes] = {}
+    for number, (record, original) in enumerate(zip(given, RECORDS, strict=True)):
+        names = sorted(media_names(official(original)))
+        text = json.dumps(record)
+        for name in names:
+            text = text.replace(f'"{name}"', f'"{number}.{name}"')
+        members[f"{number}.json"] = text.encode()
+        members |= {f"{number}.{name}": (folder / name).read_bytes() for name in names}
+    write_tar(path, members.items())
 
 
 def write_base(folder: pathlib.Path) -> None:
@@ -60,8 +55,7 @@ def write_base(folder: pathlib.Path) -> None:
     write_media(folder, images=2, videos=3)
     (folder / NAMES[0]).write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     (folder / NAMES[1]).write_text(json.dumps(RECORDS))
-    with open(folder / NAMES[2], "wb") as file:
-        write_tar(file, folder, RECORDS)
+    tar_of(folder, folder / NAMES[2], RECORDS)
     embedded = [{"path": "p0.png", "bytes": (folder / "p0.png").read_bytes()}]
     rows = [{"conversations": record["conversations"], "image": embedded} for record in map(official, RECORDS[:4])]
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -108,17 +102,16 @@ def mutated_record(record: dict, rng: random.Random) -> dict:
     return record
 
 
-def mutated(name: str, folder: pathlib.Path, seed: int) -> bytes:
-    """Returns the content of a damaged file: of lines and tars, mostly with other values in their records."""
-    rng = random.Random(f"{name} {seed}")
-    if name not in ("a.jsonl", "c.tar") or not seed % 3:
-        return mutated_bytes((folder / name).read_bytes(), rng)
+def write_mutated(path: pathlib.Path, folder: pathlib.Path, seed: int) -> None:
+    """Writes a damaged file: of lines and tars, mostly one with other values in its records."""
+    rng = random.Random(f"{path.name} {seed}")
     changed = [mutated_record(record, rng) for record in RECORDS]
-    if name == "a.jsonl":
-        return "\n".join(map(json.dumps, changed)).encode()
-    file = io.BytesIO()
-    write_tar(file, folder, changed)
-    return file.getvalue()
+    if path.name == "a.jsonl" and seed % 3:
+        path.write_text("\n".join(map(json.dumps, changed)))
+    elif path.name == "c.tar" and seed % 3:
+        tar_of(folder, path, changed)
+    else:
+        path.write_bytes(mutated_bytes((folder / path.name).read_bytes(), rng))
 
 
 def check_mutated(folder: str, item: tuple[str, int]) -> list[str]:
@@ -126,7 +119,7 @@ def check_mutated(folder: str, item: tuple[str, int]) -> list[str]:
     name, seed = item
     with tempfile.TemporaryDirectory() as scratch:
         path = pathlib.Path(scratch, name)
-        path.write_bytes(mutated(name, pathlib.Path(folder), seed))
+        write_mutated(path, pathlib.Path(folder), seed)
         seen, counts, errors = check(DatasetSpec("a", (str(path),), folder), ProcessorConfig(threads=1, max_frames=4))
     assert counts.samples + len(errors) == seen
     log = SampleErrorLog()

@@ -1,12 +1,10 @@
 """Tests that the layouts of public data sets are read as they come: their media, their turns, what is learned."""
 
 import base64
-import io
 import json
-import tarfile
 
 import pytest
-from sample_datasets import SETTINGS, TOKENIZER, write_lines, write_media
+from sample_datasets import SETTINGS, TOKENIZER, write_lines, write_media, write_tar
 
 from data_pipelines import sample_errors, shard_writer
 from data_pipelines.layouts import official
@@ -138,15 +136,6 @@ def test_llava_video(read, folder, tmp_path):
     assert counts.unknown_keys == {"data_source": 1}
 
 
-def write_tar(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return str(path)
-
-
 @pytest.mark.parametrize("caption", ["a.txt", "a.json"])
 def test_img2dataset(read, folder, tmp_path, caption):
     """Fields as in https://github.com/rom1504/img2dataset (README: .jpg, .txt and .json with url, caption, key, status,
@@ -159,7 +148,7 @@ def test_img2dataset(read, folder, tmp_path, caption):
         members["000000001.txt"] = b"Some noise.\n"
         facts["caption"] = "Some noise."
     members["000000001.json"] = json.dumps({**facts, **numbers, "caption": "Some noise."}).encode()
-    text, learned, counts = read(open_source(write_tar(tmp_path / "00000.tar", members))[0])
+    text, learned, counts = read(open_source(write_tar(tmp_path / "00000.tar", members.items()))[0])
     assert (text, learned) == ("<user\n@\n>\n<assistant\nSome noise.>\n", "Some noise.<|im_end|>")
     assert counts.unknown_keys.keys() == {*facts, *numbers} - {"error_message", "caption"}
 

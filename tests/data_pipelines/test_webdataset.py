@@ -6,6 +6,8 @@ import pathlib
 import pickle
 import tarfile
 
+from sample_datasets import write_tar
+
 from data_pipelines import sample_errors
 from data_pipelines.sample_errors import SampleError
 from data_pipelines.sources import Record, open_source
@@ -21,15 +23,6 @@ def as_json(record):
 
 def error_messages(source):
     return [source[index].message for index in range(len(source)) if isinstance(source[index], SampleError)]
-
-
-def write_tar(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return str(path)
 
 
 def test_webdataset(tmp_path):
