@@ -182,6 +182,8 @@ def _split(text: str, queues: Mapping[str, Iterator[Any]]) -> list[Any]:
 def _parts(fields: Mapping[str, Any], kind: str, media: MediaResolver) -> list[dict[str, Any]]:
     """Returns the media of one kind as message parts."""
     entries, options = fields.get(kind, []), {}
+    if kind == "video" and len(entries) > 1 and all(media_signs.is_image_name(entry) for entry in entries):
+        raise BadSampleError(BAD_RECORD, f'"video" lists {len(entries)} images; write frames of one video as [[...]]')
     if kind == "video" and entries:
         options = {key: fields[key] for key in _TIMES if key in fields}
         if options and len(entries) > 1:
@@ -190,6 +192,10 @@ def _parts(fields: Mapping[str, Any], kind: str, media: MediaResolver) -> list[d
     parts = []
     for entry in entries:
         own = {key: entry[key] for key in VIDEO_OPTIONS if key in entry} if isinstance(entry, Mapping) else {}
+        keys = [*own, *options]
+        twice = next((key for key in keys if keys.count(key) > 1 or f"{key}_time" in keys), None)
+        if twice:
+            raise BadSampleError(BAD_RECORD, f"a video has {twice} twice; give it once")
         part = {key: _option(own | options, key) for key in own | options}
         parts.append({"type": kind, kind: media.resolve(entry, kind), **part})
     return parts

@@ -44,6 +44,9 @@ def official(record: Any) -> dict[str, Any]:
         raise BadSampleError(BAD_RECORD, f"a {type(record).__name__}; each record is an object {{...}}")
     fields = {key: value for key, value in record.items() if value is not None}
     for kind in TAG_OF:
+        for key in (kind, f"{kind}s"):
+            if isinstance(fields.get(key), list | tuple) and not fields[key]:
+                del fields[key]
         if f"{kind}s" in fields:
             if kind in fields:
                 raise BadSampleError(BAD_RECORD, f'both "{kind}" and "{kind}s"; give one of them')
@@ -117,7 +120,7 @@ def shortened(value: Any) -> str:
     try:
         text = reprlib.repr(value)
     except ValueError:  # an integer of thousands of digits
-        return f"an {type(value).__name__} of thousands of digits"
+        return "a value with a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -149,7 +152,7 @@ def _question_and_answer(entry: Any, _media: dict[str, list[Any]]) -> list[dict[
         given = shortened(entry)
         raise BadSampleError(BAD_RECORD, f'an entry of "texts" is {given}; give {{"user": "...", "assistant": "..."}}')
     others = {key: value for key, value in entry.items() if key not in ("user", "assistant")}
-    return [{"from": "human", "value": entry["user"]}, {"from": "gpt", "value": entry["assistant"], **others}]
+    return [{"from": "human", "value": entry["user"]}, {**others, "from": "gpt", "value": entry["assistant"]}]
 
 
 def _part(part: Any, media: dict[str, list[Any]], turn: dict[str, Any]) -> str:

@@ -39,6 +39,11 @@ def kind_of(name: str) -> str | None:
     return _KIND_OF.get(os.path.splitext(name)[1][1:].lower())
 
 
+def is_image_name(entry: Any) -> bool:
+    """Returns whether a medium is given by name, and is an image by its name."""
+    return isinstance(entry, str) and kind_of(entry) == "image"
+
+
 def find_placeholder(text: str, tags: Collection[str]) -> str | None:
     """Returns the first placeholder of a medium in a text, of this or another model, that is none of `tags`."""
     found = (match.group() for match in PLACEHOLDER.finditer(text))
@@ -79,19 +84,19 @@ def names_unread_medium(key: str, value: Any, read: Sequence[str]) -> bool:
       value: Its value.
       read: Names of the media of the record that are read.
     """
-    stems = {_stem(name) for name in read}
+    stems, word = {_stem(name) for name in read}, key.rsplit(".", 1)[-1]
     for leaf in _leaves(value):
-        if isinstance(leaf, bytes | bytearray) or (isinstance(leaf, np.ndarray) and leaf.ndim > 1):
-            return len(leaf) > 0
-        if not isinstance(leaf, str) or not leaf or len(leaf) > _MAX_NAME:
-            continue
-        if _SOUND_KEY.fullmatch(key):
-            return True
-        if kind_of(leaf) is None:
-            if not read and _MEDIA_KEY.fullmatch(key):
+        if isinstance(leaf, bytes | bytearray | np.ndarray):
+            if len(leaf) and (isinstance(leaf, bytes | bytearray) or leaf.ndim > 1):
                 return True
-        elif not read or ("://" not in leaf and _MEDIA_WORD.search(key) and _stem(leaf) not in stems):
-            return True
+        elif isinstance(leaf, str) and 0 < len(leaf) <= _MAX_NAME:
+            if _SOUND_KEY.fullmatch(word) or (not read and _MEDIA_KEY.fullmatch(word)):
+                return True
+            of_medium = _MEDIA_WORD.search(word)
+            if kind_of(leaf) is None or (leaf.endswith(".ts") and not of_medium):  # .ts may be TypeScript
+                continue
+            if not read or ("://" not in leaf and of_medium and _stem(leaf) not in stems):
+                return True
     return False
 
 

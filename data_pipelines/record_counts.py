@@ -49,7 +49,7 @@ class RecordCounts:
             "images": self.images,
             "videos": self.videos,
             "turns": {"learned": dict(self.learned), "shown": dict(self.shown), "left_out": dict(self.left_out)},
-            "unknown_keys": {readable(key): count for key, count in self.unknown_keys.most_common()},
+            "unknown_keys": {readable(key): count for key, count in _by_count(self.unknown_keys)},
         }
 
     @classmethod
@@ -72,6 +72,11 @@ class RecordCounts:
 
 
 def _listed(counter: collections.Counter[str]) -> str:
-    named = [f"{readable(name)} {count:,}" for name, count in counter.most_common(_MAX_KEYS)]
+    named = [f"{readable(name)} {count:,}" for name, count in _by_count(counter)[:_MAX_KEYS]]
     more = len(counter) - len(named)
     return ", ".join(named) + (f" and {more:,} more" if more else "")
+
+
+def _by_count(counter: collections.Counter[str]) -> list[tuple[str, int]]:
+    """Returns the names with the largest counts first; equal ones by name, so that workers do not change the order."""
+    return sorted(counter.items(), key=lambda item: (-item[1], item[0]))

@@ -28,7 +28,7 @@ _STREAM_ROLES = ("user", "assistant", "system")
 
 TURN_KEYS = {"from", "value", "loss"}
 STREAM_TURN_KEYS = {"role", "content", "time", "loss"}
-_MAX_NUMBER = 1e9  # larger times and rates are none
+_LIMITS = {"fps": 1000.0}  # larger ones would be mistakes; of all other numbers, those above 1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,8 @@ def _learned(entry: Mapping[str, Any], role: str) -> bool:
 def read_number(fields: Mapping[str, Any], key: str) -> float:
     """Returns a time or rate of a record; raises `BadSampleError` for what is none."""
     value = fields.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_NUMBER:
-        unit = "a number" if key in ("fps", "max_frames") else "seconds"
+    limit = _LIMITS.get(key, 1e9)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= limit:
+        unit = f"a number up to {limit:,.0f}" if key in ("fps", "max_frames") else "seconds"
         raise BadSampleError(BAD_RECORD, f'"{key}" is {shortened(value)}; give {unit}')
     return float(value)

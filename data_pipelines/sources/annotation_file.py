@@ -42,7 +42,9 @@ class AnnotationFile(RecordSource):
     def read(self, index: int) -> Any:
         content = self._file.read(int(self._starts[index]), int(self._stops[index]))
         if not content.strip():
-            raise BadSampleError(NOT_JSON, "no record where one is due; the list is cut off, or has a comma too many")
+            raise BadSampleError(
+                NOT_JSON, "no record where one is due: a blank line, a comma too many, or a list that is cut off"
+            )
         return parse_json(content, "the record")
 
     def _content(self):

@@ -10,12 +10,12 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+from data_pipelines.layouts import TAG_OF
 from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, one_line
 from data_pipelines.sources.base import RecordSource
 from vl3_jax.errors import InputError
 
 _LENGTH = struct.Struct("<I")
-MEDIA_KEYS = ("image", "video")
 
 
 def encode(fields: Mapping[str, Any]) -> bytes:
@@ -26,7 +26,7 @@ def encode(fields: Mapping[str, Any]) -> bytes:
         are kept.
     """
     header, content = dict(fields), bytearray()
-    for key in MEDIA_KEYS:
+    for key in TAG_OF:
         entries = []
         for medium in header.get(key) or []:
             start = len(content)
@@ -48,7 +48,7 @@ def decode(record: bytes) -> dict[str, Any]:
     (length,) = _LENGTH.unpack_from(record)
     media_start = _LENGTH.size + length
     fields = json.loads(record[_LENGTH.size : media_start].decode())
-    for key in MEDIA_KEYS:
+    for key in TAG_OF:
         for medium in fields.get(key) or []:
             start, stop = medium.pop("at")
             medium["bytes"] = record[media_start + start : media_start + stop]

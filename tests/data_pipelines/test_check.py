@@ -13,6 +13,8 @@ from data_pipelines.sources import open_source
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.cli.main import main
 
+IMAGE_IN_TEXT = {"type": "text", "text": "Q", "image": "p0.png"}
+ANSWER = [{"role": "assistant", "content": "A"}]
 DIGITS = b'{"a": ' + b"9" * 5000 + b', "conversations": []}'
 DEEP = b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b', "conversations": []}'
 
@@ -38,7 +40,9 @@ GOOD = {
     "key system": ask(image="p0.png", system="Be brief."),
     "loss": said(("human", "A?"), ("gpt", "NOT THIS"), ("human", "B?"), ("gpt", "This.")),
     "where a medium came from": ask(image="p0.png", url="http://x/p.jpg", image_name="other/p0.jpg", image_size=[3, 4]),
-    "half a list of null": ask("Q", image=None, video=None),
+    "null": ask("Q", image=None, video=None),
+    "an empty list beside the images": ask(image=[], images=["p0.png"]),
+    "a file of TypeScript": ask("Q", path="src/a.ts"),
 }
 GOOD["loss"]["conversations"][1]["loss"] = False
 BAD = {
@@ -57,11 +61,10 @@ BAD = {
     "another key": (ask("Q", img="p0.png"), sample_errors.TAGS),
     "a second image": (ask(image="p0.png", image2="p1.png"), sample_errors.TAGS),
     "a file in any key": (ask("Q", source="clips/a.mp4"), sample_errors.TAGS),
+    "sound of a turn": (said(("human", "Q"), ("gpt", "A")), sample_errors.TAGS),
     "nested media": (ask("Q", extra={"pages": [{"path": "p0.png"}]}), sample_errors.TAGS),
-    "an image of a turn": ({"conversations": [{"from": "human", "value": "Q", "image": ["p0.png"]}, *turns("Q", "A")]},
-                           sample_errors.TAGS),
-    "an image of a text": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Q", "image": "p0.png"}]},
-                                         {"role": "assistant", "content": "A"}]}, sample_errors.TAGS),
+    "an image of a turn": (said(("human", "Q"), ("gpt", "A")), sample_errors.TAGS),
+    "an image of a text": ({"messages": [{"role": "user", "content": [IMAGE_IN_TEXT]}, *ANSWER]}, sample_errors.TAGS),
     "both keys": (ask(image="p0.png", images=["p1.png"]), sample_errors.BAD_RECORD),
     "an unknown role": (said(("human", "Q"), ("humna", "USER"), ("gpt", "A")), sample_errors.BAD_RECORD),
     "a role that is a list": ({"conversations": [{"from": [], "value": ""}]}, sample_errors.BAD_RECORD),
@@ -80,6 +83,9 @@ BAD = {
     "a time of 10^400": (ask("Q", video="v0.mp4", end_time=10**400), sample_errors.BAD_RECORD),
     "a time that is no number": (ask("Q", video="v0.mp4", start_time=float("nan")), sample_errors.BAD_RECORD),
     "times of frames": (ask("Q", video=[["p0.png"]], timestamps=[10**400]), sample_errors.BAD_RECORD),
+    "frames as videos": (ask("Q", video=["p0.png", "p1.png"]), sample_errors.BAD_RECORD),
+    "a million frames a second": (ask("Q", video={"path": "v0.mp4", "fps": 1e6}), sample_errors.BAD_RECORD),
+    "two beginnings": (ask("Q", video={"path": "v0.mp4", "start": 0}, start_time=1), sample_errors.BAD_RECORD),
     "another layout": ({"instruction": "Q", "output": "A"}, sample_errors.BAD_RECORD),
     "two layouts": (ask("Q", messages=[]), sample_errors.BAD_RECORD),
     "a stream's tag": ({"video": "v0.mp4", "stream": True, "conversation": [
@@ -93,6 +99,8 @@ BAD = {
     "a key twice": (b'{"image": "p0.png", "image": "p1.png", "conversations": []}', sample_errors.NOT_JSON),
     "a number": (b"3", sample_errors.BAD_RECORD),
 }  # fmt: skip
+BAD["an image of a turn"][0]["conversations"][0]["image"] = ["p0.png"]
+BAD["sound of a turn"][0]["conversations"][0]["audio"] = "a"
 RECORDS = [*GOOD.values(), *(record for record, _ in BAD.values())]
 NAMES = [*GOOD, *BAD]
 KINDS = [None] * len(GOOD) + [kind for _, kind in BAD.values()]
@@ -134,10 +142,10 @@ def test_good_and_bad_records(check, folder):
     assert found == {name: kind for name, kind in zip(NAMES, KINDS, strict=True) if kind}
     assert all(problem["message"].isprintable() and len(problem["message"]) < 500 for problem in result["problems"])
     assert result["samples"] == len(RECORDS)
-    assert (result["images"], result["videos"]) == (8, 3)
+    assert (result["images"], result["videos"]) == (9, 3)
     assert result["turns"]["learned"] == {"assistant": len(GOOD) + 2}
     assert result["turns"]["shown"] == {"user": len(GOOD) + 2, "tool": 1, "system": 1, "assistant": 1}
-    assert result["unknown_keys"] == {"image_name": 1, "image_size": 1, "url": 1}
+    assert result["unknown_keys"] == {"image_name": 1, "image_size": 1, "path": 1, "url": 1}
 
 
 def test_index_and_training_agree_with_the_check(folder, capfd, tmp_path):
@@ -145,7 +153,7 @@ def test_index_and_training_agree_with_the_check(folder, capfd, tmp_path):
     assert main(["data", "index", *argv, "--workers", "0"]) == 0
     out = capfd.readouterr().out
     assert f"{len(RECORDS)} samples, {len(BAD)} bad" in out
-    assert "keys that nothing reads: image_name 1, image_size 1, url 1" in out
+    assert "keys that nothing reads: image_name 1, image_size 1, path 1, url 1" in out
     builder, source, media = SampleBuilder(TOKENIZER, SETTINGS), open_source(argv[1]), MediaResolver(str(folder))
     for number, (name, kind) in enumerate(zip(NAMES, KINDS, strict=True)):
         measured = builder.measure(source[number], media)

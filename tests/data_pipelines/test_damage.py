@@ -2,18 +2,17 @@
 
 import copy
 import functools
-import io
 import json
 import pathlib
 import random
-import tarfile
 import tempfile
 
 import pytest
-from sample_datasets import good_records, write_media
+from sample_datasets import good_records, write_media, write_tar
 
 from data_pipelines.inspection.checking import check
 from data_pipelines.layouts import official
+from data_pipelines.media_signs import media_names
 from data_pipelines.mixture_dataset import DatasetSpec
 from data_pipelines.sample_errors import FAILED, SampleErrorLog, to_json_lines
 from data_pipelines.sources import array_records
@@ -21,96 +20,44 @@ from support.bounded import run_bounded
 from vl3_jax.processing.processor_config import ProcessorConfig
 
 NAMES = ("a.jsonl", "b.json", "c.tar", "d.parquet", "e.array_record")
-HOSTILE = [
-    *(
-        None,
-        True,
-        False,
-        0,
-        -1,
-        1e308,
-        -1e308,
-        float("nan"),
-        float("inf"),
-        10**400,
-        -(10**400),
-        "",
-        " ",
-        "<image>",
-        "\ud83d",
-    ),
-    *(
-        "x" * 100_000,
-        "a\0b",
-        "../a.png",
-        "p0.png",
-        "v0.mp4",
-        [],
-        {},
-        [[]],
-        [None],
-        [{}],
-        [""],
-        {"path": None},
-        {"bytes": ""},
-    ),
-    *(
-        {"url": "data:,"},
-        [[[["p0.png"]]]],
-        "http://[",
-        "memory://none/a.png",
-        "data:image/png;base64,!",
-        "gpt",
-        "human",
-    ),
-    functools.reduce(lambda inner, _: [inner], range(200), 0),
-]
-BYTES = [
-    b"\0",
-    b"\xff",
-    b'"',
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b",",
-    b"\n",
-    b"\\",
-    b"\xff\xff\xff\x7f",
-    b"\x80\0\0\0\0\0\0\0",
-    b"9" * 5000,
+NUMBERS = (0, -1, 1e308, -1e308, float("nan"), float("inf"), 10**400, -(10**400))
+TEXTS = ("", " ", "<image>", "\ud83d", "x" * 100_000, "a\0b", "../a.png", "p0.png", "v0.mp4", "gpt", "human")
+URLS = ("http://[", "memory://none/a.png", "data:image/png;base64,!", "file:///none")
+OBJECTS = ([], {}, [[]], [None], [{}], [""], {"path": None}, {"bytes": ""}, {"url": "data:,"}, [[[["p0.png"]]]])
+DEEP = functools.reduce(lambda inner, _: [inner], range(200), 0)
+HOSTILE = (None, True, False, *NUMBERS, *TEXTS, *URLS, *OBJECTS, DEEP)
+BYTES = (*(bytes([byte]) for byte in b'\0\xff"{}[],\n\\'), b"\xff\xff\xff\x7f", b"\x80\0\0\0\0\0\0\0", b"9" * 5000)
+KEYS = ("image", "video", "images", "videos", "stream", "system", "loss", "x")
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "p1.png"}}
+RECORDS = [
+    *good_records(10, images=2),
+    {"messages": [{"role": "user", "content": [IMAGE_PART, "Q"]}, {"role": "assistant", "content": "A", "weight": 1}]},
+    {"images": ["p0.png"], "texts": [{"user": "Q", "assistant": "A"}]},
+    {"video": [["p0.png", "p1.png"]], "timestamps": [0, 1], **good_records(1)[0]},
 ]
 
 
-def records(folder: pathlib.Path) -> list[dict]:
-    """Returns records of all kinds and layouts, with the media of the folder."""
-    image = {"type": "image_url", "image_url": {"url": "p1.png"}}
-    messages = [{"role": "user", "content": [image, "Q"]}, {"role": "assistant", "content": "A", "weight": 1}]
-    return [
-        *good_records(10, images=2),
-        {"messages": messages},
-        {"images": ["p0.png"], "texts": [{"user": "Q", "assistant": "A"}]},
-        {"video": [["p0.png", "p1.png"]], "timestamps": [0, 1], **good_records(1, images=2)[0]},
-    ]
+def tar_of(folder: pathlib.Path, path: pathlib.Path, given: list[dict]) -> None:
+    """Writes a tar of records, with the media that those of `RECORDS` name."""
+    members: dict[str, bytes] = {}
+    for number, (record, original) in enumerate(zip(given, RECORDS, strict=True)):
+        names = sorted(media_names(official(original)))
+        text = json.dumps(record)
+        for name in names:
+            text = text.replace(f'"{name}"', f'"{number}.{name}"')
+        members[f"{number}.json"] = text.encode()
+        members |= {f"{number}.{name}": (folder / name).read_bytes() for name in names}
+    write_tar(path, members.items())
 
 
 def write_base(folder: pathlib.Path) -> None:
     """Writes one good file of each kind."""
     write_media(folder, images=2, videos=3)
-    given = [official(record) for record in records(folder) if not record.get("stream")]
-    (folder / NAMES[0]).write_text("".join(json.dumps(record) + "\n" for record in records(folder)))
-    (folder / NAMES[1]).write_text(json.dumps(records(folder)))
-    with tarfile.open(folder / NAMES[2], "w") as tar:
-        for number, record in enumerate(given[:6]):
-            names = [name for key in ("image", "video") for name in record.get(key) or [] if isinstance(name, str)]
-            members = {f"{number}.json": json.dumps({"conversations": record["conversations"]}).encode()}
-            members |= {f"{number}.{name}": (folder / name).read_bytes() for name in names}
-            for name, content in members.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    (folder / NAMES[0]).write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    (folder / NAMES[1]).write_text(json.dumps(RECORDS))
+    tar_of(folder, folder / NAMES[2], RECORDS)
     embedded = [{"path": "p0.png", "bytes": (folder / "p0.png").read_bytes()}]
-    rows = [{"conversations": record["conversations"], "image": embedded} for record in given]
+    rows = [{"conversations": record["conversations"], "image": embedded} for record in map(official, RECORDS[:4])]
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.Table.from_pylist(rows), folder / NAMES[3], row_group_size=3)
     module = pytest.importorskip("array_record.python.array_record_module")
@@ -118,6 +65,9 @@ def write_base(folder: pathlib.Path) -> None:
     for row in rows:
         writer.write(array_records.encode(row))
     writer.close()
+    for name in NAMES:
+        seen, counts, _ = check(DatasetSpec("a", (str(folder / name),), str(folder)), ProcessorConfig(threads=1))
+        assert seen == counts.samples
 
 
 def mutated_bytes(content: bytes, rng: random.Random) -> bytes:
@@ -146,20 +96,22 @@ def mutated_record(record: dict, rng: random.Random) -> dict:
         holder = rng.choice(holders[:200])
         key = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
         if isinstance(holder, dict) and rng.random() < 0.3:
-            holder[rng.choice(("image", "video", "images", "videos", "stream", "system", "loss", "x"))] = holder.pop(
-                key
-            )
+            holder[rng.choice(KEYS)] = holder.pop(key)
         else:
             holder[key] = copy.deepcopy(rng.choice(HOSTILE))
     return record
 
 
-def mutated(name: str, folder: pathlib.Path, seed: int) -> bytes:
-    rng = random.Random(f"{name} {seed}")
-    if name == "a.jsonl" and seed % 3:
-        lines = [json.dumps(mutated_record(record, rng)) for record in records(folder)]
-        return "\n".join(lines).encode()
-    return mutated_bytes((folder / name).read_bytes(), rng)
+def write_mutated(path: pathlib.Path, folder: pathlib.Path, seed: int) -> None:
+    """Writes a damaged file: of lines and tars, mostly one with other values in its records."""
+    rng = random.Random(f"{path.name} {seed}")
+    changed = [mutated_record(record, rng) for record in RECORDS]
+    if path.name == "a.jsonl" and seed % 3:
+        path.write_text("\n".join(map(json.dumps, changed)))
+    elif path.name == "c.tar" and seed % 3:
+        tar_of(folder, path, changed)
+    else:
+        path.write_bytes(mutated_bytes((folder / path.name).read_bytes(), rng))
 
 
 def check_mutated(folder: str, item: tuple[str, int]) -> list[str]:
@@ -167,7 +119,7 @@ def check_mutated(folder: str, item: tuple[str, int]) -> list[str]:
     name, seed = item
     with tempfile.TemporaryDirectory() as scratch:
         path = pathlib.Path(scratch, name)
-        path.write_bytes(mutated(name, pathlib.Path(folder), seed))
+        write_mutated(path, pathlib.Path(folder), seed)
         seen, counts, errors = check(DatasetSpec("a", (str(path),), folder), ProcessorConfig(threads=1, max_frames=4))
     assert counts.samples + len(errors) == seen
     log = SampleErrorLog()

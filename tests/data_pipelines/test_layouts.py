@@ -1,15 +1,14 @@
 """Tests that the layouts of public data sets are read as they come: their media, their turns, what is learned."""
 
 import base64
-import io
 import json
-import tarfile
 
 import pytest
-from sample_datasets import SETTINGS, TOKENIZER, write_lines, write_media
+from sample_datasets import SETTINGS, TOKENIZER, write_lines, write_media, write_tar
 
-from data_pipelines import sample_errors
+from data_pipelines import sample_errors, shard_writer
 from data_pipelines.layouts import official
+from data_pipelines.mixture_dataset import DatasetSpec
 from data_pipelines.packing.lengths import compute_sample_size
 from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import BadSampleError, SampleError
@@ -51,8 +50,8 @@ def read(builder, folder):
 
 
 def test_messages_with_parts(read, folder):
-    """Fields as in https://developers.openai.com/api/docs/guides/vision-fine-tuning (messages with parts, image_url) and
-    in the schema FineTuneChatCompletionRequestAssistantMessage of OpenAI's API (weight).
+    """Fields as in https://developers.openai.com/api/docs/guides/vision-fine-tuning (messages with parts) and in the
+    schema FineTuneChatCompletionRequestAssistantMessage of OpenAI's API (weight).
     """
     inline = "data:image/png;base64," + base64.b64encode((folder / "p1.png").read_bytes()).decode()
     fields = {
@@ -137,15 +136,6 @@ def test_llava_video(read, folder, tmp_path):
     assert counts.unknown_keys == {"data_source": 1}
 
 
-def write_tar(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return str(path)
-
-
 @pytest.mark.parametrize("caption", ["a.txt", "a.json"])
 def test_img2dataset(read, folder, tmp_path, caption):
     """Fields as in https://github.com/rom1504/img2dataset (README: .jpg, .txt and .json with url, caption, key, status,
@@ -158,7 +148,7 @@ def test_img2dataset(read, folder, tmp_path, caption):
         members["000000001.txt"] = b"Some noise.\n"
         facts["caption"] = "Some noise."
     members["000000001.json"] = json.dumps({**facts, **numbers, "caption": "Some noise."}).encode()
-    text, learned, counts = read(open_source(write_tar(tmp_path / "00000.tar", members))[0])
+    text, learned, counts = read(open_source(write_tar(tmp_path / "00000.tar", members.items()))[0])
     assert (text, learned) == ("<user\n@\n>\n<assistant\nSome noise.>\n", "Some noise.<|im_end|>")
     assert counts.unknown_keys.keys() == {*facts, *numbers} - {"error_message", "caption"}
 
@@ -178,6 +168,21 @@ def test_the_cauldron(read, folder, tmp_path):
     assert text == "<user\n@\nWhat?>\n<assistant\nNoise.>\n<user\nSure?>\n<assistant\nYes.>\n"
     assert learned == "Noise.<|im_end|>Yes.<|im_end|>"
     assert (counts.images, counts.unknown_keys) == (1, {"turn.source": 1})
+
+
+def test_shards_hold_every_layout(read, folder, tmp_path):
+    pytest.importorskip("array_record")
+    inline = "data:image/png;base64," + base64.b64encode((folder / "p1.png").read_bytes()).decode()
+    parts = [{"type": "image_url", "image_url": {"url": inline}}, {"type": "video", "video": "v2.mp4", "max_frames": 2}]
+    records = [
+        {"messages": [turn([*parts, "Q"]), turn("A", "assistant"), turn("B", "assistant", weight=0)], "system": "S"},
+        {"images": ["p0.png"], "texts": [{"user": "Q", "assistant": "A"}], "kept": [1]},
+    ]
+    path = write_lines(tmp_path / "a.jsonl", records)
+    shards, seen, errors = shard_writer.write(DatasetSpec("a", (path,), str(folder)), tmp_path / "out")
+    assert (seen, errors) == (2, [])
+    before, after = open_source(path), open_source(str(shards[0]))
+    assert [read(after[n]) for n in range(2)] == [read(before[n]) for n in range(2)]
 
 
 def test_a_table_may_store_turns_as_columns(read):
