@@ -1,9 +1,9 @@
-"""Fine-tuning of a released 2B on data of one's own, with half the paper's budget.
+"""Fine-tuning on data of one's own, of a model of any size, with half the paper's budget.
 
-    vl3 train --config finetune:video --workdir RUN --config.data.root=FOLDER \
-        --config.data.datasets.train.annotations=train.jsonl --config.data.datasets.train.media=media
+    vl3 train --config finetune:video --workdir RUN --config.init_from=MODEL --config.epochs=3 \
+        --config.data.datasets.train.annotations=train.json --config.data.datasets.train.media=media
 
-Variants: `video` and `image` train everything, from the released model and the released image model; `lora` trains
+Variants: `video` and `image` train everything, by default from the released 2B and its image model; `lora` trains
 adapters on the decoder, and the projector. Adapters are exported with
 
     vl3 convert export RUN OUT --format peft
@@ -11,10 +11,10 @@ adapters on the decoder, and the projector. Adapters are exported with
 
 from data_pipelines.mixtures import Group, mixture
 from vl3_jax.training import lora
-from vl3_jax.training.run_config import split_variant, train_config
+from vl3_jax.training.run_config import ANY_SIZE, split_variant, train_config
 
 OWN_DATA = [Group("own", 0, ["train"])]
-BUDGET = {"length": 8192, "max_tokens": 5120}
+BUDGET = {"root": "", "length": 8192, "max_tokens": 5120}
 FULL_RATES = {"vision": 2e-6, "projector": 1e-5, "llm": 1e-5}
 LORA_RATES = {"lora": 1e-4, "vision": 0.0, "projector": 1e-5, "llm": 0.0}
 
@@ -28,7 +28,7 @@ def get_config(variant: str = "video"):
         data, released = mixture(OWN_DATA, image_merge=2, patches=20_480, **BUDGET), "DAMO-NLP-SG/VideoLLaMA3-2B"
     return train_config(
         "mock" if is_mock else "",
-        models=("2b",),
+        models=ANY_SIZE,
         data=data,
         learning_rates=LORA_RATES if kind == "lora" else FULL_RATES,
         init_from=released,

@@ -7,6 +7,7 @@ are memory-mapped:
     offsets.npy   [n + 1] int64  the media of sample i are media[offsets[i] : offsets[i + 1]]
     media.npy     [m]          is_video, height, width, frames, kept (-1: not counted)
     problems.jsonl             the errors of the bad samples
+    counts.json                what was read from the good samples
     index.json                 the settings and the source that the index belongs to
 
 An index is built in parts, so that a run which was stopped is resumed.
@@ -24,14 +25,16 @@ import numpy as np
 
 from data_pipelines.packing.lengths import BAD, MediaInfo, SampleLengths
 from data_pipelines.parallel_map import chunk_ranges, parallel_map
+from data_pipelines.record_counts import RecordCounts
 from data_pipelines.sample_builder import SampleBuilder
-from data_pipelines.sample_errors import SampleError, from_json_lines, to_json_lines
+from data_pipelines.sample_errors import MISSING, SampleError, from_json_lines, to_json_lines
 from data_pipelines.settings import fingerprint
 from data_pipelines.sources import RecordSource
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
+from vl3_jax.storage.digests import FileDigests
 
-VERSION = 1
+VERSION = 3
 CHUNK = 1024  # samples per part; a killed run loses at most the parts in progress
 CHUNK_KEPT = 32  # the same where media are decoded
 _MEDIA_DTYPE = np.dtype([("is_video", "?"), ("height", "<i4"), ("width", "<i4"), ("frames", "<i4"), ("kept", "<i4")])
@@ -66,6 +69,11 @@ class Index:
                 yield SampleLengths(text, tuple(media[offsets[number] : offsets[number + 1]]))
 
     @property
+    def kept(self) -> bool:
+        """Whether the vision tokens that pruning keeps are counted."""
+        return json.loads((self.folder / "index.json").read_text())["kept"]
+
+    @property
     def good(self) -> np.ndarray:
         """Which samples are good, [n] bool."""
         return np.asarray(self.text) != BAD
@@ -73,6 +81,17 @@ class Index:
     def errors(self) -> list[SampleError]:
         """Returns the errors of the bad samples in order."""
         return from_json_lines((self.folder / "problems.jsonl").read_text(encoding="utf-8"))
+
+    def is_stale(self, media: MediaResolver) -> bool:
+        """Returns whether other samples would be good now: other media may be read, or files that were missing."""
+        root, *allowed = json.loads((self.folder / "index.json").read_text())["media"]
+        if [root, *allowed] == media.identity:
+            return any(error.kind == MISSING and os.path.exists(error.file) for error in self.errors())
+        return allowed != media.identity[1:] or any(error.kind == MISSING for error in self.errors())
+
+    def counts(self) -> RecordCounts:
+        """Returns what was read from the good samples."""
+        return RecordCounts.from_json(json.loads((self.folder / "counts.json").read_text(encoding="utf-8")))
 
     def __reduce__(self):
         return Index, (self.folder,)
@@ -82,7 +101,7 @@ def find_index(
     source: RecordSource, sample_builder: SampleBuilder, parent: str | os.PathLike, kept: Sequence[bool]
 ) -> Index | None:
     """Opens the index of a source with the first of several values of `kept` that has one below `parent`."""
-    content = source.fingerprint()
+    content = _content(source, parent)
     for value in kept:
         folder = pathlib.Path(parent) / fingerprint(_index_key(content, sample_builder, value))
         if (folder / "index.json").exists():
@@ -99,7 +118,7 @@ def build_index(
     workers: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Index:
-    """Returns the index of a source; builds it unless it is on disk already.
+    """Returns the index of a source; builds it unless it is on disk already and not stale.
 
     Args:
       source: The records.
@@ -115,12 +134,12 @@ def build_index(
       WorkerDiedError: A worker process died; finished parts are kept for the next call.
     """
     index = find_index(source, sample_builder, parent, [kept])
-    if index is not None:
+    if index is not None and not index.is_stale(media):
         on_progress(len(index), len(index))
         return index
-    key = _index_key(source.fingerprint(), sample_builder, kept)
+    key = _index_key(_content(source, parent), sample_builder, kept)
     folder = pathlib.Path(parent) / fingerprint(key)
-    parts_folder = folder.with_name(folder.name + ".parts")
+    parts_folder = folder.with_name(f"{folder.name}.{fingerprint(media.identity)}.parts")
     try:
         parts_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -129,12 +148,17 @@ def build_index(
     ranges = chunk_ranges(len(source), size)
     parts = [parts_folder / f"{size}-{start:012d}.npz" for start, _ in ranges]
     pending = [(*chunk, part) for chunk, part in zip(ranges, parts, strict=True) if not part.exists()]
-    measure = functools.partial(sample_builder.lengths, media=media, kept=kept)
+    measure = functools.partial(sample_builder.measure, media=media, kept=kept)
     index_range = functools.partial(_index_range, source if kept else source.outline(), measure)
     parallel_map(index_range, pending, len(source), workers, on_progress)
-    _join_parts(parts, folder, key)
+    _join_parts(parts, folder, key | {"media": media.identity})
     shutil.rmtree(parts_folder, ignore_errors=True)
     return Index(folder)
+
+
+def _content(source: RecordSource, parent: str | os.PathLike) -> list[Any]:
+    """Returns the fingerprint of a source; the digests of its files are kept beside its indices."""
+    return source.fingerprint(FileDigests(pathlib.Path(parent) / "digests.json"))
 
 
 def _index_key(content: list[Any], sample_builder: SampleBuilder, kept: bool) -> dict[str, Any]:
@@ -147,7 +171,9 @@ def _index_range(source: RecordSource, measure: Callable, start: int, stop: int,
     """Writes the lengths of a range of samples, as `measure` gives them for each record, atomically."""
     results = [measure(source[number]) for number in range(start, stop)]
     errors = [result for result in results if isinstance(result, SampleError)]
-    lengths = [SampleLengths(BAD) if isinstance(result, SampleError) else result for result in results]
+    lengths = [SampleLengths(BAD) if isinstance(result, SampleError) else result[0] for result in results]
+    counts = RecordCounts()
+    counts.add(result[1] for result in results if not isinstance(result, SampleError))
     media_rows = [(m.is_video, m.height, m.width, m.frames, m.kept) for sample in lengths for m in sample.media]
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with open(partial, "wb") as file:
@@ -157,6 +183,7 @@ def _index_range(source: RecordSource, measure: Callable, start: int, stop: int,
             counts=np.array([len(sample.media) for sample in lengths], np.int32),
             media=np.array(media_rows, _MEDIA_DTYPE),
             problems=np.frombuffer(to_json_lines(errors).encode(), np.uint8),
+            counted=np.frombuffer(json.dumps(counts.to_json()).encode(), np.uint8),
         )
     os.replace(partial, path)
 
@@ -174,6 +201,9 @@ def _join_parts(part_files: Sequence[pathlib.Path], folder: pathlib.Path, key: d
     np.save(temporary / "offsets.npy", np.insert(np.cumsum(concatenated("counts", np.int64)), 0, 0))
     np.save(temporary / "media.npy", concatenated("media", _MEDIA_DTYPE))
     (temporary / "problems.jsonl").write_bytes(b"".join(part["problems"].tobytes() for part in parts))
+    counts = RecordCounts()
+    counts.add(RecordCounts.from_json(json.loads(part["counted"].tobytes())) for part in parts)
+    (temporary / "counts.json").write_text(json.dumps(counts.to_json(), indent=1) + "\n")
     (temporary / "index.json").write_text(json.dumps(key, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)

@@ -20,6 +20,7 @@ from data_pipelines.sources import RecordSource, open_source
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import Sample
+from vl3_jax.processing.remote_media import RemotePolicy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,8 @@ class DatasetSpec:
       kind: Kind of source, one of `sources.KINDS`; empty infers it from the file name.
       index: Folder of the indices; empty is `<first annotation file>.vl3index`, or for remote files a folder of the
         user's cache.
+      outside: Whether records may name media outside the media folder: absolute paths, `..`, file://.
+      remote: Whether records may name media at public http(s):// addresses, which are fetched.
     """
 
     KEY: ClassVar[str] = "name"  # see `config_tree`
@@ -49,6 +52,8 @@ class DatasetSpec:
     size: int = 0
     kind: str = ""
     index: str = ""
+    outside: bool = False
+    remote: bool = False
 
     @property
     def index_folder(self) -> str:
@@ -59,6 +64,11 @@ class DatasetSpec:
             cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
             return os.path.join(cache, "vl3_jax", "indices")
         return self.annotations[0].replace("*", "_") + ".vl3index"
+
+    @property
+    def media_resolver(self) -> MediaResolver:
+        """Resolves the media that the records name."""
+        return MediaResolver(self.media, self.outside, RemotePolicy() if self.remote else None)
 
     def open(self) -> RecordSource:
         """Opens the records of the data set."""
@@ -157,7 +167,7 @@ class MixtureDataset:
             record = dataset.source[local]
         except InputError as error:  # the annotation file itself was removed
             return SampleError(MISSING, dataset.spec.name, str(error), dataset.spec.annotations[0])
-        media, task = MediaResolver(dataset.spec.media), self.tasks.index(dataset.spec.task)
+        media, task = dataset.spec.media_resolver, self.tasks.index(dataset.spec.task)
         return self.sample_builder.sample(record, media, self.sample_size(number), [*seed, number], task)
 
     def log(self) -> SampleErrorLog:
@@ -202,9 +212,10 @@ def open_mixture(
     for spec in specs:
         source = spec.open()
         index = find_index(source, sample_builder, spec.index_folder, kept=(True, False))
-        if index is None and build:
-            media, report = MediaResolver(spec.media), functools.partial(on_progress, spec.name)
-            index = build_index(source, media, sample_builder, spec.index_folder, on_progress=report)
+        if build and (index is None or index.is_stale(spec.media_resolver)):
+            media, report = spec.media_resolver, functools.partial(on_progress, spec.name)
+            kept = index is not None and index.kept
+            index = build_index(source, media, sample_builder, spec.index_folder, kept, on_progress=report)
         if index is None:
             unindexed.append(spec.name)
         else:

@@ -11,7 +11,6 @@ from typing import Any
 
 from data_pipelines.mixture_dataset import DatasetSpec
 from data_pipelines.settings import DataSettings
-from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax import config_file, config_tree
 from vl3_jax.errors import InputError
 from vl3_jax.processing.packed_batch import BatchShape
@@ -114,14 +113,20 @@ def data_settings(config: MixtureConfig) -> DataSettings:
 
 def dataset_specs(config: MixtureConfig) -> list[DatasetSpec]:
     """Returns the data sets of a mixture whose weight is not 0, with their full paths."""
-    below = MediaResolver(config.root).resolve_path
-    return [
-        dataclasses.replace(
-            spec,
-            annotations=tuple(below(path.replace(SEED, str(config.seed))) for path in spec.annotations),
-            media=below(spec.media),
-            index=spec.index and below(spec.index),
-        )
-        for spec in config.datasets.values()
-        if spec.weight
-    ]
+    return [with_full_paths(config, spec) for spec in config.datasets.values() if spec.weight]
+
+
+def with_full_paths(config: MixtureConfig, spec: DatasetSpec) -> DatasetSpec:
+    """Returns a data set with the full paths of its files; relative ones are below the root of the mixture."""
+
+    def below(path: str) -> str:
+        if "://" in path or os.path.isabs(path) or not config.root:
+            return path
+        return f"{config.root.rstrip('/')}/{path}" if "://" in config.root else os.path.join(config.root, path)
+
+    return dataclasses.replace(
+        spec,
+        annotations=tuple(below(path.replace(SEED, str(config.seed))) for path in spec.annotations),
+        media=below(spec.media),
+        index=spec.index and below(spec.index),
+    )

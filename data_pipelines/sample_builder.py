@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipelines.annotations import Conversation, parse_conversation
 from data_pipelines.packing.lengths import UNKNOWN, MediaInfo, SampleLengths, SampleSize
+from data_pipelines.record_counts import RecordCounts
 from data_pipelines.sample_errors import CHANGED, UNREADABLE, BadSampleError, SampleError
 from data_pipelines.settings import DataSettings
 from data_pipelines.sources import Record, map_record
@@ -20,7 +21,8 @@ from vl3_jax.processing import chat_template, loss_weights
 from vl3_jax.processing.chat_template import VisualTokenCounts
 from vl3_jax.processing.messages import MediaPart, Turn
 from vl3_jax.processing.packed_batch import PATCH_DIM, Sample, Visual
-from vl3_jax.processing.processor import Processor, assemble_sample, open_media
+from vl3_jax.processing.processor import MediaReader, Processor, assemble_sample, open_media
+from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.tokenizer import Tokenizer
 from vl3_jax.processing.video_reader import VideoReader
 
@@ -52,9 +54,9 @@ class SampleBuilder:
     def __reduce__(self):
         return SampleBuilder, (self._tokenizer_path, self.settings)
 
-    def lengths(
+    def measure(
         self, record: Record | SampleError, media: MediaResolver, kept: bool = False
-    ) -> SampleLengths | SampleError:
+    ) -> tuple[SampleLengths, RecordCounts] | SampleError:
         """Measures the text tokens and the media of a record.
 
         Args:
@@ -63,9 +65,14 @@ class SampleBuilder:
           kept: Also count the vision tokens that pruning keeps, which decodes videos; otherwise they are only scanned.
 
         Returns:
-          The lengths, or the error of a bad sample.
+          The lengths and what was read, or the error of a bad sample.
         """
-        return map_record(record, lambda record: self._lengths(self._parse(record, media), kept))
+
+        def measure(record: Record) -> tuple[SampleLengths, RecordCounts]:
+            conversation = self._parse(record, media)
+            return self._lengths(conversation, kept), conversation.counts
+
+        return map_record(record, measure)
 
     def sample(
         self, record: Record | SampleError, media: MediaResolver, size: SampleSize, seed: Sequence[int], task: int = 0
@@ -94,8 +101,7 @@ class SampleBuilder:
         return parse_conversation(record.fields, media, self.settings.processor.fps)
 
     def _lengths(self, conversation: Conversation, kept: bool) -> SampleLengths:
-        readers = [open_media(part, self.settings.processor) for turn in conversation.turns for part in turn.media]
-        _raise_if_damaged([warning for reader in readers for warning in reader.warnings])
+        readers = open_conversation(conversation, self.settings.processor)
         counts = [VisualTokenCounts([0] * reader.num_frames, reader.timestamps) for reader in readers]
         rendered, _ = self._render(conversation, counts)
         after_pruning = [UNKNOWN] * len(readers)
@@ -111,7 +117,7 @@ class SampleBuilder:
     def _sample(self, conversation: Conversation, budget: int, rng: np.random.Generator) -> Sample:
         config = dataclasses.replace(self.settings.processor, max_tokens=budget)
         media = Processor(self.tokenizer, config).read_media(conversation.turns)
-        _raise_if_damaged(media.warnings)
+        raise_if_damaged(media.warnings)
         rendered, num_frames = self._render(conversation, media.token_counts)
         weights = loss_weights.token_loss_weights(rendered, self.tokenizer, rng, self.settings.trainer_streams)
         visuals = [media.visuals[0].first_frames(num_frames)] if conversation.stream else media.visuals
@@ -139,6 +145,27 @@ class SampleBuilder:
                 "index the data again",
             )
         return dataclasses.replace(sample, visuals=visuals)
+
+
+def open_conversation(conversation: Conversation, config: ProcessorConfig) -> list[MediaReader]:
+    """Opens all media of a conversation from their headers.
+
+    Raises:
+      BadSampleError: A medium is damaged, or a stream has no frame before its last turn.
+      InputError: A medium is missing or unreadable.
+    """
+    readers = [open_media(part, config) for turn in conversation.turns for part in turn.media]
+    raise_if_damaged([warning for reader in readers for warning in reader.warnings])
+    if conversation.stream:
+        _interleave_stream(conversation, VisualTokenCounts([0] * readers[0].num_frames, readers[0].timestamps))
+    return readers
+
+
+def raise_if_damaged(warnings: Sequence[str]) -> None:
+    """Rejects damaged media: the readable part may lack what the answer describes."""
+    for warning in warnings:
+        if "damaged" in warning:
+            raise BadSampleError(UNREADABLE, warning, warning.split(": ")[0])
 
 
 def truncate(sample: Sample, length: int) -> Sample:
@@ -196,7 +223,7 @@ def _interleave_stream(
             time = seconds[len(used)] - conversation.stream_start
             turns.append(Turn("stream", [MediaPart("image", None, time=time)]))
             used.append(VisualTokenCounts([counts.frame_tokens[len(used)]]))
-        turns.append(Turn(turn.role, [turn.text]))
+        turns.append(Turn(turn.role, [turn.text], turn.learned))
     if not used:
         raise BadSampleError(UNREADABLE, "the stream has no frame before its last turn; check the times")
     return turns, used
@@ -222,10 +249,3 @@ def _padding_frames(patches: int, frames: int) -> Visual:
     """Returns `frames` black frames of `patches` patches each, all of whose tokens are pruned."""
     total = patches * frames
     return Visual(np.zeros((total, PATCH_DIM), np.uint8), (frames, 1, patches), 1, np.zeros(total, bool))
-
-
-def _raise_if_damaged(warnings: Sequence[str]) -> None:
-    """Rejects damaged videos: the readable part may lack what the answer describes."""
-    for warning in warnings:
-        if "damaged" in warning:
-            raise BadSampleError(UNREADABLE, warning, warning.split(": ")[0])

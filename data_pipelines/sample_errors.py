@@ -13,11 +13,13 @@ BAD_RECORD = "bad record"
 EMPTY = "empty conversation"
 TAGS = "tags and media differ"
 MISSING = "missing file"
+OUTSIDE = "outside the media folder"
 UNREADABLE = "unreadable media"
 TOO_LONG = "too long"
 CHANGED = "changed since indexed"
 FAILED = "failed"  # an unexpected exception; the message holds its type and text
 
+_MAX_CHARACTERS = 400  # of a text that a bad sample brings into an error
 _MAX_EXAMPLES = 3  # listed per kind
 _MAX_FILES = 5  # listed
 
@@ -51,7 +53,8 @@ class BadSampleError(Exception):
 
     def at(self, where: str) -> SampleError:
         """Returns the error of the sample at `where`, its annotation file and line."""
-        return SampleError(self.kind, where, self.message, self.file or where.split(", ")[0])
+        file = self.file or where.split(", ")[0]
+        return SampleError(self.kind, *(readable(text) for text in (where, self.message, file)))
 
 
 def from_exception(error: Exception, where: str) -> SampleError:
@@ -62,6 +65,16 @@ def from_exception(error: Exception, where: str) -> SampleError:
     if isinstance(error, InputError):
         return BadSampleError(UNREADABLE, text, text.split(": ")[0]).at(where)
     return BadSampleError(FAILED, f"{type(error).__name__}: {text}").at(where)
+
+
+def readable(text: str) -> str:
+    """Returns a text that fits in one line of any terminal or report: no control characters, no lone surrogates.
+
+    A longer text than 400 characters loses its middle.
+    """
+    if len(text) > _MAX_CHARACTERS:
+        text = f"{text[: _MAX_CHARACTERS // 2]}...{text[-_MAX_CHARACTERS // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(error: Exception) -> str:

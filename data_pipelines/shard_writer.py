@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from data_pipelines.layouts import TAG_OF, VIDEO_OPTIONS, official
 from data_pipelines.mixture_dataset import DatasetSpec
 from data_pipelines.parallel_map import chunk_ranges, parallel_map
 from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, SampleError
@@ -51,7 +52,7 @@ def write(
         raise InputError(f"{folder}: {error.strerror}; choose a folder that can be written") from None
     shards = [folder / f"{spec.name}.array_record-{n:05d}-of-{len(ranges):05d}" for n in range(len(ranges))]
     pending = [(*chunk, shard) for chunk, shard in zip(ranges, shards, strict=True) if not shard.exists()]
-    write_range = functools.partial(_write_range, source, MediaResolver(spec.media))
+    write_range = functools.partial(_write_range, source, spec.media_resolver)
     errors = parallel_map(write_range, pending, len(source), workers, on_progress)
     return shards, sum(stop - start for start, stop, _ in pending), list(itertools.chain(*errors))
 
@@ -74,12 +75,10 @@ def _write_range(
 
 def _with_bytes(fields: Mapping[str, Any], media: MediaResolver) -> dict[str, Any]:
     """Returns the record with the content of its media instead of their names."""
-    if not isinstance(fields, Mapping):
-        raise BadSampleError(BAD_RECORD, f"a {type(fields).__name__}; each record is an object {{...}}")
-    filled = dict(fields)
-    for kind in array_records.MEDIA_KEYS:
-        values = filled.get(kind) or []
-        filled[kind] = [_embedded(value, kind, media) for value in (values if isinstance(values, list) else [values])]
+    filled = official(fields)
+    for kind in TAG_OF:
+        if kind in filled:
+            filled[kind] = [_embedded(value, kind, media) for value in filled[kind]]
     return filled
 
 
@@ -92,4 +91,5 @@ def _embedded(value: Any, kind: str, media: MediaResolver) -> dict[str, Any]:
         content = pathlib.Path(content).read_bytes()
     if not isinstance(content, bytes):
         raise BadSampleError(BAD_RECORD, f"{kind} {name} is not a file; only encoded media can be written")
-    return {"path": name, "bytes": content}
+    options = {key: value[key] for key in VIDEO_OPTIONS if key in value} if isinstance(value, Mapping) else {}
+    return {"path": name, "bytes": content, **options}

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.parallel_map import chunk_ranges
+from data_pipelines.sample_errors import NOT_JSON, BadSampleError
 from data_pipelines.sources.base import ByteFile, RecordSource, parse_json
-from vl3_jax.errors import InputError
 
 _CHUNK = 2**24
 _BOM = b"\xef\xbb\xbf"
@@ -18,17 +18,14 @@ _STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|[\[\]{},]', re.DOTALL
 
 
 class AnnotationFile(RecordSource):
-    """One file in the official format; a first character "[" means a JSON list, any other JSON lines."""
+    """One file; a first character "[" means JSON lists, most often one, and any other JSON lines."""
 
     KIND = "annotations"
 
     def __init__(self, path: str):
         super().__init__(path)
         self._file = ByteFile(path)
-        try:
-            size = self._file.size
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror or 'cannot be read'}; check the annotation file") from None
+        size = self._file.size
         head = self._file.read(0, min(size, 4096))
         content = head.removeprefix(_BOM).lstrip()
         start = len(head) - len(content)
@@ -43,7 +40,12 @@ class AnnotationFile(RecordSource):
         return f"{self.path}, line {self._lines[index] + 1}"
 
     def read(self, index: int) -> Any:
-        return parse_json(self._file.read(int(self._starts[index]), int(self._stops[index])), "the record")
+        content = self._file.read(int(self._starts[index]), int(self._stops[index]))
+        if not content.strip():
+            raise BadSampleError(
+                NOT_JSON, "no record where one is due: a blank line, a comma too many, or a list that is cut off"
+            )
+        return parse_json(content, "the record")
 
     def _content(self):
         if "://" in self.path:
@@ -71,26 +73,33 @@ def _lines(file: ByteFile, size: int, first: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _list_elements(content, opening: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns starts, stops and lines (from 0) of what is between the commas of the outer list.
+    """Returns starts, stops and lines (from 0) of what is between the commas of the outer lists.
 
-    What follows damage becomes one bad record.
+    What follows damage becomes one bad record. So does what follows a list, unless it is another one; the end of a list
+    that is cut off is an empty record.
     """
-    bounds, depth = [], 0
-    start, end = opening + 1, len(content)
+    bounds, depth, start, end = [], 0, opening, len(content)
     for match in _STRUCTURE.finditer(content, opening):
         character = match.group()
-        if character in (b"{", b"["):
-            depth += 1
-        elif character in (b"}", b"]"):
-            depth -= 1
-            if depth == 0:
-                end = match.start()
+        if depth == 0:  # before a list
+            if character != b"[" or content[start : match.start()].strip():
                 break
+            start, depth, first = match.end(), 1, len(bounds)
+        elif character in (b"{", b"["):
+            depth += 1
         elif character == b"," and depth == 1:
             bounds.append((start, match.start()))
             start = match.end()
-    if bounds or content[start:end].strip():
+        elif character in (b"}", b"]"):
+            depth -= 1
+            if depth == 0:
+                if len(bounds) > first or content[start : match.start()].strip():
+                    bounds.append((start, match.start()))
+                start = match.end()
+    if content[start:end].strip():
         bounds.append((start, end))
+    if depth == 1:
+        bounds.append((end, end))
     # White space before an element is skipped, so that its line number is right.
     starts = [stop - len(content[start:stop].lstrip()) for start, stop in bounds]
     lines = np.cumsum([content[a:b].count(b"\n") for a, b in itertools.pairwise([0, *starts])], dtype=np.int32)

@@ -10,27 +10,29 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+from data_pipelines.layouts import TAG_OF
 from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, one_line
 from data_pipelines.sources.base import RecordSource
 from vl3_jax.errors import InputError
 
 _LENGTH = struct.Struct("<I")
-MEDIA_KEYS = ("image", "video")
 
 
 def encode(fields: Mapping[str, Any]) -> bytes:
     """Encodes a record.
 
     Args:
-      fields: The annotation, in which the media fields are lists of {"path": ..., "bytes": ...}.
+      fields: The annotation, in which the media fields are lists of {"path": ..., "bytes": ...}; other keys of a medium
+        are kept.
     """
     header, content = dict(fields), bytearray()
-    for key in MEDIA_KEYS:
+    for key in TAG_OF:
         entries = []
         for medium in header.get(key) or []:
             start = len(content)
             content += medium["bytes"]
-            entries.append({"path": medium["path"], "at": [start, len(content)]})
+            options = {name: value for name, value in medium.items() if name != "bytes"}
+            entries.append({**options, "at": [start, len(content)]})
         if entries:
             header[key] = entries
     text = json.dumps(header, ensure_ascii=False).encode()
@@ -46,7 +48,7 @@ def decode(record: bytes) -> dict[str, Any]:
     (length,) = _LENGTH.unpack_from(record)
     media_start = _LENGTH.size + length
     fields = json.loads(record[_LENGTH.size : media_start].decode())
-    for key in MEDIA_KEYS:
+    for key in TAG_OF:
         for medium in fields.get(key) or []:
             start, stop = medium.pop("at")
             medium["bytes"] = record[media_start + start : media_start + stop]
@@ -72,7 +74,7 @@ class ArrayRecords(RecordSource):
     def read(self, index: int) -> dict[str, Any]:
         try:
             return decode(self._call("read", [index])[0])
-        except (ValueError, KeyError, TypeError, struct.error, InputError) as error:
+        except Exception as error:  # the reader and the header of a damaged shard raise anything
             raise BadSampleError(BAD_RECORD, f"damaged ({one_line(error)}); write the shard again") from error
 
     def _call(self, method: str, *arguments):

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.sample_errors import one_line
 from data_pipelines.sources.base import RecordSource
 from data_pipelines.sources.tfds_source import folder_and_split
 from vl3_jax.errors import InputError
+from vl3_jax.storage.digests import FileDigests
 
 # Kind -> module and class, imported at first use because the libraries of some may be missing, and file endings.
 KINDS = {
@@ -42,8 +44,8 @@ class Concatenated(RecordSource):
         source, local = self._locate(index)
         return source.read(local)
 
-    def fingerprint(self) -> list:
-        return [source.fingerprint() for source in self._sources]
+    def fingerprint(self, digests: FileDigests) -> list:
+        return [source.fingerprint(digests) for source in self._sources]
 
     def _locate(self, index: int) -> tuple[RecordSource, int]:
         number = int(np.searchsorted(self._firsts, index, side="right")) - 1
@@ -59,7 +61,7 @@ def open_source(paths: str | Sequence[str], kind: str | None = None) -> RecordSo
       kind: One of `KINDS`; inferred from the file name by default.
 
     Raises:
-      InputError: No such file, or an unknown kind; names the path.
+      InputError: No such file, one without records, or an unknown kind; names the path.
     """
     names = [name for path in ([paths] if isinstance(paths, str) else paths) for name in _expand(path)]
     opened = [_open(name, kind or _infer_kind(name)) for name in names]
@@ -97,4 +99,10 @@ def _open(path: str, kind: str | None) -> RecordSource:
     if kind is None:
         raise InputError(f"{path}: unknown kind of data; give the kind, one of {', '.join(KINDS)}")
     module, name, _ = KINDS[kind]
-    return getattr(importlib.import_module(f"data_pipelines.{module}"), name)(path)
+    try:
+        source = getattr(importlib.import_module(f"data_pipelines.{module}"), name)(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or one_line(error)}; check the file") from None
+    if not len(source):
+        raise InputError(f"{path}: no records; the file is empty or not complete")
+    return source

@@ -8,7 +8,6 @@ decodes sequences.
 
 import contextlib
 import functools
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, one_line
-from data_pipelines.sources.base import RecordSource
+from data_pipelines.sources.base import RecordSource, parse_json
 from vl3_jax.errors import InputError
+from vl3_jax.storage.digests import FileDigests
 
 _DEFAULT_SPLIT = "train"
-_MEDIA = ("image", "video", "frames")
+_MEDIA = ("image", "images", "video", "videos", "frames")
 
 
 def folder_and_split(path: str) -> tuple[str, str]:
@@ -48,7 +48,7 @@ class TfdsSource(RecordSource):
         except Exception as error:  # TFDS does not wrap the exceptions of its file formats
             raise BadSampleError(BAD_RECORD, f"cannot be read ({one_line(error)})") from error
 
-    def fingerprint(self) -> list:
+    def fingerprint(self, digests: FileDigests) -> list:
         info = self._open_builder.info
         return ["tfds", info.full_name, self._split, len(self), info.splits[self._split.split("[")[0]].num_bytes]
 
@@ -80,17 +80,13 @@ class TfdsSource(RecordSource):
 def _fields(features: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: _plain(value) for name, value in features.items() if name not in _MEDIA}
     if isinstance(fields.get("json"), str):
-        try:
-            fields |= json.loads(fields.pop("json"))
-        except (ValueError, TypeError) as error:
-            raise BadSampleError(BAD_RECORD, f'the feature "json" is not a JSON object ({error})') from None
-    for key in ("conversations", "conversation"):
-        if isinstance(fields.get(key), Mapping):  # TFDS returns a sequence of features as a dict of sequences
-            columns = fields[key]
-            fields[key] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    fields |= {key: _as_list(features[key]) for key in ("image", "video") if key in features}
-    if "frames" in features:
-        fields["video"] = [_as_list(features["frames"])]
+        annotation = parse_json(fields.pop("json").encode(), 'the feature "json"')
+        if not isinstance(annotation, dict):
+            raise BadSampleError(BAD_RECORD, f'the feature "json" holds a {type(annotation).__name__}, not an object')
+        fields |= annotation
+    fields |= {key: _as_list(features[key]) for key in _MEDIA if key in features}
+    if "frames" in fields:
+        fields["video"] = [fields.pop("frames")]
     return fields
 
 
@@ -98,12 +94,15 @@ def _as_list(value: Any) -> list[Any]:
     """Returns one or several media as a list; an array is an image unless its dtype is object."""
     if isinstance(value, np.ndarray) and value.dtype == object:
         value = value.tolist()
-    items = value if isinstance(value, list | tuple) else [value]
-    return [item for item in items if isinstance(item, np.ndarray) or item]
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [value] if len(value) else []
 
 
 def _plain(value: Any) -> Any:
-    """Converts a feature to plain Python values; bytes are decoded to text where they are UTF-8."""
+    """Converts a feature to plain Python values; pixels stay, and bytes are decoded to text where they are UTF-8."""
+    if isinstance(value, np.ndarray) and value.ndim > 2:
+        return value
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):

@@ -26,6 +26,7 @@ from data_pipelines.synthetic.samples import Example
 from data_pipelines.synthetic.scenes import Scene, SyntheticVideo
 from data_pipelines.synthetic.stages import STAGES
 from vl3_jax.errors import InputError
+from vl3_jax.storage.digests import FileDigests
 
 SCHEME = "synthetic"
 # Modules whose code does not affect the content of the samples of a given request.
@@ -137,8 +138,6 @@ class SyntheticSource(RecordSource):
         return f"{self.spec.url}, sample {index + 1}"
 
     def read(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         task, sample = self.task_of(index), self.example(index)
         is_stream = bool(sample.utterances)
         fields = sample.record([self._content(medium, is_stream) for medium in sample.media], task)
@@ -159,7 +158,7 @@ class SyntheticSource(RecordSource):
         """Returns the same samples with black media: equal lengths and fingerprint, several times as fast to read."""
         return SyntheticSource(self.spec, blank=True)
 
-    def fingerprint(self) -> list[Any]:
+    def fingerprint(self, digests: FileDigests) -> list[Any]:
         """Returns JSON values that identify the content, including the hash of the generator's code."""
         spec = self.spec
         return [SCHEME, spec.split, dict(spec.tasks), spec.count, spec.seed, self._image_pool.digest, code_hash()]

@@ -1,7 +1,10 @@
 """Small data sets on disk: images and videos of a few patches, records of every kind, and known bad records."""
 
+import io
 import json
 import pathlib
+import tarfile
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -70,6 +73,16 @@ def write_lines(path: pathlib.Path, records: list) -> str:
     """Writes JSON lines and returns the path; records that are bytes are written unchanged."""
     lines = [record if isinstance(record, bytes) else json.dumps(record).encode() for record in records]
     path.write_bytes(b"\n".join(lines) + b"\n")
+    return str(path)
+
+
+def write_tar(path: pathlib.Path, members: Iterable[tuple[str, bytes]]) -> str:
+    """Writes a tar with members (name, content) and returns its path."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
     return str(path)
 
 

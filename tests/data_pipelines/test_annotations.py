@@ -2,8 +2,9 @@
 
 import pytest
 
-from data_pipelines import sample_errors
-from data_pipelines.annotations import StreamTurn, parse_conversation
+from data_pipelines import annotations, sample_errors
+from data_pipelines.annotations import parse_conversation
+from data_pipelines.record_turns import RecordTurn
 from data_pipelines.sample_errors import SampleError, SampleErrorLog, TooManyBadSamplesError
 from data_pipelines.sources import Record, map_record
 from data_pipelines.sources.media_resolver import MediaResolver
@@ -59,19 +60,18 @@ def test_images_and_several_videos_together(media):
     assert contents(record, media)[0][1] == ["@a.mp4", "@b.mp4", "@a.png", "only"]
 
 
-@pytest.mark.parametrize("no_media", [{}, {"image": None}, {"image": []}, {"video": "", "image": None}])
-def test_without_media_tags_stay_text(media, no_media):
-    record = {**no_media, "conversations": [human(" what is <image> in HTML? "), ANSWER]}
-    assert contents(record, media)[0][1] == ["what is <image> in HTML?"]
+@pytest.mark.parametrize("no_media", [{}, {"image": None}, {"image": []}, {"videos": None, "image": None}])
+def test_text_alone(media, no_media):
+    record = {**no_media, "conversations": [human(" what is vector<Image>? "), ANSWER]}
+    assert contents(record, media)[0][1] == ["what is vector<Image>?"]
 
 
 def test_roles(media):
-    turns = [ANSWER, {"from": "system", "value": "Be brief."}, ASK, {"from": "gpt", "value": "<image>"}]
-    assert contents({"image": "a.png", "conversations": turns}, media) == [
-        ("system", ["Be brief."]),
-        ("user", ["@a.png", "Which?"]),
-        ("assistant", ["<image>"]),
-    ]
+    system, greeting = {"from": "system", "value": "Be brief."}, {"from": "gpt", "value": "Hello!"}
+    for beginning in ([greeting, system], [system, greeting], [greeting, system, greeting]):
+        conversation = parse_conversation({"conversations": [*beginning, ASK, ANSWER]}, media)
+        assert [turn.role for turn in conversation.turns] == ["system", "user", "assistant"]
+        assert conversation.counts.left_out == {"assistant": len(beginning) - 1}
 
 
 def test_windows_of_a_video(media):
@@ -87,7 +87,10 @@ def test_a_stream_ends_with_the_frame_before_its_last_turn(media):
     ]
     record = {"video": ["a.mp4"], "stream": True, "start_time": 12.0, "end_time": 47.0, "conversation": turns}
     conversation = parse_conversation(record, media)
-    assert conversation.stream == (StreamTurn("user", "Tell me.", 12.0), StreamTurn("assistant", "A pen.", 24.2))
+    assert conversation.stream == (
+        RecordTurn("user", "Tell me.", False, 12.0),
+        RecordTurn("assistant", "A pen.", True, 24.2),
+    )
     assert conversation.stream_start == 12.0
     assert conversation.turns[0].media[0].options["end"] == 25.0
 
@@ -161,3 +164,8 @@ def test_the_log_counts_errors_names_the_worst_files_and_stops():
     assert stopped.value.table == table
     with pytest.raises(TooManyBadSamplesError, match="40 of 200"):
         log.check(0.05, 100, bad=40, seen=200)
+
+
+def test_a_long_text_is_measured_before_it_is_tokenised(media):
+    answer = {"from": "gpt", "value": "a" * annotations.MAX_CHARACTERS}
+    assert error_of({"conversations": [ASK, answer]}, media).kind == sample_errors.TOO_LONG

@@ -15,7 +15,7 @@ import pytest
 from sample_datasets import SETTINGS, TOKENIZER, bad_records, good_records, turns, write_lines, write_media
 
 from data_pipelines import sample_errors
-from data_pipelines.index import Index, build_index
+from data_pipelines.index import Index, build_index, find_index
 from data_pipelines.parallel_map import WorkerDiedError
 from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import SampleError
@@ -54,15 +54,15 @@ def test_an_index_holds_the_lengths_of_its_samples(folder, sample_builder, tmp_p
     index = build_index(source, media, sample_builder, tmp_path, kept, on_progress=lambda *done: progress.append(done))
     assert progress == [(n, 35) for n in (0, 6, 12, 18, 24, 30, 35)]
     index = pickle.loads(pickle.dumps(index))
-    expected = [sample_builder.lengths(source[n], media, kept) for n in range(len(source))]
+    expected = [sample_builder.measure(source[n], media, kept) for n in range(len(source))]
     good = [not isinstance(lengths, SampleError) for lengths in expected]
     assert index.good.tolist() == good
     for number, (lengths, streamed) in enumerate(zip(expected, index, strict=True)):
         if good[number]:
-            assert index[number] == streamed == lengths
+            assert index[number] == streamed == lengths[0]
     assert index.errors() == [lengths for lengths in expected if isinstance(lengths, SampleError)]
     assert (len(index), len(index.errors())) == (35, good.count(False))
-    assert os.listdir(tmp_path) == [index.folder.name]
+    assert sorted(os.listdir(tmp_path)) == sorted(["digests.json", index.folder.name])
 
 
 def test_workers_and_resumption_change_nothing(folder, sample_builder, tmp_path):
@@ -139,7 +139,7 @@ def test_a_killed_worker_is_an_error_and_finished_parts_are_kept(folder, sample_
     with pytest.raises(WorkerDiedError, match="resume where they stopped"):
         build_index(source, MediaResolver(str(folder)), sample_builder, tmp_path / "index", workers=2)
     killer.join()
-    (parts,) = pathlib.Path(tmp_path / "index").iterdir()
+    (parts,) = pathlib.Path(tmp_path / "index").glob("*.parts")
     assert list(parts.glob("*.npz"))
 
 
@@ -157,3 +157,15 @@ def test_late_starts_and_rotated_videos(sample_builder, tmp_path):
     assert counts["city_one_frame.mp4"] == 1
     assert counts["tree.avi"] == SETTINGS.processor.max_frames
     np.testing.assert_array_equal(index[[p.name for p in paths].index("city_rotated90.mp4")].media[0].height, 360)
+
+
+def test_media_that_were_missing_or_not_allowed_are_tried_again(folder, sample_builder, tmp_path):
+    source = open_source(str(folder / "a.jsonl"))
+    full = build_index(source, MediaResolver(str(folder)), sample_builder, tmp_path / "right")
+
+    def bad(media):
+        return len(build_index(source, media, sample_builder, tmp_path / "index").errors())
+
+    assert bad(MediaResolver(str(tmp_path / "wrong"))) > len(full.errors())
+    assert bad(MediaResolver(str(folder))) == len(full.errors())
+    assert find_index(source, sample_builder, tmp_path / "index", [False]).is_stale(MediaResolver(str(folder), True))

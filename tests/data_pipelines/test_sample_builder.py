@@ -42,7 +42,7 @@ def record(**fields):
 def build(sample_builder, folder, fields):
     """Returns the lengths, the size and the sample of a record."""
     media, source_record = MediaResolver(str(folder)), record(**fields)
-    lengths = sample_builder.lengths(source_record, media)
+    lengths = sample_builder.measure(source_record, media)[0]
     size = compute_sample_size(lengths, sample_builder.settings)
     return lengths, size, sample_builder.sample(source_record, media, size, SEED)
 
@@ -58,7 +58,7 @@ def test_planned_lengths_are_the_real_ones(sample_builder, folder, number):
         assert size.tokens == text + before
         assert size.patches == sum(len(visual.patches) for visual in sample.visuals)
         assert size.frames == tuple((visual.patches_per_frame, visual.grid[0]) for visual in sample.visuals)
-    kept = sample_builder.lengths(record(**fields), MediaResolver(str(folder)), kept=True)
+    kept = sample_builder.measure(record(**fields), MediaResolver(str(folder)), kept=True)[0]
     assert (
         compute_sample_size(kept, sample_builder.settings).tokens
         == len(sample.tokens)
@@ -117,9 +117,9 @@ def test_every_bad_record_is_an_error_with_its_location(sample_builder, folder, 
     source, media = open_source(path), MediaResolver(str(folder))
     kinds = []
     for index in range(len(source)):
-        error = sample_builder.lengths(source[index], media)
+        error = sample_builder.measure(source[index], media)
         if not isinstance(error, SampleError):  # the header is intact; the error shows up when decoding
-            error = sample_builder.sample(source[index], media, compute_sample_size(error, SETTINGS), SEED)
+            error = sample_builder.sample(source[index], media, compute_sample_size(error[0], SETTINGS), SEED)
         assert error.where == f"{path}, line {index + 1}"
         kinds.append(error.kind)
     assert kinds == [

@@ -1,11 +1,9 @@
 """Tests that sources of every kind return their records in any order and after pickling, and locate bad records."""
 
-import io
 import json
 import pickle
 import subprocess
 import sys
-import tarfile
 
 import numpy as np
 import pytest
@@ -13,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines import sample_errors
+from data_pipelines.layouts import official
 from data_pipelines.sample_errors import SampleError
 from data_pipelines.sources import Record, array_records, open_source
 from vl3_jax.errors import InputError
+from vl3_jax.storage.digests import FileDigests
 
 RECORDS = [
     {"conversations": [{"from": "human", "value": f'Q{n} "é]{{ \\ 漢'}, {"from": "gpt", "value": "A" * n}], "id": n}
@@ -43,7 +43,7 @@ def test_lines(tmp_path):
     assert source[3].where == f"{path}, line 5"
     unpickled = pickle.loads(pickle.dumps(source))
     assert fields(unpickled) == RECORDS
-    assert unpickled.fingerprint() == source.fingerprint()
+    assert unpickled.fingerprint(FileDigests()) == source.fingerprint(FileDigests())
 
 
 @pytest.mark.parametrize("indent", [None, 2])
@@ -63,7 +63,7 @@ def test_one_list(tmp_path, indent, bom):
     st.lists(st.recursive(st.none() | st.text() | st.integers(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)))
 )
 def test_any_list_is_split_at_its_own_commas(tmp_path_factory, values):
-    values = [{"v": value} for value in values]
+    values = [{"v": value} for value in [0, *values]]
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
     source = open_source(str(path))
@@ -94,16 +94,45 @@ def test_a_truncated_list_yields_its_complete_records(tmp_path):
     assert [type(source[index]) for index in range(len(source))] == [Record, Record, SampleError]
 
 
-def test_empty_files(tmp_path):
-    for name, content in (("a.jsonl", b""), ("b.jsonl", b"\n\n"), ("c.json", b"[]"), ("d.json", b" [ ] ")):
-        (tmp_path / name).write_bytes(content)
-        assert len(open_source(str(tmp_path / name))) == 0
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", b""), ("b.jsonl", b"\n\n"), ("c.json", b"[]"), ("d.json", b" [ ] "), ("e.tar", b"\0" * 10_240)],
+)
+def test_a_file_without_records_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name}: no"):
+        open_source(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("joint", "more"),
+    [(b"", []), (b"\n", []), (b" ", [Record]), (b"garbage", []), (b"]", [])],
+    ids=["joined", "line", "object", "garbage", "bracket"],
+)
+def test_what_follows_a_list_is_read_or_reported(tmp_path, joint, more):
+    first, second = json.dumps(RECORDS[:2]).encode(), json.dumps(RECORDS[2:3]).encode()
+    content = first + joint + (as_json(RECORDS[2]) if more else second)
+    (tmp_path / "a.json").write_bytes(content)
+    source = open_source(str(tmp_path / "a.json"))
+    records = [source[index] for index in range(len(source))]
+    if joint.strip():
+        assert [type(record) for record in records] == [Record, Record, SampleError]
+    else:
+        assert [record.fields for record in records] == RECORDS[:3]
+
+
+@pytest.mark.parametrize("end", [b"", b","])
+def test_a_list_that_is_cut_off_between_records_is_reported(tmp_path, end):
+    (tmp_path / "a.json").write_bytes(json.dumps(RECORDS[:2]).encode()[:-1] + end)
+    source = open_source(str(tmp_path / "a.json"))
+    records = [source[index] for index in range(len(source))]
+    assert [type(record) for record in records] == [Record, Record, SampleError]
+    assert "cut off" in records[2].message
 
 
 def test_several_files_and_patterns(tmp_path):
     for number in range(3):
         write_lines(tmp_path / f"part{number}.jsonl", map(as_json, RECORDS[number * 5 : number * 5 + 5]))
-    write_lines(tmp_path / "part1b.jsonl", [])
     source = open_source(str(tmp_path / "part*.jsonl"))
     assert fields(source) == RECORDS[:15]
     assert source[7].where.endswith("part1.jsonl, line 3")
@@ -142,45 +171,6 @@ def test_array_record(tmp_path):
     (tmp_path / "b.array_record").write_bytes(b"no shard")
     with pytest.raises(InputError, match=r"b\.array_record"):
         open_source(str(tmp_path / "b.array_record"))
-
-
-def write_tar(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return str(path)
-
-
-def test_webdataset(tmp_path):
-    named = {**RECORDS[0], "image": ["x.right.png", "x.left.png"]}
-    path = write_tar(
-        tmp_path / "a.tar",
-        [
-            ("d/x.json", as_json(named)),
-            ("d/x.left.png", b"left"),
-            ("d/x.right.png", b"right"),
-            ("d/y.jpg", b"image"),
-            ("d/y.txt", b" a caption\n"),
-            ("d/z.json", b"{"),
-            ("d/w.json", as_json({**RECORDS[0], "image": "gone.png"})),
-            ("d/v.json", as_json(RECORDS[2])),
-            ("d/v.mp4", b"video" * 1000),
-        ],
-    )
-    source = pickle.loads(pickle.dumps(open_source(path)))
-    assert [source[i].where.split("sample ")[1] for i in range(5)] == ["d/x", "d/y", "d/z", "d/w", "d/v"]
-    assert [medium["bytes"] for medium in source[0].fields["image"]] == [b"right", b"left"]
-    assert source[1].fields["conversations"][1]["value"] == "a caption"
-    assert source[1].fields["image"] == [{"path": "d/y.jpg", "bytes": b"image"}]
-    assert [source[2].kind, source[3].kind] == [sample_errors.NOT_JSON, sample_errors.MISSING]
-    assert source[4].fields["video"][0]["bytes"] == b"video" * 1000
-    cut = tmp_path / "cut.tar"
-    cut.write_bytes((tmp_path / "a.tar").read_bytes()[: 9 * 1024 + 4096])
-    source = open_source(str(cut))
-    assert source[len(source) - 1].kind in (sample_errors.BAD_RECORD, sample_errors.NOT_JSON)
-    assert isinstance(source[0], Record)
 
 
 def test_parquet(tmp_path):
@@ -227,14 +217,35 @@ def test_tfds_without_tensorflow(tmp_path):
     folder = tmp_path / "tiny" / "1.0.0"
     source = pickle.loads(pickle.dumps(open_source(str(folder))))
     assert len(source) == 6
-    records = {
-        record.fields["conversations"][0]["value"]: record.fields for record in map(source.__getitem__, range(6))
-    }
+    records = [official(source[index].fields) for index in range(6)]
+    records = {record["conversations"][0]["value"]: record for record in records}
     assert set(records) == {f"Q{n}" for n in range(6)}
     assert records["Q4"]["conversations"][1] == {"from": "gpt", "value": "é"}
-    assert [len(records[f"Q{n}"]["image"]) for n in range(6)] == [0, 1, 2, 0, 1, 2]
+    assert [len(records[f"Q{n}"].get("image", [])) for n in range(6)] == [0, 1, 2, 0, 1, 2]
     np.testing.assert_array_equal(records["Q1"]["image"][0], np.full((4, 8, 3), [255, 0, 0]))
     assert len(open_source(f"{folder}:train[:50%]")) == 3
     with pytest.raises(InputError, match="split 'test'"):
         open_source(f"{folder}:test")
     assert "tensorflow" not in sys.modules
+
+
+def error_messages(source):
+    return [source[index].message for index in range(len(source)) if isinstance(source[index], SampleError)]
+
+
+def test_a_table_with_damage_and_with_unread_content(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.Table.from_pylist(RECORDS), path, row_group_size=5, compression="none")
+    content = bytearray(path.read_bytes())
+    start = parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    content[start : start + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    source = open_source(str(path))
+    assert [isinstance(source[n], Record) for n in range(20)] == [n // 5 != 1 for n in range(20)]
+    assert all("row group 2 is damaged" in message for message in error_messages(source))
+    parquet.write_table(arrow.table({"a": [1], "b": [2]}).rename_columns(["a", "a"]), path)
+    with pytest.raises(InputError, match="two columns are named 'a'"):
+        open_source(str(path))

@@ -69,7 +69,9 @@ def test_a_stream_with_reference_words_equals_the_training_sample(chat_model):
     )
     for number, state in enumerate(states):
         record, media = source[number], MediaResolver("")
-        trained = builder.sample(record, media, compute_sample_size(builder.lengths(record, media), settings), (0, 0))
+        trained = builder.sample(
+            record, media, compute_sample_size(builder.measure(record, media)[0], settings), (0, 0)
+        )
         assert state.tokens == trained.tokens.tolist()
         assert state.is_vision == trained.is_vision.tolist()
         assert np.array_equal(state.visual.keep, trained.visuals[0].keep)

@@ -1,5 +1,7 @@
 """Tests of loss weights: the spans of the assistant, and the decision to speak in a live stream."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -82,3 +84,12 @@ def test_trainer_streams(tokenizer):
     rendered, weights = render_with_weights(tokenizer, [REQUEST, FRAME, ANSWER, FRAME], trainer_streams=True)
     spans = supervised_tokens(rendered, weights)
     assert spans == [[], [198, 151667], [*tokenizer.encode("He sits."), 151645], [198, 151667]]
+
+
+def test_a_turn_that_is_not_to_be_learned(tokenizer):
+    """Neither its text nor, in a stream, the decision to say it; what the model chose not to say is still learned."""
+    turns = parse_messages([FRAME, FRAME, ANSWER, REQUEST, ANSWER])
+    turns[2] = dataclasses.replace(turns[2], learned=False)
+    rendered = render(turns, [VisualTokenCounts([2])] * 2, tokenizer, PromptStyle())
+    weights = token_loss_weights(rendered, tokenizer)
+    assert [weight.sum() > 0 for weight in weights] == [False, True, False, False, True]

@@ -25,7 +25,7 @@ from vl3_jax.checkpoint.export import write_hf
 from vl3_jax.checkpoint.hf_source import open_hf
 from vl3_jax.checkpoint.init_source import InitSource
 from vl3_jax.checkpoint.inspection import checkpoint_overview, compare
-from vl3_jax.checkpoint.load import Checkpoint, find_tree, load, open_source
+from vl3_jax.checkpoint.load import Checkpoint, find_tree, load, open_source, open_tokenizer
 from vl3_jax.checkpoint.names import LAYOUTS, name_map
 from vl3_jax.checkpoint.orbax_write import write_model_info, write_orbax
 from vl3_jax.checkpoint.peft import write_adapters
@@ -43,6 +43,7 @@ __all__ = [
     "name_map",
     "open_hf",
     "open_source",
+    "open_tokenizer",
     "write_adapters",
     "write_hf",
     "write_model_info",

@@ -41,12 +41,13 @@ def is_hub_id(source: str) -> bool:
     return bool(_HUB_ID.fullmatch(source)) and not source.startswith((".", "/"))
 
 
-def download(source: str, token: str | None = None) -> pathlib.Path:
+def download(source: str, token: str | None = None, weights: bool = True) -> pathlib.Path:
     """Downloads a model from the Hub.
 
     Args:
       source: Hub id `owner/name[@revision]`. The environment variable HF_ENDPOINT names another server.
       token: Hub token; by default that of `hf auth login` or HF_TOKEN.
+      weights: Whether to download the weights too, and not only the JSON and tokenizer files.
 
     Returns:
       Local folder with the files.
@@ -60,7 +61,7 @@ def download(source: str, token: str | None = None) -> pathlib.Path:
     repository, _, revision = source.partition("@")
     try:
         info = huggingface_hub.HfApi().model_info(repository, revision=revision or None, token=token)
-        names = _select_files(repository, [sibling.rfilename for sibling in info.siblings or []])
+        names = _select_files(repository, [sibling.rfilename for sibling in info.siblings or []], weights)
         folder = _fetch(repository, info.sha or revision or "main", token, names)
         reference = _cache_folder(repository) / "refs" / (revision or "main")
         reference.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def download(source: str, token: str | None = None) -> pathlib.Path:
         raise
     except Exception as error:
         is_offline = isinstance(error, huggingface_hub.errors.OfflineModeIsEnabled)
-        if (is_offline or _is_transport(error)) and (folder := _offline_copy(repository, revision)):
+        if (is_offline or _is_transport(error)) and (folder := _offline_copy(repository, revision, weights)):
             if not is_offline:
                 logger.warning("warning: the Hub cannot be reached; using %s", folder)
             return folder
@@ -216,7 +217,7 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _offline_copy(repository: str, revision: str) -> pathlib.Path | None:
+def _offline_copy(repository: str, revision: str, with_weights: bool) -> pathlib.Path | None:
     """Returns the folder of a complete earlier download, or None, for use without a connection to the Hub."""
     from huggingface_hub import constants
 
@@ -226,7 +227,8 @@ def _offline_copy(repository: str, revision: str) -> pathlib.Path | None:
 
     own = _cache_folder(repository)
     folder = snapshot(own, own)
-    if folder.is_dir() and not any(folder.glob("*.partial")) and any(folder.glob("*.safetensors")):
+    pattern = "*.safetensors" if with_weights else "*.json"
+    if folder.is_dir() and not any(folder.glob("*.partial")) and any(folder.glob(pattern)):
         return folder
     cached = pathlib.Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     folder = snapshot(cached, cached / "snapshots")
@@ -244,9 +246,12 @@ def _is_transport(error: Exception) -> bool:
     return type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
 
 
-def _select_files(repository: str, names: list[str]) -> list[str]:
+def _select_files(repository: str, names: list[str], with_weights: bool) -> list[str]:
     """Selects the top-level files of the repository that a conversion reads."""
     top = [name for name in names if "/" not in name]
+    sidecars = [name for name in top if name in SIDECAR_FILES or name == ADAPTER_CONFIG]
+    if not with_weights:
+        return sidecars
     weights = [name for name in top if name.endswith((".safetensors", ".safetensors.index.json"))]
     if not any(name.endswith(".safetensors") for name in weights):
         raise InputError(
@@ -256,4 +261,4 @@ def _select_files(repository: str, names: list[str]) -> list[str]:
     sharded = [name for name in weights if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
     if sharded and "model.safetensors.index.json" in weights:
         weights = [*sharded, "model.safetensors.index.json"]
-    return [*[name for name in top if name in SIDECAR_FILES or name == ADAPTER_CONFIG], *weights]
+    return [*sidecars, *weights]

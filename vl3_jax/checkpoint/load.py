@@ -1,6 +1,7 @@
 """Opens a checkpoint of any kind, and loads it onto devices."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import math
@@ -15,6 +16,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vl3_jax.checkpoint import hub
 from vl3_jax.checkpoint.hf_source import open_hf
 from vl3_jax.checkpoint.orbax_tree import COMMITTED, METADATA, OrbaxSource
 from vl3_jax.checkpoint.sources import CheckpointSource
@@ -66,6 +68,30 @@ def open_source(source: str | os.PathLike, base: str | None = None, token: str |
     source = NANO_FOLDER if source == NANO else source
     tree = find_tree(source)
     return open_hf(source, base=base, token=token) if tree is None else OrbaxSource(source, tree)
+
+
+@contextlib.contextmanager
+def open_tokenizer(source: str | os.PathLike, token: str | None = None) -> Iterator[pathlib.Path]:
+    """Yields a tokenizer.json or a local folder that holds one, for as long as the context is open.
+
+    Args:
+      source: A tokenizer.json, a folder that holds one, or whatever `open_source` takes. Of a Hub id no weights are
+        downloaded.
+      token: Hub token.
+
+    Raises:
+      InputError: There is no such file, folder or checkpoint.
+    """
+    path = pathlib.Path(source)
+    if os.fspath(source) != NANO and not is_url(source):
+        if path.is_file() or (path / "tokenizer.json").is_file():
+            yield path
+            return
+        if not path.exists() and hub.is_hub_id(os.fspath(source)):
+            yield hub.download(os.fspath(source), token, weights=False)
+            return
+    opened = open_source(source, token=token)
+    yield opened.files
 
 
 def find_tree(location: str | os.PathLike) -> epath.Path | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from data_pipelines import mixtures
 from data_pipelines.mixture_dataset import DatasetSpec, MixtureDataset, missing_files, open_mixture, require_present
+from data_pipelines.record_counts import RecordCounts
 from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import SampleErrorLog, to_json_lines
 from vl3_jax import config_file, config_tree
@@ -43,10 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kept", action="store_true", help="decode videos to count the vision tokens that pruning keeps"
     )
     check = _command(
-        commands, "check", "reads all annotations and media and lists the samples that training would skip", False
+        commands,
+        "check",
+        "reads all annotations and media, tells what they hold, and lists the samples that training would skip",
+        False,
     )
     check.add_argument("--quick", action="store_true", help="read headers only, without decoding")
     check.add_argument("--report", metavar="FILE", help="write every problem to FILE, one JSON object per line")
+    check.add_argument("--json", action="store_true", help="print one JSON object: what was read, and every problem")
     stats = _command(commands, "stats", "prints lengths, tokens kept by pruning and packing efficiency")
     stats.add_argument("--suggest-budgets", action="store_true", help="also pack with other patch budgets")
     stats.add_argument(
@@ -66,7 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int | None:
-    return _RUN[arguments.data_command](arguments)
+    from vl3_jax.checkpoint import open_tokenizer
+
+    with contextlib.ExitStack() as stack:
+        if "tokenizer" in arguments:
+            arguments.tokenizer = stack.enter_context(open_tokenizer(arguments.tokenizer))
+        return _RUN[arguments.data_command](arguments)
 
 
 def _command(commands, name: str, summary: str, needs_tokenizer: bool = True) -> argparse.ArgumentParser:
@@ -79,13 +90,19 @@ def _command(commands, name: str, summary: str, needs_tokenizer: bool = True) ->
         "--annotations", nargs="+", metavar="FILE", help="annotation files or shards, instead of --config"
     )
     data.add_argument("--media", default="", metavar="DIR", help="folder or URL of the media (with --annotations)")
+    data.add_argument(
+        "--allow-outside", action="store_true", help="read media outside that folder, too: absolute paths, .., file://"
+    )
+    data.add_argument("--allow-remote", action="store_true", help="fetch media that are named by http(s):// addresses")
     settings_flags.add_changes(data)
     data.add_argument("--skip-missing", action="store_true", help="leave out data sets that are not on disk")
     data.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="number of worker processes (0: none)"
     )
     if needs_tokenizer:
-        data.add_argument("--tokenizer", required=True, metavar="DIR", help="a checkpoint folder or tokenizer.json")
+        data.add_argument(
+            "--tokenizer", required=True, metavar="M", help="a tokenizer.json, or whatever `--model` takes"
+        )
     return parser
 
 
@@ -100,7 +117,11 @@ def _config(arguments: argparse.Namespace) -> mixtures.MixtureConfig:
 
 
 def _specs(arguments: argparse.Namespace, config: mixtures.MixtureConfig) -> list[DatasetSpec]:
-    specs = mixtures.dataset_specs(config)
+    outside, remote = arguments.allow_outside, arguments.allow_remote
+    specs = [
+        dataclasses.replace(spec, outside=spec.outside or outside, remote=spec.remote or remote)
+        for spec in mixtures.dataset_specs(config)
+    ]
     missing = missing_files(specs)
     if not arguments.skip_missing:
         require_present(specs)
@@ -119,21 +140,22 @@ def _mixture(arguments: argparse.Namespace) -> MixtureDataset:
 
 def _index(arguments: argparse.Namespace) -> None:
     from data_pipelines.index import build_index
-    from data_pipelines.sources.media_resolver import MediaResolver
 
     config = _config(arguments)
     sample_builder = SampleBuilder(arguments.tokenizer, mixtures.data_settings(config))
-    log = SampleErrorLog()
+    log, counts = SampleErrorLog(), RecordCounts()
     for spec in _specs(arguments, config):
-        source, media = spec.open(), MediaResolver(spec.media)
+        source, media = spec.open(), spec.media_resolver
         with _bar(spec.name) as progress:
             index = build_index(
                 source, media, sample_builder, spec.index_folder, arguments.kept, arguments.workers, progress
             )
         log.add(index.errors(), len(index))
+        counts.add([index.counts()])
         print(f"{spec.name}: {len(index):,} samples, {int((~index.good).sum()):,} bad, {index.folder}")
         if spec.size and abs(len(index) - spec.size) > _SIZE_TOLERANCE * spec.size:
             logger.warning("%s: about %s samples were expected; is this the whole file?", spec.name, f"{spec.size:,}")
+    print(*counts.lines(), sep="\n")
     if log.bad:
         logger.warning("%s", log.table())
 
@@ -141,15 +163,25 @@ def _index(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from data_pipelines.inspection.checking import check
 
-    log, report = SampleErrorLog(), ""
-    for spec in _specs(arguments, _config(arguments)):
+    config = _config(arguments)
+    processor = mixtures.data_settings(config).processor
+    log, counts, problems = SampleErrorLog(), RecordCounts(), []
+    for spec in _specs(arguments, config):
         with _bar(spec.name) as progress:
-            seen, errors = check(spec, not arguments.quick, arguments.workers, progress)
+            seen, read, errors = check(spec, processor, not arguments.quick, arguments.workers, progress)
         log.add(errors, seen)
-        report += to_json_lines(errors)
+        counts.add([read])
+        problems += errors
     if arguments.report:
-        pathlib.Path(arguments.report).write_text(report, encoding="utf-8")
-    print(log.table())
+        try:
+            pathlib.Path(arguments.report).write_text(to_json_lines(problems), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{arguments.report}: {error.strerror}; choose a file that can be written") from None
+    if arguments.json:
+        listed = [dataclasses.asdict(problem) for problem in problems]
+        print(json.dumps({**counts.to_json(), "samples": log.seen, "bad": log.bad, "problems": listed}))
+    else:
+        print(*counts.lines(), log.table(), sep="\n")
     return 1 if log.bad else 0
 
 

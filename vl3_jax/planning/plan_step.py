@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import jax
 
 from data_pipelines import mixtures
+from vl3_jax.checkpoint import hub, open_source
+from vl3_jax.errors import InputError
 from vl3_jax.model import preset
+from vl3_jax.model.config import ModelConfig
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.topologies import Topology
 from vl3_jax.planning.compiler import ProgramAnalysis, compile_and_analyze, topology_devices
@@ -160,7 +164,7 @@ def plan_step(
       InputError: No TPU compiler is installed, or the mesh does not fit the topology; one line.
     """
     mesh = make_mesh(vars(config.mesh), topology_devices(topology))
-    model_config, settings, row = preset(config.model), mixtures.data_settings(config.data), typical_row(config.data)
+    model_config, settings, row = _model_config(config), mixtures.data_settings(config.data), typical_row(config.data)
     rows = config.batch.rows or rows_for_samples(config.batch, mesh, SAMPLES_PER_ROW)
     check_rows(config.batch, mesh, rows)
     setup = build_train_setup(config, model_config, mesh, rows, _STEPS, _TASKS)
@@ -198,6 +202,15 @@ def plan_step(
         kernel_flops={scope: rows * total / topology.chips for scope, total in kernels.items()},
         program=program,
     )
+
+
+def _model_config(config: RunConfig) -> ModelConfig:
+    """Returns the sizes of the model preset, or of the initial weights where the configuration names no preset."""
+    if config.model:
+        return preset(config.model)
+    if not config.init_from or (hub.is_hub_id(config.init_from) and not os.path.exists(config.init_from)):
+        raise InputError("no sizes to plan for, and a plan downloads no weights; give --config.model, such as 2b or 7b")
+    return open_source(config.init_from).config
 
 
 def _with_memory_of(program: ProgramAnalysis, larger: ProgramAnalysis) -> ProgramAnalysis:

@@ -57,11 +57,13 @@ class RenderedTurn:
       role: Role of the message.
       tokens: [n] int32 token ids.
       is_vision: [n] bool; True for the placeholders of vision tokens.
+      learned: Whether training learns the message, if it is one of the assistant.
     """
 
     role: str
     tokens: np.ndarray
     is_vision: np.ndarray
+    learned: bool = True
 
 
 def with_default_system(turns: Sequence[Turn]) -> list[Turn]:
@@ -120,7 +122,7 @@ def _render_turn(
             with_times = not (is_stream and style.trainer_streams)
             pieces += _media_pieces(part, next(token_counts), placeholder, with_times)
     pieces += [([tokenizer.id_of(closing)], False), "\n" if ends_with_newline else ""]
-    return RenderedTurn(turn.role, *_encode(pieces, tokenizer))
+    return RenderedTurn(turn.role, *_encode(pieces, tokenizer), turn.learned)
 
 
 def _media_pieces(media: MediaPart, counts: VisualTokenCounts, placeholder: int, with_times: bool) -> list[_Piece]:

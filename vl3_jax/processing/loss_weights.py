@@ -1,7 +1,8 @@
 """Loss weights of the tokens of a conversation for training.
 
-The text of the assistant and the end of its turns are supervised; system and user turns, media and the tokens that
-open a turn are not. In a conversation with a live stream, the decision to speak or to keep watching is supervised too.
+The text of the assistant and the end of its turns are supervised, unless a turn is not to be learned; system and user
+turns, media and the tokens that open a turn are not. In a conversation with a live stream, the decision to speak or to
+keep watching is supervised too.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def token_loss_weights(
     weights = [np.zeros(turn.tokens.shape, np.float32) for turn in turns]
     prompt_length = len(chat_template.generation_prompt(tokenizer))
     for turn, weight in zip(turns, weights, strict=True):
-        if turn.role == "assistant":
+        if turn.role == "assistant" and turn.learned:
             end = _last_index(turn.tokens, tokenizer.id_of(IM_END))
             weight[prompt_length : end + 1] = 1
         elif turn.role == "stream" and trainer_streams:
@@ -54,7 +55,8 @@ def _speaking_decisions(turns: Sequence[chat_template.RenderedTurn], rng: np.ran
     conversation, all of its messages are selected.
     """
     is_stream = [turn.role == "stream" for turn in turns]
-    decisions = [index for index in range(1, len(turns)) if is_stream[index - 1]]
+    taught = [turn.learned or turn.role != "assistant" for turn in turns]
+    decisions = [index for index in range(1, len(turns)) if is_stream[index - 1] and taught[index]]
     kinds = [[index for index in decisions if is_stream[index] == watching] for watching in (False, True)]
     fewest = min((len(kind) for kind in kinds if kind), default=0)
     return sorted(int(index) for kind in kinds if kind for index in rng.permutation(kind)[:fewest])

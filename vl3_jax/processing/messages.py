@@ -62,10 +62,12 @@ class Turn:
     Attributes:
       role: One of `ROLES`.
       parts: Texts and media in order.
+      learned: Whether training learns the message, if it is one of the assistant.
     """
 
     role: str
     parts: list[str | MediaPart]
+    learned: bool = True
 
     @property
     def media(self) -> list[MediaPart]:

@@ -24,7 +24,7 @@ from data_pipelines.packing.packing_plan import PackingPlan
 from data_pipelines.sample_builder import SampleBuilder
 from vl3_jax.parallel.rules import batch_shardings
 from vl3_jax.storage.paths import atomic_write, list_dir, translate_io_errors
-from vl3_jax.training.run_config import EvalConfig, RunConfig
+from vl3_jax.training.run_config import RunConfig
 from vl3_jax.training.setup import check_rows, rows_for_samples
 
 PLANS = "rows"  # folder of the packing plans in a workdir
@@ -38,11 +38,14 @@ def open_data(config: mixtures.MixtureConfig, tokenizer: str) -> MixtureDataset:
     return _open(mixtures.dataset_specs(config), SampleBuilder(tokenizer, mixtures.data_settings(config)))
 
 
-def open_held_out(config: EvalConfig, mixture: MixtureDataset) -> MixtureDataset | None:
-    """Opens the held-out data, with the settings of the training data; None if there is none."""
-    if not config.annotations or not config.every:
+def open_held_out(config: RunConfig, mixture: MixtureDataset) -> MixtureDataset | None:
+    """Opens the held-out data, with the settings and the root of the training data; None if there is none."""
+    held_out = config.eval
+    if not held_out.annotations:
         return None
-    return _open([DatasetSpec("held out", config.annotations, config.media)], mixture.sample_builder)
+    files = {name: getattr(held_out, name) for name in ("annotations", "media", "outside", "remote")}
+    spec = DatasetSpec("held out", **files)
+    return _open([mixtures.with_full_paths(config.data, spec)], mixture.sample_builder)
 
 
 def _open(specs: list[DatasetSpec], sample_builder: SampleBuilder) -> MixtureDataset:

@@ -15,13 +15,13 @@ from etils import epath
 
 from data_pipelines.mixtures import MixtureConfig
 from vl3_jax import config_tree
-from vl3_jax.checkpoint import load, open_source, sidecar_files
+from vl3_jax.checkpoint import load, open_source, open_tokenizer, sidecar_files
 from vl3_jax.checkpoint.names import PARTS
 from vl3_jax.checkpoint.orbax_tree import ASSETS, MODEL_INFO, model_info
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.errors import InputError
 from vl3_jax.model import VideoLLaMA3, init_params, preset
-from vl3_jax.model.config import ModelConfig
+from vl3_jax.model.config import PRESETS, ModelConfig
 from vl3_jax.processing.tokenizer import Tokenizer
 from vl3_jax.storage.paths import check_bucket, list_dir, translate_io_errors
 from vl3_jax.training.run_config import RUN_CONFIG_FILE, RunConfig, check_same_run
@@ -95,13 +95,15 @@ def _from_checkpoint(config: RunConfig) -> InitialWeights:
 def _random(config: RunConfig) -> InitialWeights:
     if not config.tokenizer:
         raise InputError("random weights have no tokenizer: give --config.tokenizer=FOLDER")
+    if not config.model:
+        raise InputError(f"random weights have no sizes: give --config.model, one of {', '.join(PRESETS)}")
     sizes = preset(config.model)
-    vocab_size = math.ceil(len(Tokenizer.from_folder(config.tokenizer)) / _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
-    if not config.mock:
-        vocab_size = max(vocab_size, sizes.text.vocab_size)
-    sizes = dataclasses.replace(sizes, text=dataclasses.replace(sizes.text, vocab_size=vocab_size))
-    path = pathlib.Path(config.tokenizer)
-    with tempfile.TemporaryDirectory() as folder:
+    with open_tokenizer(config.tokenizer) as path, tempfile.TemporaryDirectory() as folder:
+        words = len(Tokenizer.from_folder(path))
+        vocab_size = math.ceil(words / _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+        if not config.mock:
+            vocab_size = max(vocab_size, sizes.text.vocab_size)
+        sizes = dataclasses.replace(sizes, text=dataclasses.replace(sizes.text, vocab_size=vocab_size))
         shutil.copy(path / "tokenizer.json" if path.is_dir() else path, pathlib.Path(folder, "tokenizer.json"))
         files = sidecar_files.export_sidecar_files(pathlib.Path(folder), "qwen2", sizes, "official", config.param_dtype)
     return InitialWeights(sizes, files, None)
@@ -147,14 +149,16 @@ def recorded_rows(workdir: epath.Path, config: RunConfig) -> int | None:
 
 def _check_size(config: RunConfig, found: ModelConfig) -> None:
     """Raises InputError where the checkpoint is not of the size that the configuration names."""
+    if config.mock or not config.model:
+        return
     expected = preset(config.model)
-    for part in () if config.mock else ("vision", "text"):
+    for part in _SIZES:
         ours, theirs = getattr(expected, part), getattr(found, part)
         for name in _SIZES[part]:
             if getattr(theirs, name) != getattr(ours, name):
                 raise InputError(
                     f"{config.init_from}: {part} {name} is {getattr(theirs, name)}, but a {config.model!r} model has "
-                    f"{getattr(ours, name)}; give other initial weights, or --config.model"
+                    f"{getattr(ours, name)}; give other initial weights, or --config.model= for any size"
                 )
 
 

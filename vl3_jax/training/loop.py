@@ -74,6 +74,8 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
             log(f"{folder}: all {total} steps are done")
             return done
         log(setup.overview(run, mixture, config, rows, samples, total))
+        if is_first and (note := setup.short_run_note(config, total)):
+            logger.warning("warning: %s", note)
         stack.enter_context(jax.set_mesh(mesh))
         state = data_state = None
         if not done or has_adapters:
@@ -107,7 +109,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
                 writer.write(step, metrics.summary(loader.log))
             if saving:
                 checkpoints.save(step, state, batch.state)
-            if evaluator.is_due(step):
+            if evaluator.is_due(step, total):
                 writer.write(step, evaluator.measure(state.params))
                 metrics.reset()
             if stopping and step < total:

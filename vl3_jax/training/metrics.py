@@ -245,12 +245,13 @@ class Evaluator:
 
     def __init__(self, config: RunConfig, setup: TrainSetup, mixture: MixtureDataset, rows: int):
         self._config, self._mesh, self._rows = config, setup.mesh, rows
-        self._held_out = open_held_out(config.eval, mixture)
+        self._held_out = open_held_out(config, mixture)
         self._step = make_eval_step(setup.model)
 
-    def is_due(self, step: int) -> bool:
-        """Returns whether to evaluate after `step` steps."""
-        return self._held_out is not None and step % self._config.eval.every == 0
+    def is_due(self, step: int, total: int) -> bool:
+        """Returns whether to evaluate after `step` of `total` steps: every so many, and after the last."""
+        every = self._config.eval.every
+        return self._held_out is not None and (step == total or (every > 0 and step % every == 0))
 
     def measure(self, params: Any) -> dict[str, float]:
         """Returns the mean loss of a supervised token, in nats."""

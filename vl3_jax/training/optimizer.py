@@ -39,7 +39,7 @@ class OptimizerConfig:
       kind: "adamw", or "muon": orthogonalised momentum (arXiv 2502.16982) for the matrices of layers and projector and
         AdamW for the rest. Muon gathers whole matrices and is meant for small models.
       warmup_ratio: Share of the steps, rounded up, over which the learning rates rise from 0; half a cosine back to 0
-        follows.
+        follows. The last step is never part of it, so that each run has a step with the peak learning rates.
       b1, b2, eps: Betas and epsilon of AdamW.
       weight_decay: Decay of kernels and embeddings, times the learning rate.
       muon_beta: Momentum of Muon.
@@ -80,7 +80,7 @@ class OptimizerConfig:
 
     def warmup_steps(self, steps: int) -> int:
         """Returns the number of warmup steps in a run of `steps`."""
-        return math.ceil(self.warmup_ratio * steps)
+        return min(math.ceil(self.warmup_ratio * steps), steps - 1)
 
 
 def schedule(steps: int, warmup_steps: int) -> optax.Schedule:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,11 @@ from vl3_jax.training.optimizer import OptimizerConfig
 _PLACEMENT = ("mesh", "cpu_devices", "expect_devices", "remat", "loader", "batch.grad_accum_steps")
 _OBSERVATION = ("log", "checkpoint", "eval", "profile")
 MUTABLE_ON_RESUME = _PLACEMENT + _OBSERVATION
+# Where the data lie may change too: what they hold is compared by digests, in the state of the data.
+_DATA_PATHS = re.compile(r"data\.(root|datasets\..+\.(annotations|media|index))")
 RUN_CONFIG_FILE = "config.json"
 MODELS = ("2b", "7b")  # presets of the released models
+ANY_SIZE = ("",)  # for `models`: the sizes of the initial weights
 MOCK = "mock"
 MOCK_LEARNING_RATE = 1e-3  # at the rates of a trained model a random one learns nothing
 SYNTHETIC_DATA = "synthetic://train/stage3?count=400"
@@ -111,14 +115,17 @@ class EvalConfig:
     """The loss on held-out data.
 
     Attributes:
-      annotations: Annotation files of the held-out data.
-      media: Folder or URL of their media.
-      every: Optimizer steps between two evaluations; 0 never evaluates.
+      annotations: Annotation files of the held-out data; relative paths are below `data.root`, as in training.
+      media: Folder or URL of their media, likewise.
+      outside, remote: Which other media may be read, as for a data set in training.
+      every: Optimizer steps between two evaluations; 0 evaluates after the last step only.
       steps: Batches of an evaluation; 0 is all of the data.
     """
 
     annotations: tuple[str, ...] = ()
     media: str = ""
+    outside: bool = False
+    remote: bool = False
     every: int = 0
     steps: int = 0
 
@@ -167,12 +174,13 @@ class RunConfig:
     """Everything that decides over a training run; defaults are the paper's where it has any.
 
     Attributes:
-      model: Model preset, which the initial weights must match.
+      model: Model preset, which the initial weights must match; empty takes the sizes of `init_from`.
       optimizer: Optimizer and learning rates.
       data: Mixture of data sets, and how records become rows.
       init_from: Checkpoint of any kind with the initial weights.
       random_init: Whether the run starts from random weights instead.
-      tokenizer: Folder or tokenizer.json; empty takes the one of `init_from`.
+      tokenizer: Tokenizer of random weights: a tokenizer.json, or whatever names a model. Initial weights bring
+        their own.
       seed: Seed of the order of samples and of random weights.
       dtype: Type of activations.
       param_dtype: Type of trainable weights.
@@ -267,13 +275,15 @@ def split_variant(variant: str, choices: Sequence[str]) -> tuple[str, bool]:
 
 def apply_mock(config: RunConfig) -> RunConfig:
     """Returns the run with a tiny model, synthetic data and random weights, so that it runs anywhere in a minute."""
-    dataset = DatasetSpec("synthetic", (SYNTHETIC_DATA,), "synthetic", "synthetic")
+    name, *others = config.data.datasets or ["synthetic"]  # a single data set keeps the name by which it is changed
+    dataset = DatasetSpec("synthetic" if others else name, (SYNTHETIC_DATA,), "synthetic", "synthetic")
     rates = config.optimizer.learning_rates
     return config_tree.replace(
         config,
         {
             "mock": True,
             "model": "tiny",
+            "init_from": "",
             "random_init": True,
             "tokenizer": str(TOKENIZER),
             "dtype": "float32",
@@ -316,7 +326,8 @@ def check_same_run(workdir: os.PathLike, recorded: Mapping[str, Any], config: Ru
     as_json = json.loads(json.dumps(config_tree.to_tree(config)))
     before, now = flatten_dict(recorded["config"], sep="."), flatten_dict(as_json, sep=".")
     for key in [*before, *now]:
-        if before.get(key) != now.get(key) and not f"{key}.".startswith(mutable):
+        movable = f"{key}.".startswith(mutable) or _DATA_PATHS.fullmatch(key)
+        if before.get(key) != now.get(key) and not movable:
             raise InputError(
                 f"{workdir}: belongs to a run with {key} = {before.get(key)!r}, now it is {now.get(key)!r}; "
                 "resume it with the same settings, or give another --workdir"

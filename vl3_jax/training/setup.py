@@ -155,6 +155,17 @@ def batch_note(config: RunConfig, samples: float) -> str:
     )
 
 
+def short_run_note(config: RunConfig, steps: int) -> str:
+    """Returns a warning about a run that is warm-up for half of its steps or more; empty for a longer one."""
+    warmup = config.optimizer.warmup_steps(steps)
+    if 2 * warmup < steps > 1:
+        return ""
+    return (
+        f"a run of so few steps ({steps}, of them {warmup} warm-up) learns next to nothing; make more of them with "
+        "--config.epochs, or with fewer samples in each: --config.batch.samples"
+    )
+
+
 def overview(
     setup: TrainSetup, mixture: MixtureDataset, config: RunConfig, rows: int, samples: float, steps: int
 ) -> str:

@@ -11,6 +11,7 @@ from data_pipelines.synthetic.source import SyntheticSource, parse_url
 from data_pipelines.synthetic.stages import STAGES
 from data_pipelines.synthetic.tasks.text import split_of_sum
 from vl3_jax.evaluation.tasks import QuestionSelection
+from vl3_jax.storage.digests import FileDigests
 from vl3_jax.training import run_config
 
 SEEDS = (0, 1)  # of two trainings
@@ -46,7 +47,7 @@ def test_questions_show_images_that_training_lacks():
     assert not any(image.tobytes() in train_images for images in test.images.values() for image in images)
     for stage in STAGES:
         for spec in stage_data(stage, 0)[0]:
-            assert SyntheticSource(spec).fingerprint()[5] == train.digest
+            assert SyntheticSource(spec).fingerprint(FileDigests())[5] == train.digest
 
 
 def test_questions_ask_for_sums_that_training_lacks():

@@ -23,12 +23,15 @@ from vl3_jax.errors import InputError
 from vl3_jax.processing import images, videos
 from vl3_jax.processing.processor import Processor
 from vl3_jax.processing.tokenizer import IM_END, IM_START, STREAM_START
+from vl3_jax.storage.digests import FileDigests
 
 PER_TASK = 4
 
 
 def sample_of(builder, record, media=MediaResolver()):  # noqa: B008
-    return builder.sample(record, media, compute_sample_size(builder.lengths(record, media), builder.settings), (0, 0))
+    return builder.sample(
+        record, media, compute_sample_size(builder.measure(record, media)[0], builder.settings), (0, 0)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +120,7 @@ def test_the_source_feeds_the_loader(tmp_path, builder):
 def test_a_pickled_source_gives_the_same_samples():
     source = SyntheticSource("synthetic://train/stage3?count=50&seed=2")
     unpickled = pickle.loads(pickle.dumps(source))
-    assert unpickled.fingerprint() == source.fingerprint()
+    assert unpickled.fingerprint(FileDigests()) == source.fingerprint(FileDigests())
     for number in (7, 3, 49):
         fields, other_fields = source[number].fields, unpickled[number].fields
         assert fields["reference"] == other_fields["reference"]
@@ -126,7 +129,7 @@ def test_a_pickled_source_gives_the_same_samples():
                 assert np.array_equal(medium, other)
     longer = SyntheticSource("synthetic://train/stage3?count=5000&seed=2")
     assert longer[7].fields["reference"] == source[7].fields["reference"]
-    assert longer.fingerprint() != source.fingerprint()
+    assert longer.fingerprint(FileDigests()) != source.fingerprint(FileDigests())
     with pytest.raises(IndexError):
         source[50]
 
