@@ -16,7 +16,7 @@ import numpy as np
 import tensorstore as ts
 
 from vl3_jax.checkpoint.names import PARTS, LeafSpec, is_droppable, name_map
-from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, bits, contains_nan, copy_view, scratch
+from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, contains_nan, copy_view, scratch
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.storage.paths import file_fingerprints
@@ -120,8 +120,9 @@ class CheckpointSource(abc.ABC):
     def warn_nan(self, names: Collection[str]) -> None:
         """Logs a warning with the names of the tensors that contain NaN, if there are any."""
         if names:
-            listed = ", ".join(sorted(names)[:8]) + (" ..." if len(names) > 8 else "")
-            logger.warning("warning: %s: NaN in %d of its tensors: %s", self.location, len(names), listed)
+            logger.warning(
+                "warning: %s: NaN in %d of its tensors: %s", self.location, len(names), listed(sorted(names))
+            )
 
 
 class TensorSource(CheckpointSource):
@@ -166,7 +167,6 @@ class TensorSource(CheckpointSource):
             ignored,
         )
         self.dtypes = {path: self._leaf_dtype(spec) for path, spec in self.leaves.items()}
-        self._warn_untied_head()
 
     def _leaf_dtype(self, spec: LeafSpec) -> np.dtype:
         dtypes = {self.tensors.infos[tensor.name].dtype for tensor in spec.tensors}
@@ -175,20 +175,6 @@ class TensorSource(CheckpointSource):
         names = ", ".join(sorted(map(str, dtypes)))
         logger.warning("warning: %s: layers of different dtypes (%s) are read as float32", spec.path, names)
         return np.dtype(np.float32)
-
-    def _warn_untied_head(self) -> None:
-        """Logs a warning if the embeddings are tied but the checkpoint has a head that differs from them."""
-        embedding, head = self.leaves.get("llm/embed/embedding"), "lm_head.weight"
-        if embedding is None or not self.config.text.tie_word_embeddings or head not in self.tensors.infos:
-            return
-        name = embedding.tensor(None).name
-        if not np.array_equal(*(bits(self.tensors.array(tensor)) for tensor in (head, name))):
-            logger.warning(
-                "warning: %s: the configuration ties the embeddings, and lm_head.weight differs from %s; "
-                "lm_head.weight is ignored",
-                self.location,
-                name,
-            )
 
     def _array(self, leaf: str, layer: int | None) -> np.ndarray:
         spec = self.leaves[leaf].tensor(layer)
@@ -226,19 +212,17 @@ def check_arrays(
       InputError: The arrays differ; the message lists all differences.
     """
     common = {name: stored[name] for name in expected if name in stored}
+    shapes = {name: shape for name, (shape, _) in common.items() if shape != expected[name]}
+    dtypes = {name: dtype for name, (_, dtype) in common.items() if dtype not in FLOATS.values()}
     refuse_problems(
         title,
         {
             "missing": [name for name in expected if name not in stored],
             "unexpected": [name for name in stored if name not in expected and name not in ignored],
-            "wrong shape": [
-                f"{name} {shape} instead of {expected[name]}"
-                for name, (shape, _) in common.items()
-                if shape != expected[name]
-            ],
-            "wrong dtype (bfloat16, float16, float32 are read)": [
-                f"{name} {dtype}" for name, (_, dtype) in common.items() if dtype not in FLOATS.values()
-            ],
+            "wrong shape": _fold_reasons(
+                {name: f"{shape} instead of {expected[name]}" for name, shape in shapes.items()}
+            ),
+            "wrong dtype (bfloat16, float16, float32 are read)": _fold_reasons(dtypes),
         },
         "check that both belong to the same model",
     )
@@ -257,6 +241,14 @@ def refuse_problems(title: str, problems: Mapping[str, Sequence[str]], advice: s
         raise InputError(f"{title}: {'; '.join(found)}; {advice}")
 
 
+def _fold_reasons(reasons: Mapping[str, object]) -> list[str]:
+    """Folds the names that have the same reason, and puts it behind them."""
+    names = collections.defaultdict(list)
+    for name, reason in reasons.items():
+        names[str(reason)].append(name)
+    return [f"{fold_names(group)} {reason}" for reason, group in names.items()]
+
+
 def fold_names(names: Sequence[str]) -> str:
     """Joins names and folds those that differ only in the layer: `model.layers.{0-27}.mlp.up_proj.weight`."""
     layers: dict[tuple[str, ...], list[int]] = {}
@@ -264,6 +256,11 @@ def fold_names(names: Sequence[str]) -> str:
         before, *rest = re.split(r"(?<=\.)(\d+)(?=\.)", name, maxsplit=1)
         layers.setdefault((before, *rest[1:]), []).extend(map(int, rest[:1]))
     return ", ".join(_ranges(numbers).join(pattern) for pattern, numbers in layers.items())
+
+
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """Joins the first few of many names."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -7,7 +7,6 @@ anonymous memory.
 import abc
 import dataclasses
 import functools
-import json
 import math
 import mmap
 import os
@@ -18,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from vl3_jax.errors import InputError
+from vl3_jax.json_file import JsonObject, parse_json, shown
 from vl3_jax.storage.paths import is_url, open_url
 
 try:  # optional: its transpose is three times as fast as NumPy's
@@ -34,6 +34,9 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
     "I16": np.dtype(np.int16),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
@@ -42,6 +45,9 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
 }
 FLOATS = {SAFETENSORS_DTYPES[name].name: SAFETENSORS_DTYPES[name] for name in ("BF16", "F16", "F32")}
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
+_METADATA = "__metadata__"  # entry of a header that is no tensor
+_LARGEST = 2**63 - 1
+_DOWNLOAD = "download the file again"
 _PANEL_BYTES = 2**18  # bytes of source rows copied at a time; they stay in the cache while their columns are written
 _COPY_DTYPES = {2: np.uint16, 4: np.int32}  # by item size; both libraries copy these without changing the bits
 _local = threading.local()
@@ -125,53 +131,56 @@ class SafetensorsFile(TensorFiles):
         self.paths = (self.path,)
         self._file = (RemoteFile if is_url(path) else MappedFile)(self.path)
         header, start = self._read_header()
-        header.pop("__metadata__", None)
-        self.infos, self._offsets, end = {}, {}, start
-        for name, entry in header.items():
-            self.infos[name], offset = self._parse_entry(name, entry)
-            self._offsets[name] = start + offset
-            end = max(end, start + offset + self.infos[name].nbytes)
-        if end != self._file.size:
-            problem = "truncated" if end > self._file.size else "longer than its header says"
-            raise InputError(
-                f"{self.path}: {problem}: {self._file.size} bytes, the header describes {end}; download the file again"
-            )
+        entries = {name: self._parse_entry(name, header.section(name)) for name in header if name != _METADATA}
+        self.infos = {name: info for name, (info, _) in entries.items()}
+        self._offsets = {name: start + offset for name, (_, offset) in entries.items()}
+        self._check_offsets(start)
 
-    def _read_header(self) -> tuple[dict, int]:
+    def _read_header(self) -> tuple[JsonObject, int]:
         """Returns the entries of the header, and the offset of the first tensor."""
         size, damaged = self._file.size, f"{self.path}: not a safetensors file"
         if size < 8:
-            raise InputError(f"{damaged}: only {size} bytes long; download the file again")
+            raise InputError(f"{damaged}: only {size} bytes long; {_DOWNLOAD}")
         length = int.from_bytes(self._file.view(0, 8), "little")
         if length > min(size - 8, _HEADER_LIMIT):
-            raise InputError(
-                f"{damaged}: it announces a header of {length} bytes and has {size}; download the file again"
-            )
-        try:
-            header = json.loads(bytes(self._file.view(8, length)))
-            if not isinstance(header, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            raise InputError(f"{damaged}: its header is not JSON ({error}); download the file again") from None
+            raise InputError(f"{damaged}: it announces a header of {length} bytes and has {size}; {_DOWNLOAD}")
+        header = parse_json(bytes(self._file.view(8, length)), self.path, _HEADER_LIMIT, unique=True)
+        if not isinstance(header, dict):
+            raise InputError(f"{damaged}: its header holds {shown(header)}; {_DOWNLOAD}")
+        header = JsonObject(header, self.path)
+        for key in (metadata := header.section(_METADATA)):
+            metadata.text(key)
         return header, 8 + length
 
-    def _parse_entry(self, name: str, entry: dict) -> tuple[TensorInfo, int]:
+    def _parse_entry(self, name: str, entry: JsonObject) -> tuple[TensorInfo, int]:
         """Returns what the header says about a tensor, and its offset from the first one."""
-        try:
-            shape = tuple(int(size) for size in entry["shape"])
-            start, stop = (int(offset) for offset in entry["data_offsets"])
-            dtype_name = entry["dtype"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{self.path}: header entry of {name} is damaged ({error}); download it again") from None
-        if dtype_name not in SAFETENSORS_DTYPES:
-            raise InputError(f"{self.path}: {name} has dtype {dtype_name}; vl3 reads BF16, F16 and F32")
-        info = TensorInfo(shape, SAFETENSORS_DTYPES[dtype_name], self.path)
-        if start < 0 or stop - start != info.nbytes:
+        shape = tuple(entry.integers("shape", high=_LARGEST))
+        offsets = entry.integers("data_offsets", high=_LARGEST)
+        if "shape" not in entry or len(offsets) != 2 or not isinstance(entry["shape"], list):
+            raise InputError(f"{self.path}: header entry of {name} is {shown(dict(entry))}; {_DOWNLOAD}")
+        if (dtype := SAFETENSORS_DTYPES.get(entry.text("dtype", ""))) is None:
+            raise InputError(f"{self.path}: {name} has dtype {shown(entry['dtype'])}; vl3 reads BF16, F16 and F32")
+        info = TensorInfo(shape, dtype, self.path)
+        if offsets[1] - offsets[0] != info.nbytes:
             raise InputError(
                 f"{self.path}: {name} of shape {shape} needs {info.nbytes} bytes, its header entry gives "
-                f"{stop - start}; download the file again"
+                f"{offsets[1] - offsets[0]}; {_DOWNLOAD}"
             )
-        return info, start
+        return info, offsets[0]
+
+    def _check_offsets(self, start: int) -> None:
+        """Checks that the tensors follow each other without gaps, as the safetensors library does, up to the end."""
+        end = start
+        for name in sorted(self.infos, key=lambda name: (self._offsets[name], self.infos[name].nbytes)):
+            if self._offsets[name] != end:
+                problem = "overlaps another tensor" if self._offsets[name] < end else "follows a gap"
+                raise InputError(f"{self.path}: {name} {problem} in the file, by its header; {_DOWNLOAD}")
+            end += self.infos[name].nbytes
+        if end != self._file.size:
+            problem = "truncated" if end > self._file.size else "longer than its header says"
+            raise InputError(
+                f"{self.path}: {problem}: {self._file.size} bytes, the header describes {end}; {_DOWNLOAD}"
+            )
 
     def array(self, name: str) -> np.ndarray:
         info = self.infos[name]
@@ -291,3 +300,12 @@ def contains_nan(array: np.ndarray) -> bool:
 def bits(array: np.ndarray) -> np.ndarray:
     """Returns the bits of an array as unsigned integers of its shape, so that NaN equals NaN."""
     return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Returns whether two arrays have the same shape, dtype and bits; compares them in blocks of rows."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    a, b = np.atleast_1d(a), np.atleast_1d(b)
+    blocks = (slice(start, start + 1024) for start in range(0, len(a), 1024))
+    return all(np.array_equal(bits(a[block]), bits(b[block])) for block in blocks)

@@ -1,12 +1,11 @@
 """Generation settings of a checkpoint: its stop tokens and its repetition penalty."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterable
 
-from vl3_jax.errors import InputError
+from vl3_jax.json_file import read_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +29,8 @@ class GenerationConfig:
           end_ids: The tokenizer's end-of-sequence ids.
 
         Raises:
-          InputError: The file cannot be parsed.
+          InputError: The file cannot be parsed, or a value has another type or is out of its range.
         """
-        path = pathlib.Path(folder) / "generation_config.json"
-        try:
-            values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            stop_ids = values.get("eos_token_id") or []
-            stop_ids = [stop_ids] if isinstance(stop_ids, int) else [int(stop_id) for stop_id in stop_ids]
-            penalty = float(values.get("repetition_penalty") or 1.0)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: {str(error).splitlines()[0]}; correct the file or remove it") from None
+        values = read_object(pathlib.Path(folder) / "generation_config.json")
+        stop_ids, penalty = values.integers("eos_token_id"), values.number("repetition_penalty", 1.0)
         return cls(tuple(sorted({*end_ids, *stop_ids})), penalty)

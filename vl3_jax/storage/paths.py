@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import pathlib
 import shutil
@@ -102,22 +101,6 @@ def list_dir(folder: str | os.PathLike) -> dict[str, int]:
 def exists(file: epath.Path) -> bool:
     """Returns whether the file exists, without caching."""
     return file.name in list_dir(file.parent) if is_url(file) else file.exists()
-
-
-def read_json(path: pathlib.Path | epath.Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      InputError: The file cannot be read or is not valid JSON; the message names the line.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"{path}: cannot be read ({reason}); check the folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        line = getattr(error, "lineno", 1)
-        raise InputError(f"{path}:{line}: not valid JSON ({error}); download the file again") from None
 
 
 def file_fingerprints(paths: Iterable[str]) -> list[list]:
