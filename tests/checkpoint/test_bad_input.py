@@ -240,7 +240,7 @@ def test_second_process_is_locked_out(tmp_path, capfd):
 
     write_folder(tmp_path / "in", "official", tiny())
     fingerprint = open_hf(tmp_path / "in").fingerprint(to="orbax", dtype="None", layout=1)
-    with Job(tmp_path / "out", fingerprint):
+    with Job(tmp_path / "out", fingerprint, []):
         assert convert("hf", tmp_path / "in", tmp_path / "out") == 2
         assert "another process" in capfd.readouterr().err
     assert convert("hf", tmp_path / "in", tmp_path / "out") == 0

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -22,7 +21,6 @@ from vl3_jax.checkpoint.sources import refuse_problems
 from vl3_jax.checkpoint.tensors import TensorFiles
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
-from vl3_jax.model.linear import LoraKernel
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -146,6 +144,10 @@ def write_adapters(
     Raises:
       InputError: There are no adapters, or several ranks or scales.
     """
+    import jax  # only here: reading adapters does without it
+
+    from vl3_jax.model.linear import LoraKernel
+
     leaves = name_map(layout, config).leaves
     values = _flatten(params)
     adapters = {path: node for path, node in values.items() if isinstance(node, LoraKernel)}
@@ -183,6 +185,10 @@ def write_adapters(
 
 def _flatten(tree: Any) -> dict[str, Any]:
     """Returns the leaves of a tree by path; an adapted kernel is one leaf."""
+    import jax
+
+    from vl3_jax.model.linear import LoraKernel
+
     nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, LoraKernel))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): node for path, node in nodes}
 

@@ -6,6 +6,7 @@ the native layout store in different places, and `_CONSTANTS` what every file of
 
 import os
 import pathlib
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -122,12 +123,22 @@ _TRAINER_KEYS = (
 _OFFICIAL_IMAGE_ID, _NATIVE_IMAGE_ID, _NATIVE_VIDEO_ID = 151_665, 151_655, 151_656  # of the released tokenizers
 
 
-def copy_sidecar_files(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Copies the sidecar files of the local folder `source` to the folder `target`, byte for byte."""
-    target = epath.Path(target)
+def copy_sidecar_files(source: str | os.PathLike, target: str | os.PathLike) -> list[str]:
+    """Copies the sidecar files of the local folder `source` to the folder `target`, byte for byte.
+
+    Returns:
+      The names of the files.
+    """
+    target, files = epath.Path(target), _read_files(pathlib.Path(source), SIDECAR_FILES)
     target.mkdir(parents=True, exist_ok=True)
-    for name, content in _read_files(pathlib.Path(source), SIDECAR_FILES).items():
+    for name, content in files.items():
         (target / name).write_bytes(content)
+    return list(files)
+
+
+def sidecar_fingerprints(files: pathlib.Path) -> list[list]:
+    """Returns [name, checksum] of each sidecar file, which a resumed job compares with its own."""
+    return [[name, zlib.crc32(content)] for name, content in _read_files(files, SIDECAR_FILES).items()]
 
 
 def download_sidecar_files(owner: object, url: str | os.PathLike, names: Iterable[str]) -> pathlib.Path:
@@ -155,10 +166,16 @@ def export_sidecar_files(
 
     Returns:
       Content by file name. Files of the same layout are unchanged except for the dtype.
+
+    Raises:
+      InputError: A file is damaged, or the tokenizer has ids beyond the embedding table.
     """
     config_json = read_object(files / CONFIG)
+    tokenizer_files.check_token_ids(files, config)
     if files_kind == layout:
         copied, changed = _read_files(files, SIDECAR_FILES), _with_dtype(config_json, dtype)
+        if not config.text.tie_word_embeddings:
+            changed = _untied(changed)
         if config_json and changed != config_json:
             copied[CONFIG] = tokenizer_files.dump(changed)
         return copied
@@ -247,6 +264,12 @@ def _fill_processors(
 def _with_dtype(config_json: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Returns a config.json that states the dtype, under the key that it uses already."""
     return {**config_json, "dtype" if "dtype" in config_json else "torch_dtype": dtype}
+
+
+def _untied(config_json: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config.json that does not tie the embeddings, wherever it does; the weights may have a head of their own."""
+    text = {"text_config": _untied(config_json["text_config"])} if "text_config" in config_json else {}
+    return config_json | text | ({"tie_word_embeddings": False} if config_json.get("tie_word_embeddings") else {})
 
 
 def _text_keys(config_json: JsonObject, config: ModelConfig) -> dict[str, Any]:

@@ -7,16 +7,17 @@ import itertools
 import json
 import logging
 import math
-import os
 import pathlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
 from vl3_jax.checkpoint.names import PARTS, LeafSpec, is_droppable, name_map
-from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, contains_nan, copy_view, scratch
+from vl3_jax.checkpoint.sidecar_files import sidecar_fingerprints
+from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, copy_view, scratch
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.storage.paths import file_fingerprints
@@ -65,11 +66,18 @@ class CheckpointSource(abc.ABC):
           layer: Layer of a stacked leaf, or None.
           region: Region of the slice.
           out: C-contiguous array to fill; the values are cast to its dtype.
+
+        Raises:
+          InputError: The slice is damaged or cannot be read.
         """
         store = self.slice(leaf, layer)
         if store.dtype.numpy_dtype != out.dtype:
             store = ts.cast(store, ts.dtype(out.dtype.name))
-        ts.array(out, copy=False).write(store[region][ts.d[:].translate_to[0]]).result()
+        try:
+            ts.array(out, copy=False).write(store[region][ts.d[:].translate_to[0]]).result()
+        except (ValueError, RuntimeError, OSError) as error:
+            line = str(error).splitlines()[0]
+            raise InputError(f"{self.location}: {leaf} cannot be read ({line}); convert or download it again") from None
 
     def read_blocks(
         self, leaf: str, layer: int | None, axis: int, chunk: int, dtype: np.dtype
@@ -96,10 +104,6 @@ class CheckpointSource(abc.ABC):
             self.read(leaf, layer, tuple(region), block)
             yield tuple(region), block
 
-    def has_nan(self, leaf: str, layer: int | None) -> bool:
-        """Returns whether the slice contains NaN; only Hugging Face sources are checked, others return False."""
-        return False
-
     @property
     def complete(self) -> bool:
         """Whether the checkpoint has a tower, a projector and a decoder."""
@@ -109,6 +113,11 @@ class CheckpointSource(abc.ABC):
         """Returns a hash of the source's kind and files and of the options `extra`, which identifies a job."""
         content = json.dumps([self.kind, self.file_fingerprints(), sorted(extra.items())], default=str)
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def check_unchanged(self, fingerprint: str, options: Mapping[str, Any]) -> None:
+        """Raises InputError unless the source still has the fingerprint that it had with these options."""
+        if self.fingerprint(**options) != fingerprint:
+            raise InputError(f"{self.location}: has changed while it was converted; run the same command again")
 
     def log_casts(self, dtypes: Mapping[str, np.dtype]) -> None:
         """Logs one line for each pair of dtypes that a job casts between which stores the leaves as `dtypes`."""
@@ -187,11 +196,8 @@ class TensorSource(CheckpointSource):
     def read(self, leaf: str, layer: int | None, region: tuple[slice, ...], out: np.ndarray) -> None:
         copy_view(out, self._array(leaf, layer)[region])
 
-    def has_nan(self, leaf: str, layer: int | None) -> bool:
-        return contains_nan(self.tensors.array(self.leaves[leaf].tensor(layer).name))
-
     def file_fingerprints(self) -> list:
-        return file_fingerprints([*self.tensors.paths, os.fspath(self.files / "config.json")])
+        return [*file_fingerprints(self.tensors.paths), *sidecar_fingerprints(self.files)]
 
 
 def check_arrays(

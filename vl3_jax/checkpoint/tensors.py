@@ -105,7 +105,13 @@ class MappedFile:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def view(self, offset: int, nbytes: int) -> memoryview:
-        """Returns some bytes of the file, and asks the kernel to read them ahead."""
+        """Returns some bytes of the file, and asks the kernel to read them ahead.
+
+        Raises:
+          InputError: The file is not of its size any more: beyond its end, reading would end the process.
+        """
+        if not os.path.exists(self.path) or os.path.getsize(self.path) != self.size:
+            raise InputError(f"{self.path}: has changed or is gone while it was read; run the same command again")
         if nbytes:
             start = offset - offset % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, start, offset + nbytes - start)

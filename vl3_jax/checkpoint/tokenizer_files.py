@@ -79,35 +79,36 @@ OFFICIAL_TEMPLATE = _DEFAULT_SYSTEM_PROMPT + _TEMPLATE.substitute(
 
 def added_tokens(files: pathlib.Path) -> dict[str, int]:
     """Returns the ids of the added tokens by their text, from the tokenizer files that are in `files`."""
-    by_name = read_object(files / "added_tokens.json")
+    return _token_ids(files)[0]
+
+
+def _token_ids(files: pathlib.Path) -> tuple[dict[str, int], Iterable[int]]:
+    """Returns the ids of the added tokens by their text, and those of the other tokens."""
+    tokenizer, by_name = read_object(files / "tokenizer.json"), read_object(files / "added_tokens.json")
     decoder = read_object(files / "tokenizer_config.json").section("added_tokens_decoder")
-    if unknown := [key for key in decoder if not (key.isascii() and key.isdigit() and len(key) < 10)]:
-        raise decoder.error(unknown[0], "expected a token id as its name")
-    listed = read_object(files / "tokenizer.json").sections("added_tokens")
-    return {
-        **{name: by_name.integer(name) for name in by_name},
+    if unusual := [key for key in decoder if not (key.isascii() and key.isdigit() and len(key) < 10)]:
+        raise decoder.error(unusual[0], "expected a token id as its key")
+    added = {
+        **{name: by_name.integer(name, -1) for name in by_name},
         **{decoder.section(key).text("content", ""): int(key) for key in decoder},
-        **{token.text("content", ""): token.integer("id", -1) for token in listed},
+        **{token.text("content", ""): token.integer("id", -1) for token in tokenizer.sections("added_tokens")},
     }
-
-
-def vocabulary_ids(files: pathlib.Path) -> Iterable[int]:
-    """Returns the ids of the tokens that are not added ones, from the tokenizer files that are in `files`."""
-    model = read_object(files / "tokenizer.json").section("model")
+    model = tokenizer.section("model")
     if isinstance(model.get("vocab"), list):  # a unigram model
-        return range(len(model["vocab"]))
+        return added, range(len(model["vocab"]))
     vocabulary = model.section("vocab") or read_object(files / "vocab.json")
-    if unusual := [name for name, i in vocabulary.items() if not isinstance(i, int)]:
-        vocabulary.integer(unusual[0])  # refuses it
-    return vocabulary.values()
+    if unusual := [name for name, i in vocabulary.items() if type(i) is not int]:
+        raise vocabulary.error(unusual[0], "expected a token id")
+    return added, vocabulary.values()
 
 
-def check_token_ids(files: pathlib.Path, config: ModelConfig, location: str) -> None:
+def check_token_ids(files: pathlib.Path, config: ModelConfig) -> None:
     """Raises InputError if the tokenizer in `files` has ids beyond the embedding table."""
-    largest, rows = max([*added_tokens(files).values(), *vocabulary_ids(files)], default=-1), config.text.vocab_size
+    added, others = _token_ids(files)
+    largest, rows = max([*added.values(), *others], default=-1), config.text.vocab_size
     if largest >= rows:
         raise InputError(
-            f"{location}: its tokenizer has the token id {largest}, and the embedding table has {rows} rows; take the "
+            f"{files}: its tokenizer has the token id {largest}, and the embedding table has {rows} rows; take the "
             "tokenizer that belongs to the weights, or enlarge the table: `resize_token_embeddings` of transformers"
         )
 
@@ -124,11 +125,11 @@ def add_official_tokens(files: pathlib.Path) -> tuple[dict[str, int], dict[str, 
     Returns:
       The ids of all added tokens by their text, and the new content of the files that change, by name.
     """
-    known = added_tokens(files)
+    known, others = _token_ids(files)
     if not any((files / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         return known, {}
     missing = [name for name in OFFICIAL_TOKENS if name not in known]
-    next_id = max([*known.values(), *vocabulary_ids(files)], default=-1) + 1
+    next_id = max([*known.values(), *others], default=-1) + 1
     new = {name: i for i, name in enumerate(missing, start=next_id)}
     ids, changed = known | new, {}
     for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):

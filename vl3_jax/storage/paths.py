@@ -187,6 +187,7 @@ def translate_write_errors(target: str | os.PathLike) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        where = getattr(error, "filename", None) or target
         text, number = str(error), getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
             message = "no space left on the disk; free some space and run the same command again"
@@ -194,6 +195,8 @@ def translate_write_errors(target: str | os.PathLike) -> Iterator[None]:
             message = "not allowed to write there; choose another folder"
         elif number == errno.EROFS:
             message = "the disk is read-only; choose another folder"
+        elif isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{where}: {error.strerror}; check the path or choose another one") from None
         else:
             raise
         raise InputError(f"{target}: {message}") from None
