@@ -93,6 +93,7 @@ def check_kills(tmp_path, kills: int, seed: int, direction: str) -> None:
     assert not (tmp_path / "out.converting").exists()
     result = target
     if direction == "hf":
+        assert main(["convert", "verify", "--digests", str(target)]) == 0
         assert main(["convert", "export", str(target), str(tmp_path / "back"), "--format", "native"]) == 0
         result = tmp_path / "back"
     assert_same_tensors(read_tensors(result), renamed(tensors, "official", "native", config))

@@ -267,9 +267,10 @@ def _with_dtype(config_json: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def _untied(config_json: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config.json that does not tie the embeddings, wherever it does; the weights may have a head of their own."""
-    text = {"text_config": _untied(config_json["text_config"])} if "text_config" in config_json else {}
-    return config_json | text | ({"tie_word_embeddings": False} if config_json.get("tie_word_embeddings") else {})
+    """Returns a config.json that ties the embeddings nowhere, for weights with a head of their own."""
+    text = config_json.get("text_config")
+    changed = {"text_config": _untied(text)} if isinstance(text, dict) else {}
+    return config_json | changed | ({"tie_word_embeddings": False} if config_json.get("tie_word_embeddings") else {})
 
 
 def _text_keys(config_json: JsonObject, config: ModelConfig) -> dict[str, Any]:
