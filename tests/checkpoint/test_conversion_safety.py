@@ -1,4 +1,4 @@
-"""A conversion removes nothing that it did not make, commits nothing that it did not read, and is checked by digests."""
+"""A conversion removes nothing that it did not make, commits nothing that it did not read, and has digests."""
 
 import pathlib
 import random

@@ -3,7 +3,8 @@
 Tensors are streamed. Importing this package runs no device code and needs neither torch nor transformers. A module
 imports modules of its own layer and of those above it:
 
-  bytes     `tensors`          named tensors, safetensors files, fast copies
+  bytes     `tensors`          named tensors, fast copies
+            `safetensors_file` safetensors files
             `torch_pickle`     PyTorch files, read without running their code
   meaning   `names`            tensors of a layout and the leaves they fill: a table
             `hf_config`        config.json and `ModelConfig`

@@ -146,7 +146,10 @@ def infer_tower(layout: str, config: JsonObject, tensors: TensorFiles) -> Vision
             VisionConfig.num_heads,
         )
     sizes = {"hidden_size": hidden_size, "intermediate_size": fc1.shape[0], "num_layers": num_layers}
-    return VisionConfig(**sizes, patch_size=patch_size, num_channels=num_channels)
+    try:
+        return VisionConfig(**sizes, patch_size=patch_size, num_channels=num_channels)
+    except ValueError as error:
+        raise InputError(f"{fc1.file}: {error}; name the tower's folder as vision_encoder in config.json") from None
 
 
 def image_processor(files: pathlib.Path) -> JsonObject:

@@ -15,9 +15,10 @@ from vl3_jax.checkpoint.hf_config import (
     pixel_statistics,
 )
 from vl3_jax.checkpoint.names import LAYOUTS, PARTS, name_map
+from vl3_jax.checkpoint.safetensors_file import SafetensorsFile
 from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG, CONFIG, download_sidecar_files
 from vl3_jax.checkpoint.sources import TensorSource, fold_names, listed
-from vl3_jax.checkpoint.tensors import Overlay, Renamed, SafetensorsFile, TensorFiles, same_bits
+from vl3_jax.checkpoint.tensors import Overlay, Renamed, TensorFiles, same_bits
 from vl3_jax.checkpoint.torch_pickle import TorchFile
 from vl3_jax.errors import InputError
 from vl3_jax.json_file import JsonObject, read_object
@@ -167,6 +168,8 @@ def open_hf(
             "torch.compile); save the state dict of the model inside the wrapper"
         )
     config = read_object(folder.local / CONFIG, missing_ok=False)
+    if config.get("transformers_weights") is not None:
+        raise config.error("transformers_weights", "vl3 reads model.safetensors and its like; rename the file")
     layout = detect_layout(config, tensors.infos)
     model_config = parse_config(config, infer_tower(layout, config, tensors))
     vision = dataclasses.replace(model_config.vision, **pixel_statistics(folder.local))

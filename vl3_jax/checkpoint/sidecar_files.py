@@ -172,6 +172,7 @@ def export_sidecar_files(
     """
     config_json = read_object(files / CONFIG)
     tokenizer_files.check_token_ids(files, config)
+    _read_settings(files, files_kind, config)  # so that a file which cannot be read is not copied either
     if files_kind == layout:
         copied, changed = _read_files(files, SIDECAR_FILES), _with_dtype(config_json, dtype)
         if not config.text.tie_word_embeddings:

@@ -68,7 +68,7 @@ class Job(contextlib.AbstractContextManager):
             raise InputError(f"{self.folder}: {_LINK}")
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / _PROGRESS_FILE
-        if any(self.folder.iterdir()) and not path.is_file():
+        if any(self.folder.iterdir()) and (path.is_symlink() or not path.is_file()):
             raise InputError(f"{self.folder}: {_OTHER_DATA}")
         self._journal = Journal(
             path, _parse_entry, "not a written piece; remove the folder", fingerprint, exclusive=True
