@@ -9,7 +9,6 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG
 from vl3_jax.checkpoint.sources import refuse_problems
 from vl3_jax.checkpoint.tensors import TensorFiles
 from vl3_jax.errors import InputError
+from vl3_jax.json_file import JsonObject
 from vl3_jax.model.config import ModelConfig
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -33,7 +33,7 @@ class LoraMerged(TensorFiles):
     once. Only the tensor being read is in memory.
     """
 
-    def __init__(self, base: TensorFiles, adapter: TensorFiles, config: Mapping[str, Any], path: pathlib.Path):
+    def __init__(self, base: TensorFiles, adapter: TensorFiles, config: JsonObject, path: pathlib.Path):
         """Checks the adapter against its base.
 
         Args:
@@ -88,9 +88,9 @@ class LoraMerged(TensorFiles):
 
     def _scale(self, weight: str, rank: int) -> float:
         """Returns the factor of B @ A. The first pattern that matches the module, or its end after a dot, counts."""
-        module, patterns = weight.removesuffix(".weight"), self._config.get("alpha_pattern") or {}
-        alphas = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
-        alpha = next(alphas, self._config.get("lora_alpha", rank))
+        module, patterns = weight.removesuffix(".weight"), self._config.section("alpha_pattern")
+        alphas = (patterns.number(key, rank) for key in patterns if re.fullmatch(rf"(.*\.)?({key})", module))
+        alpha = next(alphas, self._config.number("lora_alpha", rank))
         return alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
     def array(self, name: str) -> np.ndarray:

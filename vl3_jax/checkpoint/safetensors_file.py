@@ -51,7 +51,7 @@ class SafetensorsFile(TensorFiles):
         if "shape" not in entry or len(offsets) != 2 or not isinstance(entry["shape"], list):
             raise InputError(f"{self.path}: header entry of {name} is {shown(dict(entry))}; {_DOWNLOAD}")
         if (dtype := SAFETENSORS_DTYPES.get(entry.text("dtype", ""))) is None:
-            raise InputError(f"{self.path}: {name} has dtype {shown(entry['dtype'])}; vl3 reads BF16, F16 and F32")
+            raise InputError(f"{self.path}: {name} has dtype {shown(entry.get('dtype'))}; vl3 reads BF16, F16 and F32")
         info = TensorInfo(shape, dtype, self.path)
         if offsets[1] - offsets[0] != info.nbytes:
             raise InputError(
