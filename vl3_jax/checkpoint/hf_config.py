@@ -80,9 +80,9 @@ _TEXT_KEYS = {
 
 
 def _model_type(config: JsonObject) -> ModelType:
-    if "model_type" not in config:
+    if (name := config.choice("model_type", MODEL_TYPES)) is None:
         raise InputError(f"{config.path}: model_type is missing; {_TAKE}")
-    return MODEL_TYPES[config.choice("model_type", MODEL_TYPES, "")]
+    return MODEL_TYPES[name]
 
 
 def detect_layout(config: JsonObject, names: Container[str]) -> str:

@@ -238,7 +238,7 @@ def _open_run(folder: HfFolder, parts: Sequence[str], base: str | None, token: s
     if ADAPTER_CONFIG in folder.names:
         tensors = peft.LoraMerged(tensors, trained(adapter), adapter_config, folder.local / ADAPTER_CONFIG)
     model_config, files, files_kind = model.config, model.files, model.files_kind
-    if "model_type" in config:
+    if config.get("model_type") is not None:
         model_config = parse_config(config, model.config.vision)
         if any(name in folder.names for name in ("tokenizer.json", "vocab.json")):
             files, files_kind = folder.local, "official-train"
