@@ -19,6 +19,7 @@ _MAX_BYTES = 2**25  # three times the largest tokenizer.json of Qwen2.5
 _MAX_DEPTH = 64
 _MAX_INTEGER = 2**31 - 1
 _MAX_NUMBER = 1e30  # float32 holds it and its inverse
+_SHOWN = 80  # characters of a value in a message
 _CORRECT = "correct the file or download it again"
 
 
@@ -195,5 +196,6 @@ def read_object(path: pathlib.Path | epath.Path, missing_ok: bool = True) -> Jso
 
 
 def shown(value: Any) -> str:
-    """Returns a value for a message: a few dozen characters of its `repr`."""
-    return reprlib.repr(value)
+    """Returns a value for a message: the begin of its `repr`."""
+    text = reprlib.repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
