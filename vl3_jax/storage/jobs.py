@@ -83,7 +83,7 @@ class Job(contextlib.AbstractContextManager):
         """Removes what the unfinished job has made whose progress file is in the folder."""
         if not self._journal.empty:
             logger.warning(_STARTING_OVER, self.folder)
-        made = _made_names(progress_file)
+        made = [*_made_names(progress_file), _COMPLETE_FILE]
         entries = [entry for entry in self.folder.iterdir() if entry != progress_file]
         if foreign := sorted(entry.name for entry in entries if entry.name not in made or entry.is_symlink()):
             raise InputError(
