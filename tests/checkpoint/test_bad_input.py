@@ -108,8 +108,8 @@ def test_siglip_text_tower_is_not_droppable_elsewhere(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llava"}, "model_type 'llava' is not one that vl3 reads"),
-        ({"mm_projector_type": "linear"}, "mm_projector_type 'linear'"),
+        ({"model_type": "llava"}, "model_type is 'llava'; expected one of videollama3_qwen2"),
+        ({"mm_projector_type": "linear"}, "mm_projector_type is 'linear'"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rope type 'yarn'"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"num_key_value_heads": 3}, "4 query heads"),
@@ -240,7 +240,7 @@ def test_second_process_is_locked_out(tmp_path, capfd):
 
     write_folder(tmp_path / "in", "official", tiny())
     fingerprint = open_hf(tmp_path / "in").fingerprint(to="orbax", dtype="None", layout=1)
-    with Job(tmp_path / "out", fingerprint):
+    with Job(tmp_path / "out", fingerprint, []):
         assert convert("hf", tmp_path / "in", tmp_path / "out") == 2
         assert "another process" in capfd.readouterr().err
     assert convert("hf", tmp_path / "in", tmp_path / "out") == 0

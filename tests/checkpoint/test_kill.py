@@ -93,6 +93,7 @@ def check_kills(tmp_path, kills: int, seed: int, direction: str) -> None:
     assert not (tmp_path / "out.converting").exists()
     result = target
     if direction == "hf":
+        assert main(["convert", "verify", "--digests", str(target)]) == 0
         assert main(["convert", "export", str(target), str(tmp_path / "back"), "--format", "native"]) == 0
         result = tmp_path / "back"
     assert_same_tensors(read_tensors(result), renamed(tensors, "official", "native", config))
@@ -120,8 +121,9 @@ def test_written_pieces_are_not_written_again(tmp_path, monkeypatch):
     def failing(source, path, layer, *rest):
         if len(written) == 40:
             raise KeyboardInterrupt
-        original(source, path, layer, *rest)
+        result = original(source, path, layer, *rest)
         written.append((path, layer))
+        return result
 
     monkeypatch.setattr(jobs, "WORKERS", 1)
     monkeypatch.setattr(orbax_write, "_write_slice", failing)
@@ -132,7 +134,7 @@ def test_written_pieces_are_not_written_again(tmp_path, monkeypatch):
     chunk = partial / "vision.layers.ln1.scale" / "1.0"
     chunk.write_bytes(chunk.read_bytes()[:-1])
     written.clear()
-    monkeypatch.setattr(orbax_write, "_write_slice", lambda *a: (original(*a), written.append(a[1:3])))
+    monkeypatch.setattr(orbax_write, "_write_slice", lambda *a: (original(*a), written.append(a[1:3]))[0])
     assert main(["convert", "hf", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
     assert set(written) & set(first) == {("vision/patch_embed/bias", None), ("vision/layers/ln1/scale", 1)}
     source = open_source(tmp_path / "in")

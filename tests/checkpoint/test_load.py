@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from support.hf_folders import read_tensors, tiny, write_folder
-from vl3_jax.checkpoint import load, name_map, open_source, write_orbax
+from vl3_jax.checkpoint import load, loading, name_map, open_source, write_orbax
 from vl3_jax.errors import InputError
 from vl3_jax.model import abstract_params, param_axes
 from vl3_jax.parallel.mesh import make_mesh
@@ -69,13 +69,10 @@ def test_explicit_shardings(folders):
 
 def test_host_buffers_become_the_arrays(folders, monkeypatch):
     """On the CPU backend the arrays use the buffers that were read into, without a copy."""
-    from vl3_jax.checkpoint import load as load_module
-
     folder, _ = folders
-    module = __import__("sys").modules["vl3_jax.checkpoint.load"]
-    buffers, original = [], module._aligned
-    monkeypatch.setattr(module, "_aligned", lambda *a: buffers.append(original(*a)) or buffers[-1])
-    params = load_module(folder / "orbax").params
+    buffers, original = [], loading._aligned
+    monkeypatch.setattr(loading, "_aligned", lambda *a: buffers.append(original(*a)) or buffers[-1])
+    params = load(folder / "orbax").params
     addresses = {buffer.ctypes.data for buffer in buffers}
     pointers = [leaf.addressable_shards[0].data.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)]
     assert set(pointers) == addresses

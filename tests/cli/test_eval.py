@@ -1,12 +1,12 @@
 """`vl3 eval` on a tiny random checkpoint, and the name `nano`."""
 
-import importlib
 import json
 
 import pytest
 
 import vl3_jax as vl3
 from support.checkpoints import write_small_checkpoint
+from vl3_jax.checkpoint import opening
 from vl3_jax.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -87,8 +87,7 @@ def test_bad_commands_are_one_line(capsys, checkpoint, tmp_path):
 
 
 def test_nano_is_the_folder_of_the_package(capsys, checkpoint, monkeypatch, tmp_path):
-    load_module = importlib.import_module("vl3_jax.checkpoint.load")  # the package has a function of that name
-    monkeypatch.setattr(load_module, "NANO_FOLDER", tmp_path)
+    monkeypatch.setattr(opening, "NANO_FOLDER", tmp_path)
     assert "no weights" in failure(capsys, "--model", "nano", "--tasks", "nano", "--out", tmp_path / "out")
-    monkeypatch.setattr(load_module, "NANO_FOLDER", type(tmp_path)(checkpoint))
+    monkeypatch.setattr(opening, "NANO_FOLDER", type(tmp_path)(checkpoint))
     assert len(vl3.load("nano").processor.tokenizer) == 1024

@@ -8,7 +8,7 @@ import pytest
 import vl3_jax as vl3
 from data_pipelines.synthetic.registry import EVALUATED_TASKS
 from data_pipelines.synthetic.tokenizer import TOKENIZER
-from vl3_jax.checkpoint.load import NANO_FOLDER
+from vl3_jax.checkpoint.opening import NANO_FOLDER
 from vl3_jax.cli.main import main
 from vl3_jax.model import abstract_params, num_parameters, preset
 

@@ -8,7 +8,7 @@ import vl3_jax as vl3
 from support import reference
 from support.checkpoints import write_small_checkpoint
 from support.tolerances import GREEDY_MARGIN
-from vl3_jax.checkpoint.load import NANO_FOLDER
+from vl3_jax.checkpoint.opening import NANO_FOLDER
 from vl3_jax.cli.main import main
 from vl3_jax.evaluation.tasks import QuestionSelection, find
 

@@ -228,7 +228,7 @@ def test_settings_without_files(tmp_path):
     ("files", "message"),
     [
         ({"processor_config": {"image_merge_size": 3}}, "image_merge is 3; use one of 1, 2"),
-        ({"preprocessor_config": []}, r"preprocessor_config\.json: holds a list"),
+        ({"preprocessor_config": []}, r"preprocessor_config\.json: holds \[\], and an object is expected"),
         ({"preprocessor_config": {"max_tokens": 0}}, "max_tokens is 0"),
         ({"preprocessor_config": {"image_std": 0}}, "image_std"),
     ],
@@ -241,7 +241,7 @@ def test_invalid_settings_are_refused(tmp_path, files, message):
 
 def test_a_settings_file_that_is_not_json_is_refused_by_name(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(InputError, match=r"preprocessor_config\.json: not JSON"):
+    with pytest.raises(InputError, match=r"preprocessor_config\.json:1: not valid JSON"):
         ProcessorConfig.from_folder(tmp_path)
 
 

@@ -3,7 +3,8 @@
 Tensors are streamed. Importing this package runs no device code and needs neither torch nor transformers. A module
 imports modules of its own layer and of those above it:
 
-  bytes     `tensors`          named tensors, safetensors files, fast copies
+  bytes     `tensors`          named tensors, fast copies
+            `safetensors_file` safetensors files
             `torch_pickle`     PyTorch files, read without running their code
   meaning   `names`            tensors of a layout and the leaves they fill: a table
             `hf_config`        config.json and `ModelConfig`
@@ -11,25 +12,42 @@ imports modules of its own layer and of those above it:
             `tokenizer_files`  special tokens and chat templates
             `sources`          a checkpoint of any kind as leaves of the parameter tree
             `orbax_tree`       Orbax folders as such a source, read with TensorStore
+            `digests`          checksums of an Orbax folder
             `peft`             adapters, merged while they are read, and written
   actions   `hub`              download from the Hugging Face Hub
             `hf_source`        open a Hugging Face folder, URL or Hub id
-            `load`             open a checkpoint of any kind, and load it onto devices
+            `opening`          open a checkpoint of any kind
+            `loading`          load it onto devices
             `init_source`      combine the initial checkpoint of stage 1
             `orbax_write`      write an Orbax folder
             `export`           write a Hugging Face folder
             `inspection`       list the content of a checkpoint, and compare two
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from vl3_jax.checkpoint.export import write_hf
 from vl3_jax.checkpoint.hf_source import open_hf
 from vl3_jax.checkpoint.init_source import InitSource
-from vl3_jax.checkpoint.inspection import checkpoint_overview, compare
-from vl3_jax.checkpoint.load import Checkpoint, find_tree, load, open_source, open_tokenizer
 from vl3_jax.checkpoint.names import LAYOUTS, name_map
+from vl3_jax.checkpoint.opening import find_tree, open_source, open_tokenizer
 from vl3_jax.checkpoint.orbax_write import write_model_info, write_orbax
-from vl3_jax.checkpoint.peft import write_adapters
 from vl3_jax.checkpoint.sources import CheckpointSource
+
+if TYPE_CHECKING:
+    from vl3_jax.checkpoint.inspection import checkpoint_overview, compare
+    from vl3_jax.checkpoint.loading import Checkpoint, load
+    from vl3_jax.checkpoint.peft import write_adapters
+
+# What needs jax, whose import takes as long as the conversion of some gigabytes, is imported on first use.
+_LAZY = {
+    "Checkpoint": "loading",
+    "checkpoint_overview": "inspection",
+    "compare": "inspection",
+    "load": "loading",
+    "write_adapters": "peft",
+}
 
 __all__ = [
     "LAYOUTS",
@@ -49,3 +67,9 @@ __all__ = [
     "write_model_info",
     "write_orbax",
 ]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

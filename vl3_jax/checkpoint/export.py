@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vl3_jax.checkpoint.names import TensorSpec, name_map
-from vl3_jax.checkpoint.sidecar_files import export_sidecar_files
+from vl3_jax.checkpoint.sidecar_files import SIDECAR_FILES, export_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.tensors import SAFETENSORS_DTYPES, contains_nan, copy_view, scratch
 from vl3_jax.errors import InputError
@@ -19,6 +19,7 @@ from vl3_jax.storage.jobs import Job, open_job, write_pieces
 from vl3_jax.storage.paths import is_url
 
 SHARD_BYTES = 5 * 10**9
+_INDEX = "model.safetensors.index.json"
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -72,7 +73,9 @@ def write_hf(
     names = name_map(layout, source.config)
     dtypes = {path: np.dtype(dtype or source.dtypes[path]) for path in source.leaves}
     shards = plan_shards(list(names.tensors.values()), dtypes, shard_bytes)
-    with open_job(target, source.fingerprint(to=layout, dtype=str(dtype), shard=shard_bytes)) as job:
+    options = {"to": layout, "dtype": str(dtype), "shard": shard_bytes}
+    names = {*SIDECAR_FILES, _INDEX, *(name for shard in shards for name in (shard.name, f"{shard.name}.partial"))}
+    with open_job(target, source.fingerprint(**options), names) as job:
         if job.finished:
             return
         source.log_casts(dtypes)
@@ -80,6 +83,7 @@ def write_hf(
             _allocate(job, shard)
         _write_shards(source, job, shards, dtypes, quiet)
         _finish(source, job, shards, layout, dtypes)
+        source.check_unchanged(job.fingerprint, options)
         job.commit()
 
 
@@ -134,7 +138,7 @@ def _allocate(job: Job, shard: Shard) -> None:
         finished.rename(path)
     if path.is_file() and path.stat().st_size == shard.size:
         return
-    job.done -= {(spec.name,) for spec in shard.tensors}
+    job.forget([(spec.name,) for spec in shard.tensors])
     path.unlink(missing_ok=True)
     job.check_space(shard.size)
     with open(path, "wb") as file:
@@ -207,6 +211,6 @@ def _finish(
             "metadata": {"total_size": sum(shard.size - len(shard.header) for shard in shards)},
             "weight_map": {spec.name: shard.name for shard in shards for spec in shard.tensors},
         }
-        (job.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (job.folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
     for shard in shards:
         _partial(job, shard).rename(job.folder / shard.name)

@@ -10,8 +10,8 @@ from typing import Any
 from vl3_jax.checkpoint.names import LAYOUTS
 from vl3_jax.checkpoint.tensors import TensorFiles
 from vl3_jax.errors import InputError
-from vl3_jax.model.config import ModelConfig, TextConfig, VisionConfig
-from vl3_jax.storage.paths import read_json
+from vl3_jax.json_file import JsonObject, read_object
+from vl3_jax.model.config import ModelConfig, TextConfig, VisionConfig, largest
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ _TRANSFORMERS_VISION = {
 _TRANSFORMERS_TEXT = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768}
 _DEFAULT_ROPE_THETA = 10_000.0  # of transformers' Qwen2Config, where neither spelling is present
 
+_TAKE = "take the config.json that belongs to the weights"
 _PATCH_EMBEDDING = "embeddings.patch_embedding.weight"
 
 MODEL_TYPES: dict[str, ModelType] = {
@@ -78,72 +79,65 @@ _TEXT_KEYS = {
 }
 
 
-def _model_type(config: Mapping[str, Any], path: pathlib.Path | str) -> ModelType:
-    name = config.get("model_type") if isinstance(config, Mapping) else None
-    if name not in MODEL_TYPES:
-        known = ", ".join(MODEL_TYPES)
-        raise InputError(f"{path}: model_type {name!r} is not one that vl3 reads; expected one of {known}")
+def _model_type(config: JsonObject) -> ModelType:
+    if (name := config.choice("model_type", MODEL_TYPES)) is None:
+        raise InputError(f"{config.path}: model_type is missing; {_TAKE}")
     return MODEL_TYPES[name]
 
 
-def detect_layout(config: Mapping[str, Any], path: pathlib.Path | str, names: Container[str]) -> str:
+def detect_layout(config: JsonObject, names: Container[str]) -> str:
     """Returns the layout of a checkpoint: by `model_type` and, where several layouts share it, by the tensor names."""
-    candidates = _model_type(config, path).layouts
+    candidates = _model_type(config).layouts
     found = [name for name in candidates if LAYOUTS[name].get("vision", "") + _PATCH_EMBEDDING in names]
     return (found or candidates)[0]
 
 
-def parse_config(
-    config: Mapping[str, Any],
-    path: pathlib.Path | str,
-    vision_shapes: VisionConfig | None = None,
-) -> ModelConfig:
+def parse_config(config: JsonObject, vision_shapes: VisionConfig | None = None) -> ModelConfig:
     """Returns the model configuration that a `config.json` describes.
 
     Args:
-      config: Parsed file with any `model_type` of `MODEL_TYPES`. For a tower or a decoder alone, the other half
-        of the result keeps its defaults and must not be used.
-      path: Path of the file, for error messages.
+      config: Content of the file, with any `model_type` of `MODEL_TYPES`. For a tower or a decoder alone, the other
+        half of the result keeps its defaults and must not be used.
       vision_shapes: Tower configuration inferred from the weights, for files of the official trainer, which do
         not store it.
 
     Raises:
-      InputError: A value is missing or unsupported.
+      InputError: A value is missing, of another type, out of its range or unsupported.
     """
-    kind, parts = _model_type(config, path), {}
+    kind, parts = _model_type(config), {}
+    _refuse_quantised(config)
+    _require(config, "mm_projector_type", "mlp2x_gelu")
     try:
-        _require(config, "mm_projector_type", "mlp2x_gelu", path)
         if kind.text is not None:
-            text = _section(config, kind.text, path)
-            tied = bool(config.get("tie_word_embeddings")) or bool(text.get("tie_word_embeddings"))
-            parts["text"] = _text({**text, "tie_word_embeddings": tied}, path)
+            text = _section(config, kind.text)
+            tied = config.flag("tie_word_embeddings") or text.flag("tie_word_embeddings")
+            parts["text"] = _text(text, tied)
         if kind.vision and config.get(kind.vision) is None and vision_shapes is not None:
             parts["vision"] = vision_shapes
         elif kind.vision is not None:
-            parts["vision"] = _vision(_section(config, kind.vision, path), path, kind.vision_defaults)
+            parts["vision"] = _vision(_section(config, kind.vision), kind.vision_defaults)
         return ModelConfig(**parts)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: {error}; check the sizes in the file") from None
+    except ValueError as error:
+        raise InputError(f"{config.path}: {error}; check the sizes in the file") from None
 
 
-def infer_tower(layout: str, config: Mapping[str, Any], tensors: TensorFiles) -> VisionConfig | None:
+def infer_tower(layout: str, config: JsonObject, tensors: TensorFiles) -> VisionConfig | None:
     """Infers the tower configuration for files of the official trainer, which name the tower's folder, not its sizes.
 
     Returns:
       None where `config` describes the tower itself or its weights are missing.
     """
-    if config.get("vision_encoder_config") is not None or config.get("model_type") != "videollama3_qwen2":
+    if config.get("vision_encoder_config") is not None or config["model_type"] != "videollama3_qwen2":
         return None
-    config_path = pathlib.Path(str(config.get("vision_encoder"))) / "config.json"
-    if config_path.is_file():
-        return parse_config(read_json(config_path), config_path).vision
+    if (config_path := pathlib.Path(config.text("vision_encoder", ""), "config.json")).is_file():
+        return parse_config(read_object(config_path)).vision
     prefix = LAYOUTS[layout]["vision"]
     patch_embed = tensors.infos.get(prefix + _PATCH_EMBEDDING)
     fc1 = tensors.infos.get(f"{prefix}encoder.layers.0.mlp.fc1.weight")
     if patch_embed is None or fc1 is None or len(patch_embed.shape) != 4 or len(fc1.shape) != 2:
         return None
     pattern = re.escape(prefix) + r"encoder\.layers\.(\d+)\."
-    num_layers = 1 + max(int(match[1]) for name in tensors if (match := re.match(pattern, name)))
+    num_layers = len({match[1] for name in tensors if (match := re.match(pattern, name))})
     hidden_size, num_channels, patch_size, _ = patch_embed.shape
     if hidden_size != VisionConfig.hidden_size:
         logger.warning(
@@ -152,84 +146,88 @@ def infer_tower(layout: str, config: Mapping[str, Any], tensors: TensorFiles) ->
             VisionConfig.num_heads,
         )
     sizes = {"hidden_size": hidden_size, "intermediate_size": fc1.shape[0], "num_layers": num_layers}
-    return VisionConfig(**sizes, patch_size=patch_size, num_channels=num_channels)
+    try:
+        return VisionConfig(**sizes, patch_size=patch_size, num_channels=num_channels)
+    except ValueError as error:
+        raise InputError(f"{fc1.file}: {error}; name the tower's folder as vision_encoder in config.json") from None
 
 
-def image_processor(files: pathlib.Path) -> dict[str, Any]:
+def image_processor(files: pathlib.Path) -> JsonObject:
     """Reads the image processor settings from their own file or, as newer versions save them, processor_config.json."""
-    return (
-        read_object(files / "preprocessor_config.json")
-        or read_object(files / "processor_config.json").get("image_processor")
-        or {}
+    return read_object(files / "preprocessor_config.json") or read_object(files / "processor_config.json").section(
+        "image_processor"
     )
 
 
 def pixel_statistics(files: pathlib.Path) -> dict[str, tuple[float, ...]]:
     """Returns `image_mean` and `image_std` of the processor files, as far as they are present."""
     image = image_processor(files)
-    return {
-        key: tuple(float(value) for value in image[key])
-        for key in ("image_mean", "image_std")
-        if isinstance(image.get(key), list) and len(image[key]) == 3
-    }
+    found = {"image_mean": image.numbers("image_mean", 3), "image_std": image.numbers("image_std", 3, low=1e-6)}
+    return {key: values for key, values in found.items() if values is not None}
 
 
-def read_object(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object; returns {} if there is no such file."""
-    content = read_json(path) if path.is_file() else {}
-    return content if isinstance(content, dict) else {}
+def _section(config: JsonObject, key: str) -> JsonObject:
+    if key and config.get(key) is None:
+        raise InputError(f"{config.path}: {key} is missing; {_TAKE}")
+    return config.section(key) if key else config
 
 
-def _section(config: Mapping[str, Any], key: str, path: pathlib.Path | str) -> Mapping[str, Any]:
-    section = config.get(key) if key else config
-    if not isinstance(section, Mapping):
-        raise InputError(f"{path}: {key} is missing; take the config.json that belongs to the weights")
-    return section
+def _require(config: JsonObject, key: str, value: str) -> None:
+    if config.get(key) not in (None, value):
+        raise config.error(key, f"only {value!r} is supported")
 
 
-def _require(config: Mapping[str, Any], key: str, value: str, path: pathlib.Path | str) -> None:
-    if config.get(key, value) != value:
-        raise InputError(f"{path}: {key} {config[key]!r} is not supported; vl3 has {value!r}")
+def _refuse_quantised(config: JsonObject) -> None:
+    if config.get("quantization_config") is not None:
+        method = config.section("quantization_config").text("quant_method", "an unnamed method")
+        raise InputError(
+            f"{config.path}: the weights are quantised ({method}), and vl3 reads bfloat16, float16 and float32; take "
+            "the original checkpoint, or save `model.dequantize()` of transformers"
+        )
 
 
-def _pick(config: Mapping[str, Any], keys: Mapping[str, str], defaults: Mapping[str, Any], path, optional=()) -> dict:
-    picked = {field: config.get(key, defaults.get(key)) for key, field in keys.items()}
+def _pick(config: JsonObject, keys: Mapping[str, str], kind: type, defaults: Mapping[str, Any], optional=()) -> dict:
+    """Returns the fields of the dataclass `kind` that `config` or `defaults` has, by the type of each field."""
+    types, picked = {field.name: field.type for field in dataclasses.fields(kind)}, {}
+    for key, field in keys.items():
+        if types[field] is int:
+            picked[field] = config.integer(key, defaults.get(key), low=1, high=largest(field))
+        elif types[field] is float:
+            picked[field] = config.number(key, defaults.get(key))
+        else:
+            picked[field] = config.text(key, defaults.get(key))
     if missing := [key for key, field in keys.items() if picked[field] is None and key not in optional]:
-        raise InputError(f"{path}: {', '.join(missing)} is missing; take the config.json that belongs to the weights")
+        raise InputError(f"{config.path}: {', '.join(missing)} is missing; {_TAKE}")
     return {field: value for field, value in picked.items() if value is not None}
 
 
-def _vision(config: Mapping[str, Any], path: pathlib.Path | str, defaults: Mapping[str, Any]) -> VisionConfig:
-    picked = _pick(config, _VISION_KEYS, defaults, path, optional=("num_channels", "hidden_act", "layer_norm_eps"))
-    if isinstance(picked["patch_size"], list | tuple):
-        picked["patch_size"] = picked["patch_size"][0]
-    rope = config.get("rope_parameters") or {}
-    return VisionConfig(**picked, rope_theta=float(rope.get("rope_theta", VisionConfig.rope_theta)))
+def _vision(config: JsonObject, defaults: Mapping[str, Any]) -> VisionConfig:
+    if isinstance(sides := config.get("patch_size"), list) and len(sides) == 2 and sides[0] == sides[1]:
+        config = JsonObject({**config, "patch_size": sides[0]}, config.path, config.place)
+    picked = _pick(config, _VISION_KEYS, VisionConfig, defaults, ("num_channels", "hidden_act", "layer_norm_eps"))
+    rope = config.section("rope_parameters")
+    return VisionConfig(**picked, rope_theta=rope.number("rope_theta", VisionConfig.rope_theta))
 
 
-def _text(config: Mapping[str, Any], path: pathlib.Path | str) -> TextConfig:
-    _require(config, "hidden_act", "silu", path)
-    if config.get("use_sliding_window") and "sliding_attention" in config.get("layer_types", ["sliding_attention"]):
-        raise InputError(f"{path}: use_sliding_window true is not supported; no released model uses it")
-    picked = _pick(config, _TEXT_KEYS, _TRANSFORMERS_TEXT, path, optional=("num_key_value_heads",))
+def _text(config: JsonObject, tied: bool) -> TextConfig:
+    _require(config, "hidden_act", "silu")
+    layer_types = config.get("layer_types")
+    all_full = isinstance(layer_types, list) and "sliding_attention" not in layer_types
+    if config.flag("use_sliding_window") and not all_full:
+        raise InputError(f"{config.path}: use_sliding_window true is not supported; no released model uses it")
+    picked = _pick(config, _TEXT_KEYS, TextConfig, _TRANSFORMERS_TEXT, optional=("num_key_value_heads",))
     picked.setdefault("num_kv_heads", picked["num_heads"])
-    head_dim = config.get("head_dim") or picked["hidden_size"] // picked["num_heads"]
-    return TextConfig(
-        **picked,
-        head_dim=head_dim,
-        rope_theta=_rope_theta(config, path),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-    )
+    head_dim = config.integer("head_dim", 0, high=largest("head_dim")) or picked["hidden_size"] // picked["num_heads"]
+    return TextConfig(**picked, head_dim=head_dim, rope_theta=_rope_theta(config), tie_word_embeddings=tied)
 
 
-def _rope_theta(config: Mapping[str, Any], path: pathlib.Path | str) -> float:
+def _rope_theta(config: JsonObject) -> float:
     """Reads `rope_theta` from either spelling: `rope_parameters`, or `rope_theta` with `rope_scaling`."""
-    parameters = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or {}
-    rope_type = parameters.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
+    parameters, scaling = config.section("rope_parameters"), config.section("rope_scaling")
+    rope_type = parameters.text("rope_type") or scaling.text("rope_type") or scaling.text("type") or "default"
     if rope_type != "default":
-        raise InputError(f"{path}: rope type {rope_type!r} is not supported; only plain rotary positions are")
-    return float(parameters.get("rope_theta") or config.get("rope_theta") or _DEFAULT_ROPE_THETA)
+        raise InputError(f"{config.path}: rope type {rope_type!r} is not supported; only plain rotary positions are")
+    return parameters.number("rope_theta") or config.number("rope_theta") or _DEFAULT_ROPE_THETA
 
 
 def text_section(config: ModelConfig) -> dict[str, Any]:
@@ -247,11 +245,13 @@ def vision_section(config: ModelConfig) -> dict[str, Any]:
     return {key: getattr(config.vision, field) for key, field in _VISION_KEYS.items()}
 
 
-def from_dict(values: Mapping[str, Any], path: pathlib.Path | str) -> ModelConfig:
+def from_dict(values: JsonObject) -> ModelConfig:
     """Inverts `dataclasses.asdict`: unknown keys raise InputError, missing ones take the current defaults."""
     try:
         vision = {key: tuple(value) if isinstance(value, list) else value for key, value in values["vision"].items()}
         parts = {"vision": VisionConfig(**vision), "text": TextConfig(**values["text"])}
         return ModelConfig(**{**values, **parts})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: model configuration is damaged ({error}); convert the checkpoint again") from None
+        raise InputError(
+            f"{values.path}: model configuration is damaged ({error}); convert the checkpoint again"
+        ) from None

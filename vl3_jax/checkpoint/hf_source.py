@@ -1,29 +1,31 @@
 """Opens a Hugging Face folder, URL or Hub id: detects the layout and merges adapters and projector-only runs."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from vl3_jax.checkpoint import hub, peft
 from vl3_jax.checkpoint.hf_config import (
-    MODEL_TYPES,
     detect_layout,
     infer_tower,
     parse_config,
     pixel_statistics,
-    read_object,
 )
 from vl3_jax.checkpoint.names import LAYOUTS, PARTS, name_map
+from vl3_jax.checkpoint.safetensors_file import SafetensorsFile
 from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG, CONFIG, download_sidecar_files
-from vl3_jax.checkpoint.sources import TensorSource, fold_names
-from vl3_jax.checkpoint.tensors import Overlay, Renamed, SafetensorsFile, TensorFiles
+from vl3_jax.checkpoint.sources import TensorSource, fold_names, listed
+from vl3_jax.checkpoint.tensors import Overlay, Renamed, TensorFiles, same_bits
 from vl3_jax.checkpoint.torch_pickle import TorchFile
 from vl3_jax.errors import InputError
+from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.model.config import ModelConfig
-from vl3_jax.storage.paths import is_url, list_dir, read_json
+from vl3_jax.storage.paths import is_url, list_dir
+
+logger = logging.getLogger(__name__)
 
 _PROJECTOR_FILE = "mm_projector.bin"
 _ADAPTER_FILES = (peft.ADAPTER_WEIGHTS, "adapter_model.bin")
@@ -31,6 +33,12 @@ _EXTRA_FILE = "non_lora_trainables.bin"
 _PROJECTOR = "mm_projector.readout."  # what every name of a projector's tensor contains
 # Stem and ending of the files of a complete model. Safetensors take precedence over pickles.
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
+_WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_MAX_SHARDS = 10_000
+# What wrappers of torch add to the names of a model's tensors.
+_WRAPPED = re.compile(r"(^|\.)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Layouts of models that transformers loads itself; it keeps a head that differs from the embeddings it is tied to.
+_TRANSFORMERS_LAYOUTS = ("native", "qwen2")
 
 
 class HfFolder:
@@ -74,45 +82,56 @@ class HfFolder:
     def open_weights(self) -> TensorFiles | None:
         """Opens all weights of a complete model; returns None if there are none, as in an adapter folder.
 
-        An index takes precedence over a single file.
+        Of several sets of weights, the one that transformers reads is read: a single file before an index, safetensors
+        before pickles. Those that are passed over are logged.
 
         Raises:
           InputError: A shard is missing or damaged, or the index names a missing file.
         """
+        if (found := self._chosen_weights()) is None:
+            return None
+        chosen, index = found
+        if others := [name for name in self.names if _WEIGHT_FILE.fullmatch(name) and name not in (*chosen, index)]:
+            logger.warning(
+                "warning: %s: %s is read, and what is beside it is passed over, as transformers does: %s",
+                self.location,
+                index or listed(chosen),
+                listed(others),
+            )
+        if missing := [name for name in chosen if name not in self.names]:
+            named_by = index or "the numbering of the other shards"
+            raise InputError(
+                f"{self.location}: missing shard {listed(missing)}, named by {named_by}; download what is missing"
+            )
+        files = {name: self.open_file(name) for name in chosen}
+        weight_map = self._weight_map(index) if index else {}
+        if absent := [name for name, file in weight_map.items() if name not in files[file].infos]:
+            raise InputError(
+                f"{self.path(index)}: {fold_names(absent)} not in the shard that it names; download the shards again"
+            )
+        return Overlay(list(files.values()))
+
+    def _chosen_weights(self) -> tuple[list[str], str] | None:
+        """Returns the weight files to read and the index that names them, or ""; None if there are none."""
         for stem, ending in _WEIGHTS:
-            index, weight_map = f"{stem}.{ending}.index.json", {}
+            single, index = f"{stem}.{ending}", f"{stem}.{ending}.index.json"
             shards = [name for name in self.names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{ending}", name)]
+            if single in self.names:
+                return [single], ""
             if index in self.names:
-                weight_map = self._weight_map(index)
-                expected, named_by = sorted(set(weight_map.values())), index
-            elif f"{stem}.{ending}" in self.names:
-                expected, named_by = [f"{stem}.{ending}"], ""
-            elif shards:
-                total = int(re.search(r"of-(\d+)", shards[0])[1])
-                expected = [f"{stem}-{number:05d}-of-{total:05d}.{ending}" for number in range(1, total + 1)]
-                named_by = "the numbering of the other shards"
-            else:
-                continue
-            if missing := [name for name in expected if name not in self.names]:
-                raise InputError(
-                    f"{self.location}: missing shard {', '.join(missing)}, named by {named_by}; "
-                    "download what is missing"
-                )
-            files = {name: self.open_file(name) for name in expected}
-            if absent := [name for name, file in weight_map.items() if name not in files[file].infos]:
-                raise InputError(
-                    f"{self.path(index)}: {fold_names(absent)} not in the shard that it names; "
-                    "download the shards again"
-                )
-            return Overlay(list(files.values()))
+                return sorted(set(self._weight_map(index).values())), index
+            if shards:
+                total = min(int(re.search(r"of-(\d+)", shards[0])[1]), _MAX_SHARDS)
+                return [f"{stem}-{number:05d}-of-{total:05d}.{ending}" for number in range(1, total + 1)], ""
         return None
 
     def _weight_map(self, index: str) -> dict[str, str]:
         """Returns the file of each tensor, from an index."""
-        content = read_json(self.local / index)
-        weight_map = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        content = read_object(self.local / index, missing_ok=False)
+        files = content.section("weight_map")
+        if not files:
             raise InputError(f"{self.path(index)}: contains no weight_map; download the file again")
+        weight_map = {name: files.text(name, "") for name in files}
         if outside := [name for name in sorted(weight_map.values()) if "/" in name or name.startswith("..")]:
             raise InputError(f"{self.path(index)}: names {outside[0]!r} outside its folder; download the file again")
         return weight_map
@@ -143,12 +162,44 @@ def open_hf(
         return _open_run(folder, parts, base, token)
     if CONFIG not in folder.names:
         raise InputError(f"{folder.location}: no {CONFIG}; put it beside the weights")
-    path, config = folder.path(CONFIG), read_json(folder.local / CONFIG)
-    layout = detect_layout(config, path, tensors.infos)
-    model_config = parse_config(config, path, infer_tower(layout, config, tensors))
+    if wrapped := next(filter(_WRAPPED.search, tensors), None):
+        raise InputError(
+            f"{tensors.infos[wrapped].file}: {wrapped!r} is a name of a wrapped model (DataParallel, FSDP, "
+            "torch.compile); save the state dict of the model inside the wrapper"
+        )
+    config = read_object(folder.local / CONFIG, missing_ok=False)
+    if config.get("transformers_weights") is not None:
+        raise config.error("transformers_weights", "vl3 reads model.safetensors and its like; rename the file")
+    layout = detect_layout(config, tensors.infos)
+    model_config = parse_config(config, infer_tower(layout, config, tensors))
     vision = dataclasses.replace(model_config.vision, **pixel_statistics(folder.local))
     model_config = dataclasses.replace(model_config, vision=vision)
+    if "head" in parts and not _is_tied(folder, layout, model_config, tensors):
+        text = dataclasses.replace(model_config.text, tie_word_embeddings=False)
+        model_config = dataclasses.replace(model_config, text=text)
     return TensorSource(layout, tensors, model_config, folder.location, folder.local, parts=parts, keep=folder)
+
+
+def _is_tied(folder: HfFolder, layout: str, config: ModelConfig, tensors: TensorFiles) -> bool:
+    """Returns whether the head is the embeddings; logs a line if the configuration says so and the weights do not.
+
+    transformers then keeps the head, and the code of the official release drops it.
+    """
+    head, embedding = "lm_head.weight", f"{LAYOUTS[layout].get('llm', '')}embed_tokens.weight"
+    tied = config.text.tie_word_embeddings
+    if not tied or "head" not in LAYOUTS[layout] or not {head, embedding} <= set(tensors.infos):
+        return tied
+    if same_bits(tensors.array(head), tensors.array(embedding)):
+        return True
+    kept = layout in _TRANSFORMERS_LAYOUTS
+    logger.warning(
+        "warning: %s: config.json ties the embeddings, and %s differs from %s; it is %s",
+        folder.location,
+        head,
+        embedding,
+        "kept, as transformers keeps it" if kept else "dropped, as the released code drops it",
+    )
+    return not kept
 
 
 def _open_run(folder: HfFolder, parts: Sequence[str], base: str | None, token: str | None) -> TensorSource:
@@ -159,15 +210,19 @@ def _open_run(folder: HfFolder, parts: Sequence[str], base: str | None, token: s
     config = read_object(folder.local / CONFIG)
     adapter = next((name for name in _ADAPTER_FILES if name in folder.names), None)
     if ADAPTER_CONFIG in folder.names:
-        adapter_config = read_json(folder.local / ADAPTER_CONFIG)
-        named, extra = adapter_config.get("base_model_name_or_path"), _EXTRA_FILE
+        adapter_config = read_object(folder.local / ADAPTER_CONFIG)
+        named, extra = adapter_config.text("base_model_name_or_path"), _EXTRA_FILE
         if adapter is None:
             raise InputError(
                 f"{folder.location}: adapter_config.json without adapter_model.safetensors; download it too"
             )
     elif _PROJECTOR_FILE in folder.names:
-        named, extra = config.get("_name_or_path"), _PROJECTOR_FILE
+        named, extra = config.text("_name_or_path"), _PROJECTOR_FILE
     else:
+        steps = [name for name in folder.names if re.fullmatch(r"checkpoint-\d+", name)]
+        if steps:
+            newest = max(steps, key=lambda name: int(name.split("-")[1]))
+            raise InputError(f"{folder.location}: no weights, but {listed(steps)} in it; give {newest} of it")
         raise InputError(
             f"{folder.location}: no weights: expected model.safetensors, its index or pytorch_model.bin; check the path"
         )
@@ -183,8 +238,8 @@ def _open_run(folder: HfFolder, parts: Sequence[str], base: str | None, token: s
     if ADAPTER_CONFIG in folder.names:
         tensors = peft.LoraMerged(tensors, trained(adapter), adapter_config, folder.local / ADAPTER_CONFIG)
     model_config, files, files_kind = model.config, model.files, model.files_kind
-    if config.get("model_type") in MODEL_TYPES:
-        model_config = parse_config(config, folder.path(CONFIG), model.config.vision)
+    if config.get("model_type") is not None:
+        model_config = parse_config(config, model.config.vision)
         if any(name in folder.names for name in ("tokenizer.json", "vocab.json")):
             files, files_kind = folder.local, "official-train"
     return TensorSource(
@@ -192,7 +247,7 @@ def _open_run(folder: HfFolder, parts: Sequence[str], base: str | None, token: s
     )
 
 
-def _open_base(folder: HfFolder, config: Mapping[str, Any], base: str | None, named: Any, token) -> TensorSource:
+def _open_base(folder: HfFolder, config: JsonObject, base: str | None, named: str | None, token) -> TensorSource:
     """Opens the base model of an adapter or projector; a decoder alone is joined with the tower that `config` names."""
     name = base or named
     if not name:
@@ -204,7 +259,7 @@ def _open_base(folder: HfFolder, config: Mapping[str, Any], base: str | None, na
         raise InputError(f"{folder.location}: base model: {error}{hint}") from None
     if model.kind != "qwen2":
         return model
-    tower_name = config.get("vision_encoder") or config.get("mm_vision_encoder")
+    tower_name = config.text("vision_encoder") or config.text("mm_vision_encoder")
     if not tower_name:
         raise InputError(f"{folder.location}: config.json names no tower; add vision_encoder to it")
     tower = open_hf(tower_name, parts=("vision",), token=token)

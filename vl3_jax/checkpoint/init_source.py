@@ -40,10 +40,10 @@ class InitSource(TensorSource):
         config = ModelConfig(tower.config.vision, decoder.config.text)
         dtype = decoder.dtypes["llm/embed/embedding"]
         tensors = Overlay([as_official(tower), as_official(decoder), RandomProjector(config, dtype, seed)])
-        self._fingerprints = [tower.file_fingerprints(), decoder.file_fingerprints(), seed]
+        self._models, self._seed = (tower, decoder), seed
         files = self._write_sidecar_files(decoder, config, dtype.name)
         location = f"{tower.location} + {decoder.location}"
-        super().__init__("official", tensors, config, location, files, parts=PARTS, keep=(tower, decoder))
+        super().__init__("official", tensors, config, location, files, parts=PARTS)
         self.kind = "init"
 
     def _write_sidecar_files(self, decoder: TensorSource, config: ModelConfig, dtype: str) -> pathlib.Path:
@@ -62,7 +62,7 @@ class InitSource(TensorSource):
         return files
 
     def file_fingerprints(self) -> list:
-        return self._fingerprints
+        return [*(model.file_fingerprints() for model in self._models), self._seed]
 
 
 class RandomProjector(TensorFiles):

@@ -1,14 +1,15 @@
 """Lists the content of a checkpoint, and compares two: names, shapes, configuration, values and logits."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Collection, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorstore as ts
 
-from vl3_jax.checkpoint.load import load
+from vl3_jax.checkpoint.loading import load
 from vl3_jax.checkpoint.names import LeafSpec
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.tensors import bits
@@ -121,24 +122,30 @@ def _compare_values(
             tensors = a.leaves[path].tensors
             for layer in (tensor.layer for tensor in tensors):
                 name = path if layer is None else f"{path}[{layer}]"
-                if difference := _compare_slice(a.slice(path, layer), b.slice(path, layer), name, tolerance):
+                if difference := _compare_slice(a, b, path, layer, name, tolerance):
                     found.append((path, *difference))
                 bar.update(nbytes[path] // len(tensors))
     return found
 
 
-def _compare_slice(a: ts.TensorStore, b: ts.TensorStore, name: str, tolerance: float) -> tuple[float, str] | None:
-    """Compares two arrays of the same shape, reading them in pieces along their longest axis.
+def _compare_slice(
+    a: CheckpointSource, b: CheckpointSource, path: str, layer: int | None, name: str, tolerance: float
+) -> tuple[float, str] | None:
+    """Compares two slices of the same shape, reading them in pieces along their longest axis.
 
     Returns:
       The largest difference and a line about it, or None if no values differ by more than the tolerance.
     """
-    axis = int(np.argmax(a.shape))
-    step = max(1, _PIECE_ITEMS // max(1, a.size // a.shape[axis]))
+    shape = a.leaves[path].tensor(layer).slice_shape
+    axis = int(np.argmax(shape))
+    step = max(1, _PIECE_ITEMS // max(1, math.prod(shape) // shape[axis]))
     count, largest = 0, []
-    for start in range(0, a.shape[axis], step):
-        region = (slice(None),) * axis + (slice(start, min(start + step, a.shape[axis])),)
-        x, y = (np.asarray(store[region].read().result()) for store in (a, b))
+    for start in range(0, shape[axis], step):
+        bounds = [(0, size) for size in shape]
+        bounds[axis] = (start, min(start + step, shape[axis]))
+        x, y = (np.empty([stop - first for first, stop in bounds], source.dtypes[path]) for source in (a, b))
+        for source, out in ((a, x), (b, y)):
+            source.read(path, layer, tuple(itertools.starmap(slice, bounds)), out)
         if x.dtype == y.dtype and np.array_equal(bits(x), bits(y)):
             continue
         x, y = x.astype(np.float32), y.astype(np.float32)

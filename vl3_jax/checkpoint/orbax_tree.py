@@ -15,10 +15,11 @@ import tensorstore as ts
 from etils import epath
 
 from vl3_jax.checkpoint.hf_config import from_dict
-from vl3_jax.checkpoint.names import PARTS, name_map
+from vl3_jax.checkpoint.names import LAYOUTS, PARTS, name_map
 from vl3_jax.checkpoint.sidecar_files import download_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource, check_arrays
 from vl3_jax.errors import InputError
+from vl3_jax.json_file import read_object
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.storage.paths import (
     exists,
@@ -26,7 +27,6 @@ from vl3_jax.storage.paths import (
     is_url,
     kvstore,
     list_dir,
-    read_json,
     translate_io_errors,
 )
 
@@ -57,14 +57,14 @@ class OrbaxSource(CheckpointSource):
         """
         self.kind, self.location, self.tree = "orbax", os.fspath(location), tree
         self.info_path = self._find_info()
-        info = read_json(self.info_path)
-        self.config = from_dict(info.get("config", {}), self.info_path)
-        self.parts = tuple(info.get("parts", PARTS))
+        info = read_object(self.info_path, missing_ok=False)
+        self.config = from_dict(info.section("config"))
+        self.parts = info.choices("parts", PARTS)
         assets = self.info_path.parent / ASSETS
         self.files = download_sidecar_files(self, assets, list_dir(assets)) if is_url(assets) else pathlib.Path(assets)
-        self.files_kind = info.get("files_kind", "official")
+        self.files_kind = info.choice("files_kind", LAYOUTS, "official")
         self.leaves = name_map("official", self.config, self.parts).leaves
-        self._stores = self._open(read_json(self.tree / METADATA))
+        self._stores = self._open(read_object(self.tree / METADATA, missing_ok=False))
         self.dtypes = {path: store.dtype.numpy_dtype for path, store in self._stores.items()}
 
     def _find_info(self) -> epath.Path:

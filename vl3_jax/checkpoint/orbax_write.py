@@ -6,6 +6,7 @@ files only.
 """
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -16,10 +17,20 @@ from collections.abc import Mapping
 import numpy as np
 import tensorstore as ts
 
+from vl3_jax.checkpoint.digests import (
+    array_digest,
+    chunk_checksums,
+    is_checksums,
+    slice_checksums,
+    split_axis,
+    with_digests,
+)
 from vl3_jax.checkpoint.names import LeafSpec
 from vl3_jax.checkpoint.orbax_tree import ASSETS, COMMITTED, METADATA, MODEL_INFO, model_info
 from vl3_jax.checkpoint.sidecar_files import copy_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource
+from vl3_jax.checkpoint.tensors import contains_nan
+from vl3_jax.checkpoint.tokenizer_files import check_token_ids
 from vl3_jax.errors import InputError
 from vl3_jax.storage.jobs import BucketJob, Job, open_job, write_pieces
 from vl3_jax.storage.paths import is_url, kvstore, list_dir, resolve
@@ -27,6 +38,7 @@ from vl3_jax.storage.paths import is_url, kvstore, list_dir, resolve
 _CHUNK_BYTES = 8 * 2**20
 # lm_head (D, V) is split over the vocabulary, so that blocks of its Hugging Face rows can be read too.
 _CHUNK_AXIS = {"llm/lm_head/kernel": 1}
+_STEP_METADATA = "_CHECKPOINT_METADATA"
 _ZARR_DTYPES = {"bfloat16": "bfloat16", "float16": "<f2", "float32": "<f4"}
 
 
@@ -47,8 +59,12 @@ def write_orbax(
     Raises:
       InputError: `target` exists or is not writable, or its disk is too small.
     """
+    if "llm" in source.parts:
+        check_token_ids(source.files, source.config)
     dtypes = {path: np.dtype(dtype or source.dtypes[path]) for path in source.leaves}
-    with open_job(target, source.fingerprint(to="orbax", dtype=str(dtype), layout=1)) as job:
+    options = {"to": "orbax", "dtype": str(dtype), "layout": 1}
+    names = [*map(_array_name, source.leaves), ASSETS, MODEL_INFO, METADATA, COMMITTED, _STEP_METADATA]
+    with open_job(target, source.fingerprint(**options), names) as job:
         if job.finished:
             return
         source.log_casts(dtypes)
@@ -66,7 +82,8 @@ def write_orbax(
         ]
         job.check_space(sum(sizes[piece] for piece in remaining))
         _write_arrays(source, job, sizes, remaining, dtypes, quiet)
-        _finish(source, job)
+        _finish(source, job, _digests(source, job))
+        source.check_unchanged(job.fingerprint, options)
         job.commit()
 
 
@@ -77,24 +94,46 @@ def _write_arrays(source: CheckpointSource, job: Job | BucketJob, sizes, remaini
     stores = {path: future.result() for path, future in opened.items()}
     nan_leaves = set()
 
-    def write(piece: tuple[str, int | None]) -> None:
+    def store_of(path: str, layer: int | None) -> ts.TensorStore:
+        return stores[path] if layer is None else stores[path][layer]
+
+    def write(piece: tuple[str, int | None]) -> list[int]:
         path, layer = piece
-        if source.has_nan(path, layer):
+        checksums, has_nan = _write_slice(source, path, layer, store_of(path, layer), dtypes[path])
+        if has_nan:
             nan_leaves.add(path if layer is None else f"{path}[{layer}]")
-        _write_slice(source, path, layer, stores[path] if layer is None else stores[path][layer], dtypes[path])
+        return checksums
 
     write_pieces(job, sizes, remaining, write, "convert", quiet)
+    for path, layer in sizes:
+        if not is_checksums(job.note((path, layer))):  # written by an earlier run to a bucket, which has no journal
+            checksums = slice_checksums(source, path, layer, store_of(path, layer), dtypes[path])
+            job.mark_done((path, layer), checksums)
     source.warn_nan(nan_leaves)
 
 
 def _write_slice(
     source: CheckpointSource, path: str, layer: int | None, store: ts.TensorStore, dtype: np.dtype
-) -> None:
-    """Writes one layer of a stacked leaf, or one unstacked leaf, a few whole chunks at a time."""
-    axis = _CHUNK_AXIS.get(path, 0)
-    chunk = store.chunk_layout.write_chunk.shape[axis]
+) -> tuple[list[int], bool]:
+    """Writes one layer of a stacked leaf, or one unstacked leaf, a few whole chunks at a time.
+
+    Returns:
+      The checksums of the chunks, and whether there is a NaN among the values.
+    """
+    (axis, chunk), checksums, has_nan = split_axis(store), [], False
     for region, block in source.read_blocks(path, layer, axis, chunk, dtype):
+        has_nan |= contains_nan(block)
+        checksums += chunk_checksums(block, axis, chunk)
         store[region].write(block, can_reference_source_data_indefinitely=True).result()
+    return checksums, has_nan
+
+
+def _digests(source: CheckpointSource, job: Job | BucketJob) -> dict[str, str]:
+    """Returns the digest of each array from the checksums that were recorded as its pieces were written."""
+    return {
+        path: array_digest(itertools.chain(*(job.note((path, tensor.layer)) for tensor in spec.tensors)))
+        for path, spec in source.leaves.items()
+    }
 
 
 def _array_spec(folder: pathlib.PurePath, spec: LeafSpec, dtype: np.dtype) -> dict:
@@ -136,9 +175,8 @@ def _chunks_complete(file_sizes: Mapping[str, int], spec: LeafSpec, layer: int |
     return all(file_sizes.get(".".join(map(str, index))) == nbytes for index in indices)
 
 
-def _finish(source: CheckpointSource, job: Job | BucketJob) -> None:
+def _finish(source: CheckpointSource, job: Job | BucketJob, digests: Mapping[str, str]) -> None:
     """Writes the sidecar files and the metadata; `_METADATA`, which makes the folder a checkpoint, comes last."""
-    _write_info(source, job.folder)
     tree = {
         "tree_metadata": {
             str(tuple(path.split("/"))): {
@@ -161,9 +199,15 @@ def _finish(source: CheckpointSource, job: Job | BucketJob) -> None:
         "commit_timestamp_nsecs": now,
         "custom_metadata": {},
     }
-    (job.folder / "_CHECKPOINT_METADATA").write_text(json.dumps(step))
+    files = {_STEP_METADATA: json.dumps(step).encode(), METADATA: json.dumps(tree).encode()}
+    assets = copy_sidecar_files(source.files, job.folder / ASSETS)
+    arrays = [f"{_array_name(path)}/.zarray" for path in source.leaves]
+    small = {name: (job.folder / name).read_bytes() for name in (*(f"{ASSETS}/{name}" for name in assets), *arrays)}
+    info = model_info(source.config, source.parts, source.files_kind)
+    (job.folder / MODEL_INFO).write_text(with_digests(info, digests, small | files))
     (job.folder / COMMITTED).write_text("")
-    (job.folder / METADATA).write_text(json.dumps(tree))
+    for name, content in files.items():
+        (job.folder / name).write_bytes(content)
 
 
 def write_model_info(folder: str | os.PathLike, source: CheckpointSource) -> None:
@@ -181,9 +225,5 @@ def write_model_info(folder: str | os.PathLike, source: CheckpointSource) -> Non
     folder = resolve(folder)
     if not is_url(folder) and not folder.is_dir():
         raise InputError(f"{folder}: no such folder; create it first")
-    _write_info(source, folder)
-
-
-def _write_info(source: CheckpointSource, folder: pathlib.PurePath) -> None:
     copy_sidecar_files(source.files, folder / ASSETS)
     (folder / MODEL_INFO).write_text(model_info(source.config, source.parts, source.files_kind))

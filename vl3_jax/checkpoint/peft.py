@@ -9,10 +9,8 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -21,8 +19,8 @@ from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG
 from vl3_jax.checkpoint.sources import refuse_problems
 from vl3_jax.checkpoint.tensors import TensorFiles
 from vl3_jax.errors import InputError
+from vl3_jax.json_file import JsonObject
 from vl3_jax.model.config import ModelConfig
-from vl3_jax.model.linear import LoraKernel
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -35,7 +33,7 @@ class LoraMerged(TensorFiles):
     once. Only the tensor being read is in memory.
     """
 
-    def __init__(self, base: TensorFiles, adapter: TensorFiles, config: Mapping[str, Any], path: pathlib.Path):
+    def __init__(self, base: TensorFiles, adapter: TensorFiles, config: JsonObject, path: pathlib.Path):
         """Checks the adapter against its base.
 
         Args:
@@ -90,9 +88,9 @@ class LoraMerged(TensorFiles):
 
     def _scale(self, weight: str, rank: int) -> float:
         """Returns the factor of B @ A. The first pattern that matches the module, or its end after a dot, counts."""
-        module, patterns = weight.removesuffix(".weight"), self._config.get("alpha_pattern") or {}
-        alphas = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
-        alpha = next(alphas, self._config.get("lora_alpha", rank))
+        module, patterns = weight.removesuffix(".weight"), self._config.section("alpha_pattern")
+        alphas = (patterns.number(key, rank) for key in patterns if re.fullmatch(rf"(.*\.)?({key})", module))
+        alpha = next(alphas, self._config.number("lora_alpha", rank))
         return alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
     def array(self, name: str) -> np.ndarray:
@@ -146,6 +144,10 @@ def write_adapters(
     Raises:
       InputError: There are no adapters, or several ranks or scales.
     """
+    import jax  # only here: reading adapters does without it
+
+    from vl3_jax.model.linear import LoraKernel
+
     leaves = name_map(layout, config).leaves
     values = _flatten(params)
     adapters = {path: node for path, node in values.items() if isinstance(node, LoraKernel)}
@@ -183,6 +185,10 @@ def write_adapters(
 
 def _flatten(tree: Any) -> dict[str, Any]:
     """Returns the leaves of a tree by path; an adapted kernel is one leaf."""
+    import jax
+
+    from vl3_jax.model.linear import LoraKernel
+
     nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, LoraKernel))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): node for path, node in nodes}
 

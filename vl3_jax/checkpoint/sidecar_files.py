@@ -4,16 +4,18 @@ The tables are like that of the tensor names: `SIDECAR_FILES` lists the files, `
 the native layout store in different places, and `_CONSTANTS` what every file of a layout says.
 """
 
-import math
 import os
 import pathlib
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
 
 from vl3_jax.checkpoint import tokenizer_files
-from vl3_jax.checkpoint.hf_config import image_processor, read_object, text_section, vision_section
+from vl3_jax.checkpoint.hf_config import image_processor, text_section, vision_section
+from vl3_jax.errors import InputError
+from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.storage.paths import open_url, temporary_folder, translate_io_errors
 
@@ -44,7 +46,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 SETTINGS: tuple[tuple[str, Any, tuple[str, str], tuple[str, str]], ...] = (
     ("image_merge", 1, (PROCESSOR, "image_merge_size"), (IMAGE, "merge_size")),
     ("video_merge", 2, (PROCESSOR, "video_merge_size"), (VIDEO, "merge_size")),
-    ("fps", 1, (PROCESSOR, "fps"), (VIDEO, "fps")),
+    ("fps", 1.0, (PROCESSOR, "fps"), (VIDEO, "fps")),
     ("max_frames", 180, (PROCESSOR, "max_frames"), (VIDEO, "max_frames")),
     ("compress", True, (CONFIG, "use_token_compression"), (VIDEO, "use_token_compression")),
     ("min_tokens", 16, (IMAGE, "min_tokens"), (IMAGE, "min_pixels")),
@@ -121,12 +123,22 @@ _TRAINER_KEYS = (
 _OFFICIAL_IMAGE_ID, _NATIVE_IMAGE_ID, _NATIVE_VIDEO_ID = 151_665, 151_655, 151_656  # of the released tokenizers
 
 
-def copy_sidecar_files(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Copies the sidecar files of the local folder `source` to the folder `target`, byte for byte."""
-    target = epath.Path(target)
+def copy_sidecar_files(source: str | os.PathLike, target: str | os.PathLike) -> list[str]:
+    """Copies the sidecar files of the local folder `source` to the folder `target`, byte for byte.
+
+    Returns:
+      The names of the files.
+    """
+    target, files = epath.Path(target), _read_files(pathlib.Path(source), SIDECAR_FILES)
     target.mkdir(parents=True, exist_ok=True)
-    for name, content in _read_files(pathlib.Path(source), SIDECAR_FILES).items():
+    for name, content in files.items():
         (target / name).write_bytes(content)
+    return list(files)
+
+
+def sidecar_fingerprints(files: pathlib.Path) -> list[list]:
+    """Returns [name, checksum] of each sidecar file, which a resumed job compares with its own."""
+    return [[name, zlib.crc32(content)] for name, content in _read_files(files, SIDECAR_FILES).items()]
 
 
 def download_sidecar_files(owner: object, url: str | os.PathLike, names: Iterable[str]) -> pathlib.Path:
@@ -154,10 +166,17 @@ def export_sidecar_files(
 
     Returns:
       Content by file name. Files of the same layout are unchanged except for the dtype.
+
+    Raises:
+      InputError: A file is damaged, or the tokenizer has ids beyond the embedding table.
     """
     config_json = read_object(files / CONFIG)
+    tokenizer_files.check_token_ids(files, config)
+    _read_settings(files, files_kind, config)  # so that a file which cannot be read is not copied either
     if files_kind == layout:
         copied, changed = _read_files(files, SIDECAR_FILES), _with_dtype(config_json, dtype)
+        if not config.text.tie_word_embeddings:
+            changed = _untied(changed)
         if config_json and changed != config_json:
             copied[CONFIG] = tokenizer_files.dump(changed)
         return copied
@@ -170,6 +189,11 @@ def export_sidecar_files(
         out |= tokenizer_files.end_token_files(files)
     else:
         ids, changed = tokenizer_files.add_official_tokens(files)
+        if changed and (last := max(ids.values())) >= config.text.vocab_size:
+            raise InputError(
+                f"{files}: the special tokens of the official layout get ids up to {last}, and the embedding table has "
+                f"{config.text.vocab_size} rows; enlarge it: `resize_token_embeddings` of transformers"
+            )
         out |= changed
         out["chat_template.json"] = tokenizer_files.dump({"chat_template": tokenizer_files.OFFICIAL_TEMPLATE})
         if files_kind == "official-train":
@@ -193,18 +217,28 @@ def _read_settings(files: pathlib.Path, files_kind: str, config: ModelConfig) ->
     """Returns the values of `SETTINGS` in the files of any layout, with limits in tokens."""
     contents = {file: read_object(files / file) for file in (CONFIG, VIDEO, PROCESSOR)}
     contents[IMAGE] = image_processor(files)
-    contents[VIDEO] = contents[VIDEO] or contents[PROCESSOR].get("video_processor") or {}
+    contents[VIDEO] = contents[VIDEO] or contents[PROCESSOR].section("video_processor")
     native, settings = files_kind == "native", {}
     for name, default, official_place, native_place in SETTINGS:
         file, key = native_place if native else official_place
-        value = contents[file].get(key)
+        value = _typed(contents[file], key, default)
         if native and name in ("min_tokens", "max_tokens"):
-            size = contents[file].get("size") or {}
-            pixels = value or size.get({"min_tokens": "shortest_edge", "max_tokens": "longest_edge"}[name])
+            edge = {"min_tokens": "shortest_edge", "max_tokens": "longest_edge"}[name]
+            pixels = value or _typed(contents[file].section("size"), edge, default)
             side = config.vision.patch_size * settings["image_merge"]
-            value = math.floor(pixels / side**2) if pixels else None
+            value = pixels // side**2 if pixels else None
         settings[name] = value if value or value is False else default
     return settings
+
+
+def _typed(section: JsonObject, key: str, default: bool | int | float) -> Any:
+    """Returns a value, None if it is missing; raises InputError if it is not of the type of its default."""
+    if isinstance(default, bool):
+        return section.flag(key, None)
+    if isinstance(default, int):
+        return section.integer(key)
+    section.number(key, low=0)
+    return section.get(key)  # as it is written, so that 1 stays 1
 
 
 def _fill_processors(
@@ -215,7 +249,7 @@ def _fill_processors(
     for name, _, official_place, native_place in SETTINGS:
         file, key = native_place if layout == "native" else official_place
         contents[file][key] = settings[name]
-    pixels = {key: image.get(key, default) for key, default in _PIXEL_SETTINGS.items()}
+    pixels = {key: _typed(image, key, default) if key in image else default for key, default in _PIXEL_SETTINGS.items()}
     pixels |= {"image_mean": list(config.vision.image_mean), "image_std": list(config.vision.image_std)}
     for file in {IMAGE, VIDEO} & set(contents):
         contents[file] |= pixels | {"patch_size": config.vision.patch_size}
@@ -233,8 +267,17 @@ def _with_dtype(config_json: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     return {**config_json, "dtype" if "dtype" in config_json else "torch_dtype": dtype}
 
 
-def _text_keys(config_json: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-    text = config_json.get("text_config") or config_json
+def _untied(config_json: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config.json that ties the embeddings nowhere, for weights with a head of their own."""
+    text = config_json.get("text_config")
+    changed = {"text_config": _untied(text)} if isinstance(text, dict) else {}
+    return config_json | changed | ({"tie_word_embeddings": False} if config_json.get("tie_word_embeddings") else {})
+
+
+def _text_keys(config_json: JsonObject, config: ModelConfig) -> dict[str, Any]:
+    text = config_json.section("text_config") or config_json
+    for key in ("attention_dropout", "initializer_range"):
+        text.number(key, low=0)
     return {key: text[key] for key in _SHARED_TEXT_KEYS if key in text} | text_section(config)
 
 
@@ -242,12 +285,12 @@ def _tower_section(config: ModelConfig) -> dict[str, Any]:
     return {"model_type": "videollama3_vision_encoder", **vision_section(config)}
 
 
-def _native_config(files, config_json, config: ModelConfig, dtype: str) -> dict[str, Any]:
+def _native_config(files, config_json: JsonObject, config: ModelConfig, dtype: str) -> dict[str, Any]:
     ids = tokenizer_files.added_tokens(files)
     image = ids.get(tokenizer_files.NATIVE_IMAGE, _NATIVE_IMAGE_ID)
     video = ids.get(tokenizer_files.NATIVE_VIDEO, _NATIVE_VIDEO_ID)
     if max(image, video) >= config.text.vocab_size:
-        image = min(config_json.get("image_token_index", _OFFICIAL_IMAGE_ID), config.text.vocab_size - 1)
+        image = min(config_json.integer("image_token_index", _OFFICIAL_IMAGE_ID, low=1), config.text.vocab_size - 1)
         video = image - 1
     return {
         "dtype": dtype,
@@ -259,7 +302,7 @@ def _native_config(files, config_json, config: ModelConfig, dtype: str) -> dict[
     }
 
 
-def _released_config(config_json, ids, config: ModelConfig, dtype: str) -> dict[str, Any]:
+def _released_config(config_json: JsonObject, ids, config: ModelConfig, dtype: str) -> dict[str, Any]:
     """Converts a trainer's config.json to that of a released model."""
     released = {key: value for key, value in config_json.items() if key not in _TRAINER_KEYS}
     released |= {
@@ -271,8 +314,8 @@ def _released_config(config_json, ids, config: ModelConfig, dtype: str) -> dict[
     return _with_dtype(released, dtype)
 
 
-def _official_id(config_json: Mapping[str, Any], ids: Mapping[str, int], config: ModelConfig) -> int:
+def _official_id(config_json: JsonObject, ids: Mapping[str, int], config: ModelConfig) -> int:
     """Returns the id of `<image>` in the tokenizer; without one, that of released models if the vocabulary has it."""
     known = config.text.vocab_size > _OFFICIAL_IMAGE_ID
-    released = _OFFICIAL_IMAGE_ID if known else config_json.get("image_token_id", _OFFICIAL_IMAGE_ID)
+    released = _OFFICIAL_IMAGE_ID if known else config_json.integer("image_token_id", _OFFICIAL_IMAGE_ID)
     return ids.get(tokenizer_files.OFFICIAL_IMAGE, released)

@@ -7,16 +7,17 @@ import itertools
 import json
 import logging
 import math
-import os
 import pathlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
 from vl3_jax.checkpoint.names import PARTS, LeafSpec, is_droppable, name_map
-from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, bits, contains_nan, copy_view, scratch
+from vl3_jax.checkpoint.sidecar_files import sidecar_fingerprints
+from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, copy_view, scratch
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.storage.paths import file_fingerprints
@@ -65,11 +66,18 @@ class CheckpointSource(abc.ABC):
           layer: Layer of a stacked leaf, or None.
           region: Region of the slice.
           out: C-contiguous array to fill; the values are cast to its dtype.
+
+        Raises:
+          InputError: The slice is damaged or cannot be read.
         """
         store = self.slice(leaf, layer)
         if store.dtype.numpy_dtype != out.dtype:
             store = ts.cast(store, ts.dtype(out.dtype.name))
-        ts.array(out, copy=False).write(store[region][ts.d[:].translate_to[0]]).result()
+        try:
+            ts.array(out, copy=False).write(store[region][ts.d[:].translate_to[0]]).result()
+        except (ValueError, RuntimeError, OSError) as error:
+            line = str(error).splitlines()[0]
+            raise InputError(f"{self.location}: {leaf} cannot be read ({line}); convert or download it again") from None
 
     def read_blocks(
         self, leaf: str, layer: int | None, axis: int, chunk: int, dtype: np.dtype
@@ -96,10 +104,6 @@ class CheckpointSource(abc.ABC):
             self.read(leaf, layer, tuple(region), block)
             yield tuple(region), block
 
-    def has_nan(self, leaf: str, layer: int | None) -> bool:
-        """Returns whether the slice contains NaN; only Hugging Face sources are checked, others return False."""
-        return False
-
     @property
     def complete(self) -> bool:
         """Whether the checkpoint has a tower, a projector and a decoder."""
@@ -109,6 +113,11 @@ class CheckpointSource(abc.ABC):
         """Returns a hash of the source's kind and files and of the options `extra`, which identifies a job."""
         content = json.dumps([self.kind, self.file_fingerprints(), sorted(extra.items())], default=str)
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def check_unchanged(self, fingerprint: str, options: Mapping[str, Any]) -> None:
+        """Raises InputError unless the source still has the fingerprint that it had with these options."""
+        if self.fingerprint(**options) != fingerprint:
+            raise InputError(f"{self.location}: has changed while it was converted; run the same command again")
 
     def log_casts(self, dtypes: Mapping[str, np.dtype]) -> None:
         """Logs one line for each pair of dtypes that a job casts between which stores the leaves as `dtypes`."""
@@ -120,8 +129,9 @@ class CheckpointSource(abc.ABC):
     def warn_nan(self, names: Collection[str]) -> None:
         """Logs a warning with the names of the tensors that contain NaN, if there are any."""
         if names:
-            listed = ", ".join(sorted(names)[:8]) + (" ..." if len(names) > 8 else "")
-            logger.warning("warning: %s: NaN in %d of its tensors: %s", self.location, len(names), listed)
+            logger.warning(
+                "warning: %s: NaN in %d of its tensors: %s", self.location, len(names), listed(sorted(names))
+            )
 
 
 class TensorSource(CheckpointSource):
@@ -166,7 +176,6 @@ class TensorSource(CheckpointSource):
             ignored,
         )
         self.dtypes = {path: self._leaf_dtype(spec) for path, spec in self.leaves.items()}
-        self._warn_untied_head()
 
     def _leaf_dtype(self, spec: LeafSpec) -> np.dtype:
         dtypes = {self.tensors.infos[tensor.name].dtype for tensor in spec.tensors}
@@ -175,20 +184,6 @@ class TensorSource(CheckpointSource):
         names = ", ".join(sorted(map(str, dtypes)))
         logger.warning("warning: %s: layers of different dtypes (%s) are read as float32", spec.path, names)
         return np.dtype(np.float32)
-
-    def _warn_untied_head(self) -> None:
-        """Logs a warning if the embeddings are tied but the checkpoint has a head that differs from them."""
-        embedding, head = self.leaves.get("llm/embed/embedding"), "lm_head.weight"
-        if embedding is None or not self.config.text.tie_word_embeddings or head not in self.tensors.infos:
-            return
-        name = embedding.tensor(None).name
-        if not np.array_equal(*(bits(self.tensors.array(tensor)) for tensor in (head, name))):
-            logger.warning(
-                "warning: %s: the configuration ties the embeddings, and lm_head.weight differs from %s; "
-                "lm_head.weight is ignored",
-                self.location,
-                name,
-            )
 
     def _array(self, leaf: str, layer: int | None) -> np.ndarray:
         spec = self.leaves[leaf].tensor(layer)
@@ -201,11 +196,8 @@ class TensorSource(CheckpointSource):
     def read(self, leaf: str, layer: int | None, region: tuple[slice, ...], out: np.ndarray) -> None:
         copy_view(out, self._array(leaf, layer)[region])
 
-    def has_nan(self, leaf: str, layer: int | None) -> bool:
-        return contains_nan(self.tensors.array(self.leaves[leaf].tensor(layer).name))
-
     def file_fingerprints(self) -> list:
-        return file_fingerprints([*self.tensors.paths, os.fspath(self.files / "config.json")])
+        return [*file_fingerprints(self.tensors.paths), *sidecar_fingerprints(self.files)]
 
 
 def check_arrays(
@@ -226,19 +218,17 @@ def check_arrays(
       InputError: The arrays differ; the message lists all differences.
     """
     common = {name: stored[name] for name in expected if name in stored}
+    shapes = {name: shape for name, (shape, _) in common.items() if shape != expected[name]}
+    dtypes = {name: dtype for name, (_, dtype) in common.items() if dtype not in FLOATS.values()}
     refuse_problems(
         title,
         {
             "missing": [name for name in expected if name not in stored],
             "unexpected": [name for name in stored if name not in expected and name not in ignored],
-            "wrong shape": [
-                f"{name} {shape} instead of {expected[name]}"
-                for name, (shape, _) in common.items()
-                if shape != expected[name]
-            ],
-            "wrong dtype (bfloat16, float16, float32 are read)": [
-                f"{name} {dtype}" for name, (_, dtype) in common.items() if dtype not in FLOATS.values()
-            ],
+            "wrong shape": _fold_reasons(
+                {name: f"{shape} instead of {expected[name]}" for name, shape in shapes.items()}
+            ),
+            "wrong dtype (bfloat16, float16, float32 are read)": _fold_reasons(dtypes),
         },
         "check that both belong to the same model",
     )
@@ -257,6 +247,14 @@ def refuse_problems(title: str, problems: Mapping[str, Sequence[str]], advice: s
         raise InputError(f"{title}: {'; '.join(found)}; {advice}")
 
 
+def _fold_reasons(reasons: Mapping[str, object]) -> list[str]:
+    """Folds the names that have the same reason, and puts it behind them."""
+    names = collections.defaultdict(list)
+    for name, reason in reasons.items():
+        names[str(reason)].append(name)
+    return [f"{fold_names(group)} {reason}" for reason, group in names.items()]
+
+
 def fold_names(names: Sequence[str]) -> str:
     """Joins names and folds those that differ only in the layer: `model.layers.{0-27}.mlp.up_proj.weight`."""
     layers: dict[tuple[str, ...], list[int]] = {}
@@ -264,6 +262,11 @@ def fold_names(names: Sequence[str]) -> str:
         before, *rest = re.split(r"(?<=\.)(\d+)(?=\.)", name, maxsplit=1)
         layers.setdefault((before, *rest[1:]), []).extend(map(int, rest[:1]))
     return ", ".join(_ranges(numbers).join(pattern) for pattern, numbers in layers.items())
+
+
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """Joins the first few of many names."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _ranges(numbers: Sequence[int]) -> str:

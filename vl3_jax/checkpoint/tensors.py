@@ -1,4 +1,4 @@
-"""Named tensors in files: their interface, the safetensors reader, and fast copies of transposed tensors.
+"""Named tensors in files: their interface, views of files, and fast copies of transposed tensors.
 
 `TensorFiles.array(name)` is a view of the memory-mapped file if the file is local, so that reading a checkpoint uses no
 anonymous memory.
@@ -7,7 +7,6 @@ anonymous memory.
 import abc
 import dataclasses
 import functools
-import json
 import math
 import mmap
 import os
@@ -18,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from vl3_jax.errors import InputError
-from vl3_jax.storage.paths import is_url, open_url
+from vl3_jax.storage.paths import open_url
 
 try:  # optional: its transpose is three times as fast as NumPy's
     import cv2
@@ -34,6 +33,9 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
     "I16": np.dtype(np.int16),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
@@ -41,7 +43,6 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 FLOATS = {SAFETENSORS_DTYPES[name].name: SAFETENSORS_DTYPES[name] for name in ("BF16", "F16", "F32")}
-_HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
 _PANEL_BYTES = 2**18  # bytes of source rows copied at a time; they stay in the cache while their columns are written
 _COPY_DTYPES = {2: np.uint16, 4: np.int32}  # by item size; both libraries copy these without changing the bits
 _local = threading.local()
@@ -99,7 +100,13 @@ class MappedFile:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def view(self, offset: int, nbytes: int) -> memoryview:
-        """Returns some bytes of the file, and asks the kernel to read them ahead."""
+        """Returns some bytes of the file, and asks the kernel to read them ahead.
+
+        Raises:
+          InputError: The file is not of its size any more: beyond its end, reading would end the process.
+        """
+        if not os.path.exists(self.path) or os.path.getsize(self.path) != self.size:
+            raise InputError(f"{self.path}: has changed or is gone while it was read; run the same command again")
         if nbytes:
             start = offset - offset % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, start, offset + nbytes - start)
@@ -115,68 +122,6 @@ class RemoteFile:
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         return memoryview(self._filesystem.cat_file(self._key, start=offset, end=offset + nbytes))
-
-
-class SafetensorsFile(TensorFiles):
-    """One `.safetensors` file, whose header is checked against the file size."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = os.fspath(path)
-        self.paths = (self.path,)
-        self._file = (RemoteFile if is_url(path) else MappedFile)(self.path)
-        header, start = self._read_header()
-        header.pop("__metadata__", None)
-        self.infos, self._offsets, end = {}, {}, start
-        for name, entry in header.items():
-            self.infos[name], offset = self._parse_entry(name, entry)
-            self._offsets[name] = start + offset
-            end = max(end, start + offset + self.infos[name].nbytes)
-        if end != self._file.size:
-            problem = "truncated" if end > self._file.size else "longer than its header says"
-            raise InputError(
-                f"{self.path}: {problem}: {self._file.size} bytes, the header describes {end}; download the file again"
-            )
-
-    def _read_header(self) -> tuple[dict, int]:
-        """Returns the entries of the header, and the offset of the first tensor."""
-        size, damaged = self._file.size, f"{self.path}: not a safetensors file"
-        if size < 8:
-            raise InputError(f"{damaged}: only {size} bytes long; download the file again")
-        length = int.from_bytes(self._file.view(0, 8), "little")
-        if length > min(size - 8, _HEADER_LIMIT):
-            raise InputError(
-                f"{damaged}: it announces a header of {length} bytes and has {size}; download the file again"
-            )
-        try:
-            header = json.loads(bytes(self._file.view(8, length)))
-            if not isinstance(header, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            raise InputError(f"{damaged}: its header is not JSON ({error}); download the file again") from None
-        return header, 8 + length
-
-    def _parse_entry(self, name: str, entry: dict) -> tuple[TensorInfo, int]:
-        """Returns what the header says about a tensor, and its offset from the first one."""
-        try:
-            shape = tuple(int(size) for size in entry["shape"])
-            start, stop = (int(offset) for offset in entry["data_offsets"])
-            dtype_name = entry["dtype"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{self.path}: header entry of {name} is damaged ({error}); download it again") from None
-        if dtype_name not in SAFETENSORS_DTYPES:
-            raise InputError(f"{self.path}: {name} has dtype {dtype_name}; vl3 reads BF16, F16 and F32")
-        info = TensorInfo(shape, SAFETENSORS_DTYPES[dtype_name], self.path)
-        if start < 0 or stop - start != info.nbytes:
-            raise InputError(
-                f"{self.path}: {name} of shape {shape} needs {info.nbytes} bytes, its header entry gives "
-                f"{stop - start}; download the file again"
-            )
-        return info, start
-
-    def array(self, name: str) -> np.ndarray:
-        info = self.infos[name]
-        view = self._file.view(self._offsets[name], info.nbytes)
-        return np.frombuffer(view, info.dtype).reshape(info.shape)
 
 
 class Overlay(TensorFiles):
@@ -291,3 +236,12 @@ def contains_nan(array: np.ndarray) -> bool:
 def bits(array: np.ndarray) -> np.ndarray:
     """Returns the bits of an array as unsigned integers of its shape, so that NaN equals NaN."""
     return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Returns whether two arrays have the same shape, dtype and bits; compares them in blocks of rows."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    a, b = np.atleast_1d(a), np.atleast_1d(b)
+    blocks = (slice(start, start + 1024) for start in range(0, len(a), 1024))
+    return all(np.array_equal(bits(a[block]), bits(b[block])) for block in blocks)

@@ -7,10 +7,12 @@ never runs them. In the native layout the processor writes the frame times, in t
 import json
 import pathlib
 import string
+from collections.abc import Iterable
 from typing import Any
 
-from vl3_jax.checkpoint.hf_config import read_object
-from vl3_jax.storage.paths import read_json
+from vl3_jax.errors import InputError
+from vl3_jax.json_file import JsonObject, read_object
+from vl3_jax.model.config import ModelConfig
 
 OFFICIAL_IMAGE = "<image>"
 OFFICIAL_TOKENS = (OFFICIAL_IMAGE, "<|stream_start|>", "<|stream_end|>")
@@ -77,10 +79,38 @@ OFFICIAL_TEMPLATE = _DEFAULT_SYSTEM_PROMPT + _TEMPLATE.substitute(
 
 def added_tokens(files: pathlib.Path) -> dict[str, int]:
     """Returns the ids of the added tokens by their text, from the tokenizer files that are in `files`."""
-    decoder = read_object(files / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    listed = read_object(files / "tokenizer.json").get("added_tokens") or []
-    ids = read_object(files / "added_tokens.json") | {token["content"]: int(i) for i, token in decoder.items()}
-    return ids | {token["content"]: token["id"] for token in listed}
+    return _token_ids(files)[0]
+
+
+def _token_ids(files: pathlib.Path) -> tuple[dict[str, int], Iterable[int]]:
+    """Returns the ids of the added tokens by their text, and those of the other tokens."""
+    tokenizer, by_name = read_object(files / "tokenizer.json"), read_object(files / "added_tokens.json")
+    decoder = read_object(files / "tokenizer_config.json").section("added_tokens_decoder")
+    if unusual := [key for key in decoder if not (key.isascii() and key.isdigit() and len(key) < 10)]:
+        raise decoder.error(unusual[0], "expected a token id as its key")
+    added = {
+        **{name: by_name.integer(name, -1) for name in by_name},
+        **{decoder.section(key).text("content", ""): int(key) for key in decoder},
+        **{token.text("content", ""): token.integer("id", -1) for token in tokenizer.sections("added_tokens")},
+    }
+    model = tokenizer.section("model")
+    if isinstance(model.get("vocab"), list):  # a unigram model
+        return added, range(len(model["vocab"]))
+    vocabulary = model.section("vocab") or read_object(files / "vocab.json")
+    if unusual := [name for name, i in vocabulary.items() if type(i) is not int]:
+        raise vocabulary.error(unusual[0], "expected a token id")
+    return added, vocabulary.values()
+
+
+def check_token_ids(files: pathlib.Path, config: ModelConfig) -> None:
+    """Raises InputError if the tokenizer in `files` has ids beyond the embedding table."""
+    added, others = _token_ids(files)
+    largest, rows = max([*added.values(), *others], default=-1), config.text.vocab_size
+    if largest >= rows:
+        raise InputError(
+            f"{files}: its tokenizer has the token id {largest}, and the embedding table has {rows} rows; take the "
+            "tokenizer that belongs to the weights, or enlarge the table: `resize_token_embeddings` of transformers"
+        )
 
 
 def add_official_tokens(files: pathlib.Path) -> tuple[dict[str, int], dict[str, bytes]]:
@@ -95,18 +125,16 @@ def add_official_tokens(files: pathlib.Path) -> tuple[dict[str, int], dict[str, 
     Returns:
       The ids of all added tokens by their text, and the new content of the files that change, by name.
     """
-    known = added_tokens(files)
+    known, others = _token_ids(files)
     if not any((files / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         return known, {}
-    model = read_object(files / "tokenizer.json").get("model", {})
-    vocabulary = model.get("vocab") or read_object(files / "vocab.json")
-    used = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
     missing = [name for name in OFFICIAL_TOKENS if name not in known]
-    new = {name: i for i, name in enumerate(missing, start=max([*known.values(), *used], default=-1) + 1)}
+    next_id = max([*known.values(), *others], default=-1) + 1
+    new = {name: i for i, name in enumerate(missing, start=next_id)}
     ids, changed = known | new, {}
     for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
         if new and (files / name).is_file():
-            content = read_json(files / name)
+            content = read_object(files / name)
             _add(name, content, new)
             changed[name] = dump(content)
     return ids, changed
@@ -131,13 +159,14 @@ def end_token_files(files: pathlib.Path) -> dict[str, bytes]:
     return {name: dump(content) for name, content in contents.items() if not (files / name).is_file()}
 
 
-def _add(file: str, content: dict[str, Any], new: dict[str, int]) -> None:
+def _add(file: str, content: JsonObject, new: dict[str, int]) -> None:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     if file == "tokenizer.json":
-        content.setdefault("added_tokens", []).extend({"id": i, "content": name, **flags} for name, i in new.items())
+        added = [{"id": i, "content": name, **flags} for name, i in new.items()]
+        content["added_tokens"] = [*content.sections("added_tokens"), *added]
     elif file == "tokenizer_config.json":
-        decoder = content.setdefault("added_tokens_decoder", {})
-        decoder |= {str(i): {"content": name, **flags} for name, i in new.items()}
+        added = {str(i): {"content": name, **flags} for name, i in new.items()}
+        content["added_tokens_decoder"] = {**content.section("added_tokens_decoder"), **added}
     elif file == "added_tokens.json":
         content |= new
     if file.startswith(("tokenizer_config", "special")) and isinstance(content.get("additional_special_tokens"), list):

@@ -43,9 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = actions.add_parser("inspect", help="leaves, shapes, dtypes, sizes and totals of a checkpoint")
     action.add_argument("source", metavar="DIR", help="any checkpoint, read in place")
 
-    action = actions.add_parser("verify", help="compare two checkpoints: names, shapes, values, logits")
+    action = actions.add_parser("verify", help="compare two checkpoints: names, shapes, values, logits; check digests")
     action.add_argument("a", metavar="A", help="any checkpoint")
-    action.add_argument("b", metavar="B", help="any checkpoint")
+    action.add_argument("b", metavar="B", nargs="?", help="any checkpoint; may be left out with --digests")
+    action.add_argument(
+        "--digests", action="store_true", help="check that the files of Orbax folders are as they were written"
+    )
     action.add_argument(
         "--tolerance", type=float, default=0.0, help="largest difference that passes (default: %(default)s)"
     )
@@ -89,14 +92,33 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from vl3_jax.checkpoint import compare, open_source
+    from vl3_jax.checkpoint import open_source
 
     if not arguments.tolerance >= 0:
         raise InputError(f"--tolerance {arguments.tolerance}: must be 0 or more")
-    a, b = open_source(arguments.a), open_source(arguments.b)
-    comparison = compare(a, b, arguments.tolerance, logits=not arguments.no_logits)
+    if arguments.b is None and not arguments.digests:
+        raise InputError("give two checkpoints to compare, or --digests to check one")
+    sources = [open_source(name) for name in (arguments.a, arguments.b) if name is not None]
+    agreements = [_digests_agree(source) for source in sources if arguments.digests]
+    intact = all(agreements)
+    if arguments.b is None:
+        return 0 if intact else 1
+    from vl3_jax.checkpoint import compare
+
+    comparison = compare(*sources, arguments.tolerance, logits=not arguments.no_logits)
     print("\n".join(comparison.lines))
-    return 0 if comparison.equal else 1
+    return 0 if intact and comparison.equal else 1
+
+
+def _digests_agree(source) -> bool:
+    """Checks the digests of a checkpoint and prints what it finds."""
+    from vl3_jax.checkpoint.digests import differing
+
+    damaged = differing(source)
+    for name in damaged:
+        print(f"{source.location}: {name} is not what was written")
+    print(f"{source.location}: {'DAMAGED; convert it again' if damaged else 'as it was written'}")
+    return not damaged
 
 
 def _dtype(arguments: argparse.Namespace):

@@ -4,8 +4,34 @@ Sources: the released `config.json` files (arXiv 2501.13106; DAMO-NLP-SG/VideoLL
 """
 
 import dataclasses
+import math
+from typing import Any
 
 from vl3_jax.errors import InputError
+
+# The largest sizes, far above those of any model: a damaged file must not cost hours or the memory of the machine.
+_MAX_SIZE, _MAX_VOCAB, _MAX_LAYERS, _MAX_POSITIONS = 2**20, 2**24, 1024, 2**31 - 1
+_LARGEST = {"num_layers": _MAX_LAYERS, "vocab_size": _MAX_VOCAB, "max_position_embeddings": _MAX_POSITIONS}
+
+HIDDEN_ACTS = ("gelu_pytorch_tanh", "gelu", "silu")  # activations that the layers have
+
+
+def largest(field: str) -> int:
+    """Returns the largest value of an integer field of `VisionConfig` and `TextConfig`; the smallest is 1."""
+    return _LARGEST.get(field, _MAX_SIZE)
+
+
+def _check_fields(config: Any) -> None:
+    """Raises ValueError where a field is of another type, an integer out of its range, or a float not positive."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if field.type is int and not (is_number and isinstance(value, int) and 1 <= value <= largest(field.name)):
+            raise ValueError(f"{field.name} is {value!r}; expected an integer from 1 to {largest(field.name)}")
+        if field.type is float and not (is_number and 1e-30 <= value <= 1e30):
+            raise ValueError(f"{field.name} is {value!r}; expected a number from 1e-30 to 1e+30")
+        if field.type in (bool, str) and not isinstance(value, field.type):
+            raise ValueError(f"{field.name} is {value!r}; expected a {field.type.__name__}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +55,15 @@ class VisionConfig:
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self):
+        _check_fields(self)
+        if self.hidden_act not in HIDDEN_ACTS:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {', '.join(HIDDEN_ACTS)}")
+        for name in ("image_mean", "image_std"):
+            values, numbers = getattr(self, name), (float, int)
+            if not (len(values) == 3 and all(isinstance(value, numbers) and math.isfinite(value) for value in values)):
+                raise ValueError(f"{name} is {values!r}; expected three numbers")
+        if min(self.image_std) <= 0:
+            raise ValueError(f"image_std is {self.image_std!r}; expected numbers above 0")
         if self.hidden_size % self.num_heads or self.head_dim % 4:
             raise ValueError(
                 f"vision hidden_size {self.hidden_size} over {self.num_heads} heads must give a head size "
@@ -62,6 +97,9 @@ class TextConfig:
     max_position_embeddings: int = 32_768
 
     def __post_init__(self):
+        _check_fields(self)
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd, and rotary positions turn pairs of channels")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"{self.num_heads} query heads do not divide over {self.num_kv_heads} key/value heads")
 
@@ -78,6 +116,10 @@ class ModelConfig:
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     projector_act: str = "gelu"
+
+    def __post_init__(self):
+        if self.projector_act not in HIDDEN_ACTS:
+            raise ValueError(f"projector_act is {self.projector_act!r}; expected one of {', '.join(HIDDEN_ACTS)}")
 
 
 _TEXT_7B = TextConfig(

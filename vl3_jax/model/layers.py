@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from flax.linen.initializers import Initializer
 from jax.typing import DTypeLike
 
+from vl3_jax.model.config import HIDDEN_ACTS
 from vl3_jax.model.linear import add_bias, linear
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-    "silu": nn.silu,
-}
+_gelu_tanh, _gelu = (functools.partial(nn.gelu, approximate=approximate) for approximate in (True, False))
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
+    zip(HIDDEN_ACTS, (_gelu_tanh, _gelu, nn.silu), strict=True)
+)
 
 
 def partitioned_param(

@@ -1,20 +1,22 @@
 """Settings of the processor, and their values in a checkpoint folder."""
 
 import dataclasses
-import json
 import math
 import os
+import pathlib
 from typing import Any
 
 from vl3_jax import config_tree
 from vl3_jax.config_tree import CHOICES, INT32, LIMITS, NONE, Limits
 from vl3_jax.errors import InputError, SettingError
+from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.processing import diff_pruning, resize
 from vl3_jax.processing.packed_batch import MAX_MERGE
 from vl3_jax.processing.video_reader import FrameSamplingOptions
 
 PREPROCESS_MODES = ("official", "native")
 MERGES = (1, MAX_MERGE)
+_FILES = ("config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _GREY = (0.5, 0.5, 0.5)
 COUNT = Limits(1, INT32)
 FPS = Limits(1e-6, 1000)
@@ -63,6 +65,10 @@ class ProcessorConfig:
 
     def __post_init__(self):
         config_tree.check(self, ProcessorConfig)
+        if self.min_tokens > min(self.max_tokens, resize.MAX_TOKENS):  # every image would be enlarged to that
+            raise SettingError(
+                "min_tokens", self.min_tokens, f"give at most max_tokens, {self.max_tokens}, and {resize.MAX_TOKENS}"
+            )
         if not all(map(math.isfinite, self.image_mean)):
             raise SettingError("image_mean", self.image_mean, "give three numbers")
         if not all(0 < value < math.inf for value in self.image_std):
@@ -80,21 +86,22 @@ class ProcessorConfig:
         Raises:
           InputError: A file is not JSON, or a setting is impossible; names the file.
         """
-        model, both = _read(folder, "config.json"), _read(folder, "processor_config.json")
-        image = {**_read(folder, "preprocessor_config.json"), **both.get("image_processor", {})}
-        video = {**_read(folder, "video_preprocessor_config.json"), **both.get("video_processor", {})}
+        model, both, image_file, video_file = (read_object(pathlib.Path(folder, name)) for name in _FILES)
+        image = JsonObject({**image_file, **both.section("image_processor")}, image_file.path)
+        video = JsonObject({**video_file, **both.section("video_processor")}, video_file.path)
         found = {
-            "image_merge": _first(both.get("image_merge_size"), image.get("merge_size")),
-            "video_merge": _first(both.get("video_merge_size"), video.get("merge_size")),
-            "fps": _first(both.get("fps"), video.get("fps")),
-            "max_frames": _first(both.get("max_frames"), video.get("max_frames")),
-            "image_mean": _channels(image.get("image_mean")),
-            "image_std": _channels(image.get("image_std")),
+            "image_merge": _first(both.integer("image_merge_size"), image.integer("merge_size")),
+            "video_merge": _first(both.integer("video_merge_size"), video.integer("merge_size")),
+            "fps": _first(both.number("fps"), video.number("fps")),
+            "max_frames": _first(both.integer("max_frames"), video.integer("max_frames")),
+            "image_mean": image.numbers("image_mean", 3),
+            "image_std": image.numbers("image_std", 3),
             **_budget(image),
         }
-        if model.get("model_type") == "video_llama_3":
+        if model.text("model_type") == "video_llama_3":
             found["native_placeholders"] = True
-        if _first(video.get("use_token_compression"), model.get("use_token_compression")) is False:
+        compress = _first(video.flag("use_token_compression", None), model.flag("use_token_compression", None))
+        if compress is False:
             overrides.setdefault("prune_threshold", None)
         try:
             return cls(**{**{name: value for name, value in found.items() if value is not None}, **overrides})
@@ -102,39 +109,18 @@ class ProcessorConfig:
             raise InputError(f"{os.fspath(folder)}: {error}") from error
 
 
-def _read(folder: str | os.PathLike, file: str) -> dict[str, Any]:
-    path = os.path.join(folder, file)
-    if not os.path.exists(path):
-        return {}
-    try:
-        with open(path, "rb") as opened:
-            content = json.loads(opened.read())  # from bytes, a byte-order mark is understood
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); replace the file") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not settings; replace the file")
-    return content
-
-
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _channels(value: Any) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    return (float(value),) * 3 if isinstance(value, int | float) else tuple(map(float, value))
-
-
-def _budget(image: dict[str, Any]) -> dict[str, int | None]:
+def _budget(image: JsonObject) -> dict[str, int | None]:
     """Returns the token limits; native files state them in pixels, under either of two names."""
-    token_pixels = (resize.PATCH * (image.get("merge_size") or 1)) ** 2
-    size = image.get("size") or {}
-    limits = {}
+    token_pixels = (resize.PATCH * (image.integer("merge_size") or 1)) ** 2
+    size, limits = image.section("size"), {}
     for name, pixels, edge in (
         ("min_tokens", "min_pixels", "shortest_edge"),
         ("max_tokens", "max_pixels", "longest_edge"),
     ):
-        in_pixels = _first(image.get(pixels), size.get(edge))
-        limits[name] = _first(image.get(name), in_pixels and max(in_pixels // token_pixels, 1))
+        in_pixels = _first(image.integer(pixels), size.integer(edge))
+        limits[name] = _first(image.integer(name), in_pixels and max(in_pixels // token_pixels, 1))
     return limits

@@ -28,6 +28,7 @@ _COMPLETE_FILE = ".vl3_complete.json"
 _STARTED_FILE = ".vl3_started.json"
 _STARTING_OVER = "warning: %s holds an unfinished conversion of another source or dtype; starting over"
 _OTHER_DATA = "exists already and holds other data; choose another name or remove it"
+_LINK = "is a link; give the path of a folder itself"
 
 
 class Job(contextlib.AbstractContextManager):
@@ -36,49 +37,79 @@ class Job(contextlib.AbstractContextManager):
     Attributes:
       folder: Folder to write to while the job runs.
       target: Path of the folder once the job is complete.
-      done: Keys of the pieces that an earlier run wrote completely; the caller removes those that are damaged.
       finished: Whether an earlier run of the same job completed, so that there is nothing to do.
     """
 
-    def __init__(self, target: str | os.PathLike, fingerprint: str):
+    def __init__(self, target: str | os.PathLike, fingerprint: str, names: Collection[str]):
         """Starts or resumes a job.
 
         Args:
           target: Local folder to write.
           fingerprint: Identifies the job by its source, dtype and format.
+          names: Names of the entries of the folder that the job may make. A job that starts over removes those of the
+            unfinished one, and nothing else.
 
         Raises:
           InputError: `target` exists and is not the result of this job, or another process is writing it.
         """
         self.target = pathlib.Path(os.path.abspath(target))
-        self.folder = self.target.with_name(self.target.name + ".converting")
-        self.fingerprint, self.done, self._journal = fingerprint, set(), None
+        self.fingerprint, self._done, self._journal = fingerprint, {}, None
         self.finished = _has_fingerprint(self.target / _COMPLETE_FILE, fingerprint)
         if self.finished:
             (self.target / _PROGRESS_FILE).unlink(missing_ok=True)
             logger.info("%s is complete already", self.target)
             return
+        if self.target.is_symlink():
+            raise InputError(f"{self.target}: {_LINK}")
         if self.target.exists() and not (self.target.is_dir() and not any(self.target.iterdir())):
             raise InputError(f"{self.target}: {_OTHER_DATA}")
+        self.folder = self.target.with_name(self.target.name + ".converting")
+        if self.folder.is_symlink():
+            raise InputError(f"{self.folder}: {_LINK}")
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / _PROGRESS_FILE
-        self._journal = Journal(path, tuple, "not a written piece; remove the folder", fingerprint, exclusive=True)
-        self.done = set(self._journal.entries)
+        if any(self.folder.iterdir()) and (path.is_symlink() or not path.is_file()):
+            raise InputError(f"{self.folder}: {_OTHER_DATA}")
+        self._journal = Journal(
+            path, _parse_entry, "not a written piece; remove the folder", fingerprint, exclusive=True
+        )
+        self._done = dict(self._journal.entries)
         if not self._journal.resumed:
-            if not self._journal.empty:
-                logger.warning(_STARTING_OVER, self.folder)
-            for entry in self.folder.iterdir():
-                if entry.name != _PROGRESS_FILE:
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            self._start_over(path)
             self._journal.restart()
+            self._journal.append([[], sorted(names)])
+
+    def _start_over(self, progress_file: pathlib.Path) -> None:
+        """Removes what the unfinished job has made whose progress file is in the folder."""
+        if not self._journal.empty:
+            logger.warning(_STARTING_OVER, self.folder)
+        made = [*_made_names(progress_file), _COMPLETE_FILE]
+        entries = [entry for entry in self.folder.iterdir() if entry != progress_file]
+        if foreign := sorted(entry.name for entry in entries if entry.name not in made or entry.is_symlink()):
+            raise InputError(
+                f"{self.folder}: besides an unfinished conversion it holds {', '.join(foreign[:8])}; move what you "
+                "need and remove the folder, or choose another name"
+            )
+        for entry in entries:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def is_done(self, key: tuple) -> bool:
         """Returns whether an earlier run recorded this piece as written; the caller checks that its files are whole."""
-        return key in self.done
+        return key in self._done
 
-    def mark_done(self, key: tuple) -> None:
+    def note(self, key: tuple) -> Any:
+        """Returns what was recorded with a written piece, by this run or an earlier one; None if nothing was."""
+        return self._done.get(key)
+
+    def mark_done(self, key: tuple, note: Any = None) -> None:
         """Records a piece as written. Call it only once its bytes are in their files."""
-        self._journal.append(key)
+        self._journal.append([key, note])
+        self._done[key] = note
+
+    def forget(self, keys: Collection[tuple]) -> None:
+        """Takes pieces as not written, whose files are damaged."""
+        for key in keys:
+            self._done.pop(key, None)
 
     def commit(self) -> None:
         """Renames the complete folder to the target."""
@@ -110,12 +141,13 @@ class BucketJob(contextlib.AbstractContextManager):
     sizes.
     """
 
-    def __init__(self, target: str | os.PathLike, fingerprint: str):
+    def __init__(self, target: str | os.PathLike, fingerprint: str, names: Collection[str]):
         """Starts or resumes a job.
 
         Args:
           target: Folder under gs:// to write.
           fingerprint: Identifies the job by its source, dtype and format.
+          names: Names of the entries of the folder that the job may make.
 
         Raises:
           InputError: `target` holds other data or is not writable, or its bucket does not exist.
@@ -123,18 +155,19 @@ class BucketJob(contextlib.AbstractContextManager):
         self.target = self.folder = resolve(target)
         self.fingerprint = fingerprint
         check_bucket(self.target)
-        names = list_dir(self.folder)
+        entries = list_dir(self.folder)
+        self._notes = {}
         self.finished, self._resumed = (
-            name in names and _has_fingerprint(self.folder / name, fingerprint)
+            name in entries and _has_fingerprint(self.folder / name, fingerprint)
             for name in (_COMPLETE_FILE, _STARTED_FILE)
         )
         if self.finished:
             logger.info("%s is complete already", self.target)
         if self.finished or self._resumed:
             return
-        if names and (_COMPLETE_FILE in names or _STARTED_FILE not in names):
+        if entries and (_STARTED_FILE not in entries or set(entries) - {_STARTED_FILE, *names}):
             raise InputError(f"{self.target}: {_OTHER_DATA}")
-        if names:
+        if entries:
             logger.warning(_STARTING_OVER, self.target)
             self.folder.rmtree()
         _write_fingerprint(self.folder / _STARTED_FILE, fingerprint)
@@ -143,8 +176,13 @@ class BucketJob(contextlib.AbstractContextManager):
         """Returns whether an earlier run may have written this piece; the caller checks its objects."""
         return self._resumed
 
-    def mark_done(self, key: tuple) -> None:
-        """Does nothing: the objects themselves show what is written."""
+    def note(self, key: tuple) -> Any:
+        """Returns what this run recorded with a written piece; None if nothing was."""
+        return self._notes.get(key)
+
+    def mark_done(self, key: tuple, note: Any = None) -> None:
+        """Keeps the note of a piece; the objects themselves show what is written."""
+        self._notes[key] = note
 
     def check_space(self, needed: int) -> None:
         """Does nothing: a bucket is never full."""
@@ -159,13 +197,13 @@ class BucketJob(contextlib.AbstractContextManager):
 
 
 @contextlib.contextmanager
-def open_job(target: str | os.PathLike, fingerprint: str) -> Iterator[Job | BucketJob]:
-    """Starts or resumes the job that writes `target`, a local folder or one under gs://.
+def open_job(target: str | os.PathLike, fingerprint: str, names: Collection[str]) -> Iterator[Job | BucketJob]:
+    """Starts or resumes the job that writes the entries `names` of `target`, a local folder or one under gs://.
 
     Errors of any library about the target, such as a full disk, become an InputError.
     """
     location, kind = (target, BucketJob) if is_url(target) else (os.path.abspath(target), Job)
-    with translate_write_errors(location), kind(location, fingerprint) as job:
+    with translate_write_errors(location), kind(location, fingerprint, names) as job:
         yield job
 
 
@@ -183,7 +221,7 @@ def write_pieces(
       job: The job.
       sizes: Bytes of all pieces, by key.
       remaining: Keys of the pieces to write.
-      write: Writes the piece of a key completely.
+      write: Writes the piece of a key completely, and returns a JSON value to record with it.
       title: Text before the progress bar.
       quiet: Whether to hide the progress bar.
     """
@@ -191,18 +229,33 @@ def write_pieces(
     done = total - sum(sizes[key] for key in remaining)
 
     def run(key: tuple) -> None:
-        write(key)
-        job.mark_done(key)
+        job.mark_done(key, write(key))
         bar.update(sizes[key])
 
     with progress_bar(total, title, done, quiet) as bar, concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         list(pool.map(run, remaining))  # an error cancels the pieces that no thread has begun
 
 
+def _parse_entry(value: Any) -> tuple[tuple, Any]:
+    """Returns the key and the note of a written piece; raises TypeError or ValueError for anything else."""
+    key, note = value
+    hash(tuple(key))
+    return tuple(key), note
+
+
+def _made_names(progress_file: pathlib.Path) -> list[str]:
+    """Returns the names of the entries that the job of a progress file may have made; its second line lists them."""
+    with contextlib.suppress(ValueError, IndexError, TypeError):
+        key, names = json.loads(progress_file.read_bytes().splitlines()[1])
+        if not key and all(isinstance(name, str) for name in names):
+            return names
+    return []
+
+
 def _has_fingerprint(file: pathlib.Path, fingerprint: str) -> bool:
     """Returns whether the file exists and holds this fingerprint."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError, KeyError):
-        return json.loads(file.read_text())["fingerprint"] == fingerprint
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return json.loads(file.read_bytes())["fingerprint"] == fingerprint
     return False
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import pathlib
 import shutil
@@ -104,22 +103,6 @@ def exists(file: epath.Path) -> bool:
     return file.name in list_dir(file.parent) if is_url(file) else file.exists()
 
 
-def read_json(path: pathlib.Path | epath.Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      InputError: The file cannot be read or is not valid JSON; the message names the line.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"{path}: cannot be read ({reason}); check the folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        line = getattr(error, "lineno", 1)
-        raise InputError(f"{path}:{line}: not valid JSON ({error}); download the file again") from None
-
-
 def file_fingerprints(paths: Iterable[str]) -> list[list]:
     """Returns [path, size, modification time] of each file, which a resumed job compares with its own."""
     fingerprints = []
@@ -204,6 +187,7 @@ def translate_write_errors(target: str | os.PathLike) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        where = getattr(error, "filename", None) or target
         text, number = str(error), getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
             message = "no space left on the disk; free some space and run the same command again"
@@ -211,6 +195,8 @@ def translate_write_errors(target: str | os.PathLike) -> Iterator[None]:
             message = "not allowed to write there; choose another folder"
         elif number == errno.EROFS:
             message = "the disk is read-only; choose another folder"
+        elif isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{where}: {error.strerror}; check the path or choose another one") from None
         else:
             raise
         raise InputError(f"{target}: {message}") from None

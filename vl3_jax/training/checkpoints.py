@@ -20,8 +20,9 @@ from flax.traverse_util import unflatten_dict
 
 from vl3_jax.checkpoint import find_tree, open_source, write_adapters
 from vl3_jax.errors import InputError
+from vl3_jax.json_file import read_json
 from vl3_jax.model.linear import LoraKernel
-from vl3_jax.storage.paths import list_dir, read_json, resolve, translate_io_errors
+from vl3_jax.storage.paths import list_dir, resolve, translate_io_errors
 from vl3_jax.training.groups import flatten, map_paths, split
 from vl3_jax.training.lora import merge_adapters
 from vl3_jax.training.optimizer import Optimizer
