@@ -11,13 +11,16 @@ imports modules of its own layer and of those above it:
             `tokenizer_files`  special tokens and chat templates
             `sources`          a checkpoint of any kind as leaves of the parameter tree
             `orbax_tree`       Orbax folders as such a source, read with TensorStore
-            `peft`             adapters, merged while they are read, and written
+            `run_files`        the small files of a run, joined with those of its base
+            `peft_config`      adapter_config.json
+            `peft_merge`       adapters, merged while they are read
   actions   `hub`              download from the Hugging Face Hub
             `hf_source`        open a Hugging Face folder, URL or Hub id
             `load`             open a checkpoint of any kind, and load it onto devices
             `init_source`      combine the initial checkpoint of stage 1
             `orbax_write`      write an Orbax folder
             `export`           write a Hugging Face folder
+            `peft_export`      write the adapters of a run
             `inspection`       list the content of a checkpoint, and compare two
 """
 
@@ -28,7 +31,8 @@ from vl3_jax.checkpoint.inspection import checkpoint_overview, compare
 from vl3_jax.checkpoint.load import Checkpoint, find_tree, load, open_source
 from vl3_jax.checkpoint.names import LAYOUTS, name_map
 from vl3_jax.checkpoint.orbax_write import write_model_info, write_orbax
-from vl3_jax.checkpoint.peft import write_adapters
+from vl3_jax.checkpoint.peft_export import peft_base, write_adapters
+from vl3_jax.checkpoint.run_files import run_files
 from vl3_jax.checkpoint.sources import CheckpointSource
 
 __all__ = [
@@ -43,6 +47,8 @@ __all__ = [
     "name_map",
     "open_hf",
     "open_source",
+    "peft_base",
+    "run_files",
     "write_adapters",
     "write_hf",
     "write_model_info",

@@ -19,7 +19,7 @@ import tensorstore as ts
 from vl3_jax.checkpoint.names import LeafSpec
 from vl3_jax.checkpoint.orbax_tree import ASSETS, COMMITTED, METADATA, MODEL_INFO, model_info
 from vl3_jax.checkpoint.sidecar_files import copy_sidecar_files
-from vl3_jax.checkpoint.sources import CheckpointSource
+from vl3_jax.checkpoint.sources import CheckpointSource, Origin
 from vl3_jax.errors import InputError
 from vl3_jax.storage.jobs import BucketJob, Job, open_job, write_pieces
 from vl3_jax.storage.paths import is_url, kvstore, list_dir, resolve
@@ -138,7 +138,7 @@ def _chunks_complete(file_sizes: Mapping[str, int], spec: LeafSpec, layer: int |
 
 def _finish(source: CheckpointSource, job: Job | BucketJob) -> None:
     """Writes the sidecar files and the metadata; `_METADATA`, which makes the folder a checkpoint, comes last."""
-    _write_info(source, job.folder)
+    _write_info(source, job.folder, source.origin)
     tree = {
         "tree_metadata": {
             str(tuple(path.split("/"))): {
@@ -181,9 +181,9 @@ def write_model_info(folder: str | os.PathLike, source: CheckpointSource) -> Non
     folder = resolve(folder)
     if not is_url(folder) and not folder.is_dir():
         raise InputError(f"{folder}: no such folder; create it first")
-    _write_info(source, folder)
+    _write_info(source, folder, None)  # the checkpoints below have other weights
 
 
-def _write_info(source: CheckpointSource, folder: pathlib.PurePath) -> None:
+def _write_info(source: CheckpointSource, folder: pathlib.PurePath, origin: Origin | None) -> None:
     copy_sidecar_files(source.files, folder / ASSETS)
-    (folder / MODEL_INFO).write_text(model_info(source.config, source.parts, source.files_kind))
+    (folder / MODEL_INFO).write_text(model_info(source.config, source.parts, source.files_kind, origin))
