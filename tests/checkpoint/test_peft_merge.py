@@ -127,6 +127,10 @@ def test_other_arithmetic_is_refused(tmp_path, base, settings, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
+            'init_lora_weights "loftq" is not supported',
+        ),
         ({"init_lora_weights": "corda"}, 'init_lora_weights "corda" is not supported'),
         ({"init_lora_weights": "lora_ga"}, 'init_lora_weights "lora_ga" is not supported'),
         ({"use_qalora": True}, "use_qalora true is not supported"),

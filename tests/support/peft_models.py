@@ -34,6 +34,7 @@ class OfficialModel(torch.nn.Module):
         self.model.vision_encoder, self.model.mm_projector = native.model.vision_model, native.model.projector
         self.lm_head = native.lm_head
         self._native = [native]  # a list, so that torch does not see its modules twice
+        self.config, self.prepare_inputs_for_generation = native.config, None  # PEFT looks for them
 
     def forward(self, **inputs: Any) -> Any:
         native = self._native[0]

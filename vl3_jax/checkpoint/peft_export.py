@@ -8,14 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from vl3_jax.checkpoint.hf_source import open_hf
 from vl3_jax.checkpoint.hub import is_hub_id
 from vl3_jax.checkpoint.names import LeafSpec, name_map
 from vl3_jax.checkpoint.peft_merge import ADAPTER_WEIGHTS, PREFIX
 from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG
-from vl3_jax.checkpoint.sources import CheckpointSource, Origin
+from vl3_jax.checkpoint.sources import Origin
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.model.linear import LoraKernel
@@ -55,7 +55,7 @@ def peft_base(
             raise InputError(f"--base {name}: of which layout is it? Give --layout, too: {', '.join(LAYOUTS)}")
     else:
         model, name = open_hf(name), os.path.abspath(name)
-        if model.origin is None or model.kind not in LAYOUTS or not _same_shapes(model, config):
+        if model.origin is None or model.kind not in LAYOUTS or _shapes(model.config) != _shapes(config):
             raise InputError(f"{name}: not a complete model of the shape of {location}; name another base with --base")
         known = model.kind
     if layout not in (None, known):
@@ -63,9 +63,8 @@ def peft_base(
     return Origin(name, known)
 
 
-def _same_shapes(model: CheckpointSource, config: ModelConfig) -> bool:
-    expected = name_map("official", config).leaves
-    return {path: leaf.shape for path, leaf in model.leaves.items()} == {p: leaf.shape for p, leaf in expected.items()}
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return {name: spec.shape for name, spec in name_map("official", config).tensors.items()}
 
 
 def write_adapters(
@@ -96,7 +95,8 @@ def write_adapters(
     Raises:
       InputError: There are no adapters, or several ranks or scales.
     """
-    leaves = name_map(layout, config).leaves
+    names = name_map(layout, config)
+    leaves = names.leaves
     values = _flatten(params)
     adapters = {path: node for path, node in values.items() if isinstance(node, LoraKernel)}
     scales = {(kernel.a.shape[-1], kernel.scale) for kernel in adapters.values()}
@@ -114,9 +114,12 @@ def write_adapters(
     if config.text.tie_word_embeddings and _EMBEDDING in values and _flatten(whole).get(_EMBEDDING):
         # PEFT trains copies of modules, which are tied no longer.
         whole_tensors[_HEAD] = whole_tensors[leaves[_EMBEDDING].tensor(None).name]
+    # PEFT saves whole modules only. What is trained of others it loads into the base, or, where the module is adapted,
+    # into the layer that the adapter wraps.
     adapted = {name.rpartition(".lora_")[0] for name in tensors}
-    biases = {name for name in whole_tensors if name.rpartition(".")[0] in adapted}
-    saved = {name.rpartition(".")[0] for name in whole_tensors if name not in biases}
+    biases = {name for name in whole_tensors if _module(name) in adapted}
+    partly = {_module(name) for name in names.tensors if name not in whole_tensors}
+    saved = {_module(name) for name in whole_tensors} - partly
     tensors |= {
         name.replace(".bias", ".base_layer.bias") if name in biases else name: tensor
         for name, tensor in whole_tensors.items()
@@ -139,8 +142,12 @@ def write_adapters(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stored = {f"{PREFIX}{name}": np.ascontiguousarray(tensor, dtype) for name, tensor in tensors.items()}
-    save_file(stored, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    (folder / ADAPTER_WEIGHTS).write_bytes(save(stored, {"format": "pt"}))
     (folder / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _module(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
