@@ -57,7 +57,6 @@ class Checkpoints:
         items = (_PARAMS, _TRAINING, _DATA)
         with translate_io_errors(workdir):
             self._manager = ocp.CheckpointManager(workdir / FOLDER, options=options, item_names=items)
-        self._frozen: jax.Array | None = None
         self._workdir, self._optimizer, self._every, self._has_adapters = workdir, optimizer, config.every, has_adapters
 
     @property
@@ -126,9 +125,7 @@ class Checkpoints:
         leaves = jax.tree.leaves(frozen)
         if not all(isinstance(leaf, jax.Array) for leaf in leaves):
             return jax.ShapeDtypeStruct((len(leaves),), jnp.uint32, sharding=sharding)
-        if self._frozen is None:  # they never change
-            self._frozen = jax.jit(checksums, out_shardings=sharding)(leaves)
-        return self._frozen
+        return jax.jit(checksums, out_shardings=sharding)(leaves)
 
     def _check_base(self, base: TrainState, stored: jax.Array) -> None:
         """Raises InputError unless the frozen weights of a run are still those that it began from."""
@@ -192,7 +189,7 @@ def export_adapters(
         job.commit()
 
 
-def _trained_leaves(folder: epath.Path) -> dict[str, np.ndarray]:
+def _trained_leaves(folder: epath.Path) -> dict[str, Any]:
     """Reads the trainable parameters of a checkpoint into this host's memory, whatever mesh wrote them."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         stored = checkpointer.metadata(folder).item_metadata.tree

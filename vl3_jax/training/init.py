@@ -109,12 +109,22 @@ def _random(config: RunConfig) -> InitialWeights:
 
 
 def prepare_workdir(workdir: epath.Path, config: RunConfig, init: InitialWeights, rows: int) -> None:
-    """Writes the files of the run itself, with which every command can read the checkpoints below the workdir."""
+    """Writes the files of the run itself, with which every command can read the checkpoints below the workdir.
+
+    Raises:
+      InputError: The run in the workdir began from a model of another configuration.
+    """
     if jax.process_index():
         return
     folder = workdir / ASSETS
     parts = [part for part in PARTS if part != "head" or not init.model_config.text.tie_word_embeddings]
+    info = model_info(init.model_config, parts, "official")
     with translate_io_errors(workdir):
+        if MODEL_INFO in list_dir(workdir) and (workdir / MODEL_INFO).read_text() != info:
+            raise InputError(
+                f"{workdir}: init_from has another configuration now than its run began from; give the run its start "
+                "back, or start another --workdir"
+            )
         workdir.mkdir(parents=True, exist_ok=True)
         # Written first: hosts that look later see from it which run the workdir belongs to.
         origin = init.source.origin if init.source is not None else None
@@ -124,7 +134,7 @@ def prepare_workdir(workdir: epath.Path, config: RunConfig, init: InitialWeights
         folder.mkdir(exist_ok=True)
         for name, content in _with_data_settings(init.files, config.data).items():
             (folder / name).write_bytes(content)
-        (workdir / MODEL_INFO).write_text(model_info(init.model_config, parts, "official"))
+        (workdir / MODEL_INFO).write_text(info)
 
 
 def read_record(workdir: str | os.PathLike) -> dict[str, Any]:
