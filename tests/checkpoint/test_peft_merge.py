@@ -101,10 +101,6 @@ def test_an_adapted_head_that_is_saved_whole_gets_both(tmp_path, base):
         ({"init_lora_weights": "pissa"}, 'init_lora_weights "pissa"'),
         ({"init_lora_weights": "pissa_niter_2"}, 'init_lora_weights "pissa_niter_2"'),
         ({"init_lora_weights": "olora"}, 'init_lora_weights "olora"'),
-        (
-            {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}},
-            'init_lora_weights "loftq"',
-        ),
         ({"use_dora": True}, "use_dora true"),
         ({"lora_bias": True}, "lora_bias true"),
         ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens \[1, 2\]"),
@@ -165,6 +161,12 @@ def test_other_kinds_of_adapters_are_refused(tmp_path, base, kind):
     peft_models.save_adapter(base[2], tmp_path / "run", kind(target_modules=["q_proj"], **options))
     with pytest.raises(InputError, match="only LORA is"):
         open_source(tmp_path / "run", base=str(base[1]))
+
+
+def test_an_adapter_of_itself_is_refused(tmp_path, base):
+    peft_models.save_adapter(base[2], tmp_path / "run", peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    with pytest.raises(InputError, match="is an adapter of itself"):
+        open_source(tmp_path / "run", base=str(tmp_path / "run"))
 
 
 def test_two_adapters_in_one_file_are_refused(tmp_path, base):

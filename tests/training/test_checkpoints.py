@@ -17,6 +17,7 @@ from vl3_jax.checkpoint.sources import Origin
 from vl3_jax.cli.main import main
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.mesh import make_mesh
+from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.training.checkpoints import Checkpoints
 from vl3_jax.training.checksums import checksums
 from vl3_jax.training.groups import WITH_LORA, flatten, map_paths
@@ -74,8 +75,15 @@ def write_run(workdir, base) -> None:
     (workdir / "config.json").write_text(json.dumps(record))
     (workdir / "vl3.json").write_text(model_info(source.config, source.parts, source.files_kind))
     (workdir / "assets").mkdir()
-    for name in ("config.json", "tokenizer.json", "preprocessor_config.json"):
-        (workdir / "assets" / name).write_bytes((source.files / name).read_bytes())
+    for file in source.files.glob("*.json"):
+        (workdir / "assets" / file.name).write_bytes(file.read_bytes())
+    place = "config.json" if source.files_kind == "official" else "video_preprocessor_config.json"
+    for name, key, value in (
+        ("preprocessor_config.json", "image_mean", [0.1] * 3),
+        (place, "use_token_compression", False),
+    ):
+        path = workdir / "assets" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
 
 
 @pytest.mark.parametrize("layout", ["native", "official"])
@@ -85,9 +93,6 @@ def test_an_export_names_its_base_and_is_read_back(tmp_path, layout, capsys):
     write_orbax(open_source(tmp_path / "hf"), tmp_path / "start")
     assert open_source(tmp_path / "start").origin == Origin(str(tmp_path / "hf"), layout)
     write_run(tmp_path / "run", tmp_path / "start")
-    settings = json.loads((tmp_path / "run" / "assets" / "preprocessor_config.json").read_text())
-    settings |= {"max_tokens": 77} if layout == "official" else {"max_pixels": 77 * 196}
-    (tmp_path / "run" / "assets" / "preprocessor_config.json").write_text(json.dumps(settings))
     export = ["convert", "export", str(tmp_path / "run"), str(tmp_path / "peft"), "--format", "peft"]
     assert main([*export, "--dtype", "bfloat16"]) == 0
     content = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
@@ -96,8 +101,9 @@ def test_an_export_names_its_base_and_is_read_back(tmp_path, layout, capsys):
     assert not (tmp_path / "peft" / "config.json").exists()
     read = open_source(tmp_path / "peft")
     assert read.files_kind == layout
-    own = json.loads((read.files / "preprocessor_config.json").read_text())
-    assert {key: own[key] for key in settings} == settings
+    settings = ProcessorConfig.from_folder(read.files)
+    assert settings == ProcessorConfig.from_folder(tmp_path / "run" / "assets")
+    assert (settings.image_mean[0], settings.prune_threshold) == (0.1, None)
     for path, leaf in flatten(load(tmp_path / "start").params).items():
         np.testing.assert_allclose(flatten(load(read).params)[path], leaf, rtol=1e-2, err_msg=path)
     assert main(export) == 2

@@ -128,6 +128,7 @@ def open_hf(
     parts: Sequence[str] = PARTS,
     base: str | None = None,
     token: str | None = None,
+    above: tuple[str, ...] = (),
 ) -> TensorSource:
     """Opens a Hugging Face folder, URL or Hub id in any layout of `names.LAYOUTS`, or a LoRA or projector-only run.
 
@@ -138,14 +139,17 @@ def open_hf(
       parts: Parts of the model to open; see `names.PARTS`.
       base: Base model of an adapter or of a projector-only run, in place of the one that its files name.
       token: Hub token.
+      above: Names of the runs that this is the base of.
 
     Raises:
-      InputError: The source has no readable weights, or its tensors do not fit its configuration.
+      InputError: The source has no readable weights, is a base of itself, or its tensors do not fit its configuration.
     """
     folder = HfFolder(source, token)
     tensors = None if ADAPTER_CONFIG in folder.names else folder.open_weights()
     if tensors is None:
-        return _open_run(folder, parts, base, token)
+        if folder.name in above:
+            raise InputError(f"{folder.location}: is an adapter of itself; give its base with --base")
+        return _open_run(folder, parts, base, token, (*above, folder.name))
     if CONFIG not in folder.names:
         raise InputError(f"{folder.location}: no {CONFIG}; put it beside the weights")
     path, config = folder.path(CONFIG), read_json(folder.local / CONFIG)
@@ -158,7 +162,9 @@ def open_hf(
     return opened
 
 
-def _open_run(folder: HfFolder, parts: Sequence[str], base: str | None, token: str | None) -> TensorSource:
+def _open_run(
+    folder: HfFolder, parts: Sequence[str], base: str | None, token: str | None, above: tuple[str, ...]
+) -> TensorSource:
     """Opens what a run adds to its base model: an adapter and `non_lora_trainables.bin`, or `mm_projector.bin`.
 
     Configuration, processor and tokenizer files of the run take precedence over those of its base.
@@ -178,7 +184,7 @@ def _open_run(folder: HfFolder, parts: Sequence[str], base: str | None, token: s
         raise InputError(
             f"{folder.location}: no weights: expected model.safetensors, its index or pytorch_model.bin; check the path"
         )
-    model = _open_base(folder, config, base, named, token)
+    model = _open_base(folder, config, base, named, token, above)
     tensors = as_official(model)
     if extra in folder.names:
         tensors = Overlay([tensors, with_official_names(folder.open_file(extra))], replace=True)
@@ -192,16 +198,20 @@ def _open_run(folder: HfFolder, parts: Sequence[str], base: str | None, token: s
     if adapter is not None and files is model.files and has_run_files(folder.local):
         files = temporary_folder(adapter, "vl3-run-")
         keep, files_kind = [*keep, adapter], write_joined_files(folder.local, model, trained_layout(adapter), files)
+    vision = dataclasses.replace(model_config.vision, **pixel_statistics(files))
+    model_config = dataclasses.replace(model_config, vision=vision)
     return TensorSource("official", tensors, model_config, folder.location, files, files_kind, parts, keep=keep)
 
 
-def _open_base(folder: HfFolder, config: Mapping[str, Any], base: str | None, named: Any, token) -> TensorSource:
+def _open_base(
+    folder: HfFolder, config: Mapping[str, Any], base: str | None, named: Any, token, above: tuple[str, ...]
+) -> TensorSource:
     """Opens the base model of an adapter or projector; a decoder alone is joined with the tower that `config` names."""
     name = base or named
     if not name:
         raise InputError(f"{folder.location}: its files name no base model; give it with --base")
     try:
-        model = open_hf(name, token=token)
+        model = open_hf(name, token=token, above=above)
     except InputError as error:
         hint = "" if base else "; give another base model with --base"
         raise InputError(f"{folder.location}: base model: {error}{hint}") from None
@@ -210,7 +220,7 @@ def _open_base(folder: HfFolder, config: Mapping[str, Any], base: str | None, na
     tower_name = config.get("vision_encoder") or config.get("mm_vision_encoder")
     if not tower_name:
         raise InputError(f"{folder.location}: config.json names no tower; add vision_encoder to it")
-    tower = open_hf(tower_name, parts=("vision",), token=token)
+    tower = open_hf(tower_name, parts=("vision",), token=token, above=above)
     tensors = Overlay([as_official(model), as_official(tower)])
     model_config = ModelConfig(tower.config.vision, model.config.text)
     parts = ("vision", "llm", "head")

@@ -132,7 +132,7 @@ class _Settings:
         return value
 
     def rank(self, key: str, value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
             raise self._damaged(key, value)
         return value
 
@@ -156,7 +156,7 @@ class _Settings:
                 raise self.unsupported(key, value)
 
     def unsupported(self, key: str, value: Any) -> InputError:
-        return InputError(f"{self._path}: {key[:_SHOWN]} {_shown(value)} is not supported; {MERGE_FIRST}")
+        return InputError(f"{self._path}: {_shown(key)[1:-1]} {_shown(value)} is not supported; {MERGE_FIRST}")
 
     def _damaged(self, key: str, value: Any) -> InputError:
         return InputError(f"{self._path}: {key} {_shown(value)} makes no sense; download the file again")
