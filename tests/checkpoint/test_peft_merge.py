@@ -139,6 +139,7 @@ def test_other_arithmetic_is_refused(tmp_path, base, settings, message):
         ({"r": True}, "r true makes no sense"),
         ({"lora_alpha": float("nan")}, "lora_alpha NaN makes no sense"),
         ({"rank_pattern": {"(": 2}}, r'rank_pattern "\(" makes no sense'),
+        ({"rank_pattern": {"(?i)q_proj": 2}}, r'rank_pattern "\(\?i\)q_proj" makes no sense'),
         ({"alpha_pattern": [1]}, r"alpha_pattern \[1\] makes no sense"),
         ({"modules_to_save": ["lm_head"]}, "in modules_to_save but not stored: lm_head.weight"),
         ([], r"holds no settings but \[\]"),

@@ -18,9 +18,11 @@ from vl3_jax.cli.main import main
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.processing.processor_config import ProcessorConfig
+from vl3_jax.training import run_config
 from vl3_jax.training.checkpoints import Checkpoints
 from vl3_jax.training.checksums import checksums
 from vl3_jax.training.groups import WITH_LORA, flatten, map_paths
+from vl3_jax.training.init import InitialWeights, prepare_workdir
 from vl3_jax.training.lora import add_adapters
 from vl3_jax.training.run_config import CheckpointConfig
 from vl3_jax.training.state import TrainState, new_state, state_shardings
@@ -63,6 +65,16 @@ def test_a_run_with_adapters_goes_on_from_its_own_start_only(tmp_path):
         again.restore(1, shapes, dataclasses.replace(state, params=changed))
     again.close()
     checkpoints.close()
+
+
+def test_a_start_of_another_configuration_is_refused(tmp_path):
+    config, workdir = run_config.load("finetune:lora,mock"), epath.Path(tmp_path) / "run"
+    text = dataclasses.replace(MODEL.config.text, rope_theta=10_000.0)
+    for model_config in (MODEL.config, MODEL.config):
+        prepare_workdir(workdir, config, InitialWeights(model_config, {}, None), rows=8)
+    other = InitialWeights(dataclasses.replace(MODEL.config, text=text), {}, None)
+    with pytest.raises(InputError, match="another configuration now than its run began from"):
+        prepare_workdir(workdir, config, other, rows=8)
 
 
 def write_run(workdir, base) -> None:

@@ -175,6 +175,8 @@ def _open_run(
         path = folder.path(ADAPTER_CONFIG)
         adapter_config = parse_adapter_config(read_json(folder.local / ADAPTER_CONFIG), path)
         named, extra = adapter_config.base, _EXTRA_FILE
+        if adapter_config.revision and hub.is_hub_id(named) and not os.path.exists(named):
+            named = f"{named}@{adapter_config.revision}"
         adapter = next((folder.open_file(name) for name in _ADAPTER_FILES if name in folder.names), None)
         if adapter is None:
             raise InputError(f"{path}: there is no {ADAPTER_WEIGHTS} beside it; download it too")

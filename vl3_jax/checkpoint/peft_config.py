@@ -47,7 +47,8 @@ class AdapterConfig:
     """The settings of a LoRA adapter that its arithmetic depends on.
 
     Attributes:
-      base: Folder or Hub id (`owner/name[@revision]`) of the adapted model; empty if the file names none.
+      base: Folder or Hub id of the adapted model; empty if the file names none.
+      revision: Its revision on the Hub, if any.
       rank: Rank of the adapters.
       alpha: Numerator of their scale.
       rank_pattern: Ranks of modules whose names match a regular expression.
@@ -58,6 +59,7 @@ class AdapterConfig:
     """
 
     base: str
+    revision: str
     rank: int
     alpha: float
     rank_pattern: Mapping[str, int]
@@ -101,10 +103,10 @@ def parse_adapter_config(content: Any, path: object) -> AdapterConfig:
     initialisation = settings.take("init_lora_weights", object, True)
     if initialisation not in _INITIALISATIONS:
         raise settings.unsupported("init_lora_weights", initialisation)
-    base, revision = (settings.take(key, str, "") for key in ("base_model_name_or_path", "revision"))
     modules_to_save = settings.take("modules_to_save", list | str, ())
     config = AdapterConfig(
-        base=f"{base}@{revision}" if base and revision else base,
+        base=settings.take("base_model_name_or_path", str, ""),
+        revision=settings.take("revision", str, ""),
         rank=settings.rank("r", settings.take("r", int, _DEFAULT_RANK)),
         alpha=settings.alpha("lora_alpha", settings.take("lora_alpha", int | float, _DEFAULT_ALPHA)),
         rank_pattern=settings.pattern("rank_pattern", settings.rank),
@@ -145,8 +147,8 @@ class _Settings:
         patterns = self.take(key, dict, {})
         for pattern in patterns:
             try:
-                re.compile(pattern)
-            except re.error:
+                re.compile(_for_module(pattern))
+            except (re.error, OverflowError, RecursionError):
                 raise self._damaged(key, pattern) from None
         return {pattern: check(key, value) for pattern, value in patterns.items()}
 
@@ -164,7 +166,11 @@ class _Settings:
 
 def _match(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """Returns the value of the first pattern that matches the name of a module, or its end after a dot."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+    return next((value for key, value in patterns.items() if re.match(_for_module(key), module)), default)
+
+
+def _for_module(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
 
 
 def _shown(value: Any) -> str:

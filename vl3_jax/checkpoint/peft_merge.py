@@ -189,7 +189,9 @@ def with_official_names(tensors: TensorFiles, names: Iterable[str] | None = None
         if ".original_module." in name:
             continue
         if (first := found.setdefault(official_name(name), name)) != name:
-            raise InputError(f"{tensors.infos[name].file}: both {first} and {name} replace {official_name(name)}")
+            raise InputError(
+                f"{tensors.infos[name].file}: both {first} and {name} replace {official_name(name)}; save it again"
+            )
     return Renamed(tensors, found)
 
 
