@@ -89,8 +89,9 @@ class LoraMerged(TensorFiles):
             if name in self.infos
             and config.is_saved_whole(trained[spec.leaf].tensor(spec.layer).name.rpartition(".")[0])
         ]
-        self._check_names(model_config.text.tie_word_embeddings)
-        if model_config.text.tie_word_embeddings:
+        tied = model_config.text.tie_word_embeddings and _EMBEDDING in self.infos
+        self._check_names(tied)
+        if tied:
             self._check_tied()
 
     def _check_names(self, tied: bool) -> None:
@@ -138,9 +139,8 @@ class LoraMerged(TensorFiles):
             )
 
     def array(self, name: str) -> np.ndarray:
-        base = (
-            (self._whole if name in self._whole else self._base).array(name).astype(self.infos[name].dtype, copy=False)
-        )
+        unmerged = self._whole if name in self._whole.infos else self._base
+        base = unmerged.array(name).astype(self.infos[name].dtype, copy=False)
         if name not in self._pairs:
             return base
         pair = self._pairs[name]
