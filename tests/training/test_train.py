@@ -150,7 +150,7 @@ def test_held_out_data_profile_and_curves(tmp_path):
 
 
 @pytest.mark.slow
-def test_adapters(whole, tmp_path, monkeypatch):
+def test_adapters(whole, tmp_path, monkeypatch, capsys):
     start = ("random_init=False", f"init_from={whole}")
     lora = (*TINY, *start, "lora.rank=4")
     assert run("finetune:lora", tmp_path / "whole", *lora) == 0
@@ -165,10 +165,15 @@ def test_adapters(whole, tmp_path, monkeypatch):
         assert changed == (adapted or path.startswith("projector/")), path
         np.testing.assert_array_equal(merged[path], again[path], err_msg=path)
     assert main(["convert", "export", str(whole), str(tmp_path / "hf"), "--format", "official"]) == 0
-    assert main(["convert", "export", str(tmp_path / "whole"), str(tmp_path / "peft"), "--format", "peft"]) == 0
-    for path, value in flatten(load(tmp_path / "peft", base=str(tmp_path / "hf")).params).items():
+    export = ["convert", "export", str(tmp_path / "whole"), str(tmp_path / "peft"), "--format", "peft"]
+    assert main(export) == 2  # PEFT cannot load the workdir that the run began from
+    assert "began from no Hugging Face model" in capsys.readouterr().err
+    assert main([*export, "--base", str(tmp_path / "hf")]) == 0
+    for path, value in flatten(load(tmp_path / "peft").params).items():
         np.testing.assert_allclose(value, merged[path], rtol=REORDERED, atol=REORDERED, err_msg=path)
-    assert main(["convert", "export", str(whole), str(tmp_path / "none"), "--format", "peft"]) == 2
+    for folder, message in ((whole, "a run without adapters"), (tmp_path / "hf", "something else")):
+        assert main(["convert", "export", str(folder), str(tmp_path / "none"), "--format", "peft"]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

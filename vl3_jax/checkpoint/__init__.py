@@ -13,7 +13,9 @@ imports modules of its own layer and of those above it:
             `sources`          a checkpoint of any kind as leaves of the parameter tree
             `orbax_tree`       Orbax folders as such a source, read with TensorStore
             `digests`          checksums of an Orbax folder
-            `peft`             adapters, merged while they are read, and written
+            `run_files`        the small files of a run, joined with those of its base
+            `peft_config`      adapter_config.json
+            `peft_merge`       adapters, merged while they are read
   actions   `hub`              download from the Hugging Face Hub
             `hf_source`        open a Hugging Face folder, URL or Hub id
             `opening`          open a checkpoint of any kind
@@ -21,6 +23,7 @@ imports modules of its own layer and of those above it:
             `init_source`      combine the initial checkpoint of stage 1
             `orbax_write`      write an Orbax folder
             `export`           write a Hugging Face folder
+            `peft_export`      write the adapters of a run
             `inspection`       list the content of a checkpoint, and compare two
 """
 
@@ -33,12 +36,13 @@ from vl3_jax.checkpoint.init_source import InitSource
 from vl3_jax.checkpoint.names import LAYOUTS, name_map
 from vl3_jax.checkpoint.opening import find_tree, open_source, open_tokenizer
 from vl3_jax.checkpoint.orbax_write import write_model_info, write_orbax
+from vl3_jax.checkpoint.run_files import run_files
 from vl3_jax.checkpoint.sources import CheckpointSource
 
 if TYPE_CHECKING:
     from vl3_jax.checkpoint.inspection import checkpoint_overview, compare
     from vl3_jax.checkpoint.loading import Checkpoint, load
-    from vl3_jax.checkpoint.peft import write_adapters
+    from vl3_jax.checkpoint.peft_export import peft_base, write_adapters
 
 # What needs jax, whose import takes as long as the conversion of some gigabytes, is imported on first use.
 _LAZY = {
@@ -46,7 +50,8 @@ _LAZY = {
     "checkpoint_overview": "inspection",
     "compare": "inspection",
     "load": "loading",
-    "write_adapters": "peft",
+    "peft_base": "peft_export",
+    "write_adapters": "peft_export",
 }
 
 __all__ = [
@@ -62,6 +67,8 @@ __all__ = [
     "open_hf",
     "open_source",
     "open_tokenizer",
+    "peft_base",
+    "run_files",
     "write_adapters",
     "write_hf",
     "write_model_info",

@@ -7,7 +7,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from vl3_jax.checkpoint import hub, peft
+from vl3_jax.checkpoint import hub
 from vl3_jax.checkpoint.hf_config import (
     detect_layout,
     infer_tower,
@@ -15,22 +15,24 @@ from vl3_jax.checkpoint.hf_config import (
     pixel_statistics,
 )
 from vl3_jax.checkpoint.names import LAYOUTS, PARTS, name_map
+from vl3_jax.checkpoint.peft_config import parse_adapter_config
+from vl3_jax.checkpoint.peft_merge import ADAPTER_WEIGHTS, LoraMerged, trained_layout, with_official_names
+from vl3_jax.checkpoint.run_files import has_run_files, write_joined_files
 from vl3_jax.checkpoint.safetensors_file import SafetensorsFile
 from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG, CONFIG, download_sidecar_files
-from vl3_jax.checkpoint.sources import TensorSource, fold_names, listed
+from vl3_jax.checkpoint.sources import Origin, TensorSource, fold_names, listed
 from vl3_jax.checkpoint.tensors import Overlay, Renamed, TensorFiles, same_bits
 from vl3_jax.checkpoint.torch_pickle import TorchFile
 from vl3_jax.errors import InputError
-from vl3_jax.json_file import JsonObject, read_object
+from vl3_jax.json_file import JsonObject, read_json, read_object
 from vl3_jax.model.config import ModelConfig
-from vl3_jax.storage.paths import is_url, list_dir
+from vl3_jax.storage.paths import is_url, list_dir, temporary_folder
 
 logger = logging.getLogger(__name__)
 
 _PROJECTOR_FILE = "mm_projector.bin"
-_ADAPTER_FILES = (peft.ADAPTER_WEIGHTS, "adapter_model.bin")
+_ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapter_model.bin")
 _EXTRA_FILE = "non_lora_trainables.bin"
-_PROJECTOR = "mm_projector.readout."  # what every name of a projector's tensor contains
 # Stem and ending of the files of a complete model. Safetensors take precedence over pickles.
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
 _WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -48,12 +50,15 @@ class HfFolder:
       location: Path or URL of the folder.
       names: Sorted names of the files in the folder.
       local: Local folder with the JSON and tokenizer files: the folder itself, or a temporary copy for a URL.
+      name: What to find the folder by from anywhere: Hub id, URL or absolute path.
     """
 
     def __init__(self, source: str | os.PathLike, token: str | None = None):
         """Opens a local folder, a URL, or a Hub id, which is downloaded; raises InputError if there is none."""
         text = os.fspath(source)
+        self.name = text if is_url(text) else os.path.abspath(text)
         if not is_url(text) and not pathlib.Path(text).exists() and hub.is_hub_id(text):
+            self.name = text
             text = os.fspath(hub.download(text, token))
         self.location = text.rstrip("/")
         self.names = sorted(name for name in list_dir(self.location) if not name.startswith("."))
@@ -142,6 +147,7 @@ def open_hf(
     parts: Sequence[str] = PARTS,
     base: str | None = None,
     token: str | None = None,
+    above: tuple[str, ...] = (),
 ) -> TensorSource:
     """Opens a Hugging Face folder, URL or Hub id in any layout of `names.LAYOUTS`, or a LoRA or projector-only run.
 
@@ -152,14 +158,17 @@ def open_hf(
       parts: Parts of the model to open; see `names.PARTS`.
       base: Base model of an adapter or of a projector-only run, in place of the one that its files name.
       token: Hub token.
+      above: Names of the runs that this is the base of.
 
     Raises:
-      InputError: The source has no readable weights, or its tensors do not fit its configuration.
+      InputError: The source has no readable weights, is a base of itself, or its tensors do not fit its configuration.
     """
     folder = HfFolder(source, token)
     tensors = None if ADAPTER_CONFIG in folder.names else folder.open_weights()
     if tensors is None:
-        return _open_run(folder, parts, base, token)
+        if folder.name in above:
+            raise InputError(f"{folder.location}: is an adapter of itself; give its base with --base")
+        return _open_run(folder, parts, base, token, (*above, folder.name))
     if CONFIG not in folder.names:
         raise InputError(f"{folder.location}: no {CONFIG}; put it beside the weights")
     if wrapped := next(filter(_WRAPPED.search, tensors), None):
@@ -177,7 +186,9 @@ def open_hf(
     if "head" in parts and not _is_tied(folder, layout, model_config, tensors):
         text = dataclasses.replace(model_config.text, tie_word_embeddings=False)
         model_config = dataclasses.replace(model_config, text=text)
-    return TensorSource(layout, tensors, model_config, folder.location, folder.local, parts=parts, keep=folder)
+    opened = TensorSource(layout, tensors, model_config, folder.location, folder.local, parts=parts, keep=folder)
+    opened.origin = Origin(folder.name, layout)
+    return opened
 
 
 def _is_tied(folder: HfFolder, layout: str, config: ModelConfig, tensors: TensorFiles) -> bool:
@@ -202,20 +213,24 @@ def _is_tied(folder: HfFolder, layout: str, config: ModelConfig, tensors: Tensor
     return not kept
 
 
-def _open_run(folder: HfFolder, parts: Sequence[str], base: str | None, token: str | None) -> TensorSource:
+def _open_run(
+    folder: HfFolder, parts: Sequence[str], base: str | None, token: str | None, above: tuple[str, ...]
+) -> TensorSource:
     """Opens what a run adds to its base model: an adapter and `non_lora_trainables.bin`, or `mm_projector.bin`.
 
-    Configuration files of the run take precedence over those of its base.
+    Configuration, processor and tokenizer files of the run take precedence over those of its base.
     """
     config = read_object(folder.local / CONFIG)
-    adapter = next((name for name in _ADAPTER_FILES if name in folder.names), None)
+    adapter_config = adapter = None
     if ADAPTER_CONFIG in folder.names:
-        adapter_config = read_object(folder.local / ADAPTER_CONFIG)
-        named, extra = adapter_config.text("base_model_name_or_path"), _EXTRA_FILE
+        path = folder.path(ADAPTER_CONFIG)
+        adapter_config = parse_adapter_config(read_json(folder.local / ADAPTER_CONFIG), path)
+        named, extra = adapter_config.base, _EXTRA_FILE
+        if adapter_config.revision and hub.is_hub_id(named) and not os.path.exists(named):
+            named = f"{named}@{adapter_config.revision}"
+        adapter = next((folder.open_file(name) for name in _ADAPTER_FILES if name in folder.names), None)
         if adapter is None:
-            raise InputError(
-                f"{folder.location}: adapter_config.json without adapter_model.safetensors; download it too"
-            )
+            raise InputError(f"{path}: there is no {ADAPTER_WEIGHTS} beside it; download it too")
     elif _PROJECTOR_FILE in folder.names:
         named, extra = config.text("_name_or_path"), _PROJECTOR_FILE
     else:
@@ -226,34 +241,34 @@ def _open_run(folder: HfFolder, parts: Sequence[str], base: str | None, token: s
         raise InputError(
             f"{folder.location}: no weights: expected model.safetensors, its index or pytorch_model.bin; check the path"
         )
-
-    def trained(file: str) -> TensorFiles:
-        tensors = folder.open_file(file)
-        return Renamed(tensors, {_official_name(name): name for name in tensors})
-
-    model = _open_base(folder, config, base, named, token)
+    model = _open_base(folder, config, base, named, token, above)
     tensors = as_official(model)
     if extra in folder.names:
-        tensors = Overlay([tensors, trained(extra)], replace=True)
-    if ADAPTER_CONFIG in folder.names:
-        tensors = peft.LoraMerged(tensors, trained(adapter), adapter_config, folder.local / ADAPTER_CONFIG)
-    model_config, files, files_kind = model.config, model.files, model.files_kind
+        tensors = Overlay([tensors, with_official_names(folder.open_file(extra))], replace=True)
+    if adapter_config is not None:
+        tensors = LoraMerged(tensors, adapter, adapter_config, model.config, path)
+    keep, model_config, files, files_kind = [folder, model], model.config, model.files, model.files_kind
     if config.get("model_type") is not None:
         model_config = parse_config(config, model.config.vision)
         if any(name in folder.names for name in ("tokenizer.json", "vocab.json")):
-            files, files_kind = folder.local, "official-train"
-    return TensorSource(
-        "official", tensors, model_config, folder.location, files, files_kind, parts, keep=(folder, model)
-    )
+            files, files_kind = folder.local, "native" if config["model_type"] == "video_llama_3" else "official-train"
+    if adapter is not None and files is model.files and has_run_files(folder.local):
+        files = temporary_folder(adapter, "vl3-run-")
+        keep, files_kind = [*keep, adapter], write_joined_files(folder.local, model, trained_layout(adapter), files)
+    vision = dataclasses.replace(model_config.vision, **pixel_statistics(files))
+    model_config = dataclasses.replace(model_config, vision=vision)
+    return TensorSource("official", tensors, model_config, folder.location, files, files_kind, parts, keep=keep)
 
 
-def _open_base(folder: HfFolder, config: JsonObject, base: str | None, named: str | None, token) -> TensorSource:
+def _open_base(
+    folder: HfFolder, config: JsonObject, base: str | None, named: str | None, token, above: tuple[str, ...]
+) -> TensorSource:
     """Opens the base model of an adapter or projector; a decoder alone is joined with the tower that `config` names."""
     name = base or named
     if not name:
         raise InputError(f"{folder.location}: its files name no base model; give it with --base")
     try:
-        model = open_hf(name, token=token)
+        model = open_hf(name, token=token, above=above)
     except InputError as error:
         hint = "" if base else "; give another base model with --base"
         raise InputError(f"{folder.location}: base model: {error}{hint}") from None
@@ -262,7 +277,7 @@ def _open_base(folder: HfFolder, config: JsonObject, base: str | None, named: st
     tower_name = config.text("vision_encoder") or config.text("mm_vision_encoder")
     if not tower_name:
         raise InputError(f"{folder.location}: config.json names no tower; add vision_encoder to it")
-    tower = open_hf(tower_name, parts=("vision",), token=token)
+    tower = open_hf(tower_name, parts=("vision",), token=token, above=above)
     tensors = Overlay([as_official(model), as_official(tower)])
     model_config = ModelConfig(tower.config.vision, model.config.text)
     parts = ("vision", "llm", "head")
@@ -274,15 +289,3 @@ def as_official(source: TensorSource) -> TensorFiles:
     official = name_map("official", source.config, source.parts).tensors.values()
     names = {spec.name: source.leaves[spec.leaf].tensor(spec.layer).name for spec in official}
     return Renamed(source.tensors, names)
-
-
-def _official_name(name: str) -> str:
-    """Returns the official name of a tensor of a run; a suffix such as `.lora_A.weight` is kept."""
-    plain = peft.strip_wrappers(name)
-    if (position := plain.rfind(_PROJECTOR)) >= 0:
-        return f"model.{plain[position:]}"
-    for layout in ("native", "official-train"):
-        for part, prefix in LAYOUTS[layout].items():
-            if prefix and plain.startswith(prefix):
-                return LAYOUTS["official"][part] + plain[len(prefix) :]
-    return plain

@@ -17,7 +17,7 @@ from etils import epath
 from vl3_jax.checkpoint.hf_config import from_dict
 from vl3_jax.checkpoint.names import LAYOUTS, PARTS, name_map
 from vl3_jax.checkpoint.sidecar_files import download_sidecar_files
-from vl3_jax.checkpoint.sources import CheckpointSource, check_arrays
+from vl3_jax.checkpoint.sources import CheckpointSource, Origin, check_arrays
 from vl3_jax.errors import InputError
 from vl3_jax.json_file import read_object
 from vl3_jax.model.config import ModelConfig
@@ -63,6 +63,7 @@ class OrbaxSource(CheckpointSource):
         assets = self.info_path.parent / ASSETS
         self.files = download_sidecar_files(self, assets, list_dir(assets)) if is_url(assets) else pathlib.Path(assets)
         self.files_kind = info.choice("files_kind", LAYOUTS, "official")
+        self.origin = Origin.parse(info.get("origin"))
         self.leaves = name_map("official", self.config, self.parts).leaves
         self._stores = self._open(read_object(self.tree / METADATA, missing_ok=False))
         self.dtypes = {path: store.dtype.numpy_dtype for path, store in self._stores.items()}
@@ -134,13 +135,16 @@ class OrbaxSource(CheckpointSource):
         return file_fingerprints([os.fspath(self.tree / METADATA), os.fspath(self.info_path)])
 
 
-def model_info(config: ModelConfig, parts: Sequence[str], files_kind: str) -> str:
+def model_info(config: ModelConfig, parts: Sequence[str], files_kind: str, origin: Origin | None = None) -> str:
     """Returns the content of `vl3.json`.
 
     Args:
       config: Model configuration.
       parts: Parts of the model that are stored; see `names.PARTS`.
       files_kind: Layout of the config.json in the assets.
+      origin: Hugging Face model that the weights are those of.
     """
     content = {"format": 1, "config": dataclasses.asdict(config), "parts": list(parts), "files_kind": files_kind}
+    if origin is not None:
+        content["origin"] = dataclasses.asdict(origin)
     return json.dumps(content, indent=1) + "\n"

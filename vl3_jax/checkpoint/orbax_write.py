@@ -203,7 +203,7 @@ def _finish(source: CheckpointSource, job: Job | BucketJob, digests: Mapping[str
     assets = copy_sidecar_files(source.files, job.folder / ASSETS)
     arrays = [f"{_array_name(path)}/.zarray" for path in source.leaves]
     small = {name: (job.folder / name).read_bytes() for name in (*(f"{ASSETS}/{name}" for name in assets), *arrays)}
-    info = model_info(source.config, source.parts, source.files_kind)
+    info = model_info(source.config, source.parts, source.files_kind, source.origin)
     (job.folder / MODEL_INFO).write_text(with_digests(info, digests, small | files))
     (job.folder / COMMITTED).write_text("")
     for name, content in files.items():
@@ -226,4 +226,5 @@ def write_model_info(folder: str | os.PathLike, source: CheckpointSource) -> Non
     if not is_url(folder) and not folder.is_dir():
         raise InputError(f"{folder}: no such folder; create it first")
     copy_sidecar_files(source.files, folder / ASSETS)
+    # Without an origin: the checkpoints below have other weights.
     (folder / MODEL_INFO).write_text(model_info(source.config, source.parts, source.files_kind))

@@ -2,6 +2,7 @@
 
 import abc
 import collections
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from vl3_jax.checkpoint.names import PARTS, LeafSpec, is_droppable, name_map
+from vl3_jax.checkpoint.names import LAYOUTS, PARTS, LeafSpec, is_droppable, name_map
 from vl3_jax.checkpoint.sidecar_files import sidecar_fingerprints
 from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, copy_view, scratch
 from vl3_jax.errors import InputError
@@ -25,6 +26,26 @@ from vl3_jax.storage.paths import file_fingerprints
 logger = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 16 * 2**20  # memory of one block of a large leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The Hugging Face model that a checkpoint has the weights of.
+
+    Attributes:
+      name: Hub id, URL or absolute path.
+      layout: Layout of its tensor names.
+    """
+
+    name: str
+    layout: str
+
+    @classmethod
+    def parse(cls, content: Any) -> "Origin | None":
+        """Reads what `dataclasses.asdict` wrote; returns None for anything else."""
+        if not isinstance(content, Mapping) or content.get("layout") not in LAYOUTS:
+            return None
+        return cls(str(content.get("name")), content["layout"])
 
 
 class CheckpointSource(abc.ABC):
@@ -39,6 +60,7 @@ class CheckpointSource(abc.ABC):
       files_kind: Layout of the config.json in `files`.
       leaves: Leaf specs by path.
       dtypes: Stored dtypes by leaf path.
+      origin: Hugging Face model that the weights are those of, up to their dtypes; None if there is none.
     """
 
     kind: str
@@ -49,6 +71,7 @@ class CheckpointSource(abc.ABC):
     files_kind: str
     leaves: dict[str, LeafSpec]
     dtypes: dict[str, np.dtype]
+    origin: Origin | None = None
 
     @abc.abstractmethod
     def slice(self, leaf: str, layer: int | None) -> ts.TensorStore:

@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="native: transformers; official: the released remote code; peft: the adapters of a LoRA run",
     )
     action.add_argument("--dtype", choices=_DTYPES, help="stored type (default: as in SRC)")
+    action.add_argument("--base", help="peft: folder or Hub id of the base (default: what the run began from)")
+    action.add_argument(
+        "--layout",
+        choices=("native", "official", "official-train"),
+        help="peft: layout of the base, where --base is a Hub id",
+    )
 
     action = actions.add_parser("init", help="SigLIP + Qwen2.5 -> the Orbax folder that stage 1 is initialised from")
     action.add_argument("--vision", required=True, metavar="DIR", help="SigLIP, its tower, SigLIP-NaViT; folder or id")
@@ -72,7 +78,9 @@ def _export(arguments: argparse.Namespace) -> None:
     if arguments.format == _ADAPTERS:
         from vl3_jax.training.checkpoints import export_adapters
 
-        return export_adapters(arguments.source, arguments.target)
+        return export_adapters(arguments.source, arguments.target, arguments.layout, arguments.base, _dtype(arguments))
+    if arguments.layout or arguments.base:
+        raise InputError("--layout and --base belong to --format peft; leave them out")
     from vl3_jax.checkpoint import open_source, write_hf
 
     return write_hf(open_source(arguments.source), arguments.target, arguments.format, _dtype(arguments))

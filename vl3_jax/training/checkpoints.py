@@ -18,20 +18,26 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from vl3_jax.checkpoint import find_tree, open_source, write_adapters
+from vl3_jax.checkpoint import find_tree, open_source, peft_base, run_files, write_adapters
+from vl3_jax.checkpoint.peft_merge import ADAPTER_WEIGHTS
+from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG
+from vl3_jax.checkpoint.sources import Origin
 from vl3_jax.errors import InputError
-from vl3_jax.json_file import read_json
 from vl3_jax.model.linear import LoraKernel
-from vl3_jax.storage.paths import list_dir, resolve, translate_io_errors
+from vl3_jax.storage.jobs import open_job
+from vl3_jax.storage.paths import is_url, translate_io_errors
+from vl3_jax.training.checksums import checksums
 from vl3_jax.training.groups import flatten, map_paths, split
+from vl3_jax.training.init import read_record
 from vl3_jax.training.lora import merge_adapters
 from vl3_jax.training.optimizer import Optimizer
-from vl3_jax.training.run_config import RUN_CONFIG_FILE, CheckpointConfig
+from vl3_jax.training.run_config import CheckpointConfig
 from vl3_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
 _PARAMS, _TRAINING, _DATA = "params", "training", "data"
-_TRAINED = "trained"  # in `training` of a run with adapters: the trainable parameters by path
+# In `training` of a run with adapters: the trainable parameters by path, and checksums of the others.
+_TRAINED, _FROZEN = "trained", "frozen"
 
 
 class Checkpoints:
@@ -53,7 +59,7 @@ class Checkpoints:
         items = (_PARAMS, _TRAINING, _DATA)
         with translate_io_errors(workdir):
             self._manager = ocp.CheckpointManager(workdir / FOLDER, options=options, item_names=items)
-        self._optimizer, self._every, self._has_adapters = optimizer, config.every, has_adapters
+        self._workdir, self._optimizer, self._every, self._has_adapters = workdir, optimizer, config.every, has_adapters
 
     @property
     def latest(self) -> int | None:
@@ -87,12 +93,17 @@ class Checkpoints:
           step: Step of the checkpoint.
           target: Shapes and shardings of the state; the mesh may be another than the one that saved.
           base: State at step 0 of a run with adapters; None of other runs.
+
+        Raises:
+          InputError: The frozen weights of `base` are not those that the run began from.
         """
         wanted = {_TRAINING: ocp.args.StandardRestore(self._training(target))}
         if base is None:
             wanted[_PARAMS] = ocp.args.StandardRestore(target.params)
         restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         training = restored[_TRAINING]
+        if base is not None:
+            self._check_base(base, training[_FROZEN])
         params = restored[_PARAMS] if base is None else map_paths(training[_TRAINED].get, base.params)
         return TrainState(training["step"], params, training["opt_state"])
 
@@ -107,8 +118,27 @@ class Checkpoints:
     def _training(self, state: TrainState) -> dict[str, Any]:
         kept = {"step": state.step, "opt_state": state.opt_state}
         if self._has_adapters:
-            kept[_TRAINED] = flatten(split(state.params, self._optimizer.mask)[0])
+            trained, frozen = split(state.params, self._optimizer.mask)
+            kept |= {_TRAINED: flatten(trained), _FROZEN: self._checksums(frozen, state.step.sharding)}
         return kept
+
+    def _checksums(self, frozen: Any, sharding: jax.sharding.Sharding) -> jax.Array | jax.ShapeDtypeStruct:
+        """Returns the checksums of the frozen weights, or the shape of them where those are shapes."""
+        leaves = jax.tree.leaves(frozen)
+        if not all(isinstance(leaf, jax.Array) for leaf in leaves):
+            return jax.ShapeDtypeStruct((len(leaves),), jnp.uint32, sharding=sharding)
+        return jax.jit(checksums, out_shardings=sharding)(leaves)
+
+    def _check_base(self, base: TrainState, stored: jax.Array) -> None:
+        """Raises InputError unless the frozen weights of a run are still those that it began from."""
+        frozen = split(base.params, self._optimizer.mask)[1]
+        changed = np.asarray(self._checksums(frozen, base.step.sharding)) != np.asarray(stored)
+        if changed.any():
+            first = [*flatten(frozen)][int(changed.argmax())]
+            raise InputError(
+                f"{self._workdir}: init_from has other weights now than its run began from ({first} and "
+                f"{int(changed.sum()) - 1} more); give the run its start back, or start another --workdir"
+            )
 
 
 def _one_layer_per_chunk(params: Any) -> Any:
@@ -116,33 +146,55 @@ def _one_layer_per_chunk(params: Any) -> Any:
     return map_paths(lambda path, _: ocp.SaveArgs(shard_axes=(0,) if "layers" in path.split("/") else ()), params)
 
 
-def export_adapters(workdir: str | os.PathLike, target: str | os.PathLike) -> None:
+def export_adapters(
+    workdir: str | os.PathLike,
+    target: str | os.PathLike,
+    layout: str | None = None,
+    base: str | None = None,
+    dtype: np.dtype | None = None,
+) -> None:
     """Writes the adapters of the newest checkpoint of a LoRA run, and the modules that were trained whole.
 
     Args:
       workdir: Workdir of the run, local or gs://.
-      target: PEFT folder to write.
+      target: PEFT folder to write, local and new.
+      layout: Naming of the tensors, "official", "official-train" or "native"; by default that of the base.
+      base: Folder or Hub id of the base; by default the Hugging Face model that the run began from.
+      dtype: Type to store; by default as trained.
 
     Raises:
-      InputError: Not the workdir of a run with adapters; one line.
+      InputError: Not the workdir of a run with adapters, or no base that PEFT could load; one line.
     """
-    folder = resolve(workdir)
-    if RUN_CONFIG_FILE not in list_dir(folder):
-        raise InputError(
-            f"{workdir}: not the workdir of a training run (no {RUN_CONFIG_FILE}); give that of a LoRA run"
-        )
-    config = read_json(folder / RUN_CONFIG_FILE)["config"]
-    lora, tree = config["lora"], find_tree(folder)
-    if not lora["rank"] or tree is None:
+    if is_url(target):
+        raise InputError(f"{target}: exports go to local folders; choose one and copy it to the bucket")
+    record, tree = read_record(workdir), find_tree(workdir)
+    lora = record["config"]["lora"]
+    if not lora["rank"]:
         raise InputError(f"{workdir}: a run without adapters; export it with --format native or official")
+    if tree is None:
+        raise InputError(f"{workdir}: a run without a checkpoint yet; export it after its first")
+    run = open_source(workdir)
+    named = peft_base(os.fspath(workdir), run.config, base, layout, Origin.parse(record.get("origin")))
+    fingerprint = run.fingerprint(to="peft", base=named.name, layout=named.layout, dtype=str(dtype))
+    files = run_files(run, named.layout)
+    with open_job(target, fingerprint, {ADAPTER_CONFIG, ADAPTER_WEIGHTS, *files}) as job:
+        if job.finished:
+            return
+        leaves = _trained_leaves(tree.parent / _TRAINING)
+        empty, scale = jnp.empty(0), lora["alpha"] / lora["rank"]  # the base is not written
+        for kernel in [path.removesuffix("/a") for path in leaves if path.endswith("/kernel/a")]:
+            leaves[kernel] = LoraKernel(empty, leaves.pop(f"{kernel}/a"), leaves.pop(f"{kernel}/b"), scale)
+        whole = unflatten_dict(dict.fromkeys(leaves, True), sep="/")
+        params = unflatten_dict(leaves, sep="/")
+        write_adapters(job.folder, params, run.config, base=named.name, layout=named.layout, whole=whole, dtype=dtype)
+        for name, content in files.items():
+            (job.folder / name).write_bytes(content)
+        job.commit()
+
+
+def _trained_leaves(folder: epath.Path) -> dict[str, Any]:
+    """Reads the trainable parameters of a checkpoint into this host's memory, whatever mesh wrote them."""
     with ocp.PyTreeCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(tree.parent / _TRAINING).item_metadata.tree
-        # In this host's memory, whatever mesh wrote them.
+        stored = checkpointer.metadata(folder).item_metadata.tree
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
-        leaves = checkpointer.restore(tree.parent / _TRAINING, restore_args=arguments)[_TRAINED]
-    base, scale = jnp.empty(0), lora["alpha"] / lora["rank"]  # the base is not written
-    for kernel in [path.removesuffix("/a") for path in leaves if path.endswith("/kernel/a")]:
-        leaves[kernel] = LoraKernel(base, leaves.pop(f"{kernel}/a"), leaves.pop(f"{kernel}/b"), scale)
-    whole = unflatten_dict(dict.fromkeys(leaves, True), sep="/")
-    params, model_config = unflatten_dict(leaves, sep="/"), open_source(workdir).config
-    write_adapters(target, params, model_config, base=config["init_from"], whole=whole)
+        return checkpointer.restore(folder, restore_args=arguments)[_TRAINED]

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import shutil
 import tempfile
@@ -20,10 +21,11 @@ from vl3_jax.checkpoint.names import PARTS
 from vl3_jax.checkpoint.orbax_tree import ASSETS, MODEL_INFO, model_info
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.errors import InputError
+from vl3_jax.json_file import read_json
 from vl3_jax.model import VideoLLaMA3, init_params, preset
 from vl3_jax.model.config import PRESETS, ModelConfig
 from vl3_jax.processing.tokenizer import Tokenizer
-from vl3_jax.storage.paths import check_bucket, list_dir, translate_io_errors
+from vl3_jax.storage.paths import check_bucket, list_dir, resolve, translate_io_errors
 from vl3_jax.training.run_config import RUN_CONFIG_FILE, RunConfig, check_same_run
 
 _VOCABULARY_MULTIPLE = 64  # a random model's embedding has a multiple of so many rows, so that meshes divide them
@@ -110,20 +112,47 @@ def _random(config: RunConfig) -> InitialWeights:
 
 
 def prepare_workdir(workdir: epath.Path, config: RunConfig, init: InitialWeights, rows: int) -> None:
-    """Writes the files of the run itself, with which every command can read the checkpoints below the workdir."""
+    """Writes the files of the run itself, with which every command can read the checkpoints below the workdir.
+
+    Raises:
+      InputError: The run in the workdir began from a model of another configuration.
+    """
     if jax.process_index():
         return
     folder = workdir / ASSETS
     parts = [part for part in PARTS if part != "head" or not init.model_config.text.tie_word_embeddings]
+    info = model_info(init.model_config, parts, "official")
     with translate_io_errors(workdir):
+        if MODEL_INFO in list_dir(workdir) and (workdir / MODEL_INFO).read_text() != info:
+            raise InputError(
+                f"{workdir}: init_from has another configuration now than its run began from; give the run its start "
+                "back, or start another --workdir"
+            )
         workdir.mkdir(parents=True, exist_ok=True)
         # Written first: hosts that look later see from it which run the workdir belongs to.
+        origin = init.source.origin if init.source is not None else None
         record = {"config": config_tree.to_tree(config), "rows": rows}
+        record["origin"] = dataclasses.asdict(origin) if origin is not None else None
         (workdir / RUN_CONFIG_FILE).write_text(json.dumps(record, indent=1) + "\n")
         folder.mkdir(exist_ok=True)
         for name, content in _with_data_settings(init.files, config.data).items():
             (folder / name).write_bytes(content)
-        (workdir / MODEL_INFO).write_text(model_info(init.model_config, parts, "official"))
+        (workdir / MODEL_INFO).write_text(info)
+
+
+def read_record(workdir: str | os.PathLike) -> dict[str, Any]:
+    """Returns what a workdir says about its run: its `config`, the `rows` of a step, and its `origin`.
+
+    Raises:
+      InputError: Not the workdir of a training run.
+    """
+    folder = resolve(workdir)
+    if RUN_CONFIG_FILE not in list_dir(folder):
+        raise InputError(f"{workdir}: not the workdir of a training run (no {RUN_CONFIG_FILE}); give that of a run")
+    record = read_json(folder / RUN_CONFIG_FILE)
+    if not isinstance(record, dict) or not {"config", "rows", "origin"} <= {*record}:
+        raise InputError(f"{workdir}: not the workdir of a training run but something else; give that of a run")
+    return record
 
 
 def recorded_rows(workdir: epath.Path, config: RunConfig) -> int | None:
