@@ -52,6 +52,7 @@ def from_second(first, count):
         ("offset.mp4", {}, EVERY_SECOND[:4], from_second(2, 4)),
         ("offset.mp4", {"start": 0.0, "end": 2.0}, EVERY_SECOND[:2], from_second(0, 2)),
         ("offset.mp4", {"start": 2.5}, [87], [2.5]),
+        ("offset.mp4", {"end": 0.4}, [5], [0.0]),
         ("pal8.avi", {}, EVERY_SECOND[:2], from_second(0, 2)),
         ("restart.flv", {}, EVERY_SECOND, from_second(0, 8)),
         ("restart.flv", {"max_frames": 2}, [24, 199], [0.0, 7.0]),
@@ -176,6 +177,13 @@ def test_a_clock_that_starts_again_goes_on(tmp_path, extension):
     assert sample(content + content) == ([24, 49, 24, 49], [0.0, 1.0, 2.0, 3.0])
 
 
+def test_a_recorder_that_was_restarted_twice(tmp_path):
+    mux(tmp_path / "one.flv", encode(range(50), bf=0))
+    content = (tmp_path / "one.flv").read_bytes()
+    header = 13  # bytes; tags follow
+    assert sample(content + 2 * content[header:]) == ([24, 49] * 3, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+
+
 @pytest.mark.parametrize("offset", [95440, 95443, 95445.5])
 def test_a_clock_that_wraps_goes_on(tmp_path, offset):
     """The clock of a transport stream has 33 bits: 95,443.7 s."""
@@ -275,6 +283,8 @@ def test_pictures_that_begin_after_the_sound(tmp_path):
     assert sample(tmp_path / "late.mp4") == ([9, 34], [1.6, 2.6])
     assert sample(tmp_path / "late.mp4", start=0.0, end=3.0) == ([9, 34], [1.0, 2.0])
     assert sample(tmp_path / "late.mp4", start=2.0) == ([34], [2.0])
+    with pytest.raises(InputError, match=r"pictures begin at 1.60 s, after end 1.5 s"):
+        open_video(tmp_path / "late.mp4", FrameSamplingOptions(end=1.5))
 
 
 OTHER_FILES = {

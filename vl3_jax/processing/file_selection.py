@@ -26,7 +26,7 @@ def select_frames(table: FrameTable, options: FrameSamplingOptions, name: str) -
       name: Name of the video for messages.
 
     Raises:
-      InputError: The video ends before the window starts, or lasts a week or more.
+      InputError: The video ends before the window starts or begins after it, or lasts a week or more.
     """
     if min(table.span, options.end or math.inf) >= _MAX_SECONDS:
         raise InputError(
@@ -34,6 +34,9 @@ def select_frames(table: FrameTable, options: FrameSamplingOptions, name: str) -
             "correct its times, or give a window with --start and --end"
         )
     options.check_start(name, table.seconds)
+    begin = table.seconds_at(table.starts[0])
+    if options.end is not None and options.end < begin:
+        raise InputError(f"{name}: its pictures begin at {begin:.2f} s, after end {options.end} s; give a later end")
     if options.by_index:
         selection = _by_index(table, options)
     elif options.start is None and options.end is None:
@@ -124,8 +127,9 @@ def _middle_frame(table: FrameTable, options: FrameSamplingOptions) -> FrameSele
     first, last, _ = _window(table, options)
     if last <= first:  # between two frames: the one on display
         first, last = max(first - 1, 0), max(first, 1)
-    label = options.start if options.start is not None else float(table.stream_start)
-    return FrameSelection([(first + last) // 2 if last - first > 1 else first], [label])
+    has_window = options.start is not None or options.end is not None
+    label = _window_start(table, options) if has_window else table.stream_start
+    return FrameSelection([(first + last) // 2 if last - first > 1 else first], [float(label)])
 
 
 def _window_start(table: FrameTable, options: FrameSamplingOptions) -> Fraction:

@@ -49,7 +49,7 @@ class Timeline:
         # Time of decoding of the last packet, and that predicted for the next.
         self._last: int | None = None
         self._next: int | None = None
-        # Presentation time of the first key frame, and the end of the last frame.
+        # Presentation time of the first key frame since the clock began, and the end of the last frame.
         self._first_key: int | None = None
         self._end = 0
 
@@ -75,7 +75,10 @@ class Timeline:
         if packet.pts is None or self._first_key is None or not packet.is_keyframe or packet.is_discard:
             return 0
         pts = packet.pts + self._shift
-        return self._end - pts if pts <= self._first_key else 0
+        if pts > self._first_key:
+            return 0
+        self._first_key = self._end
+        return self._end - pts
 
     def _remember(self, packet: av.Packet) -> None:
         duration = packet.duration or self._usual_duration
