@@ -129,6 +129,12 @@ def test_gif_is_sampled_by_index_and_webp_by_time():
     assert open_video(EDGE / "city.webp", FrameSamplingOptions(preprocess="native")).indices[:2] == [0, 5]
 
 
+def test_a_window_begins_with_the_frame_on_display():
+    video = open_video(animation(grey_frames(4), "WEBP", duration=2000), FrameSamplingOptions(start=1, end=5))
+    assert video.indices == [0, 1, 1, 2]
+    assert video.timestamps == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
 @pytest.mark.parametrize("preprocess", ["official", "native"])
 def test_a_transparent_animation_is_shown_on_white(kind, preprocess):
