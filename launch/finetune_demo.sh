@@ -10,6 +10,7 @@ set -euo pipefail
 demo="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/finetune_demo.py"
 mkdir -p "${1:-finetune_demo}"
 cd "${1:-finetune_demo}"
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" # a step has a row for each device, too many for so few samples
 
 run() {
   printf '\n$ %s\n' "$(printf '%q ' "$@")"
