@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Answers the question and prints the answer."""
-    with streams.ended_by_interrupt(), generation_flags.naming_flags():
+    with streams.ended_by_interrupt():
         _run(arguments)
 
 
@@ -69,7 +69,8 @@ def _run(arguments: argparse.Namespace) -> None:
         saved_frames.empty_folder(arguments.save_frames)  # before the model is loaded
     model = generation_flags.load_model(arguments)
     streaming = not arguments.json and sys.stdout.isatty()
-    answer = model.answer(messages, on_text=generation_flags.show_text if streaming else None, **settings)
+    with generation_flags.naming_flags():
+        answer = model.answer(messages, on_text=generation_flags.show_text if streaming else None, **settings)
     if streaming:
         print()
     for warning in answer.processed.warnings:
