@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from data_pipelines.sample_errors import OUTSIDE, UNREADABLE, BadSampleError
+from data_pipelines.sample_errors import MISSING, OUTSIDE, UNREADABLE, BadSampleError
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.cli.main import main
 from vl3_jax.processing.remote_media import RemotePolicy
@@ -44,7 +44,13 @@ def test_names_that_lead_out(name, root):
 
 @pytest.mark.parametrize("name", [*OUTSIDE_NAMES, "file://{above}/b.png"])
 def test_outside_allows_them(name, root):
-    assert MediaResolver(str(root), outside=True).resolve(filled(name, root), "image")
+    assert os.path.exists(MediaResolver(str(root), outside=True).resolve(filled(name, root), "image"))
+
+
+def test_a_missing_file_of_a_reference_is_missing(root):
+    with pytest.raises(BadSampleError) as refused:
+        MediaResolver(str(root), outside=True).resolve("file:///nowhere/a%20b.png", "image")
+    assert (refused.value.kind, refused.value.file) == (MISSING, "/nowhere/a b.png")
 
 
 def test_frames_and_paths_of_embedded_media_are_checked_too(root):
