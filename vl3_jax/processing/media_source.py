@@ -116,7 +116,7 @@ def data_content(reference: str) -> bytes:
       InputError: It is not base64 where it says so, or holds nothing.
     """
     header, _, text = reference.partition(",")
-    content = urllib.parse.unquote_to_bytes(text)
+    content = urllib.parse.unquote_to_bytes(text.encode(errors="surrogatepass"))  # halves of characters are no base64
     if header.lower().endswith(";base64"):
         content = b"".join(content.split())
         try:
