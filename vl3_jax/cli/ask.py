@@ -10,6 +10,7 @@ from typing import Any
 
 from vl3_jax.cli import generation_flags, streams
 from vl3_jax.errors import InputError, printable
+from vl3_jax.json_file import unique_keys
 from vl3_jax.processing import saved_frames
 from vl3_jax.processing.messages import Turn, parse_messages
 
@@ -129,7 +130,7 @@ def read_conversation(path: str) -> list[dict[str, Any]]:
     name = printable(path)
     try:
         with open(path, "rb") as file:
-            messages = json.loads(file.read(), object_pairs_hook=_object)  # bytes: a byte-order mark is understood
+            messages = json.loads(file.read(), object_pairs_hook=unique_keys)  # bytes: a byte-order mark is understood
     except json.JSONDecodeError as error:
         raise InputError(f"{name}, line {error.lineno}: not JSON ({error.msg}); correct the file") from None
     except OSError as error:
@@ -141,12 +142,3 @@ def read_conversation(path: str) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise InputError(f'{name}: expected a list of messages like {{"role": "user", "content": "..."}}')
     return messages
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object; of a key that is given twice, one value would be ignored."""
-    keys = [key for key, _ in pairs]
-    twice = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
-    if twice is not None:
-        raise ValueError(f"the key {printable(twice)} is given twice in one object")
-    return dict(pairs)
