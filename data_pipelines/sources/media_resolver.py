@@ -66,6 +66,8 @@ class MediaResolver:
         if scheme == "file":
             path = file_path(path)
         elif "://" in path:
+            if "::" in value:  # fsspec would go on to what follows: http://, whatever `remote` says
+                raise BadSampleError(OUTSIDE, f"{printable(value)} chains file systems with ::; name one file", value)
             return _remote_bytes(path)
         if not os.path.exists(path):
             raise BadSampleError(MISSING, f"{path}; check the name and the media folder", path)

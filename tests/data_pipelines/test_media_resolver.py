@@ -69,6 +69,13 @@ def test_without_a_folder_names_are_below_the_working_folder(root, monkeypatch):
         MediaResolver().resolve("../b.png", "image")
 
 
+@pytest.mark.parametrize("name", ["simplecache::http://127.0.0.1/a.png", "zip://a.png::http://127.0.0.1/a.zip"])
+def test_a_chain_of_file_systems_reaches_no_other_machine(name):
+    with pytest.raises(BadSampleError, match="chains") as refused:
+        MediaResolver(outside=True).resolve(name, "image")
+    assert refused.value.kind == OUTSIDE
+
+
 def test_a_url_below_the_root_may_be_written_out():
     import fsspec
 
