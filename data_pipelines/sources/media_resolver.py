@@ -40,7 +40,7 @@ class MediaResolver:
           kind: "image" or "video", for error messages.
 
         Returns:
-          A local path, the bytes of a remote or embedded file, pixels, or a list of resolved images.
+          A local path, the content of a remote or embedded file, pixels, or a list of resolved images.
 
         Raises:
           BadSampleError: The file is missing or cannot be fetched, the name leads out of the media folder, or the value

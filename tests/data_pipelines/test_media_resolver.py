@@ -1,12 +1,17 @@
 """Names of media: what is below the media folder, what leads out of it, and what is on another machine."""
 
+import json
 import os
 
 import pytest
 
+from data_pipelines import shard_writer
+from data_pipelines.mixture_dataset import DatasetSpec
 from data_pipelines.sample_errors import MISSING, OUTSIDE, UNREADABLE, BadSampleError
+from data_pipelines.sources import media_resolver, open_source
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.cli.main import main
+from vl3_jax.processing.media_source import MediaBytes
 from vl3_jax.processing.remote_media import RemotePolicy
 
 INSIDE = ["a.png", "./a.png", "sub/../a.png", "nowhere/../a.png", "{root}/a.png", "..a.png", "10:22.png", "link.png"]
@@ -97,6 +102,17 @@ def test_remote_media_are_fetched_where_the_data_set_says_so():
     with pytest.raises(BadSampleError, match="not public") as refused:
         MediaResolver(remote=policy).resolve(address, "image")
     assert refused.value.kind == UNREADABLE
+
+
+def test_shards_hold_media_of_every_reference(root, monkeypatch):
+    monkeypatch.setattr(media_resolver, "fetch", lambda address, policy: MediaBytes(b"pixels", address))
+    names = ["http://example.org/a.png", f"file://{root.parent}/b.png", "data:image/png;base64,cGl4ZWxz", "a.png"]
+    annotations = root.parent / "a.jsonl"
+    annotations.write_text(json.dumps({"image": names, "conversations": json.loads(QUESTION)}) + "\n")
+    spec = DatasetSpec("own", (str(annotations),), str(root), outside=True, remote=True)
+    (shard,), _, errors = shard_writer.write(spec, root.parent / "shards")
+    assert not errors
+    assert [image["bytes"] for image in open_source(str(shard))[0].fields["image"]] == [b"pixels"] * 4
 
 
 def test_check_says_how_to_allow_them(root, capsys):
