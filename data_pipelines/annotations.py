@@ -112,13 +112,13 @@ def _stream(
     videos = parts["video"]
     if len(videos) != 1 or parts["image"]:
         raise BadSampleError(BAD_RECORD, f"a stream of {len(videos)} videos; give exactly one and no images")
-    start = videos[0].get("start_time", 0.0)
+    start = videos[0].get("start", 0.0)
     last = turns[-1].time
     if last < start:
-        raise BadSampleError(BAD_RECORD, f"all turns are before start_time {start}; give times in seconds of the file")
+        raise BadSampleError(BAD_RECORD, f"all turns are before the video's start {start}; give seconds of the file")
     # Frames after the last turn are never used, so the video ends right after the last frame before that turn.
     end = start + max((math.floor((last - start) * fps) + 1) / fps, 1.0)
-    videos[0]["end_time"] = min(videos[0].get("end_time", end), end)
+    videos[0]["end"] = min(videos[0].get("end", end), end)
     messages = _parsed([{"role": "user", "content": videos}])
     return Conversation(messages, _counts(parts, turns, [], unread), tuple(turns), start)
 
@@ -196,7 +196,7 @@ def _parts(fields: Mapping[str, Any], kind: str, media: MediaResolver) -> list[d
         twice = next((key for key in keys if keys.count(key) > 1 or f"{key}_time" in keys), None)
         if twice:
             raise BadSampleError(BAD_RECORD, f"a video has {twice} twice; give it once")
-        part = {key: _option(own | options, key) for key in own | options}
+        part = {key.removesuffix("_time"): _option(own | options, key) for key in own | options}
         parts.append({"type": kind, kind: media.resolve(entry, kind), **part})
     return parts
 

@@ -10,12 +10,13 @@
 Keys that no layout knows stay in the record, and those of a turn in the turn, so that they can be counted.
 """
 
-import base64
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipelines.sample_errors import BAD_RECORD, EMPTY, TAGS, BadSampleError
+from data_pipelines.sample_errors import BAD_RECORD, EMPTY, TAGS, BadSampleError, one_line
+from vl3_jax.errors import InputError
+from vl3_jax.processing.media_source import data_content, scheme_of
 
 TAG_OF = {"image": "<image>", "video": "<video>"}
 VIDEO_OPTIONS = ("fps", "max_frames", "start", "end", "start_time", "end_time", "timestamps")
@@ -208,12 +209,9 @@ def _add_media(fields: dict[str, Any], media: Mapping[str, Sequence[Any]]) -> No
 
 def _decoded(entry: Any) -> Any:
     """Returns a medium; the content of a `data:` URL instead of the URL."""
-    if not isinstance(entry, str) or not entry.startswith("data:"):
+    if scheme_of(entry) != "data":
         return entry
-    header, _, content = entry.partition(",")
     try:
-        if not header.endswith(";base64"):
-            raise ValueError("not in base64")
-        return {"path": header, "bytes": base64.b64decode(content, validate=True)}
-    except ValueError as error:
-        raise BadSampleError(BAD_RECORD, f"a data URL is damaged ({error}); write it again") from None
+        return {"path": entry.partition(",")[0], "bytes": data_content(entry)}
+    except InputError as error:
+        raise BadSampleError(BAD_RECORD, one_line(error)) from None

@@ -9,12 +9,16 @@ import numpy as np
 
 from data_pipelines.layouts import TAG_OF
 from data_pipelines.sample_errors import TAGS, BadSampleError
+from vl3_jax.processing import raster_file
 
-# File endings by the kind of medium. Sound is known, so that it is not overlooked, but it is not read.
+# Endings of file names by the kind of medium. Some are known so that they are not overlooked, but not read, as sound.
 SUFFIXES = {
-    "image": ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "heic", "heif", "jxl", "ppm"),
-    "video": ("mp4", "m4v", "webm", "mkv", "avi", "mov", "ts", "mpg", "mpeg", "flv", "wmv", "3gp", "ogv", "m2ts"),
-    "audio": ("wav", "mp3", "flac", "m4a", "aac", "ogg", "opus", "wma"),
+    "image": (*raster_file.EXTENSIONS, ".heic", ".heif", ".jxl"),
+    "video": (
+        *(".mp4", ".m4v", ".webm", ".mkv", ".avi", ".mov", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".flv"),
+        *(".f4v", ".wmv", ".asf", ".3gp", ".3g2", ".ogv", ".mxf", ".rm", ".rmvb"),
+    ),
+    "audio": (".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus", ".wma"),
 }
 _KIND_OF = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 _MEDIA_WORD = re.compile(r"image|img|video|clip|audio|sound|speech|photo|picture|frame|depth|mask", re.IGNORECASE)
@@ -36,7 +40,7 @@ PLACEHOLDER = re.compile(
 
 def kind_of(name: str) -> str | None:
     """Returns the kind of medium that a file name ends like, a key of `SUFFIXES`; None for any other name."""
-    return _KIND_OF.get(os.path.splitext(name)[1][1:].lower())
+    return _KIND_OF.get(os.path.splitext(name)[1].lower())
 
 
 def is_image_name(entry: Any) -> bool:

@@ -164,8 +164,9 @@ def open_conversation(conversation: Conversation, config: ProcessorConfig) -> li
 def raise_if_damaged(warnings: Sequence[str]) -> None:
     """Rejects damaged media: the readable part may lack what the answer describes."""
     for warning in warnings:
-        if "damaged" in warning:
-            raise BadSampleError(UNREADABLE, warning, warning.split(": ")[0])
+        file, _, remark = warning.rpartition(": ")
+        if "damaged" in remark:
+            raise BadSampleError(UNREADABLE, warning, file)
 
 
 def truncate(sample: Sample, length: int) -> Sample:

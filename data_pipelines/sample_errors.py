@@ -5,7 +5,7 @@ import dataclasses
 import json
 from collections.abc import Iterable
 
-from vl3_jax.errors import InputError
+from vl3_jax.errors import InputError, printable
 
 NOT_JSON = "not JSON"
 NOT_UTF8 = "not UTF-8"
@@ -19,7 +19,7 @@ TOO_LONG = "too long"
 CHANGED = "changed since indexed"
 FAILED = "failed"  # an unexpected exception; the message holds its type and text
 
-_MAX_CHARACTERS = 400  # of a text that a bad sample brings into an error
+_MAX_CHARACTERS = 400  # of a text that a bad sample brings into an error or a report
 _MAX_EXAMPLES = 3  # listed per kind
 _MAX_FILES = 5  # listed
 
@@ -68,13 +68,8 @@ def from_exception(error: Exception, where: str) -> SampleError:
 
 
 def readable(text: str) -> str:
-    """Returns a text that fits in one line of any terminal or report: no control characters, no lone surrogates.
-
-    A longer text than 400 characters loses its middle.
-    """
-    if len(text) > _MAX_CHARACTERS:
-        text = f"{text[: _MAX_CHARACTERS // 2]}...{text[-_MAX_CHARACTERS // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Returns a text of a record or an error as a report shows it; see `printable`."""
+    return printable(text, _MAX_CHARACTERS)
 
 
 def one_line(error: Exception) -> str:

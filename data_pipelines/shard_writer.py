@@ -14,6 +14,7 @@ from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, SampleError
 from data_pipelines.sources import Record, RecordSource, array_records, map_record
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
+from vl3_jax.processing.media_source import MediaBytes
 
 _OPTIONS = "group_size:1"  # with larger groups, reading one record reads its neighbours too
 
@@ -89,6 +90,8 @@ def _embedded(value: Any, kind: str, media: MediaResolver) -> dict[str, Any]:
         raise BadSampleError(BAD_RECORD, f"{content} is a folder of frames; convert it to a video file", content)
     if isinstance(content, str):
         content = pathlib.Path(content).read_bytes()
+    elif isinstance(content, MediaBytes):
+        content = content.data
     if not isinstance(content, bytes):
         raise BadSampleError(BAD_RECORD, f"{kind} {name} is not a file; only encoded media can be written")
     options = {key: value[key] for key in VIDEO_OPTIONS if key in value} if isinstance(value, Mapping) else {}

@@ -40,10 +40,10 @@ class SettingError(InputError):
 
 
 def repr_of(value: Any) -> str:
-    """Returns the `repr` of any value; Python refuses to print integers of thousands of digits."""
+    """Returns the `repr` of any value; Python refuses huge integers and lists in lists without end."""
     try:
         return repr(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"a huge {type(value).__name__}"
 
 

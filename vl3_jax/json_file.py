@@ -150,7 +150,7 @@ def parse_json(content: bytes, path: str | os.PathLike, limit: int = _MAX_BYTES,
     """
     _check_length(len(content), path, limit)
     try:
-        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique if unique else None)
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique_keys if unique else None)
         level = [value] if isinstance(value, dict | list) else []
         for _ in range(_MAX_DEPTH):
             inner = (part.values() if isinstance(part, dict) else part for part in level)
@@ -171,8 +171,8 @@ def _check_length(length: int, path: str | os.PathLike, limit: int) -> None:
         raise InputError(f"{path}: {length} bytes long; such a file has at most {limit}; {_CORRECT}")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the object of these keys and values; raises ValueError if a key occurs twice."""
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of these keys and values; raises ValueError if a key occurs twice: one value would be lost."""
     values = dict(pairs)
     if len(values) < len(pairs):
         raise ValueError(f"{collections.Counter(key for key, _ in pairs).most_common(1)[0][0]!r} occurs twice")

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.sample_errors import BAD_RECORD, MISSING, OUTSIDE, UNREADABLE, BadSampleError, one_line
 from vl3_jax.errors import InputError, printable
-from vl3_jax.processing.media_source import scheme_of
+from vl3_jax.processing.media_source import data_content, file_path, scheme_of
 from vl3_jax.processing.remote_media import REMOTE_SCHEMES, RemotePolicy, fetch
 
 
@@ -40,7 +40,7 @@ class MediaResolver:
           kind: "image" or "video", for error messages.
 
         Returns:
-          A local path or reference, the bytes of a remote or embedded file, pixels, or a list of resolved images.
+          A local path, the content of a remote or embedded file, pixels, or a list of resolved images.
 
         Raises:
           BadSampleError: The file is missing or cannot be fetched, the name leads out of the media folder, or the value
@@ -59,13 +59,15 @@ class MediaResolver:
             raise BadSampleError(BAD_RECORD, f'"{kind}" holds a {type(value).__name__}; give file names')
         scheme = scheme_of(value)
         if scheme == "data":
-            return value
+            return data_content(value)
         if scheme in REMOTE_SCHEMES:
             return self._fetched(value)
         path = self._path(value, scheme)
         if scheme == "file":
-            return path
-        if "://" in path:
+            path = file_path(path)
+        elif "://" in path:
+            if "::" in value:  # fsspec would go on to what follows: http://, whatever `remote` says
+                raise BadSampleError(OUTSIDE, f"{printable(value)} chains file systems with ::; name one file", value)
             return _remote_bytes(path)
         if not os.path.exists(path):
             raise BadSampleError(MISSING, f"{path}; check the name and the media folder", path)

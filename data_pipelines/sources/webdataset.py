@@ -87,7 +87,8 @@ class WebDataset(RecordSource):
             return entry
         member = next((member for member in members if member == name or os.path.basename(member) == name), None)
         if member is None:
-            raise BadSampleError(MISSING, f"{name} is not in the tar among the members of its sample")
+            reason = f"{name} is not in the tar among the members of its sample"
+            raise BadSampleError(MISSING, reason, f"{self.path}/{name}")
         used.add(member)
         return {**options, "bytes": self._content(member, members)}
 

@@ -23,7 +23,7 @@ TALK = [{"role": "user", "content": "caf\u00e9"}]
             "message 1, part 1: timestamps is 3; give a list",
         ),
         ('[{"role":"user","content":"caf\\udce9"}]', r"message 1, part 1: character 4 of the text is '\udce9'"),
-        ('[{"role":"user","content":[{"video":"a.mp4","fps":1,"fps":2}]}]', "the key fps is given twice"),
+        ('[{"role":"user","content":[{"video":"a.mp4","fps":1,"fps":2}]}]', "'fps' occurs twice"),
         ('[{"role":"user","content":[{"video":"a.mp4","fps":1e999}]}]', "part 1: fps is inf"),
         ('[{"role":"user","content":[{"video":"a.mp4","fpss":1}]}]', "part 1: unknown key 'fpss'"),
         ('[{"role":"user","content":[{"video":"a.mp4","fps":' + "9" * 5000 + "}]}]", "cannot be read as JSON"),
@@ -68,5 +68,5 @@ def test_keys_of_different_objects_may_be_equal(tmp_path):
     file.write_text(json.dumps(TALK * 3))
     assert len(ask.read_conversation(str(file))) == 3
     file.write_text('[{"role": "user", "role": "system", "content": ""}]')
-    with pytest.raises(InputError, match="the key role is given twice"):
+    with pytest.raises(InputError, match="'role' occurs twice"):
         ask.read_conversation(str(file))

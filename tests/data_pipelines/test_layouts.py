@@ -216,7 +216,7 @@ IMAGE = {"type": "image", "image": "p0.png"}
             {"messages": [turn([{"type": "image_url", "image_url": "data:image/png;base64,?"}])]},
             sample_errors.BAD_RECORD,
         ),
-        ({"messages": [turn([{"type": "image_url", "image_url": "data:image/png,x"}])]}, sample_errors.BAD_RECORD),
+        ({"messages": [turn([{"type": "image_url", "image_url": "data:image/png,"}])]}, sample_errors.BAD_RECORD),
         ({"messages": [turn([{"type": "input_audio", "input_audio": {}}])]}, sample_errors.TAGS),
         ({"messages": [turn([{"type": "text"}])]}, sample_errors.BAD_RECORD),
         ({"messages": [turn([3])]}, sample_errors.BAD_RECORD),

@@ -47,6 +47,7 @@ def test_webdataset(tmp_path):
     assert source[1].fields["conversations"][1]["value"] == "a caption"
     assert source[1].fields["image"] == [{"path": "d/y.jpg", "bytes": b"image"}]
     assert [source[2].kind, source[3].kind] == [sample_errors.NOT_JSON, sample_errors.MISSING]
+    assert not pathlib.Path(source[3].file).exists()  # otherwise an index would be built again and again
     assert source[4].fields["video"][0]["bytes"] == b"video" * 1000
     doubled = tmp_path / "doubled.tar"
     doubled.write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "a.tar").read_bytes())

@@ -134,12 +134,12 @@ def test_turns_keep_what_they_are(model):
     [
         ('{"repetition_penalty": NaN}', "repetition_penalty is nan"),
         ('{"repetition_penalty": 1e999}', "repetition_penalty is inf"),
-        ('{"repetition_penalty": 0}', "give a number above 0"),
-        ('{"repetition_penalty": "x"}', "correct the file"),
-        ('{"eos_token_id": -1}', "eos_token_id -1"),
-        ('{"eos_token_id": [1, true]}', "eos_token_id True"),
-        ('{"eos_token_id": 3000000000}', "eos_token_id 3000000000"),
-        ('{"eos_token_id": "a\\u001b"}', r"eos_token_id 'a\\x1b'"),
+        ('{"repetition_penalty": 0}', "repetition_penalty is 0; expected a number from 0.001 to 1000"),
+        ('{"repetition_penalty": "x"}', "repetition_penalty is 'x'"),
+        ('{"eos_token_id": -1}', "eos_token_id is -1; expected integers from 0"),
+        ('{"eos_token_id": [1, true]}', r"eos_token_id is \[1, True\]"),
+        ('{"eos_token_id": 3000000000}', "eos_token_id is 3000000000"),
+        ('{"eos_token_id": "a\\u001b"}', r"eos_token_id is 'a\\x1b'"),
         ("[" * 100_000, "correct the file"),
         ("[]", "correct the file"),
     ],
@@ -150,7 +150,7 @@ def test_generation_settings_of_a_checkpoint_are_checked(tmp_path, content, mess
         GenerationConfig.read(tmp_path, [7])
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_byte_order_mark_is_read(tmp_path, encoding):
     (tmp_path / "generation_config.json").write_text('{"repetition_penalty": 1.5, "eos_token_id": [3]}', encoding)
     config = GenerationConfig.read(tmp_path, [7])

@@ -82,6 +82,7 @@ def test_a_pipe_is_read_once(folder):
         ("file://server/share/a.png", "names no file of this machine"),
         ("file:///nothing.png", "no such image file"),
         ("data:image/png;base64,?", "not base64"),
+        ("data:image/png;base64,\ud83d", "not base64"),
         ("data:image/png;base64,", "holds no content"),
         ("/dev/zero", "is a device"),
         (io.StringIO("text"), "open it with mode 'rb'"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from vl3_jax.cli import generation_flags, streams
 from vl3_jax.errors import InputError, printable
+from vl3_jax.json_file import unique_keys
 from vl3_jax.processing import saved_frames
 from vl3_jax.processing.messages import Turn, parse_messages
 
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Answers the question and prints the answer."""
-    with streams.ended_by_interrupt(), generation_flags.naming_flags():
+    with streams.ended_by_interrupt():
         _run(arguments)
 
 
@@ -69,7 +70,8 @@ def _run(arguments: argparse.Namespace) -> None:
         saved_frames.empty_folder(arguments.save_frames)  # before the model is loaded
     model = generation_flags.load_model(arguments)
     streaming = not arguments.json and sys.stdout.isatty()
-    answer = model.answer(messages, on_text=generation_flags.show_text if streaming else None, **settings)
+    with generation_flags.naming_flags():
+        answer = model.answer(messages, on_text=generation_flags.show_text if streaming else None, **settings)
     if streaming:
         print()
     for warning in answer.processed.warnings:
@@ -128,7 +130,7 @@ def read_conversation(path: str) -> list[dict[str, Any]]:
     name = printable(path)
     try:
         with open(path, "rb") as file:
-            messages = json.loads(file.read(), object_pairs_hook=_object)  # bytes: a byte-order mark is understood
+            messages = json.loads(file.read(), object_pairs_hook=unique_keys)  # bytes: a byte-order mark is understood
     except json.JSONDecodeError as error:
         raise InputError(f"{name}, line {error.lineno}: not JSON ({error.msg}); correct the file") from None
     except OSError as error:
@@ -140,12 +142,3 @@ def read_conversation(path: str) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise InputError(f'{name}: expected a list of messages like {{"role": "user", "content": "..."}}')
     return messages
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object; of a key that is given twice, one value would be ignored."""
-    keys = [key for key, _ in pairs]
-    twice = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
-    if twice is not None:
-        raise ValueError(f"the key {printable(twice)} is given twice in one object")
-    return dict(pairs)

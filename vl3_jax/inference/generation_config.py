@@ -5,6 +5,8 @@ import os
 import pathlib
 from collections.abc import Iterable
 
+from vl3_jax.config_tree import LIMITS
+from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.json_file import read_object
 
 
@@ -32,5 +34,6 @@ class GenerationConfig:
           InputError: The file cannot be parsed, or a value has another type or is out of its range.
         """
         values = read_object(pathlib.Path(folder) / "generation_config.json")
-        stop_ids, penalty = values.integers("eos_token_id"), values.number("repetition_penalty", 1.0)
-        return cls(tuple(sorted({*end_ids, *stop_ids})), penalty)
+        limits = SamplingConfig.__dataclass_fields__["repetition_penalty"].metadata[LIMITS]
+        penalty = values.number("repetition_penalty", 1.0, limits.least, limits.most)
+        return cls(tuple(sorted({*end_ids, *values.integers("eos_token_id")})), penalty)

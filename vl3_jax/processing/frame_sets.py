@@ -16,9 +16,9 @@ from PIL import Image
 from vl3_jax.errors import InputError
 from vl3_jax.processing import frame_selection, images, raster_file, rgb_pixels
 from vl3_jax.processing.frame_selection import FrameSelection
+from vl3_jax.processing.video_container import MAX_FRAME_PIXELS
 from vl3_jax.processing.video_reader import FrameSamplingOptions, VideoReader
 
-MAX_FRAME_PIXELS = 2**25  # 8K; decoding an animation holds several frames
 _MILLISECOND = Fraction(1, 1000)
 _DEFAULT_DURATION = 100  # ms, for animations that state none
 

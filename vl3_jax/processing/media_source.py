@@ -84,9 +84,9 @@ def path_or_bytes(source: Any, kind: str, files: str, forms: str) -> tuple[str |
         raise InputError(f"the {kind} has an empty name; give {forms}")
     scheme = scheme_of(source)
     if scheme == "data":
-        return _data_content(path), printable(path, 60)
+        return data_content(path), printable(path, 60)
     if scheme == "file":
-        path = _file_path(path)
+        path = file_path(path)
     elif scheme in ("http", "https"):
         raise InputError(
             f"{printable(path)}: nothing is fetched from other machines unless you ask for it; allow it with "
@@ -95,6 +95,37 @@ def path_or_bytes(source: Any, kind: str, files: str, forms: str) -> tuple[str |
     elif scheme is not None:
         raise InputError(f"{printable(path)}: {scheme}:// is not read; give a path, file://, data: or https://")
     return _readable(path, files), printable(path)
+
+
+def file_path(reference: str) -> str:
+    """Returns the path of a `file://` reference.
+
+    Raises:
+      InputError: It names a file of another machine.
+    """
+    host, slash, path = reference[len("file://") :].partition("/")
+    if host.lower() not in ("", "localhost") or not slash:
+        raise InputError(f"{printable(reference)}: names no file of this machine; write file:///folder/file")
+    return urllib.parse.unquote(f"/{path}", errors="surrogateescape")
+
+
+def data_content(reference: str) -> bytes:
+    """Returns the content of a `data:` reference (RFC 2397).
+
+    Raises:
+      InputError: It is not base64 where it says so, or holds nothing.
+    """
+    header, _, text = reference.partition(",")
+    content = urllib.parse.unquote_to_bytes(text.encode(errors="surrogatepass"))  # halves of characters are no base64
+    if header.lower().endswith(";base64"):
+        content = b"".join(content.split())
+        try:
+            content = base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
+        except binascii.Error as error:
+            raise InputError(f"{printable(reference, 60)}: not base64 ({error}); encode the file again") from None
+    if not content:
+        raise InputError(f"{printable(reference, 60)}: holds no content; encode the file again")
+    return content
 
 
 def as_file(data: str | bytes) -> str | io.BytesIO:
@@ -147,26 +178,3 @@ def _pipe_content(path: str, name: str) -> bytes:
     if not size:
         raise InputError(f"{name}: nothing came through the pipe; a pipe can be read only once")
     return b"".join(pieces)
-
-
-def _file_path(reference: str) -> str:
-    """Returns the path of a `file://` reference."""
-    host, slash, path = reference[len("file://") :].partition("/")
-    if host.lower() not in ("", "localhost") or not slash:
-        raise InputError(f"{printable(reference)}: names no file of this machine; write file:///folder/file")
-    return urllib.parse.unquote(f"/{path}", errors="surrogateescape")
-
-
-def _data_content(reference: str) -> bytes:
-    """Returns the content of a `data:` reference (RFC 2397)."""
-    header, _, text = reference.partition(",")
-    content = urllib.parse.unquote_to_bytes(text)
-    if header.lower().endswith(";base64"):
-        content = b"".join(content.split())
-        try:
-            content = base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
-        except binascii.Error as error:
-            raise InputError(f"{printable(reference, 60)}: not base64 ({error}); encode the file again") from None
-    if not content:
-        raise InputError(f"{printable(reference, 60)}: holds no content; encode the file again")
-    return content

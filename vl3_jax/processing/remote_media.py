@@ -197,8 +197,10 @@ def _connection(
     try:
         deadline.watch(stream)
         if scheme == "https":
-            stream = ssl.create_default_context().wrap_socket(stream, server_hostname=host)
+            context = ssl.create_default_context()
+            stream = context.wrap_socket(stream, server_hostname=host, do_handshake_on_connect=False)
             deadline.watch(stream)
+            stream.do_handshake()
         connection.sock = stream
         yield connection
     finally:
