@@ -8,7 +8,7 @@ import pytest
 from runs import reports
 
 from vl3_jax import config_file
-from vl3_jax.checkpoint.load import NANO_FOLDER, open_tokenizer
+from vl3_jax.checkpoint.opening import NANO_FOLDER, open_tokenizer
 from vl3_jax.cli.main import main
 from vl3_jax.errors import InputError
 from vl3_jax.processing.tokenizer import Tokenizer
