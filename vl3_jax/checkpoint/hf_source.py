@@ -57,7 +57,7 @@ class HfFolder:
         """Opens a local folder, a URL, or a Hub id, which is downloaded; raises InputError if there is none."""
         text = os.fspath(source)
         self.name = text if is_url(text) else os.path.abspath(text)
-        if not is_url(text) and not pathlib.Path(text).exists() and hub.is_hub_id(text):
+        if not is_url(text) and not os.path.exists(text) and hub.is_hub_id(text):
             self.name = text
             text = os.fspath(hub.download(text, token))
         self.location = text.rstrip("/")
@@ -68,7 +68,7 @@ class HfFolder:
             self.local = download_sidecar_files(self, self.location, self.names)
         else:
             self.local = pathlib.Path(self.location)
-            if not self.local.is_dir():
+            if not os.path.isdir(self.local):
                 raise InputError(f"{source}: no such folder, and not a Hub id (owner/name); check the path")
 
     def path(self, name: str) -> str:
