@@ -168,8 +168,9 @@ def export_adapters(
     if is_url(target):
         raise InputError(f"{target}: exports go to local folders; choose one and copy it to the bucket")
     record, tree = read_record(workdir), find_tree(workdir)
-    lora = record["config"]["lora"]
-    if not lora["rank"]:
+    lora = record.section("config").section("lora")
+    rank, alpha = lora.integer("rank", 0), lora.number("alpha", 0.0)
+    if not rank:
         raise InputError(f"{workdir}: a run without adapters; export it with --format native or official")
     if tree is None:
         raise InputError(f"{workdir}: a run without a checkpoint yet; export it after its first")
@@ -181,7 +182,7 @@ def export_adapters(
         if job.finished:
             return
         leaves = _trained_leaves(tree.parent / _TRAINING)
-        empty, scale = jnp.empty(0), lora["alpha"] / lora["rank"]  # the base is not written
+        empty, scale = jnp.empty(0), alpha / rank  # the base is not written
         for kernel in [path.removesuffix("/a") for path in leaves if path.endswith("/kernel/a")]:
             leaves[kernel] = LoraKernel(empty, leaves.pop(f"{kernel}/a"), leaves.pop(f"{kernel}/b"), scale)
         whole = unflatten_dict(dict.fromkeys(leaves, True), sep="/")
