@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from vl3_jax.checkpoint import find_tree, open_source, peft_base, run_files, write_adapters
+from vl3_jax.checkpoint import export_run_files, find_tree, open_source, peft_base, write_adapters
 from vl3_jax.checkpoint.peft_merge import ADAPTER_WEIGHTS
 from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG
 from vl3_jax.checkpoint.sources import Origin
@@ -177,7 +177,7 @@ def export_adapters(
     run = open_source(workdir)
     named = peft_base(os.fspath(workdir), run.config, base, layout, Origin.parse(record.get("origin")))
     fingerprint = run.fingerprint(to="peft", base=named.name, layout=named.layout, dtype=str(dtype))
-    files = run_files(run, named.layout)
+    files = export_run_files(run, named.layout)
     with open_job(target, fingerprint, {ADAPTER_CONFIG, ADAPTER_WEIGHTS, *files}) as job:
         if job.finished:
             return
