@@ -88,8 +88,9 @@ class JsonObject(dict[str, Any]):
 
     def section(self, key: str) -> "JsonObject":
         """Returns an object; an empty one if it is missing."""
-        value = self._checked(key, value := self.get(key), {}, isinstance(value, dict), "an object")
-        return JsonObject(value, self.path, f"{self.place}{key}.")
+        value = self.get(key)
+        section = self._checked(key, value, {}, isinstance(value, dict), "an object")
+        return JsonObject(section, self.path, f"{self.place}{key}.")
 
     def sections(self, key: str) -> list["JsonObject"]:
         """Returns a list of objects; an empty one if it is missing."""
