@@ -24,7 +24,7 @@ from vl3_jax.checkpoint.sources import Origin, TensorSource, fold_names, listed
 from vl3_jax.checkpoint.tensors import Overlay, Renamed, TensorFiles, same_bits
 from vl3_jax.checkpoint.torch_pickle import TorchFile
 from vl3_jax.errors import InputError
-from vl3_jax.json_file import JsonObject, read_json, read_object
+from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.storage.paths import is_url, list_dir, temporary_folder
 
@@ -224,7 +224,8 @@ def _open_run(
     adapter_config = adapter = None
     if ADAPTER_CONFIG in folder.names:
         path = folder.path(ADAPTER_CONFIG)
-        adapter_config = parse_adapter_config(read_json(folder.local / ADAPTER_CONFIG), path)
+        settings = read_object(folder.local / ADAPTER_CONFIG, missing_ok=False)
+        adapter_config = parse_adapter_config(JsonObject(settings, path))
         named, extra = adapter_config.base, _EXTRA_FILE
         if adapter_config.revision and hub.is_hub_id(named) and not os.path.exists(named):
             named = f"{named}@{adapter_config.revision}"
