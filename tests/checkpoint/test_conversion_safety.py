@@ -200,6 +200,15 @@ def test_a_source_that_changes_is_noticed(folders, tmp_path, monkeypatch, capfd,
     assert_same_tensors(read_tensors(tmp_path / "back"), read_tensors(folders / "hf"))
 
 
+def test_an_export_of_changed_files_is_not_complete_already(folders, tmp_path, capfd):
+    shutil.copytree(folders / "orbax", tmp_path / "o")
+    export = ("export", tmp_path / "o", tmp_path / "back", "--format", "official")
+    assert convert(*export) == 0
+    assert convert(*export) == 0
+    (tmp_path / "o" / "assets" / "generation_config.json").unlink()
+    assert "holds other data" in refused(capfd, *export)
+
+
 def test_conversions_do_not_import_jax(folders, tmp_path):
     """Its import would take as long as converting a gigabyte."""
     code = (
