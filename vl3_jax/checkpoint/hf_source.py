@@ -151,7 +151,7 @@ def open_hf(
 ) -> TensorSource:
     """Opens a Hugging Face folder, URL or Hub id in any layout of `names.LAYOUTS`, or a LoRA or projector-only run.
 
-    Only headers are read.
+    Only headers are read, and where a model with tied embeddings stores a head too, these two tensors.
 
     Args:
       source: Local folder, gs:// URL, or `owner/name[@revision]`.
