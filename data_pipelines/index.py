@@ -32,7 +32,7 @@ from data_pipelines.settings import fingerprint
 from data_pipelines.sources import RecordSource
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
-from vl3_jax.storage.digests import FileDigests
+from vl3_jax.storage.file_digests import FileDigests
 
 VERSION = 3
 CHUNK = 1024  # samples per part; a killed run loses at most the parts in progress

@@ -21,6 +21,7 @@ METHODS = {
     "numbers": lambda value: value is None or [type(item) for item in value] == [float] * 3,
     "flag": lambda value: type(value) is bool,
     "text": lambda value: value is None or type(value) is str,
+    "texts": lambda value: all(type(item) is str for item in value),
     "section": lambda value: type(value) is JsonObject,
     "sections": lambda value: all(type(item) is JsonObject for item in value),
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from vl3_jax.errors import InputError
+from vl3_jax.errors import InputError, printable
 
 _MAX_BYTES = 2**25  # three times the largest tokenizer.json of Qwen2.5
 _MAX_DEPTH = 64
@@ -75,6 +75,13 @@ class JsonObject(dict[str, Any]):
         value = self.get(key)
         return self._checked(key, value, default, isinstance(value, str), "a text")
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Returns a list of strings; one that stands alone is a list of one, and a missing key an empty list."""
+        value = self.get(key)
+        listed = value if isinstance(value, list) else [] if value is None else [value]
+        valid = all(isinstance(item, str) for item in listed)
+        return tuple(self._checked(key, listed, [], valid, "a list of texts"))
+
     def choice(self, key: str, allowed: Collection[str], default: Any = None) -> Any:
         """Returns one of the strings `allowed`."""
         valid = isinstance(value := self.get(key), str) and value in allowed
@@ -88,8 +95,9 @@ class JsonObject(dict[str, Any]):
 
     def section(self, key: str) -> "JsonObject":
         """Returns an object; an empty one if it is missing."""
-        value = self._checked(key, value := self.get(key), {}, isinstance(value, dict), "an object")
-        return JsonObject(value, self.path, f"{self.place}{key}.")
+        value = self.get(key)
+        section = self._checked(key, value, {}, isinstance(value, dict), "an object")
+        return JsonObject(section, self.path, f"{self.place}{key}.")
 
     def sections(self, key: str) -> list["JsonObject"]:
         """Returns a list of objects; an empty one if it is missing."""
@@ -100,7 +108,7 @@ class JsonObject(dict[str, Any]):
 
     def error(self, key: str, problem: str) -> InputError:
         """Returns an error about the value of a key."""
-        return InputError(f"{self.path}: {self.place}{key} is {shown(self.get(key))}; {problem}")
+        return InputError(f"{self.path}: {printable(self.place + key)} is {shown(self.get(key))}; {problem}")
 
     def _checked(self, key: str, value: Any, default: Any, valid: bool, expected: str) -> Any:
         if value is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from data_pipelines.sample_errors import NOT_JSON, NOT_UTF8, BadSampleError, SampleError, from_exception
-from vl3_jax.storage.digests import FileDigests
+from vl3_jax.storage.file_digests import FileDigests
 
 Result = TypeVar("Result")
 

@@ -12,7 +12,7 @@ from data_pipelines.sample_errors import one_line
 from data_pipelines.sources.base import RecordSource
 from data_pipelines.sources.tfds_source import folder_and_split
 from vl3_jax.errors import InputError
-from vl3_jax.storage.digests import FileDigests
+from vl3_jax.storage.file_digests import FileDigests
 
 # Kind -> module and class, imported at first use because the libraries of some may be missing, and file endings.
 KINDS = {

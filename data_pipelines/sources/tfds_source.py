@@ -17,7 +17,7 @@ import numpy as np
 from data_pipelines.sample_errors import BAD_RECORD, BadSampleError, one_line
 from data_pipelines.sources.base import RecordSource, parse_json
 from vl3_jax.errors import InputError
-from vl3_jax.storage.digests import FileDigests
+from vl3_jax.storage.file_digests import FileDigests
 
 _DEFAULT_SPLIT = "train"
 _MEDIA = ("image", "images", "video", "videos", "frames")

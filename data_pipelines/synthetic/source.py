@@ -26,7 +26,7 @@ from data_pipelines.synthetic.samples import Example
 from data_pipelines.synthetic.scenes import Scene, SyntheticVideo
 from data_pipelines.synthetic.stages import STAGES
 from vl3_jax.errors import InputError
-from vl3_jax.storage.digests import FileDigests
+from vl3_jax.storage.file_digests import FileDigests
 
 SCHEME = "synthetic"
 # Modules whose code does not affect the content of the samples of a given request.

@@ -19,7 +19,9 @@ from support.hf_folders import (
     write_folder,
     write_json,
 )
+from vl3_jax.checkpoint import open_source
 from vl3_jax.cli.main import main
+from vl3_jax.errors import InputError
 
 
 def convert(*arguments) -> int:
@@ -130,6 +132,12 @@ def test_missing_and_empty_folder(tmp_path, capfd):
     assert_refused(tmp_path, capfd, "no such folder")
     (tmp_path / "in").mkdir()
     assert_refused(tmp_path, capfd, "no weights")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\0b"], ids=["name", "path", "null"])
+def test_names_that_no_folder_can_have(name):
+    with pytest.raises(InputError, match="no such folder"):
+        open_source(name)
 
 
 def test_nan_weights_are_a_warning(tmp_path, capfd):

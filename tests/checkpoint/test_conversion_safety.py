@@ -1,5 +1,6 @@
 """A conversion removes nothing that it did not make, commits nothing that it did not read, and has digests."""
 
+import json
 import pathlib
 import random
 import shutil
@@ -9,8 +10,9 @@ import sys
 import pytest
 
 from support.hf_folders import assert_same_tensors, read_tensors, tiny, write_folder
-from vl3_jax.checkpoint import orbax_write
+from vl3_jax.checkpoint import open_source, orbax_write
 from vl3_jax.cli.main import main
+from vl3_jax.cli.streams import EXIT_INTERRUPTED
 
 
 def convert(*arguments) -> int:
@@ -43,7 +45,7 @@ def interrupted(folders, tmp_path, monkeypatch) -> pathlib.Path:
 
     with monkeypatch.context() as patch:
         patch.setattr(orbax_write, "_finish", stop)
-        assert convert("hf", folders / "hf", tmp_path / "out") == 1
+        assert convert("hf", folders / "hf", tmp_path / "out") == EXIT_INTERRUPTED
     return tmp_path / "out.converting"
 
 
@@ -73,6 +75,24 @@ def test_digests_find_a_changed_setting(folders, tmp_path, capsys):
     assert "vl3.json is not what was written" in output
     assert "assets/generation_config.json is not what was written" in output
     assert convert("verify", "--digests", folders / "orbax", folders / "hf", "--no-logits") == 2
+
+
+@pytest.mark.parametrize("files", ["other", "null"])
+def test_digests_without_those_of_files_are_damaged(folders, tmp_path, capsys, files):
+    shutil.copytree(folders / "orbax", tmp_path / "o")
+    info = json.loads((tmp_path / "o" / "vl3.json").read_text())
+    info["digests"] |= {"other": info["digests"].pop("files")} if files == "other" else {"files": None}
+    (tmp_path / "o" / "vl3.json").write_text(json.dumps(info))
+    assert convert("verify", "--digests", tmp_path / "o") == 1
+    assert "vl3.json is not what was written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("origin", [{"name": "a/b", "layout": []}, {"layout": "native"}, ["native"]])
+def test_damaged_origins_are_none(folders, tmp_path, origin):
+    shutil.copytree(folders / "orbax", tmp_path / "o")
+    info = json.loads((tmp_path / "o" / "vl3.json").read_text())
+    (tmp_path / "o" / "vl3.json").write_text(json.dumps(info | {"origin": origin}))
+    assert open_source(tmp_path / "o").origin is None
 
 
 def test_what_has_no_digests_is_refused(folders, capfd):
@@ -178,6 +198,15 @@ def test_a_source_that_changes_is_noticed(folders, tmp_path, monkeypatch, capfd,
     assert convert("hf", source, tmp_path / "out") == 0
     assert convert("export", tmp_path / "out", tmp_path / "back", "--format", "official") == 0
     assert_same_tensors(read_tensors(tmp_path / "back"), read_tensors(folders / "hf"))
+
+
+def test_an_export_of_changed_files_is_not_complete_already(folders, tmp_path, capfd):
+    shutil.copytree(folders / "orbax", tmp_path / "o")
+    export = ("export", tmp_path / "o", tmp_path / "back", "--format", "official")
+    assert convert(*export) == 0
+    assert convert(*export) == 0
+    (tmp_path / "o" / "assets" / "generation_config.json").unlink()
+    assert "holds other data" in refused(capfd, *export)
 
 
 def test_conversions_do_not_import_jax(folders, tmp_path):

@@ -142,6 +142,15 @@ def test_names_of_a_wrapped_model(tmp_path, prefix, capfd):
     assert "wrapped model" in line
 
 
+@pytest.mark.parametrize("tower", [None, "x" * 300])
+def test_trainer_output_read_from_within(tmp_path, tower, monkeypatch):
+    """Without a tower's folder its sizes are those of the weights, whatever lies in the working folder."""
+    write_folder(tmp_path / "in", "official-train", tiny(), change={"vision_encoder": tower})
+    monkeypatch.chdir(tmp_path / "in")
+    assert open_source(".").config.vision == open_source(tmp_path / "in").config.vision
+    assert open_source(".").config.vision.hidden_size == tiny().vision.hidden_size
+
+
 def test_parent_of_the_checkpoints_of_a_run(tmp_path, capfd):
     (tmp_path / "in").mkdir()
     for step in (9, 10):

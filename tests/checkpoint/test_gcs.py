@@ -10,6 +10,7 @@ import pytest
 from support.hf_folders import read_tensors, tiny, write_folder
 from vl3_jax.checkpoint import find_tree, load, name_map, open_source, orbax_write, write_model_info
 from vl3_jax.cli.main import main
+from vl3_jax.cli.streams import EXIT_INTERRUPTED
 
 
 def convert(*arguments) -> int:
@@ -76,7 +77,7 @@ def test_interrupted_conversion_is_resumed(bucket, gcs, local, monkeypatch, capf
     original = orbax_write._write_slice
     with monkeypatch.context() as patch:
         patch.setattr(orbax_write, "_write_slice", fail)
-        assert convert("hf", local, "gs://models/again") == 1
+        assert convert("hf", local, "gs://models/again") == EXIT_INTERRUPTED
     assert find_tree("gs://models/again") is None
     written = {name for name in gcs.names("models", "again/") if name.rsplit("/", 1)[-1][0].isdigit()}
     assert len(written) >= 20

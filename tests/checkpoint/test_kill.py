@@ -13,6 +13,7 @@ import pytest
 from support.hf_folders import assert_same_tensors, read_tensors, renamed, tiny, write_folder
 from vl3_jax.checkpoint import compare, open_source, write_orbax
 from vl3_jax.cli.main import main
+from vl3_jax.cli.streams import EXIT_INTERRUPTED
 from vl3_jax.errors import InputError
 from vl3_jax.model import ModelConfig, TextConfig
 
@@ -127,7 +128,7 @@ def test_written_pieces_are_not_written_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(jobs, "WORKERS", 1)
     monkeypatch.setattr(orbax_write, "_write_slice", failing)
-    assert main(["convert", "hf", str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    assert main(["convert", "hf", str(tmp_path / "in"), str(tmp_path / "out")]) == EXIT_INTERRUPTED
     first, partial = list(written), tmp_path / "out.converting"
     assert len(first) == 40
     (partial / "vision.patch_embed.bias" / "0").unlink()
@@ -148,7 +149,7 @@ def test_another_source_starts_over(tmp_path, monkeypatch, capfd):
     tensors = write_folder(tmp_path / "b", "official", tiny(), seed=2)
     with monkeypatch.context() as patch:
         patch.setattr(orbax_write, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert main(["convert", "hf", str(tmp_path / "a"), str(tmp_path / "out")]) == 1
+        assert main(["convert", "hf", str(tmp_path / "a"), str(tmp_path / "out")]) == EXIT_INTERRUPTED
     assert main(["convert", "hf", str(tmp_path / "b"), str(tmp_path / "out")]) == 0
     assert "starting over" in capfd.readouterr().err
     assert main(["convert", "export", str(tmp_path / "out"), str(tmp_path / "back"), "--format", "official"]) == 0

@@ -154,8 +154,8 @@ def test_base_and_layout(tmp_path):
     assert peft_base("run", config, native, "native", None) == Origin(native, "native")
     assert peft_base("run", config, "owner/other", "native", hub) == Origin("owner/other", "native")
     for base, layout, origin, message in [
-        (None, None, None, "began from no Hugging Face model that PEFT could load"),
-        (None, None, Origin("gs://bucket/model", "native"), "began from gs://bucket/model that PEFT could load"),
+        (None, None, None, "began from no Hugging Face model; export its start"),
+        (None, None, Origin("gs://bucket/model", "native"), "began from gs://bucket/model, which PEFT cannot load"),
         (None, None, Origin("/gone/model", "native"), "/gone/model: no such folder"),
         (None, "native", hub, "--layout native: owner/model@main has the layout official"),
         (native, "official", hub, "has the layout native"),

@@ -98,22 +98,22 @@ def test_an_adapted_head_that_is_saved_whole_gets_both(tmp_path, base):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"init_lora_weights": "pissa"}, 'init_lora_weights "pissa"'),
-        ({"init_lora_weights": "pissa_niter_2"}, 'init_lora_weights "pissa_niter_2"'),
-        ({"init_lora_weights": "olora"}, 'init_lora_weights "olora"'),
-        ({"use_dora": True}, "use_dora true"),
-        ({"lora_bias": True}, "lora_bias true"),
-        ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens \[1, 2\]"),
-        ({"trainable_token_indices": [3]}, r"trainable_token_indices \[3\]"),
-        ({"kasa_config": peft.tuners.lora.config.KasaConfig()}, "kasa_config {"),
-        ({"velora_config": peft.tuners.lora.config.VeloraConfig(num_groups=8)}, "velora_config {"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"init_lora_weights": "pissa_niter_2"}, "init_lora_weights is 'pissa_niter_2'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
+        ({"use_dora": True}, "use_dora is True"),
+        ({"lora_bias": True}, "lora_bias is True"),
+        ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens is \[1, 2\]"),
+        ({"trainable_token_indices": [3]}, r"trainable_token_indices is \[3\]"),
+        ({"kasa_config": peft.tuners.lora.config.KasaConfig()}, "kasa_config is {"),
+        ({"velora_config": peft.tuners.lora.config.VeloraConfig(num_groups=8)}, "velora_config is {"),
     ],
     ids=str,
 )
 def test_other_arithmetic_is_refused(tmp_path, base, settings, message):
     if base[0] == "official" and "trainable_token_indices" in settings:
         settings = {"trainable_token_indices": {"embed_tokens": [3]}}
-        message = "trainable_token_indices {"
+        message = "trainable_token_indices is {"
     config = peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj"]} | settings)
     peft_models.save_adapter(base[2], tmp_path / "run", config)
     with pytest.raises(InputError, match=f"adapter_config.json: {message}.* merge the adapter into its base with PEFT"):
@@ -125,24 +125,24 @@ def test_other_arithmetic_is_refused(tmp_path, base, settings, message):
     [
         (
             {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
-            'init_lora_weights "loftq" is not supported',
+            "init_lora_weights is 'loftq'; that is not supported",
         ),
-        ({"init_lora_weights": "corda"}, 'init_lora_weights "corda" is not supported'),
-        ({"init_lora_weights": "lora_ga"}, 'init_lora_weights "lora_ga" is not supported'),
-        ({"use_qalora": True}, "use_qalora true is not supported"),
-        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication .* is not supported"),
-        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora .* is not supported"),
-        ({"a_key_of_tomorrow": "x" * 1000}, r'a_key_of_tomorrow "x+\.\.\. is not supported'),
-        ({"peft_type": "ADALORA"}, 'peft_type "ADALORA" is not supported'),
-        ({"peft_type": None}, 'peft_type "" is not supported'),
+        ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda'; that is not supported"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'; that is not supported"),
+        ({"use_qalora": True}, "use_qalora is True; that is not supported"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication is .*; that is not supported"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is .*; that is not supported"),
+        ({"a_key_of_tomorrow": "x" * 1000}, r"a_key_of_tomorrow is 'x+\.\.\.x+'; that is not supported"),
+        ({"peft_type": "ADALORA"}, "peft_type is 'ADALORA'; only LORA is supported"),
+        ({"peft_type": None}, "peft_type is None; only LORA is supported"),
         ({"r": 8}, "the adapter does not fit its base: wrong shape: .* of rank 8"),
-        ({"r": True}, "r true makes no sense"),
-        ({"lora_alpha": float("nan")}, "lora_alpha NaN makes no sense"),
-        ({"rank_pattern": {"(": 2}}, r'rank_pattern "\(" makes no sense'),
-        ({"rank_pattern": {"(?i)q_proj": 2}}, r'rank_pattern "\(\?i\)q_proj" makes no sense'),
-        ({"alpha_pattern": [1]}, r"alpha_pattern \[1\] makes no sense"),
+        ({"r": True}, "r is True; expected an integer from 1"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan; expected a number"),
+        ({"rank_pattern": {"(": 2}}, r"rank_pattern\.\( is 2; its key is no regular expression"),
+        ({"rank_pattern": {"(?i)q_proj": 2}}, r"rank_pattern\.\(\?i\)q_proj is 2; its key is no regular expression"),
+        ({"alpha_pattern": [1]}, r"alpha_pattern is \[1\]; expected an object"),
         ({"modules_to_save": ["lm_head"]}, "in modules_to_save but not stored: lm_head.weight"),
-        ([], r"holds no settings but \[\]"),
+        ([], r"holds \[\], and an object is expected"),
     ],
     ids=str,
 )

@@ -15,7 +15,7 @@ from data_pipelines.layouts import official
 from data_pipelines.sample_errors import SampleError
 from data_pipelines.sources import Record, array_records, open_source
 from vl3_jax.errors import InputError
-from vl3_jax.storage.digests import FileDigests
+from vl3_jax.storage.file_digests import FileDigests
 
 RECORDS = [
     {"conversations": [{"from": "human", "value": f'Q{n} "é]{{ \\ 漢'}, {"from": "gpt", "value": "A" * n}], "id": n}

@@ -36,7 +36,7 @@ from vl3_jax.checkpoint.init_source import InitSource
 from vl3_jax.checkpoint.names import LAYOUTS, name_map
 from vl3_jax.checkpoint.opening import find_tree, open_source, open_tokenizer
 from vl3_jax.checkpoint.orbax_write import write_model_info, write_orbax
-from vl3_jax.checkpoint.run_files import run_files
+from vl3_jax.checkpoint.run_files import export_run_files
 from vl3_jax.checkpoint.sources import CheckpointSource
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ __all__ = [
     "InitSource",
     "checkpoint_overview",
     "compare",
+    "export_run_files",
     "find_tree",
     "load",
     "name_map",
@@ -68,7 +69,6 @@ __all__ = [
     "open_source",
     "open_tokenizer",
     "peft_base",
-    "run_files",
     "write_adapters",
     "write_hf",
     "write_model_info",

@@ -121,8 +121,9 @@ def _file_digest(file: pathlib.Path | epath.Path) -> str:
 
 def _info_digest(content: Mapping[str, Any]) -> str:
     """Returns the digest of the content of vl3.json, but for the digest itself."""
-    files = {name: digest for name, digest in content[DIGESTS][_FILES].items() if name != MODEL_INFO}
-    rest = {**content, DIGESTS: {**content[DIGESTS], _FILES: files}}
+    digests = content[DIGESTS]
+    files = {name: digest for name, digest in (digests.get(_FILES) or {}).items() if name != MODEL_INFO}
+    rest = {**content, DIGESTS: {**digests, _FILES: files}}
     return _text(zlib.crc32(json.dumps(rest, sort_keys=True).encode()))
 
 

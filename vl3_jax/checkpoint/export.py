@@ -6,12 +6,12 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vl3_jax.checkpoint.names import TensorSpec, name_map
-from vl3_jax.checkpoint.sidecar_files import SIDECAR_FILES, export_sidecar_files
+from vl3_jax.checkpoint.sidecar_files import export_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.tensors import SAFETENSORS_DTYPES, contains_nan, copy_view, scratch
 from vl3_jax.errors import InputError
@@ -61,7 +61,7 @@ def write_hf(
       shard_bytes: Maximum bytes of tensors in one file. A larger tensor gets a file of its own.
 
     Raises:
-      InputError: `target` exists, its disk is too small, or `source` is not a complete model.
+      InputError: `target` exists, its disk is too small, `source` is not a complete model, or its files are damaged.
     """
     if is_url(target):
         raise InputError(f"{target}: exports go to local folders; choose one and copy it to the bucket")
@@ -70,19 +70,20 @@ def write_hf(
             f"{source.location}: contains only {', '.join(source.parts)}, and an export needs a complete model; "
             "combine it with `vl3 convert init`"
         )
-    names = name_map(layout, source.config)
     dtypes = {path: np.dtype(dtype or source.dtypes[path]) for path in source.leaves}
-    shards = plan_shards(list(names.tensors.values()), dtypes, shard_bytes)
+    shards = plan_shards(list(name_map(layout, source.config).tensors.values()), dtypes, shard_bytes)
     options = {"to": layout, "dtype": str(dtype), "shard": shard_bytes}
-    names = {*SIDECAR_FILES, _INDEX, *(name for shard in shards for name in (shard.name, f"{shard.name}.partial"))}
-    with open_job(target, source.fingerprint(**options), names) as job:
+    fingerprint, stated_dtype = source.fingerprint(**options), dtypes["llm/embed/embedding"].name
+    files = export_sidecar_files(source.files, source.files_kind, source.config, layout, stated_dtype)
+    names = {*files, _INDEX, *(name for shard in shards for name in (shard.name, f"{shard.name}.partial"))}
+    with open_job(target, fingerprint, names) as job:
         if job.finished:
             return
         source.log_casts(dtypes)
         for shard in shards:
             _allocate(job, shard)
         _write_shards(source, job, shards, dtypes, quiet)
-        _finish(source, job, shards, layout, dtypes)
+        _finish(job, shards, files)
         source.check_unchanged(job.fingerprint, options)
         job.commit()
 
@@ -199,12 +200,8 @@ def _pwrite(file: int, array: np.ndarray, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _finish(
-    source: CheckpointSource, job: Job, shards: Sequence[Shard], layout: str, dtypes: dict[str, np.dtype]
-) -> None:
-    dtype = dtypes["llm/embed/embedding"].name
-    sidecar_files = export_sidecar_files(source.files, source.files_kind, source.config, layout, dtype)
-    for name, content in sidecar_files.items():
+def _finish(job: Job, shards: Sequence[Shard], files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
         (job.folder / name).write_bytes(content)
     if len(shards) > 1:
         index = {

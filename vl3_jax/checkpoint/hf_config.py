@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import pathlib
 import re
 from collections.abc import Container, Mapping
@@ -129,7 +130,8 @@ def infer_tower(layout: str, config: JsonObject, tensors: TensorFiles) -> Vision
     """
     if config.get("vision_encoder_config") is not None or config["model_type"] != "videollama3_qwen2":
         return None
-    if (config_path := pathlib.Path(config.text("vision_encoder", ""), "config.json")).is_file():
+    tower = config.text("vision_encoder")
+    if tower and os.path.isfile(config_path := pathlib.Path(tower, "config.json")):
         return parse_config(read_object(config_path)).vision
     prefix = LAYOUTS[layout]["vision"]
     patch_embed = tensors.infos.get(prefix + _PATCH_EMBEDDING)

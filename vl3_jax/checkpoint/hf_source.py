@@ -24,7 +24,7 @@ from vl3_jax.checkpoint.sources import Origin, TensorSource, fold_names, listed
 from vl3_jax.checkpoint.tensors import Overlay, Renamed, TensorFiles, same_bits
 from vl3_jax.checkpoint.torch_pickle import TorchFile
 from vl3_jax.errors import InputError
-from vl3_jax.json_file import JsonObject, read_json, read_object
+from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.storage.paths import is_url, list_dir, temporary_folder
 
@@ -57,7 +57,7 @@ class HfFolder:
         """Opens a local folder, a URL, or a Hub id, which is downloaded; raises InputError if there is none."""
         text = os.fspath(source)
         self.name = text if is_url(text) else os.path.abspath(text)
-        if not is_url(text) and not pathlib.Path(text).exists() and hub.is_hub_id(text):
+        if not is_url(text) and not os.path.exists(text) and hub.is_hub_id(text):
             self.name = text
             text = os.fspath(hub.download(text, token))
         self.location = text.rstrip("/")
@@ -68,7 +68,7 @@ class HfFolder:
             self.local = download_sidecar_files(self, self.location, self.names)
         else:
             self.local = pathlib.Path(self.location)
-            if not self.local.is_dir():
+            if not os.path.isdir(self.local):
                 raise InputError(f"{source}: no such folder, and not a Hub id (owner/name); check the path")
 
     def path(self, name: str) -> str:
@@ -151,7 +151,7 @@ def open_hf(
 ) -> TensorSource:
     """Opens a Hugging Face folder, URL or Hub id in any layout of `names.LAYOUTS`, or a LoRA or projector-only run.
 
-    Only headers are read.
+    Only headers are read, and where a model with tied embeddings stores a head too, these two tensors.
 
     Args:
       source: Local folder, gs:// URL, or `owner/name[@revision]`.
@@ -224,7 +224,8 @@ def _open_run(
     adapter_config = adapter = None
     if ADAPTER_CONFIG in folder.names:
         path = folder.path(ADAPTER_CONFIG)
-        adapter_config = parse_adapter_config(read_json(folder.local / ADAPTER_CONFIG), path)
+        settings = read_object(folder.local / ADAPTER_CONFIG, missing_ok=False)
+        adapter_config = parse_adapter_config(JsonObject(settings, path))
         named, extra = adapter_config.base, _EXTRA_FILE
         if adapter_config.revision and hub.is_hub_id(named) and not os.path.exists(named):
             named = f"{named}@{adapter_config.revision}"

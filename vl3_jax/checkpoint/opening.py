@@ -51,10 +51,10 @@ def open_tokenizer(source: str | os.PathLike, token: str | None = None) -> Itera
     """
     path = pathlib.Path(source)
     if os.fspath(source) != NANO and not is_url(source):
-        if path.is_file() or (path / "tokenizer.json").is_file():
+        if os.path.isfile(path) or os.path.isfile(path / "tokenizer.json"):
             yield path
             return
-        if not path.exists() and hub.is_hub_id(os.fspath(source)):
+        if not os.path.exists(path) and hub.is_hub_id(os.fspath(source)):
             yield hub.download(os.fspath(source), token, weights=False)
             return
     opened = open_source(source, token=token)

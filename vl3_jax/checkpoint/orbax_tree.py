@@ -16,7 +16,7 @@ from etils import epath
 
 from vl3_jax.checkpoint.hf_config import from_dict
 from vl3_jax.checkpoint.names import LAYOUTS, PARTS, name_map
-from vl3_jax.checkpoint.sidecar_files import download_sidecar_files
+from vl3_jax.checkpoint.sidecar_files import download_sidecar_files, sidecar_fingerprints
 from vl3_jax.checkpoint.sources import CheckpointSource, Origin, check_arrays
 from vl3_jax.errors import InputError
 from vl3_jax.json_file import read_object
@@ -132,7 +132,8 @@ class OrbaxSource(CheckpointSource):
         return store if layer is None else store[layer]
 
     def file_fingerprints(self) -> list:
-        return file_fingerprints([os.fspath(self.tree / METADATA), os.fspath(self.info_path)])
+        metadata = file_fingerprints([os.fspath(self.tree / METADATA), os.fspath(self.info_path)])
+        return [*metadata, *sidecar_fingerprints(self.files)]
 
 
 def model_info(config: ModelConfig, parts: Sequence[str], files_kind: str, origin: Origin | None = None) -> str:

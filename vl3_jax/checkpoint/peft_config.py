@@ -5,14 +5,26 @@ understood, or has a value that switches it off, or the adapter is refused.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from vl3_jax.errors import InputError
+from vl3_jax.json_file import JsonObject
 
+_UNDERSTOOD = {
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "ensure_weight_tying",
+    "init_lora_weights",
+    "lora_alpha",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "revision",
+    "use_rslora",
+}
 # Settings that only say how the adapter was trained or which modules it has; its tensors show the latter.
 _WITHOUT_EFFECT = {
     "auto_mapping",
@@ -38,7 +50,6 @@ _WITHOUT_EFFECT = {
 # first values out of it, so that the adapter goes with a base that no file holds.
 _INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _DEFAULT_RANK, _DEFAULT_ALPHA = 8, 8  # of every version of PEFT
-_SHOWN = 60  # characters of a value in a message
 MERGE_FIRST = "merge the adapter into its base with PEFT first (merge_and_unload)"
 
 
@@ -84,84 +95,41 @@ class AdapterConfig:
         return any(name.endswith(self.modules_to_save) for name in containing)
 
 
-def parse_adapter_config(content: Any, path: object) -> AdapterConfig:
+def parse_adapter_config(settings: JsonObject) -> AdapterConfig:
     """Checks the content of `adapter_config.json`.
-
-    Args:
-      content: The parsed file.
-      path: Its path, for error messages.
 
     Raises:
       InputError: Not the configuration of a LoRA adapter, a setting that is not supported, or a damaged value.
     """
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path}: holds no settings but {_shown(content)}; download the file again")
-    settings = _Settings(content, path)
-    kind = settings.take("peft_type", str, "")
-    if kind != "LORA":
-        raise InputError(f"{path}: peft_type {_shown(kind)} is not supported, only LORA is; {MERGE_FIRST}")
-    initialisation = settings.take("init_lora_weights", object, True)
-    if initialisation not in _INITIALISATIONS:
-        raise settings.unsupported("init_lora_weights", initialisation)
-    modules_to_save = settings.take("modules_to_save", list | str, ())
-    config = AdapterConfig(
-        base=settings.take("base_model_name_or_path", str, ""),
-        revision=settings.take("revision", str, ""),
-        rank=settings.rank("r", settings.take("r", int, _DEFAULT_RANK)),
-        alpha=settings.alpha("lora_alpha", settings.take("lora_alpha", int | float, _DEFAULT_ALPHA)),
-        rank_pattern=settings.pattern("rank_pattern", settings.rank),
-        alpha_pattern=settings.pattern("alpha_pattern", settings.alpha),
-        use_rslora=settings.take("use_rslora", bool, False),
-        modules_to_save=(modules_to_save,) if isinstance(modules_to_save, str) else tuple(map(str, modules_to_save)),
-        ensure_weight_tying=settings.take("ensure_weight_tying", bool, False),
+    if settings.text("peft_type") != "LORA":
+        raise settings.error("peft_type", f"only LORA is supported; {MERGE_FIRST}")
+    unsupported = [key for key in settings if key not in _UNDERSTOOD | _WITHOUT_EFFECT and settings[key]]
+    if settings.get("init_lora_weights") not in _INITIALISATIONS:
+        unsupported.append("init_lora_weights")
+    if unsupported:
+        raise settings.error(unsupported[0], f"that is not supported; {MERGE_FIRST}")
+    rank, alpha = settings.integer("r", _DEFAULT_RANK, low=1), _alpha(settings, "lora_alpha", _DEFAULT_ALPHA)
+    ranks, alphas = settings.section("rank_pattern"), settings.section("alpha_pattern")
+    for pattern, patterns in [*((key, ranks) for key in ranks), *((key, alphas) for key in alphas)]:
+        try:
+            re.compile(_for_module(pattern))
+        except (re.error, OverflowError, RecursionError):
+            raise patterns.error(pattern, "its key is no regular expression") from None
+    return AdapterConfig(
+        base=settings.text("base_model_name_or_path", ""),
+        revision=settings.text("revision", ""),
+        rank=rank,
+        alpha=alpha,
+        rank_pattern={pattern: ranks.integer(pattern, rank, low=1) for pattern in ranks},
+        alpha_pattern={pattern: _alpha(alphas, pattern, alpha) for pattern in alphas},
+        use_rslora=settings.flag("use_rslora"),
+        modules_to_save=settings.texts("modules_to_save"),
+        ensure_weight_tying=settings.flag("ensure_weight_tying"),
     )
-    settings.refuse_others()
-    return config
 
 
-class _Settings:
-    """Takes settings out of the content of the file one by one."""
-
-    def __init__(self, content: Mapping[str, Any], path: object):
-        self._rest, self._path = dict(content), path
-
-    def take(self, key: str, kind: Any, default: Any) -> Any:
-        value = self._rest.pop(key, None)
-        if value is None:
-            return default
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
-            raise self._damaged(key, value)
-        return value
-
-    def rank(self, key: str, value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-            raise self._damaged(key, value)
-        return value
-
-    def alpha(self, key: str, value: Any) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e30:
-            raise self._damaged(key, value)
-        return value
-
-    def pattern(self, key: str, check) -> dict[str, Any]:
-        patterns = self.take(key, dict, {})
-        for pattern in patterns:
-            try:
-                re.compile(_for_module(pattern))
-            except (re.error, OverflowError, RecursionError):
-                raise self._damaged(key, pattern) from None
-        return {pattern: check(key, value) for pattern, value in patterns.items()}
-
-    def refuse_others(self) -> None:
-        for key, value in self._rest.items():
-            if key not in _WITHOUT_EFFECT and value:
-                raise self.unsupported(key, value)
-
-    def unsupported(self, key: str, value: Any) -> InputError:
-        return InputError(f"{self._path}: {_shown(key)[1:-1]} {_shown(value)} is not supported; {MERGE_FIRST}")
-
-    def _damaged(self, key: str, value: Any) -> InputError:
-        return InputError(f"{self._path}: {key} {_shown(value)} makes no sense; download the file again")
+def _alpha(section: JsonObject, key: str, default: float) -> float:
+    return section.number(key, default, low=-1e30)
 
 
 def _match(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
@@ -171,8 +139,3 @@ def _match(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
 
 def _for_module(pattern: str) -> str:
     return rf"(.*\.)?({pattern})$"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

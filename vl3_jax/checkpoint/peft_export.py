@@ -41,10 +41,10 @@ def peft_base(
       InputError: There is no such base, it does not fit, or its layout is not known or another than `layout`.
     """
     if base is None and (origin is None or origin.layout not in LAYOUTS or is_url(origin.name)):
-        began = "from no Hugging Face model" if origin is None else f"from {origin.name}"
+        began = "no Hugging Face model" if origin is None else f"{origin.name}, which PEFT cannot load"
         raise InputError(
-            f"{location}: began {began} that PEFT could load; export its start with `vl3 convert export`, and name "
-            "that folder with --base"
+            f"{location}: began from {began}; export its start with `vl3 convert export`, and name that folder with "
+            "--base"
         )
     name = origin.name if base is None else base
     if not os.path.isdir(name):

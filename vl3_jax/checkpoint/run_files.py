@@ -15,7 +15,7 @@ from vl3_jax.json_file import read_object
 _COMPRESS = "use_token_compression"
 
 
-def run_files(source: CheckpointSource, layout: str) -> dict[str, bytes]:
+def export_run_files(source: CheckpointSource, layout: str) -> dict[str, bytes]:
     """Returns the files of a run for its PEFT folder.
 
     Args:

@@ -48,7 +48,7 @@ class SafetensorsFile(TensorFiles):
         """Returns what the header says about a tensor, and its offset from the first one."""
         shape = tuple(entry.integers("shape", high=_LARGEST))
         offsets = entry.integers("data_offsets", high=_LARGEST)
-        if "shape" not in entry or len(offsets) != 2 or not isinstance(entry["shape"], list):
+        if not isinstance(entry.get("shape"), list) or len(offsets) != 2:
             raise InputError(f"{self.path}: header entry of {name} is {shown(dict(entry))}; {_DOWNLOAD}")
         if (dtype := SAFETENSORS_DTYPES.get(entry.text("dtype", ""))) is None:
             raise InputError(f"{self.path}: {name} has dtype {shown(entry.get('dtype'))}; vl3 reads BF16, F16 and F32")

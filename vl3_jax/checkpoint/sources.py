@@ -43,9 +43,9 @@ class Origin:
     @classmethod
     def parse(cls, content: Any) -> "Origin | None":
         """Reads what `dataclasses.asdict` wrote; returns None for anything else."""
-        if not isinstance(content, Mapping) or content.get("layout") not in LAYOUTS:
-            return None
-        return cls(str(content.get("name")), content["layout"])
+        name, layout = (content.get(key) if isinstance(content, Mapping) else None for key in ("name", "layout"))
+        is_origin = isinstance(name, str) and isinstance(layout, str) and layout in LAYOUTS
+        return cls(name, layout) if is_origin else None
 
 
 class CheckpointSource(abc.ABC):

@@ -225,10 +225,10 @@ def contains_nan(array: np.ndarray) -> bool:
     size = array.dtype.itemsize
     infinity, minus_infinity = (int(np.array(value, array.dtype).view(f"u{size}")[()]) for value in (np.inf, -np.inf))
     for start in range(0, flat.size, 2**18):
-        bits = flat[start : start + 2**18]
+        block = flat[start : start + 2**18]
         # The bits of NaN, as integers, are above those of infinity: as signed integers for a positive sign, as
         # unsigned ones for a negative sign.
-        if bits.view(f"i{size}").max() > infinity or bits.view(f"u{size}").max() > minus_infinity:
+        if block.view(f"i{size}").max() > infinity or block.view(f"u{size}").max() > minus_infinity:
             return True
     return False
 

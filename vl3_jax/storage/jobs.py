@@ -86,6 +86,7 @@ class Job(contextlib.AbstractContextManager):
         made = [*_made_names(progress_file), _COMPLETE_FILE]
         entries = [entry for entry in self.folder.iterdir() if entry != progress_file]
         if foreign := sorted(entry.name for entry in entries if entry.name not in made or entry.is_symlink()):
+            self._journal.close()  # which releases the folder
             raise InputError(
                 f"{self.folder}: besides an unfinished conversion it holds {', '.join(foreign[:8])}; move what you "
                 "need and remove the folder, or choose another name"

@@ -15,6 +15,7 @@ from etils import epath
 from vl3_jax.errors import InputError
 
 _GCS = "gs://"
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)  # or a ValueError: a name with a null byte
 _INSTALL = "gs:// needs `pip install vl3_jax[gcs]`"
 # HTTP status by the exception classes of several clients, and the first word of a TensorStore or gcsfs message; other
 # clients store the number in `code`.
@@ -92,10 +93,12 @@ def list_dir(folder: str | os.PathLike) -> dict[str, int]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name: _size(entry) for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
     except PermissionError:
         raise InputError(f"{folder}: no permission to list it; choose another folder") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_FOLDER:
+            raise
+        return {}
 
 
 def exists(file: epath.Path) -> bool:

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from vl3_jax.checkpoint import find_tree, open_source, peft_base, run_files, write_adapters
+from vl3_jax.checkpoint import export_run_files, find_tree, open_source, peft_base, write_adapters
 from vl3_jax.checkpoint.peft_merge import ADAPTER_WEIGHTS
 from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG
 from vl3_jax.checkpoint.sources import Origin
@@ -168,20 +168,21 @@ def export_adapters(
     if is_url(target):
         raise InputError(f"{target}: exports go to local folders; choose one and copy it to the bucket")
     record, tree = read_record(workdir), find_tree(workdir)
-    lora = record["config"]["lora"]
-    if not lora["rank"]:
+    lora = record.section("config").section("lora")
+    rank, alpha = lora.integer("rank", 0), lora.number("alpha", 0.0)
+    if not rank:
         raise InputError(f"{workdir}: a run without adapters; export it with --format native or official")
     if tree is None:
         raise InputError(f"{workdir}: a run without a checkpoint yet; export it after its first")
     run = open_source(workdir)
     named = peft_base(os.fspath(workdir), run.config, base, layout, Origin.parse(record.get("origin")))
     fingerprint = run.fingerprint(to="peft", base=named.name, layout=named.layout, dtype=str(dtype))
-    files = run_files(run, named.layout)
+    files = export_run_files(run, named.layout)
     with open_job(target, fingerprint, {ADAPTER_CONFIG, ADAPTER_WEIGHTS, *files}) as job:
         if job.finished:
             return
         leaves = _trained_leaves(tree.parent / _TRAINING)
-        empty, scale = jnp.empty(0), lora["alpha"] / lora["rank"]  # the base is not written
+        empty, scale = jnp.empty(0), alpha / rank  # the base is not written
         for kernel in [path.removesuffix("/a") for path in leaves if path.endswith("/kernel/a")]:
             leaves[kernel] = LoraKernel(empty, leaves.pop(f"{kernel}/a"), leaves.pop(f"{kernel}/b"), scale)
         whole = unflatten_dict(dict.fromkeys(leaves, True), sep="/")

@@ -21,7 +21,7 @@ from vl3_jax.checkpoint.names import PARTS
 from vl3_jax.checkpoint.orbax_tree import ASSETS, MODEL_INFO, model_info
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.errors import InputError
-from vl3_jax.json_file import read_json
+from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.model import VideoLLaMA3, init_params, preset
 from vl3_jax.model.config import PRESETS, ModelConfig
 from vl3_jax.processing.tokenizer import Tokenizer
@@ -140,7 +140,7 @@ def prepare_workdir(workdir: epath.Path, config: RunConfig, init: InitialWeights
         (workdir / MODEL_INFO).write_text(info)
 
 
-def read_record(workdir: str | os.PathLike) -> dict[str, Any]:
+def read_record(workdir: str | os.PathLike) -> JsonObject:
     """Returns what a workdir says about its run: its `config`, the `rows` of a step, and its `origin`.
 
     Raises:
@@ -149,8 +149,8 @@ def read_record(workdir: str | os.PathLike) -> dict[str, Any]:
     folder = resolve(workdir)
     if RUN_CONFIG_FILE not in list_dir(folder):
         raise InputError(f"{workdir}: not the workdir of a training run (no {RUN_CONFIG_FILE}); give that of a run")
-    record = read_json(folder / RUN_CONFIG_FILE)
-    if not isinstance(record, dict) or not {"config", "rows", "origin"} <= {*record}:
+    record = read_object(folder / RUN_CONFIG_FILE)
+    if not {"config", "rows", "origin"} <= {*record}:
         raise InputError(f"{workdir}: not the workdir of a training run but something else; give that of a run")
     return record
 

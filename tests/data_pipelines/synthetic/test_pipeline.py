@@ -23,7 +23,7 @@ from vl3_jax.errors import InputError
 from vl3_jax.processing import images, videos
 from vl3_jax.processing.processor import Processor
 from vl3_jax.processing.tokenizer import IM_END, IM_START, STREAM_START
-from vl3_jax.storage.digests import FileDigests
+from vl3_jax.storage.file_digests import FileDigests
 
 PER_TASK = 4
 

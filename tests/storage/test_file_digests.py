@@ -2,7 +2,7 @@
 
 import os
 
-from vl3_jax.storage.digests import FileDigests
+from vl3_jax.storage.file_digests import FileDigests
 
 
 def test_a_digest_follows_the_content_and_not_name_or_time(tmp_path):
