@@ -27,11 +27,12 @@ import re
 import typing
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, TypeVar
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vl3_jax.errors import InputError, SettingError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 Settings = TypeVar("Settings")
 # Keys of a field's metadata.
@@ -108,12 +109,14 @@ def to_tree(settings: Any) -> dict[str, Any]:
     }
 
 
-def to_config_dict(settings: Any) -> ConfigDict:
+def to_config_dict(settings: Any) -> "ConfigDict":
     """Returns the ConfigDict of a dataclass instance, for a user to override."""
+    from ml_collections import ConfigDict  # only here: inference does without it
+
     return ConfigDict(to_tree(settings))
 
 
-def from_tree(cls: type[Settings], tree: Mapping[str, Any] | ConfigDict, where: str = "") -> Settings:
+def from_tree(cls: type[Settings], tree: "Mapping[str, Any] | ConfigDict", where: str = "") -> Settings:
     """Builds a dataclass instance from its plain form; keys that are absent keep their defaults.
 
     Args:
@@ -124,7 +127,7 @@ def from_tree(cls: type[Settings], tree: Mapping[str, Any] | ConfigDict, where: 
     Raises:
       InputError: A key that is no setting, a setting without a value, or a value that the dataclass refuses.
     """
-    tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
+    tree = tree if isinstance(tree, Mapping) else tree.to_dict()
     kinds, fields = types(cls), {field.name: field for field in dataclasses.fields(cls)}
     unknown = sorted(set(tree) - set(fields))
     if unknown:

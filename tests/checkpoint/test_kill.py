@@ -25,9 +25,9 @@ from vl3_jax.cli.main import main
 
 mark_done, commit = jobs.Job.mark_done, jobs.Job.commit
 
-def slow_mark_done(self, key):
+def slow_mark_done(self, *arguments):
     time.sleep(0.004)
-    mark_done(self, key)
+    mark_done(self, *arguments)
     time.sleep(0.004)
 
 def slow_commit(self):

@@ -97,7 +97,10 @@ def test_bad_input_is_one_line(capsys, checkpoint, tmp_path):
         (["--model", str(tmp_path / "nowhere")], "nowhere"),
         (["--model", checkpoint, "--out", str(tmp_path / "no" / "demo.html")], "no folder"),
         (["--model", checkpoint, "--seed", "-1"], "seed"),
-        (["--model", checkpoint, "--max-new-tokens", "0", "--out", str(tmp_path / "demo.html")], "max new tokens"),
+        (
+            ["--model", checkpoint, "--max-new-tokens", "0", "--out", str(tmp_path / "demo.html")],
+            "--max-new-tokens is 0",
+        ),
     ]:
         assert main(["demo", *arguments]) == 2
         error = capsys.readouterr().err

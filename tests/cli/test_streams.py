@@ -1,5 +1,6 @@
 """The command beside other commands: stdout closed, full, cut or in another encoding, pipes, and Ctrl-C."""
 
+import functools
 import json
 import os
 import signal
@@ -29,6 +30,8 @@ class Model:
 generation_flags.load_model = lambda arguments: Model()
 sys.exit(main.main(sys.argv[1:]))
 """
+# A command that was started in the background, as tests may be, ignores Ctrl-C, and so do the commands it starts.
+HEED_CTRL_C = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHONIO"))}
 
 
@@ -133,7 +136,7 @@ def test_a_conversation_comes_through_a_pipe():
 
 def test_ctrl_c_ends_a_question_at_once():
     command = [sys.executable, "-c", COMMAND, "ask", "--model", "M", "wait"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=HEED_CTRL_C) as process:
         assert process.stderr.readline() == b"waiting\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == -signal.SIGINT
@@ -146,7 +149,8 @@ def test_ctrl_c_ends_a_question_at_once():
 def test_ctrl_c_stops_at_any_moment(seconds, command):
     words = [sys.executable, "-m", "vl3_jax", command, "--model", "nano", "--max-new-tokens", "1000"]
     words += ["Tell me a very long story."] if command == "ask" else []
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, **streams, preexec_fn=HEED_CTRL_C) as process:
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         assert process.wait(15) in (-signal.SIGINT, 130, 0)
