@@ -6,6 +6,7 @@ from typing import Any
 
 from data_pipelines.layouts import shortened
 from data_pipelines.sample_errors import BAD_RECORD, NOT_UTF8, BadSampleError
+from vl3_jax.processing.video_reader import MAX_FPS, MAX_SECONDS
 
 # The closed list of roles. Tool results are shown to the model as turns of the user.
 _ROLES = {
@@ -28,7 +29,6 @@ _STREAM_ROLES = ("user", "assistant", "system")
 
 TURN_KEYS = {"from", "value", "loss"}
 STREAM_TURN_KEYS = {"role", "content", "time", "loss"}
-_LIMITS = {"fps": 1000.0}  # larger ones would be mistakes; of all other numbers, those above 1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _learned(entry: Mapping[str, Any], role: str) -> bool:
 def read_number(fields: Mapping[str, Any], key: str) -> float:
     """Returns a time or rate of a record; raises `BadSampleError` for what is none."""
     value = fields.get(key)
-    limit = _LIMITS.get(key, 1e9)
+    limit = MAX_FPS if key == "fps" else MAX_SECONDS
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= limit:
         unit = f"a number up to {limit:,.0f}" if key in ("fps", "max_frames") else "seconds"
         raise BadSampleError(BAD_RECORD, f'"{key}" is {shortened(value)}; give {unit}')

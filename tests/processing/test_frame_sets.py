@@ -216,7 +216,7 @@ def test_a_frame_that_enlarges_the_animation_is_bounded_too(monkeypatch):
     assert "damaged after frame 1 of 3" in video.warnings[0]
 
 
-@pytest.mark.parametrize("fps", [1, 1e6])
+@pytest.mark.parametrize("fps", [1, 1000])
 def test_an_animation_of_weeks_is_selected_at_once(fps):
     start = time.monotonic()
     data = animation(grey_frames(5), "WEBP", duration=16_000_000_000 // 1000)

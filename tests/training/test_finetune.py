@@ -90,7 +90,7 @@ def test_data_may_be_moved_but_not_exchanged():
     def check(*changes: str) -> None:
         run_config.check_same_run("RUN", recorded, run_config.load("finetune:video", changes))
 
-    recorded = {"config": json.loads(json.dumps(config_file.load("finetune:video").to_dict()))}
+    recorded = json.loads(json.dumps(config_file.load("finetune:video").to_dict()))
     check("data.root=/other", "data.datasets.train.annotations=b.json", "data.datasets.train.media=m")
     for change in ("data.datasets.train.weight=2", "data.datasets.train.outside=True", "data.length=64"):
         with pytest.raises(InputError, match=change.split("=")[0]):

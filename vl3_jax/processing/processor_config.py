@@ -12,15 +12,15 @@ from vl3_jax.errors import InputError, SettingError
 from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.processing import diff_pruning, resize
 from vl3_jax.processing.packed_batch import MAX_MERGE
-from vl3_jax.processing.video_reader import FrameSamplingOptions
+from vl3_jax.processing.video_reader import MAX_FPS, MAX_SECONDS, FrameSamplingOptions
 
 PREPROCESS_MODES = ("official", "native")
 MERGES = (1, MAX_MERGE)
 _FILES = ("config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _GREY = (0.5, 0.5, 0.5)
 COUNT = Limits(1, INT32)
-FPS = Limits(1e-6, 1000)
-SECONDS = Limits(0, 1e9)  # of a video
+FPS = Limits(1e-6, MAX_FPS)
+SECONDS = Limits(0, MAX_SECONDS)  # of a video
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from vl3_jax.errors import InputError
 from vl3_jax.processing import frame_selection
 from vl3_jax.processing.frame_selection import FrameSelection
 
-_MAX_FPS = 1_000_000
-_MAX_SECONDS = 10**9
+MAX_FPS = 1000  # a larger rate is a mistake
+MAX_SECONDS = 10**9
 _INDEX_BASED_BELOW = 1  # second; in shorter windows the official rule selects by index too
 
 
@@ -59,13 +59,13 @@ class FrameSamplingOptions:
         Raises:
           InputError: An option is out of range, or `start` is not before `end`.
         """
-        if not 0 < self.fps <= _MAX_FPS:
-            raise InputError(f"{name}: fps is {self.fps}; give a number above 0, up to {_MAX_FPS:,}")
+        if not 0 < self.fps <= MAX_FPS:
+            raise InputError(f"{name}: fps is {self.fps}; give a number above 0, up to {MAX_FPS:,}")
         if self.max_frames < 1:
             raise InputError(f"{name}: max_frames is {self.max_frames}; give at least 1")
         for label, value in (("start", self.start), ("end", self.end)):
-            if value is not None and not 0 <= value <= _MAX_SECONDS:
-                raise InputError(f"{name}: {label} is {value}; give seconds from 0 to {_MAX_SECONDS:,}")
+            if value is not None and not 0 <= value <= MAX_SECONDS:
+                raise InputError(f"{name}: {label} is {value}; give seconds from 0 to {MAX_SECONDS:,}")
         if self.end is not None and (self.start or 0) >= self.end:
             raise InputError(f"{name}: start {self.start or 0} s is not before end {self.end} s; swap or widen them")
 

@@ -162,15 +162,12 @@ def recorded_rows(workdir: epath.Path, config: RunConfig) -> int | None:
       InputError: The workdir belongs to another run, holds something else, or cannot be reached.
     """
     check_bucket(workdir)
-    path, names = workdir / RUN_CONFIG_FILE, list_dir(workdir)
+    names = list_dir(workdir)
     if RUN_CONFIG_FILE in names:
-        try:
-            with translate_io_errors(workdir):
-                recorded = json.loads(path.read_text())
-            check_same_run(workdir, recorded, config)
-            return recorded["rows"]
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path}: not the configuration of a run; give another --workdir") from None
+        with translate_io_errors(workdir):
+            record = read_record(workdir)
+        check_same_run(workdir, record.section("config"), config)
+        return record.integer("rows")
     if names:
         raise InputError(f"{workdir}: holds something that is no training run; give another --workdir")
     return None

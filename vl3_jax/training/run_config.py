@@ -317,14 +317,14 @@ def load(name: str | os.PathLike, changes: Sequence[str] = ()) -> RunConfig:
 
 
 def check_same_run(workdir: os.PathLike, recorded: Mapping[str, Any], config: RunConfig) -> None:
-    """Compares the record of a workdir with a configuration.
+    """Compares the recorded configuration of a workdir with that of a run.
 
     Raises:
       InputError: They differ in a setting that may not change; names the first.
     """
     mutable = tuple(f"{name}." for name in MUTABLE_ON_RESUME)
     as_json = json.loads(json.dumps(config_tree.to_tree(config)))
-    before, now = flatten_dict(recorded["config"], sep="."), flatten_dict(as_json, sep=".")
+    before, now = flatten_dict(recorded, sep="."), flatten_dict(as_json, sep=".")
     for key in [*before, *now]:
         movable = f"{key}.".startswith(mutable) or _DATA_PATHS.fullmatch(key)
         if before.get(key) != now.get(key) and not movable:
