@@ -77,7 +77,7 @@ def open_dataset(folder: pathlib.Path, files: list[pathlib.Path]) -> MixtureData
             record["conversations"] = [question, {"from": "gpt", "value": _ANSWER}]
             file.write(json.dumps(record) + "\n")
     builder = SampleBuilder(TOKENIZER, data_settings(mixture(image_merge=2)))
-    return open_mixture([DatasetSpec("media", (str(path),))], builder, build=True)
+    return open_mixture([DatasetSpec("media", (str(path),), outside=True)], builder, build=True)
 
 
 def read_with_loader(dataset: MixtureDataset) -> int:
