@@ -98,8 +98,8 @@ Plans of stage 4 of the released sizes on common slices, by `python docs/generat
 step with rows of 11,264 (most) and 16,384 tokens and 40,960 patches, compiled for the slice by the TPU compiler
 ({versions}). Memory is the compiler's own figure, in GiB per chip. None of it was run on a TPU.
 
-The best setting is what recomputes as much as makes the step fastest and leaves {SPARE:.0%} of the memory free; where a
-configuration does not fit, it is the cheapest change that makes it fit.
+The best setting is the rematerialisation policy with which the step is fastest and {SPARE:.0%} of the memory stays
+free; where a configuration does not fit, it is the cheapest change that makes it fit.
 
 The time of a step is predicted: the compiler's cycles outside the attention kernels, the blocks that the kernels visit
 at {KERNEL_SHARE:.0%} of the chip's peak, what the other kernels read and write at the speed of the memory, and the
