@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from sample_datasets import SETTINGS, TOKENIZER, turns, write_lines, write_media
+from sample_datasets import SETTINGS, TOKENIZER, turns, write_lines
 
 from data_pipelines import sample_errors
 from data_pipelines.packing.lengths import compute_sample_size
@@ -107,9 +107,7 @@ KINDS = [None] * len(GOOD) + [kind for _, kind in BAD.values()]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("media")
-    write_media(folder)
+def folder(folder):
     write_lines(folder / "a.jsonl", RECORDS)
     return folder
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from sample_datasets import TOKENIZER, bad_records, good_records, turns, write_lines, write_media
+from sample_datasets import TOKENIZER, bad_records, good_records, turns, write_lines
 
 from data_pipelines import mixtures
 from data_pipelines.sources import open_source
@@ -17,9 +17,7 @@ SET = [word for change in SMALL for word in ("--set", change)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("media")
-    write_media(folder)
+def folder(folder):
     write_lines(folder / "good.jsonl", good_records(20))
     write_lines(folder / "mixed.jsonl", [*good_records(20), *bad_records(folder)])
     return folder

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import psutil
 import pytest
-from sample_datasets import SETTINGS, TOKENIZER, bad_records, good_records, turns, write_lines, write_media
+from sample_datasets import SETTINGS, TOKENIZER, bad_records, good_records, turns, write_lines
 
 from data_pipelines import sample_errors
 from data_pipelines.index import Index, build_index, find_index
@@ -25,9 +25,7 @@ from vl3_jax.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("media")
-    write_media(folder)
+def folder(folder):
     write_lines(folder / "a.jsonl", [*good_records(20), *bad_records(folder), *good_records(5)])
     return folder
 

@@ -4,7 +4,7 @@ import base64
 import json
 
 import pytest
-from sample_datasets import SETTINGS, TOKENIZER, write_lines, write_media, write_tar
+from sample_datasets import SETTINGS, TOKENIZER, write_lines, write_tar
 
 from data_pipelines import sample_errors, shard_writer
 from data_pipelines.layouts import official
@@ -14,13 +14,6 @@ from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import BadSampleError, SampleError
 from data_pipelines.sources import Record, open_source
 from data_pipelines.sources.media_resolver import MediaResolver
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("media")
-    write_media(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

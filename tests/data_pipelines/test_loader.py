@@ -27,13 +27,6 @@ ROWS, EPOCHS = 6, 4
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("media")
-    write_media(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def mixture(folder):
     """Samples of two data sets, some of which do not fit the shorter rows."""
     settings = dataclasses.replace(SETTINGS, shorter_lengths=(128,))
