@@ -6,10 +6,13 @@ patch embedding) keep their dtype.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -51,6 +54,27 @@ def quantize_leaf(path: str, leaf: jax.Array) -> jax.Array | QuantizedKernel:
 @functools.partial(jax.jit, static_argnums=1)
 def _quantize(kernel: jax.Array, contracted: tuple[int, ...]) -> QuantizedKernel:
     kernel = kernel.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(kernel), axis=contracted, keepdims=True) / 127
+    scale = channel_scale(jnp.max(jnp.abs(kernel), axis=contracted, keepdims=True))
     values = jnp.round(kernel / jnp.where(scale == 0, 1, scale)).astype(jnp.int8)
     return QuantizedKernel(values, scale)
+
+
+# The same in NumPy, part by part, for what is quantised while it is read. A reciprocal instead of a division, because
+# the compiler divides by a constant that way, and both are to give the same bits.
+
+
+def channel_scale(largest: Any) -> Any:
+    """Returns the scales, float32, of channels with these largest magnitudes: arrays of JAX or of NumPy."""
+    return largest * np.float32(1 / 127)
+
+
+def largest_magnitude(kernel: np.ndarray, contracted: Sequence[int]) -> np.ndarray:
+    """Returns the largest magnitude of each channel, with size 1 in the contracted dimensions."""
+    axes = tuple(contracted)
+    return np.maximum(kernel.max(axes, keepdims=True), -kernel.min(axes, keepdims=True))
+
+
+def rounded(kernel: np.ndarray, scale: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Writes the quantised values of a kernel, still as float32, into `out`, and returns it."""
+    np.divide(kernel, np.where(scale == 0, np.float32(1), scale), out=out)
+    return np.rint(out, out=out)
