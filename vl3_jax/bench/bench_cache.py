@@ -11,9 +11,10 @@ from vl3_jax.bench.inputs import random_arrays
 from vl3_jax.bench.settings import Settings
 from vl3_jax.bench.table import OURS, Row, Table
 from vl3_jax.bench.timing import measure_case, temporaries
-from vl3_jax.kernels.backend import AttentionInputs
-from vl3_jax.kernels.dense import dense_attention
-from vl3_jax.kernels.dispatch import decode_attention
+from vl3_jax.kernels.blockwise_decode import dense_decode_attention
+from vl3_jax.kernels.decode_inputs import DecodeInputs
+from vl3_jax.kernels.dispatch import decode_attention, decode_schedule_for
+from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.segment_info import SegmentInfo
 
 DENSE = "dense"
@@ -38,27 +39,25 @@ def _measure_case(settings: Settings, rows: int, slots: int, used: int) -> list[
     inputs = _operands(settings, rows, slots, used)
     sides = {
         side: settings.compiled(functools.partial(_over_layers, attend), inputs)
-        for side, attend in ((OURS, decode_attention), (DENSE, _dense))
+        for side, attend in ((OURS, decode_attention), (DENSE, dense_decode_attention))
     }
     case = f"{rows} x {used:,} of {slots:,} slots"
     return measure_case(case, sides, settings.rounds, rows, "tokens", figures=temporaries(sides))
 
 
-def _dense(inputs: AttentionInputs, layer: jax.Array) -> jax.Array:
-    return dense_attention(inputs.select_layer(layer))
-
-
-def _over_layers(attend: Callable, inputs: AttentionInputs) -> jax.Array:
+def _over_layers(attend: Callable, inputs: DecodeInputs) -> jax.Array:
     """Runs the attention of all layers one after another, as the decoder does."""
-    return jax.lax.fori_loop(0, inputs.k.shape[0], lambda layer, q: attend(inputs.replace(q=q), layer), inputs.q)
+    return jax.lax.fori_loop(0, _LAYERS, lambda layer, q: attend(inputs.replace(q=q, layer=layer)), inputs.q)
 
 
-def _operands(settings: Settings, rows: int, slots: int, used: int) -> AttentionInputs:
+def _operands(settings: Settings, rows: int, slots: int, used: int) -> DecodeInputs:
     """Generates the operands of attention; the query is the newest of `used` tokens in each row."""
     text = settings.config.text
-    cache = (_LAYERS, rows, slots, text.num_kv_heads, text.head_dim)
-    arrays = random_arrays(settings.dtype, (rows, 1, text.num_heads, text.head_dim), cache, cache)
+    cache = (_LAYERS, rows, text.num_kv_heads, slots, text.head_dim)
+    q, *cached = random_arrays(settings.dtype, (rows, 1, text.num_heads, text.head_dim), cache, cache)
     positions = np.broadcast_to(np.arange(slots, dtype=np.int32), (rows, slots))
     q_info = SegmentInfo(jnp.ones((rows, 1), jnp.int32), jnp.full((rows, 1), used - 1, jnp.int32))
     kv_info = SegmentInfo((positions < used).astype(np.int32), positions)
-    return AttentionInputs(*arrays, q_info, kv_info, causal=True, scale=text.head_dim**-0.5)
+    keys_values = KeysValues(*cached)
+    schedule = decode_schedule_for(q_info, kv_info, keys_values)
+    return DecodeInputs(q, keys_values, jnp.int32(0), None, schedule, scale=text.head_dim**-0.5)

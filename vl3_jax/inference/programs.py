@@ -36,26 +36,20 @@ class DecodeState:
     generated: jax.Array
     key: jax.Array
 
+    def axes(self) -> "DecodeState":
+        """Returns the logical axes of the arrays, in the place of each."""
+        rows, tokens = _axes("batch"), _axes("batch", None)
+        return DecodeState(self.cache.axes(), token=rows, position=rows, done=rows, generated=tokens, key=_axes())
+
     def constrained(self) -> "DecodeState":
-        """Constrains every array to `STATE_AXES`, so that each call accepts what the previous call returned."""
-        return jax.tree.map(lambda leaf, axes: constrain(leaf, *axes), self, STATE_AXES)
+        """Constrains every array to its axes, so that each call accepts what the previous call returned."""
+        return jax.tree.map(lambda leaf, axes: constrain(leaf, *axes), self, self.axes())
 
 
 def _axes(*names: str | None) -> Any:
     """Returns the logical axes of an array, to stand in the array's place in a state."""
     return names
 
-
-# Logical axes of the arrays of a state.
-_KV, _TOKENS, _ROWS = _axes(None, "batch", None, "kv_heads", None), _axes("batch", None), _axes("batch")
-STATE_AXES = DecodeState(
-    cache=KVCache(keys=_KV, values=_KV, segment_ids=_TOKENS, positions=_TOKENS, length=_ROWS),
-    token=_ROWS,
-    position=_ROWS,
-    done=_ROWS,
-    generated=_TOKENS,
-    key=_axes(),
-)
 
 # `keep_unused`: the compiler's memory analysis then counts all weights as arguments of every program.
 encode_vision = functools.partial(jax.jit, static_argnums=0, keep_unused=True)(encode)
@@ -79,7 +73,8 @@ def prefill(model, slots, logprobs, params, text, key, sampling_params, stop_ids
       A `DecodeState`, and the fields of a `DecodeOutput` with n = 1.
     """
     rows, vocab_size = text[0].shape[0], model.config.text.vocab_size
-    hidden, cache = decode(model, params, *text, cache=KVCache.empty(model.config.text, rows, slots, model.dtype))
+    cache = KVCache.empty(model.config.text, rows, slots, model.dtype, model.serving)
+    hidden, cache = decode(model, params, *text, cache=cache)
     assert cache is not None  # while tracing: `decode` returns a cache if it was given one
     last = jnp.maximum(cache.length - 1, 0)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)

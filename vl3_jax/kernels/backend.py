@@ -25,8 +25,7 @@ class AttentionInputs(flax.struct.PyTreeNode):
 
     Attributes:
       q: Queries, [B, L, H, D].
-      k: Keys, [B, S, K, D], where K divides H (grouped-query attention). Functions of a `layer` take the cached keys of
-        all layers, [layers, B, S, K, D] of any dtype.
+      k: Keys, [B, S, K, D], where K divides H (grouped-query attention).
       v: Values, of the same shape as `k`.
       q_info: Segments and positions of the queries, [B, L], in any order. A query of segment 0 attends to nothing and
         gives zeros.
@@ -51,11 +50,6 @@ class AttentionInputs(flax.struct.PyTreeNode):
         if self.rotary is None:
             return self
         return self.replace(q=rotate(self.q, self.rotary), k=rotate(self.k, self.rotary), rotary=None)
-
-    def select_layer(self, layer: jax.Array) -> "AttentionInputs":
-        """Returns the operands with one layer of cached keys and values, cast to the dtype of `q`."""
-        k, v = (x[layer].astype(self.q.dtype) for x in (self.k, self.v))
-        return self.replace(k=k, v=v)
 
 
 class Backend(NamedTuple):

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 
 from vl3_jax.kernels.backend import AttentionInputs, Backend, attend
 from vl3_jax.kernels.blockwise import BLOCKWISE
-from vl3_jax.kernels.blockwise_decode import blockwise_decode_attention
+from vl3_jax.kernels.blockwise_decode import BLOCK, blockwise_decode_attention, dense_decode_attention
+from vl3_jax.kernels.decode_inputs import DecodeInputs, DecodeSchedule, decode_schedule
 from vl3_jax.kernels.dense import dense_attention
 from vl3_jax.kernels.gpu_attention import gpu_backend, gpu_unsupported_reason
+from vl3_jax.kernels.keys_values import KeysValues
+from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.kernels.tpu_attention import tpu_backend, tpu_unsupported_reason
-from vl3_jax.kernels.tpu_decode import tpu_decode_attention, tpu_decode_unsupported_reason
+from vl3_jax.kernels.tpu_decode import tpu_decode_attention, tpu_decode_block, tpu_decode_unsupported_reason
 from vl3_jax.parallel.rules import target_device
 
 # Up to this many queries, the scores are no larger than the activations of a few keys.
@@ -68,19 +71,26 @@ def local_attention(inputs: AttentionInputs, backend: Backend | None = None) -> 
     return attend(backend or select_backend(inputs), inputs)
 
 
-def decode_attention(inputs: AttentionInputs, layer: jax.Array) -> jax.Array:
+def decode_schedule_for(q_info: SegmentInfo, kv_info: SegmentInfo, cached: KeysValues) -> DecodeSchedule:
+    """Returns the schedule of `decode_attention`, with the blocks of the platform's implementation."""
+    max_block = tpu_decode_block(cached) if target_device().platform == "tpu" else BLOCK
+    return decode_schedule(q_info, kv_info, max_block)
+
+
+def decode_attention(inputs: DecodeInputs) -> jax.Array:
     """Attention of a few queries to one layer of a cache, which is read in place where the platform allows it.
 
-    The arguments and the result are those of `blockwise_decode_attention`.
+    Returns:
+      The attention output, [B, L, H, D] in the dtype of `q`.
     """
     platform = target_device().platform
     if platform == "tpu":
         unsupported_reason = tpu_decode_unsupported_reason(inputs)
         if unsupported_reason is None:
-            return tpu_decode_attention(inputs, layer)
+            return tpu_decode_attention(inputs)
         _warn_once(platform, unsupported_reason)
     # On a GPU, each iteration of a loop of unknown length waits for the host. On a CPU, XLA converts all layers of a
     # bfloat16 cache to float32 before it slices them.
-    if platform == "cpu" and inputs.k.dtype == jnp.float32:
-        return blockwise_decode_attention(inputs, layer)
-    return dense_attention(inputs.select_layer(layer))
+    if platform == "cpu" and inputs.keys_values.keys.dtype != jnp.bfloat16:
+        return blockwise_decode_attention(inputs)
+    return dense_decode_attention(inputs)

@@ -41,7 +41,12 @@ def init(shape: tuple[int, ...]) -> OnlineSoftmaxState:
 
 
 def update(
-    state: OnlineSoftmaxState, scores: jax.Array, allowed: jax.Array, values: jax.Array, equation: str
+    state: OnlineSoftmaxState,
+    scores: jax.Array,
+    allowed: jax.Array,
+    values: jax.Array,
+    equation: str,
+    value_scales: jax.Array | None = None,
 ) -> OnlineSoftmaxState:
     """Adds a block of keys.
 
@@ -51,6 +56,8 @@ def update(
       allowed: Which keys each query attends to, bool in the shape of `scores`.
       values: Values of the keys.
       equation: Einsum of weights [..., keys] and `values` to [..., D].
+      value_scales: By what the values of each key are multiplied, in a shape that broadcasts to that of `scores`; None
+        leaves them as they are.
 
     Returns:
       The state with these keys.
@@ -58,7 +65,8 @@ def update(
     row_max = jnp.maximum(state.row_max, jnp.where(allowed, scores, MASKED).max(-1, keepdims=True))
     weights = jnp.where(allowed, jnp.exp(scores - row_max), 0.0)
     correction = jnp.exp(state.row_max - row_max)
-    out = einsum(equation, weights.astype(values.dtype), values, out_dtype=jnp.float32)
+    scaled = weights if value_scales is None else weights * value_scales
+    out = einsum(equation, scaled.astype(values.dtype), values, out_dtype=jnp.float32)
     return OnlineSoftmaxState(
         row_max=row_max,
         row_sum=state.row_sum * correction + weights.sum(-1, keepdims=True),

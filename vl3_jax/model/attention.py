@@ -1,4 +1,4 @@
-"""The attention function that the vision tower and the decoder share.
+"""The attention function that the vision tower and the decoder share, and attention to a cache.
 
 Training, prefill, decoding against a cache and the tower's frames all call it. `vl3_jax.kernels.dispatch` chooses the
 implementation: a few queries against many keys are one dense product, or read a cache in place; everything else is
@@ -13,17 +13,71 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
 from vl3_jax.kernels.backend import AttentionInputs, Backend
-from vl3_jax.kernels.dispatch import FEW_QUERIES, decode_attention, local_attention, select_backend
+from vl3_jax.kernels.decode_inputs import DecodeInputs, DecodeSchedule
+from vl3_jax.kernels.dispatch import (
+    FEW_QUERIES,
+    decode_attention,
+    decode_schedule_for,
+    local_attention,
+    select_backend,
+)
+from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.ring import ring_backend
+from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.parallel.rules import current_mesh, partition_spec
 
 
+def cached_attention(
+    q: Float[Array, "B L H D"],
+    cached: KeysValues,
+    layer: Int32[Array, ""],
+    rows: Int32[Array, " B"] | None,
+    infos: tuple[SegmentInfo, SegmentInfo],
+    schedule: DecodeSchedule | None,
+    scale: float,
+) -> Float[Array, "B L H D"]:
+    """Computes causal attention to one layer of a cache.
+
+    Args:
+      q: Queries, [B, L, H, D].
+      cached: Keys and values of all layers.
+      layer: Index of the layer, [] int32.
+      rows: Row of the cache of each row of queries, [B] int32; None where they are the same.
+      infos: Segments and positions of the queries, [B, L], and of the slots of their rows, [B, S].
+      schedule: From `cache_schedule`. With one, the layer is read in place, and only the slots in use.
+      scale: Factor of the scores.
+
+    Returns:
+      The attention output, [B, L, H, D] in the dtype of `q`.
+    """
+    if schedule is None:
+        k, v = (x.swapaxes(1, 2) for x in cached.read(layer, rows, q.dtype))
+        return attention(AttentionInputs(q, k, v, *infos, causal=True, scale=scale))
+    inputs, mesh = DecodeInputs(q, cached, layer, rows, schedule, scale=scale), current_mesh()
+    if mesh is None:
+        return decode_attention(inputs)
+    batch, heads = partition_spec(("batch", "kv_heads"), (q.shape[0], cached.keys.shape[2]), mesh)
+    q_spec, cache_spec = PartitionSpec(batch, None, heads), PartitionSpec(None, batch, heads)
+    specs = inputs.replace(
+        q=q_spec, keys_values=cache_spec, layer=PartitionSpec(), rows=None, schedule=PartitionSpec(batch)
+    )
+    return jax.shard_map(decode_attention, in_specs=(specs,), out_specs=q_spec, check_vma=False)(inputs)
+
+
+def cache_schedule(
+    q_info: SegmentInfo, kv_info: SegmentInfo, cached: KeysValues, rows: Int32[Array, " B"] | None
+) -> DecodeSchedule | None:
+    """Returns what all layers share of attention of a few queries to a cache; None of many queries.
+
+    On a mesh, which may split the rows of a cache, it is also None of queries of other rows than the cache has.
+    """
+    if q_info.segment_ids.shape[1] > FEW_QUERIES or (rows is not None and current_mesh() is not None):
+        return None
+    return decode_schedule_for(q_info, kv_info, cached)
+
+
 def attention(
-    inputs: AttentionInputs,
-    *,
-    axes: tuple[str | None, ...] = ("batch",),
-    backend: Backend | None = None,
-    layer: Int32[Array, ""] | None = None,
+    inputs: AttentionInputs, *, axes: tuple[str | None, ...] = ("batch",), backend: Backend | None = None
 ) -> Float[Array, "*lead L H D"]:
     """Computes softmax(scale * q k^T) v, where a query attends to the keys of its own segment.
 
@@ -32,22 +86,11 @@ def attention(
       axes: Logical axes of the leading dimensions. Heads are split over the mesh axis `tensor` where it divides both H
         and K, and queries over `context`. Where L = S the keys are split over `context` too, and rotate in a ring.
       backend: Implementation to use instead of the default for these shapes on this platform.
-      layer: Index of a decoder layer, [] int32. With it, `k` and `v` are the caches of all layers,
-        [layers, B, S, K, D] of any dtype. A few queries read this layer in place, and only the slots in use.
 
     Returns:
       The attention output, [*lead, L, H, D] in the dtype of `q`.
     """
     mesh = current_mesh()
-    if layer is not None:
-        if backend is None and inputs.q.shape[-3] <= FEW_QUERIES:
-            if mesh is None:
-                return decode_attention(inputs, layer)
-            specs, _ = _specs(inputs, axes, mesh, cached=True)
-            in_specs = specs, PartitionSpec()  # of the inputs and of the layer
-            run = jax.shard_map(decode_attention, in_specs=in_specs, out_specs=specs.q, check_vma=False)
-            return run(inputs, layer)
-        inputs = inputs.select_layer(layer)
     if mesh is None:
         return _device_attention(inputs, backend)
     specs, ring_axis = _specs(inputs, axes, mesh)
@@ -77,18 +120,14 @@ def _split_heads(x: jax.Array, width: int) -> jax.Array:
 
 
 def _specs(
-    inputs: AttentionInputs, axes: tuple[str | None, ...], mesh: AbstractMesh, cached: bool = False
+    inputs: AttentionInputs, axes: tuple[str | None, ...], mesh: AbstractMesh
 ) -> tuple[AttentionInputs, str | None]:
-    """Returns the partition specs of the operands, and the mesh axis over which keys are split like their queries.
-
-    Queries of `cached` keys are few, and not split; the keys and values are those of all layers.
-    """
+    """Returns the partition specs of the operands, and the mesh axis over which keys are split like their queries."""
     q, k = inputs.q, inputs.k
-    logical_axes = (*axes, None if cached else "length", "kv_heads")
-    *lead, length, heads = partition_spec(logical_axes, (*q.shape[:-2], k.shape[-2]), mesh)
+    *lead, length, heads = partition_spec((*axes, "length", "kv_heads"), (*q.shape[:-2], k.shape[-2]), mesh)
     ring_axis = length if q.shape[-3] == k.shape[-3] else None
     q_info, kv_info = PartitionSpec(*lead, length), PartitionSpec(*lead, ring_axis)
-    kv = PartitionSpec(*([None] if cached else []), *kv_info, heads, None)
+    kv = PartitionSpec(*kv_info, heads, None)
     q, rotary = PartitionSpec(*q_info, heads, None), None if inputs.rotary is None else PartitionSpec(*q_info, None)
     return inputs.replace(q=q, k=kv, v=kv, q_info=q_info, kv_info=kv_info, rotary=rotary), ring_axis
 

@@ -1,86 +1,111 @@
 """The key/value cache of the decoder: static arrays that carry the segment and position of every slot."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Int32
 
+from vl3_jax.kernels.keys_values import KeysValues, row_numbers
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.config import TextConfig
+from vl3_jax.model.remat import SEPARATE
 
 
 class KVCache(flax.struct.PyTreeNode):
-    """Keys and values of S slots for each of B rows.
+    """Keys and values of S slots for each of R rows.
 
     The slot of a token (counted by `length`) is independent of its position in the text (`positions`). Padding is
     never written, so rows of different lengths grow side by side without holes, and a slot can be freed by setting
     its segment to 0.
 
     Attributes:
-      keys: Keys of all layers, [layers, B, S, K, D].
-      values: Values of all layers, [layers, B, S, K, D].
-      segment_ids: Segment of each slot, [B, S] int32; nothing attends to a slot of segment 0.
-      positions: Position of the token in each slot, [B, S] int32.
-      length: Number of slots written, [B] int32. Tokens that do not fit after a row's last slot are dropped.
+      keys_values: Keys and values of all layers, arrays of [layers, R, K, S, D]; for separate layers a tuple with
+        those of each layer, [1, R, K, S, D].
+      segment_ids: Segment of each slot, [R, S] int32; nothing attends to a slot of segment 0.
+      positions: Position of the token in each slot, [R, S] int32.
+      length: Number of slots written, [R] int32. Tokens that do not fit after a row's last slot are dropped.
     """
 
-    keys: Float[Array, "layers B S K D"]
-    values: Float[Array, "layers B S K D"]
-    segment_ids: Int32[Array, "B S"]
-    positions: Int32[Array, "B S"]
-    length: Int32[Array, " B"]
+    keys_values: KeysValues | tuple[KeysValues, ...]
+    segment_ids: Int32[Array, "R S"]
+    positions: Int32[Array, "R S"]
+    length: Int32[Array, " R"]
 
     @classmethod
-    def empty(cls, config: TextConfig, rows: int, slots: int, dtype: DTypeLike = jnp.float32) -> "KVCache":
-        """Creates an empty cache for `rows` rows of `slots` tokens each."""
-        shape = (config.num_layers, rows, slots, config.num_kv_heads, config.head_dim)
+    def empty(
+        cls,
+        config: TextConfig,
+        rows: int,
+        slots: int,
+        dtype: DTypeLike = jnp.float32,
+        layout: str | None = None,
+    ) -> "KVCache":
+        """Creates an empty cache.
+
+        Args:
+          config: Sizes of the decoder.
+          rows: Number of rows.
+          slots: Tokens of a row.
+          dtype: Type of keys and values. int8 takes about half of the memory of bfloat16, with a scale for each token
+            and head.
+          layout: Layout of the parameters, see `vl3_jax.model.serving_layout`; the arrays are separate as the layers'.
+        """
+
+        def zeros(layers: int) -> KeysValues:
+            shape = (layers, rows, config.num_kv_heads, slots)
+            arrays = [jnp.zeros((*shape, config.head_dim), dtype) for _ in range(2)]
+            scales = [jnp.zeros(shape) for _ in range(2)] if dtype == jnp.int8 else ()
+            return KeysValues(*arrays, *scales)
+
+        layers = config.num_layers
         return cls(
-            keys=jnp.zeros(shape, dtype),
-            values=jnp.zeros(shape, dtype),
+            keys_values=tuple(zeros(1) for _ in range(layers)) if layout == SEPARATE else zeros(layers),
             segment_ids=jnp.zeros((rows, slots), jnp.int32),
             positions=jnp.zeros((rows, slots), jnp.int32),
             length=jnp.zeros(rows, jnp.int32),
         )
 
-    def reserve_slots(self, info: SegmentInfo) -> tuple["KVCache", Int32[Array, "B L"]]:
+    def axes(self) -> Any:
+        """Returns a tree like the cache with the logical axes of each array (see `vl3_jax.parallel.rules`)."""
+        names = {5: (None, "batch", "kv_heads", None, None), 4: (None, "batch", "kv_heads", None)}
+        names |= {2: ("batch", None), 1: ("batch",)}
+        return jax.tree.map(lambda leaf: names[leaf.ndim], self)
+
+    def info(self, rows: Int32[Array, " B"] | None = None) -> SegmentInfo:
+        """Returns segments and positions of the slots of some rows, [B, S] each; None for all rows."""
+        info = SegmentInfo(self.segment_ids, self.positions)
+        return info if rows is None else jax.tree.map(lambda x: x[rows], info)
+
+    def reserve_slots(
+        self, info: SegmentInfo, rows: Int32[Array, " B"] | None = None
+    ) -> tuple["KVCache", Int32[Array, "B L"]]:
         """Reserves slots for the new tokens whose segment is not 0.
 
         Args:
           info: Segments and positions of the new tokens, [B, L].
+          rows: Row of the cache of each row of tokens, [B] int32, all different; None where they are the same.
 
         Returns:
-          The cache with the segments and positions of the new tokens, and the slot of each token for `write_layer`,
-          [B, L] int32; S for a token that is not written.
+          The cache with the segments and positions of the new tokens, and the slot of each token for
+          `KeysValues.write`, [B, L] int32; S for a token that is not written.
         """
-        valid = info.segment_ids > 0
-        slots = self.length[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
+        valid, row = info.segment_ids > 0, row_numbers(rows, info.segment_ids)
+        slots = self.length[row][:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
         slots = jnp.where(valid, slots, self.segment_ids.shape[1])
-        scatter = jax.vmap(lambda row, slot, new: row.at[slot].set(new, mode="drop"))
         cache = self.replace(
-            segment_ids=scatter(self.segment_ids, slots, info.segment_ids),
-            positions=scatter(self.positions, slots, info.positions),
-            length=self.length + valid.sum(1, dtype=jnp.int32),
+            segment_ids=self.segment_ids.at[row[:, None], slots].set(info.segment_ids, mode="drop"),
+            positions=self.positions.at[row[:, None], slots].set(info.positions, mode="drop"),
+            length=self.length.at[row].add(valid.sum(1, dtype=jnp.int32)),
         )
         return cache, slots
 
-
-def write_layer(
-    cache: Float[Array, "layers B S K D"],
-    layer: Int32[Array, ""],
-    slots: Int32[Array, "B L"],
-    new: Float[Array, "B L K D"],
-) -> Float[Array, "layers B S K D"]:
-    """Writes the new keys (or values) of one layer into the cache.
-
-    Args:
-      cache: Keys or values of all layers, [layers, B, S, K, D].
-      layer: Index of the layer, [] int32.
-      slots: Slots from `KVCache.reserve_slots`, [B, L] int32.
-      new: New keys or values, [B, L, K, D].
-
-    Returns:
-      The updated `cache`.
-    """
-    rows = jnp.arange(slots.shape[0])[:, None]
-    return cache.at[layer, rows, slots].set(new.astype(cache.dtype), mode="drop")
+    def truncate(self, row: Int32[Array, ""], length: Int32[Array, ""]) -> "KVCache":
+        """Keeps the first `length` slots of a row at most; 0 empties it."""
+        kept = jnp.arange(self.segment_ids.shape[1]) < length
+        return self.replace(
+            segment_ids=self.segment_ids.at[row].multiply(kept.astype(jnp.int32)),
+            length=self.length.at[row].min(length),
+        )

@@ -27,6 +27,8 @@ class VideoLLaMA3(nn.Module):
       param_dtype: Dtype of the parameters that `init_params` creates.
       vision_remat: Rematerialisation policy of the tower's layers, a key of `vl3_jax.model.remat.POLICIES`.
       text_remat: Rematerialisation policy of the decoder's layers, a key of the same table.
+      serving: Layout of the parameters, "stacked" or "separate" (`vl3_jax.model.serving_layout`); None is that of
+        training and of checkpoints.
     """
 
     config: ModelConfig
@@ -34,11 +36,13 @@ class VideoLLaMA3(nn.Module):
     param_dtype: DTypeLike = jnp.float32
     vision_remat: str = "none"
     text_remat: str = "none"
+    serving: str | None = None
 
     def setup(self):
-        self.vision = VisionTower(self.config.vision, self.dtype, self.param_dtype, self.vision_remat)
+        types = self.dtype, self.param_dtype
+        self.vision = VisionTower(self.config.vision, *types, self.vision_remat, self.serving)
         self.projector = Projector(self.config, self.param_dtype)
-        self.llm = Decoder(self.config.text, self.dtype, self.param_dtype, self.text_remat)
+        self.llm = Decoder(self.config.text, *types, self.text_remat, self.serving)
 
     def encode(self, patches, patch_segment, patch_hw, token_patches):
         features = self.vision(patches, patch_segment, patch_hw)
@@ -48,8 +52,8 @@ class VideoLLaMA3(nn.Module):
         with jax.named_scope("projector"):
             return self.projector(merged)
 
-    def decode(self, tokens, features, vision_slot, segment_ids, positions, cache=None):
-        return self.llm(tokens, features, vision_slot, segment_ids, positions, cache)
+    def decode(self, tokens, features, vision_slot, segment_ids, positions, cache=None, rows=None):
+        return self.llm(tokens, features, vision_slot, segment_ids, positions, cache, rows)
 
     def unembed(self, hidden):
         return self.llm.unembed(hidden)
@@ -96,6 +100,7 @@ def decode(
     segment_ids: Int32[Array, "B L"],
     positions: Int32[Array, "B L"],
     cache: KVCache | None = None,
+    rows: Int32[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B L D"], KVCache | None]:
     """Computes the hidden states of packed rows of text and vision tokens.
 
@@ -111,11 +116,12 @@ def decode(
       segment_ids: Packed sample of each token, [B, L] int32, counted from 1; 0 = padding.
       positions: Position of each token, [B, L] int32; starts at 0 in each sample.
       cache: Keys and values of earlier calls. The new tokens are appended and attend to it.
+      rows: Row of the cache of each row of tokens, [B] int32, all different; None where they are the same.
 
     Returns:
       Hidden states after the final norm, [B, L, D], and the cache with the new tokens (None without a cache).
     """
-    return _apply(model, params, "decode", tokens, features, vision_slot, segment_ids, positions, cache)
+    return _apply(model, params, "decode", tokens, features, vision_slot, segment_ids, positions, cache, rows)
 
 
 def unembed(model: VideoLLaMA3, params: dict, hidden: Float[Array, "... D"]) -> Float32[Array, "... V"]:
@@ -136,14 +142,20 @@ def init_params(model: VideoLLaMA3, key: jax.Array) -> dict:
 
 
 @functools.lru_cache
-def _boxed_shapes(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) -> dict:
-    model = VideoLLaMA3(config, param_dtype=param_dtype)
+def _boxed_shapes(config: ModelConfig, param_dtype: DTypeLike = jnp.float32, serving: str | None = None) -> dict:
+    model = VideoLLaMA3(config, param_dtype=param_dtype, serving=serving)
     return jax.eval_shape(functools.partial(model.init, method="init_all"), jax.random.key(0))["params"]
 
 
-def abstract_params(config: ModelConfig, param_dtype: DTypeLike = jnp.float32) -> dict:
-    """Returns the parameter tree as `jax.ShapeDtypeStruct` leaves, without allocating anything."""
-    return nn.unbox(_boxed_shapes(config, param_dtype))
+def abstract_params(config: ModelConfig, param_dtype: DTypeLike = jnp.float32, serving: str | None = None) -> dict:
+    """Returns the parameter tree as `jax.ShapeDtypeStruct` leaves, without allocating anything.
+
+    Args:
+      config: Sizes of the model.
+      param_dtype: Dtype of the parameters.
+      serving: Layout of the parameters, see `VideoLLaMA3`.
+    """
+    return nn.unbox(_boxed_shapes(config, param_dtype, serving))
 
 
 def num_parameters(params: dict) -> int:
@@ -151,7 +163,12 @@ def num_parameters(params: dict) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def param_axes(config: ModelConfig) -> dict:
-    """Returns the parameter tree with the logical axis names of each parameter (see `vl3_jax.parallel.rules`)."""
+def param_axes(config: ModelConfig, serving: str | None = None) -> dict:
+    """Returns the parameter tree with the logical axis names of each parameter (see `vl3_jax.parallel.rules`).
+
+    Args:
+      config: Sizes of the model.
+      serving: Layout of the parameters, see `VideoLLaMA3`.
+    """
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    return jax.tree.map(lambda leaf: leaf.names, _boxed_shapes(config), is_leaf=is_box)
+    return jax.tree.map(lambda leaf: leaf.names, _boxed_shapes(config, serving=serving), is_leaf=is_box)

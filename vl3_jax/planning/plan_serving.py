@@ -15,14 +15,16 @@ from vl3_jax.errors import InputError
 from vl3_jax.inference import programs
 from vl3_jax.inference.sampling import SamplingParams
 from vl3_jax.inference.sampling_config import SamplingConfig
-from vl3_jax.model import KVCache, ModelConfig, VideoLLaMA3, abstract_params, param_axes, preset
-from vl3_jax.model.quantize import quantize_leaf
+from vl3_jax.model import KVCache, ModelConfig, VideoLLaMA3, preset
+from vl3_jax.model.serving_layout import abstract_serving_params, default_layout, serving_axes
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import batch_shardings, partition_spec
 from vl3_jax.parallel.topologies import GIB, Topology
 from vl3_jax.planning import report
 from vl3_jax.planning.compiler import ProgramAnalysis, compile_and_analyze, topology_devices
 from vl3_jax.processing.packed_batch import BatchShape, pack
+
+_LAYOUT = default_layout("tpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,12 +150,13 @@ def plan_serving(
     batch = _batch(workload, device_mesh)
     feature_shape = (workload.rows, batch["token_patches"].shape[1], model_config.text.hidden_size)
     features = shard(jax.ShapeDtypeStruct(feature_shape, jnp.bfloat16), ("batch", None, None))
-    state = jax.tree.map(shard, _state(model_config, workload), programs.STATE_AXES)
+    state = _state(model_config, workload)
+    state = jax.tree.map(shard, state, state.axes())
     sampling = jax.tree.map(lambda leaf: shard(leaf, ()), jax.eval_shape(lambda: SamplingParams.of(SamplingConfig())))
     stops = shard(jax.ShapeDtypeStruct((2,), jnp.int32), (None,))
     count = shard(jax.ShapeDtypeStruct((), jnp.int32), ())
     vision, text = ([batch[name] for name in names] for names in (programs.VISION_ARRAYS, programs.TEXT_ARRAYS))
-    module = VideoLLaMA3(model_config, jnp.bfloat16)
+    module = VideoLLaMA3(model_config, jnp.bfloat16, serving=_LAYOUT)
     prompts = (params, (batch["tokens"], features, *text), state.key, sampling, stops)
     decode = (programs.STEPS_PER_CALL, 0, params, state, sampling, stops, count)
     with jax.set_mesh(device_mesh):
@@ -204,13 +207,8 @@ def _state(model_config: ModelConfig, workload: Workload) -> programs.DecodeStat
 
 def _params(model_config: ModelConfig, quantize: str | None, shard: Callable) -> dict:
     """Returns the shapes of the parameters with the shardings that `vl3_jax.load` gives them."""
-
-    def stored(path: Any, leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> Any:
-        name = "/".join(key.key for key in path)
-        kernel = jax.eval_shape(functools.partial(quantize_leaf, name), leaf) if quantize else leaf
-        return jax.tree.map(lambda part: shard(part, axes), kernel)
-
-    return jax.tree_util.tree_map_with_path(stored, abstract_params(model_config, "bfloat16"), param_axes(model_config))
+    abstract = abstract_serving_params(model_config, _LAYOUT, "bfloat16", quantize)
+    return jax.tree.map(shard, abstract, serving_axes(model_config, _LAYOUT, quantize))
 
 
 def _bytes_per_chip(tree: Any) -> int:

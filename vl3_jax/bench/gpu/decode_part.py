@@ -18,12 +18,13 @@ from vl3_jax.inference.programs import STEPS_PER_CALL, DecodeState, decode_steps
 from vl3_jax.inference.sampling import SamplingParams
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import KVCache, VideoLLaMA3, init_params, preset
+from vl3_jax.model.serving_layout import default_layout
 
 
 def cases(conditions: Conditions) -> Iterator[Case]:
     """Lists numbers of rows, each with a short and with a long context."""
     name, contexts, rows = ("tiny", (40, 100), (2,)) if conditions.small else ("2b", (2000, 12_000), (1, 8, 32))
-    model = VideoLLaMA3(preset(name), jnp.bfloat16, jnp.bfloat16)
+    model = VideoLLaMA3(preset(name), jnp.bfloat16, jnp.bfloat16, serving=default_layout("gpu"))
     params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
     for num_rows, context in itertools.product(rows, contexts):
         slots = round_up_to_bucket(context + STEPS_PER_CALL * (1 + conditions.rounds))
@@ -62,12 +63,16 @@ def _measure(
 
 def _state(model: VideoLLaMA3, rows: int, context: int, slots: int) -> DecodeState:
     """Makes the state of decoding after `context` tokens, with random keys and values."""
-    empty = KVCache.empty(model.config.text, rows, slots, model.dtype)
+    empty = KVCache.empty(model.config.text, rows, slots, model.dtype, model.serving)
+    leaves, structure = jax.tree.flatten(empty.keys_values)
+    random = [jax.random.normal(jax.random.key(i), leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)]
     positions = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (rows, slots))
-    keys, values = (jax.random.normal(jax.random.key(i), empty.keys.shape, model.dtype) for i in range(2))
     return DecodeState(
         cache=KVCache(
-            keys, values, (positions < context).astype(jnp.int32), positions, jnp.full(rows, context, jnp.int32)
+            jax.tree.unflatten(structure, random),
+            segment_ids=(positions < context).astype(jnp.int32),
+            positions=positions,
+            length=jnp.full(rows, context, jnp.int32),
         ),
         token=jnp.ones(rows, jnp.int32),
         position=jnp.full(rows, context, jnp.int32),

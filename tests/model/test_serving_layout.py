@@ -1,0 +1,134 @@
+"""Tests that the layouts for serving give what the layout of training gives, with a cache and without, in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from support.forward import forward
+from support.samples import random_sample, random_visual, shape_for
+from support.tolerances import REORDERED, relative_error
+from support.weights import random_params
+from vl3_jax.model import KVCache, VideoLLaMA3, abstract_params, decode, preset, unembed
+from vl3_jax.model.quantize import quantize_leaf
+from vl3_jax.model.serving_layout import (
+    abstract_serving_params,
+    default_layout,
+    serving_axes,
+    serving_leaves,
+    to_serving,
+)
+from vl3_jax.parallel.mesh import make_mesh
+from vl3_jax.parallel.rules import shardings
+from vl3_jax.processing.packed_batch import pack
+
+MODEL = VideoLLaMA3(preset("tiny"))
+PARAMS = random_params(MODEL.config)
+LAYOUTS = ("stacked", "separate")
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+
+def model_of(layout):
+    return VideoLLaMA3(MODEL.config, serving=layout)
+
+
+@functools.cache
+def params_of(layout, quantize=False):
+    params = PARAMS if layout is None else to_serving(PARAMS, MODEL.config, layout)
+    if not quantize:
+        return params
+    quantized = lambda path, leaf: quantize_leaf("/".join(key.key for key in path), jnp.asarray(leaf))  # noqa: E731
+    return jax.tree_util.tree_map_with_path(quantized, params)
+
+
+def packed_batch():
+    rng = np.random.default_rng(2)
+    rows = [
+        [random_sample(rng, [random_visual(rng, (1, 4, 6), 1)], text=9), random_sample(rng, [], text=12)],
+        [random_sample(rng, [random_visual(rng, (2, 4, 4), 2)], text=5)],
+    ]
+    return pack(rows, shape_for(rows))
+
+
+@pytest.mark.parametrize("quantize", [False, True], ids=["float32", "int8"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_equal_those_of_training(layout, quantize):
+    batch = packed_batch()
+    expected = forward(MODEL, params_of(None, quantize), batch)
+    assert relative_error(forward(model_of(layout), params_of(layout, quantize), batch), expected) <= REORDERED
+
+
+def cached_logits(model, params, rows=None):
+    """Returns the logits of chunks of tokens, many and few, written to a cache of three rows."""
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(1, 400, (2, 24)).astype(np.int32)
+    segments, positions = np.ones_like(tokens), np.broadcast_to(np.arange(24, dtype=np.int32), (2, 24))
+    cache = KVCache.empty(model.config.text, 2 if rows is None else 3, 32, layout=model.serving)
+    rows = rows if rows is None else jnp.array(rows, jnp.int32)
+    step, parts = jax.jit(functools.partial(decode, model)), []
+    for part in (slice(0, 20), slice(20, 21), slice(21, 24)):
+        chunk = (tokens[:, part], None, -segments[:, part], segments[:, part], positions[:, part])
+        hidden, cache = step(params, *chunk, cache, rows)
+        parts.append(hidden)
+    return unembed(model, params, jnp.concatenate(parts, axis=1)), cache
+
+
+@pytest.mark.parametrize("rows", [None, (2, 0)], ids=["same rows", "other rows"])
+@pytest.mark.parametrize("layout", [None, *LAYOUTS])
+def test_a_cache_of_any_layout_and_rows(layout, rows):
+    expected, _ = cached_logits(MODEL, PARAMS)
+    logits, cache = cached_logits(model_of(layout), params_of(layout), rows)
+    assert relative_error(logits, expected) <= REORDERED
+    assert cache.length.tolist() == ([24, 24] if rows is None else [24, 0, 24])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sharded_equals_unsharded(layout):
+    model, params, rows = model_of(layout), params_of(layout), (2, 0)
+    expected, _ = cached_logits(model, params)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    sharded = jax.device_put(params, shardings(params, serving_axes(model.config, layout), mesh))
+    with jax.set_mesh(mesh):
+        for cache_rows in (None, rows):
+            assert relative_error(cached_logits(model, sharded, cache_rows)[0], expected) <= REORDERED
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_shapes_and_axes_are_those_of_the_parameters(layout, quantize):
+    found = params_of(layout, quantize is not None)
+    abstract = abstract_serving_params(MODEL.config, layout, quantize=quantize)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), found) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), abstract
+    )
+    shardings(abstract, serving_axes(MODEL.config, layout, quantize), make_mesh({"fsdp": 8}))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["tiny", "7b"])
+def test_pieces_fill_every_leaf_once_from_every_parameter(layout, name):
+    config, used = preset(name), set()
+    for path, leaf in serving_leaves(config, layout).items():
+        size = 0
+        for piece in leaf.pieces:
+            part = np.broadcast_to(np.int8(0), leaf.shape)[piece.index]
+            size += part.size
+            used.add((piece.path, piece.layer))
+        assert size == np.prod(leaf.shape), path
+        assert len(leaf.axes) == len(leaf.shape)
+    stored = flatten_dict(abstract_params(config), sep="/")
+    assert len(used) == sum(leaf.shape[0] if "/layers/" in path else 1 for path, leaf in stored.items())
+
+
+def test_the_default_layout_is_scanned_on_tpus_only():
+    assert [default_layout(platform) for platform in ("tpu", "gpu", "cpu")] == ["stacked", "separate", "separate"]
+
+
+def test_a_truncated_row_keeps_its_first_slots():
+    _, cache = cached_logits(MODEL, PARAMS)
+    cut = cache.truncate(jnp.int32(1), jnp.int32(7))
+    assert cut.length.tolist() == [24, 7]
+    assert (np.asarray(cut.segment_ids) > 0).sum(1).tolist() == [24, 7]

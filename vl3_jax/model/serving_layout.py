@@ -1,0 +1,167 @@
+"""Layouts of the parameters for serving, and where their pieces come from.
+
+Checkpoints and training hold each kernel of the layers in one stacked array. For serving, the products of one input are
+one: q, k and v (`qkv`), and gate and up (`gate_up`). The layers are either "stacked", as in training, and scanned; or
+"separate": their parameters are arrays of their own ("llm/layers_0/..." in place of "llm/layers/..."), and the layers
+run one after another, because on some platforms a scan copies the parameters of a layer before each product.
+
+Kernels of the decoder: `attn/qkv/kernel` [D, K, G + 2, head_dim], the G queries of a group, its key and its value, with
+a bias [K, G + 2, head_dim]; `mlp/gate_up/kernel` [D, 2, F]. All others, and the tower's, keep their shapes.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
+
+from vl3_jax.model.config import ModelConfig
+from vl3_jax.model.quantize import QuantizedKernel, contracted_dimensions, quantize_leaf
+from vl3_jax.model.remat import SEPARATE, STACKED
+from vl3_jax.model.vl3 import abstract_params, param_axes
+
+_SEPARATE_LAYER = re.compile(r"/layers_(\d+)/")
+_FUSED_LEAF = re.compile(r"/(qkv|gate_up)/(kernel|bias)$")
+
+Index = tuple[slice | int, ...]
+
+
+class Piece(NamedTuple):
+    """A part of a leaf that one layer of a leaf of training, or a whole leaf, fills.
+
+    Attributes:
+      path: Path of the leaf in the layout of training, its keys joined by "/".
+      layer: Layer of a stacked leaf; None for a leaf that is not stacked.
+      index: Part of the leaf for serving. It has as many values as the piece, in the same order, but may split the
+        dimension of heads in two.
+    """
+
+    path: str
+    layer: int | None
+    index: Index
+
+
+@dataclasses.dataclass(frozen=True)
+class ServingLeaf:
+    """A leaf of the layout for serving, before quantisation.
+
+    Attributes:
+      shape: Its shape.
+      axes: Logical axis of each dimension (see `vl3_jax.parallel.rules`).
+      pieces: What it consists of. They do not overlap, and leave nothing out.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    pieces: tuple[Piece, ...]
+
+
+def default_layout(platform: str) -> str:
+    """Returns the layout that serves fastest on a platform, "tpu", "gpu" or "cpu"."""
+    return STACKED if platform == "tpu" else SEPARATE
+
+
+@functools.lru_cache
+def serving_leaves(config: ModelConfig, layout: str) -> Mapping[str, ServingLeaf]:
+    """Returns the leaves of a layout by path.
+
+    Args:
+      config: Sizes of the model.
+      layout: "stacked" or "separate".
+    """
+    shapes, axes = (flatten_dict(tree(config, serving=layout), sep="/") for tree in (abstract_params, param_axes))
+    return {
+        path: ServingLeaf(leaf.shape, axes[path], tuple(_pieces(config, path, leaf.shape)))
+        for path, leaf in shapes.items()
+    }
+
+
+def _pieces(config: ModelConfig, path: str, shape: tuple[int, ...]) -> Iterator[Piece]:
+    """Yields the pieces of a leaf."""
+    found = _SEPARATE_LAYER.search(path)
+    source = _SEPARATE_LAYER.sub("/layers/", path)
+    stacked = "/layers/" in path
+    layers: list[tuple[int | None, Index]] = [(None, ())]
+    if stacked:
+        layers = [(layer, (layer,)) for layer in range(shape[0])]
+    elif found:
+        layers = [(int(found[1]), ())]
+    for layer, first in layers:
+        for name, part in _parts(config, path, len(shape) - len(first)):
+            yield Piece(_FUSED_LEAF.sub(rf"/{name}/\2", source), layer, (*first, *part))
+
+
+def _parts(config: ModelConfig, path: str, dimensions: int) -> Iterator[tuple[str, Index]]:
+    """Yields the name of each module that a leaf of one layer combines, and its part of the leaf."""
+    found = _FUSED_LEAF.search(path)
+    if not found:
+        yield "", (slice(None),) * dimensions
+        return
+    inputs = (slice(None),) * (found[2] == "kernel")
+    if found[1] == "gate_up":
+        for number, name in enumerate(("gate", "up")):
+            yield name, (*inputs, number, slice(None))
+        return
+    group = config.text.num_heads // config.text.num_kv_heads
+    for name, part in (("q", slice(0, group)), ("k", group), ("v", group + 1)):
+        yield name, (*inputs, slice(None), part, slice(None))
+
+
+def to_serving(params: Mapping[str, Any], config: ModelConfig, layout: str) -> dict[str, Any]:
+    """Copies parameters of the layout of training into one for serving.
+
+    Args:
+      params: Nested dict of arrays; none is quantised.
+      config: Sizes of the model.
+      layout: "stacked" or "separate".
+
+    Returns:
+      Nested dict of the new arrays.
+    """
+    source = flatten_dict(params, sep="/")
+
+    def filled(leaf: ServingLeaf) -> jax.Array:
+        pieces = [
+            source[piece.path] if piece.layer is None else source[piece.path][piece.layer] for piece in leaf.pieces
+        ]
+        if len(pieces) == 1:
+            return jnp.asarray(pieces[0])
+        array = jnp.zeros(leaf.shape, pieces[0].dtype)
+        for piece, values in zip(leaf.pieces, pieces, strict=True):
+            array = array.at[piece.index].set(jnp.reshape(values, array[piece.index].shape))
+        return array
+
+    return unflatten_dict({path: filled(leaf) for path, leaf in serving_leaves(config, layout).items()}, sep="/")
+
+
+def abstract_serving_params(
+    config: ModelConfig, layout: str, dtype: DTypeLike = jnp.float32, quantize: str | None = None
+) -> dict[str, Any]:
+    """Returns the parameters of a layout as `jax.ShapeDtypeStruct` leaves.
+
+    Args:
+      config: Sizes of the model.
+      layout: "stacked" or "separate".
+      dtype: Dtype of what is not quantised.
+      quantize: "int8" makes the kernels of layers and output head a `QuantizedKernel` of shapes; None keeps them.
+    """
+    leaves = flatten_dict(abstract_params(config, dtype, layout), sep="/")
+    if quantize:
+        leaves = {path: jax.eval_shape(functools.partial(quantize_leaf, path), leaf) for path, leaf in leaves.items()}
+    return unflatten_dict(leaves, sep="/")
+
+
+def serving_axes(config: ModelConfig, layout: str, quantize: str | None = None) -> dict[str, Any]:
+    """Returns the logical axes of each leaf of `abstract_serving_params`."""
+    leaves = flatten_dict(param_axes(config, layout), sep="/")
+    if quantize:
+        leaves = {
+            path: QuantizedKernel(axes, axes) if contracted_dimensions(path) else axes  # pyright: ignore[reportArgumentType]
+            for path, axes in leaves.items()
+        }
+    return unflatten_dict(leaves, sep="/")
