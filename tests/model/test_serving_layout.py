@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from support.forward import forward
 from support.samples import random_sample, random_visual, shape_for
-from support.tolerances import REORDERED, relative_error
+from support.tolerances import END_TO_END, REORDERED, relative_error
 from support.weights import random_params
 from vl3_jax.model import KVCache, VideoLLaMA3, abstract_params, decode, preset, unembed
 from vl3_jax.model.quantize import quantize_leaf
@@ -40,7 +40,10 @@ def params_of(layout, quantize=False):
     params = PARAMS if layout is None else to_serving(PARAMS, MODEL.config, layout)
     if not quantize:
         return params
-    quantized = lambda path, leaf: quantize_leaf("/".join(key.key for key in path), jnp.asarray(leaf))  # noqa: E731
+
+    def quantized(path, leaf):
+        return quantize_leaf("/".join(key.key for key in path), jnp.asarray(leaf), inputs_last=layout == "separate")
+
     return jax.tree_util.tree_map_with_path(quantized, params)
 
 
@@ -58,7 +61,8 @@ def packed_batch():
 def test_logits_equal_those_of_training(layout, quantize):
     batch = packed_batch()
     expected = forward(MODEL, params_of(None, quantize), batch)
-    assert relative_error(forward(model_of(layout), params_of(layout, quantize), batch), expected) <= REORDERED
+    tolerance = END_TO_END if quantize and layout == "separate" else REORDERED  # a CPU has activations of 16 bits there
+    assert relative_error(forward(model_of(layout), params_of(layout, quantize), batch), expected) <= tolerance
 
 
 def cached_logits(model, params, rows=None):

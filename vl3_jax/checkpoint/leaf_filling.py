@@ -6,6 +6,7 @@ few parts in memory.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -34,6 +35,7 @@ class Leaf:
       dtype: Its dtype, unless it is quantised.
       pieces: What it consists of.
       contracted: Dimensions that a product contracts, if the leaf is quantised; () if it is not.
+      inputs_last: Whether they come last in the values of the quantised leaf.
     """
 
     path: str
@@ -41,6 +43,7 @@ class Leaf:
     dtype: np.dtype
     pieces: tuple[Piece, ...]
     contracted: tuple[int, ...] = ()
+    inputs_last: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -109,13 +112,14 @@ def fill_quantized(
       run: Applies a function to each piece.
 
     Returns:
-      The values, int8, and their scales, float32.
+      The values, int8, in the order of the dimensions that the leaf asks for, and their scales, float32.
 
     Raises:
       InputError: A slice of the checkpoint is damaged or cannot be read.
     """
     shape = [stop - start for start, stop in bounds]
-    values = aligned(shape, np.dtype(np.int8))
+    inputs = len(leaf.contracted) if leaf.inputs_last else 0
+    values = _inputs_last(aligned, shape, np.dtype(np.int8), inputs)
     scales = aligned(_scale_shape(shape, leaf.contracted), np.dtype(np.float32))
     contracted = tuple(axis - leaf.stacked for axis in leaf.contracted)
 
@@ -126,15 +130,15 @@ def fill_quantized(
         targets = values[found[0]], scales[found[0]]
         shape = source.leaves[piece.path].tensor(piece.layer).slice_shape
         if targets[0].shape == shape:
-            _quantize_slice(source, piece, contracted, *targets)
+            _quantize_slice(source, piece, contracted, inputs, *targets)
             return
-        own = np.empty(shape, np.int8), np.empty(_scale_shape(shape, contracted), np.float32)
-        _quantize_slice(source, piece, contracted, *own)
+        own = _inputs_last(np.empty, shape, np.int8, inputs), np.empty(_scale_shape(shape, contracted), np.float32)
+        _quantize_slice(source, piece, contracted, inputs, *own)
         for target, part in zip(targets, own, strict=True):
             target[...] = part.reshape(target.shape)
 
     list(run(quantize, leaf.pieces))
-    return values, scales
+    return values.transpose(*range(inputs, values.ndim), *range(inputs)), scales
 
 
 def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
@@ -145,12 +149,23 @@ def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
+def _inputs_last(allocate: Callable, shape: Sequence[int], dtype: Any, inputs: int) -> np.ndarray:
+    """Returns an array of a shape whose first `inputs` dimensions come last in memory."""
+    array = allocate((*shape[inputs:], *shape[:inputs]), dtype)
+    return array.transpose(*range(len(shape) - inputs, len(shape)), *range(len(shape) - inputs))
+
+
 def _scale_shape(shape: Sequence[int], contracted: Sequence[int]) -> tuple[int, ...]:
     return tuple(1 if axis in contracted else size for axis, size in enumerate(shape))
 
 
 def _quantize_slice(
-    source: CheckpointSource, piece: Piece, contracted: Sequence[int], values: np.ndarray, scales: np.ndarray
+    source: CheckpointSource,
+    piece: Piece,
+    contracted: Sequence[int],
+    inputs: int,
+    values: np.ndarray,
+    scales: np.ndarray,
 ) -> None:
     """Quantises a slice part by part; where a part has not all values of a channel, it is read twice."""
     read = source.reader(piece.path, piece.layer)
@@ -158,7 +173,8 @@ def _quantize_slice(
 
     def parts() -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...], np.ndarray]]:
         for region in _regions(values.shape, axis, step):
-            part = scratch("quantize", tuple(each.stop - each.start for each in region), np.dtype(np.float32))
+            size = [each.stop - each.start for each in region]
+            part = _inputs_last(functools.partial(scratch, "quantize"), size, np.dtype(np.float32), inputs)
             read(region, part)
             channels = tuple(slice(None) if i in contracted else each for i, each in enumerate(region))
             yield region, channels, part

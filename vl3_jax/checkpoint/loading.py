@@ -23,6 +23,7 @@ from vl3_jax.errors import InputError
 from vl3_jax.model import abstract_params, param_axes
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.model.quantize import QuantizedKernel, contracted_dimensions
+from vl3_jax.model.remat import SEPARATE
 from vl3_jax.model.serving_layout import Piece, serving_leaves
 from vl3_jax.parallel import rules
 from vl3_jax.storage.jobs import WORKERS
@@ -125,7 +126,8 @@ def leaves_to_load(
             stored = source.dtypes[leaf.pieces[0].path]
             kept = path == EMBEDDING and stored.name == "bfloat16"
             contracted = contracted_dimensions(path) if quantize else ()
-            leaves.append(Leaf(path, leaf.shape, stored if kept else dtype or stored, leaf.pieces, contracted))
+            dtype_of_leaf, inputs_last = stored if kept else dtype or stored, layout == SEPARATE
+            leaves.append(Leaf(path, leaf.shape, dtype_of_leaf, leaf.pieces, contracted, inputs_last))
     return sorted(leaves, key=lambda leaf: -leaf.nbytes)
 
 
@@ -189,9 +191,11 @@ def _arrays(source: CheckpointSource, leaf: Leaf, sharding: Sharding, bounds: Bo
     if leaf.contracted:
         values, scales = fill_quantized(source, leaf, bounds, run)
         scale_sharding = unsplit(sharding, leaf.contracted)
+        inputs = len(leaf.contracted) if leaf.inputs_last else 0
         return QuantizedKernel(
-            _array(values.shape, sharding, lambda shard: values[_region(shard)]),
+            _array(values.shape, rotated(sharding, inputs, values.ndim), lambda shard: values[_region(shard)]),
             _array(scales.shape, scale_sharding, lambda shard: scales[_region(shard)]),
+            inputs,
         )
     first = [start for start, _ in bounds]
 
@@ -215,6 +219,14 @@ def _array(shape: Sequence[int], sharding: Sharding, read: Callable[[Bounds], np
 
 def _region(bounds: Bounds) -> tuple[slice, ...]:
     return tuple(slice(start, stop) for start, stop in bounds)
+
+
+def rotated(sharding: Sharding, count: int, dimensions: int) -> Sharding:
+    """Returns the sharding of an array of `dimensions` dimensions whose first `count` are moved behind the others."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    spec = (*sharding.spec, *(None,) * (dimensions - len(sharding.spec)))
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec[count:], *spec[:count]))
 
 
 def unsplit(sharding: Sharding, dimensions: Sequence[int]) -> Sharding:

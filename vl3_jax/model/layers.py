@@ -22,7 +22,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
 def partitioned_param(
     module: nn.Module, name: str, init: Initializer, shape: Sequence[int], axes: Sequence[str | None], dtype: DTypeLike
 ) -> jax.Array:
-    """Returns a parameter of a module, created with the logical axis names of its dimensions."""
+    """Returns a parameter of a module, created with the logical axis names of its dimensions.
+
+    What stands in the place of an array, such as a quantised kernel, is returned as it is.
+    """
+    if module.has_variable("params", name) and hasattr(stored := module.get_variable("params", name), "values"):
+        return stored
     return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), dtype, unbox=True)
 
 

@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from vl3_jax.kernels.einsum import einsum, sum_outer
+from vl3_jax.kernels.int8_product import int8_product
 from vl3_jax.model.quantize import QuantizedKernel
 from vl3_jax.parallel.rules import current_mesh, mesh_axes, partition_spec
 from vl3_jax.parallel.scatter import psum_scatter
@@ -63,7 +64,9 @@ def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoraKernel, axes:
         down = linear(x, kernel.a, (*axes[:num_in], None), num_in)
         return linear(x, kernel.base, axes, num_in) + kernel.scale * linear(down, kernel.b, (None, *axes[num_in:]))
     if isinstance(kernel, QuantizedKernel):
-        product = _product(x, _gathered(kernel.values, axes).astype(x.dtype), num_in)
+        if kernel.inputs_last:
+            axes = (*axes[num_in:], *axes[:num_in])
+        product = int8_product(x, _gathered(kernel.values, axes), num_in, output_first=kernel.inputs_last > 0)
         product = (product * kernel.scale.reshape(kernel.shape[num_in:])).astype(x.dtype)
         return checkpoint_name(product, "product")
     return checkpoint_name(_trainable_product(x, kernel, axes, num_in), "product")

@@ -20,31 +20,44 @@ class QuantizedKernel:
     """An int8 kernel, usable in place of a plain array.
 
     Attributes:
-      values: Quantised values, int8 in the shape of the kernel.
-      scale: Scale of each output channel, float32; its shape has size 1 in the contracted dimensions.
+      values: Quantised values, int8 in the shape of the kernel; or with the dimensions of the input last.
+      scale: Scale of each output channel, float32, in the shape of the kernel with size 1 in the contracted dimensions.
+      inputs_last: Number of the input's dimensions, if they come last in `values`; 0 if they come first.
     """
 
     values: jax.Array
     scale: jax.Array
+    inputs_last: int = flax.struct.field(pytree_node=False, default=0)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the kernel."""
-        return self.values.shape
+        outputs = self.values.ndim - self.inputs_last
+        return (*self.values.shape[outputs:], *self.values.shape[:outputs])
 
 
-def quantize_leaf(path: str, leaf: jax.Array) -> jax.Array | QuantizedKernel:
+def quantize_leaf(path: str, leaf: jax.Array, inputs_last: bool = False) -> jax.Array | QuantizedKernel:
     """Quantises a leaf of the parameter tree if it is the kernel of a layer or of the output head.
 
     Args:
       path: Keys of the leaf, joined by "/".
       leaf: The array.
+      inputs_last: Whether the dimensions of the input come last in the values. Layers must not be stacked.
 
     Returns:
       The quantised kernel, or `leaf` itself.
     """
     contracted = contracted_dimensions(path)
-    return _quantize(leaf, contracted) if contracted else leaf
+    if not contracted:
+        return leaf
+    kernel = _quantize(leaf, contracted)
+    return with_inputs_last(kernel.values, kernel.scale, len(contracted)) if inputs_last else kernel
+
+
+def with_inputs_last(values: Any, scale: Any, inputs: int) -> QuantizedKernel:
+    """Returns a kernel whose first `inputs` dimensions are moved behind the others: arrays of JAX or of NumPy."""
+    order = (*range(inputs, values.ndim), *range(inputs))
+    return QuantizedKernel(values.transpose(order), scale, inputs)
 
 
 def contracted_dimensions(path: str) -> tuple[int, ...]:

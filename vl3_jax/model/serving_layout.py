@@ -152,7 +152,8 @@ def abstract_serving_params(
     """
     leaves = flatten_dict(abstract_params(config, dtype, layout), sep="/")
     if quantize:
-        leaves = {path: jax.eval_shape(functools.partial(quantize_leaf, path), leaf) for path, leaf in leaves.items()}
+        quantized = functools.partial(quantize_leaf, inputs_last=layout == SEPARATE)
+        leaves = {path: jax.eval_shape(functools.partial(quantized, path), leaf) for path, leaf in leaves.items()}
     return unflatten_dict(leaves, sep="/")
 
 
@@ -160,8 +161,13 @@ def serving_axes(config: ModelConfig, layout: str, quantize: str | None = None) 
     """Returns the logical axes of each leaf of `abstract_serving_params`."""
     leaves = flatten_dict(param_axes(config, layout), sep="/")
     if quantize:
-        leaves = {
-            path: QuantizedKernel(axes, axes) if contracted_dimensions(path) else axes  # pyright: ignore[reportArgumentType]
-            for path, axes in leaves.items()
-        }
+        leaves = {path: _quantized_axes(path, axes, layout) for path, axes in leaves.items()}
     return unflatten_dict(leaves, sep="/")
+
+
+def _quantized_axes(path: str, axes: tuple[str | None, ...], layout: str) -> Any:
+    inputs = len(contracted_dimensions(path))
+    if not inputs:
+        return axes
+    last = inputs if layout == SEPARATE else 0
+    return QuantizedKernel((*axes[last:], *axes[:last]), axes, last)  # pyright: ignore[reportArgumentType]

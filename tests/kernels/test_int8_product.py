@@ -1,0 +1,42 @@
+"""Tests of products with int8 kernels: both orders of dimensions, and the two int8 parts of a CPU."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support import tolerances
+from vl3_jax.kernels.int8_product import int8_product
+
+
+def product(x, values, num_in, output_first):
+    kernel = np.moveaxis(values, range(num_in), range(-num_in, 0)) if output_first else values
+    return np.asarray(int8_product(jnp.asarray(x), jnp.asarray(kernel), num_in, output_first))
+
+
+@pytest.mark.parametrize("output_first", [False, True])
+@pytest.mark.parametrize(("num_in", "shape"), [(1, (48, 3, 5, 4)), (2, (6, 8, 20)), (1, (4096, 8))])
+def test_equals_the_product_in_float64(output_first, num_in, shape):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, *shape[:num_in])).astype(np.float32)
+    values = rng.integers(-127, 128, shape, np.int8)
+    expected = np.tensordot(x.astype(np.float64), values, num_in)
+    found = product(x, values, num_in, output_first)
+    assert found.shape == expected.shape
+    difference = np.abs(found - expected).max() / np.abs(expected).max()
+    print(f"largest difference {difference:.1e} of the largest value")
+    assert difference < tolerances.INT8_PRODUCT
+
+
+def test_one_part_alone_would_show():
+    rng = np.random.default_rng(1)
+    x, values = rng.standard_normal((3, 64)).astype(np.float32), rng.integers(-127, 128, (64, 32), np.int8)
+    step = np.abs(x).max(-1, keepdims=True) / 127
+    coarse, exact = np.round(x / step) * step @ values.astype(np.float64), x.astype(np.float64) @ values
+    assert np.abs(coarse - exact).max() / np.abs(exact).max() > 10 * tolerances.INT8_PRODUCT
+
+
+def test_rows_are_scaled_apart_and_empty_ones_are_zero():
+    values = np.full((8, 4), 127, np.int8)
+    x = np.zeros((3, 8), np.float32)
+    x[1], x[2] = 1e-20, 1e20
+    np.testing.assert_allclose(product(x, values, 1, True), np.outer([0, 1e-20, 1e20], np.full(4, 1016)), rtol=1e-6)

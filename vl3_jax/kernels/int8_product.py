@@ -1,0 +1,54 @@
+"""Products of activations with int8 kernels.
+
+On a CPU, XLA has a fast product of int8 with int8 and none of float32 with int8: converting a kernel takes longer than
+reading it in float32. So each row of activations is split into two int8 parts, whose sum has 16 bits of its largest
+magnitude; the product of both with the kernel is exact.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from vl3_jax.kernels.einsum import einsum
+from vl3_jax.parallel.rules import target_device
+
+_LEVELS = 127  # of an int8
+_PARTS = 2 * _LEVELS  # of the step of the first part that a step of the second one is
+
+
+def int8_product(x: jax.Array, values: jax.Array, num_in: int, output_first: bool) -> jax.Array:
+    """Multiplies activations with an int8 kernel.
+
+    Args:
+      x: Activations, [..., *in_shape] of any float type.
+      values: Kernel, int8; [*out_shape, *in_shape] if `output_first`, else [*in_shape, *out_shape].
+      num_in: Number of dimensions of `in_shape`.
+      output_first: Order of the dimensions of the kernel.
+
+    Returns:
+      The product, [..., *out_shape] in the dtype of `x`; on a CPU with `output_first` in float32.
+    """
+    rows, split = x.shape[: x.ndim - num_in], values.ndim - num_in if output_first else num_in
+    out_shape = values.shape[:split] if output_first else values.shape[split:]
+    flat, matrix = x.reshape(*rows, -1), values.reshape(math.prod(values.shape[:split]), -1)
+    if not output_first:
+        product = einsum("...i,io->...o", flat, matrix.astype(x.dtype))
+    elif target_device().platform == "cpu":
+        product = _split_product(flat.reshape(-1, flat.shape[-1]), matrix)
+    else:
+        product = einsum("...i,oi->...o", flat, matrix.astype(x.dtype))
+    return product.reshape(*rows, *out_shape)
+
+
+def _split_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Multiplies activations [n, i] with a kernel [o, i] in two int8 parts; returns [n, o] float32."""
+    x = x.astype(jnp.float32)
+    step = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / _LEVELS
+    scaled = x / jnp.where(step == 0, 1, step)
+    high = jnp.round(scaled)
+    low = jnp.round((scaled - high) * _PARTS)
+    parts = jnp.concatenate([high, low]).astype(jnp.int8)
+    # The kernel is the first operand: the second one is packed anew for each product.
+    sums = jnp.einsum("oi,ni->on", matrix, parts, preferred_element_type=jnp.int32).T.astype(jnp.float32)
+    return (sums[: len(x)] + sums[len(x) :] / _PARTS) * step
