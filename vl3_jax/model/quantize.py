@@ -74,12 +74,12 @@ def contracted_dimensions(path: str) -> tuple[int, ...]:
 def _quantize(kernel: jax.Array, contracted: tuple[int, ...]) -> QuantizedKernel:
     kernel = kernel.astype(jnp.float32)
     scale = channel_scale(jnp.max(jnp.abs(kernel), axis=contracted, keepdims=True))
-    values = jnp.round(kernel / jnp.where(scale == 0, 1, scale)).astype(jnp.int8)
+    values = jnp.round(kernel * (1 / jnp.where(scale == 0, 1, scale))).astype(jnp.int8)
     return QuantizedKernel(values, scale)
 
 
-# The same in NumPy, part by part, for what is quantised while it is read. A reciprocal instead of a division, because
-# the compiler divides by a constant that way, and both are to give the same bits.
+# The same in NumPy, for what is quantised while it is read. Both multiply by reciprocals, as the compiler would do where
+# they divided, and give the same bits.
 
 
 def channel_scale(largest: Any) -> Any:
@@ -95,5 +95,5 @@ def largest_magnitude(kernel: np.ndarray, contracted: Sequence[int]) -> np.ndarr
 
 def rounded(kernel: np.ndarray, scale: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Writes the quantised values of a kernel, still as float32, into `out`, and returns it."""
-    np.divide(kernel, np.where(scale == 0, np.float32(1), scale), out=out)
+    np.multiply(kernel, np.float32(1) / np.where(scale == 0, np.float32(1), scale), out=out)
     return np.rint(out, out=out)
