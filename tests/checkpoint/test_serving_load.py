@@ -9,7 +9,6 @@ import pytest
 from support.hf_folders import tiny, write_folder
 from vl3_jax.checkpoint import leaf_filling, load, loading, open_source, write_orbax
 from vl3_jax.errors import InputError
-from vl3_jax.model.quantize import quantize_leaf
 from vl3_jax.model.serving_layout import to_serving
 from vl3_jax.parallel.mesh import make_mesh
 
@@ -28,11 +27,7 @@ def folders(tmp_path_factory):
 
 @functools.cache
 def converted(folder, layout, quantize=None) -> dict:
-    params = to_serving(load(folder / "hf").params, tiny(tied=False), layout)
-    if not quantize:
-        return params
-    name = lambda path: "/".join(key.key for key in path)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: quantize_leaf(name(path), leaf), params)
+    return to_serving(load(folder / "hf").params, tiny(tied=False), layout, quantize)
 
 
 def assert_same(params, expected):

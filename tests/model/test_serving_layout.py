@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from support.forward import forward
 from support.samples import random_sample, random_visual, shape_for
 from support.tolerances import END_TO_END, REORDERED, relative_error
 from support.weights import random_params
 from vl3_jax.model import KVCache, VideoLLaMA3, abstract_params, decode, preset, unembed
-from vl3_jax.model.quantize import quantize_leaf
+from vl3_jax.model.quantize import TIED_HEAD, quantize_leaf
 from vl3_jax.model.serving_layout import (
     abstract_serving_params,
     default_layout,
@@ -37,14 +37,13 @@ def model_of(layout):
 
 @functools.cache
 def params_of(layout, quantize=False):
-    params = PARAMS if layout is None else to_serving(PARAMS, MODEL.config, layout)
+    if layout is not None:
+        return to_serving(PARAMS, MODEL.config, layout, "int8" if quantize else None)
     if not quantize:
-        return params
-
-    def quantized(path, leaf):
-        return quantize_leaf("/".join(key.key for key in path), jnp.asarray(leaf), inputs_last=layout == "separate")
-
-    return jax.tree_util.tree_map_with_path(quantized, params)
+        return PARAMS
+    leaves = flatten_dict(PARAMS, sep="/")
+    leaves[TIED_HEAD] = leaves["llm/embed/embedding"]
+    return unflatten_dict({path: quantize_leaf(path, jnp.asarray(leaf)) for path, leaf in leaves.items()}, sep="/")
 
 
 def packed_batch():

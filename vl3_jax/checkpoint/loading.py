@@ -22,14 +22,13 @@ from vl3_jax.checkpoint.tokenizer_files import check_token_ids
 from vl3_jax.errors import InputError
 from vl3_jax.model import abstract_params, param_axes
 from vl3_jax.model.config import ModelConfig
-from vl3_jax.model.quantize import QuantizedKernel, contracted_dimensions
+from vl3_jax.model.quantize import TIED_HEAD, QuantizedKernel, contracted_dimensions
 from vl3_jax.model.remat import SEPARATE
-from vl3_jax.model.serving_layout import Piece, serving_leaves
+from vl3_jax.model.serving_layout import EMBEDDING, Piece, serving_leaves
 from vl3_jax.parallel import rules
 from vl3_jax.storage.jobs import WORKERS
 from vl3_jax.storage.progress import progress_bar
 
-EMBEDDING = "llm/embed/embedding"
 # A stacked leaf of more bytes is put on an accelerator layer by layer: the host then holds one layer of it at a time.
 LAYERWISE_BYTES = 256 * 2**20
 
@@ -122,11 +121,11 @@ def leaves_to_load(
             parts = ", ".join(source.parts)
             raise InputError(f"{source.location}: holds only {parts}; make a whole model of it: vl3 convert init")
         leaves = []
-        for path, leaf in serving_leaves(source.config, layout).items():
+        for path, leaf in serving_leaves(source.config, layout, quantize).items():
             stored = source.dtypes[leaf.pieces[0].path]
             kept = path == EMBEDDING and stored.name == "bfloat16"
             contracted = contracted_dimensions(path) if quantize else ()
-            dtype_of_leaf, inputs_last = stored if kept else dtype or stored, layout == SEPARATE
+            dtype_of_leaf, inputs_last = stored if kept else dtype or stored, layout == SEPARATE and path != TIED_HEAD
             leaves.append(Leaf(path, leaf.shape, dtype_of_leaf, leaf.pieces, contracted, inputs_last))
     return sorted(leaves, key=lambda leaf: -leaf.nbytes)
 

@@ -28,17 +28,17 @@ def int8_product(x: jax.Array, values: jax.Array, num_in: int, output_first: boo
       output_first: Order of the dimensions of the kernel.
 
     Returns:
-      The product, [..., *out_shape] in the dtype of `x`; on a CPU with `output_first` in float32.
+      The product, [..., *out_shape] float32.
     """
     rows, split = x.shape[: x.ndim - num_in], values.ndim - num_in if output_first else num_in
     out_shape = values.shape[:split] if output_first else values.shape[split:]
     flat, matrix = x.reshape(*rows, -1), values.reshape(math.prod(values.shape[:split]), -1)
     if not output_first:
-        product = einsum("...i,io->...o", flat, matrix.astype(x.dtype))
+        product = einsum("...i,io->...o", flat, matrix.astype(x.dtype), out_dtype=jnp.float32)
     elif target_device().platform == "cpu":
         product = _split_product(flat.reshape(-1, flat.shape[-1]), matrix)
     else:
-        product = einsum("...i,oi->...o", flat, matrix.astype(x.dtype))
+        product = einsum("...i,oi->...o", flat, matrix.astype(x.dtype), out_dtype=jnp.float32)
     return product.reshape(*rows, *out_shape)
 
 

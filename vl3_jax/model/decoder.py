@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.decode_inputs import DecodeSchedule
 from vl3_jax.kernels.einsum import tied_product
+from vl3_jax.kernels.int8_product import int8_product
 from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.rotary import rotate
 from vl3_jax.kernels.segment_info import SegmentInfo
@@ -124,6 +125,9 @@ class Decoder(nn.Module):
         """Implements `vl3_jax.model.unembed`."""
         if not self.config.tie_word_embeddings:
             return self.lm_head(hidden).astype(jnp.float32)
+        if self.has_variable("params", "tied_head"):
+            head = self.get_variable("params", "tied_head")
+            return int8_product(hidden, head.values, 1, output_first=True) * head.scale[:, 0]
         return tied_product(hidden, self.embed.embedding)
 
 

@@ -1,8 +1,8 @@
 """int8 weight quantisation for inference, which halves the memory of bfloat16 weights.
 
-Quantisation is symmetric, with one scale for each output channel. Only the kernels of the layers and an untied output
-head are quantised. These are nearly all parameters; the ones to which the result is sensitive (embeddings, norms,
-patch embedding) keep their dtype.
+Quantisation is symmetric, with one scale for each output channel. Only the kernels of the layers and the output head
+are quantised. These are nearly all parameters; the ones to which the result is sensitive (embeddings, norms, patch
+embedding) keep their dtype.
 """
 
 import functools
@@ -13,6 +13,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+TIED_HEAD = "llm/tied_head"  # the output head of a model with tied embeddings, [V, D]
 
 
 @flax.struct.dataclass
@@ -51,7 +53,9 @@ def quantize_leaf(path: str, leaf: jax.Array, inputs_last: bool = False) -> jax.
     if not contracted:
         return leaf
     kernel = _quantize(leaf, contracted)
-    return with_inputs_last(kernel.values, kernel.scale, len(contracted)) if inputs_last else kernel
+    if inputs_last and path != TIED_HEAD:
+        return with_inputs_last(kernel.values, kernel.scale, len(contracted))
+    return kernel
 
 
 def with_inputs_last(values: Any, scale: Any, inputs: int) -> QuantizedKernel:
@@ -62,6 +66,8 @@ def with_inputs_last(values: Any, scale: Any, inputs: int) -> QuantizedKernel:
 
 def contracted_dimensions(path: str) -> tuple[int, ...]:
     """Returns the dimensions of a kernel that a product contracts; () of a leaf that is not quantised."""
+    if path == TIED_HEAD:
+        return (1,)
     *modules, module, kind = path.split("/")
     is_layer = any(name.startswith("layers") for name in modules)
     if kind != "kernel" or not (is_layer or module == "lm_head"):

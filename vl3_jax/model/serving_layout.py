@@ -5,6 +5,9 @@ one: q, k and v (`qkv`), and gate and up (`gate_up`). The layers are either "sta
 "separate": their parameters are arrays of their own ("llm/layers_0/..." in place of "llm/layers/..."), and the layers
 run one after another, because on some platforms a scan copies the parameters of a layer before each product.
 
+The embeddings keep their dtype. Where they are the output head too, an int8 copy of them, `llm/tied_head`, is that of
+a quantised model.
+
 Kernels of the decoder: `attn/qkv/kernel` [D, K, G + 2, head_dim], the G queries of a group, its key and its value, with
 a bias [K, G + 2, head_dim]; `mlp/gate_up/kernel` [D, 2, F]. All others, and the tower's, keep their shapes.
 """
@@ -21,10 +24,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from vl3_jax.model.config import ModelConfig
-from vl3_jax.model.quantize import QuantizedKernel, contracted_dimensions, quantize_leaf
+from vl3_jax.model.quantize import TIED_HEAD, QuantizedKernel, contracted_dimensions, quantize_leaf
 from vl3_jax.model.remat import SEPARATE, STACKED
 from vl3_jax.model.vl3 import abstract_params, param_axes
 
+EMBEDDING = "llm/embed/embedding"
 _SEPARATE_LAYER = re.compile(r"/layers_(\d+)/")
 _FUSED_LEAF = re.compile(r"/(qkv|gate_up)/(kernel|bias)$")
 
@@ -67,18 +71,23 @@ def default_layout(platform: str) -> str:
 
 
 @functools.lru_cache
-def serving_leaves(config: ModelConfig, layout: str) -> Mapping[str, ServingLeaf]:
+def serving_leaves(config: ModelConfig, layout: str, quantize: str | None = None) -> Mapping[str, ServingLeaf]:
     """Returns the leaves of a layout by path.
 
     Args:
       config: Sizes of the model.
       layout: "stacked" or "separate".
+      quantize: "int8" adds the output head of a model with tied embeddings as a leaf of its own.
     """
     shapes, axes = (flatten_dict(tree(config, serving=layout), sep="/") for tree in (abstract_params, param_axes))
-    return {
+    leaves = {
         path: ServingLeaf(leaf.shape, axes[path], tuple(_pieces(config, path, leaf.shape)))
         for path, leaf in shapes.items()
     }
+    if quantize and config.text.tie_word_embeddings:
+        table = Piece(EMBEDDING, None, (slice(None), slice(None)))
+        leaves[TIED_HEAD] = ServingLeaf(leaves[EMBEDDING].shape, leaves[EMBEDDING].axes, (table,))
+    return leaves
 
 
 def _pieces(config: ModelConfig, path: str, shape: tuple[int, ...]) -> Iterator[Piece]:
@@ -112,31 +121,35 @@ def _parts(config: ModelConfig, path: str, dimensions: int) -> Iterator[tuple[st
         yield name, (*inputs, slice(None), part, slice(None))
 
 
-def to_serving(params: Mapping[str, Any], config: ModelConfig, layout: str) -> dict[str, Any]:
+def to_serving(
+    params: Mapping[str, Any], config: ModelConfig, layout: str, quantize: str | None = None
+) -> dict[str, Any]:
     """Copies parameters of the layout of training into one for serving.
 
     Args:
       params: Nested dict of arrays; none is quantised.
       config: Sizes of the model.
       layout: "stacked" or "separate".
+      quantize: "int8" quantises the kernels of layers and output head.
 
     Returns:
       Nested dict of the new arrays.
     """
     source = flatten_dict(params, sep="/")
 
-    def filled(leaf: ServingLeaf) -> jax.Array:
+    def filled(path: str, leaf: ServingLeaf) -> Any:
         pieces = [
             source[piece.path] if piece.layer is None else source[piece.path][piece.layer] for piece in leaf.pieces
         ]
-        if len(pieces) == 1:
-            return jnp.asarray(pieces[0])
-        array = jnp.zeros(leaf.shape, pieces[0].dtype)
-        for piece, values in zip(leaf.pieces, pieces, strict=True):
-            array = array.at[piece.index].set(jnp.reshape(values, array[piece.index].shape))
-        return array
+        array = jnp.asarray(pieces[0])
+        if len(pieces) > 1:
+            array = jnp.zeros(leaf.shape, array.dtype)
+            for piece, values in zip(leaf.pieces, pieces, strict=True):
+                array = array.at[piece.index].set(jnp.reshape(values, array[piece.index].shape))
+        return quantize_leaf(path, array, inputs_last=layout == SEPARATE) if quantize else array
 
-    return unflatten_dict({path: filled(leaf) for path, leaf in serving_leaves(config, layout).items()}, sep="/")
+    leaves = serving_leaves(config, layout, quantize)
+    return unflatten_dict({path: filled(path, leaf) for path, leaf in leaves.items()}, sep="/")
 
 
 def abstract_serving_params(
@@ -150,7 +163,9 @@ def abstract_serving_params(
       dtype: Dtype of what is not quantised.
       quantize: "int8" makes the kernels of layers and output head a `QuantizedKernel` of shapes; None keeps them.
     """
-    leaves = flatten_dict(abstract_params(config, dtype, layout), sep="/")
+    leaves = {
+        path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in serving_leaves(config, layout, quantize).items()
+    }
     if quantize:
         quantized = functools.partial(quantize_leaf, inputs_last=layout == SEPARATE)
         leaves = {path: jax.eval_shape(functools.partial(quantized, path), leaf) for path, leaf in leaves.items()}
@@ -159,7 +174,7 @@ def abstract_serving_params(
 
 def serving_axes(config: ModelConfig, layout: str, quantize: str | None = None) -> dict[str, Any]:
     """Returns the logical axes of each leaf of `abstract_serving_params`."""
-    leaves = flatten_dict(param_axes(config, layout), sep="/")
+    leaves: dict[str, Any] = {path: leaf.axes for path, leaf in serving_leaves(config, layout, quantize).items()}
     if quantize:
         leaves = {path: _quantized_axes(path, axes, layout) for path, axes in leaves.items()}
     return unflatten_dict(leaves, sep="/")
@@ -169,5 +184,5 @@ def _quantized_axes(path: str, axes: tuple[str | None, ...], layout: str) -> Any
     inputs = len(contracted_dimensions(path))
     if not inputs:
         return axes
-    last = inputs if layout == SEPARATE else 0
+    last = inputs if layout == SEPARATE and path != TIED_HEAD else 0
     return QuantizedKernel((*axes[last:], *axes[:last]), axes, last)  # pyright: ignore[reportArgumentType]
