@@ -93,7 +93,7 @@ def file_argument(name: str) -> str:
 
 def load_model(arguments: argparse.Namespace):
     """Loads --model; on a terminal it shows progress of loading, decoding frames and compiling."""
-    from vl3_jax.inference.chat_model import load
+    from vl3_jax.inference.open_model import load
 
     on_terminal = sys.stderr.isatty()
     progress = {"quiet": False, "on_status": logger.info} if on_terminal else {}
