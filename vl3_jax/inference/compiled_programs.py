@@ -35,9 +35,20 @@ class CompiledPrograms:
         params: dict,
         num_stop_ids: int,
         mesh: jax.sharding.Mesh | None,
-        on_status: Callable[[str], None],
+        on_status: Callable[[str], None] = lambda line: None,
+        compile_lowered: Callable[[str, jax.stages.Lowered], Any] = lambda name, lowered: lowered.compile(),
     ):
-        self._model, self._mesh, self._on_status = model, mesh, on_status
+        """Initialises the programs; nothing is compiled yet.
+
+        Args:
+          model: The model.
+          params: Its parameters, or their shapes.
+          num_stop_ids: Number of stop tokens.
+          mesh: The mesh over which the parameters are sharded; None on one device.
+          on_status: Called with a line of text before something is compiled.
+          compile_lowered: Compiles a program of this name, or does with it what else there is to do.
+        """
+        self._model, self._mesh, self._on_status, self._compile = model, mesh, on_status, compile_lowered
         self._params = jax.tree.map(lambda leaf: _array(leaf.shape, leaf.dtype, leaf.sharding), params)
         self._stop_ids = _array([num_stop_ids], jnp.int32)
         self._programs: dict[tuple, Program] = {}
@@ -102,7 +113,7 @@ class CompiledPrograms:
         if key not in self._programs:
             self._on_status(f"compiling {function.__name__} for this size")
             with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
-                program = function.lower(self._model, *static, *arguments).compile()
+                program = self._compile(function.__name__, function.lower(self._model, *static, *arguments))
             with self._lock:
                 self._programs.setdefault(key, program)
         return self._programs[key]

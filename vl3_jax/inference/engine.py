@@ -169,6 +169,14 @@ class Engine:
             self._rows += [_Row(index) for index in range(self.rows, rows)]
             self.slots = slots
 
+    def forget(self) -> None:
+        """Drops what free rows hold of earlier requests, and all vision features."""
+        with self._lock:
+            self.features = FeatureCache()
+            for row in self._rows:
+                if row.generation is None:
+                    row.held = row.held[:0]
+
     def warm_up(self, tokens: int, patches: int = 0, logprobs: int = 0) -> None:
         """Compiles, in parallel, all programs that requests of up to these sizes need.
 
