@@ -333,7 +333,7 @@ def load(
     from vl3_jax.model import VideoLLaMA3
     from vl3_jax.model.quantize import quantize_leaf
 
-    compilation_cache.enable()
+    programs_folder = compilation_cache.enable() / "programs"
     start = time.perf_counter()
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if quantize not in (None, "int8"):
@@ -345,5 +345,7 @@ def load(
     normalisation = {"image_mean": processor.config.image_mean, "image_std": processor.config.image_std}
     vision = dataclasses.replace(checkpoint.config.vision, **normalisation)
     model = VideoLLaMA3(dataclasses.replace(checkpoint.config, vision=vision), dtype=dtype)
-    engine = Engine(model, checkpoint.params, generation_config.stop_ids, on_status=on_status, mesh=mesh)
+    engine = Engine(
+        model, checkpoint.params, generation_config.stop_ids, on_status, mesh, programs_folder=programs_folder
+    )
     return ChatModel(engine, processor, generation_config, time.perf_counter() - start)
