@@ -1,49 +1,84 @@
-"""The jitted programs of the engine: vision encoding, prefill of the KV cache, and decoding of a few tokens."""
+"""The jitted programs of the engine: vision encoding, prefill of a part of a prompt, decoding of a few tokens."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
-from vl3_jax.inference.sampling import sample_token
-from vl3_jax.model import KVCache, decode, encode, unembed
-from vl3_jax.parallel.rules import constrain
+from vl3_jax.inference.sampling import SamplingParams, sample_tokens
+from vl3_jax.model import KVCache, VideoLLaMA3, decode, encode, unembed
+from vl3_jax.parallel.rules import constrain, partition_spec
 
 STEPS_PER_CALL = 8
 VISION_ARRAYS = ("patches", "patch_segment", "patch_hw", "token_patches")
-TEXT_ARRAYS = ("vision_slot", "segment_ids", "positions")
 
 
 @flax.struct.dataclass
 class DecodeState:
-    """The state that decoding carries from one token to the next, for B rows.
+    """What stays on the devices between calls, for R rows.
 
     Attributes:
       cache: Keys and values of all tokens but the newest.
-      token: [B] int32, the newest token, which is not yet in the cache.
-      position: [B] int32, the position of that token.
-      done: [B] bool, the rows that have stopped.
-      generated: [B, V] bool, the tokens that each row has generated.
-      key: Random key.
+      generated: [R, V] bool, the tokens that each row has generated.
     """
 
     cache: KVCache
-    token: jax.Array
-    position: jax.Array
-    done: jax.Array
     generated: jax.Array
-    key: jax.Array
+
+    @classmethod
+    def empty(cls, model: VideoLLaMA3, rows: int, slots: int) -> "DecodeState":
+        """Creates the state of rows that hold nothing."""
+        text = model.config.text
+        cache = KVCache.empty(text, rows, slots, model.dtype, model.serving)
+        return cls(cache, jnp.zeros((rows, text.vocab_size), bool)).constrained()
 
     def axes(self) -> "DecodeState":
-        """Returns the logical axes of the arrays, in the place of each."""
-        rows, tokens = _axes("batch"), _axes("batch", None)
-        return DecodeState(self.cache.axes(), token=rows, position=rows, done=rows, generated=tokens, key=_axes())
+        """Returns a tree like the state with the logical axes of each array."""
+        return DecodeState(self.cache.axes(), _axes("batch", None))
 
     def constrained(self) -> "DecodeState":
         """Constrains every array to its axes, so that each call accepts what the previous call returned."""
         return jax.tree.map(lambda leaf, axes: constrain(leaf, *axes), self, self.axes())
+
+
+class DecodeRows(NamedTuple):
+    """What the host says about each of R rows when it asks for tokens, [R] each.
+
+    Attributes:
+      token: int32, the newest token, which is not yet in the cache.
+      active: bool, whether the row generates.
+      fresh: bool, whether its answer begins: earlier ones are forgotten by the repetition penalty.
+      remaining: int32, the tokens that it may still generate.
+      sampling: Settings of sampling.
+    """
+
+    token: jax.Array | np.ndarray
+    active: jax.Array | np.ndarray
+    fresh: jax.Array | np.ndarray
+    remaining: jax.Array | np.ndarray
+    sampling: SamplingParams
+
+
+class PromptPart(NamedTuple):
+    """C tokens of a prompt, [1, C] each.
+
+    Attributes:
+      tokens: int32 token ids, ignored at vision tokens.
+      features: The vision features of these tokens, [1, C, D]; anything at other tokens.
+      vision_slot: int32, index of each vision token within `features`, -1 at other tokens.
+      segment_ids: int32, 1; 0 = padding.
+      positions: int32, positions in the prompt.
+    """
+
+    tokens: jax.Array | np.ndarray
+    features: jax.Array | np.ndarray
+    vision_slot: jax.Array | np.ndarray
+    segment_ids: jax.Array | np.ndarray
+    positions: jax.Array | np.ndarray
 
 
 def _axes(*names: str | None) -> Any:
@@ -51,87 +86,108 @@ def _axes(*names: str | None) -> Any:
     return names
 
 
+def described_state(model: VideoLLaMA3, rows: int, slots: int, mesh: Mesh | None) -> DecodeState:
+    """Returns a state as `jax.ShapeDtypeStruct` leaves, sharded over a mesh as the programs return it."""
+    shapes = jax.eval_shape(functools.partial(DecodeState.empty, model, rows, slots))
+    if mesh is None:
+        return shapes
+
+    def sharded(leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(sharded, shapes, shapes.axes())
+
+
 # `keep_unused`: the compiler's memory analysis then counts all weights as arguments of every program.
-encode_vision = functools.partial(jax.jit, static_argnums=0, keep_unused=True)(encode)
+@functools.partial(jax.jit, static_argnums=0, keep_unused=True)
+def encode_vision(model, params, patches, patch_segment, patch_hw, token_patches):
+    """Encodes images and frames into vision tokens, [1, T, D], in the model's type."""
+    return encode(model, params, patches, patch_segment, patch_hw, token_patches).astype(model.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), keep_unused=True)
-def prefill(model, slots, logprobs, params, text, key, sampling_params, stop_ids):
-    """Writes the prompts into a new cache of `slots` slots and chooses each row's first token.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def empty_state(model, rows, slots):
+    """Creates the state of rows that hold nothing."""
+    return DecodeState.empty(model, rows, slots)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def grow_state(model, rows, slots, state):
+    """Returns a state with more rows or slots, in which the rows hold what they held."""
+    shapes = jax.eval_shape(functools.partial(DecodeState.empty, model, rows, slots))
+
+    def grown(leaf, shape):
+        return jnp.pad(leaf, [(0, new - old) for new, old in zip(shape.shape, leaf.shape, strict=True)])
+
+    return jax.tree.map(grown, state, shapes).constrained()
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2, keep_unused=True)
+def prefill(model, params, state, part, row, start):
+    """Writes a part of a prompt into a row of the cache.
 
     Args:
-      model: The model, in whose type the cache is.
-      slots: Slots of the cache.
-      logprobs: Number of top log-probabilities of each token.
+      model: The model.
       params: Parameters.
-      text: The tokens [B, L], the vision features or None, and `TEXT_ARRAYS`, as `decode` takes them.
-      key: Random key.
-      sampling_params: `SamplingParams`.
-      stop_ids: [n] int32, the tokens that end an answer.
+      state: The `DecodeState`, which is updated in place.
+      part: The `PromptPart`.
+      row: [] int32, the row of the cache.
+      start: [] int32, the slots of the row that are kept; the part follows them.
 
     Returns:
-      A `DecodeState`, and the fields of a `DecodeOutput` with n = 1.
+      The new `DecodeState`.
     """
-    rows, vocab_size = text[0].shape[0], model.config.text.vocab_size
-    cache = KVCache.empty(model.config.text, rows, slots, model.dtype, model.serving)
-    hidden, cache = decode(model, params, *text, cache=cache)
-    assert cache is not None  # while tracing: `decode` returns a cache if it was given one
-    last = jnp.maximum(cache.length - 1, 0)
-    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-    state = DecodeState(
-        cache=cache,
-        token=jnp.zeros(rows, jnp.int32),
-        position=last,
-        done=cache.length == 0,
-        generated=jnp.zeros((rows, vocab_size), bool),
-        key=key,
-    )
-    state, outputs = _next_token(model, params, hidden, state, sampling_params, stop_ids, logprobs)
-    return state.constrained(), jax.tree.map(lambda leaf: leaf[:, None], outputs)
+    cache = state.cache.truncate(row, start)
+    _, cache = decode(model, params, *part, cache=cache, rows=row[None])
+    return state.replace(cache=cache).constrained()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4,), keep_unused=True)
-def decode_steps(model, max_steps, logprobs, params, state, sampling_params, stop_ids, num_steps):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4, keep_unused=True)
+def decode_steps(model, max_steps, logprobs, params, state, rows, stop_ids, num_steps):
     """Decodes `num_steps` <= `max_steps` tokens, or fewer once every row has stopped.
 
+    Args:
+      model: The model.
+      max_steps: Columns of the results.
+      logprobs: Number of top log-probabilities of each token.
+      params: Parameters.
+      state: The `DecodeState`, which is updated in place.
+      rows: The `DecodeRows`.
+      stop_ids: [n] int32, the tokens that end an answer.
+      num_steps: [] int32.
+
     Returns:
-      The new `DecodeState`, and the fields of a `DecodeOutput` with n = `max_steps`; only the first `num_steps` columns
-      are filled.
+      The new `DecodeState`; the tokens [R, max_steps] int32; the number of them that each row generated [R] int32; and
+      ids and values of the most likely tokens, [R, max_steps, logprobs] each, or None twice.
     """
-    shape = (state.token.shape[0], max_steps)
+    num_rows = rows.token.shape[0]
+    shape = (num_rows, max_steps)
     top = (jnp.zeros((*shape, logprobs), jnp.int32), jnp.zeros((*shape, logprobs))) if logprobs else (None, None)
-    buffers = (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), *top)
+    state = state.replace(generated=state.generated & ~rows.fresh[:, None])
+    carry = (jnp.int32(0), state, rows.token, rows.active, jnp.zeros(num_rows, jnp.int32), jnp.zeros(shape, jnp.int32))
 
     def unfinished(carry):
-        index, state, _ = carry
-        return (index < num_steps) & ~jnp.all(state.done)
+        index, _, _, active, *_ = carry[0]
+        return (index < num_steps) & jnp.any(active)
 
     def one_step(carry):
-        index, state, buffers = carry
-        segment_ids = (~state.done).astype(jnp.int32)[:, None]
-        no_vision = jnp.full_like(segment_ids, -1)
-        arguments = (state.token[:, None], None, no_vision, segment_ids, state.position[:, None], state.cache)
-        hidden, cache = decode(model, params, *arguments)
-        state = state.replace(cache=cache)
-        state, outputs = _next_token(model, params, hidden, state, sampling_params, stop_ids, logprobs)
-        return index + 1, state, jax.tree.map(lambda buffer, new: buffer.at[:, index].set(new), buffers, outputs)
+        (index, state, token, active, counts, tokens), top = carry
+        position = state.cache.length[:, None]
+        segment_ids = active.astype(jnp.int32)[:, None]
+        text = (token[:, None], None, jnp.full_like(segment_ids, -1), segment_ids, position)
+        hidden, cache = decode(model, params, *text, cache=state.cache)
+        logits = unembed(model, params, hidden[:, 0])
+        new = sample_tokens(logits, state.generated, position[:, 0] + 1, rows.sampling)
+        token = jnp.where(active, new, token)
+        generated = state.generated.at[jnp.arange(num_rows), token].max(active)
+        if logprobs:
+            values, ids = jax.lax.top_k(jax.nn.log_softmax(logits), logprobs)
+            top = (top[0].at[:, index].set(ids), top[1].at[:, index].set(values))
+        counts = counts + active
+        tokens = tokens.at[:, index].set(token)
+        active = active & ~jnp.isin(token, stop_ids) & (counts < rows.remaining)
+        return (index + 1, state.replace(cache=cache, generated=generated), token, active, counts, tokens), top
 
-    _, state, buffers = jax.lax.while_loop(unfinished, one_step, (jnp.int32(0), state, buffers))
-    return state.constrained(), buffers
-
-
-def _next_token(model, params, hidden, state, sampling_params, stop_ids, logprobs):
-    """Chooses a token from the newest hidden state [B, 1, D]; also returns one column of each `DecodeOutput` field."""
-    logits = unembed(model, params, hidden[:, 0])
-    key, step_key = jax.random.split(state.key)
-    token = sample_token(logits, state.generated, step_key, sampling_params)
-    values, ids = jax.lax.top_k(jax.nn.log_softmax(logits), logprobs) if logprobs else (None, None)
-    outputs = (token, ~state.done, ids, values)
-    state = state.replace(
-        token=token,
-        position=state.position + 1,
-        done=state.done | jnp.isin(token, stop_ids),
-        generated=state.generated.at[jnp.arange(token.shape[0]), token].set(True),
-        key=key,
-    )
-    return state, outputs
+    (_, state, _, _, counts, tokens), top = jax.lax.while_loop(unfinished, one_step, (carry, top))
+    return state.constrained(), tokens, counts, *top

@@ -1,0 +1,112 @@
+"""The engine's programs by their sizes, each compiled once."""
+
+import concurrent.futures
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vl3_jax.inference import programs
+from vl3_jax.inference.sampling import SAMPLING_DTYPES, SamplingParams
+from vl3_jax.inference.vision_cache import batch_shapes
+from vl3_jax.model import VideoLLaMA3
+
+Program = Callable[..., Any]
+Call = tuple  # a method of `CompiledPrograms` and its arguments
+
+
+class CompiledPrograms:
+    """Compiles the programs of `vl3_jax.inference.programs` for the sizes that are asked for.
+
+    Each method returns a function of the remaining arguments of the program.
+
+    Attributes:
+      seconds: Seconds spent on making programs ready.
+    """
+
+    def __init__(
+        self,
+        model: VideoLLaMA3,
+        params: dict,
+        num_stop_ids: int,
+        mesh: jax.sharding.Mesh | None,
+        on_status: Callable[[str], None],
+    ):
+        self._model, self._mesh, self._on_status = model, mesh, on_status
+        self._params = jax.tree.map(lambda leaf: _array(leaf.shape, leaf.dtype, leaf.sharding), params)
+        self._stop_ids = _array([num_stop_ids], jnp.int32)
+        self._programs: dict[tuple, Program] = {}
+        self._lock = threading.Lock()
+        self.seconds = 0.0
+
+    @property
+    def count(self) -> int:
+        """Number of programs that are ready."""
+        return len(self._programs)
+
+    def make_ready(self, calls: Iterable[Call]) -> None:
+        """Makes programs ready side by side: most of compiling needs no Python.
+
+        Args:
+          calls: Method of this class and its arguments, for each program.
+        """
+        start, before = time.perf_counter(), self.count
+        missing = list(dict.fromkeys(calls))
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(lambda call: call[0](*call[1:]), missing))
+        if self.count > before:
+            self.seconds += time.perf_counter() - start
+
+    def encode(self, patches: int, merge: int) -> Program:
+        """The tower over `patches` patches, see `encode_vision`."""
+        arrays = batch_shapes(patches, merge)
+        vision = (_array(*arrays[name]) for name in programs.VISION_ARRAYS)
+        return self._get((patches, merge), programs.encode_vision, (), (self._params, *vision))
+
+    def empty_state(self, rows: int, slots: int) -> Program:
+        """Creates a state, see `empty_state`."""
+        return self._get((rows, slots), programs.empty_state, (rows, slots), ())
+
+    def grow_state(self, rows: int, slots: int, more_rows: int, more_slots: int) -> Program:
+        """Makes a larger state from one of `rows` rows and `slots` slots, see `grow_state`."""
+        static = (more_rows, more_slots)
+        return self._get((rows, slots, *static), programs.grow_state, static, (self._state(rows, slots),))
+
+    def prefill(self, rows: int, slots: int, tokens: int) -> Program:
+        """Reads a part of a prompt, see `prefill`."""
+        ids, number = _array([1, tokens], jnp.int32), _array([], jnp.int32)
+        features = _array([1, tokens, self._model.config.text.hidden_size], self._model.dtype)
+        part = programs.PromptPart(ids, features, ids, ids, ids)
+        arguments = (self._params, self._state(rows, slots), part, number, number)
+        return self._get((rows, slots, tokens), programs.prefill, (), arguments)
+
+    def decode(self, rows: int, slots: int, logprobs: int) -> Program:
+        """Generates a few tokens, see `decode_steps`."""
+        integers, flags = _array([rows], jnp.int32), _array([rows], jnp.bool_)
+        sampling = SamplingParams(*(_array([rows], dtype) for dtype in SAMPLING_DTYPES))
+        inputs = programs.DecodeRows(integers, flags, flags, integers, sampling)
+        arguments = (self._params, self._state(rows, slots), inputs, self._stop_ids, _array([], jnp.int32))
+        return self._get((rows, slots), programs.decode_steps, (programs.STEPS_PER_CALL, logprobs), arguments)
+
+    def _state(self, rows: int, slots: int) -> programs.DecodeState:
+        """Returns the description of a state, sharded as the programs return it."""
+        return programs.described_state(self._model, rows, slots, self._mesh)
+
+    def _get(self, sizes: tuple[int, ...], function: Any, static: tuple, arguments: tuple) -> Program:
+        key = (function.__name__, static, sizes)
+        if key not in self._programs:
+            self._on_status(f"compiling {function.__name__} for this size")
+            with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
+                program = function.lower(self._model, *static, *arguments).compile()
+            with self._lock:
+                self._programs.setdefault(key, program)
+        return self._programs[key]
+
+
+def _array(shape: Sequence[int], dtype: Any, sharding: Any = None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)
