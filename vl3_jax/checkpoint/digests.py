@@ -19,7 +19,7 @@ import tensorstore as ts
 from etils import epath
 
 from vl3_jax.checkpoint.names import TensorSpec
-from vl3_jax.checkpoint.orbax_tree import MODEL_INFO, OrbaxSource
+from vl3_jax.checkpoint.orbax_tree import MODEL_INFO, OrbaxSource, split_axis
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.errors import InputError
 from vl3_jax.json_file import JsonObject, read_object
@@ -28,13 +28,6 @@ from vl3_jax.storage.progress import progress_bar
 
 DIGESTS = "digests"  # key of vl3.json
 _ARRAYS, _FILES = "arrays", "files"
-
-
-def split_axis(store: ts.TensorStore) -> tuple[int, int]:
-    """Returns the axis along which an array, or a layer of one, is split into chunks, and their size along it."""
-    chunk = store.chunk_layout.read_chunk.shape
-    axis = next((axis for axis, size in enumerate(chunk) if size < store.shape[axis]), 0)
-    return axis, chunk[axis]
 
 
 def chunk_checksums(block: np.ndarray, axis: int, chunk: int) -> list[int]:

@@ -3,28 +3,34 @@
 import concurrent.futures
 import dataclasses
 import functools
-import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from vl3_jax.checkpoint.leaf_filling import Bounds, Leaf, Run, fill, fill_quantized
 from vl3_jax.checkpoint.opening import open_source
 from vl3_jax.checkpoint.sources import CheckpointSource
-from vl3_jax.checkpoint.tensors import float_dtype
+from vl3_jax.checkpoint.tensors import float_dtype, release_pages
 from vl3_jax.checkpoint.tokenizer_files import check_token_ids
 from vl3_jax.errors import InputError
 from vl3_jax.model import abstract_params, param_axes
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.model.quantize import QuantizedKernel, contracted_dimensions
+from vl3_jax.model.serving_layout import Piece, serving_leaves
 from vl3_jax.parallel import rules
 from vl3_jax.storage.jobs import WORKERS
 from vl3_jax.storage.progress import progress_bar
 
-_ALIGNMENT = 64  # bytes; the CPU backend uses a NumPy buffer of this alignment without copying it
+EMBEDDING = "llm/embed/embedding"
+# A stacked leaf of more bytes is put on an accelerator layer by layer: the host then holds one layer of it at a time.
+LAYERWISE_BYTES = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +59,14 @@ def load(
     base: str | None = None,
     token: str | None = None,
     quiet: bool = True,
-    convert: Callable[[str, jax.Array], Any] | None = None,
+    layout: str | None = None,
+    quantize: str | None = None,
 ) -> Checkpoint:
     """Loads a checkpoint onto any mesh and in any dtype.
 
-    Each shard is read, cast and transposed into a single buffer, which is then transferred to its device. Besides the
-    model, the host holds one or two leaves at a time; on the CPU backend the buffer itself becomes the array.
+    What is read is cast or quantised part by part and transposed into the buffer of its leaf, which is then transferred
+    to its device. Besides the model, host and devices hold at most one layer, or one leaf that is not a layer's; on the
+    CPU backend the buffer itself becomes the array.
 
     Args:
       source: Orbax folder, training workdir or Hugging Face folder (on a disk or under gs://), Hub id, or "nano"; or
@@ -70,69 +78,148 @@ def load(
       base: Base model of an adapter or of a projector-only run, in place of the one that its files name.
       token: Hub token.
       quiet: Whether to hide the progress bar.
-      convert: Called with the path and array of each leaf once it is loaded; its result replaces the leaf.
+      layout: A layout of `vl3_jax.model.serving_layout`; by default that of training. For serving, embeddings that are
+        stored in bfloat16 stay so in a wider `dtype`: that changes no result.
+      quantize: "int8" quantises the kernels of a layout for serving (see `vl3_jax.model.quantize`).
 
     Raises:
-      InputError: There is no checkpoint, its tensors do not fit its configuration, or an array is damaged.
+      InputError: There is no checkpoint, its tensors do not fit its configuration, or an array is damaged; or a part of
+        the model is missing that its layout for serving has.
     """
     opened = source if isinstance(source, CheckpointSource) else open_source(source, base=base, token=token)
     if "llm" in opened.parts:
         check_token_ids(opened.files, opened.config)
     target = None if dtype is None else float_dtype(dtype if isinstance(dtype, str) else np.dtype(dtype).name)
-    dtypes = {path: target or opened.dtypes[path] for path in opened.leaves}
-    leaf_shardings = _leaf_shardings(opened, mesh, shardings)
-    total = sum(spec.size * dtypes[path].itemsize for path, spec in opened.leaves.items())
-    arrays = {}
+    leaves = leaves_to_load(opened, target, layout, quantize)
+    leaf_shardings = _leaf_shardings(opened, leaves, layout, mesh, shardings)
+    arrays: dict[str, Any] = {}
+    total = sum(leaf.nbytes for leaf in leaves)
     with progress_bar(total, "load", quiet=quiet) as bar, concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-        for path, spec in opened.leaves.items():
-            array = _load_leaf(opened, path, spec.shape, dtypes[path], leaf_shardings[path], pool)
-            arrays[path] = array if convert is None else convert(path, array)
-            bar.update(spec.size * dtypes[path].itemsize)
+
+        def load_leaf(leaf: Leaf, run: Run) -> None:
+            arrays[leaf.path] = _load_leaf(opened, leaf, leaf_shardings[leaf.path], run)
+            release_pages()
+            bar.update(leaf.nbytes)
+
+        # The largest first, while there is most room beside them. The layers of a stacked leaf are read side by side,
+        # and so are the others.
+        list(pool.map(lambda leaf: load_leaf(leaf, map), [leaf for leaf in leaves if not leaf.stacked]))
+        for leaf in leaves:
+            if leaf.stacked:
+                load_leaf(leaf, pool.map)
     return Checkpoint(unflatten_dict(arrays, sep="/"), opened.config, opened.files, opened)
 
 
-def _leaf_shardings(source: CheckpointSource, mesh, shardings) -> dict[str, jax.sharding.Sharding]:
+def leaves_to_load(
+    source: CheckpointSource, dtype: np.dtype | None = None, layout: str | None = None, quantize: str | None = None
+) -> list[Leaf]:
+    """Returns the leaves that `load` makes of a checkpoint, the largest first; it describes the arguments and errors."""
+    if layout is None:
+        leaves = [_leaf_of_training(source, path, dtype or source.dtypes[path]) for path in source.leaves]
+    else:
+        if not source.complete:
+            parts = ", ".join(source.parts)
+            raise InputError(f"{source.location}: holds only {parts}; make a whole model of it: vl3 convert init")
+        leaves = []
+        for path, leaf in serving_leaves(source.config, layout).items():
+            stored = source.dtypes[leaf.pieces[0].path]
+            kept = path == EMBEDDING and stored.name == "bfloat16"
+            contracted = contracted_dimensions(path) if quantize else ()
+            leaves.append(Leaf(path, leaf.shape, stored if kept else dtype or stored, leaf.pieces, contracted))
+    return sorted(leaves, key=lambda leaf: -leaf.nbytes)
+
+
+def _leaf_of_training(source: CheckpointSource, path: str, dtype: np.dtype) -> Leaf:
+    spec = source.leaves[path]
+    layers = range(spec.shape[0]) if spec.stacked else [None]
+    pieces = tuple(Piece(path, layer, () if layer is None else (layer,)) for layer in layers)
+    return Leaf(path, spec.shape, dtype, pieces)
+
+
+def _leaf_shardings(source: CheckpointSource, leaves: list[Leaf], layout, mesh, shardings) -> dict[str, Sharding]:
     if shardings is None and mesh is not None:
-        shardings = rules.shardings(abstract_params(source.config), param_axes(source.config), mesh)
+        abstract, axes = abstract_params(source.config, serving=layout), param_axes(source.config, serving=layout)
+        shardings = rules.shardings(abstract, axes, mesh)
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if not isinstance(shardings, Mapping):
-        return dict.fromkeys(source.leaves, shardings)
+        return {leaf.path: shardings for leaf in leaves}
     by_path = flatten_dict(shardings, sep="/")
-    if missing := [path for path in source.leaves if path not in by_path]:
+    if missing := [leaf.path for leaf in leaves if leaf.path not in by_path]:
         raise InputError(f"shardings: no entry for {missing[0]}; give one for each parameter")
     return by_path
 
 
-def _load_leaf(source: CheckpointSource, path: str, shape, dtype: np.dtype, sharding, pool) -> jax.Array:
-    """Loads one leaf, reading each distinct shard that this process holds once."""
+def _load_leaf(source: CheckpointSource, leaf: Leaf, sharding: Sharding, run: Run) -> jax.Array | QuantizedKernel:
+    """Loads a leaf, reading each distinct shard that this process holds once; a quantised one is read whole."""
+    if not is_layerwise(leaf, sharding):
+        return _arrays(source, leaf, sharding, leaf.whole, run)
+    stacks = None
+    for layer in range(leaf.shape[0]):
+        parts = _arrays(source, leaf, sharding, ((layer, layer + 1), *leaf.whole[1:]), run)
+        if stacks is None:
+            stacks = jax.tree.map(lambda part: _empty_stack(part, leaf.shape[0]), parts)
+        stacks = jax.tree.map(lambda stack, part: layer_setter(stack.sharding)(stack, part, layer), stacks, parts)
+        jax.block_until_ready(stacks)
+    return stacks  # pyright: ignore[reportReturnType]  # there is a layer
+
+
+def is_layerwise(leaf: Leaf, sharding: Sharding) -> bool:
+    """Returns whether a leaf is put on its devices layer by layer."""
+    is_large = leaf.nbytes // sharding.num_devices * len(sharding.addressable_devices) > LAYERWISE_BYTES
+    return leaf.stacked and is_large and {device.platform for device in sharding.device_set} != {"cpu"}
+
+
+@functools.lru_cache
+def layer_setter(sharding: Sharding) -> Any:
+    """Returns the compiled function of a stacked array, an array of one layer, and its number, that sets the layer."""
+
+    def set_layer(stack: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(stack, part, layer, 0)
+
+    return jax.jit(set_layer, donate_argnums=0, out_shardings=sharding)
+
+
+def _empty_stack(part: jax.Array, layers: int) -> jax.Array:
+    return jnp.zeros((layers, *part.shape[1:]), part.dtype, device=part.sharding)
+
+
+def _arrays(source: CheckpointSource, leaf: Leaf, sharding: Sharding, bounds: Bounds, run: Run) -> Any:
+    """Loads some layers of a leaf, or the whole leaf."""
+    if leaf.contracted:
+        values, scales = fill_quantized(source, leaf, bounds, run)
+        scale_sharding = unsplit(sharding, leaf.contracted)
+        return QuantizedKernel(
+            _array(values.shape, sharding, lambda shard: values[_region(shard)]),
+            _array(scales.shape, scale_sharding, lambda shard: scales[_region(shard)]),
+        )
+    first = [start for start, _ in bounds]
 
     @functools.cache
-    def read(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-        buffer = _aligned([stop - start for start, stop in bounds], dtype)
-        _read(source, path, bounds, buffer, pool)
-        return buffer
+    def read(shard: Bounds) -> np.ndarray:
+        part = [(start + offset, stop + offset) for offset, (start, stop) in zip(first, shard, strict=True)]
+        return fill(source, leaf, part, run)
+
+    return _array([stop - start for start, stop in bounds], sharding, read)
+
+
+def _array(shape: Sequence[int], sharding: Sharding, read: Callable[[Bounds], np.ndarray]) -> jax.Array:
+    """Makes an array of what `read` gives for the bounds of each shard."""
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         return read(tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True)))
 
-    # Transfers are asynchronous; waiting keeps at most one leaf in host memory.
-    return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, shard))
+    # Transfers are asynchronous; waiting keeps at most one leaf or layer of one in host memory.
+    return jax.block_until_ready(jax.make_array_from_callback(tuple(shape), sharding, shard))
 
 
-def _aligned(shape, dtype: np.dtype) -> np.ndarray:
-    nbytes = math.prod(shape) * dtype.itemsize
-    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + nbytes].view(dtype).reshape(shape)
+def _region(bounds: Bounds) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in bounds)
 
 
-def _read(source: CheckpointSource, path: str, bounds, buffer: np.ndarray, pool) -> None:
-    """Fills `buffer` with the region `bounds` ((start, stop) of each axis) of a leaf."""
-    stacked = source.leaves[path].stacked
-    region = tuple(slice(start, stop) for start, stop in (bounds[1:] if stacked else bounds))
-
-    def read(layer: int | None) -> None:
-        source.read(path, layer, region, buffer if layer is None else buffer[layer - bounds[0][0]])
-
-    list(pool.map(read, range(*bounds[0]) if stacked else [None]))
+def unsplit(sharding: Sharding, dimensions: Sequence[int]) -> Sharding:
+    """Returns a sharding that does not split these dimensions."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    entries = (None if axis in dimensions else entry for axis, entry in enumerate(sharding.spec))
+    return NamedSharding(sharding.mesh, PartitionSpec(*entries))

@@ -137,6 +137,11 @@ class TensorSpec:
         left, right = self._sides()
         return right.index(left[0]) if len(left[0]) == 1 and left[0] in right else None
 
+    def outer_axis(self) -> int:
+        """Returns the axis of the slice whose parts lie one after another in the tensor."""
+        left, right = self._sides()
+        return next(axis for axis, group in enumerate(right) if group.startswith(left[0][0]))
+
     def _sides(self) -> list[tuple[str, ...]]:
         return [_groups(side) for side in self.axes.split(" -> ")]
 

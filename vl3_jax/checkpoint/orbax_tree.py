@@ -131,9 +131,19 @@ class OrbaxSource(CheckpointSource):
         store = self._stores[leaf]
         return store if layer is None else store[layer]
 
+    def split(self, leaf: str, layer: int | None) -> tuple[int, int]:
+        return split_axis(self.slice(leaf, layer))
+
     def file_fingerprints(self) -> list:
         metadata = file_fingerprints([os.fspath(self.tree / METADATA), os.fspath(self.info_path)])
         return [*metadata, *sidecar_fingerprints(self.files)]
+
+
+def split_axis(store: ts.TensorStore) -> tuple[int, int]:
+    """Returns the axis along which an array, or a layer of one, is split into chunks, and their size along it."""
+    chunk = store.chunk_layout.read_chunk.shape
+    axis = next((axis for axis, size in enumerate(chunk) if size < store.shape[axis]), 0)
+    return axis, chunk[axis]
 
 
 def model_info(config: ModelConfig, parts: Sequence[str], files_kind: str, origin: Origin | None = None) -> str:

@@ -22,11 +22,10 @@ from vl3_jax.checkpoint.digests import (
     chunk_checksums,
     is_checksums,
     slice_checksums,
-    split_axis,
     with_digests,
 )
 from vl3_jax.checkpoint.names import LeafSpec
-from vl3_jax.checkpoint.orbax_tree import ASSETS, COMMITTED, METADATA, MODEL_INFO, model_info
+from vl3_jax.checkpoint.orbax_tree import ASSETS, COMMITTED, METADATA, MODEL_INFO, model_info, split_axis
 from vl3_jax.checkpoint.sidecar_files import copy_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.tensors import contains_nan

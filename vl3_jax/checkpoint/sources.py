@@ -10,7 +10,7 @@ import logging
 import math
 import pathlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from vl3_jax.model.config import ModelConfig
 from vl3_jax.storage.paths import file_fingerprints
 
 logger = logging.getLogger(__name__)
+
+Reader = Callable[[tuple[slice, ...], np.ndarray], None]
 
 _BLOCK_BYTES = 16 * 2**20  # memory of one block of a large leaf
 
@@ -81,6 +83,29 @@ class CheckpointSource(abc.ABC):
     def file_fingerprints(self) -> list:
         """Returns path, size and modification time of each file, which identify the source."""
 
+    @abc.abstractmethod
+    def split(self, leaf: str, layer: int | None) -> tuple[int, int]:
+        """Returns the axis of a slice along which parts of it are read best, and what their size is a multiple of."""
+
+    def reader(self, leaf: str, layer: int | None) -> Reader:
+        """Opens a slice of which several regions are read; `read` describes the arguments and the errors.
+
+        Returns:
+          A function of a region of the slice and of the array to fill.
+        """
+        store = self.slice(leaf, layer)
+
+        def read(region: tuple[slice, ...], out: np.ndarray) -> None:
+            cast = store if store.dtype.numpy_dtype == out.dtype else ts.cast(store, ts.dtype(out.dtype.name))
+            try:
+                ts.array(out, copy=False).write(cast[region][ts.d[:].translate_to[0]]).result()
+            except (ValueError, RuntimeError, OSError) as error:
+                line = str(error).splitlines()[0]
+                problem = f"{self.location}: {leaf} cannot be read ({line})"
+                raise InputError(f"{problem}; convert or download it again") from None
+
+        return read
+
     def read(self, leaf: str, layer: int | None, region: tuple[slice, ...], out: np.ndarray) -> None:
         """Reads a region of a slice into an array.
 
@@ -88,19 +113,12 @@ class CheckpointSource(abc.ABC):
           leaf: Path of the leaf.
           layer: Layer of a stacked leaf, or None.
           region: Region of the slice.
-          out: C-contiguous array to fill; the values are cast to its dtype.
+          out: Array to fill; the values are cast to its dtype.
 
         Raises:
           InputError: The slice is damaged or cannot be read.
         """
-        store = self.slice(leaf, layer)
-        if store.dtype.numpy_dtype != out.dtype:
-            store = ts.cast(store, ts.dtype(out.dtype.name))
-        try:
-            ts.array(out, copy=False).write(store[region][ts.d[:].translate_to[0]]).result()
-        except (ValueError, RuntimeError, OSError) as error:
-            line = str(error).splitlines()[0]
-            raise InputError(f"{self.location}: {leaf} cannot be read ({line}); convert or download it again") from None
+        self.reader(leaf, layer)(region, out)
 
     def read_blocks(
         self, leaf: str, layer: int | None, axis: int, chunk: int, dtype: np.dtype
@@ -216,8 +234,12 @@ class TensorSource(CheckpointSource):
         # TensorStore needs items that are aligned to their size.
         return ts.array(np.require(self._array(leaf, layer), requirements="A"), copy=False)
 
-    def read(self, leaf: str, layer: int | None, region: tuple[slice, ...], out: np.ndarray) -> None:
-        copy_view(out, self._array(leaf, layer)[region])
+    def split(self, leaf: str, layer: int | None) -> tuple[int, int]:
+        return self.leaves[leaf].tensor(layer).outer_axis(), 1
+
+    def reader(self, leaf: str, layer: int | None) -> Reader:
+        array = self._array(leaf, layer)
+        return lambda region, out: copy_view(out, array[region])
 
     def file_fingerprints(self) -> list:
         return [*file_fingerprints(self.tensors.paths), *sidecar_fingerprints(self.files)]

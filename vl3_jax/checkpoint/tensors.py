@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 
 import ml_dtypes
@@ -46,6 +47,7 @@ FLOATS = {SAFETENSORS_DTYPES[name].name: SAFETENSORS_DTYPES[name] for name in ("
 _PANEL_BYTES = 2**18  # bytes of source rows copied at a time; they stay in the cache while their columns are written
 _COPY_DTYPES = {2: np.uint16, 4: np.int32}  # by item size; both libraries copy these without changing the bits
 _local = threading.local()
+_mapped_files: "weakref.WeakSet[MappedFile]" = weakref.WeakSet()
 
 
 def float_dtype(name: str) -> np.dtype:
@@ -97,7 +99,13 @@ class MappedFile:
     @functools.cached_property
     def _map(self) -> mmap.mmap:
         with open(self.path, "rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _mapped_files.add(self)
+        return mapped
+
+    def release_pages(self) -> None:
+        """Takes the pages that were read out of this process's memory; views stay valid, and read them again."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Returns some bytes of the file, and asks the kernel to read them ahead.
@@ -111,6 +119,12 @@ class MappedFile:
             start = offset - offset % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, start, offset + nbytes - start)
         return memoryview(self._map)[offset : offset + nbytes]
+
+
+def release_pages() -> None:
+    """Takes what was read of mapped files out of this process's resident memory; the kernel may keep it in its cache."""
+    for file in list(_mapped_files):
+        file.release_pages()
 
 
 class RemoteFile:

@@ -27,6 +27,39 @@ def einsum(equation: str, *operands: jax.Array, out_dtype: DTypeLike | None = No
     return jnp.einsum(equation, *operands, precision=precision, preferred_element_type=out_dtype or dtype)
 
 
+def tied_product(x: jax.Array, table: jax.Array) -> jax.Array:
+    """Multiplies with the transpose of a table in the dtype that it is stored in, of which no wider copy is made.
+
+    float32 values are the sum of three bfloat16 ones, whose products with a bfloat16 table are exact in float32: three
+    rows of a product of bfloat16 give a row of float32.
+
+    Args:
+      x: Rows, [..., D].
+      table: The table, [V, D], of the dtype of `x` or of a narrower one.
+
+    Returns:
+      The product, [..., V] float32.
+    """
+    is_row = x.size == x.shape[-1] and target_device().platform == "cpu"
+    if table.dtype != jnp.bfloat16 or not (x.dtype == jnp.float32 or is_row):
+        return einsum("...d,vd->...v", x, table.astype(x.dtype), out_dtype=jnp.float32)
+    rows = x.reshape(-1, x.shape[-1])
+    # With one row of bfloat16, XLA would multiply a copy of the table in float32 on a CPU.
+    parts = [rows, jnp.zeros_like(rows)] if x.dtype == jnp.bfloat16 else _bfloat16_parts(rows)
+    product = einsum("nd,vd->nv", jnp.concatenate(parts), table, out_dtype=jnp.float32)
+    return product.reshape(len(parts), *x.shape[:-1], len(table)).sum(0)
+
+
+def _bfloat16_parts(x: jax.Array) -> list[jax.Array]:
+    """Returns three arrays of bfloat16 whose sum is an array of float32."""
+    parts = []
+    for _ in range(3):
+        part = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+        parts.append(part.astype(jnp.bfloat16))
+        x = x - part
+    return parts
+
+
 def sum_outer(x: jax.Array, y: jax.Array) -> jax.Array:
     """Sums the outer products of two rows over all rows: the gradient of the kernel of a linear layer.
 

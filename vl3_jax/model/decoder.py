@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.decode_inputs import DecodeSchedule
-from vl3_jax.kernels.einsum import einsum
+from vl3_jax.kernels.einsum import tied_product
 from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.rotary import rotate
 from vl3_jax.kernels.segment_info import SegmentInfo
@@ -124,8 +124,7 @@ class Decoder(nn.Module):
         """Implements `vl3_jax.model.unembed`."""
         if not self.config.tie_word_embeddings:
             return self.lm_head(hidden).astype(jnp.float32)
-        table = self.embed.embedding.astype(hidden.dtype)
-        return einsum("...d,vd->...v", hidden, table, out_dtype=jnp.float32)
+        return tied_product(hidden, self.embed.embedding)
 
 
 class Embedding(nn.Module):

@@ -45,6 +45,8 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: DTypeLike, block: int = B
         blocks = VocabBlocks(0, block).on_mesh(spec, token_axes, mesh)
         if blocks.gather_axes:
             return _blockwise(table, tokens, jnp.dtype(dtype), blocks, tile)
+    # Otherwise XLA may widen the table to `dtype` ahead of the loop that decodes.
+    table, tokens = lax.optimization_barrier((table, tokens))
     found = jnp.take(table, tokens, axis=0, mode="clip").astype(dtype)
     return jnp.where(tokens[..., None] >= 0, found, 0)
 

@@ -6,10 +6,13 @@ patch embedding) keep their dtype.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -57,6 +60,27 @@ def contracted_dimensions(path: str) -> tuple[int, ...]:
 @functools.partial(jax.jit, static_argnums=1)
 def _quantize(kernel: jax.Array, contracted: tuple[int, ...]) -> QuantizedKernel:
     kernel = kernel.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(kernel), axis=contracted, keepdims=True) / 127
-    values = jnp.round(kernel / jnp.where(scale == 0, 1, scale)).astype(jnp.int8)
+    scale = channel_scale(jnp.max(jnp.abs(kernel), axis=contracted, keepdims=True))
+    values = jnp.round(kernel * (1 / jnp.where(scale == 0, 1, scale))).astype(jnp.int8)
     return QuantizedKernel(values, scale)
+
+
+# The same in NumPy, for what is quantised while it is read. Both multiply by reciprocals, as the compiler would do where
+# they divided, and give the same bits.
+
+
+def channel_scale(largest: Any) -> Any:
+    """Returns the scales, float32, of channels with these largest magnitudes: arrays of JAX or of NumPy."""
+    return largest * np.float32(1 / 127)
+
+
+def largest_magnitude(kernel: np.ndarray, contracted: Sequence[int]) -> np.ndarray:
+    """Returns the largest magnitude of each channel, with size 1 in the contracted dimensions."""
+    axes = tuple(contracted)
+    return np.maximum(kernel.max(axes, keepdims=True), -kernel.min(axes, keepdims=True))
+
+
+def rounded(kernel: np.ndarray, scale: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Writes the quantised values of a kernel, still as float32, into `out`, and returns it."""
+    np.multiply(kernel, np.float32(1) / np.where(scale == 0, np.float32(1), scale), out=out)
+    return np.rint(out, out=out)

@@ -1,0 +1,80 @@
+"""Leaves for serving are filled from a checkpoint as if the whole model had been loaded, converted and quantised."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from support.hf_folders import tiny, write_folder
+from vl3_jax.checkpoint import leaf_filling, load, loading, open_source, write_orbax
+from vl3_jax.errors import InputError
+from vl3_jax.model.quantize import quantize_leaf
+from vl3_jax.model.serving_layout import to_serving
+from vl3_jax.parallel.mesh import make_mesh
+
+LAYOUTS = ("stacked", "separate")
+MESHES = {"one": None, "mesh": {"data": 4, "tensor": 2}}
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serving")
+    write_folder(folder / "hf", "native", tiny(tied=False))
+    write_orbax(open_source(folder / "hf"), folder / "orbax", quiet=True)
+    return folder
+
+
+@functools.cache
+def converted(folder, layout, quantize=None) -> dict:
+    params = to_serving(load(folder / "hf").params, tiny(tied=False), layout)
+    if not quantize:
+        return params
+    name = lambda path: "/".join(key.key for key in path)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: quantize_leaf(name(path), leaf), params)
+
+
+def assert_same(params, expected):
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(expected), strict=True):
+        assert leaf.dtype == other.dtype, path
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other), err_msg=str(path))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("source", ["hf", "orbax"])
+def test_leaves_equal_those_converted_in_memory(folders, monkeypatch, source, layout, quantize, mesh):
+    monkeypatch.setattr(leaf_filling, "_PART_BYTES", 4096)  # several parts of each leaf
+    mesh = make_mesh(MESHES[mesh]) if MESHES[mesh] else None
+    params = load(folders / source, layout=layout, quantize=quantize, mesh=mesh).params
+    assert_same(params, converted(folders, layout, quantize))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(("layout", "quantize"), [(None, None), ("stacked", None), ("stacked", "int8")])
+def test_stacks_are_filled_layer_by_layer_on_the_device(folders, monkeypatch, mesh, layout, quantize):
+    """As on an accelerator: a leaf is made there, and one layer after another is written into it in place."""
+    filled, setter = set(), loading.layer_setter
+    monkeypatch.setattr(loading, "is_layerwise", lambda leaf, sharding: leaf.stacked)
+    monkeypatch.setattr(loading, "layer_setter", lambda sharding: filled.add(sharding) or setter(sharding))
+    mesh = make_mesh(MESHES[mesh]) if MESHES[mesh] else None
+    params = load(folders / "hf", layout=layout, quantize=quantize, mesh=mesh).params
+    assert_same(params, converted(folders, layout, quantize) if layout else load(folders / "orbax").params)
+    assert filled
+
+
+def test_embeddings_stay_in_a_narrower_type(tmp_path):
+    write_folder(tmp_path / "m", "native", tiny(), dtype="bfloat16")
+    params = load(tmp_path / "m", dtype="float32", layout="separate").params
+    assert params["llm"]["embed"]["embedding"].dtype == "bfloat16"
+    assert params["llm"]["norm"]["scale"].dtype == "float32"
+    assert load(tmp_path / "m", dtype="float32").params["llm"]["embed"]["embedding"].dtype == "float32"
+
+
+def test_half_a_model_is_refused(tmp_path):
+    write_folder(tmp_path / "m", "qwen2", tiny())
+    with pytest.raises(InputError, match=r"holds only llm; make a whole model of it"):
+        load(tmp_path / "m", layout="separate")
