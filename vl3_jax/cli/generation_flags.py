@@ -54,7 +54,7 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of decoding."""
     group = parser.add_argument_group("decoding (greedy unless a temperature is given)")
     flags = _flags(answer_settings.SAMPLING)
-    del flags["logprobs"]  # of `vl3 ask` alone
+    del flags["logprobs"], flags["stop"]  # of `vl3 ask` alone; of Python alone
     settings_flags.add(group, SamplingConfig, flags, {"repetition_penalty": "the checkpoint's; 1 turns it off"})
 
 

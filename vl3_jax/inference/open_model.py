@@ -53,7 +53,7 @@ def load(
     from vl3_jax.model import VideoLLaMA3
     from vl3_jax.model.serving_layout import default_layout
 
-    compilation_cache.enable()
+    programs_folder = compilation_cache.enable() / "programs"
     start = time.perf_counter()
     if quantize not in (None, *QUANTIZATIONS):
         raise InputError(f"quantize is {quantize!r}: use {' or '.join(QUANTIZATIONS)}, or leave it out")
@@ -70,5 +70,7 @@ def load(
     normalisation = {"image_mean": processor.config.image_mean, "image_std": processor.config.image_std}
     vision = dataclasses.replace(checkpoint.config.vision, **normalisation)
     model = VideoLLaMA3(dataclasses.replace(checkpoint.config, vision=vision), dtype=demand.dtype, serving=layout)
-    engine = Engine(model, checkpoint.params, generation_config.stop_ids, on_status=on_status, mesh=mesh)
+    engine = Engine(
+        model, checkpoint.params, generation_config.stop_ids, on_status, mesh, programs_folder=programs_folder
+    )
     return ChatModel(engine, processor, generation_config, time.perf_counter() - start)
