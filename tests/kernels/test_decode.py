@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 from support.compiler import needs_compiler
-from support.tolerances import ATTENTION, ATTENTION_BFLOAT16, REORDERED, relative_error
-from vl3_jax.kernels import blockwise_decode, tpu_decode
-from vl3_jax.kernels.backend import AttentionInputs
-from vl3_jax.kernels.blockwise_decode import blockwise_decode_attention, used_blocks
-from vl3_jax.kernels.dense import dense_attention
+from support.tolerances import ATTENTION, ATTENTION_BFLOAT16, INT8_CACHE, REORDERED, relative_error
+from vl3_jax.kernels.blockwise_decode import blockwise_decode_attention, dense_decode_attention
+from vl3_jax.kernels.decode_inputs import DecodeInputs, decode_schedule
+from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.kernels.tpu_decode import tpu_decode_attention, tpu_decode_unsupported_reason
-from vl3_jax.model.attention import attention
+from vl3_jax.model.attention import cache_schedule, cached_attention
 from vl3_jax.parallel.mesh import make_mesh
 
 LAYER = 1
@@ -29,15 +28,24 @@ FUNCTIONS = {
 
 
 def random_inputs(
-    infos, heads, kv_heads, width, causal=True, q_dtype=jnp.float32, dtype=jnp.float32
-) -> AttentionInputs:
+    infos, heads, kv_heads, width, q_dtype=jnp.float32, dtype=jnp.float32, rows=None, max_block=256
+) -> DecodeInputs:
     """Returns random queries and caches of three layers for the info of queries and slots."""
-    rows, length = infos[0].segment_ids.shape
+    batch, length = infos[0].segment_ids.shape
     slots = infos[1].segment_ids.shape[1]
-    q = jax.random.normal(jax.random.key(1), (rows, length, heads, width)).astype(q_dtype)
+    q = jax.random.normal(jax.random.key(1), (batch, length, heads, width)).astype(q_dtype)
     keys = jax.random.split(jax.random.key(0))
-    cache = [jax.random.normal(key, (3, rows, slots, kv_heads, width)).astype(dtype) for key in keys]
-    return AttentionInputs(q, *cache, *infos, causal=causal, scale=width**-0.5)
+    shape = (3, batch, kv_heads, slots, width)
+    if dtype == jnp.int8:
+        values = [jax.random.randint(key, shape, -127, 128).astype(dtype) for key in keys]
+        scales = [jax.random.uniform(key, shape[:-1]) / 64 for key in keys]
+        cache = KeysValues(*values, *scales)
+    else:
+        cache = KeysValues(*[jax.random.normal(key, shape).astype(dtype) for key in keys])
+    if rows is not None:
+        rows = jnp.array(rows, jnp.int32)
+    schedule = decode_schedule(*infos, max_block)
+    return DecodeInputs(q, cache, jnp.int32(LAYER), rows, schedule, scale=width**-0.5)
 
 
 def ragged_info(used: list[int], slots: int, length: int) -> tuple[SegmentInfo, SegmentInfo]:
@@ -53,11 +61,11 @@ def ragged_info(used: list[int], slots: int, length: int) -> tuple[SegmentInfo, 
 
 
 def dense(inputs):
-    return dense_attention(inputs.replace(q=inputs.q.astype(jnp.float32)).select_layer(LAYER))
+    return dense_decode_attention(inputs.replace(q=inputs.q.astype(jnp.float32)))
 
 
 def run(name, inputs):
-    return jax.jit(FUNCTIONS[name])(inputs, jnp.int32(LAYER))
+    return jax.jit(FUNCTIONS[name])(inputs)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -72,20 +80,23 @@ def test_equal_to_dense(name, length, heads, kv_heads, width, slots):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("causal", [False, True])
-def test_equal_to_dense_with_freed_slots_in_any_order(name, causal):
+def test_equal_to_dense_with_freed_slots_in_any_order(name):
     rng = np.random.default_rng(0)
     positions = rng.permuted(np.tile(np.arange(512, dtype=np.int32), (2, 1)), axis=1)
     kv_info = SegmentInfo(rng.integers(0, 4, (2, 512), np.int32), positions)
     q_info = SegmentInfo(np.array([[1, 3, 0], [2, 2, 9]], np.int32), np.array([[100, 400, 5], [0, 511, 7]], np.int32))
-    inputs = random_inputs((q_info, kv_info), 4, 2, 16, causal)
+    inputs = random_inputs((q_info, kv_info), 4, 2, 16)
     np.testing.assert_allclose(run(name, inputs), dense(inputs), atol=ATTENTION)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("q_dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-def test_a_bfloat16_cache(name, q_dtype):
-    inputs = random_inputs(ragged_info([300, 512], 512, 1), 4, 2, 128, q_dtype=q_dtype, dtype=jnp.bfloat16)
+@pytest.mark.parametrize(
+    ("q_dtype", "dtype"),
+    [(jnp.float32, jnp.bfloat16), (jnp.bfloat16, jnp.bfloat16), (jnp.float32, jnp.int8), (jnp.bfloat16, jnp.int8)],
+    ids=["bfloat16", "all in bfloat16", "int8", "int8 and bfloat16"],
+)
+def test_a_cache_of_another_type(name, q_dtype, dtype):
+    inputs = random_inputs(ragged_info([300, 512], 512, 1), 4, 2, 128, q_dtype=q_dtype, dtype=dtype)
     out = run(name, inputs)
     assert out.dtype == q_dtype
     tolerance = ATTENTION if q_dtype == jnp.float32 else ATTENTION_BFLOAT16
@@ -93,57 +104,89 @@ def test_a_bfloat16_cache(name, q_dtype):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8], ids=["float32", "int8"])
+def test_rows_of_the_cache_by_index(name, dtype):
+    rows = [2, 0, 1]
+    infos = ragged_info([40, 256, 7], 256, 2)
+    inputs = random_inputs(infos, 4, 2, 128, dtype=dtype, rows=rows)
+    chosen = jax.tree.map(lambda x: x[:, jnp.array(rows)], inputs.keys_values)
+    expected = dense(inputs.replace(keys_values=chosen, rows=None))
+    np.testing.assert_allclose(run(name, inputs), expected, atol=ATTENTION)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_unused_blocks_are_not_read(name):
     """Unused blocks and all other layers are NaN, which would spread to the output."""
-    module = {"blockwise": blockwise_decode, "tpu": tpu_decode}[name]
-    used = [1, 700, module.BLOCK, 0]
+    used, block = [1, 700, 256, 0], 256
     inputs = random_inputs(ragged_info(used, 2048, 1), 4, 2, 16)
-    cache, expected = (inputs.k, inputs.v), dense(inputs)
-    for row, slots in enumerate(used):
-        first_unused = -(-slots // module.BLOCK) * module.BLOCK
-        cache = [x.at[:, row, first_unused:].set(np.nan) for x in cache]
-    k, v = (jnp.where(jnp.arange(3)[:, None, None, None, None] == LAYER, x, np.nan) for x in cache)
-    np.testing.assert_allclose(run(name, inputs.replace(k=k, v=v)), expected, atol=ATTENTION)
+    expected = dense(inputs)
+
+    def spoiled(x):
+        for row, slots in enumerate(used):
+            x = x.at[:, row, :, -(-slots // block) * block :].set(np.nan)
+        return jnp.where(jnp.arange(3)[:, None, None, None, None] == LAYER, x, np.nan)
+
+    keys_values = jax.tree.map(spoiled, inputs.keys_values)
+    np.testing.assert_allclose(run(name, inputs.replace(keys_values=keys_values)), expected, atol=ATTENTION)
 
 
 def test_used_blocks_follow_the_slots_in_use():
-    inputs = random_inputs(ragged_info([1, 256, 257, 1500, 0, 4096], 4096, 1), 1, 1, 1)
-    order, count = used_blocks(inputs, 256)
+    q_info, kv_info = ragged_info([1, 256, 257, 1500, 0, 4096], 4096, 1)
+    _, order, count = decode_schedule(q_info, kv_info, 256)
     np.testing.assert_array_equal(count, [1, 1, 2, 6, 0, 16])
     np.testing.assert_array_equal(order[3, :6], np.arange(6))
-    inputs.kv_info.segment_ids[5, :1024] = 0  # freed
-    order, count = used_blocks(inputs, 256)
+    kv_info.segment_ids[5, :1024] = 0  # freed
+    _, order, count = decode_schedule(q_info, kv_info, 256)
     np.testing.assert_array_equal(count, [1, 1, 2, 6, 0, 12])
     np.testing.assert_array_equal(order[5, :12], np.arange(4, 16))
 
 
-def cache_attention(inputs, layer):
-    return attention(inputs, layer=layer)
+@pytest.mark.parametrize(("slots", "max_block", "block"), [(96, 256, 96), (768, 512, 256), (17_408, 1024, 1024)])
+def test_blocks_divide_the_slots(slots, max_block, block):
+    assert decode_schedule(*ragged_info([1], slots, 1), max_block).block == block
+
+
+def cache_attention(q, keys_values, infos):
+    schedule = cache_schedule(*infos, keys_values, None)
+    return cached_attention(q, keys_values, jnp.int32(LAYER), None, infos, schedule, q.shape[-1] ** -0.5)
 
 
 @pytest.mark.parametrize("length", [1, 24])
 def test_attention_to_a_layer_of_a_cache(length):
     """Runs few and many queries on one device and on a mesh."""
-    inputs = random_inputs(ragged_info([512, 300, 30, 100], 512, length), 4, 2, 16)
-    expected = dense(inputs)
-    assert relative_error(jax.jit(cache_attention)(inputs, jnp.int32(LAYER)), expected) <= REORDERED
+    infos = ragged_info([512, 300, 30, 100], 512, length)
+    inputs = random_inputs(infos, 4, 2, 16)
+    expected, operands = dense(inputs), (inputs.q, inputs.keys_values, infos)
+    assert relative_error(jax.jit(cache_attention)(*operands), expected) <= REORDERED
     with jax.set_mesh(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
-        assert relative_error(jax.jit(cache_attention)(inputs, jnp.int32(LAYER)), expected) <= REORDERED
+        assert relative_error(jax.jit(cache_attention)(*operands), expected) <= REORDERED
 
 
 def test_a_few_queries_do_not_copy_the_layer():
-    inputs = random_inputs(ragged_info([500], 8192, 1), 4, 2, 64)
-    compiled = jax.jit(cache_attention).lower(inputs, jnp.int32(LAYER)).compile()
-    layer_bytes = inputs.k[0].nbytes
+    infos = ragged_info([500], 8192, 1)
+    inputs = random_inputs(infos, 4, 2, 64)
+    compiled = jax.jit(cache_attention).lower(inputs.q, inputs.keys_values, infos).compile()
+    layer_bytes = inputs.keys_values.keys[0].nbytes
     assert compiled.memory_analysis().temp_size_in_bytes < layer_bytes / 4
 
 
+def test_an_int8_cache_is_close_to_what_was_written():
+    """Writes random keys and values of every slot, and reads them back."""
+    shape = (2, 64, 2, 16)
+    keys, values = (jax.random.normal(jax.random.key(i), shape) * 3 for i in range(2))
+    empty = KeysValues(*(jnp.zeros((3, 2, 2, 64, 16), jnp.int8) for _ in range(2)), *(jnp.zeros((3, 2, 2, 64)),) * 2)
+    slots = jnp.broadcast_to(jnp.arange(64), (2, 64))
+    written = empty.write(jnp.int32(LAYER), None, slots, keys, values)
+    for found, expected in zip(written.read(jnp.int32(LAYER), None, jnp.float32), (keys, values), strict=True):
+        assert 0 < relative_error(found.swapaxes(1, 2), expected) <= INT8_CACHE
+    assert not np.any(written.keys[0])
+
+
 @pytest.mark.parametrize(
-    ("slots", "kv_heads", "width", "reason"),
-    [(512, 2, 72, "72 channels"), (96, 1, 128, "96 slots"), (96, 4, 128, None)],
+    ("slots", "width", "reason"), [(512, 72, "72 channels"), (320, 128, "320 slots"), (96, 128, None)]
 )
-def test_operands_that_the_tpu_kernel_does_not_support(slots, kv_heads, width, reason):
-    inputs = random_inputs(ragged_info([slots], slots, 1), 4, kv_heads, width)
+def test_operands_that_the_tpu_kernel_does_not_support(slots, width, reason):
+    inputs = random_inputs(ragged_info([slots], slots, 1), 4, 2, width)
     unsupported_reason = tpu_decode_unsupported_reason(inputs)
     assert unsupported_reason is None if reason is None else reason in unsupported_reason
 
@@ -155,10 +198,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from vl3_jax.kernels.backend import AttentionInputs
-from vl3_jax.kernels.dispatch import decode_attention
+from vl3_jax.kernels.decode_inputs import DecodeInputs
+from vl3_jax.kernels.dispatch import decode_attention, decode_schedule_for
+from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.segment_info import SegmentInfo
-from vl3_jax.model.cache import write_layer
 
 mesh = Mesh(np.array(topologies.get_topology_desc(sys.argv[1], platform="tpu").devices[:1]), "x")
 replicated = NamedSharding(mesh, PartitionSpec())
@@ -168,28 +211,31 @@ def shape(size, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(size, dtype, sharding=replicated)
 
 
-def step(q, keys, values, q_info, kv_info, slots, new):
+def step(q, keys_values, q_info, kv_info, slots, new):
+    schedule = decode_schedule_for(q_info, kv_info, keys_values)
+
     def layer(index, carry):
-        q, *caches = carry
-        caches = [write_layer(cache, index, slots, new) for cache in caches]
-        inputs = AttentionInputs(q, *caches, q_info, kv_info, causal=True, scale=0.1)
-        return decode_attention(inputs, index), *caches
+        q, cached = carry
+        cached = cached.write(index, None, slots, new, new)
+        return decode_attention(DecodeInputs(q, cached, index, None, schedule, scale=0.1)), cached
 
-    return jax.lax.fori_loop(0, keys.shape[0], layer, (q, keys, values))
+    return jax.lax.fori_loop(0, keys_values.keys.shape[0], layer, (q, keys_values))
 
 
-for rows, length, heads, kv_heads, slots, dtype in [
-    (1, 1, 12, 2, 16_384, jnp.bfloat16),
-    (2, 16, 28, 4, 3072, jnp.float32),
+for rows, length, heads, kv_heads, slots, dtype, cache_dtype in [
+    (1, 1, 12, 2, 16_384, jnp.bfloat16, jnp.bfloat16),
+    (2, 16, 28, 4, 3072, jnp.float32, jnp.float32),
+    (2, 1, 28, 4, 3072, jnp.bfloat16, jnp.int8),
 ]:
     info = [SegmentInfo(*[shape((rows, size))] * 2) for size in (length, slots)]
-    cache = shape((8, rows, slots, kv_heads, 128), dtype)
-    operands = shape((rows, length, heads, 128), dtype), cache, cache, *info, shape((rows, length))
+    cache = [shape((8, rows, kv_heads, slots, 128), cache_dtype)] * 2
+    scales = [shape((8, rows, kv_heads, slots), jnp.float32)] * 2 if cache_dtype == jnp.int8 else []
+    operands = shape((rows, length, heads, 128), dtype), KeysValues(*cache, *scales), *info, shape((rows, length))
     with jax.set_mesh(mesh):
-        lowered = jax.jit(step, donate_argnums=(1, 2)).lower(*operands, shape((rows, length, kv_heads, 128), dtype))
+        lowered = jax.jit(step, donate_argnums=1).lower(*operands, shape((rows, length, kv_heads, 128), dtype))
         compiled = lowered.compile()
     assert "decode_kernel" in lowered.as_text()
-    layer_bytes = rows * slots * kv_heads * 128 * jnp.dtype(dtype).itemsize
+    layer_bytes = rows * slots * kv_heads * 128 * jnp.dtype(cache_dtype).itemsize
     print("bytes", layer_bytes, compiled.memory_analysis().temp_size_in_bytes)
 """
 
@@ -204,6 +250,6 @@ def test_compiles_for_tpus_without_a_copy_of_a_layer(topology):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     sizes = [line.split()[1:] for line in result.stdout.splitlines() if line.startswith("bytes")]
-    assert len(sizes) == 2
+    assert len(sizes) == 3
     for layer_bytes, temporaries in sizes:
         assert int(temporaries) < int(layer_bytes) / 4

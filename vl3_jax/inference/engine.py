@@ -13,6 +13,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ from vl3_jax.inference.buckets import (
     slots_for,
 )
 from vl3_jax.inference.compiled_programs import CompiledPrograms
+from vl3_jax.inference.program_store import ProgramStore
 from vl3_jax.inference.programs import STEPS_PER_CALL, VISION_ARRAYS, DecodeRows, PromptPart
 from vl3_jax.inference.requests import Generation, Request
 from vl3_jax.inference.sampling import SamplingParams
@@ -93,6 +95,7 @@ class Engine:
       rows: Requests that are answered side by side; `reserve` adds more.
       slots: Tokens of prompt and answer that a row holds; None begins with what the first request needs. A request that
         needs more makes all rows longer.
+      programs_folder: Where compiled programs are kept for later processes; None keeps none.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Engine:
         mesh: jax.sharding.Mesh | None = None,
         rows: int = 1,
         slots: int | None = None,
+        programs_folder: str | os.PathLike | None = None,
     ):
         self.model = model
         self.params = jax.tree.map(jnp.asarray, params)
@@ -111,7 +115,8 @@ class Engine:
         self.mesh = mesh
         self.slots = slots or 0
         self.features = FeatureCache()
-        self._programs = CompiledPrograms(model, self.params, len(self.stop_ids), mesh, on_status)
+        store = ProgramStore(programs_folder) if programs_folder is not None else None
+        self._programs = CompiledPrograms(model, self.params, len(self.stop_ids), mesh, on_status, store)
         self._state = None
         self._rows = [_Row(index) for index in range(rows)]
         self._waiting: collections.deque[Generation] = collections.deque()
@@ -168,6 +173,14 @@ class Engine:
                 self._state = grow(self._state)
             self._rows += [_Row(index) for index in range(self.rows, rows)]
             self.slots = slots
+
+    def forget(self) -> None:
+        """Drops what free rows hold of earlier requests, and all vision features."""
+        with self._lock:
+            self.features = FeatureCache()
+            for row in self._rows:
+                if row.generation is None:
+                    row.held = row.held[:0]
 
     def warm_up(self, tokens: int, patches: int = 0, logprobs: int = 0) -> None:
         """Compiles, in parallel, all programs that requests of up to these sizes need.

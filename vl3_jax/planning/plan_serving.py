@@ -12,19 +12,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from vl3_jax.errors import InputError
-from vl3_jax.inference import programs
-from vl3_jax.inference.sampling import SamplingParams
-from vl3_jax.inference.sampling_config import SamplingConfig
-from vl3_jax.model import KVCache, ModelConfig, VideoLLaMA3, preset
+from vl3_jax.inference.buckets import part_sizes
+from vl3_jax.inference.compiled_programs import CompiledPrograms
+from vl3_jax.inference.programs import described_state
+from vl3_jax.model import ModelConfig, VideoLLaMA3, preset
 from vl3_jax.model.serving_layout import abstract_serving_params, default_layout, serving_axes
 from vl3_jax.parallel.mesh import make_mesh
-from vl3_jax.parallel.rules import batch_shardings, partition_spec
+from vl3_jax.parallel.rules import partition_spec
 from vl3_jax.parallel.topologies import GIB, Topology
 from vl3_jax.planning import report
 from vl3_jax.planning.compiler import ProgramAnalysis, compile_and_analyze, topology_devices
-from vl3_jax.processing.packed_batch import BatchShape, pack
 
 _LAYOUT = default_layout("tpu")
+_PROGRAMS = {"encode_vision": "encode", "prefill": "prefill", "decode_steps": "decode"}  # names in a plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,27 +147,19 @@ def plan_serving(
     device_mesh = make_mesh(mesh or mesh_for(model, topology), topology_devices(topology))
     shard = functools.partial(_with_sharding, device_mesh)
     params = _params(model_config, quantize, shard)
-    batch = _batch(workload, device_mesh)
-    feature_shape = (workload.rows, batch["token_patches"].shape[1], model_config.text.hidden_size)
-    features = shard(jax.ShapeDtypeStruct(feature_shape, jnp.bfloat16), ("batch", None, None))
-    state = _state(model_config, workload)
-    state = jax.tree.map(shard, state, state.axes())
-    sampling = jax.tree.map(lambda leaf: shard(leaf, ()), jax.eval_shape(lambda: SamplingParams.of(SamplingConfig())))
-    stops = shard(jax.ShapeDtypeStruct((2,), jnp.int32), (None,))
-    count = shard(jax.ShapeDtypeStruct((), jnp.int32), ())
-    vision, text = ([batch[name] for name in names] for names in (programs.VISION_ARRAYS, programs.TEXT_ARRAYS))
     module = VideoLLaMA3(model_config, jnp.bfloat16, serving=_LAYOUT)
-    prompts = (params, (batch["tokens"], features, *text), state.key, sampling, stops)
-    decode = (programs.STEPS_PER_CALL, 0, params, state, sampling, stops, count)
-    with jax.set_mesh(device_mesh):
-        lowered = {
-            "encode": programs.encode_vision.lower(module, params, *vision),
-            "prefill": programs.prefill.lower(module, slots, 0, *prompts),
-            "decode": programs.decode_steps.lower(module, *decode),
-        }
-        analyses = {
-            name: compile_and_analyze(program, hlo=hlo and hlo / f"{name}.hlo") for name, program in lowered.items()
-        }
+
+    def analyze(name: str, lowered: jax.stages.Lowered) -> ProgramAnalysis:
+        return compile_and_analyze(lowered, hlo=hlo and hlo / f"{_PROGRAMS[name]}.hlo")
+
+    compiled = CompiledPrograms(module, params, 2, device_mesh, compile_lowered=analyze)
+    part = part_sizes(0, lambda start: workload.prompt)[-1]
+    analyses = {
+        "encode": compiled.encode(workload.patches, 1),
+        "prefill": compiled.prefill(workload.rows, slots, part),
+        "decode": compiled.decode(workload.rows, slots, 0),
+    }
+    state = described_state(module, workload.rows, slots, device_mesh)
     weights, cache = _bytes_per_chip(params), _bytes_per_chip(state.cache)
     return ServingPlan(topology, dict(device_mesh.shape), workload, weights, cache, analyses)
 
@@ -175,34 +167,6 @@ def plan_serving(
 def _with_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
     sharding = NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh))
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _batch(workload: Workload, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of the packed prompts."""
-    vision_tokens = min(workload.prompt, workload.patches)
-    shape = BatchShape(workload.prompt, workload.patches, vision_tokens, samples=1)
-    arrays = {
-        name: jax.ShapeDtypeStruct((workload.rows, *array.shape[1:]), array.dtype)
-        for name, array in pack([[]], shape).items()
-    }
-    shardings = batch_shardings(arrays, mesh)
-    return {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=shardings[name]) for name, array in arrays.items()
-    }
-
-
-def _state(model_config: ModelConfig, workload: Workload) -> programs.DecodeState:
-    """Returns the shapes of the decoding state."""
-    text, rows = model_config.text, workload.rows
-    number = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    return programs.DecodeState(
-        cache=jax.eval_shape(lambda: KVCache.empty(text, rows, workload.prompt + workload.new, jnp.bfloat16)),
-        token=number,
-        position=number,
-        done=jax.ShapeDtypeStruct((rows,), jnp.bool_),
-        generated=jax.ShapeDtypeStruct((rows, text.vocab_size), jnp.bool_),
-        key=jax.eval_shape(lambda: jax.random.key(0)),
-    )
 
 
 def _params(model_config: ModelConfig, quantize: str | None, shard: Callable) -> dict:
