@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from vl3_jax.errors import InputError
 from vl3_jax.inference import programs
-from vl3_jax.inference.sampling import SamplingParams
-from vl3_jax.inference.sampling_config import SamplingConfig
-from vl3_jax.model import KVCache, ModelConfig, VideoLLaMA3, preset
+from vl3_jax.inference.buckets import LARGEST_PART, SMALLEST_PART
+from vl3_jax.inference.sampling import SAMPLING_DTYPES, SamplingParams
+from vl3_jax.model import ModelConfig, VideoLLaMA3, preset
 from vl3_jax.model.serving_layout import abstract_serving_params, default_layout, serving_axes
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import batch_shardings, partition_spec
@@ -147,23 +147,18 @@ def plan_serving(
     device_mesh = make_mesh(mesh or mesh_for(model, topology), topology_devices(topology))
     shard = functools.partial(_with_sharding, device_mesh)
     params = _params(model_config, quantize, shard)
-    batch = _batch(workload, device_mesh)
-    feature_shape = (workload.rows, batch["token_patches"].shape[1], model_config.text.hidden_size)
-    features = shard(jax.ShapeDtypeStruct(feature_shape, jnp.bfloat16), ("batch", None, None))
-    state = _state(model_config, workload)
-    state = jax.tree.map(shard, state, state.axes())
-    sampling = jax.tree.map(lambda leaf: shard(leaf, ()), jax.eval_shape(lambda: SamplingParams.of(SamplingConfig())))
-    stops = shard(jax.ShapeDtypeStruct((2,), jnp.int32), (None,))
-    count = shard(jax.ShapeDtypeStruct((), jnp.int32), ())
-    vision, text = ([batch[name] for name in names] for names in (programs.VISION_ARRAYS, programs.TEXT_ARRAYS))
     module = VideoLLaMA3(model_config, jnp.bfloat16, serving=_LAYOUT)
-    prompts = (params, (batch["tokens"], features, *text), state.key, sampling, stops)
-    decode = (programs.STEPS_PER_CALL, 0, params, state, sampling, stops, count)
+    state = programs.described_state(module, workload.rows, slots, device_mesh)
+    part = _prompt_part(min(workload.prompt, LARGEST_PART), model_config.text.hidden_size)
+    number, vision = _array((), jnp.int32), _vision_arrays(workload, device_mesh)
+    stops = _array((2,), jnp.int32)
     with jax.set_mesh(device_mesh):
         lowered = {
             "encode": programs.encode_vision.lower(module, params, *vision),
-            "prefill": programs.prefill.lower(module, slots, 0, *prompts),
-            "decode": programs.decode_steps.lower(module, *decode),
+            "prefill": programs.prefill.lower(module, params, state, part, number, number),
+            "decode": programs.decode_steps.lower(
+                module, programs.STEPS_PER_CALL, 0, params, state, _decode_rows(workload.rows), stops, number
+            ),
         }
         analyses = {
             name: compile_and_analyze(program, hlo=hlo and hlo / f"{name}.hlo") for name, program in lowered.items()
@@ -177,32 +172,33 @@ def _with_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct, axes: tuple[str | Non
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _batch(workload: Workload, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of the packed prompts."""
+def _array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _vision_arrays(workload: Workload, mesh: Mesh) -> list[jax.ShapeDtypeStruct]:
+    """Returns the shapes of the packed images and frames of a prompt."""
     vision_tokens = min(workload.prompt, workload.patches)
-    shape = BatchShape(workload.prompt, workload.patches, vision_tokens, samples=1)
-    arrays = {
-        name: jax.ShapeDtypeStruct((workload.rows, *array.shape[1:]), array.dtype)
-        for name, array in pack([[]], shape).items()
-    }
+    shape = BatchShape(SMALLEST_PART, workload.patches, vision_tokens, samples=1)
+    arrays = {name: _array(array.shape, array.dtype) for name, array in pack([[]], shape).items()}
     shardings = batch_shardings(arrays, mesh)
-    return {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=shardings[name]) for name, array in arrays.items()
-    }
+    return [
+        jax.ShapeDtypeStruct(arrays[name].shape, arrays[name].dtype, sharding=shardings[name])
+        for name in programs.VISION_ARRAYS
+    ]
 
 
-def _state(model_config: ModelConfig, workload: Workload) -> programs.DecodeState:
-    """Returns the shapes of the decoding state."""
-    text, rows = model_config.text, workload.rows
-    number = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    return programs.DecodeState(
-        cache=jax.eval_shape(lambda: KVCache.empty(text, rows, workload.prompt + workload.new, jnp.bfloat16)),
-        token=number,
-        position=number,
-        done=jax.ShapeDtypeStruct((rows,), jnp.bool_),
-        generated=jax.ShapeDtypeStruct((rows, text.vocab_size), jnp.bool_),
-        key=jax.eval_shape(lambda: jax.random.key(0)),
-    )
+def _prompt_part(tokens: int, width: int) -> programs.PromptPart:
+    """Returns the shapes of the largest part of a prompt that is read at once."""
+    ids = _array((1, tokens), jnp.int32)
+    return programs.PromptPart(ids, _array((1, tokens, width), jnp.bfloat16), ids, ids, ids)
+
+
+def _decode_rows(rows: int) -> programs.DecodeRows:
+    """Returns the shapes of what the host says about each row."""
+    integers, flags = _array((rows,), jnp.int32), _array((rows,), jnp.bool_)
+    sampling = SamplingParams(*(_array((rows,), dtype) for dtype in SAMPLING_DTYPES))
+    return programs.DecodeRows(integers, flags, flags, integers, sampling)
 
 
 def _params(model_config: ModelConfig, quantize: str | None, shard: Callable) -> dict:
