@@ -34,6 +34,7 @@ class Leaf:
       dtype: Its dtype, unless it is quantised.
       pieces: What it consists of.
       contracted: Dimensions that a product contracts, if the leaf is quantised; () if it is not.
+      splits: Sizes that each dimension is split into before pieces are found in it, see `ServingLeaf`; () if none is.
     """
 
     path: str
@@ -41,6 +42,20 @@ class Leaf:
     dtype: np.dtype
     pieces: tuple[Piece, ...]
     contracted: tuple[int, ...] = ()
+    splits: tuple[tuple[int, ...], ...] = ()
+
+    def split(self, bounds: Bounds) -> tuple["Leaf", Bounds]:
+        """Returns the leaf with its dimensions split, and the bounds of a region in them."""
+        if not self.splits:
+            return self, bounds
+        shape, regions, contracted = [], [], []
+        for axis, ((start, stop), sizes) in enumerate(zip(bounds, self.splits, strict=True)):
+            inner = math.prod(sizes[1:])
+            assert start % inner == stop % inner == 0, "the rules of sharding divide no dimension within a group"
+            contracted += range(len(shape), len(shape) + len(sizes)) if axis in self.contracted else ()
+            shape += sizes
+            regions += [(start // inner, stop // inner), *((0, size) for size in sizes[1:])]
+        return dataclasses.replace(self, shape=tuple(shape), contracted=tuple(contracted), splits=()), regions
 
     @property
     def stacked(self) -> bool:
@@ -84,7 +99,9 @@ def fill(source: CheckpointSource, leaf: Leaf, bounds: Bounds, run: Run = map) -
     Raises:
       InputError: A slice of the checkpoint is damaged or cannot be read.
     """
-    buffer = aligned([stop - start for start, stop in bounds], leaf.dtype)
+    whole = aligned([stop - start for start, stop in bounds], leaf.dtype)
+    leaf, bounds = leaf.split(bounds)
+    buffer = whole.reshape([stop - start for start, stop in bounds])
 
     def read(piece: Piece) -> None:
         found = _overlap(piece, leaf, bounds)
@@ -101,7 +118,7 @@ def fill(source: CheckpointSource, leaf: Leaf, bounds: Bounds, run: Run = map) -
             target[...] = out.reshape(target.shape)
 
     list(run(read, leaf.pieces))
-    return buffer
+    return whole
 
 
 def fill_quantized(
@@ -122,8 +139,10 @@ def fill_quantized(
       InputError: A slice of the checkpoint is damaged or cannot be read.
     """
     shape = [stop - start for start, stop in bounds]
-    values = aligned(shape, np.dtype(np.int8))
-    scales = aligned(_scale_shape(shape, leaf.contracted), np.dtype(np.float32))
+    whole = aligned(shape, np.dtype(np.int8)), aligned(_scale_shape(shape, leaf.contracted), np.dtype(np.float32))
+    leaf, bounds = leaf.split(bounds)
+    shape = [stop - start for start, stop in bounds]
+    values, scales = whole[0].reshape(shape), whole[1].reshape(_scale_shape(shape, leaf.contracted))
     contracted = tuple(axis - leaf.stacked for axis in leaf.contracted)
 
     def quantize(piece: Piece) -> None:
@@ -141,7 +160,7 @@ def fill_quantized(
             target[...] = part.reshape(target.shape)
 
     list(run(quantize, leaf.pieces))
-    return values, scales
+    return whole
 
 
 def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

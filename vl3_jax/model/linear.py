@@ -19,10 +19,10 @@ from jax.sharding import PartitionSpec
 from vl3_jax.kernels.einsum import einsum, sum_outer
 from vl3_jax.kernels.int8_product import int8_product
 from vl3_jax.model.quantize import QuantizedKernel
-from vl3_jax.parallel.rules import current_mesh, mesh_axes, partition_spec, target_device
+from vl3_jax.parallel.rules import Axis, current_mesh, mesh_axes, partition_spec, target_device
 from vl3_jax.parallel.scatter import psum_scatter
 
-Axes = tuple[str | None, ...]
+Axes = tuple[Axis, ...]
 
 
 @flax.struct.dataclass
