@@ -35,7 +35,8 @@ class Leaf:
       dtype: Its dtype, unless it is quantised.
       pieces: What it consists of.
       contracted: Dimensions that a product contracts, if the leaf is quantised; () if it is not.
-      inputs_last: Whether they come last in the values of the quantised leaf.
+      splits: Sizes that each dimension is split into before pieces are found in it, see `ServingLeaf`; () if none is.
+      inputs_last: Whether the contracted dimensions come last in the values of the quantised leaf.
     """
 
     path: str
@@ -43,7 +44,21 @@ class Leaf:
     dtype: np.dtype
     pieces: tuple[Piece, ...]
     contracted: tuple[int, ...] = ()
+    splits: tuple[tuple[int, ...], ...] = ()
     inputs_last: bool = False
+
+    def split(self, bounds: Bounds) -> tuple["Leaf", Bounds]:
+        """Returns the leaf with its dimensions split, and the bounds of a region in them."""
+        if not self.splits:
+            return self, bounds
+        shape, regions, contracted = [], [], []
+        for axis, ((start, stop), sizes) in enumerate(zip(bounds, self.splits, strict=True)):
+            inner = math.prod(sizes[1:])
+            assert start % inner == stop % inner == 0, "the rules of sharding divide no dimension within a group"
+            contracted += range(len(shape), len(shape) + len(sizes)) if axis in self.contracted else ()
+            shape += sizes
+            regions += [(start // inner, stop // inner), *((0, size) for size in sizes[1:])]
+        return dataclasses.replace(self, shape=tuple(shape), contracted=tuple(contracted), splits=()), regions
 
     @property
     def stacked(self) -> bool:
@@ -87,7 +102,9 @@ def fill(source: CheckpointSource, leaf: Leaf, bounds: Bounds, run: Run = map) -
     Raises:
       InputError: A slice of the checkpoint is damaged or cannot be read.
     """
-    buffer = aligned([stop - start for start, stop in bounds], leaf.dtype)
+    whole = aligned([stop - start for start, stop in bounds], leaf.dtype)
+    leaf, bounds = leaf.split(bounds)
+    buffer = whole.reshape([stop - start for start, stop in bounds])
 
     def read(piece: Piece) -> None:
         found = _overlap(piece, leaf, bounds)
@@ -104,7 +121,7 @@ def fill(source: CheckpointSource, leaf: Leaf, bounds: Bounds, run: Run = map) -
             target[...] = out.reshape(target.shape)
 
     list(run(read, leaf.pieces))
-    return buffer
+    return whole
 
 
 def fill_quantized(
@@ -126,6 +143,10 @@ def fill_quantized(
     """
     shape = [stop - start for start, stop in bounds]
     inputs = len(leaf.contracted) if leaf.inputs_last else 0
+    shapes = (*shape[inputs:], *shape[:inputs]), _scale_shape(shape, leaf.contracted)
+    leaf, bounds = leaf.split(bounds)
+    shape = [stop - start for start, stop in bounds]
+    inputs = len(leaf.contracted) if leaf.inputs_last else 0
     values = _inputs_last(aligned, shape, np.dtype(np.int8), inputs)
     scales = aligned(_scale_shape(shape, leaf.contracted), np.dtype(np.float32))
     contracted = tuple(axis - leaf.stacked for axis in leaf.contracted)
@@ -145,7 +166,8 @@ def fill_quantized(
             target[...] = part.reshape(target.shape)
 
     list(run(quantize, leaf.pieces))
-    return values.transpose(*range(inputs, values.ndim), *range(inputs)), scales
+    values = values.transpose(*range(inputs, values.ndim), *range(inputs))
+    return values.reshape(shapes[0]), scales.reshape(shapes[1])
 
 
 def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

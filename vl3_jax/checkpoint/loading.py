@@ -124,9 +124,9 @@ def leaves_to_load(
         for path, leaf in serving_leaves(source.config, layout, quantize).items():
             stored = source.dtypes[leaf.pieces[0].path]
             kept = path == EMBEDDING and stored.name == "bfloat16"
-            contracted = contracted_dimensions(path) if quantize else ()
-            dtype_of_leaf, inputs_last = stored if kept else dtype or stored, layout == SEPARATE and path != TIED_HEAD
-            leaves.append(Leaf(path, leaf.shape, dtype_of_leaf, leaf.pieces, contracted, inputs_last))
+            contracted = contracted_dimensions(path, len(leaf.shape)) if quantize else ()
+            leaf_dtype, inputs_last = stored if kept else dtype or stored, layout == SEPARATE and path != TIED_HEAD
+            leaves.append(Leaf(path, leaf.shape, leaf_dtype, leaf.pieces, contracted, leaf.splits, inputs_last))
     return sorted(leaves, key=lambda leaf: -leaf.nbytes)
 
 

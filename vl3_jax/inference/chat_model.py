@@ -20,7 +20,7 @@ from vl3_jax.processing.processor import Processor, ProcessorOutput
 from vl3_jax.processing.remote_media import RemotePolicy, fetched
 
 if TYPE_CHECKING:
-    import jax
+    pass
 
 Messages = Sequence[Mapping[str, Any] | Turn]
 _MOST_ROWS = 8  # conversations of a batch that are answered side by side

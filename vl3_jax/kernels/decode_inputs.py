@@ -16,11 +16,13 @@ class DecodeSchedule(NamedTuple):
 
     Attributes:
       allowed: Which queries attend to which slots, [B, L, S] int32; 0 = not.
+      allowed_new: Which queries attend to which new tokens, [B, L, L] int32; 0 = not.
       order: Blocks of slots of a row, those that some query may attend to first, [B, blocks] int32.
       count: Number of these, [B] int32.
     """
 
     allowed: jax.Array
+    allowed_new: jax.Array
     order: jax.Array
     count: jax.Array
 
@@ -34,8 +36,8 @@ def decode_schedule(q_info: SegmentInfo, kv_info: SegmentInfo, max_block: int) -
     """Finds the slots that queries attend to: those of the same segment, at their own or earlier positions.
 
     Args:
-      q_info: Segments and positions of the queries, [B, L].
-      kv_info: Segments and positions of the slots, [B, S].
+      q_info: Segments and positions of the queries, [B, L], which are those of the new tokens.
+      kv_info: Segments and positions of the slots, [B, S], into which the new tokens are not yet written.
       max_block: Slots in a block at most, a power of two. More slots than these are split into blocks of the largest
         power of two that divides them.
     """
@@ -43,23 +45,31 @@ def decode_schedule(q_info: SegmentInfo, kv_info: SegmentInfo, max_block: int) -
     block = slots if slots <= max_block else math.gcd(slots, max_block)
     active = active_blocks(q_info, kv_info, q_info.segment_ids.shape[1], block, causal=True)
     order, count = active_block_schedule(active)
-    allowed = allowed_pairs(q_info, kv_info, causal=True).astype(jnp.int32)
-    return DecodeSchedule(allowed, order[:, 0], count[:, 0])
+    allowed, allowed_new = (allowed_pairs(q_info, info, causal=True).astype(jnp.int32) for info in (kv_info, q_info))
+    return DecodeSchedule(allowed, allowed_new, order[:, 0], count[:, 0])
 
 
 class DecodeInputs(flax.struct.PyTreeNode):
-    """The operands of attention of a few queries to one layer of a cache.
+    """The operands of attention of a few new tokens to themselves and to one layer of a cache.
+
+    The new tokens are not yet written: while the layers run, the cache is only read.
 
     Attributes:
       q: Queries, [B, L, H, D].
-      keys_values: Keys and values of all layers.
+      k: Keys of the new tokens, [B, L, K, D].
+      v: Values of the new tokens, likewise.
+      rotary: Rotary table by which `q` and `k` are rotated before, [B, L, D] float32.
+      keys_values: Cached keys and values of all layers.
       layer: Index of the layer, [] int32.
       rows: Row of the cache of each row of queries, [B] int32; None where they are the same.
-      schedule: Which slots the queries attend to.
+      schedule: Which slots and new tokens the queries attend to.
       scale: Factor of the scores.
     """
 
     q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    rotary: jax.Array
     keys_values: KeysValues
     layer: jax.Array
     rows: jax.Array | None

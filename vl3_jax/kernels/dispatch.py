@@ -77,11 +77,11 @@ def decode_schedule_for(q_info: SegmentInfo, kv_info: SegmentInfo, cached: KeysV
     return decode_schedule(q_info, kv_info, max_block)
 
 
-def decode_attention(inputs: DecodeInputs) -> jax.Array:
-    """Attention of a few queries to one layer of a cache, which is read in place where the platform allows it.
+def decode_attention(inputs: DecodeInputs) -> tuple[jax.Array, jax.Array]:
+    """Attention of a few new tokens to themselves and to a layer of a cache, read in place where the platform allows it.
 
     Returns:
-      The attention output, [B, L, H, D] in the dtype of `q`.
+      The attention output, [B, L, H, D] in the dtype of `q`, and the rotated keys of the new tokens, [B, L, K, D].
     """
     platform = target_device().platform
     if platform == "tpu":

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
@@ -28,40 +29,53 @@ from vl3_jax.parallel.rules import current_mesh, partition_spec
 
 
 def cached_attention(
-    q: Float[Array, "B L H D"],
+    inputs: AttentionInputs,
     cached: KeysValues,
     layer: Int32[Array, ""],
     rows: Int32[Array, " B"] | None,
-    infos: tuple[SegmentInfo, SegmentInfo],
     schedule: DecodeSchedule | None,
-    scale: float,
-) -> Float[Array, "B L H D"]:
-    """Computes causal attention to one layer of a cache.
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B L K D"]]:
+    """Computes causal attention of new tokens to themselves and to one layer of a cache.
 
     Args:
-      q: Queries, [B, L, H, D].
+      inputs: Queries, keys and values of the new tokens, with their rotary table and their segments and positions;
+        `kv_info` is that of the slots of their rows, [B, S], into which they are not yet written.
       cached: Keys and values of all layers.
       layer: Index of the layer, [] int32.
       rows: Row of the cache of each row of queries, [B] int32; None where they are the same.
-      infos: Segments and positions of the queries, [B, L], and of the slots of their rows, [B, S].
       schedule: From `cache_schedule`. With one, the layer is read in place, and only the slots in use.
-      scale: Factor of the scores.
 
     Returns:
-      The attention output, [B, L, H, D] in the dtype of `q`.
+      The attention output, [B, L, H, D] in the dtype of `q`, and the rotated keys of the new tokens, [B, L, K, D].
     """
+    mesh = current_mesh()
     if schedule is None:
-        k, v = (x.swapaxes(1, 2) for x in cached.read(layer, rows, q.dtype))
-        return attention(AttentionInputs(q, k, v, *infos, causal=True, scale=scale))
-    inputs, mesh = DecodeInputs(q, cached, layer, rows, schedule, scale=scale), current_mesh()
+        inputs = inputs.rotated()
+        new = inputs.k, inputs.v
+        k, v = (
+            jnp.concatenate([old.swapaxes(1, 2), x], axis=1)
+            for old, x in zip(cached.read(layer, rows, inputs.q.dtype), new, strict=True)
+        )
+        pairs = zip(inputs.kv_info, inputs.q_info, strict=True)
+        kv_info = SegmentInfo(*(jnp.concatenate(pair, axis=1) for pair in pairs))
+        return attention(inputs.replace(k=k, v=v, kv_info=kv_info)), inputs.k
+    arrays = inputs.q, inputs.k, inputs.v, inputs.rotary
+    operands = DecodeInputs(*arrays, cached, layer, rows, schedule, scale=inputs.scale)
     if mesh is None:
-        return decode_attention(inputs)
-    batch, heads = partition_spec(("batch", "kv_heads"), (q.shape[0], cached.keys.shape[2]), mesh)
-    q_spec, cache_spec = PartitionSpec(batch, None, heads), PartitionSpec(None, batch, heads)
-    specs = inputs.replace(
-        q=q_spec, keys_values=cache_spec, layer=PartitionSpec(), rows=None, schedule=PartitionSpec(batch)
+        return decode_attention(operands)
+    batch, heads = partition_spec(("batch", "kv_heads"), (inputs.q.shape[0], cached.keys.shape[2]), mesh)
+    row_spec, head_spec = PartitionSpec(batch), PartitionSpec(batch, None, heads)
+    specs = operands.replace(
+        q=head_spec,
+        k=head_spec,
+        v=head_spec,
+        rotary=row_spec,
+        keys_values=PartitionSpec(None, batch, heads),
+        layer=PartitionSpec(),
+        schedule=row_spec,
     )
-    return jax.shard_map(decode_attention, in_specs=(specs,), out_specs=q_spec, check_vma=False)(inputs)
+    run = jax.shard_map(decode_attention, in_specs=(specs,), out_specs=(head_spec, head_spec), check_vma=False)
+    return run(operands)
 
 
 def cache_schedule(

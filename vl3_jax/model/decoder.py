@@ -4,6 +4,7 @@ Dimension names: B rows, L tokens, D width, H query heads, K key/value heads, S 
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +18,6 @@ from vl3_jax.kernels.decode_inputs import DecodeSchedule
 from vl3_jax.kernels.einsum import tied_product
 from vl3_jax.kernels.int8_product import int8_product
 from vl3_jax.kernels.keys_values import KeysValues
-from vl3_jax.kernels.rotary import rotate
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention, cache_schedule, cached_attention
 from vl3_jax.model.cache import KVCache
@@ -26,7 +26,7 @@ from vl3_jax.model.layers import ACTIVATIONS, Linear, RMSNorm, partitioned_param
 from vl3_jax.model.lookup import TABLE_AXES, lookup
 from vl3_jax.model.remat import SEPARATE, scan_layers
 from vl3_jax.model.rope import rotary_table
-from vl3_jax.parallel.rules import constrain
+from vl3_jax.parallel.rules import Grouped, constrain
 
 TOKEN_AXES = ("batch", "length")
 
@@ -39,7 +39,7 @@ class DecoderLayerInputs(NamedTuple):
       q_info: Segments and positions of the tokens, [B, L].
       kv_info: Segments and positions of what the tokens attend to: [B, L], the tokens themselves, or [B, S], the slots
         of the cache.
-      slots: Slot that each token is written to, [B, L] int32; None without a cache.
+      cached: Keys and values of all layers, or of a separate layer; None without a cache.
       rows: Row of the cache of each row of tokens, [B] int32; None where they are the same.
       schedule: Which slots a few tokens attend to; None of many tokens, and without a cache.
     """
@@ -47,7 +47,7 @@ class DecoderLayerInputs(NamedTuple):
     rotary: Float32[Array, "B L head_dim"]
     q_info: SegmentInfo
     kv_info: SegmentInfo
-    slots: Int32[Array, "B L"] | None = None
+    cached: KeysValues | None = None
     rows: Int32[Array, " B"] | None = None
     schedule: DecodeSchedule | None = None
 
@@ -98,28 +98,29 @@ class Decoder(nn.Module):
                 x = jnp.where(vision_slot[..., None] >= 0, gather(features, vision_slot).astype(x.dtype), x)
             x = constrain(x, *TOKEN_AXES, None)
         info = SegmentInfo(segment_ids, positions)
-        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
-        shared = DecoderLayerInputs(rotary, info, info)
-        keys_values = None
-        if cache is not None:
-            cache, slots = cache.reserve_slots(info, rows)
-            keys_values, kv_info = cache.keys_values, cache.info(rows)
-            first = keys_values[0] if isinstance(keys_values, tuple) else keys_values
-            schedule = cache_schedule(info, kv_info, first, rows)
-            shared = DecoderLayerInputs(rotary, info, kv_info, slots, rows, schedule)
-        x, keys_values = self._run_layers(x, keys_values, shared)
-        return self.norm(x), None if cache is None else cache.replace(keys_values=keys_values)
+        shared = DecoderLayerInputs(rotary_table(positions, self.config.head_dim, self.config.rope_theta), info, info)
+        if cache is None:
+            return self.norm(self._run_layers(x, shared, None)[0]), None
+        keys_values, kv_info = cache.keys_values, cache.info(rows)
+        first = keys_values[0] if isinstance(keys_values, tuple) else keys_values
+        schedule = cache_schedule(info, kv_info, first, rows)
+        shared = shared._replace(kv_info=kv_info, rows=rows, schedule=schedule)
+        cache, slots = cache.reserve_slots(info, rows)
+        x, new = self._run_layers(x, shared, keys_values)
+        return self.norm(x), cache.write(rows, slots, new)
 
-    def _run_layers(self, x: Float[Array, "B L D"], keys_values: Any, shared: DecoderLayerInputs) -> tuple:
-        """Returns the output of the last layer, and the keys and values with those of the new tokens."""
+    def _run_layers(
+        self, x: Float[Array, "B L D"], shared: DecoderLayerInputs, cached: KeysValues | tuple[KeysValues, ...] | None
+    ) -> tuple[Float[Array, "B L D"], Any]:
+        """Returns the output of the last layer; with a cache also the keys and values that `KVCache.write` takes."""
         if self.serving != SEPARATE:
-            carry, _ = self.layers((x, keys_values), jnp.arange(self.config.num_layers), shared)
-            return carry
-        layer_keys_values = []
-        for index, layer in enumerate(self.layers):
-            (x, new), _ = layer((x, keys_values and keys_values[index]), jnp.int32(0), shared)
-            layer_keys_values.append(new)
-        return x, keys_values and tuple(layer_keys_values)
+            return self.layers(x, jnp.arange(self.config.num_layers), shared._replace(cached=cached))
+        layer_cache = cached if isinstance(cached, tuple) else (None,) * len(self.layers)
+        new = []
+        for layer, own in zip(self.layers, layer_cache, strict=True):
+            x, keys_values = layer(x, jnp.int32(0), shared._replace(cached=own))
+            new.append(jax.tree.map(lambda array: array[None], keys_values))
+        return x, new
 
     def unembed(self, hidden: Float[Array, "... D"]) -> Float32[Array, "... V"]:
         """Implements `vl3_jax.model.unembed`."""
@@ -156,21 +157,20 @@ class DecoderLayer(nn.Module):
     fused: bool = False
 
     @nn.compact
-    def __call__(self, carry, layer: Int32[Array, ""], shared: DecoderLayerInputs):
-        x, keys_values = carry
+    def __call__(self, x: Float[Array, "B L D"], layer: Int32[Array, ""], shared: DecoderLayerInputs):
         norm = functools.partial(RMSNorm, self.config.rms_norm_eps, "embed", self.param_dtype)
         attn = DecoderAttention(self.config, self.param_dtype, self.fused, name="attn")
-        out, keys_values = attn(norm(name="ln_attn")(x), keys_values, layer, shared)
+        out, new = attn(norm(name="ln_attn")(x), layer, shared)
         x += out
         mlp = DecoderMLP(self.config, self.param_dtype, self.fused, name="mlp")
         x += mlp(norm(name="ln_mlp")(x))
         x = constrain(x, *TOKEN_AXES, None)
         self.sow("intermediates", "out", x)
-        return (x, keys_values), None
+        return x, new
 
 
 class DecoderAttention(nn.Module):
-    """Causal attention within a segment, over the packed row or over the cache that the new tokens are written to."""
+    """Causal attention within a segment, over the packed row, or over the new tokens and a cache."""
 
     config: TextConfig
     param_dtype: DTypeLike = jnp.float32
@@ -178,34 +178,37 @@ class DecoderAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        keys_values: KeysValues | None,
-        layer: Int32[Array, ""],
-        shared: DecoderLayerInputs,
-    ):
-        heads, head_dim = self.config.num_heads, self.config.head_dim
+        self, x: Float[Array, "B L D"], layer: Int32[Array, ""], shared: DecoderLayerInputs
+    ) -> tuple[Float[Array, "B L D"], tuple[jax.Array, jax.Array] | None]:
+        """Returns the output, and with a cache the keys and values of the new tokens, [B, L, K, head_dim] each."""
         q, k, v = self._project(x)
-        infos, scale = (shared.q_info, shared.kv_info), head_dim**-0.5
-        if keys_values is not None:
-            q, k = rotate(q, shared.rotary), rotate(k, shared.rotary)
-            keys_values = keys_values.write(layer, shared.rows, shared.slots, k, v)
+        infos, scale = (shared.q_info, shared.kv_info), self.config.head_dim**-0.5
         with jax.named_scope("attention"):
-            if keys_values is None:
-                out = attention(AttentionInputs(q, k, v, *infos, causal=True, scale=scale, rotary=shared.rotary))
+            inputs = AttentionInputs(q, k, v, *infos, causal=True, scale=scale, rotary=shared.rotary)
+            if shared.cached is None:
+                out, new = attention(inputs), None
             else:
-                out = cached_attention(q, keys_values, layer, shared.rows, infos, shared.schedule, scale)
-        shape, axes = (heads, head_dim, self.config.hidden_size), ("heads", "head_dim", "embed")
-        out = Linear(shape, axes, num_in=2, use_bias=False, param_dtype=self.param_dtype, name="out")(out)
-        return out, keys_values
+                out, k = cached_attention(inputs, shared.cached, layer, shared.rows, shared.schedule)
+                new = k, v
+        return self._project_out(out), new
+
+    def _project_out(self, out: Float[Array, "B L H head_dim"]) -> Float[Array, "B L D"]:
+        config = self.config
+        linear = functools.partial(Linear, use_bias=False, param_dtype=self.param_dtype, name="out")
+        if self.fused:
+            axes = Grouped("heads", config.num_kv_heads), "embed"
+            return linear((config.num_heads * config.head_dim, config.hidden_size), axes)(flat_heads(out))
+        shape = (config.num_heads, config.head_dim, config.hidden_size)
+        return linear(shape, ("heads", "head_dim", "embed"), num_in=2)(out)
 
     def _project(self, x: Float[Array, "B L D"]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns queries [B, L, H, head_dim], and keys and values [B, L, K, head_dim]."""
         config, linear = self.config, functools.partial(Linear, param_dtype=self.param_dtype)
         kv_heads, group = config.num_kv_heads, config.num_heads // config.num_kv_heads
         if self.fused:
-            shape = (config.hidden_size, kv_heads, group + 2, config.head_dim)
-            qkv = linear(shape, ("embed", "kv_heads", None, "head_dim"), name="qkv")(x)
+            shape = (config.hidden_size, kv_heads * (group + 2) * config.head_dim)
+            qkv = linear(shape, ("embed", Grouped("kv_heads", kv_heads)), name="qkv")(x)
+            qkv = qkv.reshape(*x.shape[:-1], kv_heads, group + 2, config.head_dim)
             q = qkv[..., :group, :].reshape(*x.shape[:-1], config.num_heads, config.head_dim)
             return q, qkv[..., group, :], qkv[..., group + 1, :]
 
@@ -228,8 +231,23 @@ class DecoderMLP(nn.Module):
         width, inner = self.config.hidden_size, self.config.intermediate_size
         linear = functools.partial(Linear, use_bias=False, param_dtype=self.param_dtype)
         if self.fused:
-            gate_up = linear((width, 2, inner), ("embed", None, "mlp"), name="gate_up")(x)
-            gate, up = gate_up[..., 0, :], gate_up[..., 1, :]
+            groups = gate_groups(self.config)
+            gate_up = linear((width, 2 * inner), ("embed", Grouped("mlp", groups)), name="gate_up")(x)
+            gate_up = gate_up.reshape(*x.shape[:-1], groups, 2, -1)
+            gate, up = (gate_up[..., part, :].reshape(*x.shape[:-1], inner) for part in range(2))
         else:
             gate, up = (linear((width, inner), ("embed", "mlp"), name=name)(x) for name in ("gate", "up"))
         return linear((inner, width), ("mlp", "embed"), name="down")(ACTIVATIONS["silu"](gate) * up)
+
+
+def gate_groups(config: TextConfig) -> int:
+    """Returns how many times a part of `gate` and one of `up` follow each other in a fused kernel.
+
+    Both parts of a group are on one chip. There are as many as key/value heads, over which chips are split, too.
+    """
+    return math.gcd(config.intermediate_size, config.num_kv_heads)
+
+
+def flat_heads(x: Float[Array, "B L H head_dim"]) -> Float[Array, "B L D"]:
+    """Returns heads side by side."""
+    return x.reshape(*x.shape[:-2], -1)

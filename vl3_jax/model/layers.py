@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from vl3_jax.model.config import HIDDEN_ACTS
 from vl3_jax.model.linear import add_bias, linear
+from vl3_jax.parallel.rules import Axis
 
 _gelu_tanh, _gelu = (functools.partial(nn.gelu, approximate=approximate) for approximate in (True, False))
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
@@ -20,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
 
 
 def partitioned_param(
-    module: nn.Module, name: str, init: Initializer, shape: Sequence[int], axes: Sequence[str | None], dtype: DTypeLike
+    module: nn.Module, name: str, init: Initializer, shape: Sequence[int], axes: Sequence[Axis], dtype: DTypeLike
 ) -> jax.Array:
     """Returns a parameter of a module, created with the logical axis names of its dimensions.
 
@@ -46,7 +47,7 @@ class Linear(nn.Module):
     """
 
     shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
+    axes: tuple[Axis, ...]
     num_in: int = 1
     use_bias: bool = True
     uniform_init: bool = False

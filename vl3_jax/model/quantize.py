@@ -49,7 +49,7 @@ def quantize_leaf(path: str, leaf: jax.Array, inputs_last: bool = False) -> jax.
     Returns:
       The quantised kernel, or `leaf` itself.
     """
-    contracted = contracted_dimensions(path)
+    contracted = contracted_dimensions(path, leaf.ndim)
     if not contracted:
         return leaf
     kernel = _quantize(leaf, contracted)
@@ -64,8 +64,8 @@ def with_inputs_last(values: Any, scale: Any, inputs: int) -> QuantizedKernel:
     return QuantizedKernel(values.transpose(order), scale, inputs)
 
 
-def contracted_dimensions(path: str) -> tuple[int, ...]:
-    """Returns the dimensions of a kernel that a product contracts; () of a leaf that is not quantised."""
+def contracted_dimensions(path: str, dimensions: int) -> tuple[int, ...]:
+    """Returns those of the dimensions of a kernel that a product contracts; () of a leaf that is not quantised."""
     if path == TIED_HEAD:
         return (1,)
     *modules, module, kind = path.split("/")
@@ -73,7 +73,7 @@ def contracted_dimensions(path: str) -> tuple[int, ...]:
     if kind != "kernel" or not (is_layer or module == "lm_head"):
         return ()
     first = int("layers" in modules)  # the dimension of stacked layers comes first and is never contracted
-    return (first, first + 1) if module == "out" else (first,)
+    return (first, first + 1) if module == "out" and dimensions == first + 3 else (first,)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -8,12 +8,15 @@ run one after another, because on some platforms a scan copies the parameters of
 The embeddings keep their dtype. Where they are the output head too, an int8 copy of them, `llm/tied_head`, is that of
 a quantised model.
 
-Kernels of the decoder: `attn/qkv/kernel` [D, K, G + 2, head_dim], the G queries of a group, its key and its value, with
-a bias [K, G + 2, head_dim]; `mlp/gate_up/kernel` [D, 2, F]. All others, and the tower's, keep their shapes.
+The kernels of the decoder's layers are matrices, which no compiler needs to rearrange: `attn/qkv/kernel`
+[D, K * (G + 2) * head_dim], for each key/value head the G queries of its group, its key and its value;
+`attn/out/kernel` [H * head_dim, D]; `mlp/gate_up/kernel` [D, 2 * F], in groups of a part of gate and one of up, so that
+a mesh splits both alike. All others, and the tower's, keep their shapes.
 """
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -23,10 +26,12 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from vl3_jax.model.config import ModelConfig
+from vl3_jax.model.config import ModelConfig, TextConfig
+from vl3_jax.model.decoder import gate_groups
 from vl3_jax.model.quantize import TIED_HEAD, QuantizedKernel, contracted_dimensions, quantize_leaf
 from vl3_jax.model.remat import SEPARATE, STACKED
 from vl3_jax.model.vl3 import abstract_params, param_axes
+from vl3_jax.parallel.rules import Axis
 
 EMBEDDING = "llm/embed/embedding"
 _SEPARATE_LAYER = re.compile(r"/layers_(\d+)/")
@@ -41,8 +46,8 @@ class Piece(NamedTuple):
     Attributes:
       path: Path of the leaf in the layout of training, its keys joined by "/".
       layer: Layer of a stacked leaf; None for a leaf that is not stacked.
-      index: Part of the leaf for serving. It has as many values as the piece, in the same order, but may split the
-        dimension of heads in two.
+      index: Part of the leaf for serving, reshaped to the sizes of `ServingLeaf.splits`. It has as many values as the
+        piece, in the same order, but may split a dimension in two.
     """
 
     path: str
@@ -57,12 +62,19 @@ class ServingLeaf:
     Attributes:
       shape: Its shape.
       axes: Logical axis of each dimension (see `vl3_jax.parallel.rules`).
+      splits: Sizes that each dimension is split into where pieces are found in it, (n,) for one that is not split.
       pieces: What it consists of. They do not overlap, and leave nothing out.
     """
 
     shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
+    axes: tuple[Axis, ...]
+    splits: tuple[tuple[int, ...], ...]
     pieces: tuple[Piece, ...]
+
+    @property
+    def split_shape(self) -> tuple[int, ...]:
+        """Shape of the leaf with its dimensions split."""
+        return tuple(itertools.chain.from_iterable(self.splits))
 
 
 def default_layout(platform: str) -> str:
@@ -80,44 +92,54 @@ def serving_leaves(config: ModelConfig, layout: str, quantize: str | None = None
       quantize: "int8" adds the output head of a model with tied embeddings as a leaf of its own.
     """
     shapes, axes = (flatten_dict(tree(config, serving=layout), sep="/") for tree in (abstract_params, param_axes))
-    leaves = {
-        path: ServingLeaf(leaf.shape, axes[path], tuple(_pieces(config, path, leaf.shape)))
-        for path, leaf in shapes.items()
-    }
+    leaves = {}
+    for path, leaf in shapes.items():
+        splits = _splits(config.text, path, leaf.shape)
+        dimensions = sum(map(len, splits))
+        leaves[path] = ServingLeaf(leaf.shape, axes[path], splits, tuple(_pieces(config, path, leaf.shape, dimensions)))
     if quantize and config.text.tie_word_embeddings:
         table = Piece(EMBEDDING, None, (slice(None), slice(None)))
-        leaves[TIED_HEAD] = ServingLeaf(leaves[EMBEDDING].shape, leaves[EMBEDDING].axes, (table,))
+        leaves[TIED_HEAD] = dataclasses.replace(leaves[EMBEDDING], pieces=(table,))
     return leaves
 
 
-def _pieces(config: ModelConfig, path: str, shape: tuple[int, ...]) -> Iterator[Piece]:
-    """Yields the pieces of a leaf."""
+def _splits(text: TextConfig, path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Returns the sizes that each dimension of a leaf is split into."""
+    found, splits = _FUSED_LEAF.search(path), [(size,) for size in shape]
+    if found and found[1] == "qkv":
+        splits[-1] = (text.num_kv_heads, text.num_heads // text.num_kv_heads + 2, text.head_dim)
+    elif found:
+        splits[-1] = (gate_groups(text), 2, text.intermediate_size // gate_groups(text))
+    elif path.startswith("llm/") and path.endswith("/attn/out/kernel"):
+        splits[-2] = (text.num_heads, text.head_dim)
+    return tuple(splits)
+
+
+def _pieces(config: ModelConfig, path: str, shape: tuple[int, ...], dimensions: int) -> Iterator[Piece]:
+    """Yields the pieces of a leaf that has so many dimensions once they are split."""
     found = _SEPARATE_LAYER.search(path)
     source = _SEPARATE_LAYER.sub("/layers/", path)
-    stacked = "/layers/" in path
     layers: list[tuple[int | None, Index]] = [(None, ())]
-    if stacked:
+    if "/layers/" in path:
         layers = [(layer, (layer,)) for layer in range(shape[0])]
     elif found:
         layers = [(int(found[1]), ())]
     for layer, first in layers:
-        for name, part in _parts(config, path, len(shape) - len(first)):
+        for name, part in _parts(config.text, path, dimensions - len(first)):
             yield Piece(_FUSED_LEAF.sub(rf"/{name}/\2", source), layer, (*first, *part))
 
 
-def _parts(config: ModelConfig, path: str, dimensions: int) -> Iterator[tuple[str, Index]]:
+def _parts(text: TextConfig, path: str, dimensions: int) -> Iterator[tuple[str, Index]]:
     """Yields the name of each module that a leaf of one layer combines, and its part of the leaf."""
     found = _FUSED_LEAF.search(path)
     if not found:
         yield "", (slice(None),) * dimensions
         return
-    inputs = (slice(None),) * (found[2] == "kernel")
+    inputs, group = (slice(None),) * (found[2] == "kernel"), text.num_heads // text.num_kv_heads
+    parts: list[tuple[str, slice | int]] = [("q", slice(0, group)), ("k", group), ("v", group + 1)]
     if found[1] == "gate_up":
-        for number, name in enumerate(("gate", "up")):
-            yield name, (*inputs, number, slice(None))
-        return
-    group = config.text.num_heads // config.text.num_kv_heads
-    for name, part in (("q", slice(0, group)), ("k", group), ("v", group + 1)):
+        parts = [("gate", 0), ("up", 1)]
+    for name, part in parts:
         yield name, (*inputs, slice(None), part, slice(None))
 
 
@@ -141,11 +163,10 @@ def to_serving(
         pieces = [
             source[piece.path] if piece.layer is None else source[piece.path][piece.layer] for piece in leaf.pieces
         ]
-        array = jnp.asarray(pieces[0])
-        if len(pieces) > 1:
-            array = jnp.zeros(leaf.shape, array.dtype)
-            for piece, values in zip(leaf.pieces, pieces, strict=True):
-                array = array.at[piece.index].set(jnp.reshape(values, array[piece.index].shape))
+        array = jnp.zeros(leaf.split_shape, pieces[0].dtype)
+        for piece, values in zip(leaf.pieces, pieces, strict=True):
+            array = array.at[piece.index].set(jnp.reshape(values, array[piece.index].shape))
+        array = array.reshape(leaf.shape)
         return quantize_leaf(path, array, inputs_last=layout == SEPARATE) if quantize else array
 
     leaves = serving_leaves(config, layout, quantize)
@@ -180,8 +201,8 @@ def serving_axes(config: ModelConfig, layout: str, quantize: str | None = None) 
     return unflatten_dict(leaves, sep="/")
 
 
-def _quantized_axes(path: str, axes: tuple[str | None, ...], layout: str) -> Any:
-    inputs = len(contracted_dimensions(path))
+def _quantized_axes(path: str, axes: tuple[Axis, ...], layout: str) -> Any:
+    inputs = len(contracted_dimensions(path, len(axes)))
     if not inputs:
         return axes
     last = inputs if layout == SEPARATE and path != TIED_HEAD else 0
