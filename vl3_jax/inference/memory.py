@@ -185,7 +185,12 @@ def changes(demand: Demand) -> Iterator[tuple[str, Demand]]:
         types.append(("--quantize int8", {"quantize": "int8"}))
     if len(types) == 3:
         types.append(("--dtype bfloat16 --quantize int8", {"dtype": "bfloat16", "quantize": "int8"}))
-    sizes = [(None, {}), *fewer_tokens, *fewer_rows, *[_both(a, b) for a, b in itertools.product(fewer_tokens, fewer_rows)]]
+    sizes = [
+        (None, {}),
+        *fewer_tokens,
+        *fewer_rows,
+        *[_both(a, b) for a, b in itertools.product(fewer_tokens, fewer_rows)],
+    ]
     for kind, size in itertools.product(types, sizes):
         phrase, fields = _both(kind, size)
         if phrase:
