@@ -179,6 +179,8 @@ class ChatModel:
         """Answers conversations; `on_text` is called with the pieces of the first one's text."""
         start = time.perf_counter()
         processed, sampling = self._process(conversations, settings)
+        if not processed:
+            return []
         seconds = time.perf_counter() - start
         self.engine.reserve(rows=min(power_of_two(len(processed)), _MOST_ROWS))
         streams = on_text is not None
