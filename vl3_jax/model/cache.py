@@ -115,7 +115,7 @@ class KVCache(flax.struct.PyTreeNode):
         Args:
           rows: As `reserve_slots`.
           slots: Slots from `reserve_slots`.
-          new: Keys and values, [layers, B, L, K, D] each; of separate layers a list with those of each, [1, ...].
+          new: Keys and values, [layers, B, L, K * D] each; of separate layers a list with those of each, [1, ...].
         """
         if isinstance(self.keys_values, tuple):
             written = tuple(_write(*each, rows, slots) for each in zip(self.keys_values, new, strict=True))
