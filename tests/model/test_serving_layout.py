@@ -1,6 +1,7 @@
 """Tests that the layouts for serving give what the layout of training gives, with a cache and without, in float32."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -114,10 +115,11 @@ def test_pieces_fill_every_leaf_once_from_every_parameter(layout, name):
     for path, leaf in serving_leaves(config, layout).items():
         size = 0
         for piece in leaf.pieces:
-            part = np.broadcast_to(np.int8(0), leaf.shape)[piece.index]
+            part = np.broadcast_to(np.int8(0), leaf.split_shape)[piece.index]
             size += part.size
             used.add((piece.path, piece.layer))
         assert size == np.prod(leaf.shape), path
+        assert sorted(map(math.prod, leaf.splits)) == sorted(leaf.shape)
         assert len(leaf.axes) == len(leaf.shape)
     stored = flatten_dict(abstract_params(config), sep="/")
     assert len(used) == sum(leaf.shape[0] if "/layers/" in path else 1 for path, leaf in stored.items())

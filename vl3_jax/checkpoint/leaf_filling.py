@@ -34,6 +34,8 @@ class Leaf:
       dtype: Its dtype, unless it is quantised.
       pieces: What it consists of.
       contracted: Dimensions that a product contracts, if the leaf is quantised; () if it is not.
+      splits: Sizes that each dimension is split into before pieces are found in it, see `ServingLeaf`; () if none is.
+      transposed: Whether the last two dimensions are in the other order than in the pieces.
     """
 
     path: str
@@ -41,6 +43,27 @@ class Leaf:
     dtype: np.dtype
     pieces: tuple[Piece, ...]
     contracted: tuple[int, ...] = ()
+    splits: tuple[tuple[int, ...], ...] = ()
+    transposed: bool = False
+
+    def split(self, bounds: Bounds) -> tuple["Leaf", Bounds]:
+        """Returns the leaf with its dimensions in the order of its pieces and split, and the bounds of a region."""
+        if not self.splits:
+            return self, bounds
+        shape, regions, contracted = [], [], []
+        order = list(range(len(bounds)))
+        if self.transposed:
+            order[-2:] = order[:-3:-1]
+        for axis, sizes in zip(order, self.splits, strict=True):
+            start, stop = bounds[axis]
+            inner = math.prod(sizes[1:])
+            assert start % inner == stop % inner == 0, "the rules of sharding divide no dimension within a group"
+            contracted += range(len(shape), len(shape) + len(sizes)) if axis in self.contracted else ()
+            shape += sizes
+            regions += [(start // inner, stop // inner), *((0, size) for size in sizes[1:])]
+        return dataclasses.replace(
+            self, shape=tuple(shape), contracted=tuple(contracted), splits=(), transposed=False
+        ), regions
 
     @property
     def stacked(self) -> bool:
@@ -84,7 +107,10 @@ def fill(source: CheckpointSource, leaf: Leaf, bounds: Bounds, run: Run = map) -
     Raises:
       InputError: A slice of the checkpoint is damaged or cannot be read.
     """
-    buffer = aligned([stop - start for start, stop in bounds], leaf.dtype)
+    whole = aligned([stop - start for start, stop in bounds], leaf.dtype)
+    ordered = whole.swapaxes(-1, -2) if leaf.transposed else whole
+    leaf, bounds = leaf.split(bounds)
+    buffer = ordered.reshape([stop - start for start, stop in bounds], copy=False)
 
     def read(piece: Piece) -> None:
         found = _overlap(piece, leaf, bounds)
@@ -101,7 +127,7 @@ def fill(source: CheckpointSource, leaf: Leaf, bounds: Bounds, run: Run = map) -
             target[...] = out.reshape(target.shape)
 
     list(run(read, leaf.pieces))
-    return buffer
+    return whole
 
 
 def fill_quantized(
@@ -122,8 +148,12 @@ def fill_quantized(
       InputError: A slice of the checkpoint is damaged or cannot be read.
     """
     shape = [stop - start for start, stop in bounds]
-    values = aligned(shape, np.dtype(np.int8))
-    scales = aligned(_scale_shape(shape, leaf.contracted), np.dtype(np.float32))
+    whole = aligned(shape, np.dtype(np.int8)), aligned(_scale_shape(shape, leaf.contracted), np.dtype(np.float32))
+    ordered = [each.swapaxes(-1, -2) for each in whole] if leaf.transposed else whole
+    leaf, bounds = leaf.split(bounds)
+    shape = [stop - start for start, stop in bounds]
+    values = ordered[0].reshape(shape, copy=False)
+    scales = ordered[1].reshape(_scale_shape(shape, leaf.contracted), copy=False)
     contracted = tuple(axis - leaf.stacked for axis in leaf.contracted)
 
     def quantize(piece: Piece) -> None:
@@ -141,7 +171,7 @@ def fill_quantized(
             target[...] = part.reshape(target.shape)
 
     list(run(quantize, leaf.pieces))
-    return values, scales
+    return whole
 
 
 def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

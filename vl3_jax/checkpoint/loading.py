@@ -124,8 +124,10 @@ def leaves_to_load(
         for path, leaf in serving_leaves(source.config, layout).items():
             stored = source.dtypes[leaf.pieces[0].path]
             kept = path == EMBEDDING and stored.name == "bfloat16"
-            contracted = contracted_dimensions(path) if quantize else ()
-            leaves.append(Leaf(path, leaf.shape, stored if kept else dtype or stored, leaf.pieces, contracted))
+            contracted = contracted_dimensions(path, len(leaf.shape)) if quantize else ()
+            leaves.append(
+                Leaf(path, leaf.shape, stored if kept else dtype or stored, leaf.pieces, contracted, leaf.splits)
+            )
     return sorted(leaves, key=lambda leaf: -leaf.nbytes)
 
 

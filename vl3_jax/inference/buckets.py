@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 SMALLEST_BUCKET = 64
 SMALLEST_SLOTS = 1024
-SMALLEST_PART, _LARGEST_PART = 16, 1024  # tokens of a part of a prompt
+SMALLEST_PART, LARGEST_PART = 16, 1024  # tokens of a part of a prompt
 
 
 def bucket_sizes() -> Iterator[int]:
@@ -37,7 +37,7 @@ def part_sizes(start: int, limit: Callable[[int], float]) -> list[int]:
       start: Position of the first token.
       limit: Returns the most tokens of a part, by the position of its first token.
     """
-    sizes, largest = [SMALLEST_PART], min(limit(start), _LARGEST_PART)
+    sizes, largest = [SMALLEST_PART], min(limit(start), LARGEST_PART)
     while 2 * sizes[-1] <= largest:
         sizes.append(2 * sizes[-1])
     return sizes

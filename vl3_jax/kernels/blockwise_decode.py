@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vl3_jax.kernels import online_softmax
-from vl3_jax.kernels.decode_inputs import DecodeInputs
+from vl3_jax.kernels.decode_inputs import DecodeInputs, DecodeOutputs, flat
 from vl3_jax.kernels.dense import masked_attention
 from vl3_jax.kernels.einsum import einsum
 from vl3_jax.kernels.keys_values import row_numbers
@@ -16,19 +16,19 @@ from vl3_jax.kernels.keys_values import row_numbers
 BLOCK = 256  # slots
 
 
-def dense_decode_attention(inputs: DecodeInputs) -> jax.Array:
-    """Attention of a few queries to all slots, used or not, of a layer that is sliced out of the cache.
+def dense_decode_attention(inputs: DecodeInputs) -> DecodeOutputs:
+    """Attention of a few new tokens to themselves and to all slots, used or not, of a layer sliced out of the cache."""
+    q, k, v = inputs.rotated()
+    cached = inputs.keys_values.read(inputs.layer, inputs.rows, q.dtype)
+    keys, values = (jnp.concatenate([old, new.swapaxes(1, 2)], axis=2) for old, new in zip(cached, (k, v), strict=True))
+    allowed = jnp.concatenate([inputs.schedule.allowed, inputs.schedule.allowed_new], axis=2) != 0
+    return DecodeOutputs(flat(masked_attention(q, keys, values, allowed, inputs.scale)), flat(k), flat(v))
 
-    Returns:
-      The attention output, [B, L, H, D] in the dtype of `q`.
-    """
-    keys, values = inputs.keys_values.read(inputs.layer, inputs.rows, inputs.q.dtype)
-    return masked_attention(inputs.q, keys, values, inputs.schedule.allowed != 0, inputs.scale)
 
-
-def blockwise_decode_attention(inputs: DecodeInputs) -> jax.Array:
+def blockwise_decode_attention(inputs: DecodeInputs) -> DecodeOutputs:
     """Equals `dense_decode_attention`; reads the blocks of the schedule."""
-    q, cached, (allowed, order, count) = inputs.q, inputs.keys_values, inputs.schedule
+    q, new_k, new_v = inputs.rotated()
+    cached, (allowed, allowed_new, order, count) = inputs.keys_values, inputs.schedule
     rows, length, heads, width = q.shape
     kv_heads, block = cached.keys.shape[2], inputs.schedule.block
     group = heads // kv_heads
@@ -45,17 +45,21 @@ def blockwise_decode_attention(inputs: DecodeInputs) -> jax.Array:
                 part = part.astype(jnp.float32) * scale[0, 0, :, :, None]
             return part.astype(q.dtype)
 
+        def add(state, k: jax.Array, v: jax.Array, is_allowed: jax.Array):
+            scores = einsum("krd,ksd->krs", grouped_q[b], k, out_dtype=jnp.float32) * inputs.scale
+            return online_softmax.update(state, scores, jnp.repeat(is_allowed != 0, group, axis=0), v, "krs,ksd->krd")
+
         def add_kv_block(step, state):
             start = order[b, step] * block
             k = block_of(cached.keys, cached.key_scales, start)
             v = block_of(cached.values, cached.value_scales, start)
-            is_allowed = lax.dynamic_slice(allowed, (b, 0, start), (1, length, block))[0] != 0
-            scores = einsum("krd,ksd->krs", grouped_q[b], k, out_dtype=jnp.float32) * inputs.scale
-            is_allowed = jnp.repeat(is_allowed, group, axis=0)
-            return online_softmax.update(state, scores, is_allowed, v, "krs,ksd->krd")
+            return add(state, k, v, lax.dynamic_slice(allowed, (b, 0, start), (1, length, block))[0])
 
-        state = lax.fori_loop(0, count[b], add_kv_block, online_softmax.init(grouped_q.shape[1:]))
+        state = online_softmax.init(grouped_q.shape[1:])
+        state = add(state, new_k[b].swapaxes(0, 1), new_v[b].swapaxes(0, 1), allowed_new[b])
+        state = lax.fori_loop(0, count[b], add_kv_block, state)
         return online_softmax.finalize(state)[0].astype(q.dtype)
 
     out = lax.map(row_output, jnp.arange(rows))
-    return out.reshape(rows, kv_heads, length, group, width).swapaxes(1, 2).reshape(q.shape)
+    out = out.reshape(rows, kv_heads, length, group, width).swapaxes(1, 2)
+    return DecodeOutputs(out.reshape(rows, length, -1), flat(new_k), flat(new_v))

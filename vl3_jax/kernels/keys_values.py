@@ -25,31 +25,47 @@ class KeysValues(flax.struct.PyTreeNode):
     value_scales: jax.Array | None = None
 
     def write(
-        self, layer: jax.Array, rows: jax.Array | None, slots: jax.Array, keys: jax.Array, values: jax.Array
+        self, rows: jax.Array, slots: jax.Array, keys: jax.Array, values: jax.Array, first_row: jax.Array | int = 0
     ) -> "KeysValues":
-        """Writes the keys and values of new tokens into one layer.
+        """Writes the keys and values of new tokens into all layers, in place where the caller donates them.
 
         Args:
-          layer: Index of the layer, [] int32.
-          rows: Row of the cache of each row of tokens, [B] int32; None where they are the same.
-          slots: Slot of each token, [B, L] int32; a token whose slot is S or more is dropped.
-          keys: New keys, [B, L, K, D].
-          values: New values, [B, L, K, D].
+          rows: Row of the cache of each row of tokens, [B] int32.
+          slots: Slot of each token, [B, L] int32; those of a row follow one another, and a token whose slot is S is
+            dropped.
+          keys: New keys, [layers, B, L, K * D].
+          values: New values, likewise.
+          first_row: Number of the first row of this cache, where it is a part of a larger one; tokens of rows that are
+            not in it are dropped.
         """
-        index = (layer, row_numbers(rows, slots)[:, None], slice(None), slots)
+        keys, values = (x.reshape(*x.shape[:-1], -1, self.keys.shape[4]) for x in (keys, values))
+        new = [keys, values]
+        if self.key_scales is not None:
+            (keys, key_scales), (values, value_scales) = _quantize(keys), _quantize(values)
+            new = [keys, values, key_scales, value_scales]
+        new = [x.swapaxes(2, 3) for x in new]
+        arrays, structure = jax.tree.flatten(self)
+        count, size = self.keys.shape[1], self.keys.shape[3]
+        width = min(slots.shape[1], size)
+        local = rows - first_row
+        start = jnp.minimum(slots.min(1), size - width)
+        is_token = slots[:, None, :] == start[:, None, None] + jnp.arange(width)[:, None]
+        is_new = is_token.any(-1) & ((local >= 0) & (local < count))[:, None]
+        token = jnp.argmax(is_token, axis=-1)
 
-        def put(cached: jax.Array, new: jax.Array) -> jax.Array:
-            return cached.at[index].set(new.astype(cached.dtype), mode="drop")
+        def write_row(b: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
+            written = []
+            for cached, fresh in zip(arrays, new, strict=True):
+                at = (0, local[b], 0, start[b], 0)[: cached.ndim]
+                window = (cached.shape[0], 1, cached.shape[2], width, *cached.shape[4:])
+                row = jax.lax.dynamic_index_in_dim(fresh, b, 1)
+                row = row if width == 1 == slots.shape[1] else jnp.take(row, token[b], axis=3)
+                mask = is_new[b].reshape(-1, *[1] * (cached.ndim - 4))
+                merged = jnp.where(mask, row.astype(cached.dtype), jax.lax.dynamic_slice(cached, at, window))
+                written.append(jax.lax.dynamic_update_slice(cached, merged, at))
+            return written
 
-        if self.key_scales is None or self.value_scales is None:
-            return self.replace(keys=put(self.keys, keys), values=put(self.values, values))
-        (keys, key_scales), (values, value_scales) = _quantize(keys), _quantize(values)
-        return KeysValues(
-            keys=put(self.keys, keys),
-            values=put(self.values, values),
-            key_scales=put(self.key_scales, key_scales),
-            value_scales=put(self.value_scales, value_scales),
-        )
+        return jax.tree.unflatten(structure, jax.lax.fori_loop(0, len(slots), write_row, arrays))
 
     def read(self, layer: jax.Array, rows: jax.Array | None, dtype) -> tuple[jax.Array, jax.Array]:
         """Returns the keys and values of one layer, [B, K, S, D] each, in `dtype`."""

@@ -45,7 +45,7 @@ def update(
     scores: jax.Array,
     allowed: jax.Array,
     values: jax.Array,
-    equation: str,
+    equation: str | None,
     value_scales: jax.Array | None = None,
 ) -> OnlineSoftmaxState:
     """Adds a block of keys.
@@ -55,7 +55,7 @@ def update(
       scores: Scores of the keys, [..., keys] float32.
       allowed: Which keys each query attends to, bool in the shape of `scores`.
       values: Values of the keys.
-      equation: Einsum of weights [..., keys] and `values` to [..., D].
+      equation: Einsum of weights [..., keys] and `values` to [..., D]; None of one key, whose values broadcast to it.
       value_scales: By what the values of each key are multiplied, in a shape that broadcasts to that of `scores`; None
         leaves them as they are.
 
@@ -66,7 +66,10 @@ def update(
     weights = jnp.where(allowed, jnp.exp(scores - row_max), 0.0)
     correction = jnp.exp(state.row_max - row_max)
     scaled = weights if value_scales is None else weights * value_scales
-    out = einsum(equation, scaled.astype(values.dtype), values, out_dtype=jnp.float32)
+    if equation is None:
+        out = scaled * values.astype(jnp.float32)
+    else:
+        out = einsum(equation, scaled.astype(values.dtype), values, out_dtype=jnp.float32)
     return OnlineSoftmaxState(
         row_max=row_max,
         row_sum=state.row_sum * correction + weights.sum(-1, keepdims=True),

@@ -5,6 +5,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int32
 
@@ -12,6 +13,7 @@ from vl3_jax.kernels.keys_values import KeysValues, row_numbers
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.config import TextConfig
 from vl3_jax.model.remat import SEPARATE
+from vl3_jax.parallel.rules import current_mesh, partition_spec
 
 
 class KVCache(flax.struct.PyTreeNode):
@@ -89,8 +91,8 @@ class KVCache(flax.struct.PyTreeNode):
           rows: Row of the cache of each row of tokens, [B] int32, all different; None where they are the same.
 
         Returns:
-          The cache with the segments and positions of the new tokens, and the slot of each token for
-          `KeysValues.write`, [B, L] int32; S for a token that is not written.
+          The cache with the segments and positions of the new tokens, and the slot of each token for `write`,
+          [B, L] int32; S for a token that is not written.
         """
         valid, row = info.segment_ids > 0, row_numbers(rows, info.segment_ids)
         slots = self.length[row][:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
@@ -102,6 +104,25 @@ class KVCache(flax.struct.PyTreeNode):
         )
         return cache, slots
 
+    def write(
+        self,
+        rows: Int32[Array, " B"] | None,
+        slots: Int32[Array, "B L"],
+        new: tuple[jax.Array, jax.Array] | list[tuple[jax.Array, jax.Array]],
+    ) -> "KVCache":
+        """Writes the keys and values of the new tokens.
+
+        Args:
+          rows: As `reserve_slots`.
+          slots: Slots from `reserve_slots`.
+          new: Keys and values, [layers, B, L, K * D] each; of separate layers a list with those of each, [1, ...].
+        """
+        if isinstance(self.keys_values, tuple):
+            written = tuple(_write(*each, rows, slots) for each in zip(self.keys_values, new, strict=True))
+        else:
+            written = _write(self.keys_values, new, rows, slots)
+        return self.replace(keys_values=written)
+
     def truncate(self, row: Int32[Array, "..."], length: Int32[Array, "..."]) -> "KVCache":
         """Keeps the first `length` slots at most of a row, or of several ([n] of both); 0 empties it."""
         kept = jnp.arange(self.segment_ids.shape[1]) < length[..., None]
@@ -109,3 +130,20 @@ class KVCache(flax.struct.PyTreeNode):
             segment_ids=self.segment_ids.at[row].multiply(kept.astype(jnp.int32)),
             length=self.length.at[row].min(length),
         )
+
+
+def _write(cached: KeysValues, new: Any, rows: Int32[Array, " B"] | None, slots: Int32[Array, "B L"]) -> KeysValues:
+    """Writes new keys and values; on a mesh each device those of its own rows and heads."""
+    mesh = current_mesh()
+    if mesh is None:
+        return cached.write(row_numbers(rows, slots), slots, *new)
+    batch, heads = partition_spec(("batch", "kv_heads"), cached.keys.shape[1:3], mesh)
+    cache_spec = PartitionSpec(None, batch, heads)
+    new_batch = batch if rows is None else None
+
+    def local(cached: KeysValues, new: Any, rows: jax.Array | None, slots: jax.Array) -> KeysValues:
+        first_row = 0 if rows is None or batch is None else jax.lax.axis_index(batch) * cached.keys.shape[1]
+        return cached.write(row_numbers(rows, slots), slots, *new, first_row)
+
+    in_specs = (cache_spec, PartitionSpec(None, new_batch, None, heads), PartitionSpec(), PartitionSpec(new_batch))
+    return jax.shard_map(local, in_specs=in_specs, out_specs=cache_spec, check_vma=False)(cached, new, rows, slots)

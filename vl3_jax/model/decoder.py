@@ -4,6 +4,7 @@ Dimension names: B rows, L tokens, D width, H query heads, K key/value heads, S 
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,10 +14,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int32
 
 from vl3_jax.kernels.backend import AttentionInputs
-from vl3_jax.kernels.decode_inputs import DecodeSchedule
+from vl3_jax.kernels.decode_inputs import DecodeSchedule, flat, join_heads, split_heads
 from vl3_jax.kernels.einsum import tied_product
 from vl3_jax.kernels.keys_values import KeysValues
-from vl3_jax.kernels.rotary import rotate
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention, cache_schedule, cached_attention
 from vl3_jax.model.cache import KVCache
@@ -25,7 +25,7 @@ from vl3_jax.model.layers import ACTIVATIONS, Linear, RMSNorm, partitioned_param
 from vl3_jax.model.lookup import TABLE_AXES, lookup
 from vl3_jax.model.remat import SEPARATE, scan_layers
 from vl3_jax.model.rope import rotary_table
-from vl3_jax.parallel.rules import constrain
+from vl3_jax.parallel.rules import Grouped, constrain
 
 TOKEN_AXES = ("batch", "length")
 
@@ -38,7 +38,7 @@ class DecoderLayerInputs(NamedTuple):
       q_info: Segments and positions of the tokens, [B, L].
       kv_info: Segments and positions of what the tokens attend to: [B, L], the tokens themselves, or [B, S], the slots
         of the cache.
-      slots: Slot that each token is written to, [B, L] int32; None without a cache.
+      cached: Keys and values of all layers, or of a separate layer; None without a cache.
       rows: Row of the cache of each row of tokens, [B] int32; None where they are the same.
       schedule: Which slots a few tokens attend to; None of many tokens, and without a cache.
     """
@@ -46,7 +46,7 @@ class DecoderLayerInputs(NamedTuple):
     rotary: Float32[Array, "B L head_dim"]
     q_info: SegmentInfo
     kv_info: SegmentInfo
-    slots: Int32[Array, "B L"] | None = None
+    cached: KeysValues | None = None
     rows: Int32[Array, " B"] | None = None
     schedule: DecodeSchedule | None = None
 
@@ -70,7 +70,7 @@ class Decoder(nn.Module):
         if self.serving == SEPARATE:
             self.layers = [layer() for _ in range(config.num_layers)]
         else:
-            scanned = scan_layers(DecoderLayer, self.remat, config.num_layers, (0, nn.broadcast))
+            scanned = scan_layers(DecoderLayer, self.remat, config.num_layers, nn.broadcast)
             self.layers = scanned(*layer.args)
         self.norm = RMSNorm(config.rms_norm_eps, "embed", self.param_dtype)
         if not config.tie_word_embeddings:
@@ -97,28 +97,30 @@ class Decoder(nn.Module):
                 x = jnp.where(vision_slot[..., None] >= 0, gather(features, vision_slot).astype(x.dtype), x)
             x = constrain(x, *TOKEN_AXES, None)
         info = SegmentInfo(segment_ids, positions)
-        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
-        shared = DecoderLayerInputs(rotary, info, info)
-        keys_values = None
-        if cache is not None:
-            cache, slots = cache.reserve_slots(info, rows)
-            keys_values, kv_info = cache.keys_values, cache.info(rows)
-            first = keys_values[0] if isinstance(keys_values, tuple) else keys_values
-            schedule = cache_schedule(info, kv_info, first, rows)
-            shared = DecoderLayerInputs(rotary, info, kv_info, slots, rows, schedule)
-        x, keys_values = self._run_layers(x, keys_values, shared)
-        return self.norm(x), None if cache is None else cache.replace(keys_values=keys_values)
+        shared = DecoderLayerInputs(rotary_table(positions, self.config.head_dim, self.config.rope_theta), info, info)
+        if cache is None:
+            return self.norm(self._run_layers(x, shared, None)[0]), None
+        keys_values, kv_info = cache.keys_values, cache.info(rows)
+        first = keys_values[0] if isinstance(keys_values, tuple) else keys_values
+        schedule = cache_schedule(info, kv_info, first, rows)
+        shared = shared._replace(kv_info=kv_info, rows=rows, schedule=schedule)
+        cache, slots = cache.reserve_slots(info, rows)
+        x, new = self._run_layers(x, shared, keys_values)
+        return self.norm(x), cache.write(rows, slots, new)
 
-    def _run_layers(self, x: Float[Array, "B L D"], keys_values: Any, shared: DecoderLayerInputs) -> tuple:
-        """Returns the output of the last layer, and the keys and values with those of the new tokens."""
+    def _run_layers(
+        self, x: Float[Array, "B L D"], shared: DecoderLayerInputs, cached: KeysValues | tuple[KeysValues, ...] | None
+    ) -> tuple[Float[Array, "B L D"], Any]:
+        """Returns the output of the last layer; with a cache also the keys and values that `KVCache.write` takes."""
         if self.serving != SEPARATE:
-            carry, _ = self.layers((x, keys_values), jnp.arange(self.config.num_layers), shared)
-            return carry
-        layer_keys_values = []
-        for index, layer in enumerate(self.layers):
-            (x, new), _ = layer((x, keys_values and keys_values[index]), jnp.int32(0), shared)
-            layer_keys_values.append(new)
-        return x, keys_values and tuple(layer_keys_values)
+            (x, _), new = self.layers((x, jnp.int32(0)), shared._replace(cached=cached))
+            return x, new
+        layer_cache = cached if isinstance(cached, tuple) else (None,) * len(self.layers)
+        new = []
+        for layer, own in zip(self.layers, layer_cache, strict=True):
+            (x, _), keys_values = layer((x, jnp.int32(0)), shared._replace(cached=own))
+            new.append(jax.tree.map(lambda array: array[None], keys_values))
+        return x, new
 
     def unembed(self, hidden: Float[Array, "... D"]) -> Float32[Array, "... V"]:
         """Implements `vl3_jax.model.unembed`."""
@@ -152,21 +154,21 @@ class DecoderLayer(nn.Module):
     fused: bool = False
 
     @nn.compact
-    def __call__(self, carry, layer: Int32[Array, ""], shared: DecoderLayerInputs):
-        x, keys_values = carry
+    def __call__(self, carry: tuple[Float[Array, "B L D"], Int32[Array, ""]], shared: DecoderLayerInputs):
+        x, layer = carry
         norm = functools.partial(RMSNorm, self.config.rms_norm_eps, "embed", self.param_dtype)
         attn = DecoderAttention(self.config, self.param_dtype, self.fused, name="attn")
-        out, keys_values = attn(norm(name="ln_attn")(x), keys_values, layer, shared)
+        out, new = attn(norm(name="ln_attn")(x), layer, shared)
         x += out
         mlp = DecoderMLP(self.config, self.param_dtype, self.fused, name="mlp")
         x += mlp(norm(name="ln_mlp")(x))
         x = constrain(x, *TOKEN_AXES, None)
         self.sow("intermediates", "out", x)
-        return (x, keys_values), None
+        return (x, layer + 1), new
 
 
 class DecoderAttention(nn.Module):
-    """Causal attention within a segment, over the packed row or over the cache that the new tokens are written to."""
+    """Causal attention within a segment, over the packed row, or over the new tokens and a cache."""
 
     config: TextConfig
     param_dtype: DTypeLike = jnp.float32
@@ -174,42 +176,47 @@ class DecoderAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        keys_values: KeysValues | None,
-        layer: Int32[Array, ""],
-        shared: DecoderLayerInputs,
-    ):
-        heads, head_dim = self.config.num_heads, self.config.head_dim
-        q, k, v = self._project(x)
-        infos, scale = (shared.q_info, shared.kv_info), head_dim**-0.5
-        if keys_values is not None:
-            q, k = rotate(q, shared.rotary), rotate(k, shared.rotary)
-            keys_values = keys_values.write(layer, shared.rows, shared.slots, k, v)
+        self, x: Float[Array, "B L D"], layer: Int32[Array, ""], shared: DecoderLayerInputs
+    ) -> tuple[Float[Array, "B L D"], tuple[jax.Array, jax.Array] | None]:
+        """Returns the output, and with a cache the keys and values of the new tokens, [B, L, K * head_dim] each."""
+        qkv = self._project(x, joined=shared.cached is not None)
         with jax.named_scope("attention"):
-            if keys_values is None:
-                out = attention(AttentionInputs(q, k, v, *infos, causal=True, scale=scale, rotary=shared.rotary))
-            else:
-                out = cached_attention(q, keys_values, layer, shared.rows, infos, shared.schedule, scale)
-        shape, axes = (heads, head_dim, self.config.hidden_size), ("heads", "head_dim", "embed")
-        out = Linear(shape, axes, num_in=2, use_bias=False, param_dtype=self.param_dtype, name="out")(out)
-        return out, keys_values
+            if shared.cached is not None:
+                shared_arrays = shared.rotary, (shared.q_info, shared.kv_info), shared.cached
+                out, *new = cached_attention(qkv, *shared_arrays, layer, shared.rows, shared.schedule)
+                return self._project_out(out), tuple(new)
+            infos, scale = (shared.q_info, shared.kv_info), self.config.head_dim**-0.5
+            out = attention(AttentionInputs(*qkv, *infos, causal=True, scale=scale, rotary=shared.rotary))
+        return self._project_out(flat(out)), None
 
-    def _project(self, x: Float[Array, "B L D"]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns queries [B, L, H, head_dim], and keys and values [B, L, K, head_dim]."""
-        config, linear = self.config, functools.partial(Linear, param_dtype=self.param_dtype)
-        kv_heads, group = config.num_kv_heads, config.num_heads // config.num_kv_heads
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        """Key/value heads, queries of a group, and channels of a head."""
+        return self.config.num_kv_heads, self.config.num_heads // self.config.num_kv_heads, self.config.head_dim
+
+    def _project_out(self, out: Float[Array, "B L N"]) -> Float[Array, "B L D"]:
+        config = self.config
+        linear = functools.partial(Linear, use_bias=False, param_dtype=self.param_dtype, name="out")
         if self.fused:
-            shape = (config.hidden_size, kv_heads, group + 2, config.head_dim)
-            qkv = linear(shape, ("embed", "kv_heads", None, "head_dim"), name="qkv")(x)
-            q = qkv[..., :group, :].reshape(*x.shape[:-1], config.num_heads, config.head_dim)
-            return q, qkv[..., group, :], qkv[..., group + 1, :]
+            shape, axes = (out.shape[-1], config.hidden_size), (Grouped("heads", config.num_kv_heads), "embed")
+            return linear(shape, axes)(out)
+        shape, axes = (config.num_heads, config.head_dim, config.hidden_size), ("heads", "head_dim", "embed")
+        return linear(shape, axes, num_in=2)(out.reshape(*out.shape[:-1], *shape[:2]))
+
+    def _project(self, x: Float[Array, "B L D"], joined: bool) -> Any:
+        """Returns queries [B, L, H, head_dim], and keys and values [B, L, K, head_dim]; or all of them `joined`."""
+        config, linear = self.config, functools.partial(Linear, param_dtype=self.param_dtype)
+        kv_heads, group, head_dim = self._sizes
+        if self.fused:
+            shape = (kv_heads * (group + 2) * head_dim, config.hidden_size)
+            qkv = linear(shape, (Grouped("kv_heads", kv_heads), "embed"), transposed=True, name="qkv")(x)
+            return qkv if joined else split_heads(qkv, *self._sizes)
 
         def projected(name: str, heads: int, axis: str) -> jax.Array:
-            shape = (config.hidden_size, heads, config.head_dim)
-            return linear(shape, ("embed", axis, "head_dim"), name=name)(x)
+            return linear((config.hidden_size, heads, head_dim), ("embed", axis, "head_dim"), name=name)(x)
 
-        return projected("q", config.num_heads, "heads"), *(projected(name, kv_heads, "kv_heads") for name in "kv")
+        parts = projected("q", config.num_heads, "heads"), *(projected(name, kv_heads, "kv_heads") for name in "kv")
+        return join_heads(*parts) if joined else parts
 
 
 class DecoderMLP(nn.Module):
@@ -221,11 +228,26 @@ class DecoderMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        width, inner = self.config.hidden_size, self.config.intermediate_size
+        width, inner, act = self.config.hidden_size, self.config.intermediate_size, ACTIVATIONS["silu"]
         linear = functools.partial(Linear, use_bias=False, param_dtype=self.param_dtype)
         if self.fused:
-            gate_up = linear((width, 2, inner), ("embed", None, "mlp"), name="gate_up")(x)
-            gate, up = gate_up[..., 0, :], gate_up[..., 1, :]
+            groups = gate_groups(self.config)
+            axes = Grouped("mlp", groups), "embed"
+            gate_up = linear((2 * inner, width), axes, transposed=True, name="gate_up")(x)
+            # Slices, because a reshaped product would be made of a copy of the kernel on a TPU.
+            parts = jnp.split(gate_up, 2 * groups, axis=-1)
+            hidden = jnp.concatenate(
+                [act(gate) * up for gate, up in zip(parts[::2], parts[1::2], strict=True)], axis=-1
+            )
         else:
             gate, up = (linear((width, inner), ("embed", "mlp"), name=name)(x) for name in ("gate", "up"))
-        return linear((inner, width), ("mlp", "embed"), name="down")(ACTIVATIONS["silu"](gate) * up)
+            hidden = act(gate) * up
+        return linear((inner, width), ("mlp", "embed"), name="down")(hidden)
+
+
+def gate_groups(config: TextConfig) -> int:
+    """Returns how many times a part of `gate` and one of `up` follow each other in a fused kernel.
+
+    Both parts of a group are on one chip. There are as many as key/value heads, over which chips are split, too.
+    """
+    return math.gcd(config.intermediate_size, config.num_kv_heads)

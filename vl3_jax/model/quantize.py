@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+TRANSPOSED = ("qkv", "gate_up")  # modules whose kernels are [out, in], those of the layouts for serving
+
 
 @flax.struct.dataclass
 class QuantizedKernel:
@@ -43,18 +45,20 @@ def quantize_leaf(path: str, leaf: jax.Array) -> jax.Array | QuantizedKernel:
     Returns:
       The quantised kernel, or `leaf` itself.
     """
-    contracted = contracted_dimensions(path)
+    contracted = contracted_dimensions(path, leaf.ndim)
     return _quantize(leaf, contracted) if contracted else leaf
 
 
-def contracted_dimensions(path: str) -> tuple[int, ...]:
-    """Returns the dimensions of a kernel that a product contracts; () of a leaf that is not quantised."""
+def contracted_dimensions(path: str, dimensions: int) -> tuple[int, ...]:
+    """Returns those of the dimensions of a kernel that a product contracts; () of a leaf that is not quantised."""
     *modules, module, kind = path.split("/")
     is_layer = any(name.startswith("layers") for name in modules)
     if kind != "kernel" or not (is_layer or module == "lm_head"):
         return ()
+    if module in TRANSPOSED:
+        return (dimensions - 1,)
     first = int("layers" in modules)  # the dimension of stacked layers comes first and is never contracted
-    return (first, first + 1) if module == "out" else (first,)
+    return (first, first + 1) if module == "out" and dimensions == first + 3 else (first,)
 
 
 @functools.partial(jax.jit, static_argnums=1)

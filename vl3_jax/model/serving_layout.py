@@ -5,12 +5,15 @@ one: q, k and v (`qkv`), and gate and up (`gate_up`). The layers are either "sta
 "separate": their parameters are arrays of their own ("llm/layers_0/..." in place of "llm/layers/..."), and the layers
 run one after another, because on some platforms a scan copies the parameters of a layer before each product.
 
-Kernels of the decoder: `attn/qkv/kernel` [D, K, G + 2, head_dim], the G queries of a group, its key and its value, with
-a bias [K, G + 2, head_dim]; `mlp/gate_up/kernel` [D, 2, F]. All others, and the tower's, keep their shapes.
+The kernels of the decoder's layers are matrices, which no compiler needs to rearrange: `attn/qkv/kernel`
+[K * (G + 2) * head_dim, D], for each key/value head the G queries of its group, its key and its value;
+`attn/out/kernel` [H * head_dim, D]; `mlp/gate_up/kernel` [2 * F, D], in groups of a part of gate and one of up, so that
+a mesh splits both alike. All others, and the tower's, keep their shapes.
 """
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -20,10 +23,12 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from vl3_jax.model.config import ModelConfig
-from vl3_jax.model.quantize import QuantizedKernel, contracted_dimensions, quantize_leaf
+from vl3_jax.model.config import ModelConfig, TextConfig
+from vl3_jax.model.decoder import gate_groups
+from vl3_jax.model.quantize import TRANSPOSED, QuantizedKernel, contracted_dimensions, quantize_leaf
 from vl3_jax.model.remat import SEPARATE, STACKED
 from vl3_jax.model.vl3 import abstract_params, param_axes
+from vl3_jax.parallel.rules import Axis
 
 _SEPARATE_LAYER = re.compile(r"/layers_(\d+)/")
 _FUSED_LEAF = re.compile(r"/(qkv|gate_up)/(kernel|bias)$")
@@ -37,8 +42,8 @@ class Piece(NamedTuple):
     Attributes:
       path: Path of the leaf in the layout of training, its keys joined by "/".
       layer: Layer of a stacked leaf; None for a leaf that is not stacked.
-      index: Part of the leaf for serving. It has as many values as the piece, in the same order, but may split the
-        dimension of heads in two.
+      index: Part of the leaf for serving, reshaped to the sizes of `ServingLeaf.splits`. It has as many values as the
+        piece, in the same order, but may split a dimension in two.
     """
 
     path: str
@@ -53,12 +58,22 @@ class ServingLeaf:
     Attributes:
       shape: Its shape.
       axes: Logical axis of each dimension (see `vl3_jax.parallel.rules`).
+      splits: Sizes that each dimension is split into where pieces are found in it, (n,) for one that is not split. The
+        last dimension of a transposed leaf comes first in it, after that of layers.
+      transposed: Whether the last dimension of the leaf is the input, which comes first in its pieces.
       pieces: What it consists of. They do not overlap, and leave nothing out.
     """
 
     shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
+    axes: tuple[Axis, ...]
+    splits: tuple[tuple[int, ...], ...]
+    transposed: bool
     pieces: tuple[Piece, ...]
+
+    @property
+    def split_shape(self) -> tuple[int, ...]:
+        """Shape of the leaf with its dimensions split."""
+        return tuple(itertools.chain.from_iterable(self.splits))
 
 
 def default_layout(platform: str) -> str:
@@ -75,40 +90,59 @@ def serving_leaves(config: ModelConfig, layout: str) -> Mapping[str, ServingLeaf
       layout: "stacked" or "separate".
     """
     shapes, axes = (flatten_dict(tree(config, serving=layout), sep="/") for tree in (abstract_params, param_axes))
-    return {
-        path: ServingLeaf(leaf.shape, axes[path], tuple(_pieces(config, path, leaf.shape)))
-        for path, leaf in shapes.items()
-    }
+    leaves = {}
+    for path, leaf in shapes.items():
+        splits = _splits(config.text, path, leaf.shape)
+        dimensions = sum(map(len, splits))
+        pieces = tuple(_pieces(config, path, leaf.shape, dimensions))
+        leaves[path] = ServingLeaf(leaf.shape, axes[path], splits, _is_transposed(path), pieces)
+    return leaves
 
 
-def _pieces(config: ModelConfig, path: str, shape: tuple[int, ...]) -> Iterator[Piece]:
-    """Yields the pieces of a leaf."""
+def _splits(text: TextConfig, path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Returns the sizes that each dimension of a leaf is split into."""
+    found, splits = _FUSED_LEAF.search(path), [(size,) for size in shape]
+    if _is_transposed(path):
+        splits = [*splits[:-2], splits[-1], splits[-2]]
+    if found and found[1] == "qkv":
+        splits[-1] = (text.num_kv_heads, text.num_heads // text.num_kv_heads + 2, text.head_dim)
+    elif found:
+        splits[-1] = (gate_groups(text), 2, text.intermediate_size // gate_groups(text))
+    elif path.startswith("llm/") and path.endswith("/attn/out/kernel"):
+        splits[-2] = (text.num_heads, text.head_dim)
+    return tuple(splits)
+
+
+def _is_transposed(path: str) -> bool:
+    *_, module, kind = path.split("/")
+    return module in TRANSPOSED and kind == "kernel"
+
+
+def _pieces(config: ModelConfig, path: str, shape: tuple[int, ...], dimensions: int) -> Iterator[Piece]:
+    """Yields the pieces of a leaf that has so many dimensions once they are split."""
     found = _SEPARATE_LAYER.search(path)
     source = _SEPARATE_LAYER.sub("/layers/", path)
-    stacked = "/layers/" in path
     layers: list[tuple[int | None, Index]] = [(None, ())]
-    if stacked:
+    if "/layers/" in path:
         layers = [(layer, (layer,)) for layer in range(shape[0])]
     elif found:
         layers = [(int(found[1]), ())]
     for layer, first in layers:
-        for name, part in _parts(config, path, len(shape) - len(first)):
+        for name, part in _parts(config.text, path, dimensions - len(first)):
             yield Piece(_FUSED_LEAF.sub(rf"/{name}/\2", source), layer, (*first, *part))
 
 
-def _parts(config: ModelConfig, path: str, dimensions: int) -> Iterator[tuple[str, Index]]:
+def _parts(text: TextConfig, path: str, dimensions: int) -> Iterator[tuple[str, Index]]:
     """Yields the name of each module that a leaf of one layer combines, and its part of the leaf."""
     found = _FUSED_LEAF.search(path)
     if not found:
         yield "", (slice(None),) * dimensions
         return
-    inputs = (slice(None),) * (found[2] == "kernel")
+    inputs, group = (slice(None),) * (found[2] == "kernel"), text.num_heads // text.num_kv_heads
+    parts: list[tuple[str, slice | int]] = [("q", slice(0, group)), ("k", group), ("v", group + 1)]
     if found[1] == "gate_up":
-        for number, name in enumerate(("gate", "up")):
-            yield name, (*inputs, number, slice(None))
-        return
-    group = config.text.num_heads // config.text.num_kv_heads
-    for name, part in (("q", slice(0, group)), ("k", group), ("v", group + 1)):
+        parts = [("gate", 0), ("up", 1)]
+    for name, part in parts:
         yield name, (*inputs, slice(None), part, slice(None))
 
 
@@ -129,12 +163,10 @@ def to_serving(params: Mapping[str, Any], config: ModelConfig, layout: str) -> d
         pieces = [
             source[piece.path] if piece.layer is None else source[piece.path][piece.layer] for piece in leaf.pieces
         ]
-        if len(pieces) == 1:
-            return jnp.asarray(pieces[0])
-        array = jnp.zeros(leaf.shape, pieces[0].dtype)
+        array = jnp.zeros(leaf.split_shape, pieces[0].dtype)
         for piece, values in zip(leaf.pieces, pieces, strict=True):
             array = array.at[piece.index].set(jnp.reshape(values, array[piece.index].shape))
-        return array
+        return array.reshape(*leaf.shape[:-2], leaf.shape[-1], -1).mT if leaf.transposed else array.reshape(leaf.shape)
 
     return unflatten_dict({path: filled(leaf) for path, leaf in serving_leaves(config, layout).items()}, sep="/")
 
@@ -161,7 +193,7 @@ def serving_axes(config: ModelConfig, layout: str, quantize: str | None = None) 
     leaves = flatten_dict(param_axes(config, layout), sep="/")
     if quantize:
         leaves = {
-            path: QuantizedKernel(axes, axes) if contracted_dimensions(path) else axes  # pyright: ignore[reportArgumentType]
+            path: QuantizedKernel(axes, axes) if contracted_dimensions(path, len(axes)) else axes  # pyright: ignore[reportArgumentType]
             for path, axes in leaves.items()
         }
     return unflatten_dict(leaves, sep="/")

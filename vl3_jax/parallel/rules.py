@@ -6,6 +6,7 @@ The mesh has up to four axes: `data` (rows are split, weights replicated), `fsdp
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
@@ -35,7 +36,22 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+class Grouped(NamedTuple):
+    """The logical axis of a dimension that consists of equal groups, within which it is never split.
+
+    Attributes:
+      name: Logical axis.
+      count: Number of groups.
+    """
+
+    name: str
+    count: int
+
+
+Axis = str | Grouped | None  # of one dimension
+
+
+def partition_spec(axes: Sequence[Axis], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Resolves the logical axes of an array to a partition spec.
 
     Args:
@@ -48,7 +64,8 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh 
     """
     taken: set[str] = set()
     entries = []
-    for name, size in zip(axes, shape, strict=True):
+    for axis, size in zip(axes, shape, strict=True):
+        name, size = axis if isinstance(axis, Grouped) else (axis, size)
         chosen: list[str] = []
         split = 1
         for mesh_axis in RULES[name] if name else ():
