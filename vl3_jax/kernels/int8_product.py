@@ -1,8 +1,8 @@
 """Products with int8 matrices.
 
-On a CPU, XLA would write a float copy of the whole matrix for each product, which takes longer than the product, and may
-write those of all layers before the first. There the product is a loop over blocks of the matrix, which are widened in
-the processor's cache.
+On a CPU, XLA would write a float copy of the whole matrix for each product, which takes longer than the product, and
+might write those of all layers before the first. There the product is a loop over blocks of the matrix, which are
+widened in the processor's cache.
 """
 
 import jax

@@ -17,7 +17,6 @@ from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.decode_inputs import DecodeSchedule
 from vl3_jax.kernels.einsum import tied_product
 from vl3_jax.kernels.keys_values import KeysValues
-from vl3_jax.kernels.rotary import rotate
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention, cache_schedule, cached_attention
 from vl3_jax.model.cache import KVCache

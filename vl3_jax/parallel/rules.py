@@ -65,7 +65,7 @@ def partition_spec(axes: Sequence[Axis], shape: Sequence[int], mesh: Mesh | Abst
     taken: set[str] = set()
     entries = []
     for axis, size in zip(axes, shape, strict=True):
-        name, size = axis if isinstance(axis, Grouped) else (axis, size)  # noqa: PLW2901
+        name, size = axis if isinstance(axis, Grouped) else (axis, size)
         chosen: list[str] = []
         split = 1
         for mesh_axis in RULES[name] if name else ():

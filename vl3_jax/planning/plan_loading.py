@@ -33,7 +33,9 @@ class LoadingPlan:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        largest = f", at most {self.transient / 2**20:,.0f} MiB besides the weights, for {self.leaf}" if self.leaf else ""
+        largest = (
+            f", at most {self.transient / 2**20:,.0f} MiB besides the weights, for {self.leaf}" if self.leaf else ""
+        )
         return f"{self.peak / GIB:.2f} GiB at its peak{largest}"
 
 

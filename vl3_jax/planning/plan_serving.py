@@ -21,8 +21,8 @@ from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import partition_spec
 from vl3_jax.parallel.topologies import GIB, Topology
 from vl3_jax.planning import report
-from vl3_jax.planning.plan_loading import LoadingPlan, plan_loading
 from vl3_jax.planning.compiler import ProgramAnalysis, compile_and_analyze, topology_devices
+from vl3_jax.planning.plan_loading import LoadingPlan, plan_loading
 
 _LAYOUT = default_layout("tpu")
 _PROGRAMS = {"encode_vision": "encode", "prefill": "prefill", "decode_steps": "decode"}  # names in a plan
@@ -166,9 +166,7 @@ def plan_serving(
     }
     state = described_state(module, workload.rows, slots, device_mesh)
     weights, cache = _bytes_per_chip(params), _bytes_per_chip(state.cache)
-    return ServingPlan(
-        topology, dict(device_mesh.shape), workload, weights, cache, analyses, plan_loading(params)
-    )
+    return ServingPlan(topology, dict(device_mesh.shape), workload, weights, cache, analyses, plan_loading(params))
 
 
 def _with_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
