@@ -4,7 +4,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vl3_jax.errors import InputError, SettingError
 from vl3_jax.inference import answer_settings
@@ -19,9 +19,6 @@ from vl3_jax.processing.messages import MediaPart, Turn, parse_messages
 from vl3_jax.processing.packed_batch import Sample
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 from vl3_jax.processing.remote_media import RemotePolicy, fetched
-
-if TYPE_CHECKING:
-    pass
 
 Messages = Sequence[Mapping[str, Any] | Turn]
 _MOST_ROWS = 8  # conversations of a batch that are answered side by side
