@@ -22,7 +22,7 @@ from vl3_jax.checkpoint.tokenizer_files import check_token_ids
 from vl3_jax.errors import InputError
 from vl3_jax.model import abstract_params, param_axes
 from vl3_jax.model.config import ModelConfig
-from vl3_jax.model.quantize import TIED_HEAD, QuantizedKernel, contracted_dimensions
+from vl3_jax.model.quantize import QuantizedKernel, contracted_dimensions
 from vl3_jax.model.remat import SEPARATE
 from vl3_jax.model.serving_layout import EMBEDDING, Piece, serving_leaves
 from vl3_jax.parallel import rules
@@ -113,7 +113,7 @@ def load(
 def leaves_to_load(
     source: CheckpointSource, dtype: np.dtype | None = None, layout: str | None = None, quantize: str | None = None
 ) -> list[Leaf]:
-    """Returns the leaves that `load` makes of a checkpoint, the largest first; it describes the arguments and errors."""
+    """Returns the leaves that `load`, which describes the arguments, makes of a checkpoint, the largest first."""
     if layout is None:
         leaves = [_leaf_of_training(source, path, dtype or source.dtypes[path]) for path in source.leaves]
     else:
@@ -125,8 +125,9 @@ def leaves_to_load(
             stored = source.dtypes[leaf.pieces[0].path]
             kept = path == EMBEDDING and stored.name == "bfloat16"
             contracted = contracted_dimensions(path, len(leaf.shape)) if quantize else ()
-            leaf_dtype, inputs_last = stored if kept else dtype or stored, layout == SEPARATE and path != TIED_HEAD
-            leaves.append(Leaf(path, leaf.shape, leaf_dtype, leaf.pieces, contracted, leaf.splits, inputs_last))
+            leaf_dtype, inputs_last = stored if kept else dtype or stored, layout == SEPARATE and contracted[:1] == (0,)
+            order = leaf.splits, leaf.transposed, inputs_last
+            leaves.append(Leaf(path, leaf.shape, leaf_dtype, leaf.pieces, contracted, *order))
     return sorted(leaves, key=lambda leaf: -leaf.nbytes)
 
 
@@ -160,7 +161,7 @@ def _load_leaf(source: CheckpointSource, leaf: Leaf, sharding: Sharding, run: Ru
         parts = _arrays(source, leaf, sharding, ((layer, layer + 1), *leaf.whole[1:]), run)
         if stacks is None:
             stacks = jax.tree.map(lambda part: _empty_stack(part, leaf.shape[0]), parts)
-        stacks = jax.tree.map(lambda stack, part: layer_setter(stack.sharding)(stack, part, layer), stacks, parts)
+        stacks = jax.tree.map(functools.partial(_set_layer, layer), stacks, parts)
         jax.block_until_ready(stacks)
     return stacks  # pyright: ignore[reportReturnType]  # there is a layer
 
@@ -179,6 +180,10 @@ def layer_setter(sharding: Sharding) -> Any:
         return jax.lax.dynamic_update_slice_in_dim(stack, part, layer, 0)
 
     return jax.jit(set_layer, donate_argnums=0, out_shardings=sharding)
+
+
+def _set_layer(layer: int, stack: jax.Array, part: jax.Array) -> jax.Array:
+    return layer_setter(stack.sharding)(stack, part, layer)
 
 
 def _empty_stack(part: jax.Array, layers: int) -> jax.Array:

@@ -105,7 +105,7 @@ class CompiledPrograms:
         """Generates a few tokens, see `decode_steps`."""
         integers, flags = _array([rows], jnp.int32), _array([rows], jnp.bool_)
         sampling = SamplingParams(*(_array([rows], dtype) for dtype in SAMPLING_DTYPES))
-        inputs = programs.DecodeRows(integers, flags, flags, integers, sampling)
+        inputs = programs.DecodeRows(integers, integers, flags, flags, integers, sampling)
         others = (inputs, self._stop_ids, _array([], jnp.int32))
         static = (programs.STEPS_PER_CALL, logprobs)
         arguments = lambda: (self._params, self._state(rows, slots), *others)  # noqa: E731

@@ -1,8 +1,8 @@
 """The memory that inference needs, counted before anything is loaded, and what to do where there is less."""
 
-import contextlib
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +14,7 @@ from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.tensors import float_dtype
 from vl3_jax.errors import InputError
 from vl3_jax.host_memory import free_host_memory
+from vl3_jax.inference.buckets import LARGEST_PART
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.model.serving_layout import default_layout
 from vl3_jax.storage.progress import human_bytes
@@ -107,7 +108,7 @@ def weight_shards(mesh: jax.sharding.Mesh | None) -> int:
 
 
 def free_memory() -> int | None:
-    """Returns the bytes that the first local device has left, of a CPU those of the machine; None if it does not tell."""
+    """Returns the bytes that the first local device has left, on a CPU the machine; None if it does not tell."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return free_host_memory()
@@ -120,49 +121,75 @@ def _cache_and_activations(config: ModelConfig, demand: Demand) -> tuple[int, in
     qkv_width = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
     tower = 2 * vision.hidden_size + max(4 * vision.hidden_size, 2 * vision.intermediate_size)
     decoder = 2 * text.hidden_size + max(2 * qkv_width, 2 * text.intermediate_size)
-    activations = max(demand.patches * tower, demand.slots * decoder) * item_size + 4 * demand.rows * text.vocab_size
+    tokens = min(demand.slots, LARGEST_PART)
+    activations = max(demand.patches * tower, tokens * decoder) * item_size + 4 * demand.rows * text.vocab_size
     return text.cached_values_per_token * item_size * demand.slots * demand.rows, activations
 
 
-def check_memory(source: CheckpointSource, demand: Demand, shards: int = 1) -> MemoryPlan:
-    """Returns the plan of what is about to be loaded.
+@dataclasses.dataclass(frozen=True)
+class ModelMemory:
+    """The memory of one model: refuses what does not fit, in one line with the smallest change that does.
 
-    Raises:
-      InputError: It needs more memory than there is; the line has the smallest change that fits.
+    Attributes:
+      source: Its checkpoint.
+      demand: How it is loaded; its sizes are those of a short question.
+      shards: Devices that weights and cache are split over.
     """
-    plan = memory_plan(source, demand, shards=shards)
-    if not plan.fits:
-        raise InputError(refusal(source, demand, plan, shards))
-    return plan
 
+    source: CheckpointSource
+    demand: Demand
+    shards: int = 1
 
-@contextlib.contextmanager
-def explained(source: CheckpointSource, demand: Demand, shards: int = 1) -> Iterator[None]:
-    """Turns running out of memory into an `InputError` with the smallest change that fits."""
-    free = free_memory()
-    try:
-        yield
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    def check_loading(self) -> None:
+        """Raises InputError if the model, with a short question, needs more memory than there is."""
+        plan = memory_plan(self.source, self.demand, shards=self.shards)
+        if not plan.fits:
+            raise self._refusal(self.demand, plan)
+
+    def check_room(self, rows: int, slots: int) -> None:
+        """Raises InputError if the loaded model has no room for a new cache of so many rows and slots."""
+        demand, free = dataclasses.replace(self.demand, rows=rows, slots=slots), free_memory()
+        plan = memory_plan(self.source, demand, free, self.shards)
+        if free is not None and plan.cache + plan.activations > free:
+            raise self._refusal(demand, dataclasses.replace(plan, free=free + plan.weights))
+
+    def explained(self, error: BaseException, rows: int | None = None, slots: int | None = None) -> BaseException:
+        """Returns an InputError in place of an error that says that memory is exhausted, and other errors as they are.
+
+        Args:
+          error: An exception of Python or of a device's allocator.
+          rows, slots: Sizes of the cache, if the model is loaded.
+        """
         if not is_out_of_memory(error):
-            raise
-        raise InputError(refusal(source, demand, memory_plan(source, demand, free, shards), shards)) from error
+            return error
+        demand, free = self.demand, free_memory()
+        if rows and slots:
+            demand = dataclasses.replace(demand, rows=rows, slots=slots)
+        plan = memory_plan(self.source, demand, free, self.shards)
+        if rows and slots and free is not None:  # the weights are loaded
+            plan = dataclasses.replace(plan, free=free + plan.weights)
+        return self._refusal(demand, plan)
+
+    def _refusal(self, demand: Demand, plan: MemoryPlan) -> InputError:
+        needs = f"needs {human_bytes(plan.total)} of memory (weights {human_bytes(plan.weights)}"
+        needs += f", {demand.rows} x {demand.slots:,} tokens {human_bytes(plan.cache + plan.activations)})"
+        if plan.free is not None:
+            needs += f" and {human_bytes(plan.free)} are free"
+        least = plan
+        for change, changed in changes(demand):
+            least = memory_plan(self.source, changed, plan.free, self.shards)
+            if least.total < plan.total and least.fits:
+                return InputError(f"{self.source.location}: {needs}; {change} ({human_bytes(least.total)})")
+        advice = f"the least is {human_bytes(least.total)}: use a smaller model or more memory"
+        return InputError(f"{self.source.location}: {needs}; {advice}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an exception of Python or of a device's allocator says that memory is exhausted."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
-
-
-def refusal(source: CheckpointSource, demand: Demand, plan: MemoryPlan, shards: int = 1) -> str:
-    """Returns the line that says what is missing, and the smallest change of the demand with which it fits."""
-    free = "" if plan.free is None else f", {human_bytes(plan.free)} are free"
-    needs = f"needs {human_bytes(plan.total)} of memory (weights {human_bytes(plan.weights)}){free}"
-    least = plan
-    for change, changed in changes(demand):
-        least = memory_plan(source, changed, plan.free, shards)
-        if least.total < plan.total and least.fits:
-            return f"{source.location}: {needs}; {change}: {human_bytes(least.total)}"
-    return f"{source.location}: {needs}; the least is {human_bytes(least.total)}: use a smaller model or more memory"
+    device = isinstance(error, jax.errors.JaxRuntimeError) and re.search(
+        "RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)
+    )
+    return isinstance(error, MemoryError) or bool(device)
 
 
 def changes(demand: Demand) -> Iterator[tuple[str, Demand]]:
@@ -189,7 +216,7 @@ def changes(demand: Demand) -> Iterator[tuple[str, Demand]]:
         (None, {}),
         *fewer_tokens,
         *fewer_rows,
-        *[_both(a, b) for a, b in itertools.product(fewer_tokens, fewer_rows)],
+        *itertools.starmap(_both, itertools.product(fewer_tokens, fewer_rows)),
     ]
     for kind, size in itertools.product(types, sizes):
         phrase, fields = _both(kind, size)

@@ -49,7 +49,7 @@ def load(
     from vl3_jax import compilation_cache
     from vl3_jax.checkpoint import load as load_checkpoint
     from vl3_jax.checkpoint import open_source
-    from vl3_jax.inference.memory import Demand, check_memory, explained, weight_shards
+    from vl3_jax.inference.memory import Demand, ModelMemory, weight_shards
     from vl3_jax.model import VideoLLaMA3
     from vl3_jax.model.serving_layout import default_layout
 
@@ -58,19 +58,27 @@ def load(
     if quantize not in (None, *QUANTIZATIONS):
         raise InputError(f"quantize is {quantize!r}: use {' or '.join(QUANTIZATIONS)}, or leave it out")
     demand = Demand(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"), quantize)
-    opened, shards = open_source(source, token=token), weight_shards(mesh)
+    opened, layout = open_source(source, token=token), default_layout(jax.default_backend())
     processor = Processor.from_folder(opened.files)
-    check_memory(opened, demand, shards)
-    layout = default_layout(jax.default_backend())
-    with explained(opened, demand, shards):
+    memory = ModelMemory(opened, demand, weight_shards(mesh))
+    memory.check_loading()
+    try:
         checkpoint = load_checkpoint(
             opened, dtype=demand.dtype, mesh=mesh, quiet=quiet, layout=layout, quantize=quantize
         )
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        raise memory.explained(error) from error
     generation_config = GenerationConfig.read(checkpoint.files, processor.tokenizer.stop_ids)
     normalisation = {"image_mean": processor.config.image_mean, "image_std": processor.config.image_std}
     vision = dataclasses.replace(checkpoint.config.vision, **normalisation)
     model = VideoLLaMA3(dataclasses.replace(checkpoint.config, vision=vision), dtype=demand.dtype, serving=layout)
     engine = Engine(
-        model, checkpoint.params, generation_config.stop_ids, on_status, mesh, programs_folder=programs_folder
+        model,
+        checkpoint.params,
+        generation_config.stop_ids,
+        on_status,
+        mesh,
+        programs_folder=programs_folder,
+        memory=memory,
     )
     return ChatModel(engine, processor, generation_config, time.perf_counter() - start)

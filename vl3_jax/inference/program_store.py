@@ -97,7 +97,7 @@ def _environment() -> str:
             devices[0].client.platform_version,
             str(len(devices)),
             *flags,
-            *(str(getattr(jax.config, name)) for name in settings),
+            *(str(jax.config.values[name]) for name in settings),
             cpu,
             _code_digest(),
         ]

@@ -33,11 +33,12 @@ class KeysValues(flax.struct.PyTreeNode):
           rows: Row of the cache of each row of tokens, [B] int32.
           slots: Slot of each token, [B, L] int32; those of a row follow one another, and a token whose slot is S is
             dropped.
-          keys: New keys, [layers, B, L, K, D].
+          keys: New keys, [layers, B, L, K * D].
           values: New values, likewise.
           first_row: Number of the first row of this cache, where it is a part of a larger one; tokens of rows that are
             not in it are dropped.
         """
+        keys, values = (x.reshape(*x.shape[:-1], -1, self.keys.shape[4]) for x in (keys, values))
         new = [keys, values]
         if self.key_scales is not None:
             (keys, key_scales), (values, value_scales) = _quantize(keys), _quantize(values)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 TIED_HEAD = "llm/tied_head"  # the output head of a model with tied embeddings, [V, D]
+TRANSPOSED = ("qkv", "gate_up")  # modules whose kernels are [out, in], those of the layouts for serving
 
 
 @flax.struct.dataclass
@@ -44,7 +45,7 @@ def quantize_leaf(path: str, leaf: jax.Array, inputs_last: bool = False) -> jax.
     Args:
       path: Keys of the leaf, joined by "/".
       leaf: The array.
-      inputs_last: Whether the dimensions of the input come last in the values. Layers must not be stacked.
+      inputs_last: Whether the dimensions of the input, where they are first, come last in the values.
 
     Returns:
       The quantised kernel, or `leaf` itself.
@@ -53,7 +54,7 @@ def quantize_leaf(path: str, leaf: jax.Array, inputs_last: bool = False) -> jax.
     if not contracted:
         return leaf
     kernel = _quantize(leaf, contracted)
-    if inputs_last and path != TIED_HEAD:
+    if inputs_last and contracted[0] == 0:
         return with_inputs_last(kernel.values, kernel.scale, len(contracted))
     return kernel
 
@@ -72,6 +73,8 @@ def contracted_dimensions(path: str, dimensions: int) -> tuple[int, ...]:
     is_layer = any(name.startswith("layers") for name in modules)
     if kind != "kernel" or not (is_layer or module == "lm_head"):
         return ()
+    if module in TRANSPOSED:
+        return (dimensions - 1,)
     first = int("layers" in modules)  # the dimension of stacked layers comes first and is never contracted
     return (first, first + 1) if module == "out" and dimensions == first + 3 else (first,)
 
@@ -84,8 +87,8 @@ def _quantize(kernel: jax.Array, contracted: tuple[int, ...]) -> QuantizedKernel
     return QuantizedKernel(values, scale)
 
 
-# The same in NumPy, for what is quantised while it is read. Both multiply by reciprocals, as the compiler would do where
-# they divided, and give the same bits.
+# The same in NumPy, for what is quantised while it is read. Both multiply by reciprocals, as the compiler does where
+# there are divisions, and give the same bits.
 
 
 def channel_scale(largest: Any) -> Any:

@@ -22,6 +22,7 @@ from vl3_jax.parallel.rules import partition_spec
 from vl3_jax.parallel.topologies import GIB, Topology
 from vl3_jax.planning import report
 from vl3_jax.planning.compiler import ProgramAnalysis, compile_and_analyze, topology_devices
+from vl3_jax.planning.plan_loading import LoadingPlan, plan_loading
 
 _LAYOUT = default_layout("tpu")
 _PROGRAMS = {"encode_vision": "encode", "prefill": "prefill", "decode_steps": "decode"}  # names in a plan
@@ -62,16 +63,18 @@ class ServingPlan:
     weights: int
     cache: int
     programs: dict[str, ProgramAnalysis]
+    loading: LoadingPlan
 
     @property
     def fits(self) -> bool:
-        """Whether every program compiled."""
-        return all(program.fits for program in self.programs.values())
+        """Whether every program compiled, and the weights can be placed."""
+        placed = self.loading.peak <= self.topology.chip.hbm_bytes
+        return placed and all(program.fits for program in self.programs.values())
 
     @property
     def peak(self) -> int:
         """Bytes of HBM on a chip that the largest program needs."""
-        return max(program.peak for program in self.programs.values())
+        return max(self.loading.peak, *(program.peak for program in self.programs.values()))
 
     @property
     def tokens_per_second(self) -> float:
@@ -92,6 +95,7 @@ class ServingPlan:
                 "peak": self.peak,
                 "limit": self.topology.chip.hbm_bytes,
             },
+            "loading": self.loading.as_json(),
             "programs": {name: program.as_json() for name, program in self.programs.items()},
             "tokens_per_second_bound": self.tokens_per_second,
         }
@@ -107,6 +111,7 @@ class ServingPlan:
             f"  cache       {self.cache / GIB:6.2f} GiB",
         ]
         lines += [f"  {name:10}{program.peak / GIB:8.2f} GiB at its peak" for name, program in self.programs.items()]
+        lines.insert(len(lines) - len(self.programs), f"  loading     {self.loading}")
         rate = f"at {chip.hbm_bandwidth / 1e12:.2f} TB/s of a chip"
         lines.append(f"decoding      at most {self.tokens_per_second:,.0f} tokens/s, {rate}")
         lines.append(f"compiled in {sum(program.seconds for program in self.programs.values()):.0f} s")
@@ -161,7 +166,7 @@ def plan_serving(
     }
     state = described_state(module, workload.rows, slots, device_mesh)
     weights, cache = _bytes_per_chip(params), _bytes_per_chip(state.cache)
-    return ServingPlan(topology, dict(device_mesh.shape), workload, weights, cache, analyses)
+    return ServingPlan(topology, dict(device_mesh.shape), workload, weights, cache, analyses, plan_loading(params))
 
 
 def _with_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
