@@ -146,7 +146,7 @@ class Engine:
         """Adds a request. Nothing runs before the engine does: iterate over the result, or call `step`.
 
         Raises:
-          InputError: The prompt and its answer exceed the model's context, or the memory. Other requests are not affected.
+          InputError: The prompt and its answer exceed the model's context, or the memory; others are not affected.
         """
         prompt, new = len(request.sample.tokens), request.sampling.max_new_tokens
         context = self.model.config.text.max_position_embeddings
