@@ -190,7 +190,8 @@ def test_new_tokens_are_written_to_their_slots_and_nothing_else_is(dtype, slots)
     """A token whose slot is 8 is dropped, in front of others, between and after them."""
     cache, slots, rows = random_cache(dtype), np.array(slots), np.array([1, 0])
     new = [jax.random.normal(jax.random.key(i), (3, 2, 5, 2 * 16)) * 3 for i in range(2)]
-    written = jax.jit(KeysValues.write)(cache, rows, slots, *new)
+    both = jnp.stack([x.reshape(3, 2, 5, 2, 16) for x in new], axis=-2).reshape(3, 2, 5, -1)
+    written = jax.jit(KeysValues.write)(cache, rows, slots, both)
     for name, values in zip(("keys", "values"), new, strict=True):
         index = {"keys": 0, "values": 1}[name]
         for layer in range(3):
@@ -236,11 +237,11 @@ def step(qkv, rotary, keys_values, q_info, kv_info, slots):
 
     def layer(index, qkv):
         inputs = DecodeInputs(qkv, rotary, keys_values, index, None, schedule, scale=0.1)
-        out, *new = decode_attention(inputs)
-        return jnp.concatenate([out, *new], axis=-1), tuple(new)
+        out, new = decode_attention(inputs)
+        return jnp.concatenate([out, new], axis=-1), new
 
     qkv, new = jax.lax.scan(lambda qkv, index: layer(index, qkv), qkv, jnp.arange(keys_values.keys.shape[0]))
-    return qkv, keys_values.write(jnp.arange(len(qkv)), slots, *new)
+    return qkv, keys_values.write(jnp.arange(len(qkv)), slots, new)
 
 
 for rows, length, heads, kv_heads, slots, dtype, cache_dtype in [
