@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 from vl3_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from vl3_jax.inference.chat_model import ChatModel, GenerationOutput, load
+    from vl3_jax.inference.chat_model import ChatModel, GenerationOutput
+    from vl3_jax.inference.open_model import load
 
 __all__ = ["ChatModel", "GenerationOutput", "InputError", "load"]
 
 
 def __getattr__(name: str):
     if name in __all__:
-        from vl3_jax.inference import chat_model
+        from vl3_jax.inference import chat_model, open_model
 
-        return getattr(chat_model, name)
+        return getattr(open_model if name == "load" else chat_model, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

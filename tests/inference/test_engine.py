@@ -1,6 +1,7 @@
-"""Tests the engine against one forward pass, and its batches, buckets, sampling and stopping."""
+"""Tests the engine: its rows side by side, what it keeps, what it compiles, and how requests end."""
 
 import functools
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,28 +13,29 @@ from support.samples import random_sample, random_visual, shape_for
 from support.tolerances import REORDERED, relative_error
 from support.weights import random_params
 from vl3_jax.errors import InputError
-from vl3_jax.inference.engine import Engine, Timings
-from vl3_jax.inference.sampling import SamplingParams, sample_token
+from vl3_jax.inference.engine import Engine
+from vl3_jax.inference.requests import Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import KVCache, VideoLLaMA3, abstract_params, decode, encode, param_axes, preset, unembed
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import shardings
-from vl3_jax.processing.packed_batch import pack
+from vl3_jax.processing.packed_batch import Sample, pack
 
 MODEL = VideoLLaMA3(preset("tiny"))
 PARAMS = random_params(MODEL.config)
+# The penalty makes the answers of a random model differ from token to token.
+GREEDY = SamplingConfig(max_new_tokens=20, repetition_penalty=3.0)
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @functools.cache
 def engine() -> Engine:
-    return Engine(MODEL, PARAMS, stop_ids=())
+    """An engine that is used by several tests, with eight rows."""
+    return Engine(MODEL, PARAMS, stop_ids=(), rows=8)
 
 
-def run(engine: Engine, samples, sampling=None, timings=None) -> list[list[int]]:
-    outputs = list(engine.generate(samples, sampling or SamplingConfig(max_new_tokens=20), timings))
-    tokens, valid = (np.concatenate([getattr(o, name) for o in outputs], axis=1) for name in ("tokens", "valid"))
-    return [row[mask].tolist() for row, mask in zip(tokens, valid, strict=True)]
+def run(engine: Engine, samples, sampling=GREEDY) -> list[list[int]]:
+    return [generation.tokens for generation in engine.run(Request(sample, sampling) for sample in samples)]
 
 
 def make_samples(seed=5):
@@ -86,80 +88,197 @@ def test_padding_takes_no_cache_slot():
     assert relative_error(padded, unpadded) <= REORDERED
 
 
-def test_a_batch_gives_the_same_answers_as_single_conversations():
+def mixed_requests(count: int, temperature: float = 0.0) -> list[Request]:
+    """Returns requests of text, an image, several images or a video, with settings of their own."""
+    rng = np.random.default_rng(3)
+    requests = []
+    for number in range(count):
+        visuals = [
+            [],
+            [random_visual(rng, (1, 4, 6), 1)],
+            [random_visual(rng, (1, 4, 4), 1), random_visual(rng, (1, 6, 6), 1)],
+            [random_visual(rng, (3, 4, 4), 2, still=0.5)],
+        ][number % 4]
+        sampling = SamplingConfig(
+            max_new_tokens=int(rng.integers(1, 24)),
+            temperature=temperature * (number % 3),
+            top_k=(0, 5, 0, 40)[number % 4],
+            top_p=(1.0, 0.9)[number % 2],
+            repetition_penalty=float(rng.choice([1.5, 3.0])),
+            seed=number,
+        )
+        requests.append(Request(random_sample(rng, visuals, text=int(rng.integers(3, 40))), sampling))
+    return requests
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_requests_that_come_and_go_are_answered_as_if_alone(temperature):
+    requests, rng = mixed_requests(64, temperature), np.random.default_rng(0)
+    waiting, running = list(rng.permutation(64)), {}
+    while waiting or not all(generation.done for generation in running.values()):
+        for _ in range(min(int(rng.integers(0, 4)), len(waiting))):
+            number = waiting.pop()
+            running[number] = engine().submit(requests[number])
+        engine().step()
+    compiled = engine().compiled_programs
+    for number, request in enumerate(requests):
+        engine().forget()
+        (alone,) = engine().run([request])
+        assert (running[number].tokens, running[number].finish_reason) == (alone.tokens, "length")
+        assert len(alone.tokens) == request.sampling.max_new_tokens
+    assert engine().compiled_programs == compiled
+    assert len({tuple(generation.tokens) for generation in running.values()}) > 50
+
+
+def test_one_row_gives_the_same_answers_as_eight():
     samples = make_samples()
-    assert run(engine(), samples) == [run(engine(), [sample])[0] for sample in samples]
+    assert run(Engine(MODEL, PARAMS, stop_ids=()), samples) == run(engine(), samples)
 
 
-def test_a_second_question_of_the_same_size_compiles_no_programs():
-    run(engine(), make_samples(7)[:1])
-    before, timings = engine().compiled_programs, Timings()
-    run(engine(), make_samples(8)[:1], SamplingConfig(max_new_tokens=17, temperature=0.7, top_k=5, seed=3), timings)
-    assert engine().compiled_programs == before
-    assert timings.compile == 0
-    assert timings.decode > 0
+def test_nothing_compiles_after_warm_up():
+    compiled = []
+    warm = Engine(MODEL, PARAMS, stop_ids=(7,), rows=2)
+    warm.warm_up(tokens=200, patches=100, logprobs=3)
+    before = warm.compiled_programs
+
+    def count(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    requests = [*mixed_requests(8, 0.5), Request(make_samples()[1], SamplingConfig(max_new_tokens=3, logprobs=3))]
+    generations = warm.run(requests)
+    jax.monitoring.unregister_event_duration_listener(count)
+    assert (warm.compiled_programs, compiled) == (before, [])
+    assert all(generation.timings.compile == 0 for generation in generations)
+
+
+def test_a_follow_up_reads_its_own_words_only():
+    fresh, (first, *_) = Engine(MODEL, PARAMS, stop_ids=()), make_samples(7)
+    (generation,) = fresh.run([Request(first, GREEDY)])
+    assert (generation.reused_tokens, generation.encoded_patches) == (0, 60)
+    words = np.random.default_rng(1).integers(1, 400, 9)
+    tokens = np.concatenate([first.tokens, generation.tokens, words])
+    is_vision = np.concatenate([first.is_vision, np.zeros(len(tokens) - len(first.tokens), bool)])
+    second = Sample(tokens, is_vision, first.visuals)
+    (follow_up,) = fresh.run([Request(second, GREEDY)])
+    # The last token of the first answer was never an input.
+    assert follow_up.reused_tokens == len(first.tokens) + len(generation.tokens) - 1
+    assert follow_up.encoded_patches == 0
+    fresh.forget()
+    (anew,) = fresh.run([Request(second, GREEDY)])
+    assert (anew.tokens, anew.reused_tokens, anew.encoded_patches) == (follow_up.tokens, 0, 60)
+
+
+def test_the_tower_runs_once_for_each_medium():
+    rng = np.random.default_rng(2)
+    video, image = random_visual(rng, (3, 4, 4), 2), random_visual(rng, (1, 4, 6), 1)
+    fresh = Engine(MODEL, PARAMS, stop_ids=(), rows=2)
+    orders = [[video], [image, video], [video.first_frames(2)], [image]]
+    generations = [fresh.run([Request(random_sample(rng, visuals), GREEDY)])[0] for visuals in orders]
+    assert [generation.encoded_patches for generation in generations] == [48, 24, 0, 0]
 
 
 def test_generation_ends_at_a_stop_token_of_each_row():
     samples = make_samples()
     unstopped = run(engine(), samples)
     stop_id = unstopped[0][4]
-    stopped = run(Engine(MODEL, PARAMS, stop_ids=(stop_id,)), samples)
+    stopped = run(Engine(MODEL, PARAMS, stop_ids=(stop_id,), rows=2), samples)
     for expected, tokens in zip(unstopped, stopped, strict=True):
         end = expected.index(stop_id) + 1 if stop_id in expected else len(expected)
         assert tokens == expected[:end]
 
 
-def test_a_prompt_beyond_the_context_is_refused():
+def test_a_request_ends_behind_the_token_that_finishes_it():
+    sample = make_samples()[0]
+    (whole,) = run(engine(), [sample])
+    ending = Request(sample, GREEDY, is_finished=lambda token: token == whole[4])
+    (generation,) = engine().run([ending])
+    assert (generation.tokens, generation.finish_reason) == (whole[:5], "stop")
+    assert run(engine(), [sample]) == [whole]  # the row holds what was decoded beyond
+
+
+def test_a_cancelled_request_frees_its_row():
+    fresh = Engine(MODEL, PARAMS, stop_ids=())
+    left, other = (fresh.submit(Request(sample, GREEDY)) for sample in make_samples()[:2])
+    for _ in left:
+        break
+    assert left.finish_reason == "cancelled"
+    assert 0 < len(left.tokens) < 20
+    other.result()
+    assert other.tokens == run(engine(), make_samples()[1:2])[0]
+    waiting = fresh.submit(Request(make_samples()[0], GREEDY))
+    waiting.cancel()
+    assert not fresh.step()
+    assert waiting.result().tokens == []
+
+
+def test_requests_from_several_threads():
+    samples, answers = make_samples(), {}
+
+    def ask(number):
+        answers[number] = engine().submit(Request(samples[number], GREEDY)).result().tokens
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answers[number] for number in range(3)] == run(engine(), samples)
+
+
+def test_a_request_that_is_too_long_is_refused_alone():
+    running = engine().submit(Request(make_samples()[1], GREEDY))
     with pytest.raises(InputError, match="context of 32768"):
-        next(engine().generate(make_samples(), SamplingConfig(max_new_tokens=32_768)))
+        engine().submit(Request(make_samples()[0], SamplingConfig(max_new_tokens=32_768)))
+    assert running.result().tokens == run(engine(), make_samples()[1:2])[0]
 
 
-def test_sampling_is_seeded_and_stays_in_the_allowed_set():
-    logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
-    generated = jnp.zeros((1, 4), bool)
+def test_an_interrupt_ends_what_runs_and_nothing_else(monkeypatch):
+    fresh = Engine(MODEL, PARAMS, stop_ids=())
+    expected = run(fresh, make_samples()[:1])
+    stopped = fresh.submit(Request(make_samples()[1], GREEDY))
 
-    def sampled(**settings):
-        sampling_params = SamplingParams.of(SamplingConfig(temperature=1.0, **settings))
-        keys = jax.random.split(jax.random.key(0), 400)
-        return np.asarray(jax.vmap(lambda key: sample_token(logits, generated, key, sampling_params))(keys))[:, 0]
+    def interrupt():
+        raise KeyboardInterrupt
 
-    assert set(sampled()) == {0, 1, 2, 3}
-    assert set(sampled(top_k=2)) == {0, 1}
-    assert set(sampled(top_p=0.8)) == {0, 1}
-    assert set(sampled(top_p=0.81)) == {0, 1, 2}
-    assert set(sampled(top_p=0.01)) == {0}
-    share = np.mean(sampled(top_k=2) == 0)
-    assert abs(share - 0.5 / 0.8) < 0.08
-    sampling = SamplingConfig(max_new_tokens=20, temperature=1.5, seed=1)
-    first, second = (run(engine(), make_samples()[:1], sampling) for _ in range(2))
-    assert first == second
-    assert first != run(engine(), make_samples()[:1], SamplingConfig(max_new_tokens=20, temperature=1.5, seed=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(fresh, "_decode", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.result()
+    assert run(fresh, make_samples()[:1]) == expected
 
 
-def test_logprobs_are_those_of_the_model():
-    outputs = list(engine().generate(make_samples()[1:2], SamplingConfig(max_new_tokens=12, logprobs=3)))
-    tokens = np.concatenate([output.tokens for output in outputs], 1)
-    ids = np.concatenate([output.logprob_ids for output in outputs], 1)
-    values = np.concatenate([output.logprobs for output in outputs], 1)
-    assert ids.shape == values.shape == (1, 12, 3)
-    np.testing.assert_array_equal(ids[..., 0], tokens)
+def test_logprobs_are_those_of_the_model_for_each_row():
+    sample = make_samples()[1]
+    few, many, none = engine().run(
+        Request(sample, SamplingConfig(max_new_tokens=12, logprobs=count)) for count in (3, 8, 0)
+    )
+    assert none.logprobs is None
+    assert [len(step) for step in few.logprobs] == [3] * 12
+    assert [step[:3] for step in many.logprobs] == few.logprobs
+    assert [step[0][0] for step in few.logprobs] == few.tokens
+    values = np.array([[value for _, value in step] for step in many.logprobs])
     assert np.all(np.diff(values, axis=-1) <= 0)
     assert np.all(values <= 0)
 
 
-@pytest.mark.parametrize("settings", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_new_tokens": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_new_tokens": 0}, {"stop": ("",)}]
+)
 def test_invalid_settings_are_refused(settings):
     with pytest.raises(InputError):
         SamplingConfig(**settings)
 
 
-def test_a_sharded_model_gives_the_same_answers_as_one_device():
-    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+@pytest.mark.parametrize("axes", [{"fsdp": 4, "tensor": 2}, {"data": 2, "tensor": 2}])
+def test_a_sharded_model_gives_the_same_answers_as_one_device(axes):
+    mesh = make_mesh(axes, jax.devices()[: np.prod(list(axes.values()))])
     param_shardings = shardings(abstract_params(MODEL.config), param_axes(MODEL.config), mesh)
-    sharded = Engine(MODEL, jax.device_put(PARAMS, param_shardings), stop_ids=(), mesh=mesh)
+    sharded = Engine(MODEL, jax.device_put(PARAMS, param_shardings), stop_ids=(), mesh=mesh, rows=4)
     samples = make_samples()
     assert run(sharded, samples) == run(engine(), samples)
     before = sharded.compiled_programs
+    sharded.forget()
     assert run(sharded, samples) == run(engine(), samples)
     assert sharded.compiled_programs == before

@@ -10,7 +10,8 @@ from vl3_jax.bench.inputs import ModelPair, model_pair, random_sample
 from vl3_jax.bench.settings import REDUCED_SIZES, Settings
 from vl3_jax.bench.table import OURS, REFERENCE, Row, Table
 from vl3_jax.bench.timing import results_in_turns, seconds_of
-from vl3_jax.inference.engine import Engine, Timings
+from vl3_jax.inference.engine import Engine
+from vl3_jax.inference.requests import Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import VideoLLaMA3, decode, num_parameters, unembed
 from vl3_jax.processing.packed_batch import Sample
@@ -24,10 +25,11 @@ def measure(settings: Settings) -> Table:
     """Measures greedy answers to prompts of which one half is an image, one and several at a time."""
     pair = model_pair(settings)
     prompt, new = settings.pick((64, 8), (1024, 128), (1024, 256))
-    sample = random_sample(np.random.default_rng(0), prompt, prompt // 2)
+    rng = np.random.default_rng(0)
+    samples = [random_sample(rng, prompt, prompt // 2) for _ in range(max(BATCHES))]
     rows = []
     for batch in BATCHES:
-        rows += _measure_batch(settings, pair, [sample] * batch, prompt, new)
+        rows += _measure_batch(settings, pair, samples[:batch], prompt, new)
     notes = () if settings.accelerator else (REDUCED_SIZES,)
     title = f"{settings.model}, {settings.dtype}, greedy, of {settings.copy_bytes_per_second / 1e9:,.3g} GB/s"
     return Table("decode", title, rows, notes + pair.notes)
@@ -35,7 +37,7 @@ def measure(settings: Settings) -> Table:
 
 def _measure_batch(settings: Settings, pair: ModelPair, samples: list[Sample], prompt: int, new: int) -> list[Row]:
     batch = len(samples)
-    engine = Engine(pair.model, pair.params, stop_ids=())
+    engine = Engine(pair.model, pair.params, stop_ids=(), rows=batch)
     sides = {OURS: lambda: generate_ours(engine, samples, new)}
     if pair.reference is not None:
         sides[REFERENCE] = pair.reference.generate(samples, new)
@@ -56,10 +58,10 @@ def _measure_batch(settings: Settings, pair: ModelPair, samples: list[Sample], p
 
 
 def generate_ours(engine: Engine, samples: list[Sample], new: int) -> PhaseSeconds:
-    """Generates `new` tokens for each sample with our engine."""
-    timings = Timings()
-    list(engine.generate(samples, SamplingConfig(new), timings))
-    return timings.prefill, timings.decode
+    """Generates `new` tokens for each sample with our engine, whose first token counts as decoding."""
+    engine.forget()
+    answers = engine.run(Request(sample, SamplingConfig(new), streams=False) for sample in samples)
+    return sum(answer.timings.prefill for answer in answers), max(answer.timings.decode for answer in answers)
 
 
 def _uncached_step(settings: Settings, pair: ModelPair, batch: int, length: int):

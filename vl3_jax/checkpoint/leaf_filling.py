@@ -87,6 +87,13 @@ class Leaf:
             return math.prod(self.shape) * self.dtype.itemsize
         return math.prod(self.shape) + 4 * math.prod(self.scale_shape)
 
+    def largest_slice(self, source: CheckpointSource) -> int:
+        """Returns the stored bytes of the largest slice that the leaf is filled from."""
+        return max(
+            math.prod(source.leaves[piece.path].tensor(piece.layer).slice_shape) * source.dtypes[piece.path].itemsize
+            for piece in self.pieces
+        )
+
 
 def fill(source: CheckpointSource, leaf: Leaf, bounds: Bounds, run: Run = map) -> np.ndarray:
     """Reads a region of a leaf into an aligned buffer of its dtype.

@@ -113,7 +113,7 @@ def load(
 def leaves_to_load(
     source: CheckpointSource, dtype: np.dtype | None = None, layout: str | None = None, quantize: str | None = None
 ) -> list[Leaf]:
-    """Returns the leaves that `load` makes of a checkpoint, the largest first; it describes the arguments and errors."""
+    """Returns the leaves that `load`, which describes the arguments, makes of a checkpoint, the largest first."""
     if layout is None:
         leaves = [_leaf_of_training(source, path, dtype or source.dtypes[path]) for path in source.leaves]
     else:
@@ -161,7 +161,7 @@ def _load_leaf(source: CheckpointSource, leaf: Leaf, sharding: Sharding, run: Ru
         parts = _arrays(source, leaf, sharding, ((layer, layer + 1), *leaf.whole[1:]), run)
         if stacks is None:
             stacks = jax.tree.map(lambda part: _empty_stack(part, leaf.shape[0]), parts)
-        stacks = jax.tree.map(lambda stack, part: layer_setter(stack.sharding)(stack, part, layer), stacks, parts)
+        stacks = jax.tree.map(functools.partial(_set_layer, layer), stacks, parts)
         jax.block_until_ready(stacks)
     return stacks  # pyright: ignore[reportReturnType]  # there is a layer
 
@@ -180,6 +180,10 @@ def layer_setter(sharding: Sharding) -> Any:
         return jax.lax.dynamic_update_slice_in_dim(stack, part, layer, 0)
 
     return jax.jit(set_layer, donate_argnums=0, out_shardings=sharding)
+
+
+def _set_layer(layer: int, stack: jax.Array, part: jax.Array) -> jax.Array:
+    return layer_setter(stack.sharding)(stack, part, layer)
 
 
 def _empty_stack(part: jax.Array, layers: int) -> jax.Array:

@@ -122,7 +122,7 @@ class MappedFile:
 
 
 def release_pages() -> None:
-    """Takes what was read of mapped files out of this process's resident memory; the kernel may keep it in its cache."""
+    """Takes what was read of mapped files out of this process's memory; the kernel may keep it in its cache."""
     for file in list(_mapped_files):
         file.release_pages()
 

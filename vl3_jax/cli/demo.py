@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Asks the questions, prints the answers and writes the report."""
     from vl3_jax.checkpoint.opening import NANO
     from vl3_jax.evaluation.batch_generator import BatchGenerator
-    from vl3_jax.inference.chat_model import load
+    from vl3_jax.inference.open_model import load
     from vl3_jax.inference.sampling_config import SamplingConfig
     from vl3_jax.model import abstract_params, num_parameters
 

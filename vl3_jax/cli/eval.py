@@ -68,7 +68,7 @@ def _answers(arguments: argparse.Namespace) -> list[dict]:
     from vl3_jax.checkpoint import open_source
     from vl3_jax.evaluation import answer_file, batch_generator, runner, tasks
     from vl3_jax.inference.buckets import power_of_two
-    from vl3_jax.inference.chat_model import load
+    from vl3_jax.inference.open_model import load
 
     for name in ("model", "tasks", "out"):
         if not getattr(arguments, name):

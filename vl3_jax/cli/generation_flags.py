@@ -54,7 +54,7 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of decoding."""
     group = parser.add_argument_group("decoding (greedy unless a temperature is given)")
     flags = _flags(answer_settings.SAMPLING)
-    del flags["logprobs"]  # of `vl3 ask` alone
+    del flags["logprobs"], flags["stop"]  # of `vl3 ask` alone; of Python alone
     settings_flags.add(group, SamplingConfig, flags, {"repetition_penalty": "the checkpoint's; 1 turns it off"})
 
 
@@ -93,7 +93,7 @@ def file_argument(name: str) -> str:
 
 def load_model(arguments: argparse.Namespace):
     """Loads --model; on a terminal it shows progress of loading, decoding frames and compiling."""
-    from vl3_jax.inference.chat_model import load
+    from vl3_jax.inference.open_model import load
 
     on_terminal = sys.stderr.isatty()
     progress = {"quiet": False, "on_status": logger.info} if on_terminal else {}

@@ -2,8 +2,8 @@
 
 The decision is the one that training supervises after each frame (`vl3_jax.processing.loss_weights`): the next token
 opens either the assistant's turn or the next frame, and the more likely of the two is taken. As in front of a camera,
-the prompt has the model's own words, never the reference. Each frame takes one prefill of the whole prompt, and one
-more where the model speaks.
+the prompt has the model's own words, never the reference. The engine keeps what it has read, so each frame costs its
+own tokens only.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from vl3_jax.errors import InputError
 from vl3_jax.evaluation.batch_generator import BatchGenerator, Reply
 from vl3_jax.processing import chat_template
 from vl3_jax.processing.messages import MediaPart, Turn
-from vl3_jax.processing.packed_batch import BatchShape, Sample
+from vl3_jax.processing.packed_batch import Sample
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 from vl3_jax.processing.tokenizer import IM_START, STREAM_START
 
@@ -92,7 +92,6 @@ def run_streams(
     generator: BatchGenerator,
     streams: Sequence[tuple[Sequence[dict[str, Any]], str]],
     max_new_tokens: int,
-    bucket_sizes: Sequence[BatchShape] = (),
 ) -> list[StreamState]:
     """Runs the model over several streams in parallel, frame by frame.
 
@@ -100,7 +99,6 @@ def run_streams(
       generator: The model.
       streams: For each stream, its one video as a part of a message, and the user's request.
       max_new_tokens: Maximum number of tokens generated after a frame.
-      bucket_sizes: As for `BatchGenerator.generate`.
 
     Returns:
       The streams in their final state; `words` has an entry for each frame.
@@ -112,15 +110,13 @@ def run_streams(
     choices = [tokenizer.id_of(name) for name in (IM_START, STREAM_START)]
     prompt = chat_template.generation_prompt(tokenizer)
     states = [StreamState(generator.processor, generator.process(media, None), request) for media, request in streams]
-    # Streams of similar size go into one batch, which reduces padding.
-    by_size = sorted(states, key=lambda state: len(state.visual.patches))
     for frame in range(max((state.num_frames for state in states), default=0)):
-        active = [state for state in by_size if frame < state.num_frames]
+        active = [state for state in states if frame < state.num_frames]
         for state in active:
             state.append_frame()
-        speak, wait = generator.choice_logprobs([state.sample() for state in active], choices, bucket_sizes).T
+        speak, wait = generator.choice_logprobs([state.sample() for state in active], choices).T
         speakers = [state for state, speaks in zip(active, speak > wait, strict=True) if speaks]
-        replies = generator.generate([state.sample(prompt) for state in speakers], max_new_tokens, bucket_sizes)
+        replies = generator.generate([state.sample(prompt) for state in speakers], max_new_tokens)
         for state, reply in zip(speakers, replies, strict=True):
             state.append_reply(reply)
     return states

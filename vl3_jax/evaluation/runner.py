@@ -7,11 +7,10 @@ from vl3_jax.errors import InputError
 from vl3_jax.evaluation.batch_generator import BatchGenerator
 from vl3_jax.evaluation.live_streams import run_streams
 from vl3_jax.evaluation.tasks import EvalTask, Question, QuestionSelection, swap_media
-from vl3_jax.processing.packed_batch import Sample, Visual
+from vl3_jax.processing.packed_batch import Visual
 from vl3_jax.storage.journal import Journal
 
-_BATCHES_PER_GROUP = 8  # batches whose samples are processed and sorted by size together; bounds the memory for media
-_STREAM_BATCHES_PER_GROUP = 2
+_BATCHES_PER_GROUP = 2  # batches whose samples are processed and answered together; bounds the memory for media
 
 TaskQuestions = list[tuple[EvalTask, list[Question]]]
 
@@ -69,29 +68,27 @@ def ask(
 
 
 def answer(generator: BatchGenerator, task: EvalTask, questions: Sequence[Question]) -> Iterator[list[dict[str, Any]]]:
-    """Yields the answers to a task's questions batch by batch, not in the order of the questions.
+    """Yields the answers to a task's questions group by group.
 
     Raises:
       InputError: As `ask`.
     """
-    batches = _STREAM_BATCHES_PER_GROUP if task.is_stream else _BATCHES_PER_GROUP
-    for group in _chunks(questions, batches * generator.batch_size):
+    for group in _chunks(questions, _BATCHES_PER_GROUP * generator.batch_size):
         if task.is_stream:
             streams = [(question.media(), question.text) for question in group]
-            states = run_streams(generator, streams, task.max_new_tokens, task.bucket_sizes)
+            states = run_streams(generator, streams, task.max_new_tokens)
             yield [
                 _record(task, question, state.words, state.new_tokens, len(state.tokens), [state.visual])
                 for question, state in zip(group, states, strict=True)
             ]
             continue
-        pairs = [(question, generator.process(question.media(), question.text).sample) for question in group]
-        for batch in _chunks(sorted(pairs, key=lambda pair: _size(pair[1])), generator.batch_size):
-            replies = generator.generate([sample for _, sample in batch], task.max_new_tokens, task.bucket_sizes)
-            yield [
-                _record(task, question, reply.text, reply.new_tokens, len(sample.tokens), sample.visuals)
-                | {"finish_reason": reply.finish_reason}
-                for (question, sample), reply in zip(batch, replies, strict=True)
-            ]
+        samples = [generator.process(question.media(), question.text).sample for question in group]
+        replies = generator.generate(samples, task.max_new_tokens)
+        yield [
+            _record(task, question, reply.text, reply.new_tokens, len(sample.tokens), sample.visuals)
+            | {"finish_reason": reply.finish_reason}
+            for question, sample, reply in zip(group, samples, replies, strict=True)
+        ]
 
 
 def _record(
@@ -108,11 +105,6 @@ def _record(
         "visual_tokens": sum(visual.num_tokens for visual in visuals),
         "visual_tokens_before_pruning": sum(len(visual.keep) for visual in visuals),
     }
-
-
-def _size(sample: Sample) -> tuple[int, int]:
-    """Returns the sort key of a sample: patches first, because they take most of the compute."""
-    return sum(len(visual.patches) for visual in sample.visuals), len(sample.tokens)
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

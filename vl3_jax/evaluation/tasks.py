@@ -16,17 +16,10 @@ from data_pipelines.synthetic.registry import EVALUATED_TASKS, STREAM, TASKS, TE
 from data_pipelines.synthetic.scenes import Scene, SyntheticVideo
 from vl3_jax.config_tree import CHOICES
 from vl3_jax.errors import InputError
-from vl3_jax.processing.packed_batch import BatchShape
 
 FAMILY = "nano"
 _MAX_NEW_TOKENS = 48  # the longest reference answers, boxes, have half as many
 _STREAM_MAX_NEW_TOKENS = 8
-# Few row sizes for all questions of these tasks: compiling one more takes longer than its tighter fit saves.
-_BUCKET_SIZES = tuple(
-    BatchShape(length, patches, vision_tokens)
-    for length, patches, vision_tokens in [(64, 0, 0), (64, 64, 64), (128, 96, 96), (192, 384, 96), (256, 384, 96)]
-)
-_STREAM_BUCKET_SIZES = _BUCKET_SIZES[2:]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +71,6 @@ class EvalTask:
       has_media: Whether the questions have images or videos.
       is_stream: Whether the task is a live stream, in which the model decides when to speak (see `live_streams`).
       max_new_tokens: Maximum number of tokens of an answer.
-      bucket_sizes: Row sizes to compile for, in ascending order (see `batch_generator`).
     """
 
     def __init__(self, task: SyntheticTask):
@@ -86,7 +78,6 @@ class EvalTask:
         self.name, self.metric = f"{FAMILY}/{task.name}", task.metric
         self.has_media, self.is_stream = task.media != TEXT, task.media == STREAM
         self.max_new_tokens = _STREAM_MAX_NEW_TOKENS if self.is_stream else _MAX_NEW_TOKENS
-        self.bucket_sizes = _STREAM_BUCKET_SIZES if self.is_stream else _BUCKET_SIZES
 
     def questions(self, selection: QuestionSelection) -> list[Question]:
         """Returns the questions of a selection; their media are rendered when `Question.media` is called."""

@@ -1,27 +1,26 @@
 """The chat interface of a loaded model: messages in, text out. `vl3_jax.load` returns a `ChatModel`."""
 
 import dataclasses
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from vl3_jax.errors import InputError, SettingError
 from vl3_jax.inference import answer_settings
-from vl3_jax.inference.engine import DecodeOutput, Engine, Timings
+from vl3_jax.inference.answer_text import AnswerText
+from vl3_jax.inference.buckets import power_of_two
+from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.generation_config import GenerationConfig
+from vl3_jax.inference.requests import Generation, Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.messages import MediaPart, Turn, parse_messages
+from vl3_jax.processing.packed_batch import Sample
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 from vl3_jax.processing.remote_media import RemotePolicy, fetched
 
-if TYPE_CHECKING:
-    import jax
-
 Messages = Sequence[Mapping[str, Any] | Turn]
+_MOST_ROWS = 8  # conversations of a batch that are answered side by side
 
 
 @dataclasses.dataclass
@@ -31,7 +30,7 @@ class GenerationOutput:
     Attributes:
       text: The answer without its stop token.
       token_ids: The generated ids, the stop token included.
-      finish_reason: "stop" if a stop token ended the answer, "length" if `max_new_tokens` did.
+      finish_reason: "stop" if a stop token or a stop string ended the answer, "length" if `max_new_tokens` did.
       processed: The prompt as the model received it.
       logprobs: A list of (id, log-probability) for each generated token, most likely first; None if not requested.
       seconds: Seconds of loading, processing, compilation, prefill and decoding.
@@ -46,8 +45,8 @@ class GenerationOutput:
 
     @property
     def tokens_per_second(self) -> float:
-        """Decoded tokens per second of decoding; the first token comes from prefill and is not counted."""
-        return (len(self.token_ids) - 1) / self.seconds["decode"] if self.seconds["decode"] else 0.0
+        """Decoded tokens per second of decoding."""
+        return len(self.token_ids) / self.seconds["decode"] if self.seconds["decode"] else 0.0
 
     def as_json(self) -> dict[str, Any]:
         """Returns the object that `vl3 ask --json` prints, as plain values for `json.dumps`."""
@@ -138,8 +137,28 @@ class ChatModel:
         return self._answers([messages], settings, on_text)[0]
 
     def answer_batch(self, conversations: Sequence[Messages], **settings: Any) -> list[GenerationOutput]:
-        """Answers several conversations in one batch; each output has the seconds of the whole batch."""
+        """Answers several conversations side by side; each output has the seconds of its own request."""
         return self._answers(conversations, settings)
+
+    def submit(self, messages: Messages, *, streams: bool = True, **settings: Any) -> "Answering":
+        """Begins to answer a conversation beside others; iterate over the result for the pieces of its text.
+
+        Args:
+          messages: The conversation.
+          streams: As of `vl3_jax.inference.requests.Request`.
+          **settings: The settings of `chat`.
+
+        Raises:
+          InputError: As `chat`.
+        """
+        start = time.perf_counter()
+        (prompt,), sampling = self._process([messages], settings)
+        return self._submit(prompt, sampling, time.perf_counter() - start, streams)
+
+    def submit_sample(self, sample: Sample, sampling: SamplingConfig) -> tuple[AnswerText, Generation]:
+        """Adds a prompt that is processed already; returns its text and its tokens, which grow as the engine runs."""
+        text = AnswerText(self.processor.tokenizer, sampling.stop)
+        return text, self.engine.submit(Request(sample, sampling, text.add, streams=False))
 
     def process(self, messages: Messages, **settings: Any) -> ProcessorOutput:
         """Returns the prompt that `answer` gives to the model.
@@ -153,23 +172,27 @@ class ChatModel:
         self, conversations: Sequence[Messages], settings: Mapping[str, Any], on_text: Callable | None = None
     ) -> list[GenerationOutput]:
         """Answers conversations; `on_text` is called with the pieces of the first one's text."""
-        start, timings = time.perf_counter(), Timings()
+        start = time.perf_counter()
         processed, sampling = self._process(conversations, settings)
-        if not processed:
-            return []
-        seconds = {"load": self.load_seconds, "process": time.perf_counter() - start}
-        generated = self.engine.generate([prompt.sample for prompt in processed], sampling, timings)
-        outputs, streamed = itertools.tee(generated)
-        if on_text is not None:
-            for piece in self._text_pieces(streamed):
+        seconds = time.perf_counter() - start
+        self.engine.reserve(rows=min(power_of_two(len(processed)), _MOST_ROWS))
+        streams = on_text is not None
+        answers = [self._submit(prompt, sampling, seconds, streams) for prompt in processed]
+        try:
+            for piece in answers[0] if on_text and answers else ():
                 on_text(piece)
-        outputs = list(outputs)
-        seconds |= dataclasses.asdict(timings)
-        return [self._generation_output(row, prompt, outputs, seconds) for row, prompt in enumerate(processed)]
+            return [answer.result() for answer in answers]
+        finally:
+            for answer in answers:  # after Ctrl-C or an error; the complete ones stay as they are
+                answer.cancel()
 
     def _stream(self, messages: Messages, settings: Mapping[str, Any]) -> Iterator[str]:
-        (prompt,), sampling = self._process([messages], settings)
-        yield from self._text_pieces(self.engine.generate([prompt.sample], sampling))
+        yield from self.submit(messages, **settings)
+
+    def _submit(self, prompt: ProcessorOutput, sampling: SamplingConfig, seconds: float, streams: bool) -> "Answering":
+        text = AnswerText(self.processor.tokenizer, sampling.stop)
+        generation = self.engine.submit(Request(prompt.sample, sampling, text.add, streams))
+        return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds})
 
     def _process(
         self, conversations: Sequence[Messages], keywords: Mapping[str, Any]
@@ -202,41 +225,46 @@ class ChatModel:
 
         return [Turn(turn.role, [prepared(part) for part in turn.parts]) for turn in turns]
 
-    def _text_pieces(self, outputs: Iterable[DecodeOutput]) -> Iterator[str]:
-        """Returns the text of the first row in pieces of whole characters."""
-        stop_ids = self.generation_config.stop_ids
-        chunks = ([token for token in _valid_tokens(output, 0) if token not in stop_ids] for output in outputs)
-        return filter(None, self.processor.tokenizer.stream(chunks))
 
-    def _generation_output(
-        self, row: int, processed: ProcessorOutput, outputs: Sequence[DecodeOutput], seconds: dict[str, float]
-    ) -> GenerationOutput:
-        """Collects the outputs of one row."""
-        tokens = [token for output in outputs for token in _valid_tokens(output, row)]
-        stopped = bool(tokens) and tokens[-1] in self.generation_config.stop_ids
-        logprobs = None
-        if outputs[0].logprobs is not None:
-            ids, values = (
-                np.concatenate([getattr(output, name)[row][output.valid[row]] for output in outputs]).tolist()
-                for name in ("logprob_ids", "logprobs")
-            )
-            logprobs = [
-                [(token, round(value, 6)) for token, value in zip(*top, strict=True)]
-                for top in zip(ids, values, strict=True)
-            ]
+@dataclasses.dataclass(eq=False)
+class Answering:
+    """An answer while it is generated.
+
+    Attributes:
+      processed: The prompt.
+      text: The text so far.
+      generation: The tokens so far.
+      seconds: Seconds of loading and processing.
+    """
+
+    processed: ProcessorOutput
+    text: AnswerText
+    generation: Generation
+    seconds: dict[str, float]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yields pieces of whole characters as they come, up to a stop string. Leaving early cancels the rest."""
+        for _ in self.generation:
+            yield from self.text.take()
+        self.text.end()
+        yield from self.text.take()
+
+    def cancel(self) -> None:
+        """Ends the answer."""
+        self.generation.cancel()
+
+    def result(self) -> GenerationOutput:
+        """Runs the engine until the answer is complete, and returns it."""
+        generation = self.generation.result()
+        self.text.end()
         return GenerationOutput(
-            text=self.processor.tokenizer.decode(tokens[:-1] if stopped else tokens),
-            token_ids=tokens,
-            finish_reason="stop" if stopped else "length",
-            processed=processed,
-            logprobs=logprobs,
-            seconds=seconds,
+            text=self.text.whole,
+            token_ids=generation.tokens,
+            finish_reason=generation.finish_reason or "",
+            processed=self.processed,
+            logprobs=generation.logprobs,
+            seconds=self.seconds | dataclasses.asdict(generation.timings),
         )
-
-
-def _valid_tokens(output: DecodeOutput, row: int) -> list[int]:
-    """Returns the ids that a row generated, without what follows its stop token."""
-    return output.tokens[row][output.valid[row]].tolist()
 
 
 def _several(media: Any, dimensions: int) -> list[Any]:
@@ -269,50 +297,3 @@ def conversation(
         raise InputError("nothing to answer: give a question, an image or a video")
     turn = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
     return [*([{"role": "system", "content": system}] if system else []), turn]
-
-
-def load(
-    source: str | os.PathLike,
-    *,
-    dtype: str | None = None,
-    mesh: "jax.sharding.Mesh | None" = None,
-    quantize: str | None = None,
-    token: str | None = None,
-    quiet: bool = True,
-    on_status: Callable[[str], None] = lambda line: None,
-) -> ChatModel:
-    """Loads a checkpoint of any format for inference.
-
-    Args:
-      source: An Orbax folder, a training workdir, a Hugging Face folder (read in place), or a Hub id.
-      dtype: "float32" or "bfloat16", the type of weights and activations; by default float32 on a CPU, else bfloat16.
-      mesh: A mesh that shards the parameters over several devices (`vl3_jax.parallel.mesh.make_mesh`).
-      quantize: "int8" stores the layers' weights in int8 (see `vl3_jax.model.quantize`).
-      token: Access token of a private Hub repository.
-      quiet: Whether to hide the progress bar.
-      on_status: Called with a line of text before something slow.
-
-    Raises:
-      InputError: The checkpoint does not exist, is incomplete, or has no tokenizer.
-    """
-    import jax
-
-    from vl3_jax import compilation_cache
-    from vl3_jax.checkpoint import load as load_checkpoint
-    from vl3_jax.model import VideoLLaMA3
-    from vl3_jax.model.quantize import quantize_leaf
-
-    compilation_cache.enable()
-    start = time.perf_counter()
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    if quantize not in (None, "int8"):
-        raise InputError(f"quantize is {quantize!r}: use int8 or leave it out")
-    convert = quantize_leaf if quantize else None
-    checkpoint = load_checkpoint(source, dtype=dtype, mesh=mesh, token=token, quiet=quiet, convert=convert)
-    processor = Processor.from_folder(checkpoint.files)
-    generation_config = GenerationConfig.read(checkpoint.files, processor.tokenizer.stop_ids)
-    normalisation = {"image_mean": processor.config.image_mean, "image_std": processor.config.image_std}
-    vision = dataclasses.replace(checkpoint.config.vision, **normalisation)
-    model = VideoLLaMA3(dataclasses.replace(checkpoint.config, vision=vision), dtype=dtype)
-    engine = Engine(model, checkpoint.params, generation_config.stop_ids, on_status=on_status, mesh=mesh)
-    return ChatModel(engine, processor, generation_config, time.perf_counter() - start)

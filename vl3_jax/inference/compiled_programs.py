@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vl3_jax.inference import programs
+from vl3_jax.inference.program_store import ProgramStore, tree_signature
 from vl3_jax.inference.sampling import SAMPLING_DTYPES, SamplingParams
 from vl3_jax.inference.vision_cache import batch_shapes
 from vl3_jax.model import VideoLLaMA3
@@ -35,9 +37,23 @@ class CompiledPrograms:
         params: dict,
         num_stop_ids: int,
         mesh: jax.sharding.Mesh | None,
-        on_status: Callable[[str], None],
+        on_status: Callable[[str], None] = lambda line: None,
+        store: ProgramStore | None = None,
+        compile_lowered: Callable[[str, jax.stages.Lowered], Any] = lambda name, lowered: lowered.compile(),
     ):
-        self._model, self._mesh, self._on_status = model, mesh, on_status
+        """Initialises the programs; nothing is compiled yet.
+
+        Args:
+          model: The model.
+          params: Its parameters, or their shapes.
+          num_stop_ids: Number of stop tokens.
+          mesh: The mesh over which the parameters are sharded; None on one device.
+          on_status: Called with a line of text before something is compiled.
+          store: Where compiled programs are kept for later processes.
+          compile_lowered: Compiles a program of this name, or does with it what else there is to do.
+        """
+        self._model, self._mesh, self._on_status, self._store = model, mesh, on_status, store
+        self._compile = compile_lowered
         self._params = jax.tree.map(lambda leaf: _array(leaf.shape, leaf.dtype, leaf.sharding), params)
         self._stop_ids = _array([num_stop_ids], jnp.int32)
         self._programs: dict[tuple, Program] = {}
@@ -65,47 +81,62 @@ class CompiledPrograms:
     def encode(self, patches: int, merge: int) -> Program:
         """The tower over `patches` patches, see `encode_vision`."""
         arrays = batch_shapes(patches, merge)
-        vision = (_array(*arrays[name]) for name in programs.VISION_ARRAYS)
-        return self._get((patches, merge), programs.encode_vision, (), (self._params, *vision))
+        vision = [_array(*arrays[name]) for name in programs.VISION_ARRAYS]
+        return self._get((patches, merge), programs.encode_vision, (), lambda: (self._params, *vision))
 
     def empty_state(self, rows: int, slots: int) -> Program:
         """Creates a state, see `empty_state`."""
-        return self._get((rows, slots), programs.empty_state, (rows, slots), ())
+        return self._get((rows, slots), programs.empty_state, (rows, slots), tuple)
 
     def grow_state(self, rows: int, slots: int, more_rows: int, more_slots: int) -> Program:
         """Makes a larger state from one of `rows` rows and `slots` slots, see `grow_state`."""
         static = (more_rows, more_slots)
-        return self._get((rows, slots, *static), programs.grow_state, static, (self._state(rows, slots),))
+        return self._get((rows, slots, *static), programs.grow_state, static, lambda: (self._state(rows, slots),))
 
     def prefill(self, rows: int, slots: int, tokens: int) -> Program:
         """Reads a part of a prompt, see `prefill`."""
         ids, number = _array([1, tokens], jnp.int32), _array([], jnp.int32)
         features = _array([1, tokens, self._model.config.text.hidden_size], self._model.dtype)
         part = programs.PromptPart(ids, features, ids, ids, ids)
-        arguments = (self._params, self._state(rows, slots), part, number, number)
+        arguments = lambda: (self._params, self._state(rows, slots), part, number, number)  # noqa: E731
         return self._get((rows, slots, tokens), programs.prefill, (), arguments)
 
     def decode(self, rows: int, slots: int, logprobs: int) -> Program:
         """Generates a few tokens, see `decode_steps`."""
         integers, flags = _array([rows], jnp.int32), _array([rows], jnp.bool_)
         sampling = SamplingParams(*(_array([rows], dtype) for dtype in SAMPLING_DTYPES))
-        inputs = programs.DecodeRows(integers, flags, flags, integers, sampling)
-        arguments = (self._params, self._state(rows, slots), inputs, self._stop_ids, _array([], jnp.int32))
-        return self._get((rows, slots), programs.decode_steps, (programs.STEPS_PER_CALL, logprobs), arguments)
+        inputs = programs.DecodeRows(integers, integers, flags, flags, integers, sampling)
+        others = (inputs, self._stop_ids, _array([], jnp.int32))
+        static = (programs.STEPS_PER_CALL, logprobs)
+        arguments = lambda: (self._params, self._state(rows, slots), *others)  # noqa: E731
+        return self._get((rows, slots), programs.decode_steps, static, arguments)
 
     def _state(self, rows: int, slots: int) -> programs.DecodeState:
         """Returns the description of a state, sharded as the programs return it."""
         return programs.described_state(self._model, rows, slots, self._mesh)
 
-    def _get(self, sizes: tuple[int, ...], function: Any, static: tuple, arguments: tuple) -> Program:
+    def _get(self, sizes: tuple[int, ...], function: Any, static: tuple, arguments: Callable[[], tuple]) -> Program:
+        """Returns a program. `sizes` and `static` determine its `arguments`, which are described only to compile it."""
         key = (function.__name__, static, sizes)
         if key not in self._programs:
-            self._on_status(f"compiling {function.__name__} for this size")
-            with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
-                program = function.lower(self._model, *static, *arguments).compile()
+            signature = (*map(str, key), self._signature)
+            program = self._store.load(*signature) if self._store else None
+            if program is None:
+                self._on_status(f"compiling {function.__name__} for this size")
+                with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
+                    lowered = function.lower(self._model, *static, *arguments())
+                    program = self._compile(function.__name__, lowered)
+                if self._store:
+                    self._store.save(program, *signature)
             with self._lock:
                 self._programs.setdefault(key, program)
         return self._programs[key]
+
+    @functools.cached_property
+    def _signature(self) -> str:
+        model = self._model
+        described = [model.config, jnp.dtype(model.dtype), model.serving, self._mesh, self._stop_ids.shape]
+        return "\n".join([*map(str, described), tree_signature(self._params)])
 
 
 def _array(shape: Sequence[int], dtype: Any, sharding: Any = None) -> jax.ShapeDtypeStruct:

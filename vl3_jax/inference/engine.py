@@ -13,6 +13,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,8 @@ from vl3_jax.inference.buckets import (
     slots_for,
 )
 from vl3_jax.inference.compiled_programs import CompiledPrograms
+from vl3_jax.inference.memory import ModelMemory
+from vl3_jax.inference.program_store import ProgramStore
 from vl3_jax.inference.programs import STEPS_PER_CALL, VISION_ARRAYS, DecodeRows, PromptPart
 from vl3_jax.inference.requests import Generation, Request
 from vl3_jax.inference.sampling import SamplingParams
@@ -93,6 +96,8 @@ class Engine:
       rows: Requests that are answered side by side; `reserve` adds more.
       slots: Tokens of prompt and answer that a row holds; None begins with what the first request needs. A request that
         needs more makes all rows longer.
+      programs_folder: Where compiled programs are kept for later processes; None keeps none.
+      memory: Refuses requests for which there is too little memory; None refuses none.
     """
 
     def __init__(
@@ -104,6 +109,8 @@ class Engine:
         mesh: jax.sharding.Mesh | None = None,
         rows: int = 1,
         slots: int | None = None,
+        programs_folder: str | os.PathLike | None = None,
+        memory: ModelMemory | None = None,
     ):
         self.model = model
         self.params = jax.tree.map(jnp.asarray, params)
@@ -111,7 +118,9 @@ class Engine:
         self.mesh = mesh
         self.slots = slots or 0
         self.features = FeatureCache()
-        self._programs = CompiledPrograms(model, self.params, len(self.stop_ids), mesh, on_status)
+        store = ProgramStore(programs_folder) if programs_folder is not None else None
+        self._programs = CompiledPrograms(model, self.params, len(self.stop_ids), mesh, on_status, store)
+        self._memory = memory
         self._state = None
         self._rows = [_Row(index) for index in range(rows)]
         self._waiting: collections.deque[Generation] = collections.deque()
@@ -137,7 +146,7 @@ class Engine:
         """Adds a request. Nothing runs before the engine does: iterate over the result, or call `step`.
 
         Raises:
-          InputError: The prompt and its answer exceed the model's context. Other requests are not affected.
+          InputError: The prompt and its answer exceed the model's context, or the memory. Other requests are not affected.
         """
         prompt, new = len(request.sample.tokens), request.sampling.max_new_tokens
         context = self.model.config.text.max_position_embeddings
@@ -148,6 +157,9 @@ class Engine:
             )
         if not prompt or request.sample.is_vision[-1]:
             raise ValueError("a prompt ends with a token of text, behind which the answer starts")
+        slots = slots_for(prompt + new, context)
+        if self._memory and slots > self.slots:
+            self._memory.check_room(self.rows, slots)
         generation = Generation(request, self, logprobs=[] if request.sampling.logprobs else None)
         self._waiting.append(generation)
         return generation
@@ -158,16 +170,30 @@ class Engine:
         return [generation.result() for generation in generations]
 
     def reserve(self, rows: int = 1, slots: int = 0) -> None:
-        """Makes room for so many rows and slots, if there are fewer. What the rows hold stays."""
+        """Makes room for so many rows and slots, if there are fewer. What the rows hold stays.
+
+        Raises:
+          InputError: There is too little memory for them.
+        """
         with self._lock:
             rows, slots = max(rows, self.rows), max(slots, self.slots)
             if (rows, slots) == (self.rows, self.slots):
                 return
+            if self._memory:
+                self._memory.check_room(rows, slots)
             if self._state is not None:
                 grow = self._programs.grow_state(self.rows, self.slots, rows, slots)
                 self._state = grow(self._state)
             self._rows += [_Row(index) for index in range(self.rows, rows)]
             self.slots = slots
+
+    def forget(self) -> None:
+        """Drops what free rows hold of earlier requests, and all vision features."""
+        with self._lock:
+            self.features = FeatureCache()
+            for row in self._rows:
+                if row.generation is None:
+                    row.held = row.held[:0]
 
     def warm_up(self, tokens: int, patches: int = 0, logprobs: int = 0) -> None:
         """Compiles, in parallel, all programs that requests of up to these sizes need.
@@ -209,8 +235,11 @@ class Engine:
                 self._decode()
                 self._leave()
             except BaseException as error:
-                self._abandon(error)
-                raise
+                explained = self._memory.explained(error, self.rows, self.slots) if self._memory else error
+                self._abandon(explained)
+                if explained is error:
+                    raise
+                raise explained from error
             return bool(self._waiting) or any(row.generation is not None for row in self._rows)
 
     # Rows
@@ -372,7 +401,8 @@ class Engine:
         top = max(self._top(row.generation.request.sampling.logprobs) for row in decoding)
         program = self._programs.decode(self.rows, self.slots, top)
         start = time.perf_counter()
-        rows = DecodeRows(token, active, fresh, remaining, SamplingParams.of(settings))
+        length = np.array([len(row.held) for row in self._rows], np.int32)
+        rows = DecodeRows(length, token, active, fresh, remaining, SamplingParams.of(settings))
         stop_ids = np.asarray(self.stop_ids, np.int32)
         self._state, *outputs = program(self.params, self._ready_state(), rows, stop_ids, np.int32(steps))
         tokens, counts, *most_likely = (None if output is None else np.asarray(output) for output in outputs)

@@ -49,6 +49,7 @@ class DecodeRows(NamedTuple):
     """What the host says about each of R rows when it asks for tokens, [R] each.
 
     Attributes:
+      length: int32, the slots that are kept; the newest token follows them.
       token: int32, the newest token, which is not yet in the cache.
       active: bool, whether the row generates.
       fresh: bool, whether its answer begins: earlier ones are forgotten by the repetition penalty.
@@ -56,6 +57,7 @@ class DecodeRows(NamedTuple):
       sampling: Settings of sampling.
     """
 
+    length: jax.Array | np.ndarray
     token: jax.Array | np.ndarray
     active: jax.Array | np.ndarray
     fresh: jax.Array | np.ndarray
@@ -164,7 +166,8 @@ def decode_steps(model, max_steps, logprobs, params, state, rows, stop_ids, num_
     num_rows = rows.token.shape[0]
     shape = (num_rows, max_steps)
     top = (jnp.zeros((*shape, logprobs), jnp.int32), jnp.zeros((*shape, logprobs))) if logprobs else (None, None)
-    state = state.replace(generated=state.generated & ~rows.fresh[:, None])
+    cache = state.cache.truncate(jnp.arange(num_rows), rows.length)
+    state = state.replace(cache=cache, generated=state.generated & ~rows.fresh[:, None])
     carry = (jnp.int32(0), state, rows.token, rows.active, jnp.zeros(num_rows, jnp.int32), jnp.zeros(shape, jnp.int32))
 
     def unfinished(carry):

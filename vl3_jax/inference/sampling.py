@@ -97,7 +97,7 @@ def _keep_from(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> j
 
     At the lowest threshold, which keeps all, `enough` counts as true.
     """
-    bits = jax.lax.bitcast_convert_type(logits, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(jnp.where(logits == 0, 0.0, logits), jnp.uint32)  # -0.0 is 0.0
     order = jnp.where(bits < _SIGN, bits | _SIGN, ~bits)  # as integers in the order of the floats
 
     def set_bit(index: jax.Array, threshold: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ import dataclasses
 
 from vl3_jax import config_tree
 from vl3_jax.config_tree import INT32, LIMITS, Limits
+from vl3_jax.errors import SettingError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,7 @@ class SamplingConfig:
       repetition_penalty: Divides positive and multiplies negative logits of tokens that were generated before.
       seed: Seed of the random numbers.
       logprobs: Number of top log-probabilities returned per token, of the model's own distribution.
+      stop: Texts that end the answer, which does not contain them.
     """
 
     max_new_tokens: int = dataclasses.field(default=1024, metadata={LIMITS: Limits(1, INT32)})
@@ -27,6 +29,11 @@ class SamplingConfig:
     repetition_penalty: float = dataclasses.field(default=1.0, metadata={LIMITS: Limits(0.001, 1000)})
     seed: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, 2**32 - 1)})
     logprobs: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, INT32)})
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self):
         config_tree.check(self)
+        if isinstance(self.stop, list):
+            object.__setattr__(self, "stop", tuple(self.stop))
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
+            raise SettingError("stop", self.stop, "give a list of texts, none of them empty")

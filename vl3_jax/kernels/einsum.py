@@ -24,7 +24,11 @@ def einsum(equation: str, *operands: jax.Array, out_dtype: DTypeLike | None = No
     """
     dtype = jnp.result_type(*operands)
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jnp.einsum(equation, *operands, precision=precision, preferred_element_type=out_dtype or dtype)
+    out_dtype = out_dtype or dtype
+    # On a CPU, XLA multiplies bfloat16 as it is only for a result in float32; else it widens the operands in memory.
+    summed = jnp.float32 if dtype == jnp.bfloat16 and target_device().platform == "cpu" else out_dtype
+    product = jnp.einsum(equation, *operands, precision=precision, preferred_element_type=summed)
+    return product.astype(out_dtype)
 
 
 def tied_product(x: jax.Array, table: jax.Array) -> jax.Array:

@@ -123,9 +123,9 @@ class KVCache(flax.struct.PyTreeNode):
             written = _write(self.keys_values, new, rows, slots)
         return self.replace(keys_values=written)
 
-    def truncate(self, row: Int32[Array, ""], length: Int32[Array, ""]) -> "KVCache":
-        """Keeps the first `length` slots of a row at most; 0 empties it."""
-        kept = jnp.arange(self.segment_ids.shape[1]) < length
+    def truncate(self, row: Int32[Array, "..."], length: Int32[Array, "..."]) -> "KVCache":
+        """Keeps the first `length` slots at most of a row, or of several ([n] of both); 0 empties it."""
+        kept = jnp.arange(self.segment_ids.shape[1]) < length[..., None]
         return self.replace(
             segment_ids=self.segment_ids.at[row].multiply(kept.astype(jnp.int32)),
             length=self.length.at[row].min(length),

@@ -17,8 +17,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from vl3_jax.kernels.einsum import einsum, sum_outer
+from vl3_jax.kernels.int8_product import int8_product
 from vl3_jax.model.quantize import QuantizedKernel
-from vl3_jax.parallel.rules import Axis, current_mesh, mesh_axes, partition_spec
+from vl3_jax.parallel.rules import Axis, current_mesh, mesh_axes, partition_spec, target_device
 from vl3_jax.parallel.scatter import psum_scatter
 
 Axes = tuple[Axis, ...]
@@ -73,7 +74,7 @@ def linear(
         down = linear(x, kernel.a, (*axes[:num_in], None), num_in)
         return linear(x, kernel.base, axes, num_in) + kernel.scale * linear(down, kernel.b, (None, *axes[num_in:]))
     if isinstance(kernel, QuantizedKernel):
-        product = _product(x, _gathered(kernel.values, axes).astype(x.dtype), num_in)
+        product = _product(x, _gathered(kernel.values, axes), num_in, int8_product)
         product = (product * kernel.scale.reshape(kernel.shape[num_in:])).astype(x.dtype)
         return checkpoint_name(product, "product")
     return checkpoint_name(_trainable_product(x, kernel, axes, num_in), "product")
@@ -130,10 +131,18 @@ def _flat(y: jax.Array, bias: jax.Array) -> jax.Array:
     return y.reshape(*y.shape[: y.ndim - bias.ndim], -1)
 
 
-def _product(x: jax.Array, matrix: jax.Array, num_in: int) -> jax.Array:
+def _rows_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    if x.size == x.shape[-1] and x.dtype == jnp.bfloat16 and target_device().platform == "cpu":
+        # With one row, XLA would multiply a copy of the matrix in float32.
+        rows = jnp.concatenate([x.reshape(1, -1), jnp.zeros((1, x.size), x.dtype)])
+        return einsum("ni,io->no", rows, matrix)[0].reshape(*x.shape[:-1], -1)
+    return einsum("...i,io->...o", x, matrix)
+
+
+def _product(x: jax.Array, matrix: jax.Array, num_in: int, multiply: Callable = _rows_product) -> jax.Array:
     shape = x.shape[: x.ndim - num_in]
     flat = x.reshape(*shape, math.prod(matrix.shape[:num_in]))
-    product = einsum("...i,io->...o", flat, matrix.reshape(flat.shape[-1], -1))
+    product = multiply(flat, matrix.reshape(flat.shape[-1], -1))
     return product.reshape(*shape, *matrix.shape[num_in:])
 
 

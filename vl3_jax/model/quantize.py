@@ -69,8 +69,8 @@ def _quantize(kernel: jax.Array, contracted: tuple[int, ...]) -> QuantizedKernel
     return QuantizedKernel(values, scale)
 
 
-# The same in NumPy, for what is quantised while it is read. Both multiply by reciprocals, as the compiler would do where
-# they divided, and give the same bits.
+# The same in NumPy, for what is quantised while it is read. Both multiply by reciprocals, as the compiler does where
+# there are divisions, and give the same bits.
 
 
 def channel_scale(largest: Any) -> Any:

@@ -12,19 +12,20 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from vl3_jax.errors import InputError
-from vl3_jax.inference import programs
-from vl3_jax.inference.buckets import LARGEST_PART, SMALLEST_PART
-from vl3_jax.inference.sampling import SAMPLING_DTYPES, SamplingParams
+from vl3_jax.inference.buckets import part_sizes
+from vl3_jax.inference.compiled_programs import CompiledPrograms
+from vl3_jax.inference.programs import described_state
 from vl3_jax.model import ModelConfig, VideoLLaMA3, preset
 from vl3_jax.model.serving_layout import abstract_serving_params, default_layout, serving_axes
 from vl3_jax.parallel.mesh import make_mesh
-from vl3_jax.parallel.rules import batch_shardings, partition_spec
+from vl3_jax.parallel.rules import partition_spec
 from vl3_jax.parallel.topologies import GIB, Topology
 from vl3_jax.planning import report
 from vl3_jax.planning.compiler import ProgramAnalysis, compile_and_analyze, topology_devices
-from vl3_jax.processing.packed_batch import BatchShape, pack
+from vl3_jax.planning.plan_loading import LoadingPlan, plan_loading
 
 _LAYOUT = default_layout("tpu")
+_PROGRAMS = {"encode_vision": "encode", "prefill": "prefill", "decode_steps": "decode"}  # names in a plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +63,18 @@ class ServingPlan:
     weights: int
     cache: int
     programs: dict[str, ProgramAnalysis]
+    loading: LoadingPlan
 
     @property
     def fits(self) -> bool:
-        """Whether every program compiled."""
-        return all(program.fits for program in self.programs.values())
+        """Whether every program compiled, and the weights can be placed."""
+        placed = self.loading.peak <= self.topology.chip.hbm_bytes
+        return placed and all(program.fits for program in self.programs.values())
 
     @property
     def peak(self) -> int:
         """Bytes of HBM on a chip that the largest program needs."""
-        return max(program.peak for program in self.programs.values())
+        return max(self.loading.peak, *(program.peak for program in self.programs.values()))
 
     @property
     def tokens_per_second(self) -> float:
@@ -92,6 +95,7 @@ class ServingPlan:
                 "peak": self.peak,
                 "limit": self.topology.chip.hbm_bytes,
             },
+            "loading": self.loading.as_json(),
             "programs": {name: program.as_json() for name, program in self.programs.items()},
             "tokens_per_second_bound": self.tokens_per_second,
         }
@@ -107,6 +111,7 @@ class ServingPlan:
             f"  cache       {self.cache / GIB:6.2f} GiB",
         ]
         lines += [f"  {name:10}{program.peak / GIB:8.2f} GiB at its peak" for name, program in self.programs.items()]
+        lines.insert(len(lines) - len(self.programs), f"  loading     {self.loading}")
         rate = f"at {chip.hbm_bandwidth / 1e12:.2f} TB/s of a chip"
         lines.append(f"decoding      at most {self.tokens_per_second:,.0f} tokens/s, {rate}")
         lines.append(f"compiled in {sum(program.seconds for program in self.programs.values()):.0f} s")
@@ -148,57 +153,25 @@ def plan_serving(
     shard = functools.partial(_with_sharding, device_mesh)
     params = _params(model_config, quantize, shard)
     module = VideoLLaMA3(model_config, jnp.bfloat16, serving=_LAYOUT)
-    state = programs.described_state(module, workload.rows, slots, device_mesh)
-    part = _prompt_part(min(workload.prompt, LARGEST_PART), model_config.text.hidden_size)
-    number, vision = _array((), jnp.int32), _vision_arrays(workload, device_mesh)
-    stops = _array((2,), jnp.int32)
-    with jax.set_mesh(device_mesh):
-        lowered = {
-            "encode": programs.encode_vision.lower(module, params, *vision),
-            "prefill": programs.prefill.lower(module, params, state, part, number, number),
-            "decode": programs.decode_steps.lower(
-                module, programs.STEPS_PER_CALL, 0, params, state, _decode_rows(workload.rows), stops, number
-            ),
-        }
-        analyses = {
-            name: compile_and_analyze(program, hlo=hlo and hlo / f"{name}.hlo") for name, program in lowered.items()
-        }
+
+    def analyze(name: str, lowered: jax.stages.Lowered) -> ProgramAnalysis:
+        return compile_and_analyze(lowered, hlo=hlo and hlo / f"{_PROGRAMS[name]}.hlo")
+
+    compiled = CompiledPrograms(module, params, 2, device_mesh, compile_lowered=analyze)
+    part = part_sizes(0, lambda start: workload.prompt)[-1]
+    analyses = {
+        "encode": compiled.encode(workload.patches, 1),
+        "prefill": compiled.prefill(workload.rows, slots, part),
+        "decode": compiled.decode(workload.rows, slots, 0),
+    }
+    state = described_state(module, workload.rows, slots, device_mesh)
     weights, cache = _bytes_per_chip(params), _bytes_per_chip(state.cache)
-    return ServingPlan(topology, dict(device_mesh.shape), workload, weights, cache, analyses)
+    return ServingPlan(topology, dict(device_mesh.shape), workload, weights, cache, analyses, plan_loading(params))
 
 
 def _with_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
     sharding = NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh))
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _vision_arrays(workload: Workload, mesh: Mesh) -> list[jax.ShapeDtypeStruct]:
-    """Returns the shapes of the packed images and frames of a prompt."""
-    vision_tokens = min(workload.prompt, workload.patches)
-    shape = BatchShape(SMALLEST_PART, workload.patches, vision_tokens, samples=1)
-    arrays = {name: _array(array.shape, array.dtype) for name, array in pack([[]], shape).items()}
-    shardings = batch_shardings(arrays, mesh)
-    return [
-        jax.ShapeDtypeStruct(arrays[name].shape, arrays[name].dtype, sharding=shardings[name])
-        for name in programs.VISION_ARRAYS
-    ]
-
-
-def _prompt_part(tokens: int, width: int) -> programs.PromptPart:
-    """Returns the shapes of the largest part of a prompt that is read at once."""
-    ids = _array((1, tokens), jnp.int32)
-    return programs.PromptPart(ids, _array((1, tokens, width), jnp.bfloat16), ids, ids, ids)
-
-
-def _decode_rows(rows: int) -> programs.DecodeRows:
-    """Returns the shapes of what the host says about each row."""
-    integers, flags = _array((rows,), jnp.int32), _array((rows,), jnp.bool_)
-    sampling = SamplingParams(*(_array((rows,), dtype) for dtype in SAMPLING_DTYPES))
-    return programs.DecodeRows(integers, flags, flags, integers, sampling)
 
 
 def _params(model_config: ModelConfig, quantize: str | None, shard: Callable) -> dict:

@@ -14,7 +14,7 @@ import numpy as np
 from vl3_jax.bench.bench_decode import step_bytes
 from vl3_jax.bench.gpu.cases import Case, Conditions
 from vl3_jax.inference.buckets import round_up_to_bucket
-from vl3_jax.inference.programs import STEPS_PER_CALL, DecodeState, decode_steps
+from vl3_jax.inference.programs import STEPS_PER_CALL, DecodeRows, DecodeState, decode_steps
 from vl3_jax.inference.sampling import SamplingParams
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import KVCache, VideoLLaMA3, init_params, preset
@@ -43,7 +43,10 @@ def _measure(
 ) -> None:
     """Runs the program several times, each time for as many tokens as the engine asks for at once."""
     state = _state(model, rows, context, slots)
-    inputs = (SamplingParams.of(SamplingConfig(slots)), jnp.zeros(0, jnp.int32), np.int32(STEPS_PER_CALL))
+    sampling = SamplingParams.of([SamplingConfig(slots)] * rows)
+    token, remaining = np.ones(rows, np.int32), np.full(rows, slots, np.int32)
+    decode_rows = DecodeRows(np.full(rows, slots, np.int32), token, np.ones(rows, bool), np.zeros(rows, bool), remaining, sampling)
+    inputs = (decode_rows, np.zeros(0, np.int32), np.int32(STEPS_PER_CALL))
     start = time.perf_counter()
     lowered = decode_steps.lower(model, STEPS_PER_CALL, 0, params, state, *inputs)
     program = lowered.compile(conditions.compiler_options(jax.default_backend()))
@@ -51,7 +54,7 @@ def _measure(
     seconds = []
     for _ in range(1 + conditions.rounds):
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(program(params, state, *inputs))
+        state, *_ = jax.block_until_ready(program(params, state, *inputs))
         seconds.append((time.perf_counter() - start) / STEPS_PER_CALL)
     figures["seconds"] = statistics.median(seconds[1:])
     figures["tokens_per_second"] = rows / figures["seconds"]
@@ -67,16 +70,10 @@ def _state(model: VideoLLaMA3, rows: int, context: int, slots: int) -> DecodeSta
     leaves, structure = jax.tree.flatten(empty.keys_values)
     random = [jax.random.normal(jax.random.key(i), leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)]
     positions = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (rows, slots))
-    return DecodeState(
-        cache=KVCache(
-            jax.tree.unflatten(structure, random),
-            segment_ids=(positions < context).astype(jnp.int32),
-            positions=positions,
-            length=jnp.full(rows, context, jnp.int32),
-        ),
-        token=jnp.ones(rows, jnp.int32),
-        position=jnp.full(rows, context, jnp.int32),
-        done=jnp.zeros(rows, bool),
-        generated=jnp.zeros((rows, model.config.text.vocab_size), bool),
-        key=jax.random.key(0),
+    cache = KVCache(
+        jax.tree.unflatten(structure, random),
+        segment_ids=(positions < context).astype(jnp.int32),
+        positions=positions,
+        length=jnp.full(rows, context, jnp.int32),
     )
+    return DecodeState(cache, generated=jnp.zeros((rows, model.config.text.vocab_size), bool))

@@ -1,0 +1,84 @@
+"""Opens a checkpoint of any format as a `ChatModel`: what `vl3_jax.load` is."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vl3_jax.errors import InputError
+from vl3_jax.inference.chat_model import ChatModel
+from vl3_jax.inference.engine import Engine
+from vl3_jax.inference.generation_config import GenerationConfig
+from vl3_jax.processing.processor import Processor
+
+if TYPE_CHECKING:
+    import jax
+
+QUANTIZATIONS = ("int8",)
+
+
+def load(
+    source: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    mesh: "jax.sharding.Mesh | None" = None,
+    quantize: str | None = None,
+    token: str | None = None,
+    quiet: bool = True,
+    on_status: Callable[[str], None] = lambda line: None,
+) -> ChatModel:
+    """Loads a checkpoint of any format for inference.
+
+    Args:
+      source: An Orbax folder, a training workdir, a Hugging Face folder (read in place), or a Hub id.
+      dtype: "float32" or "bfloat16", the type of weights and activations; by default float32 on a CPU, else bfloat16.
+        Embeddings that are stored in bfloat16 stay so.
+      mesh: A mesh that shards the parameters over several devices (`vl3_jax.parallel.mesh.make_mesh`).
+      quantize: "int8" stores the layers' weights in int8 (see `vl3_jax.model.quantize`).
+      token: Access token of a private Hub repository.
+      quiet: Whether to hide the progress bar.
+      on_status: Called with a line of text before something slow.
+
+    Raises:
+      InputError: The checkpoint does not exist, is incomplete, or has no tokenizer; or the model needs more memory than
+        there is.
+    """
+    import jax
+
+    from vl3_jax import compilation_cache
+    from vl3_jax.checkpoint import load as load_checkpoint
+    from vl3_jax.checkpoint import open_source
+    from vl3_jax.inference.memory import Demand, ModelMemory, weight_shards
+    from vl3_jax.model import VideoLLaMA3
+    from vl3_jax.model.serving_layout import default_layout
+
+    programs_folder = compilation_cache.enable() / "programs"
+    start = time.perf_counter()
+    if quantize not in (None, *QUANTIZATIONS):
+        raise InputError(f"quantize is {quantize!r}: use {' or '.join(QUANTIZATIONS)}, or leave it out")
+    demand = Demand(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"), quantize)
+    opened, layout = open_source(source, token=token), default_layout(jax.default_backend())
+    processor = Processor.from_folder(opened.files)
+    memory = ModelMemory(opened, demand, weight_shards(mesh))
+    memory.check_loading()
+    try:
+        checkpoint = load_checkpoint(
+            opened, dtype=demand.dtype, mesh=mesh, quiet=quiet, layout=layout, quantize=quantize
+        )
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        raise memory.explained(error) from error
+    generation_config = GenerationConfig.read(checkpoint.files, processor.tokenizer.stop_ids)
+    normalisation = {"image_mean": processor.config.image_mean, "image_std": processor.config.image_std}
+    vision = dataclasses.replace(checkpoint.config.vision, **normalisation)
+    model = VideoLLaMA3(dataclasses.replace(checkpoint.config, vision=vision), dtype=demand.dtype, serving=layout)
+    engine = Engine(
+        model,
+        checkpoint.params,
+        generation_config.stop_ids,
+        on_status,
+        mesh,
+        programs_folder=programs_folder,
+        memory=memory,
+    )
+    return ChatModel(engine, processor, generation_config, time.perf_counter() - start)
