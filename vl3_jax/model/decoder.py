@@ -236,7 +236,9 @@ class DecoderMLP(nn.Module):
             gate_up = linear((2 * inner, width), axes, transposed=True, name="gate_up")(x)
             # Slices, because a reshaped product would be made of a copy of the kernel on a TPU.
             parts = jnp.split(gate_up, 2 * groups, axis=-1)
-            hidden = jnp.concatenate([act(gate) * up for gate, up in zip(parts[::2], parts[1::2], strict=True)], axis=-1)
+            hidden = jnp.concatenate(
+                [act(gate) * up for gate, up in zip(parts[::2], parts[1::2], strict=True)], axis=-1
+            )
         else:
             gate, up = (linear((width, inner), ("embed", "mlp"), name=name)(x) for name in ("gate", "up"))
             hidden = act(gate) * up
