@@ -14,7 +14,7 @@ from vl3_jax.kernels import online_softmax
 from vl3_jax.kernels.block_sizes import LANES
 from vl3_jax.kernels.decode_inputs import DecodeInputs, DecodeOutputs
 from vl3_jax.kernels.einsum import einsum
-from vl3_jax.kernels.keys_values import KeysValues, row_numbers
+from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.segment_info import round_up
 
 _BLOCK_BYTES = 2**19  # of keys in a grid step: its copy takes longer than the step's fixed cost
@@ -49,7 +49,8 @@ def tpu_decode_attention(inputs: DecodeInputs, interpret: bool = False) -> Decod
         return b, 0, block_number(b, step, order, count)
 
     def cache_index(b, step, layer, cache_rows, order, count):
-        return layer[0], cache_rows[b], 0, block_number(b, step, order, count), 0
+        row = b if inputs.rows is None else cache_rows[b]
+        return layer[0], row, 0, block_number(b, step, order, count), 0
 
     def scales_index(*indices):
         return cache_index(*indices)[:-1]
@@ -58,7 +59,7 @@ def tpu_decode_attention(inputs: DecodeInputs, interpret: bool = False) -> Decod
     scales_spec = pl.BlockSpec((None, None, kv_heads, block), scales_index)
     scales = () if cached.key_scales is None else (cached.key_scales, cached.value_scales)
     queries = length * round_up(group, _SUBLANES)
-    sizes = kv_heads * group * width, kv_heads * width, kv_heads * width  # of the results
+    sizes = kv_heads * group * width, kv_heads * 2 * width  # of the results
 
     def row_spec(size: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, length, size), row_index)
@@ -88,7 +89,7 @@ def tpu_decode_attention(inputs: DecodeInputs, interpret: bool = False) -> Decod
         name="decode_kernel",
     )(
         inputs.layer[None],
-        row_numbers(inputs.rows, qkv),
+        schedule.count if inputs.rows is None else inputs.rows,  # not read where they are the same
         schedule.order,
         schedule.count,
         qkv,
@@ -122,7 +123,7 @@ def _kernel(
     in VMEM the rotated queries, [K, L * G, D] where G is padded, and the fields of an `OnlineSoftmaxState`.
     """
     key_scales, value_scales = refs[:2] if scaled else (None, None)
-    out, new_keys, new_values, queries, *state_refs = refs[2 * scaled :]
+    out, new, queries, *state_refs = refs[2 * scaled :]
     row, step = pl.program_id(0), pl.program_id(1)
     (kv_heads, query_rows, width), length = queries.shape, qkv.shape[0]
     padded_group = query_rows // length
@@ -155,9 +156,9 @@ def _kernel(
                 rotated = _rotated(heads_of(qkv, first + member)[...], *factors).astype(queries.dtype)
                 for token in range(length):
                     queries[head, pl.ds(token * padded_group + member, 1)] = rotated[token : token + 1]
-            key = _rotated(heads_of(qkv, first + group)[...], *factors).astype(new_keys.dtype)
+            key = _rotated(heads_of(qkv, first + group)[...], *factors).astype(new.dtype)
             value = heads_of(qkv, first + group + 1)[...]
-            heads_of(new_keys, head)[...], heads_of(new_values, head)[...] = key, value
+            heads_of(new, 2 * head)[...], heads_of(new, 2 * head + 1)[...] = key, value
             for token in range(length):
                 products = queries[head].astype(jnp.float32) * key[token : token + 1].astype(jnp.float32)
                 scores = products.sum(-1, keepdims=True) * scale
