@@ -5,7 +5,7 @@ import pathlib
 
 
 def enable(folder: str | os.PathLike | None = None) -> pathlib.Path:
-    """Keeps compiled programs in `folder`, by default $XDG_CACHE_HOME/vl3_jax or ~/.cache/vl3_jax.
+    """Keeps compiled programs in `folder`, by default `default_folder()`.
 
     A cache that the user has chosen already (JAX_COMPILATION_CACHE_DIR) is left in place. Returns the folder in use.
     """
@@ -14,8 +14,22 @@ def enable(folder: str | os.PathLike | None = None) -> pathlib.Path:
     chosen = jax.config.jax_compilation_cache_dir
     if folder is None and chosen:
         return pathlib.Path(chosen)
-    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    folder = pathlib.Path(folder or home / "vl3_jax")
+    folder = pathlib.Path(folder or default_folder())
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return folder
+
+
+def programs_folder() -> pathlib.Path | None:
+    """Returns where whole programs are kept with their signatures; None where JAX keeps a cache of its own.
+
+    A program that comes from that cache cannot be written again: on a CPU what is then read does not run.
+    """
+    import jax
+
+    return None if jax.config.jax_compilation_cache_dir else default_folder() / "programs"
+
+
+def default_folder() -> pathlib.Path:
+    """Returns $XDG_CACHE_HOME/vl3_jax or ~/.cache/vl3_jax."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "vl3_jax"

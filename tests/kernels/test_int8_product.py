@@ -27,6 +27,15 @@ def test_equals_the_product_in_float64(output_first, num_in, shape):
     assert difference < tolerances.INT8_PRODUCT
 
 
+def test_many_rows_equal_few():
+    rng = np.random.default_rng(2)
+    x, values = rng.standard_normal((300, 64)).astype(np.float32), rng.integers(-127, 128, (64, 32), np.int8)
+    parts = [product(part, values, 1, True) for part in np.split(x, 20)]
+    np.testing.assert_allclose(
+        product(x, values, 1, True), np.concatenate(parts), rtol=tolerances.REORDERED, atol=tolerances.REORDERED
+    )
+
+
 def test_one_part_alone_would_show():
     rng = np.random.default_rng(1)
     x, values = rng.standard_normal((3, 64)).astype(np.float32), rng.integers(-127, 128, (64, 32), np.int8)

@@ -53,7 +53,6 @@ def load(
     from vl3_jax.model import VideoLLaMA3
     from vl3_jax.model.serving_layout import default_layout
 
-    programs_folder = compilation_cache.enable() / "programs"
     start = time.perf_counter()
     if quantize not in (None, *QUANTIZATIONS):
         raise InputError(f"quantize is {quantize!r}: use {' or '.join(QUANTIZATIONS)}, or leave it out")
@@ -78,7 +77,7 @@ def load(
         generation_config.stop_ids,
         on_status,
         mesh,
-        programs_folder=programs_folder,
+        programs_folder=compilation_cache.programs_folder(),
         memory=memory,
     )
     return ChatModel(engine, processor, generation_config, time.perf_counter() - start)

@@ -15,6 +15,7 @@ from vl3_jax.parallel.rules import target_device
 
 _LEVELS = 127  # of an int8
 _PARTS = 2 * _LEVELS  # of the step of the first part that a step of the second one is
+_MANY = 16  # rows of activations from which on the parts are multiplied one after the other, in half the memory
 _FEW, _SHORT = 2, 4096  # rows of activations, and their values, up to which rows of a kernel are folded
 
 
@@ -49,8 +50,10 @@ def _split_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     scaled = x / jnp.where(step == 0, 1, step)
     high = jnp.round(scaled)
     low = jnp.round((scaled - high) * _PARTS)
-    parts = jnp.concatenate([high, low]).astype(jnp.int8)
-    sums = _exact_product(matrix, parts).astype(jnp.float32)
+    parts = [high.astype(jnp.int8), low.astype(jnp.int8)]
+    if len(x) < _MANY:
+        parts = [jnp.concatenate(parts)]
+    sums = jnp.concatenate([_exact_product(matrix, part).astype(jnp.float32) for part in parts])
     return (sums[: len(x)] + sums[len(x) :] / _PARTS) * step
 
 

@@ -58,7 +58,9 @@ class Instruction:
     def false_branch(self) -> str:
         """Name of the computation that a conditional calls where its predicate is false."""
         branches = _BRANCHES.search(self.attributes)
-        found = _NAME.findall(branches[1]) if branches else re.findall(r"false_computation=%?([\w.\-]+)", self.attributes)
+        found = (
+            _NAME.findall(branches[1]) if branches else re.findall(r"false_computation=%?([\w.\-]+)", self.attributes)
+        )
         return found[0]
 
     @property
