@@ -24,9 +24,7 @@ class KeysValues(flax.struct.PyTreeNode):
     key_scales: jax.Array | None = None
     value_scales: jax.Array | None = None
 
-    def write(
-        self, rows: jax.Array, slots: jax.Array, new: jax.Array, first_row: jax.Array | int = 0
-    ) -> "KeysValues":
+    def write(self, rows: jax.Array, slots: jax.Array, new: jax.Array, first_row: jax.Array | int = 0) -> "KeysValues":
         """Writes the keys and values of new tokens into all layers, in place where the caller donates them.
 
         Args:

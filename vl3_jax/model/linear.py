@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from vl3_jax.kernels.einsum import einsum, sum_outer
-from vl3_jax.kernels.int8_product import int8_product
+from vl3_jax.kernels.int8_product import int8_product, transposed_int8_product
 from vl3_jax.model.quantize import QuantizedKernel
 from vl3_jax.parallel.rules import Axis, current_mesh, mesh_axes, partition_spec, target_device
 from vl3_jax.parallel.scatter import psum_scatter
@@ -82,9 +82,10 @@ def linear(
 
 def _transposed_product(x: jax.Array, kernel: jax.Array | QuantizedKernel, axes: Axes) -> jax.Array:
     """Returns the product with the transpose of a matrix."""
-    matrix = kernel.values if isinstance(kernel, QuantizedKernel) else kernel
-    product = einsum("...i,oi->...o", x, _gathered(matrix.astype(x.dtype), axes))
-    return (product * kernel.scale[:, 0]).astype(x.dtype) if isinstance(kernel, QuantizedKernel) else product
+    if isinstance(kernel, QuantizedKernel):
+        product = transposed_int8_product(x, _gathered(kernel.values, axes))
+        return (product * kernel.scale[:, 0]).astype(x.dtype)
+    return einsum("...i,oi->...o", x, _gathered(kernel.astype(x.dtype), axes))
 
 
 def add_bias(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:

@@ -82,9 +82,7 @@ class ProgramCost:
 NO_COST = ProgramCost({}, {}, 0, 0, 0)  # of a program that does not fit
 
 
-def program_cost(
-    text: str, unknown_trips: Mapping[str, int] | None = None, untaken: str | None = None
-) -> ProgramCost:
+def program_cost(text: str, unknown_trips: Mapping[str, int] | None = None, untaken: str | None = None) -> ProgramCost:
     """Reads the cost of a program from its optimised HLO.
 
     Args:
