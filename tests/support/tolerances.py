@@ -14,6 +14,8 @@ ATTENTION = 2e-5
 ATTENTION_BFLOAT16 = 2e-2
 # An int8 cache against what was written, relative to the largest value: half a step of 127.
 INT8_CACHE = 4e-3
+# Logits over an int8 cache against those over a float32 one, in norm.
+INT8_CACHE_LOGITS = 3e-2
 # The same computation in another order or on other devices, float32, relative.
 REORDERED = 1e-5
 # The same for gradients, which sum over all tokens.

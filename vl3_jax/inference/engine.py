@@ -209,7 +209,8 @@ class Engine:
             size, programs = (self.rows, self.slots), self._programs
             sizes = {part for start in range(0, tokens, SMALLEST_PART) for part in part_sizes(start, self._part_limit)}
             calls = [(programs.empty_state, *size), *((programs.prefill, *size, part) for part in sizes)]
-            calls += [(programs.decode, *size, count) for count in {0, *map(self._top, range(1, logprobs + 1))}]
+            top = {0, *map(self._top, range(1, logprobs + 1))}
+            calls += [(programs.decode, *size, count, greedy) for count in top for greedy in (True, False)]
             if patches:
                 buckets = itertools.takewhile(lambda bucket: bucket <= round_up_to_bucket(patches), bucket_sizes())
                 calls += [(programs.encode, bucket, merge) for bucket in buckets for merge in MERGES]
@@ -371,7 +372,8 @@ class Engine:
         for batch in frame_batches(list(missing.values()), self._most_patches):
             calls.append((programs.encode, self._bucket(batch), batch[0].visual.merge))
         calls += [(programs.prefill, *size, part) for _, part in parts]
-        calls.append((programs.decode, *size, self._top(generation.request.sampling.logprobs)))
+        sampling = generation.request.sampling
+        calls.append((programs.decode, *size, self._top(sampling.logprobs), sampling.temperature == 0))
         before = programs.seconds
         programs.make_ready(calls)
         self._add_seconds("compile", self._rows, programs.seconds - before)
@@ -401,7 +403,8 @@ class Engine:
         begins = any(row.fresh and row.generation.request.streams for row in decoding)
         steps = 1 if begins else min(STEPS_PER_CALL, int(remaining.max()))
         top = max(self._top(row.generation.request.sampling.logprobs) for row in decoding)
-        program = self._programs.decode(self.rows, self.slots, top)
+        greedy = all(setting.temperature == 0 for setting in settings)
+        program = self._programs.decode(self.rows, self.slots, top, greedy)
         start = time.perf_counter()
         length = np.array([len(row.held) for row in self._rows], np.int32)
         rows = DecodeRows(length, token, active, fresh, remaining, SamplingParams.of(settings))

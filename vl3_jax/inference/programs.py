@@ -145,14 +145,15 @@ def prefill(model, params, state, part, row, start):
     return state.replace(cache=cache).constrained()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4, keep_unused=True)
-def decode_steps(model, max_steps, logprobs, params, state, rows, stop_ids, num_steps):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5, keep_unused=True)
+def decode_steps(model, max_steps, logprobs, all_greedy, params, state, rows, stop_ids, num_steps):
     """Decodes `num_steps` <= `max_steps` tokens, or fewer once every row has stopped.
 
     Args:
       model: The model.
       max_steps: Columns of the results.
       logprobs: Number of top log-probabilities of each token.
+      all_greedy: Whether no row has a temperature.
       params: Parameters.
       state: The `DecodeState`, which is updated in place.
       rows: The `DecodeRows`.
@@ -181,7 +182,7 @@ def decode_steps(model, max_steps, logprobs, params, state, rows, stop_ids, num_
         text = (token[:, None], None, jnp.full_like(segment_ids, -1), segment_ids, position)
         hidden, cache = decode(model, params, *text, cache=state.cache)
         logits = unembed(model, params, hidden[:, 0])
-        new = sample_tokens(logits, state.generated, position[:, 0] + 1, rows.sampling)
+        new = sample_tokens(logits, state.generated, position[:, 0] + 1, rows.sampling, all_greedy)
         token = jnp.where(active, new, token)
         generated = state.generated.at[jnp.arange(num_rows), token].max(active)
         if logprobs:

@@ -113,7 +113,7 @@ def join_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def flat(*parts: jax.Array) -> jax.Array:
-    """Puts what belongs to each head side by side, and heads side by side: [..., heads, D] each -> [..., heads * n * D]."""
+    """Puts the parts of each head side by side, and the heads: n of [..., heads, D] -> [..., heads * n * D]."""
     joined = jnp.stack(parts, axis=-2)
     return joined.reshape(*parts[0].shape[:-2], -1)
 

@@ -16,6 +16,7 @@ _NAME = re.compile(r"%?([\w.\-]+)")
 _ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_FALSE_BRANCH = re.compile(r"false_computation=%?([\w.\-]+)")
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _INDEX = re.compile(r"\bindex=(\d+)")
@@ -58,10 +59,8 @@ class Instruction:
     def false_branch(self) -> str:
         """Name of the computation that a conditional calls where its predicate is false."""
         branches = _BRANCHES.search(self.attributes)
-        found = (
-            _NAME.findall(branches[1]) if branches else re.findall(r"false_computation=%?([\w.\-]+)", self.attributes)
-        )
-        return found[0]
+        pattern, text = (_NAME, branches[1]) if branches else (_FALSE_BRANCH, self.attributes)
+        return pattern.findall(text)[0]
 
     @property
     def array_bytes(self) -> list[int]:
