@@ -37,19 +37,27 @@ def _blockwise(x: jax.Array, matrix: jax.Array) -> jax.Array:
     rows = len(x)
     if rows == 1 and x.dtype == jnp.bfloat16:  # XLA has a fast product of bfloat16 from two rows on
         x = jnp.concatenate([x, jnp.zeros_like(x)])
-    width = (_FEW_ROWS_BLOCK if rows <= _FEW_ROWS else _BLOCK) // matrix.shape[1]
-    width = min(max(width, 1), len(matrix))
-    count, rest = divmod(len(matrix), width)
+    limit = (_FEW_ROWS_BLOCK if rows <= _FEW_ROWS else _BLOCK) // matrix.shape[1]
+    width = _divisor(len(matrix), limit)
 
-    def add(start: jax.Array | int, size: int, total: jax.Array) -> jax.Array:
+    def add(index: jax.Array, total: jax.Array) -> jax.Array:
         # Behind the barrier, the block cannot be widened before the loop, as a part of the whole matrix.
-        block = lax.optimization_barrier(lax.dynamic_slice_in_dim(matrix, start, size))
-        part = lax.dynamic_slice_in_dim(x, start, size, axis=1)
+        block = lax.optimization_barrier(lax.dynamic_slice_in_dim(matrix, index * width, width))
+        part = lax.dynamic_slice_in_dim(x, index * width, width, axis=1)
         return total + einsum("ni,io->no", part, block.astype(x.dtype), out_dtype=jnp.float32)
 
-    total = jnp.zeros((len(x), matrix.shape[1]), jnp.float32)
-    total = lax.fori_loop(0, count, lambda i, total: add(i * width, width, total), total)
-    return (add(count * width, rest, total) if rest else total)[:rows]
+    # Zeros that depend on `x`: XLA would create constant ones of all products before the first, and keep them.
+    zeros = jnp.where(jnp.isnan(x[:, :1]), jnp.nan, 0).astype(jnp.float32)
+    total = jnp.broadcast_to(zeros, (len(x), matrix.shape[1]))
+    return lax.fori_loop(0, len(matrix) // width, add, total)[:rows]
+
+
+def _divisor(size: int, limit: int) -> int:
+    """Returns the largest divisor of `size` that is at most `limit`, and not `size` itself unless that is 1.
+
+    A loop of one step would be none: XLA would widen its block whenever it likes.
+    """
+    return next(width for width in range(max(1, min(size // 2, limit)), 0, -1) if size % width == 0)
 
 
 def _forward(x: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple]:
