@@ -17,7 +17,6 @@ from vl3_jax.errors import InputError
 from vl3_jax.evaluation.batch_generator import BatchGenerator, Reply
 from vl3_jax.evaluation.live_streams import run_streams
 from vl3_jax.evaluation.tasks import QuestionSelection, find, media_part
-from vl3_jax.inference.engine import DecodeOutput
 from vl3_jax.model import decode, unembed
 from vl3_jax.processing.packed_batch import BatchShape, pack
 from vl3_jax.processing.tokenizer import IM_START, STREAM_START
@@ -33,12 +32,12 @@ class ScriptedGenerator(BatchGenerator):
         super().__init__(chat_model)
         self.scripts, self.prompts = scripts, []
 
-    def choice_logprobs(self, samples, choices, bucket_sizes=()):
+    def choice_logprobs(self, samples, choices):
         self.prompts += [sample.tokens.tolist() for sample in samples]
         speaks = [self._word(sample) is not None for sample in samples]
         return np.array([[0.0, -1.0] if speak else [-1.0, 0.0] for speak in speaks])
 
-    def generate(self, samples, max_new_tokens, bucket_sizes=()):
+    def generate(self, samples, max_new_tokens):
         return [Reply(self._word(sample), 2, "stop") for sample in samples]
 
     def _word(self, sample):
@@ -102,7 +101,6 @@ def test_a_real_model_decides_after_every_frame(chat_model):
         BatchGenerator(chat_model, 4),
         [(question.media(), question.text) for question in questions],
         2,
-        task.bucket_sizes,
     )
     for state, question in zip(states, questions, strict=True):
         assert len(state.words) == len(question.reference["words"])
@@ -124,25 +122,35 @@ def test_decisions_are_the_log_probabilities_of_the_next_token(chat_model):
     np.testing.assert_allclose(logprobs, [*expected[choices[:3]], -np.inf], atol=1e-4)
 
 
-def test_the_more_likely_of_the_two_tokens_decides(chat_model):
+def test_the_more_likely_of_the_two_tokens_decides(chat_model, monkeypatch):
     generator = BatchGenerator(chat_model, 2)
     speak, wait = (chat_model.processor.tokenizer.id_of(name) for name in (IM_START, STREAM_START))
     # The three most likely tokens of three samples: with both choices, with one of them, with none.
-    ids = np.array([[[5, speak, wait]], [[wait, 5, 6]], [[5, 6, 7]]])
-    values = np.array([[[-0.1, -2.0, -3.0]], [[-0.1, -2.0, -3.0]], [[-0.1, -2.0, -3.0]]], np.float32)
-    rows = iter([slice(0, 2), slice(2, 3)])
+    likely = [[5, speak, wait], [wait, 5, 6], [5, 6, 7]]
 
-    def generate(samples, sampling, shape):
-        batch_rows = next(rows)
-        tokens = np.zeros((len(samples), 1), int)
-        padded = [np.concatenate([array[batch_rows]] * 2)[: len(samples)] for array in (ids, values)]
-        yield DecodeOutput(tokens, np.ones((len(samples), 1), bool), *padded)
+    def run(requests):
+        assert [request.sampling.max_new_tokens for request in requests] == [1, 1, 1]
+        return [SimpleNamespace(logprobs=[list(zip(ids, (-0.1, -2.0, -3.0), strict=True))]) for ids in likely]
 
-    generator._engine = SimpleNamespace(generate=generate, model=chat_model.engine.model)
+    monkeypatch.setattr(chat_model.engine, "run", run)
     sample = generator.process([], "Q").sample
     logprobs = generator.choice_logprobs([sample] * 3, [speak, wait])
     np.testing.assert_allclose(logprobs, [[-2, -3], [-np.inf, -0.1], [-np.inf, -np.inf]], rtol=1e-6)
     assert (logprobs[:, 0] > logprobs[:, 1]).tolist() == [True, False, False]
+
+
+def test_each_frame_is_seen_and_read_once(chat_model):
+    (task,) = find(["nano/stream"])
+    (question,) = task.questions(QuestionSelection(count=1, seed=3))
+    generator, requests, submit = BatchGenerator(chat_model, 1), [], chat_model.engine.submit
+    chat_model.engine.forget()
+    chat_model.engine.submit = lambda request: requests.append(submit(request)) or requests[-1]
+    (state,) = run_streams(generator, [(question.media(), question.text)], 2)
+    del chat_model.engine.submit
+    # Equal frames are one.
+    assert sum(generation.encoded_patches for generation in requests) <= len(state.visual.patches)
+    read = [len(generation.request.sample.tokens) - 1 - generation.reused_tokens for generation in requests]
+    assert sum(read) <= 2 * len(state.tokens)
 
 
 def test_a_stream_without_a_video_is_an_error(chat_model):

@@ -6,6 +6,7 @@ import pytest
 from support.samples import random_sample, random_visual
 from support.tolerances import GREEDY_MARGIN
 from vl3_jax.inference.engine import Engine
+from vl3_jax.inference.requests import Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import VideoLLaMA3, preset
 
@@ -23,8 +24,8 @@ def test_greedy_text_equals_the_reference(penalty):
     visuals = [random_visual(rng, (1, 4, 6), 1), random_visual(rng, (3, 4, 4), 2, still=0.5)]
     sample = random_sample(rng, visuals)
     engine = Engine(VideoLLaMA3(config), params, stop_ids=())
-    steps = engine.generate([sample], SamplingConfig(64, repetition_penalty=penalty))
-    ours = np.concatenate([step.tokens[0] for step in steps]).tolist()
+    (answer,) = engine.run([Request(sample, SamplingConfig(64, repetition_penalty=penalty))])
+    ours = answer.tokens
 
     inputs = model_inputs([sample])
     prompt = inputs["input_ids"].shape[1]

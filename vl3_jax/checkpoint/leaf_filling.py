@@ -35,6 +35,7 @@ class Leaf:
       pieces: What it consists of.
       contracted: Dimensions that a product contracts, if the leaf is quantised; () if it is not.
       splits: Sizes that each dimension is split into before pieces are found in it, see `ServingLeaf`; () if none is.
+      transposed: Whether the last two dimensions are in the other order than in the pieces.
     """
 
     path: str
@@ -43,19 +44,26 @@ class Leaf:
     pieces: tuple[Piece, ...]
     contracted: tuple[int, ...] = ()
     splits: tuple[tuple[int, ...], ...] = ()
+    transposed: bool = False
 
     def split(self, bounds: Bounds) -> tuple["Leaf", Bounds]:
-        """Returns the leaf with its dimensions split, and the bounds of a region in them."""
+        """Returns the leaf with its dimensions in the order of its pieces and split, and the bounds of a region."""
         if not self.splits:
             return self, bounds
         shape, regions, contracted = [], [], []
-        for axis, ((start, stop), sizes) in enumerate(zip(bounds, self.splits, strict=True)):
+        order = list(range(len(bounds)))
+        if self.transposed:
+            order[-2:] = order[:-3:-1]
+        for axis, sizes in zip(order, self.splits, strict=True):
+            start, stop = bounds[axis]
             inner = math.prod(sizes[1:])
             assert start % inner == stop % inner == 0, "the rules of sharding divide no dimension within a group"
             contracted += range(len(shape), len(shape) + len(sizes)) if axis in self.contracted else ()
             shape += sizes
             regions += [(start // inner, stop // inner), *((0, size) for size in sizes[1:])]
-        return dataclasses.replace(self, shape=tuple(shape), contracted=tuple(contracted), splits=()), regions
+        return dataclasses.replace(
+            self, shape=tuple(shape), contracted=tuple(contracted), splits=(), transposed=False
+        ), regions
 
     @property
     def stacked(self) -> bool:
@@ -100,8 +108,9 @@ def fill(source: CheckpointSource, leaf: Leaf, bounds: Bounds, run: Run = map) -
       InputError: A slice of the checkpoint is damaged or cannot be read.
     """
     whole = aligned([stop - start for start, stop in bounds], leaf.dtype)
+    ordered = whole.swapaxes(-1, -2) if leaf.transposed else whole
     leaf, bounds = leaf.split(bounds)
-    buffer = whole.reshape([stop - start for start, stop in bounds])
+    buffer = ordered.reshape([stop - start for start, stop in bounds], copy=False)
 
     def read(piece: Piece) -> None:
         found = _overlap(piece, leaf, bounds)
@@ -140,9 +149,11 @@ def fill_quantized(
     """
     shape = [stop - start for start, stop in bounds]
     whole = aligned(shape, np.dtype(np.int8)), aligned(_scale_shape(shape, leaf.contracted), np.dtype(np.float32))
+    ordered = [each.swapaxes(-1, -2) for each in whole] if leaf.transposed else whole
     leaf, bounds = leaf.split(bounds)
     shape = [stop - start for start, stop in bounds]
-    values, scales = whole[0].reshape(shape), whole[1].reshape(_scale_shape(shape, leaf.contracted))
+    values = ordered[0].reshape(shape, copy=False)
+    scales = ordered[1].reshape(_scale_shape(shape, leaf.contracted), copy=False)
     contracted = tuple(axis - leaf.stacked for axis in leaf.contracted)
 
     def quantize(piece: Piece) -> None:

@@ -126,7 +126,15 @@ def leaves_to_load(
             kept = path == EMBEDDING and stored.name == "bfloat16"
             contracted = contracted_dimensions(path, len(leaf.shape)) if quantize else ()
             leaves.append(
-                Leaf(path, leaf.shape, stored if kept else dtype or stored, leaf.pieces, contracted, leaf.splits)
+                Leaf(
+                    path,
+                    leaf.shape,
+                    stored if kept else dtype or stored,
+                    leaf.pieces,
+                    contracted,
+                    leaf.splits,
+                    leaf.transposed,
+                )
             )
     return sorted(leaves, key=lambda leaf: -leaf.nbytes)
 

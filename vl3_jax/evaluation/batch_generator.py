@@ -101,6 +101,6 @@ class BatchGenerator:
         engine = self._chat_model.engine
         sampling = SamplingConfig(max_new_tokens=1, logprobs=min(_TOP_K, engine.model.config.text.vocab_size))
         engine.reserve(rows=self.batch_size)
-        generations = engine.run(Request(sample, sampling, streams=False) for sample in samples)
+        generations = engine.run([Request(sample, sampling, streams=False) for sample in samples])
         likely = [dict(generation.logprobs[0]) for generation in generations]
         return np.array([[found.get(choice, -np.inf) for choice in choices] for found in likely], np.float32)

@@ -14,6 +14,7 @@ from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.generation_config import GenerationConfig
 from vl3_jax.inference.requests import Generation, Request
 from vl3_jax.inference.sampling_config import SamplingConfig
+from vl3_jax.processing.media_cache import MediaCache
 from vl3_jax.processing.messages import MediaPart, Turn, parse_messages
 from vl3_jax.processing.packed_batch import Sample
 from vl3_jax.processing.processor import Processor, ProcessorOutput
@@ -83,6 +84,7 @@ class ChatModel:
         self.processor = processor
         self.generation_config = generation_config
         self.load_seconds = load_seconds
+        self._media = MediaCache()
 
     def chat(
         self,
@@ -174,6 +176,8 @@ class ChatModel:
         """Answers conversations; `on_text` is called with the pieces of the first one's text."""
         start = time.perf_counter()
         processed, sampling = self._process(conversations, settings)
+        if not processed:
+            return []
         seconds = time.perf_counter() - start
         self.engine.reserve(rows=min(power_of_two(len(processed)), _MOST_ROWS))
         streams = on_text is not None
@@ -203,7 +207,7 @@ class ChatModel:
         vocabulary = self.engine.model.config.text.vocab_size
         if settings.sampling.logprobs > vocabulary:
             raise SettingError("logprobs", settings.sampling.logprobs, f"the model has {vocabulary} tokens; give fewer")
-        processor = Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame)
+        processor = Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame, self._media)
         prepared = [self._prepare(messages, settings) for messages in conversations]
         return [processor(turns) for turns in prepared], settings.sampling
 

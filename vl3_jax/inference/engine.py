@@ -146,7 +146,7 @@ class Engine:
         """Adds a request. Nothing runs before the engine does: iterate over the result, or call `step`.
 
         Raises:
-          InputError: The prompt and its answer exceed the model's context, or the memory. Other requests are not affected.
+          InputError: The prompt and its answer exceed the model's context, or the memory; others are not affected.
         """
         prompt, new = len(request.sample.tokens), request.sampling.max_new_tokens
         context = self.model.config.text.max_position_embeddings
@@ -264,7 +264,9 @@ class Engine:
             free = [row for row in self._rows if row.generation is None]
             # The last token of the prompt is decoded, not read: it gives the first one of the answer.
             common = {row.index: _common(row.held, identities[:-1]) for row in free}
-            row = max(free, key=lambda row: (common[row.index], -row.used))
+            # A conversation goes on in its row; one that shares only its beginning with others takes the oldest row.
+            continued = {row.index: common[row.index] if 2 * common[row.index] >= len(row.held) else 0 for row in free}
+            row = max(free, key=lambda row: (continued[row.index], -row.used))
             self._clock += 1
             row.generation, row.used, row.fresh = generation, self._clock, True
             generation.reused_tokens = common[row.index]

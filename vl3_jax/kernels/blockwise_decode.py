@@ -8,33 +8,26 @@ import jax.numpy as jnp
 from jax import lax
 
 from vl3_jax.kernels import online_softmax
-from vl3_jax.kernels.decode_inputs import DecodeInputs
+from vl3_jax.kernels.decode_inputs import DecodeInputs, DecodeOutputs, flat
 from vl3_jax.kernels.dense import masked_attention
 from vl3_jax.kernels.einsum import einsum
 from vl3_jax.kernels.keys_values import row_numbers
-from vl3_jax.kernels.rotary import rotate
 
 BLOCK = 256  # slots
 
 
-def dense_decode_attention(inputs: DecodeInputs) -> tuple[jax.Array, jax.Array]:
-    """Attention of a few new tokens to themselves and to all slots, used or not, of a layer sliced out of the cache.
-
-    Returns:
-      The attention output, [B, L, H, D] in the dtype of `q`, and the rotated keys of the new tokens.
-    """
-    q, k = rotate(inputs.q, inputs.rotary), rotate(inputs.k, inputs.rotary)
+def dense_decode_attention(inputs: DecodeInputs) -> DecodeOutputs:
+    """Attention of a few new tokens to themselves and to all slots, used or not, of a layer sliced out of the cache."""
+    q, k, v = inputs.rotated()
     cached = inputs.keys_values.read(inputs.layer, inputs.rows, q.dtype)
-    keys, values = (
-        jnp.concatenate([old, new.swapaxes(1, 2)], axis=2) for old, new in zip(cached, (k, inputs.v), strict=True)
-    )
+    keys, values = (jnp.concatenate([old, new.swapaxes(1, 2)], axis=2) for old, new in zip(cached, (k, v), strict=True))
     allowed = jnp.concatenate([inputs.schedule.allowed, inputs.schedule.allowed_new], axis=2) != 0
-    return masked_attention(q, keys, values, allowed, inputs.scale), k
+    return DecodeOutputs(flat(masked_attention(q, keys, values, allowed, inputs.scale)), flat(k, v))
 
 
-def blockwise_decode_attention(inputs: DecodeInputs) -> tuple[jax.Array, jax.Array]:
+def blockwise_decode_attention(inputs: DecodeInputs) -> DecodeOutputs:
     """Equals `dense_decode_attention`; reads the blocks of the schedule."""
-    q, new_k = rotate(inputs.q, inputs.rotary), rotate(inputs.k, inputs.rotary)
+    q, new_k, new_v = inputs.rotated()
     cached, (allowed, allowed_new, order, count) = inputs.keys_values, inputs.schedule
     rows, length, heads, width = q.shape
     kv_heads, block = cached.keys.shape[2], inputs.schedule.block
@@ -63,9 +56,10 @@ def blockwise_decode_attention(inputs: DecodeInputs) -> tuple[jax.Array, jax.Arr
             return add(state, k, v, lax.dynamic_slice(allowed, (b, 0, start), (1, length, block))[0])
 
         state = online_softmax.init(grouped_q.shape[1:])
-        state = add(state, new_k[b].swapaxes(0, 1), inputs.v[b].swapaxes(0, 1), allowed_new[b])
+        state = add(state, new_k[b].swapaxes(0, 1), new_v[b].swapaxes(0, 1), allowed_new[b])
         state = lax.fori_loop(0, count[b], add_kv_block, state)
         return online_softmax.finalize(state)[0].astype(q.dtype)
 
     out = lax.map(row_output, jnp.arange(rows))
-    return out.reshape(rows, kv_heads, length, group, width).swapaxes(1, 2).reshape(q.shape), new_k
+    out = out.reshape(rows, kv_heads, length, group, width).swapaxes(1, 2)
+    return DecodeOutputs(out.reshape(rows, length, -1), flat(new_k, new_v))

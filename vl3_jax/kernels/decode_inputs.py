@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vl3_jax.kernels.keys_values import KeysValues
+from vl3_jax.kernels.rotary import rotate
 from vl3_jax.kernels.segment_info import SegmentInfo, active_block_schedule, active_blocks, allowed_pairs
 
 
@@ -55,10 +56,9 @@ class DecodeInputs(flax.struct.PyTreeNode):
     The new tokens are not yet written: while the layers run, the cache is only read.
 
     Attributes:
-      q: Queries, [B, L, H, D].
-      k: Keys of the new tokens, [B, L, K, D].
-      v: Values of the new tokens, likewise.
-      rotary: Rotary table by which `q` and `k` are rotated before, [B, L, D] float32.
+      qkv: What a token brings, side by side, [B, L, K * (G + 2) * D]: for each key/value head the G queries of its
+        group, its key and its value.
+      rotary: Rotary table by which queries and keys are rotated before, [B, L, D] float32.
       keys_values: Cached keys and values of all layers.
       layer: Index of the layer, [] int32.
       rows: Row of the cache of each row of queries, [B] int32; None where they are the same.
@@ -66,12 +66,65 @@ class DecodeInputs(flax.struct.PyTreeNode):
       scale: Factor of the scores.
     """
 
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
+    qkv: jax.Array
     rotary: jax.Array
     keys_values: KeysValues
     layer: jax.Array
     rows: jax.Array | None
     schedule: DecodeSchedule
     scale: float = flax.struct.field(pytree_node=False, kw_only=True)
+
+    @property
+    def group(self) -> int:
+        """Queries of a group, G."""
+        _, _, kv_heads, _, width = self.keys_values.keys.shape
+        return self.qkv.shape[2] // (kv_heads * width) - 2
+
+    def rotated(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns rotated queries [B, L, K * G, D] and keys, and values, [B, L, K, D] each."""
+        _, _, kv_heads, _, width = self.keys_values.keys.shape
+        q, k, v = split_heads(self.qkv, kv_heads, self.group, width)
+        return rotate(q, self.rotary), rotate(k, self.rotary), v
+
+
+def split_heads(qkv: jax.Array, kv_heads: int, group: int, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Splits what `join_heads` joined.
+
+    Args:
+      qkv: Queries, keys and values side by side, [..., K * (G + 2) * D].
+      kv_heads: Key/value heads, K.
+      group: Queries of a group, G.
+      width: Channels of a head, D.
+
+    Returns:
+      Queries [..., K * G, D], and keys and values, [..., K, D] each.
+    """
+    lead = qkv.shape[:-1]
+    parts = qkv.reshape(*lead, kv_heads, group + 2, width)
+    q = parts[..., :group, :].reshape(*lead, kv_heads * group, width)
+    return q, parts[..., group, :], parts[..., group + 1, :]
+
+
+def join_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Joins queries [..., K * G, D], keys and values [..., K, D] to [..., K * (G + 2) * D]."""
+    grouped_q = q.reshape(*k.shape[:-1], -1, k.shape[-1])
+    joined = jnp.concatenate([grouped_q, k[..., None, :], v[..., None, :]], axis=-2)
+    return joined.reshape(*k.shape[:-2], -1)
+
+
+def flat(*parts: jax.Array) -> jax.Array:
+    """Puts the parts of each head side by side, and the heads: n of [..., heads, D] -> [..., heads * n * D]."""
+    joined = jnp.stack(parts, axis=-2)
+    return joined.reshape(*parts[0].shape[:-2], -1)
+
+
+class DecodeOutputs(NamedTuple):
+    """The results of attention of a few new tokens, heads side by side.
+
+    Attributes:
+      out: The attention output, [B, L, K * G * D] in the dtype of `qkv`.
+      new: For each key/value head the rotated key of a new token and its value, [B, L, K * 2 * D].
+    """
+
+    out: jax.Array
+    new: jax.Array

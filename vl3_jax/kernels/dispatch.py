@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vl3_jax.kernels.backend import AttentionInputs, Backend, attend
 from vl3_jax.kernels.blockwise import BLOCKWISE
 from vl3_jax.kernels.blockwise_decode import BLOCK, blockwise_decode_attention, dense_decode_attention
-from vl3_jax.kernels.decode_inputs import DecodeInputs, DecodeSchedule, decode_schedule
+from vl3_jax.kernels.decode_inputs import DecodeInputs, DecodeOutputs, DecodeSchedule, decode_schedule
 from vl3_jax.kernels.dense import dense_attention
 from vl3_jax.kernels.gpu_attention import gpu_backend, gpu_unsupported_reason
 from vl3_jax.kernels.keys_values import KeysValues
@@ -77,12 +77,8 @@ def decode_schedule_for(q_info: SegmentInfo, kv_info: SegmentInfo, cached: KeysV
     return decode_schedule(q_info, kv_info, max_block)
 
 
-def decode_attention(inputs: DecodeInputs) -> tuple[jax.Array, jax.Array]:
-    """Attention of a few new tokens to themselves and to a layer of a cache, read in place where the platform allows it.
-
-    Returns:
-      The attention output, [B, L, H, D] in the dtype of `q`, and the rotated keys of the new tokens, [B, L, K, D].
-    """
+def decode_attention(inputs: DecodeInputs) -> DecodeOutputs:
+    """Attention of a few new tokens to themselves and to a layer of a cache, in place where the platform allows it."""
     platform = target_device().platform
     if platform == "tpu":
         unsupported_reason = tpu_decode_unsupported_reason(inputs)

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from vl3_jax.kernels.backend import AttentionInputs, Backend
-from vl3_jax.kernels.decode_inputs import DecodeInputs, DecodeSchedule
+from vl3_jax.kernels.decode_inputs import DecodeInputs, DecodeOutputs, DecodeSchedule, flat, split_heads
 from vl3_jax.kernels.dispatch import (
     FEW_QUERIES,
     decode_attention,
@@ -24,58 +24,63 @@ from vl3_jax.kernels.dispatch import (
 )
 from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.ring import ring_backend
+from vl3_jax.kernels.rotary import rotate
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.parallel.rules import current_mesh, partition_spec
 
 
 def cached_attention(
-    inputs: AttentionInputs,
+    qkv: Float[Array, "B L N"],
+    rotary: Float32[Array, "B L head_dim"],
+    infos: tuple[SegmentInfo, SegmentInfo],
     cached: KeysValues,
     layer: Int32[Array, ""],
     rows: Int32[Array, " B"] | None,
     schedule: DecodeSchedule | None,
-) -> tuple[Float[Array, "B L H D"], Float[Array, "B L K D"]]:
+) -> DecodeOutputs:
     """Computes causal attention of new tokens to themselves and to one layer of a cache.
 
     Args:
-      inputs: Queries, keys and values of the new tokens, with their rotary table and their segments and positions;
-        `kv_info` is that of the slots of their rows, [B, S], into which they are not yet written.
+      qkv: Queries, keys and values of the new tokens, see `DecodeInputs`.
+      rotary: Their rotary table, [B, L, head_dim].
+      infos: Segments and positions of the new tokens, [B, L], and of the slots of their rows, [B, S], into which they
+        are not yet written.
       cached: Keys and values of all layers.
       layer: Index of the layer, [] int32.
       rows: Row of the cache of each row of queries, [B] int32; None where they are the same.
       schedule: From `cache_schedule`. With one, the layer is read in place, and only the slots in use.
 
     Returns:
-      The attention output, [B, L, H, D] in the dtype of `q`, and the rotated keys of the new tokens, [B, L, K, D].
+      The attention output, and the keys and values that are to be written.
     """
-    mesh = current_mesh()
+    mesh, scale = current_mesh(), cached.keys.shape[4] ** -0.5
     if schedule is None:
-        inputs = inputs.rotated()
-        new = inputs.k, inputs.v
-        k, v = (
-            jnp.concatenate([old.swapaxes(1, 2), x], axis=1)
-            for old, x in zip(cached.read(layer, rows, inputs.q.dtype), new, strict=True)
-        )
-        pairs = zip(inputs.kv_info, inputs.q_info, strict=True)
-        kv_info = SegmentInfo(*(jnp.concatenate(pair, axis=1) for pair in pairs))
-        return attention(inputs.replace(k=k, v=v, kv_info=kv_info)), inputs.k
-    arrays = inputs.q, inputs.k, inputs.v, inputs.rotary
-    operands = DecodeInputs(*arrays, cached, layer, rows, schedule, scale=inputs.scale)
+        return _long_cached_attention(qkv, rotary, infos, cached, layer, rows, scale)
+    inputs = DecodeInputs(qkv, rotary, cached, layer, rows, schedule, scale=scale)
     if mesh is None:
-        return decode_attention(operands)
-    batch, heads = partition_spec(("batch", "kv_heads"), (inputs.q.shape[0], cached.keys.shape[2]), mesh)
+        return decode_attention(inputs)
+    batch, heads = partition_spec(("batch", "kv_heads"), (qkv.shape[0], cached.keys.shape[2]), mesh)
     row_spec, head_spec = PartitionSpec(batch), PartitionSpec(batch, None, heads)
-    specs = operands.replace(
-        q=head_spec,
-        k=head_spec,
-        v=head_spec,
+    specs = inputs.replace(
+        qkv=head_spec,
         rotary=row_spec,
         keys_values=PartitionSpec(None, batch, heads),
         layer=PartitionSpec(),
         schedule=row_spec,
     )
-    run = jax.shard_map(decode_attention, in_specs=(specs,), out_specs=(head_spec, head_spec), check_vma=False)
-    return run(operands)
+    return jax.shard_map(decode_attention, in_specs=(specs,), out_specs=head_spec, check_vma=False)(inputs)
+
+
+def _long_cached_attention(qkv, rotary, infos, cached, layer, rows, scale) -> DecodeOutputs:
+    """Computes `cached_attention` of many tokens, over a copy of the layer."""
+    kv_heads, width = cached.keys.shape[2], cached.keys.shape[4]
+    q, k, v = split_heads(qkv, kv_heads, qkv.shape[2] // (kv_heads * width) - 2, width)
+    q, k = rotate(q, rotary), rotate(k, rotary)
+    old = (x.swapaxes(1, 2) for x in cached.read(layer, rows, q.dtype))
+    keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(old, (k, v), strict=True))
+    kv_info = SegmentInfo(*(jnp.concatenate(pair, axis=1) for pair in zip(infos[1], infos[0], strict=True)))
+    out = attention(AttentionInputs(q, keys, values, infos[0], kv_info, causal=True, scale=scale))
+    return DecodeOutputs(flat(out), flat(k, v))
 
 
 def cache_schedule(

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int32
 
 from vl3_jax.kernels.backend import AttentionInputs
-from vl3_jax.kernels.decode_inputs import DecodeSchedule
+from vl3_jax.kernels.decode_inputs import DecodeSchedule, flat, join_heads, split_heads
 from vl3_jax.kernels.einsum import tied_product
 from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.segment_info import SegmentInfo
@@ -70,7 +70,7 @@ class Decoder(nn.Module):
         if self.serving == SEPARATE:
             self.layers = [layer() for _ in range(config.num_layers)]
         else:
-            scanned = scan_layers(DecoderLayer, self.remat, config.num_layers, (0, nn.broadcast))
+            scanned = scan_layers(DecoderLayer, self.remat, config.num_layers, nn.broadcast)
             self.layers = scanned(*layer.args)
         self.norm = RMSNorm(config.rms_norm_eps, "embed", self.param_dtype)
         if not config.tie_word_embeddings:
@@ -113,12 +113,13 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B L D"], Any]:
         """Returns the output of the last layer; with a cache also the keys and values that `KVCache.write` takes."""
         if self.serving != SEPARATE:
-            return self.layers(x, jnp.arange(self.config.num_layers), shared._replace(cached=cached))
+            (x, _), new = self.layers((x, jnp.int32(0)), shared._replace(cached=cached))
+            return x, new
         layer_cache = cached if isinstance(cached, tuple) else (None,) * len(self.layers)
         new = []
         for layer, own in zip(self.layers, layer_cache, strict=True):
-            x, keys_values = layer(x, jnp.int32(0), shared._replace(cached=own))
-            new.append(jax.tree.map(lambda array: array[None], keys_values))
+            (x, _), written = layer((x, jnp.int32(0)), shared._replace(cached=own))
+            new.append(None if written is None else written[None])
         return x, new
 
     def unembed(self, hidden: Float[Array, "... D"]) -> Float32[Array, "... V"]:
@@ -153,7 +154,8 @@ class DecoderLayer(nn.Module):
     fused: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], layer: Int32[Array, ""], shared: DecoderLayerInputs):
+    def __call__(self, carry: tuple[Float[Array, "B L D"], Int32[Array, ""]], shared: DecoderLayerInputs):
+        x, layer = carry
         norm = functools.partial(RMSNorm, self.config.rms_norm_eps, "embed", self.param_dtype)
         attn = DecoderAttention(self.config, self.param_dtype, self.fused, name="attn")
         out, new = attn(norm(name="ln_attn")(x), layer, shared)
@@ -162,7 +164,7 @@ class DecoderLayer(nn.Module):
         x += mlp(norm(name="ln_mlp")(x))
         x = constrain(x, *TOKEN_AXES, None)
         self.sow("intermediates", "out", x)
-        return x, new
+        return (x, layer + 1), new
 
 
 class DecoderAttention(nn.Module):
@@ -175,44 +177,46 @@ class DecoderAttention(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "B L D"], layer: Int32[Array, ""], shared: DecoderLayerInputs
-    ) -> tuple[Float[Array, "B L D"], tuple[jax.Array, jax.Array] | None]:
-        """Returns the output, and with a cache the keys and values of the new tokens, [B, L, K, head_dim] each."""
-        q, k, v = self._project(x)
-        infos, scale = (shared.q_info, shared.kv_info), self.config.head_dim**-0.5
+    ) -> tuple[Float[Array, "B L D"], jax.Array | None]:
+        """Returns the output, and with a cache what `KVCache.write` takes of this layer."""
+        qkv = self._project(x, joined=shared.cached is not None)
         with jax.named_scope("attention"):
-            inputs = AttentionInputs(q, k, v, *infos, causal=True, scale=scale, rotary=shared.rotary)
-            if shared.cached is None:
-                out, new = attention(inputs), None
-            else:
-                out, k = cached_attention(inputs, shared.cached, layer, shared.rows, shared.schedule)
-                new = k, v
-        return self._project_out(out), new
+            if shared.cached is not None:
+                shared_arrays = shared.rotary, (shared.q_info, shared.kv_info), shared.cached
+                out, new = cached_attention(qkv, *shared_arrays, layer, shared.rows, shared.schedule)
+                return self._project_out(out), new
+            infos, scale = (shared.q_info, shared.kv_info), self.config.head_dim**-0.5
+            out = attention(AttentionInputs(*qkv, *infos, causal=True, scale=scale, rotary=shared.rotary))
+        return self._project_out(flat(out)), None
 
-    def _project_out(self, out: Float[Array, "B L H head_dim"]) -> Float[Array, "B L D"]:
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        """Key/value heads, queries of a group, and channels of a head."""
+        return self.config.num_kv_heads, self.config.num_heads // self.config.num_kv_heads, self.config.head_dim
+
+    def _project_out(self, out: Float[Array, "B L N"]) -> Float[Array, "B L D"]:
         config = self.config
         linear = functools.partial(Linear, use_bias=False, param_dtype=self.param_dtype, name="out")
         if self.fused:
-            axes = Grouped("heads", config.num_kv_heads), "embed"
-            return linear((config.num_heads * config.head_dim, config.hidden_size), axes)(flat_heads(out))
-        shape = (config.num_heads, config.head_dim, config.hidden_size)
-        return linear(shape, ("heads", "head_dim", "embed"), num_in=2)(out)
+            shape, axes = (out.shape[-1], config.hidden_size), (Grouped("heads", config.num_kv_heads), "embed")
+            return linear(shape, axes)(out)
+        shape, axes = (config.num_heads, config.head_dim, config.hidden_size), ("heads", "head_dim", "embed")
+        return linear(shape, axes, num_in=2)(out.reshape(*out.shape[:-1], *shape[:2]))
 
-    def _project(self, x: Float[Array, "B L D"]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns queries [B, L, H, head_dim], and keys and values [B, L, K, head_dim]."""
+    def _project(self, x: Float[Array, "B L D"], joined: bool) -> Any:
+        """Returns queries [B, L, H, head_dim], and keys and values [B, L, K, head_dim]; or all of them `joined`."""
         config, linear = self.config, functools.partial(Linear, param_dtype=self.param_dtype)
-        kv_heads, group = config.num_kv_heads, config.num_heads // config.num_kv_heads
+        kv_heads, group, head_dim = self._sizes
         if self.fused:
-            shape = (config.hidden_size, kv_heads * (group + 2) * config.head_dim)
-            qkv = linear(shape, ("embed", Grouped("kv_heads", kv_heads)), name="qkv")(x)
-            qkv = qkv.reshape(*x.shape[:-1], kv_heads, group + 2, config.head_dim)
-            q = qkv[..., :group, :].reshape(*x.shape[:-1], config.num_heads, config.head_dim)
-            return q, qkv[..., group, :], qkv[..., group + 1, :]
+            shape = (kv_heads * (group + 2) * head_dim, config.hidden_size)
+            qkv = linear(shape, (Grouped("kv_heads", kv_heads), "embed"), transposed=True, name="qkv")(x)
+            return qkv if joined else split_heads(qkv, *self._sizes)
 
         def projected(name: str, heads: int, axis: str) -> jax.Array:
-            shape = (config.hidden_size, heads, config.head_dim)
-            return linear(shape, ("embed", axis, "head_dim"), name=name)(x)
+            return linear((config.hidden_size, heads, head_dim), ("embed", axis, "head_dim"), name=name)(x)
 
-        return projected("q", config.num_heads, "heads"), *(projected(name, kv_heads, "kv_heads") for name in "kv")
+        parts = projected("q", config.num_heads, "heads"), *(projected(name, kv_heads, "kv_heads") for name in "kv")
+        return join_heads(*parts) if joined else parts
 
 
 class DecoderMLP(nn.Module):
@@ -224,16 +228,21 @@ class DecoderMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        width, inner = self.config.hidden_size, self.config.intermediate_size
+        width, inner, act = self.config.hidden_size, self.config.intermediate_size, ACTIVATIONS["silu"]
         linear = functools.partial(Linear, use_bias=False, param_dtype=self.param_dtype)
         if self.fused:
             groups = gate_groups(self.config)
-            gate_up = linear((width, 2 * inner), ("embed", Grouped("mlp", groups)), name="gate_up")(x)
-            gate_up = gate_up.reshape(*x.shape[:-1], groups, 2, -1)
-            gate, up = (gate_up[..., part, :].reshape(*x.shape[:-1], inner) for part in range(2))
+            axes = Grouped("mlp", groups), "embed"
+            gate_up = linear((2 * inner, width), axes, transposed=True, name="gate_up")(x)
+            # Slices, because a reshaped product would be made of a copy of the kernel on a TPU.
+            parts = jnp.split(gate_up, 2 * groups, axis=-1)
+            hidden = jnp.concatenate(
+                [act(gate) * up for gate, up in zip(parts[::2], parts[1::2], strict=True)], axis=-1
+            )
         else:
             gate, up = (linear((width, inner), ("embed", "mlp"), name=name)(x) for name in ("gate", "up"))
-        return linear((inner, width), ("mlp", "embed"), name="down")(ACTIVATIONS["silu"](gate) * up)
+            hidden = act(gate) * up
+        return linear((inner, width), ("mlp", "embed"), name="down")(hidden)
 
 
 def gate_groups(config: TextConfig) -> int:
@@ -242,8 +251,3 @@ def gate_groups(config: TextConfig) -> int:
     Both parts of a group are on one chip. There are as many as key/value heads, over which chips are split, too.
     """
     return math.gcd(config.intermediate_size, config.num_kv_heads)
-
-
-def flat_heads(x: Float[Array, "B L H head_dim"]) -> Float[Array, "B L D"]:
-    """Returns heads side by side."""
-    return x.reshape(*x.shape[:-2], -1)

@@ -34,6 +34,7 @@ class Linear(nn.Module):
       shape: Shape of the kernel, (*in_shape, *out_shape); the bias has shape out_shape.
       axes: Logical axis names of the kernel's dimensions.
       num_in: Number of input dimensions, which are contracted.
+      transposed: Whether the kernel is a matrix (*out_shape, *in_shape) instead.
       use_bias: Whether a bias is added.
       uniform_init: Whether kernel and bias are created uniform in +-1/sqrt(fan-in), as the official projector is.
         Otherwise the bias is zero and the kernel normal with variance 1 / fan-in, which suits narrow models as well as
@@ -44,20 +45,22 @@ class Linear(nn.Module):
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
     num_in: int = 1
+    transposed: bool = False
     use_bias: bool = True
     uniform_init: bool = False
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        bound = math.prod(self.shape[: self.num_in]) ** -0.5
+        ordered = [sides[::-1] if self.transposed else sides for sides in (self.shape, self.axes)]
+        bound = math.prod(ordered[0][: self.num_in]) ** -0.5
         kernel_init, bias_init = nn.initializers.normal(bound), nn.initializers.zeros
         if self.uniform_init:
             kernel_init = bias_init = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
         kernel = partitioned_param(self, "kernel", kernel_init, self.shape, self.axes, self.param_dtype)
-        y = linear(x, kernel, self.axes, self.num_in)
+        y = linear(x, kernel, self.axes, self.num_in, self.transposed)
         if self.use_bias:
-            shape, axes = self.shape[self.num_in :], self.axes[self.num_in :]
+            shape, axes = (sides[self.num_in :] for sides in ordered)
             y = add_bias(y, partitioned_param(self, "bias", bias_init, shape, axes, self.param_dtype), axes)
         return y
 

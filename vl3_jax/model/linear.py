@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from vl3_jax.kernels.einsum import einsum, sum_outer
-from vl3_jax.kernels.int8_product import int8_product
+from vl3_jax.kernels.int8_product import int8_product, transposed_int8_product
 from vl3_jax.model.quantize import QuantizedKernel
 from vl3_jax.parallel.rules import Axis, current_mesh, mesh_axes, partition_spec, target_device
 from vl3_jax.parallel.scatter import psum_scatter
@@ -47,7 +47,13 @@ class LoraKernel:
         return self.base.shape
 
 
-def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoraKernel, axes: Axes, num_in: int = 1) -> jax.Array:
+def linear(
+    x: jax.Array,
+    kernel: jax.Array | QuantizedKernel | LoraKernel,
+    axes: Axes,
+    num_in: int = 1,
+    transposed: bool = False,
+) -> jax.Array:
     """Contracts the last `num_in` dimensions of `x` with the first `num_in` of `kernel`.
 
     Args:
@@ -56,10 +62,14 @@ def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoraKernel, axes:
         afterwards; the contribution of an adapter is added.
       axes: Logical axes of the kernel.
       num_in: Number of contracted dimensions.
+      transposed: Whether the kernel is a matrix [out, in], as the output head of tied embeddings is: where it has more
+        outputs than inputs, a TPU would transpose another one before each product. Its gradient is not made for meshes.
 
     Returns:
       The product, [..., *out_shape] in the dtype of `x`.
     """
+    if transposed:
+        return _transposed_product(x, kernel, axes)
     if isinstance(kernel, LoraKernel):
         down = linear(x, kernel.a, (*axes[:num_in], None), num_in)
         return linear(x, kernel.base, axes, num_in) + kernel.scale * linear(down, kernel.b, (None, *axes[num_in:]))
@@ -68,6 +78,14 @@ def linear(x: jax.Array, kernel: jax.Array | QuantizedKernel | LoraKernel, axes:
         product = (product * kernel.scale.reshape(kernel.shape[num_in:])).astype(x.dtype)
         return checkpoint_name(product, "product")
     return checkpoint_name(_trainable_product(x, kernel, axes, num_in), "product")
+
+
+def _transposed_product(x: jax.Array, kernel: jax.Array | QuantizedKernel, axes: Axes) -> jax.Array:
+    """Returns the product with the transpose of a matrix."""
+    if isinstance(kernel, QuantizedKernel):
+        product = transposed_int8_product(x, _gathered(kernel.values, axes))
+        return (product * kernel.scale[:, 0]).astype(x.dtype)
+    return einsum("...i,oi->...o", x, _gathered(kernel.astype(x.dtype), axes))
 
 
 def add_bias(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+TRANSPOSED = ("qkv", "gate_up")  # modules whose kernels are [out, in], those of the layouts for serving
+
 
 @flax.struct.dataclass
 class QuantizedKernel:
@@ -53,6 +55,8 @@ def contracted_dimensions(path: str, dimensions: int) -> tuple[int, ...]:
     is_layer = any(name.startswith("layers") for name in modules)
     if kind != "kernel" or not (is_layer or module == "lm_head"):
         return ()
+    if module in TRANSPOSED:
+        return (dimensions - 1,)
     first = int("layers" in modules)  # the dimension of stacked layers comes first and is never contracted
     return (first, first + 1) if module == "out" and dimensions == first + 3 else (first,)
 

@@ -6,8 +6,8 @@ one: q, k and v (`qkv`), and gate and up (`gate_up`). The layers are either "sta
 run one after another, because on some platforms a scan copies the parameters of a layer before each product.
 
 The kernels of the decoder's layers are matrices, which no compiler needs to rearrange: `attn/qkv/kernel`
-[D, K * (G + 2) * head_dim], for each key/value head the G queries of its group, its key and its value;
-`attn/out/kernel` [H * head_dim, D]; `mlp/gate_up/kernel` [D, 2 * F], in groups of a part of gate and one of up, so that
+[K * (G + 2) * head_dim, D], for each key/value head the G queries of its group, its key and its value;
+`attn/out/kernel` [H * head_dim, D]; `mlp/gate_up/kernel` [2 * F, D], in groups of a part of gate and one of up, so that
 a mesh splits both alike. All others, and the tower's, keep their shapes.
 """
 
@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 
 from vl3_jax.model.config import ModelConfig, TextConfig
 from vl3_jax.model.decoder import gate_groups
-from vl3_jax.model.quantize import QuantizedKernel, contracted_dimensions, quantize_leaf
+from vl3_jax.model.quantize import TRANSPOSED, QuantizedKernel, contracted_dimensions, quantize_leaf
 from vl3_jax.model.remat import SEPARATE, STACKED
 from vl3_jax.model.vl3 import abstract_params, param_axes
 from vl3_jax.parallel.rules import Axis
@@ -58,13 +58,16 @@ class ServingLeaf:
     Attributes:
       shape: Its shape.
       axes: Logical axis of each dimension (see `vl3_jax.parallel.rules`).
-      splits: Sizes that each dimension is split into where pieces are found in it, (n,) for one that is not split.
+      splits: Sizes that each dimension is split into where pieces are found in it, (n,) for one that is not split. The
+        last dimension of a transposed leaf comes first in it, after that of layers.
+      transposed: Whether the last dimension of the leaf is the input, which comes first in its pieces.
       pieces: What it consists of. They do not overlap, and leave nothing out.
     """
 
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
     splits: tuple[tuple[int, ...], ...]
+    transposed: bool
     pieces: tuple[Piece, ...]
 
     @property
@@ -91,13 +94,16 @@ def serving_leaves(config: ModelConfig, layout: str) -> Mapping[str, ServingLeaf
     for path, leaf in shapes.items():
         splits = _splits(config.text, path, leaf.shape)
         dimensions = sum(map(len, splits))
-        leaves[path] = ServingLeaf(leaf.shape, axes[path], splits, tuple(_pieces(config, path, leaf.shape, dimensions)))
+        pieces = tuple(_pieces(config, path, leaf.shape, dimensions))
+        leaves[path] = ServingLeaf(leaf.shape, axes[path], splits, _is_transposed(path), pieces)
     return leaves
 
 
 def _splits(text: TextConfig, path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """Returns the sizes that each dimension of a leaf is split into."""
     found, splits = _FUSED_LEAF.search(path), [(size,) for size in shape]
+    if _is_transposed(path):
+        splits = [*splits[:-2], splits[-1], splits[-2]]
     if found and found[1] == "qkv":
         splits[-1] = (text.num_kv_heads, text.num_heads // text.num_kv_heads + 2, text.head_dim)
     elif found:
@@ -105,6 +111,11 @@ def _splits(text: TextConfig, path: str, shape: tuple[int, ...]) -> tuple[tuple[
     elif path.startswith("llm/") and path.endswith("/attn/out/kernel"):
         splits[-2] = (text.num_heads, text.head_dim)
     return tuple(splits)
+
+
+def _is_transposed(path: str) -> bool:
+    *_, module, kind = path.split("/")
+    return module in TRANSPOSED and kind == "kernel"
 
 
 def _pieces(config: ModelConfig, path: str, shape: tuple[int, ...], dimensions: int) -> Iterator[Piece]:
@@ -155,7 +166,7 @@ def to_serving(params: Mapping[str, Any], config: ModelConfig, layout: str) -> d
         array = jnp.zeros(leaf.split_shape, pieces[0].dtype)
         for piece, values in zip(leaf.pieces, pieces, strict=True):
             array = array.at[piece.index].set(jnp.reshape(values, array[piece.index].shape))
-        return array.reshape(leaf.shape)
+        return array.reshape(*leaf.shape[:-2], leaf.shape[-1], -1).mT if leaf.transposed else array.reshape(leaf.shape)
 
     return unflatten_dict({path: filled(leaf) for path, leaf in serving_leaves(config, layout).items()}, sep="/")
 

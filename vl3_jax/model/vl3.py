@@ -3,6 +3,7 @@
 All three take the arrays of a packed batch (docs/architecture.md) and the parameters as a plain nested dict.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -16,6 +17,8 @@ from vl3_jax.model.cache import KVCache
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.model.decoder import Decoder
 from vl3_jax.model.vision import Projector, VisionTower, merge_patches
+
+STACKED_LAYERS = "layers"  # name of the layers in the parameter tree; separate ones have their number behind it
 
 
 class VideoLLaMA3(nn.Module):
@@ -142,9 +145,33 @@ def init_params(model: VideoLLaMA3, key: jax.Array) -> dict:
 
 
 @functools.lru_cache
-def _boxed_shapes(config: ModelConfig, param_dtype: DTypeLike = jnp.float32, serving: str | None = None) -> dict:
-    model = VideoLLaMA3(config, param_dtype=param_dtype, serving=serving)
-    return jax.eval_shape(functools.partial(model.init, method="init_all"), jax.random.key(0))["params"]
+def _boxed_shapes(config: ModelConfig, serving: str | None = None) -> dict:
+    """Returns the parameter tree with the axes of each parameter, from a model with one layer of each kind."""
+    one = dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, num_layers=1),
+        text=dataclasses.replace(config.text, num_layers=1),
+    )
+    init = functools.partial(VideoLLaMA3(one, serving=serving).init, method="init_all")
+    boxed = dict(jax.eval_shape(init, jax.random.key(0))["params"])
+    for part, layers in (("vision", config.vision.num_layers), ("llm", config.text.num_layers)):
+        tree = dict(boxed[part])
+        if STACKED_LAYERS in tree:
+            stack = functools.partial(_stacked, layers)
+            tree[STACKED_LAYERS] = jax.tree.map(stack, tree[STACKED_LAYERS])
+        else:
+            layer = tree.pop(f"{STACKED_LAYERS}_0")
+            tree |= {f"{STACKED_LAYERS}_{index}": layer for index in range(layers)}
+        boxed[part] = tree
+    return boxed
+
+
+def _stacked(layers: int, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return _shape((layers, *leaf.shape[1:]))
+
+
+def _shape(shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def abstract_params(config: ModelConfig, param_dtype: DTypeLike = jnp.float32, serving: str | None = None) -> dict:
@@ -155,7 +182,7 @@ def abstract_params(config: ModelConfig, param_dtype: DTypeLike = jnp.float32, s
       param_dtype: Dtype of the parameters.
       serving: Layout of the parameters, see `VideoLLaMA3`.
     """
-    return nn.unbox(_boxed_shapes(config, param_dtype, serving))
+    return jax.tree.map(lambda leaf: _shape(leaf.shape, param_dtype), nn.unbox(_boxed_shapes(config, serving)))
 
 
 def num_parameters(params: dict) -> int:
@@ -171,4 +198,4 @@ def param_axes(config: ModelConfig, serving: str | None = None) -> dict:
       serving: Layout of the parameters, see `VideoLLaMA3`.
     """
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    return jax.tree.map(lambda leaf: leaf.names, _boxed_shapes(config, serving=serving), is_leaf=is_box)
+    return jax.tree.map(lambda leaf: leaf.names, _boxed_shapes(config, serving), is_leaf=is_box)

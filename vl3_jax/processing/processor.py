@@ -18,6 +18,7 @@ from PIL import Image
 from vl3_jax.errors import InputError
 from vl3_jax.processing import chat_template, images, loss_weights, messages, patchify, resize, saved_frames, videos
 from vl3_jax.processing.frame_selection import FrameSelection
+from vl3_jax.processing.media_cache import MediaCache
 from vl3_jax.processing.packed_batch import PATCH_DIM, Sample, Visual
 from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.resize import PATCH
@@ -99,6 +100,7 @@ class Processor:
         tokenizer: Tokenizer,
         config: ProcessorConfig | None = None,
         on_frame: Callable[[str, int, int], None] = lambda name, done, total: None,
+        media: MediaCache | None = None,
     ):
         """Creates a processor.
 
@@ -106,10 +108,12 @@ class Processor:
           tokenizer: Tokenizer of the checkpoint.
           config: Settings; the defaults if None.
           on_frame: Callback after each decoded frame: (name of the video, frames done, total frames).
+          media: Keeps the decoded media of earlier prompts; None keeps nothing.
         """
         self.tokenizer = tokenizer
         self.config = config or ProcessorConfig()
         self.on_frame = on_frame
+        self._media = media
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike, **overrides: Any) -> "Processor":
@@ -151,11 +155,21 @@ class Processor:
         return ProcessorOutput(sample, media.selections, media.warnings, self.config.prune_threshold is not None)
 
     def read_media(self, turns: Sequence[messages.Turn]) -> DecodedMedia:
-        """Decodes, resizes and prunes all media of a conversation.
+        """Decodes, resizes and prunes all media of a conversation, or finds them in the cache.
 
         Raises:
           InputError: An image, video or setting is invalid; the error names it.
         """
+        key = None if self._media is None else self._media.key(turns, self.config)
+        if self._media is None or key is None:
+            return self._decode_media(turns)
+        media = self._media.get(key)
+        if media is None:
+            media = self._decode_media(turns)
+            self._media.put(key, media)
+        return media
+
+    def _decode_media(self, turns: Sequence[messages.Turn]) -> DecodedMedia:
         readers = [open_media(part, self.config) for turn in turns for part in turn.media]
         visuals = self._visuals(readers)
         token_counts = [

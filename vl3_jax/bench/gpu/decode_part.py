@@ -45,7 +45,9 @@ def _measure(
     state = _state(model, rows, context, slots)
     sampling = SamplingParams.of([SamplingConfig(slots)] * rows)
     token, remaining = np.ones(rows, np.int32), np.full(rows, slots, np.int32)
-    decode_rows = DecodeRows(np.full(rows, slots, np.int32), token, np.ones(rows, bool), np.zeros(rows, bool), remaining, sampling)
+    decode_rows = DecodeRows(
+        np.full(rows, slots, np.int32), token, np.ones(rows, bool), np.zeros(rows, bool), remaining, sampling
+    )
     inputs = (decode_rows, np.zeros(0, np.int32), np.int32(STEPS_PER_CALL))
     start = time.perf_counter()
     lowered = decode_steps.lower(model, STEPS_PER_CALL, 0, params, state, *inputs)
