@@ -32,6 +32,9 @@ BFLOAT16_MOMENT = 1e-2
 GREEDY_MARGIN = 1e-3
 # Products with an int8 kernel on a CPU, whose activations have 16 bits, of the largest value.
 INT8_PRODUCT = 1e-4
+# int8 weights: relative error of a matrix of Gaussian weights, share of tokens along nano's answers that stay the
+# likeliest, and difference of the mean score of nano.
+INT8_ERROR, INT8_AGREEMENT, INT8_ACCURACY = 0.01, 0.99, 0.005
 
 
 def relative_error(ours, reference) -> float:

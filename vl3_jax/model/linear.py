@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from vl3_jax.kernels.einsum import einsum, sum_outer, with_full_registers
-from vl3_jax.kernels.int8_product import int8_product, transposed_int8_product
+from vl3_jax.kernels.int8_product import int8_product
 from vl3_jax.model.quantize import QuantizedKernel
 from vl3_jax.parallel.rules import Axis, current_mesh, mesh_axes, partition_spec, target_device
 from vl3_jax.parallel.scatter import psum_scatter
