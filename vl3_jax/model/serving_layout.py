@@ -89,7 +89,8 @@ def serving_leaves(config: ModelConfig, layout: str) -> Mapping[str, ServingLeaf
       config: Sizes of the model.
       layout: "stacked" or "separate".
     """
-    shapes, axes = (flatten_dict(tree(config, serving=layout), sep="/") for tree in (abstract_params, param_axes))
+    shapes: dict[str, jax.ShapeDtypeStruct] = _flat(abstract_params(config, serving=layout))
+    axes: dict[str, tuple[Axis, ...]] = _flat(param_axes(config, layout))
     leaves = {}
     for path, leaf in shapes.items():
         splits = _splits(config.text, path, leaf.shape)
@@ -99,9 +100,15 @@ def serving_leaves(config: ModelConfig, layout: str) -> Mapping[str, ServingLeaf
     return leaves
 
 
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of a nested dict by path."""
+    return flatten_dict(tree, sep="/")  # pyright: ignore[reportReturnType]
+
+
 def _splits(text: TextConfig, path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """Returns the sizes that each dimension of a leaf is split into."""
-    found, splits = _FUSED_LEAF.search(path), [(size,) for size in shape]
+    found = _FUSED_LEAF.search(path)
+    splits: list[tuple[int, ...]] = [(size,) for size in shape]
     if _is_transposed(path):
         splits = [*splits[:-2], splits[-1], splits[-2]]
     if found and found[1] == "qkv":
@@ -157,7 +164,7 @@ def to_serving(params: Mapping[str, Any], config: ModelConfig, layout: str) -> d
     Returns:
       Nested dict of the new arrays.
     """
-    source = flatten_dict(params, sep="/")
+    source = _flat(params)
 
     def filled(leaf: ServingLeaf) -> jax.Array:
         pieces = [
@@ -182,7 +189,7 @@ def abstract_serving_params(
       dtype: Dtype of what is not quantised.
       quantize: "int8" makes the kernels of layers and output head a `QuantizedKernel` of shapes; None keeps them.
     """
-    leaves = flatten_dict(abstract_params(config, dtype, layout), sep="/")
+    leaves = _flat(abstract_params(config, dtype, layout))
     if quantize:
         leaves = {path: jax.eval_shape(functools.partial(quantize_leaf, path), leaf) for path, leaf in leaves.items()}
     return unflatten_dict(leaves, sep="/")
@@ -190,7 +197,7 @@ def abstract_serving_params(
 
 def serving_axes(config: ModelConfig, layout: str, quantize: str | None = None) -> dict[str, Any]:
     """Returns the logical axes of each leaf of `abstract_serving_params`."""
-    leaves = flatten_dict(param_axes(config, layout), sep="/")
+    leaves = _flat(param_axes(config, layout))
     if quantize:
         leaves = {
             path: QuantizedKernel(axes, axes) if contracted_dimensions(path, len(axes)) else axes  # pyright: ignore[reportArgumentType]
