@@ -41,7 +41,8 @@ def test_the_smallest_change_that_fits_is_named(source, monkeypatch):
         monkeypatch.setattr(memory, "free_memory", lambda total=total: total)
         with pytest.raises(InputError, match=rf"needs .* of memory .* are free; use {change}") as refused:
             ModelMemory(source, demand).check_loading()
-        assert "\n" not in str(refused.value) and source.location in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert source.location in str(refused.value)
     monkeypatch.setattr(memory, "free_memory", lambda: 1000)
     with pytest.raises(InputError, match=r"the least is .*: use a smaller model or more memory"):
         ModelMemory(source, many).check_loading()

@@ -4,6 +4,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from vl3_jax.parallel.rules import row_major
+
 _LARGEST = 127  # of int8
 
 
@@ -24,11 +26,13 @@ class KeysValues(flax.struct.PyTreeNode):
     key_scales: jax.Array | None = None
     value_scales: jax.Array | None = None
 
-    def write(self, rows: jax.Array, slots: jax.Array, new: jax.Array, first_row: jax.Array | int = 0) -> "KeysValues":
+    def write(
+        self, rows: jax.Array | None, slots: jax.Array, new: jax.Array, first_row: jax.Array | int = 0
+    ) -> "KeysValues":
         """Writes the keys and values of new tokens into all layers, in place where the caller donates them.
 
         Args:
-          rows: Row of the cache of each row of tokens, [B] int32.
+          rows: Row of the cache of each row of tokens, [B] int32; None where they are the same.
           slots: Slot of each token, [B, L] int32; those of a row follow one another, and a token whose slot is S is
             dropped.
           new: Key and value of each head of the new tokens, [layers, B, L, K * 2 * D].
@@ -43,22 +47,27 @@ class KeysValues(flax.struct.PyTreeNode):
         arrays, structure = jax.tree.flatten(self)
         count, size = self.keys.shape[1], self.keys.shape[3]
         width = min(slots.shape[1], size)
-        local = rows - first_row
-        start = jnp.minimum(slots.min(1), size - width)
+        first = slots.min(1)
+        if rows is not None:
+            rows = rows - first_row
+            first = jnp.where((rows >= 0) & (rows < count), first, size)
+        start = jnp.minimum(first, size - width)
         is_token = slots[:, None, :] == start[:, None, None] + jnp.arange(width)[:, None]
-        is_new = is_token.any(-1) & ((local >= 0) & (local < count))[:, None]
-        token = jnp.argmax(is_token, axis=-1)
+        token, is_new = jnp.argmax(is_token, axis=-1), is_token.any(-1) & (first < size)[:, None]
 
         def write_row(b: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
             written = []
             for cached, fresh in zip(arrays, fresh_arrays, strict=True):
-                at = (0, local[b], 0, start[b], 0)[: cached.ndim]
+                at = (0, b if rows is None else rows[b], 0, start[b], 0)[: cached.ndim]
                 window = (cached.shape[0], 1, cached.shape[2], width, *cached.shape[4:])
                 row = jax.lax.dynamic_index_in_dim(fresh, b, 1)
-                row = row if width == 1 == slots.shape[1] else jnp.take(row, token[b], axis=3)
-                mask = is_new[b].reshape(-1, *[1] * (cached.ndim - 4))
-                merged = jnp.where(mask, row.astype(cached.dtype), jax.lax.dynamic_slice(cached, at, window))
-                written.append(jax.lax.dynamic_update_slice(cached, merged, at))
+                if slots.shape[1] == 1:
+                    is_written = first[b] < size
+                else:
+                    row = jnp.take(row, token[b], axis=3)
+                    is_written = is_new[b].reshape(-1, *[1] * (cached.ndim - 4))
+                merged = jnp.where(is_written, row.astype(cached.dtype), jax.lax.dynamic_slice(cached, at, window))
+                written.append(row_major(jax.lax.dynamic_update_slice(cached, merged, at)))
             return written
 
         return jax.tree.unflatten(structure, jax.lax.fori_loop(0, len(slots), write_row, arrays))

@@ -125,9 +125,9 @@ def _kernel(
     """Processes one block of slots of a row, and before the first one the new tokens.
 
     `qkv` is [L, K * (G + 2) * D], or [rows, ...] of single tokens of several rows, the rotary table [L, D],
-    `allowed_new` [L, L] and `allowed` [L, block]; keys and values are [K, block, D] and have scales of [K, block] if they
-    are int8. Then come the fields of `DecodeOutputs`, and in VMEM the rotated queries, [K, L * G, D] where G is padded,
-    and the fields of an `OnlineSoftmaxState`.
+    `allowed_new` [L, L] and `allowed` [L, block]; keys and values are [K, block, D] and have scales of [K, block] if
+    they are int8. Then come the fields of `DecodeOutputs`, and in VMEM the rotated queries, [K, L * G, D] where G is
+    padded, and the fields of an `OnlineSoftmaxState`.
     """
     key_scales, value_scales = refs[:2] if scaled else (None, None)
     out, new, queries, *state_refs = refs[2 * scaled :]

@@ -136,14 +136,14 @@ def _write(cached: KeysValues, new: Any, rows: Int32[Array, " B"] | None, slots:
     """Writes new keys and values; on a mesh each device those of its own rows and heads."""
     mesh = current_mesh()
     if mesh is None:
-        return cached.write(row_numbers(rows, slots), slots, new)
+        return cached.write(rows, slots, new)
     batch, heads = partition_spec(("batch", "kv_heads"), cached.keys.shape[1:3], mesh)
     cache_spec = PartitionSpec(None, batch, heads)
     new_batch = batch if rows is None else None
 
     def local(cached: KeysValues, new: Any, rows: jax.Array | None, slots: jax.Array) -> KeysValues:
         first_row = 0 if rows is None or batch is None else jax.lax.axis_index(batch) * cached.keys.shape[1]
-        return cached.write(row_numbers(rows, slots), slots, new, first_row)
+        return cached.write(rows, slots, new, first_row)
 
     in_specs = (cache_spec, PartitionSpec(None, new_batch, None, heads), PartitionSpec(), PartitionSpec(new_batch))
     return jax.shard_map(local, in_specs=in_specs, out_specs=cache_spec, check_vma=False)(cached, new, rows, slots)

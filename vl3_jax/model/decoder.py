@@ -113,7 +113,7 @@ class Decoder(nn.Module):
         self, x: Float[Array, "B L D"], shared: DecoderLayerInputs, cached: KeysValues | tuple[KeysValues, ...] | None
     ) -> tuple[Float[Array, "B L D"], Any]:
         """Returns the output of the last layer; with a cache also the keys and values that `KVCache.write` takes."""
-        if self.serving != SEPARATE:
+        if not isinstance(self.layers, tuple | list):
             (x, _), new = self.layers((x, jnp.int32(0)), shared._replace(cached=cached))
             return x, new
         layer_cache = cached if isinstance(cached, tuple) else (None,) * len(self.layers)
@@ -186,11 +186,12 @@ class DecoderAttention(nn.Module):
         qkv = self._project(x, joined=shared.cached is not None)
         with jax.named_scope("attention"):
             if shared.cached is not None:
-                shared_arrays = shared.rotary, (shared.q_info, shared.kv_info), shared.cached
-                out, new = cached_attention(qkv, *shared_arrays, layer, shared.rows, shared.schedule)
+                infos, where = (shared.q_info, shared.kv_info), (layer, shared.rows, shared.schedule)
+                out, new = cached_attention(qkv, shared.rotary, infos, shared.cached, *where)
                 return self._project_out(out), new
-            infos, scale = (shared.q_info, shared.kv_info), self.config.head_dim**-0.5
-            out = attention(AttentionInputs(*qkv, *infos, causal=True, scale=scale, rotary=shared.rotary))
+            q, k, v = qkv
+            options = {"causal": True, "scale": self.config.head_dim**-0.5, "rotary": shared.rotary}
+            out = attention(AttentionInputs(q, k, v, shared.q_info, shared.kv_info, **options))
         return self._project_out(flat(out)), None
 
     @property
@@ -214,7 +215,7 @@ class DecoderAttention(nn.Module):
         if self.fused:
             shape = (kv_heads * (group + 2) * head_dim, config.hidden_size)
             qkv = linear(shape, (Grouped("kv_heads", kv_heads), "embed"), transposed=True, name="qkv")(x)
-            return qkv if joined else split_heads(qkv, *self._sizes)
+            return qkv if joined else split_heads(qkv, kv_heads, group, head_dim)
 
         def projected(name: str, heads: int, axis: str) -> jax.Array:
             return linear((config.hidden_size, heads, head_dim), ("embed", axis, "head_dim"), name=name)(x)

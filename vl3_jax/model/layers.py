@@ -29,7 +29,8 @@ def partitioned_param(
     """
     if module.has_variable("params", name) and hasattr(stored := module.get_variable("params", name), "values"):
         return stored
-    return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), dtype, unbox=True)
+    boxed = nn.with_logical_partitioning(init, tuple(axes))  # pyright: ignore[reportArgumentType]  # names of our own
+    return module.param(name, boxed, tuple(shape), dtype, unbox=True)
 
 
 class Linear(nn.Module):
@@ -57,15 +58,15 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        ordered = [sides[::-1] if self.transposed else sides for sides in (self.shape, self.axes)]
-        bound = math.prod(ordered[0][: self.num_in]) ** -0.5
+        shape, axes = (self.shape[::-1], self.axes[::-1]) if self.transposed else (self.shape, self.axes)
+        bound = math.prod(shape[: self.num_in]) ** -0.5
         kernel_init, bias_init = nn.initializers.normal(bound), nn.initializers.zeros
         if self.uniform_init:
             kernel_init = bias_init = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
         kernel = partitioned_param(self, "kernel", kernel_init, self.shape, self.axes, self.param_dtype)
         y = linear(x, kernel, self.axes, self.num_in, self.transposed)
         if self.use_bias:
-            shape, axes = (sides[self.num_in :] for sides in ordered)
+            shape, axes = shape[self.num_in :], axes[self.num_in :]
             y = add_bias(y, partitioned_param(self, "bias", bias_init, shape, axes, self.param_dtype), axes)
         return y
 

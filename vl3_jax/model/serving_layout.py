@@ -94,7 +94,8 @@ def serving_leaves(config: ModelConfig, layout: str, quantize: str | None = None
       layout: "stacked" or "separate".
       quantize: "int8" adds the output head of a model with tied embeddings as a leaf of its own.
     """
-    shapes, axes = (flatten_dict(tree(config, serving=layout), sep="/") for tree in (abstract_params, param_axes))
+    shapes: dict[str, jax.ShapeDtypeStruct] = _flat(abstract_params(config, serving=layout))
+    axes: dict[str, tuple[Axis, ...]] = _flat(param_axes(config, layout))
     leaves = {}
     for path, leaf in shapes.items():
         splits = _splits(config.text, path, leaf.shape)
@@ -107,9 +108,15 @@ def serving_leaves(config: ModelConfig, layout: str, quantize: str | None = None
     return leaves
 
 
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of a nested dict by path."""
+    return flatten_dict(tree, sep="/")  # pyright: ignore[reportReturnType]
+
+
 def _splits(text: TextConfig, path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """Returns the sizes that each dimension of a leaf is split into."""
-    found, splits = _FUSED_LEAF.search(path), [(size,) for size in shape]
+    found = _FUSED_LEAF.search(path)
+    splits: list[tuple[int, ...]] = [(size,) for size in shape]
     if _is_transposed(path):
         splits = [*splits[:-2], splits[-1], splits[-2]]
     if found and found[1] == "qkv":
@@ -168,7 +175,7 @@ def to_serving(
     Returns:
       Nested dict of the new arrays.
     """
-    source = flatten_dict(params, sep="/")
+    source = _flat(params)
 
     def filled(path: str, leaf: ServingLeaf) -> Any:
         pieces = [

@@ -4,7 +4,6 @@ The mesh has up to four axes: `data` (rows are split, weights replicated), `fsdp
 `tensor` (heads and hidden units are split) and `context` (positions are split). A mesh may lack any of them.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -115,12 +114,18 @@ def constrain_row_major(x: jax.Array, *axes: str | None) -> jax.Array:
     """
     if target_device().platform != "tpu":
         return constrain(x, *axes)
-    row_major = functools.partial(with_layout_constraint, layouts=Layout(tuple(range(x.ndim))))
     mesh = current_mesh()
     if mesh is None:
         return row_major(x)
     spec = partition_spec(axes, x.shape, mesh)
     return jax.shard_map(row_major, in_specs=spec, out_specs=spec, check_vma=False)(x)
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """Constrains the layout of an array of one device to the order of its dimensions, on TPUs."""
+    if target_device().platform != "tpu":
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 # Arrays of a packed batch whose second dimension is that of vision rows.
