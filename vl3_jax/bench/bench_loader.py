@@ -26,7 +26,7 @@ from vl3_jax.bench.inputs import build_reference
 from vl3_jax.bench.settings import Settings
 from vl3_jax.bench.table import OURS, REFERENCE, Row, Table
 from vl3_jax.bench.timing import measure_case, process_memory
-from vl3_jax.processing import chat_template, images, patchify, processor, resize
+from vl3_jax.processing import chat_template, images, patchify, processor, pruning, resize
 
 ONE_THREAD = "one thread"
 _ANSWER = "Something happens here, and then it goes on for a while, until at last it ends. " * 4
@@ -124,7 +124,7 @@ def _timed_parts() -> Iterator[collections.Counter[str]]:
             (images.ImageReader, "load", "decode"),
             (resize, "resize_image", "resize"),
             (patchify, "patchify", "patchify"),
-            (patchify, "pruning_mask", "mask"),
+            (pruning, "prune", "mask"),
             (chat_template, "render", "tokenise"),
             (loader, "pack", "pack"),
         ):

@@ -10,8 +10,10 @@ from vl3_jax.bench.settings import Settings
 from vl3_jax.bench.table import OURS, REFERENCE, Table
 from vl3_jax.bench.timing import measure_case
 from vl3_jax.processing.diff_pruning import DEFAULT_MIN_TOKENS, DEFAULT_THRESHOLD, keep_mask
-from vl3_jax.processing.packed_batch import PATCH_DIM
-from vl3_jax.processing.patchify import normalise, pruning_mask
+from vl3_jax.processing.packed_batch import PATCH_DIM, Visual
+from vl3_jax.processing.patchify import normalise
+from vl3_jax.processing.processor_config import ProcessorConfig
+from vl3_jax.processing.pruning import pruning_mask
 
 ON_DEVICE, FROM_BYTES, LOOP = "compiled by JAX", "from uint8 patches", "loop"
 _MERGE, _UNCHANGED = 2, 0.5
@@ -27,9 +29,10 @@ def measure(settings: Settings) -> Table:
         patches[frame, unchanged] = patches[frame - 1, unchanged]
     flat = patches.reshape(-1, PATCH_DIM)
     pixels = normalise(flat, GREY, GREY).reshape(patches.shape)
+    video, config = Visual(flat, (frames, _MERGE, _MERGE * blocks), _MERGE), ProcessorConfig()
     sides = {
         OURS: lambda: keep_mask(pixels),
-        FROM_BYTES: lambda: pruning_mask(flat, frames, _MERGE, DEFAULT_THRESHOLD, DEFAULT_MIN_TOKENS, GREY, GREY),
+        FROM_BYTES: lambda: pruning_mask(video, DEFAULT_THRESHOLD, config),
         ON_DEVICE: settings.compiled(keep_mask, jnp.asarray(pixels)),
         LOOP: lambda: looped_keep_mask(pixels),
     }

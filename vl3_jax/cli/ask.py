@@ -76,6 +76,8 @@ def _run(arguments: argparse.Namespace) -> None:
         print()
     for warning in answer.processed.warnings:
         logger.warning("vl3 ask: warning: %s", warning)
+    if arguments.visual_budget is not None:
+        logger.info("vl3 ask: %s", pruning(answer))
     saved = {} if arguments.save_frames is None else {"saved_frames": _save_frames(answer, arguments.save_frames)}
     if arguments.json:
         print(json.dumps(answer.as_json() | saved))
@@ -91,6 +93,13 @@ def _save_frames(answer, folder: str) -> list[str]:
     if not paths:
         logger.warning("vl3 ask: warning: no image or video in the prompt, so %s stays empty", folder)
     return paths
+
+
+def pruning(answer) -> str:
+    """Returns how many vision tokens of an answer were kept, and by which threshold."""
+    processed, threshold = answer.processed, answer.processed.prune_threshold
+    kept = f"{processed.visual_tokens:,} of {processed.visual_tokens_before_pruning:,} vision tokens kept"
+    return f"{kept}, by a threshold of {threshold:g} ({threshold / 2:g} grey levels)"
 
 
 def summary(answer) -> str:

@@ -22,6 +22,7 @@ PROCESSOR = {
     "max_visual_tokens": "max_tokens",
     "image_merge": "image_merge",
     "prune_threshold": "prune_threshold",
+    "visual_budget": "visual_budget",
 }
 VIDEO = {"start": "start", "end": "end"}  # fields of `FrameSamplingOptions`
 PRUNE = "prune"  # False keeps every token; it stands for a `prune_threshold` of None

@@ -60,6 +60,7 @@ class GenerationOutput:
             "prompt_tokens": len(prompt),
             "visual_tokens": self.processed.visual_tokens,
             "visual_tokens_before_pruning": self.processed.visual_tokens_before_pruning,
+            "prune_threshold": self.processed.prune_threshold,
             "frames": [{"indices": video.indices, "timestamps": video.timestamps} for video in self.processed.videos],
             **({"logprobs": self.logprobs} if self.logprobs is not None else {}),
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},

@@ -16,7 +16,17 @@ import numpy as np
 from PIL import Image
 
 from vl3_jax.errors import InputError
-from vl3_jax.processing import chat_template, images, loss_weights, messages, patchify, resize, saved_frames, videos
+from vl3_jax.processing import (
+    chat_template,
+    images,
+    loss_weights,
+    messages,
+    patchify,
+    pruning,
+    resize,
+    saved_frames,
+    videos,
+)
 from vl3_jax.processing.frame_selection import FrameSelection
 from vl3_jax.processing.media_cache import MediaCache
 from vl3_jax.processing.packed_batch import PATCH_DIM, Sample, Visual
@@ -39,12 +49,14 @@ class DecodedMedia:
       token_counts: Vision tokens of each image and video, as the chat template needs them.
       selections: The frames of each video that the model sees, None for an image; in order of appearance.
       warnings: Messages for the user about damaged or reduced media, one line each.
+      prune_threshold: The threshold that videos were pruned with, None if they were not.
     """
 
     visuals: list[Visual]
     token_counts: list[chat_template.VisualTokenCounts]
     selections: list[FrameSelection | None]
     warnings: list[str]
+    prune_threshold: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +67,13 @@ class ProcessorOutput:
       sample: Token ids, patches and loss weights of the conversation.
       selections: The frames of each video that the model sees, None for an image; in order of appearance.
       warnings: Messages for the user about damaged or reduced media, one line each.
-      pruning: Whether video tokens that did not change were pruned.
+      prune_threshold: The threshold that videos were pruned with, None if they were not.
     """
 
     sample: Sample
     selections: list[FrameSelection | None]
     warnings: list[str]
-    pruning: bool
+    prune_threshold: float | None
 
     @property
     def videos(self) -> list[FrameSelection]:
@@ -89,7 +101,9 @@ class ProcessorOutput:
         Returns:
           The paths of the pictures in order, those of the second kind left out.
         """
-        return saved_frames.save_frames(self.sample.visuals, self.selections, folder, with_kept=self.pruning)
+        return saved_frames.save_frames(
+            self.sample.visuals, self.selections, folder, with_kept=self.prune_threshold is not None
+        )
 
 
 class Processor:
@@ -152,7 +166,7 @@ class Processor:
         weights = loss_weights.token_loss_weights(rendered, self.tokenizer) if supervise else None
         suffix = chat_template.generation_prompt(self.tokenizer) if add_generation_prompt else []
         sample = assemble_sample(rendered, media.visuals, weights, suffix)
-        return ProcessorOutput(sample, media.selections, media.warnings, self.config.prune_threshold is not None)
+        return ProcessorOutput(sample, media.selections, media.warnings, media.prune_threshold)
 
     def read_media(self, turns: Sequence[messages.Turn]) -> DecodedMedia:
         """Decodes, resizes and prunes all media of a conversation, or finds them in the cache.
@@ -171,7 +185,8 @@ class Processor:
 
     def _decode_media(self, turns: Sequence[messages.Turn]) -> DecodedMedia:
         readers = [open_media(part, self.config) for turn in turns for part in turn.media]
-        visuals = self._visuals(readers)
+        is_video = [isinstance(reader, VideoReader) for reader in readers]
+        visuals, threshold = pruning.prune(self._visuals(readers), is_video, self.config)
         token_counts = [
             chat_template.VisualTokenCounts(
                 visual.keep.reshape(visual.grid[0], -1).sum(axis=1).tolist(), reader.timestamps
@@ -180,7 +195,7 @@ class Processor:
         ]
         selections = [reader.selection if isinstance(reader, VideoReader) else None for reader in readers]
         warnings = [warning for reader in readers for warning in reader.warnings]
-        return DecodedMedia(visuals, token_counts, selections, warnings)
+        return DecodedMedia(visuals, token_counts, selections, warnings, threshold)
 
     def _visuals(self, readers: Sequence[MediaReader]) -> list[Visual]:
         """Resizes all media to the sizes that the token budget of the prompt allows."""
@@ -208,13 +223,7 @@ class Processor:
     def _process_video(
         self, reader: VideoReader, item: resize.ResizeItem, size: tuple[int, int], pool: ThreadPoolExecutor
     ) -> Visual:
-        visual = Visual(_patchify_frames(self._decode_frames(reader), item, size, pool), _grid(item, size), item.merge)
-        config, threshold = self.config, self.config.prune_threshold
-        if threshold is not None and item.frames > 1:
-            options = threshold, config.prune_min_tokens, config.image_mean, config.image_std
-            keep = patchify.pruning_mask(visual.patches, item.frames, item.merge, *options)
-            return dataclasses.replace(visual, keep=keep)
-        return visual
+        return Visual(_patchify_frames(self._decode_frames(reader), item, size, pool), _grid(item, size), item.merge)
 
     def _resize_item(self, reader: MediaReader) -> resize.ResizeItem:
         merge = self.config.video_merge if isinstance(reader, VideoReader) else self.config.image_merge

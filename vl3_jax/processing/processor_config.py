@@ -38,8 +38,10 @@ class ProcessorConfig:
       image_std: Standard deviation of each channel of pixels in 0..1.
       preprocess: Frame sampling and resize rule, "official" (of the original release, as the weights were trained) or
         "native" (of the transformers port).
-      prune_threshold: Mean difference of pixels up to which a video token is pruned (DiffFP); None, which is 0 in a
-        configuration, keeps every token.
+      prune_threshold: Change since the frame before up to which a video token is pruned (DiffFP), twice its mean in
+        grey levels (0..255): 0.1 is 0.05 levels; None, which is 0 in a configuration, keeps every token.
+      visual_budget: Vision tokens of a prompt after pruning, or up to 1 their share of those before. The threshold is
+        the smallest one, from `prune_threshold` on, that keeps to it; None, which is 0 in a configuration, is no limit.
       prune_min_tokens: Tokens that every frame keeps.
       native_placeholders: Whether a prompt has the port's placeholder ids instead of `<image>`.
       threads: Threads of the video decoder; 0 lets FFmpeg choose, 1 suits many workers.
@@ -57,6 +59,9 @@ class ProcessorConfig:
     prune_threshold: float | None = dataclasses.field(
         default=diff_pruning.DEFAULT_THRESHOLD, metadata={NONE: 0.0, LIMITS: Limits(0, 1000)}
     )
+    visual_budget: float | None = dataclasses.field(
+        default=None, metadata={NONE: 0.0, LIMITS: Limits(above=0, most=INT32)}
+    )
     prune_min_tokens: int = dataclasses.field(
         default=diff_pruning.DEFAULT_MIN_TOKENS, metadata={LIMITS: Limits(0, INT32)}
     )
@@ -69,6 +74,11 @@ class ProcessorConfig:
             raise SettingError(
                 "min_tokens", self.min_tokens, f"give at most max_tokens, {self.max_tokens}, and {resize.MAX_TOKENS}"
             )
+        budget = self.visual_budget
+        if budget is not None and budget > 1 and budget % 1:
+            raise SettingError("visual_budget", budget, "give a share up to 1 or a whole number of tokens")
+        if budget is not None and self.prune_threshold is None:
+            raise SettingError("visual_budget", budget, "it prunes, but pruning is off; leave one of them out")
         if not all(map(math.isfinite, self.image_mean)):
             raise SettingError("image_mean", self.image_mean, "give three numbers")
         if not all(0 < value < math.inf for value in self.image_std):
