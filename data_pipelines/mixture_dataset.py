@@ -16,15 +16,16 @@ from data_pipelines.packing.step_plan import StepPlan
 from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import MISSING, SampleError, SampleErrorLog
 from data_pipelines.settings import fingerprint
-from data_pipelines.sources import RecordSource, open_source
+from data_pipelines.sources import KINDS, RecordSource, open_source
 from data_pipelines.sources.media_resolver import MediaResolver
-from vl3_jax.errors import InputError
+from vl3_jax.config_tree import CHOICES, LIMITS, CheckedSettings, Limits
+from vl3_jax.errors import InputError, SettingError
 from vl3_jax.processing.packed_batch import Sample
 from vl3_jax.processing.remote_media import RemotePolicy
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetSpec:
+class DatasetSpec(CheckedSettings):
     """Describes a data set of a mixture.
 
     Attributes:
@@ -48,12 +49,17 @@ class DatasetSpec:
     annotations: tuple[str, ...]
     media: str = ""
     task: str = ""
-    weight: float = 1.0
-    size: int = 0
-    kind: str = ""
+    weight: float = dataclasses.field(default=1.0, metadata={LIMITS: Limits(0, 1000)})
+    size: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0)})
+    kind: str = dataclasses.field(default="", metadata={CHOICES: ("", *KINDS)})
     index: str = ""
     outside: bool = False
     remote: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.annotations or not all(self.annotations):
+            raise SettingError("annotations", self.annotations, "name at least one file")
 
     @property
     def index_folder(self) -> str:

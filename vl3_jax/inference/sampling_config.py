@@ -2,12 +2,11 @@
 
 import dataclasses
 
-from vl3_jax import config_tree
-from vl3_jax.config_tree import INT32, LIMITS, Limits
+from vl3_jax.config_tree import AMOUNT, COUNT, LIMITS, SEED, CheckedSettings, Limits
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(CheckedSettings):
     """Decoding settings; greedy unless a temperature is set.
 
     Attributes:
@@ -20,13 +19,10 @@ class SamplingConfig:
       logprobs: Number of top log-probabilities returned per token, of the model's own distribution.
     """
 
-    max_new_tokens: int = dataclasses.field(default=1024, metadata={LIMITS: Limits(1, INT32)})
+    max_new_tokens: int = dataclasses.field(default=1024, metadata={LIMITS: COUNT})
     temperature: float = dataclasses.field(default=0.0, metadata={LIMITS: Limits(0, 1000)})
-    top_k: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, INT32)})
+    top_k: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
     top_p: float = dataclasses.field(default=1.0, metadata={LIMITS: Limits(above=0, most=1)})
     repetition_penalty: float = dataclasses.field(default=1.0, metadata={LIMITS: Limits(0.001, 1000)})
-    seed: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, 2**32 - 1)})
-    logprobs: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, INT32)})
-
-    def __post_init__(self):
-        config_tree.check(self)
+    seed: int = dataclasses.field(default=0, metadata={LIMITS: SEED})
+    logprobs: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
