@@ -130,6 +130,8 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
     elif not isinstance(present, str):
         value = _parsed(key, text, present)
     try:
+        if isinstance(value, bool) is not isinstance(present, bool):
+            raise TypeError  # a ConfigDict takes True for 1.0
         group[name] = value  # an int is converted where there was a float, a list where there was a tuple
     except (TypeError, OverflowError):
         raise InputError(f"{key}={printable(repr_of(value))}: give a value like {present!r}") from None

@@ -143,8 +143,12 @@ def _check_plain(name: str, value: Any, kind: type, metadata: Mapping[str, Any])
         return
     right = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
     if not right or not (isinstance(value, int) or math.isfinite(value)) or value not in limits:
-        noun = "a whole number" if kind is int else "a number"
-        raise SettingError(name, value, f"give {noun} {limits}".rstrip())
+        raise SettingError(name, value, f"give {expected(kind, limits)}")
+
+
+def expected(kind: type, limits: Limits) -> str:
+    """Returns a number in words, such as "a whole number from 1 up to 9"."""
+    return f"{'a whole number' if kind is int else 'a number'} {limits}".rstrip()
 
 
 def regex_problem(pattern: str) -> str:
@@ -198,7 +202,8 @@ def from_tree(cls: type[Settings], tree: "Mapping[str, Any] | ConfigDict", where
     values = {}
     for name, value in tree.items():
         none = fields[name].metadata.get(NONE, dataclasses.MISSING)
-        values[name] = None if value == none else _from_plain(kinds[name], value, f"{where}{name}.")
+        is_none = value == none and not isinstance(value, bool)
+        values[name] = None if is_none else _from_plain(kinds[name], value, f"{where}{name}.")
     try:
         return cls(**values)
     except SettingError as error:

@@ -109,6 +109,28 @@ def test_an_epoch_holds_every_sample_once(mixture, uninterrupted):
     assert uninterrupted[0] != uninterrupted[steps[0]]
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.01])
+def test_a_million_steps_over_ten_samples_begin_at_once(folder, weight):
+    mixture = make_mixture(folder, {"few": good_records(10)}, SETTINGS, few=weight)
+    started = time.process_time()
+    epochs = mixture.epochs_of(1_000_000, ROWS)
+    with Loader(mixture, ROWS, epochs=epochs, threads=1) as loader:
+        assert len(loader) == 1_000_000
+        assert next(loader).step == 0
+    assert time.process_time() - started < 15
+    assert len(mixture.planned) == len(loader.step_plan.epochs) == 1000
+    with Loader(mixture, ROWS, epochs=epochs, threads=1, state={**next(loader).state, "step": 999_999}) as last:
+        assert next(last).epoch == epochs - 1
+        assert next(last, None) is None
+
+
+def test_the_epochs_of_some_steps_are_just_enough(mixture):
+    for steps in (1, 2, 10, 1000, 2345, 10**6):
+        epochs = mixture.epochs_of(steps, ROWS, seed=3)
+        assert len(mixture.step_plan(ROWS, epochs, 3)) >= steps
+        assert epochs == 1 or len(mixture.step_plan(ROWS, epochs - 1, 3)) < steps
+
+
 def test_the_rows_of_a_batch_have_one_length(mixture):
     with Loader(mixture, ROWS, epochs=EPOCHS, seed=3) as loader:
         lengths = [batch.arrays["tokens"].shape[1] for batch in loader]

@@ -1,6 +1,7 @@
 """Initialises `jax.distributed` from flags or from the environment."""
 
 import os
+import re
 
 import jax
 
@@ -16,6 +17,7 @@ _CLUSTERS = (
     "TPU_PROCESS_ADDRESSES",
     "JOB_COMPLETION_INDEX",
 )
+_ADDRESS = re.compile(r"(\[[^\]]+\]|[^:\s]+):(?P<port>\d{1,5})")
 
 
 def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -41,6 +43,9 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
                 f"process {process_id} of {num_processes} with coordinator {coordinator}; give --processes N and "
                 "--process-id 0 ... N - 1"
             )
+        address = _ADDRESS.fullmatch(coordinator)
+        if address is None or not 0 < int(address["port"]) < 2**16:
+            raise InputError(f"coordinator {coordinator!r}; give HOST:PORT, such as 10.0.0.2:8476")
         jax.distributed.initialize(coordinator, num_processes, process_id)
     elif num_processes is not None or process_id is not None:
         raise InputError("--processes and --process-id need --coordinator HOST:PORT")

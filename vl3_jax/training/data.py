@@ -7,6 +7,8 @@ import dataclasses
 import functools
 import io
 import itertools
+import math
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,12 +24,15 @@ from data_pipelines.loader import Batch, Loader
 from data_pipelines.mixture_dataset import DatasetSpec, MixtureDataset, open_mixture
 from data_pipelines.packing.packing_plan import PackingPlan
 from data_pipelines.sample_builder import SampleBuilder
+from vl3_jax.errors import InputError
 from vl3_jax.parallel.rules import batch_shardings
+from vl3_jax.processing.packed_batch import PATCH_DIM, BatchShape
 from vl3_jax.storage.paths import atomic_write, list_dir, translate_io_errors
 from vl3_jax.training.run_config import RunConfig
 from vl3_jax.training.setup import check_rows, rows_for_samples
 
 PLANS = "rows"  # folder of the packing plans in a workdir
+_SAVED_PLANS = 16  # many epochs are those of little data, which are planned faster than files are read
 PREFETCH = 2  # batches on the devices besides the one in use
 _SUFFIX = ".npz"
 
@@ -40,12 +45,16 @@ def open_data(config: mixtures.MixtureConfig, tokenizer: str) -> MixtureDataset:
 
 def open_held_out(config: RunConfig, mixture: MixtureDataset) -> MixtureDataset | None:
     """Opens the held-out data, with the settings and the root of the training data; None if there is none."""
-    held_out = config.eval
-    if not held_out.annotations:
-        return None
-    files = {name: getattr(held_out, name) for name in ("annotations", "media", "outside", "remote")}
-    spec = DatasetSpec("held out", **files)
-    return _open([mixtures.with_full_paths(config.data, spec)], mixture.sample_builder)
+    specs = held_out_specs(config)
+    return _open(specs, mixture.sample_builder) if specs else None
+
+
+def held_out_specs(config: RunConfig) -> list[DatasetSpec]:
+    """Returns the held-out data with their full paths; nothing if there are none."""
+    if not config.eval.annotations:
+        return []
+    files = {name: getattr(config.eval, name) for name in ("annotations", "media", "outside", "remote")}
+    return [mixtures.with_full_paths(config.data, DatasetSpec("held out", **files))]
 
 
 def _open(specs: list[DatasetSpec], sample_builder: SampleBuilder) -> MixtureDataset:
@@ -89,7 +98,7 @@ def save_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
     with translate_io_errors(folder):
         present = list_dir(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for key, plan in mixture.planned.items():
+        for key, plan in itertools.islice(mixture.planned.items(), _SAVED_PLANS):
             if f"{key}{_SUFFIX}" not in present:
                 file = io.BytesIO()
                 counts, samples = np.diff(plan.offsets).astype(np.int32), plan.samples.astype(np.int32)
@@ -108,14 +117,28 @@ def rows_per_step(config: RunConfig, mixture: MixtureDataset, mesh: Mesh, record
       recorded: Rows of a step when the run was started; None for a new run.
 
     Raises:
-      InputError: Mesh or microbatches do not divide the rows.
+      InputError: Mesh or microbatches do not divide the rows, or a step is larger than the memory of this host.
     """
     rows = recorded or config.batch.rows
     if rows:
         check_rows(config.batch, mesh, rows)
-        return rows
-    plan = mixture.epoch_plan(config.seed, 0)
-    return rows_for_samples(config.batch, mesh, max(len(plan.samples), 1) / max(len(plan), 1))
+    else:
+        plan = mixture.epoch_plan(config.seed, 0)
+        rows = rows_for_samples(config.batch, mesh, max(len(plan.samples), 1) / max(len(plan), 1))
+    _check_memory(mixture.settings.shape, rows)
+    return rows
+
+
+def _check_memory(shape: BatchShape, rows: int) -> None:
+    """Raises InputError where the rows of a single step are more than this host can hold."""
+    patches = shape.patches * shape.vision_rows
+    needed = math.ceil(rows / jax.process_count()) * patches * PATCH_DIM
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise InputError(
+            f"{rows:,} rows of a step, each of {patches:,} patches, take {needed / 2**30:,.0f} GiB of each host, which "
+            f"has {memory / 2**30:,.0f}; lower batch.rows, batch.samples or data.patches"
+        )
 
 
 def samples_per_step(config: RunConfig, mixture: MixtureDataset, rows: int) -> float:
@@ -128,8 +151,7 @@ def total_steps(config: RunConfig, mixture: MixtureDataset, rows: int) -> tuple[
     """Returns steps and epochs of the run: `steps` in as many epochs as they take, or those of `epochs`."""
     if not config.steps:
         return len(mixture.step_plan(rows, config.epochs, config.seed)), config.epochs
-    enough = (n for n in itertools.count(1) if len(mixture.step_plan(rows, n, config.seed)) >= config.steps)
-    return config.steps, next(enough)
+    return config.steps, mixture.epochs_of(config.steps, rows, config.seed)
 
 
 # --------------------------------------------------------------------------------------------------------------- loader

@@ -53,6 +53,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         data.load_plans(mixture, folder)
         rows = data.rows_per_step(config, mixture, mesh, recorded)
         total, epochs = data.total_steps(config, mixture, rows)
+        config.profile.check_within(total)
 
         # ------------------------------------------------------------------------------------------------------ model
         samples = data.samples_per_step(config, mixture, rows)
@@ -94,7 +95,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         step = done
         while step < total:
             batch = metrics.next_batch(batches)
-            with _profiled(config.profile, folder, step):
+            with _profiled(config.profile, folder, step, done):
                 state, step_metrics = steps[batch.arrays["tokens"].shape[1]](state, batch.arrays)
             step += 1
             pending_metrics.append((batch, step_metrics))
@@ -120,9 +121,9 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
 
 
 @contextlib.contextmanager
-def _profiled(config: ProfileConfig, workdir: epath.Path, step: int):
-    """Traces some steps, for TensorBoard or Perfetto."""
-    if config.steps and step == config.start:
+def _profiled(config: ProfileConfig, workdir: epath.Path, step: int, first: int):
+    """Traces some steps, for TensorBoard or Perfetto; `first` is the first step since this start of the run."""
+    if config.steps and step == max(config.start, first) < config.start + config.steps:
         jax.profiler.start_trace(str(workdir / PROFILE))
     yield
     if config.steps and step == config.start + config.steps - 1:

@@ -20,6 +20,7 @@ from data_pipelines.mixture_dataset import require_present
 from vl3_jax.checkpoint import open_source
 from vl3_jax.errors import InputError
 from vl3_jax.storage.paths import check_bucket, is_url, list_dir, translate_io_errors
+from vl3_jax.training.data import held_out_specs
 from vl3_jax.training.run_config import RunConfig
 
 _PROBE = ".vl3-probe"
@@ -36,7 +37,8 @@ def check(config: RunConfig, workdir: epath.Path) -> None:
     _devices(config.expect_devices)
     if jax.process_count() == 1:
         _writable(workdir)
-        return  # weights and data that cannot be read are found in a moment, and nobody waits
+        require_present(held_out_specs(config))
+        return  # weights and training data that cannot be read are found in a moment, and nobody waits
     first = jax.process_index() == 0
     probe = workdir / _PROBE
     run_on_all_hosts(lambda: _write_probe(probe) if first else None)
@@ -127,4 +129,4 @@ def _readable(config: RunConfig) -> None:
     """Checks that the initial weights and the annotation files can be read."""
     if config.init_from:
         open_source(config.init_from)
-    require_present(mixtures.dataset_specs(config.data))
+    require_present([*mixtures.dataset_specs(config.data), *held_out_specs(config)])

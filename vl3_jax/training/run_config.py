@@ -143,6 +143,14 @@ class EvalConfig(CheckedSettings):
     every: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
     steps: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not all(self.annotations):
+            raise SettingError("annotations", self.annotations, "name each file")
+        for name in ("media", "every", "steps"):
+            if not self.annotations and getattr(self, name):
+                raise SettingError(name, getattr(self, name), "that is for held-out data; name them by annotations")
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(CheckedSettings):
@@ -181,6 +189,12 @@ class ProfileConfig(CheckedSettings):
 
     start: int = dataclasses.field(default=10, metadata={LIMITS: AMOUNT})
     steps: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
+
+    def check_within(self, total: int) -> None:
+        """Raises SettingError if a run of `total` steps ends before its trace does."""
+        if self.steps and self.start + self.steps > total:
+            advice = f"a trace of {self.steps} steps from there does not end within a run of {total}"
+            raise SettingError("profile.start", self.start, advice)
 
 
 @dataclasses.dataclass(frozen=True)
