@@ -1,4 +1,4 @@
-"""A table of values for the numbers that commands take as flags: each is refused in one line before anything is read."""
+"""A table of values for the numbers that commands take as flags; each is refused in one line."""
 
 import pytest
 

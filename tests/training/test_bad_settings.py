@@ -1,4 +1,4 @@
-"""A table of values for every setting of `vl3 train`: each reaches the first state of the run or is refused in a line."""
+"""A table of values for every setting of `vl3 train`: each reaches the first state of the run, or one line says no."""
 
 import dataclasses
 import shutil
