@@ -137,10 +137,12 @@ class CheckpointConfig:
     Attributes:
       every: Optimizer steps between two checkpoints; 0 keeps the last state only.
       keep: Number of newest checkpoints that are kept; 0 keeps all.
+      digests: Whether a checksum of each array is saved, by which resuming finds flipped bits.
     """
 
     every: int = 1000
     keep: int = 2
+    digests: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
