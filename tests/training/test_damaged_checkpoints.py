@@ -1,5 +1,6 @@
 """A run whose newest checkpoint is damaged goes on from the next whole one, and other commands read that one."""
 
+import dataclasses
 import logging
 import shutil
 
@@ -14,6 +15,8 @@ from vl3_jax.errors import InputError
 from vl3_jax.training.checkpoints import Checkpoints
 from vl3_jax.training.run_config import CheckpointConfig
 from vl3_jax.training.state import new_state
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +217,30 @@ def test_space_is_checked_before_the_first_step_and_before_each_save(saved, stat
     checkpoints.save(3, state[1], {"step": 3})
     checkpoints.close()
     assert checkpoints.latest() == 3
+
+
+def cut_object(bucket, suffix):
+    name = max((name for name in bucket if suffix in name), key=lambda name: len(bucket[name].data))
+    bucket[name] = dataclasses.replace(bucket[name], data=bucket[name].data[: len(bucket[name].data) // 2])
+
+
+def drop_objects(bucket, suffix):
+    for name in [name for name in bucket if suffix in name]:
+        del bucket[name]
+
+
+@pytest.mark.parametrize("damage", [cut_object, drop_objects])
+@pytest.mark.parametrize("suffix", ["/2/params/_METADATA", "/2/training/", "/2/data/metadata", "/2/params/ocdbt"])
+def test_the_next_whole_one_is_resumed_in_a_bucket(damage, suffix, saved, state, gcs, caplog):
+    names = [path.relative_to(saved) for path in saved.rglob("*") if path.is_file()]
+    gcs.buckets["damaged"] = {}
+    for name in names:
+        gcs.put("damaged", f"run/{name}", (saved / name).read_bytes())
+    damage(gcs.buckets["damaged"], suffix)
+    checkpoints = opened("gs://damaged/run", state[0])
+    assert checkpoints.restore(shapes(state[1])).step == 1
+    assert "going on from gs://damaged/run/checkpoints/1. The damaged one is now 2.damaged" in caplog.text
+    checkpoints.save(2, state[1], {"step": 2})
+    checkpoints.close()
+    assert {name.split("/")[2] for name in gcs.names("damaged", "run/checkpoints/")} == {"1", "2", "2.damaged"}
+    assert opened("gs://damaged/run", state[0]).restore(shapes(state[1])).step == 2
