@@ -32,6 +32,8 @@ from data_pipelines.settings import fingerprint
 from data_pipelines.sources import RecordSource
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
+from vl3_jax.storage.disk_space import translate_full_disk
+from vl3_jax.storage.durable import rename
 from vl3_jax.storage.file_digests import FileDigests
 
 VERSION = 3
@@ -150,8 +152,9 @@ def build_index(
     pending = [(*chunk, part) for chunk, part in zip(ranges, parts, strict=True) if not part.exists()]
     measure = functools.partial(sample_builder.measure, media=media, kept=kept)
     index_range = functools.partial(_index_range, source if kept else source.outline(), measure)
-    parallel_map(index_range, pending, len(source), workers, on_progress)
-    _join_parts(parts, folder, key | {"media": media.identity})
+    with translate_full_disk(folder):
+        parallel_map(index_range, pending, len(source), workers, on_progress)
+        _join_parts(parts, folder, key | {"media": media.identity})
     shutil.rmtree(parts_folder, ignore_errors=True)
     return Index(folder)
 
@@ -185,7 +188,7 @@ def _index_range(source: RecordSource, measure: Callable, start: int, stop: int,
             problems=np.frombuffer(to_json_lines(errors).encode(), np.uint8),
             counted=np.frombuffer(json.dumps(counts.to_json()).encode(), np.uint8),
         )
-    os.replace(partial, path)
+    rename(partial, path)
 
 
 def _join_parts(part_files: Sequence[pathlib.Path], folder: pathlib.Path, key: dict[str, Any]) -> None:
@@ -206,4 +209,4 @@ def _join_parts(part_files: Sequence[pathlib.Path], folder: pathlib.Path, key: d
     (temporary / "counts.json").write_text(json.dumps(counts.to_json(), indent=1) + "\n")
     (temporary / "index.json").write_text(json.dumps(key, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    rename(temporary, folder)

@@ -15,6 +15,8 @@ from data_pipelines.sources import Record, RecordSource, array_records, map_reco
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
 from vl3_jax.processing.media_source import MediaBytes
+from vl3_jax.storage.disk_space import translate_full_disk
+from vl3_jax.storage.durable import rename
 
 _OPTIONS = "group_size:1"  # with larger groups, reading one record reads its neighbours too
 
@@ -67,10 +69,11 @@ def _write_range(
         writer.write(array_records.encode(_with_bytes(record.fields, media)))
 
     partial = shard.with_name(f"{shard.name}.{os.getpid()}.partial")
-    writer = array_record_module.ArrayRecordWriter(os.fspath(partial), _OPTIONS)
-    results = [map_record(source[number], write_record) for number in range(start, stop)]
-    writer.close()
-    os.replace(partial, shard)
+    with translate_full_disk(shard):
+        writer = array_record_module.ArrayRecordWriter(os.fspath(partial), _OPTIONS)
+        results = [map_record(source[number], write_record) for number in range(start, stop)]
+        writer.close()
+        rename(partial, shard)
     return [error for error in results if error is not None]
 
 

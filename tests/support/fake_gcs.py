@@ -2,7 +2,7 @@
 
 Requests of each client (gcsfs 2026.10, google-cloud-storage 3.17, tensorstore 0.1.86, Orbax 0.12.8):
 
-    gcsfs (epath, fsspec)     objects: metadata, list, ranged media download, resumable upload, delete
+    gcsfs (epath, fsspec)     objects: metadata, list, ranged media download, resumable upload, move, delete
     google-cloud-storage      bucket: metadata (Orbax asks for its kind of namespace); objects: list
     tensorstore               objects: ranged media download, list, media upload with preconditions
 """
@@ -178,6 +178,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._answer(200, {"kind": "storage#bucket", "id": bucket, "name": bucket, "location": "US"})
         if kind == "/upload":
             return self._upload(bucket)
+        if name and (moved := re.fullmatch(r"(.*)/moveTo/o/(.*)", name)):
+            return self._move(bucket, *map(urllib.parse.unquote, moved.groups()))
         return self._list(bucket) if name is None else self._object(bucket, urllib.parse.unquote(name))
 
     def _check(self, bucket: str) -> None:
@@ -206,6 +208,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if start >= size:
             raise _ErrorResponse(416, "The requested range cannot be satisfied.")
         self._answer(206, stored.data[start:stop], Content_Range=f"bytes {start}-{stop - 1}/{size}", **generation)
+
+    def _move(self, bucket: str, name: str, target: str) -> None:
+        with self.server.lock:
+            stored = self.server.buckets[bucket].pop(name, None)
+        if stored is None:
+            raise _ErrorResponse(404, f"No such object: {bucket}/{name}")
+        self._answer(200, self.server.put(bucket, target, stored.data))
 
     def _list(self, bucket: str) -> None:
         prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter")

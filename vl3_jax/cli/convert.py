@@ -86,7 +86,7 @@ def _hf(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     if arguments.format == _ADAPTERS:
-        from vl3_jax.training.checkpoints import export_adapters
+        from vl3_jax.training.adapter_export import export_adapters
 
         return export_adapters(arguments.source, arguments.target, arguments.layout, arguments.base, _dtype(arguments))
     if arguments.layout or arguments.base:

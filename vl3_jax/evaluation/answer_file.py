@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vl3_jax.errors import InputError
+from vl3_jax.storage.durable import atomic_write
 from vl3_jax.storage.journal import Journal, read_lines
 
 ANSWERS, SETTINGS = "answers.jsonl", "run.json"
@@ -60,7 +61,7 @@ def _check(record: Any) -> dict[str, Any]:
 
 def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
     if not path.exists():
-        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        atomic_write(path, (json.dumps(settings, indent=1) + "\n").encode())
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in sorted({*saved, *settings}) if saved.get(name) != settings.get(name)]

@@ -16,9 +16,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from vl3_jax.errors import InputError
+from vl3_jax.storage.disk_space import check_space, translate_write_errors
+from vl3_jax.storage.durable import rename
 from vl3_jax.storage.journal import Journal
-from vl3_jax.storage.paths import check_bucket, is_url, list_dir, resolve, translate_write_errors
-from vl3_jax.storage.progress import human_bytes, progress_bar
+from vl3_jax.storage.paths import check_bucket, is_url, list_dir, resolve
+from vl3_jax.storage.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +119,7 @@ class Job(contextlib.AbstractContextManager):
         _write_fingerprint(self.folder / _COMPLETE_FILE, self.fingerprint)
         if self.target.exists():
             self.target.rmdir()  # always empty: `__init__` refuses any other
-        os.rename(self.folder, self.target)
+        rename(self.folder, self.target)
         (self.target / _PROGRESS_FILE).unlink()
 
     def __exit__(self, *_exception) -> None:
@@ -127,12 +129,7 @@ class Job(contextlib.AbstractContextManager):
 
     def check_space(self, needed: int) -> None:
         """Raises InputError unless the disk of the target has `needed` bytes free."""
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise InputError(
-                f"{self.target}: no space left: {human_bytes(needed)} are needed and {human_bytes(free)} are free; "
-                "free some space or choose another disk"
-            )
+        check_space(self.target, needed, advice="or choose another disk")
 
 
 class BucketJob(contextlib.AbstractContextManager):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vl3_jax.errors import InputError
+from vl3_jax.storage.disk_space import translate_full_disk
 
 
 def read_lines(path: str | os.PathLike, parse: Callable[[Any], Any], refusal: str) -> list[Any]:
@@ -85,17 +86,20 @@ class Journal:
             self._write(self._header)
 
     def append(self, entry: Any) -> None:
-        """Appends a JSON value as one line and flushes it."""
+        """Appends a JSON value as one line, which is on the disk when this returns."""
         with self._locked():
             self._write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
 
     def close(self) -> None:
         """Closes the file, which releases it for other processes."""
-        self._file.close()
+        with translate_full_disk(self._file.name):
+            self._file.close()
 
     def _write(self, content: bytes) -> None:
-        self._file.write(content)
-        self._file.flush()
+        with translate_full_disk(self._file.name):
+            self._file.write(content)
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -129,16 +129,6 @@ def temporary_folder(owner: object, prefix: str) -> pathlib.Path:
     return folder
 
 
-def atomic_write(file: epath.Path, content: bytes) -> None:
-    """Writes a file so that other processes see either all of it or nothing."""
-    if is_url(file):  # objects are created atomically
-        file.write_bytes(content)
-        return
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(file)
-
-
 def _size(entry: os.DirEntry) -> int:
     try:
         return entry.stat().st_size
@@ -181,28 +171,9 @@ def translate_io_errors(location: str | os.PathLike) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def translate_write_errors(target: str | os.PathLike) -> Iterator[None]:
-    """Translates errors of any library about a full, read-only or forbidden target into an InputError."""
-    try:
-        with translate_io_errors(target):
-            yield
-    except InputError:
-        raise
-    except Exception as error:
-        where = getattr(error, "filename", None) or target
-        text, number = str(error), getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
-            message = "no space left on the disk; free some space and run the same command again"
-        elif isinstance(error, PermissionError) or "Permission denied" in text:
-            message = "not allowed to write there; choose another folder"
-        elif number == errno.EROFS:
-            message = "the disk is read-only; choose another folder"
-        elif isinstance(error, OSError) and error.strerror:
-            raise InputError(f"{where}: {error.strerror}; check the path or choose another one") from None
-        else:
-            raise
-        raise InputError(f"{target}: {message}") from None
+def is_unreachable(error: Exception) -> bool:
+    """Returns whether an error of a client of a URL says nothing about what is stored there."""
+    return _status(error) in (401, 403, 503)
 
 
 def _status(error: Exception) -> int | None:

@@ -7,9 +7,12 @@ import dataclasses
 import functools
 import io
 import itertools
+import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -27,7 +30,9 @@ from data_pipelines.sample_builder import SampleBuilder
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.rules import batch_shardings
 from vl3_jax.processing.packed_batch import PATCH_DIM, BatchShape
-from vl3_jax.storage.paths import atomic_write, list_dir, translate_io_errors
+from vl3_jax.storage.disk_space import translate_write_errors
+from vl3_jax.storage.durable import atomic_write
+from vl3_jax.storage.paths import list_dir, translate_io_errors
 from vl3_jax.training.run_config import RunConfig
 from vl3_jax.training.setup import check_rows, rows_for_samples
 
@@ -35,6 +40,8 @@ PLANS = "rows"  # folder of the packing plans in a workdir
 _SAVED_PLANS = 16  # many epochs are those of little data, which are planned faster than files are read
 PREFETCH = 2  # batches on the devices besides the one in use
 _SUFFIX = ".npz"
+
+logger = logging.getLogger(__name__)
 
 
 # ------------------------------------------------------------------------------------------------------------ mixtures
@@ -76,34 +83,53 @@ def _open(specs: list[DatasetSpec], sample_builder: SampleBuilder) -> MixtureDat
 
 
 # ------------------------------------------------------------------------------------------------------- packing plans
-def load_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
-    """Gives the mixture the packing plans that an earlier start of the run has saved.
+def load_plans(mixture: MixtureDataset, workdir: epath.Path) -> set[str]:
+    """Gives the mixture the packing plans that an earlier start of the run has saved, except for damaged ones.
 
     To plan tens of millions of samples takes minutes, which a whole slice would wait for after each preemption.
+
+    Returns:
+      The keys of these plans.
     """
-    folder = workdir / PLANS
+    folder, loaded = workdir / PLANS, set()
     with translate_io_errors(folder):
         for name in filter(lambda name: name.endswith(_SUFFIX), list_dir(folder)):
-            arrays = np.load(io.BytesIO((folder / name).read_bytes()))
-            offsets = np.concatenate([[0], np.cumsum(arrays["counts"], dtype=np.int64)])
-            plan = PackingPlan(offsets, arrays["samples"].astype(np.int64), arrays["lengths"])
-            mixture.planned[name.removesuffix(_SUFFIX)] = plan
+            if (plan := _read_plan(folder / name)) is not None:
+                mixture.planned[name.removesuffix(_SUFFIX)] = plan
+                loaded.add(name.removesuffix(_SUFFIX))
+    return loaded
 
 
-def save_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
-    """Writes the packing plans that the workdir lacks; the first process does so for all."""
+def save_plans(mixture: MixtureDataset, workdir: epath.Path, loaded: Collection[str] = ()) -> None:
+    """Writes the packing plans of a mixture but those that were loaded; the first process does so for all."""
     if jax.process_index():
         return
     folder = workdir / PLANS
-    with translate_io_errors(folder):
-        present = list_dir(folder)
+    with translate_write_errors(folder):
+        if not folder.is_dir():
+            folder.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         for key, plan in itertools.islice(mixture.planned.items(), _SAVED_PLANS):
-            if f"{key}{_SUFFIX}" not in present:
+            if key not in loaded:
                 file = io.BytesIO()
                 counts, samples = np.diff(plan.offsets).astype(np.int32), plan.samples.astype(np.int32)
                 np.savez(file, counts=counts, samples=samples, lengths=plan.lengths)
                 atomic_write(folder / f"{key}{_SUFFIX}", file.getvalue())
+
+
+def _read_plan(file: epath.Path) -> PackingPlan | None:
+    """Reads a packing plan; None, with a warning, if the file is damaged."""
+    content = file.read_bytes()
+    try:
+        arrays = np.load(io.BytesIO(content))
+        offsets = np.concatenate([[0], np.cumsum(arrays["counts"], dtype=np.int64)])
+        plan = PackingPlan(offsets, arrays["samples"].astype(np.int64), arrays["lengths"])
+        if not len(offsets) - 1 == len(plan.lengths) or offsets[-1] != len(plan.samples):
+            raise ValueError("its arrays do not fit together")
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
+        logger.warning("warning: %s is damaged; the packing is planned anew", file)
+        return None
+    return plan
 
 
 # --------------------------------------------------------------------------------------------------------------- steps

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.storage import paths
+from vl3_jax.storage.disk_space import translate_full_disk
 from vl3_jax.training import data, preflight, setup
 from vl3_jax.training.checkpoints import Checkpoints
 from vl3_jax.training.init import prepare_workdir, recorded_rows, resolve_init
@@ -43,6 +44,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
     """
     folder = paths.resolve(workdir)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(translate_full_disk(folder))
         # -------------------------------------------------------------------------------------------- mesh and data
         preflight.check(config, folder)
         recorded = recorded_rows(folder, config)
@@ -50,7 +52,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         init = resolve_init(config)
         tokenizer = stack.enter_context(init.local_files())
         mixture = data.open_data(config.data, tokenizer)
-        data.load_plans(mixture, folder)
+        loaded = data.load_plans(mixture, folder)
         rows = data.rows_per_step(config, mixture, mesh, recorded)
         total, epochs = data.total_steps(config, mixture, rows)
         config.profile.check_within(total)
@@ -62,15 +64,13 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
 
         # ------------------------------------------------------------------------------------------------------ state
         prepare_workdir(folder, config, init, rows)
-        data.save_plans(mixture, folder)
+        data.save_plans(mixture, folder, loaded)
         has_adapters = config.lora.rank > 0
         checkpoints = Checkpoints(folder, run.optimizer, config.checkpoint, has_adapters)
         stack.callback(checkpoints.close)
-        done = checkpoints.latest or 0
+        done = checkpoints.latest()
         is_first = jax.process_index() == 0
         log = logger.info if is_first else logger.debug
-        writer = MetricWriter(folder, total, done, is_first, config.log.tensorboard)
-        stack.callback(writer.close)
         if done >= total:
             log(f"{folder}: all {total} steps are done")
             return done
@@ -82,7 +82,11 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         if not done or has_adapters:
             state = run.first_state(lambda shardings: init.params(shardings, config.seed))
         if done:
-            state, data_state = checkpoints.restore(done, run.abstract_state, state), checkpoints.data_state(done)
+            resumed = checkpoints.restore(run.abstract_state, state)
+            done, state, data_state = resumed.step, resumed.state, resumed.data_state
+        checkpoints.check_space(run.abstract_state, config.checkpoint.keep + 1)
+        writer = MetricWriter(folder, total, done, is_first, config.log.tensorboard)
+        stack.callback(writer.close)
 
         # ------------------------------------------------------------------------------------------------------- loop
         loader = stack.enter_context(data.build_loader(config, mixture, mesh, rows, epochs, data_state))

@@ -6,25 +6,22 @@ A pod that waits for one faulty host costs as much as one that works.
 import contextlib
 import os
 import pathlib
-import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from data_pipelines import mixtures
 from data_pipelines.mixture_dataset import require_present
 from vl3_jax.checkpoint import open_source
 from vl3_jax.errors import InputError
 from vl3_jax.storage.paths import check_bucket, is_url, list_dir, translate_io_errors
+from vl3_jax.training.all_hosts import run_on_all_hosts
 from vl3_jax.training.data import held_out_specs
 from vl3_jax.training.run_config import RunConfig
 
 _PROBE = ".vl3-probe"
-_LENGTH = 1000  # bytes of a host's message
 
 
 def check(config: RunConfig, workdir: epath.Path) -> None:
@@ -50,24 +47,6 @@ def check(config: RunConfig, workdir: epath.Path) -> None:
             with translate_io_errors(workdir):
                 probe.unlink(missing_ok=True)
     run_on_all_hosts(lambda: _readable(config))
-
-
-def run_on_all_hosts(step: Callable[[], None]) -> None:
-    """Runs `step` on every host and waits for all; raises InputError on all of them when it fails on any."""
-    try:
-        step()
-        message = ""
-    except InputError as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{type(error).__name__}: {error}"
-    own = f"({socket.gethostname()}): {message}" if message else ""
-    padded = np.frombuffer(own.encode()[:_LENGTH].ljust(_LENGTH, b"\0"), np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, _LENGTH)
-    for rank, row in enumerate(rows):
-        text = row.tobytes().rstrip(b"\0").decode(errors="replace")
-        if text:
-            raise InputError(f"host {rank} {text}")
 
 
 def _devices(expected: int) -> None:

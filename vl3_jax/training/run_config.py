@@ -159,10 +159,12 @@ class CheckpointConfig(CheckedSettings):
     Attributes:
       every: Optimizer steps between two checkpoints; 0 keeps the last state only.
       keep: Number of newest checkpoints that are kept; 0 keeps all.
+      digests: Whether a checksum of each array is saved, by which resuming finds flipped bits.
     """
 
     every: int = dataclasses.field(default=1000, metadata={LIMITS: AMOUNT})
     keep: int = dataclasses.field(default=2, metadata={LIMITS: AMOUNT})
+    digests: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
