@@ -25,6 +25,7 @@ from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.model import VideoLLaMA3, init_params, preset
 from vl3_jax.model.config import PRESETS, ModelConfig
 from vl3_jax.processing.tokenizer import Tokenizer
+from vl3_jax.storage.locks import LOCK
 from vl3_jax.storage.paths import check_bucket, list_dir, resolve, translate_io_errors
 from vl3_jax.training.run_config import RUN_CONFIG_FILE, RunConfig, check_same_run
 
@@ -162,7 +163,7 @@ def recorded_rows(workdir: epath.Path, config: RunConfig) -> int | None:
       InputError: The workdir belongs to another run, holds something else, or cannot be reached.
     """
     check_bucket(workdir)
-    names = list_dir(workdir)
+    names = list_dir(workdir).keys() - {LOCK}
     if RUN_CONFIG_FILE in names:
         with translate_io_errors(workdir):
             record = read_record(workdir)

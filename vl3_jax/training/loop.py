@@ -45,6 +45,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
     with contextlib.ExitStack() as stack:
         # -------------------------------------------------------------------------------------------- mesh and data
         preflight.check(config, folder)
+        lock = preflight.lock_workdir(folder, stack)
         recorded = recorded_rows(folder, config)
         mesh = make_mesh(vars(config.mesh))
         init = resolve_init(config)
@@ -105,6 +106,8 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
             while len(pending_metrics) > (0 if reporting or saving else 1):
                 metrics.add(*pending_metrics.popleft())
             writer.step(step)
+            if reporting or saving:
+                lock.check()
             if reporting:
                 writer.write(step, metrics.summary(loader.log))
             if saving:
