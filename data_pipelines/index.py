@@ -154,6 +154,7 @@ def build_index(
         index = find_index(source, sample_builder, parent, [kept])
         if index is not None and not index.is_stale(media):  # built by the process that this one has waited for
             on_progress(len(index), len(index))
+            shutil.rmtree(parts_folder, ignore_errors=True)
             return index
         size = CHUNK_KEPT if kept else CHUNK
         ranges = chunk_ranges(len(source), size)

@@ -3,8 +3,8 @@
 Requests of each client (gcsfs 2026.10, google-cloud-storage 3.17, tensorstore 0.1.86, Orbax 0.12.8):
 
     gcsfs (epath, fsspec)     objects: metadata, list, ranged media download, resumable upload, delete
-    google-cloud-storage      bucket: metadata (Orbax asks for its kind of namespace); objects: list; of a lock: metadata,
-                              media download, and with preconditions multipart upload and delete
+    google-cloud-storage      bucket: metadata (Orbax asks for its kind of namespace); objects: list, metadata,
+                              media download, multipart upload and delete, the last two with preconditions
     tensorstore               objects: ranged media download, list, media upload with preconditions
 """
 

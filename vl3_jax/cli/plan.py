@@ -5,7 +5,7 @@ import json
 import logging
 import pathlib
 
-from vl3_jax.cli import settings_flags
+from vl3_jax.cli import settings_flags, streams
 from vl3_jax.cli.train import CONFIG, CONFIG_HELP
 
 logger = logging.getLogger(__name__)
@@ -108,8 +108,9 @@ def _search(arguments: argparse.Namespace, config, topology, planner) -> int:
     results = []
     with tqdm(search.search(config, topology, planner), total=len(search.candidates(topology)), unit=" plans") as bar:
         try:
-            for candidate, plan in bar:
-                results.append((candidate, plan))
+            with streams.raising_interrupts():
+                for candidate, plan in bar:
+                    results.append((candidate, plan))
         except KeyboardInterrupt:
             logger.info("stopped; the plans made until now:")
     if arguments.json:
