@@ -250,7 +250,7 @@ def open_mixture(
         if build and (index is None or index.is_stale(spec.media_resolver)):
             media, report = spec.media_resolver, functools.partial(on_progress, spec.name)
             kept = index is not None and index.kept
-            index = build_index(source, media, sample_builder, spec.index_folder, kept, on_progress=report)
+            index = build_index(source, media, sample_builder, spec.index_folder, kept, on_progress=report, wait=True)
         if index is None:
             unindexed.append(spec.name)
         else:

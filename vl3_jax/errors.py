@@ -1,4 +1,4 @@
-"""The one exception for what a person can put right: a bad file, a bad flag, a missing shard."""
+"""The exceptions whose message is one line: for what a person can put right, and for runs that cannot go on."""
 
 from typing import Any
 
@@ -16,6 +16,13 @@ class InputError(Exception):
 
     def __init__(self, message: Any = ""):
         super().__init__(printable(message, _MESSAGE_LENGTH))
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on, for no fault of its input: a worker process that was killed. The message is one line.
+
+    The `vl3` command prints it to stderr and exits with 1.
+    """
 
 
 class SettingError(InputError):

@@ -139,8 +139,8 @@ def test_ctrl_c_ends_a_question_at_once():
     with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=HEED_CTRL_C) as process:
         assert process.stderr.readline() == b"waiting\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == -signal.SIGINT
-        assert process.stderr.read() == b""
+        assert process.wait(10) == 130
+        assert process.stderr.read() == b"vl3 ask: stopped\n"
 
 
 @pytest.mark.slow
@@ -153,5 +153,5 @@ def test_ctrl_c_stops_at_any_moment(seconds, command):
     with subprocess.Popen(words, **streams, preexec_fn=HEED_CTRL_C) as process:
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
-        assert process.wait(15) in (-signal.SIGINT, 130, 0)
+        assert process.wait(15) in (-signal.SIGINT, 130, 0)  # the first before Python runs the command
         assert b"Traceback" not in process.stderr.read()

@@ -11,7 +11,7 @@ from vl3_jax.parallel import processes
 def initialize_calls(monkeypatch):
     """Records the calls of `jax.distributed.initialize` instead of making them."""
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **timeouts: calls.append(arguments))
     for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", *processes._CLUSTERS):
         monkeypatch.delenv(name, raising=False)
     return calls

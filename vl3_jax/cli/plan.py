@@ -6,7 +6,7 @@ import logging
 import pathlib
 import re
 
-from vl3_jax.cli import generation_flags, settings_flags
+from vl3_jax.cli import generation_flags, settings_flags, streams
 from vl3_jax.cli.train import CONFIG, CONFIG_HELP
 from vl3_jax.config_tree import Limits
 
@@ -112,8 +112,9 @@ def _search(arguments: argparse.Namespace, config, topology, planner) -> int:
     results = []
     with tqdm(search.search(config, topology, planner), total=len(search.candidates(topology)), unit=" plans") as bar:
         try:
-            for candidate, plan in bar:
-                results.append((candidate, plan))
+            with streams.raising_interrupts():
+                for candidate, plan in bar:
+                    results.append((candidate, plan))
         except KeyboardInterrupt:
             logger.info("stopped; the plans made until now:")
     if arguments.json:

@@ -25,6 +25,7 @@ _STATUS_SIGNS = {
     404: ("FileNotFoundError", "NOT_FOUND"),
     503: ("ClientConnectionError", "ConnectionError", "TransportError"),
 }
+_removals: list[weakref.finalize] = []
 _STATUS_MESSAGES = {
     401: "no valid credentials; log in with `gcloud auth application-default login`",
     403: "permission denied; reading needs the role Storage Object Viewer, writing Storage Object User and Storage "
@@ -125,8 +126,14 @@ def file_fingerprints(paths: Iterable[str]) -> list[list]:
 def temporary_folder(owner: object, prefix: str) -> pathlib.Path:
     """Creates a temporary folder that is removed together with the object `owner`."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix))
-    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    _removals.append(weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True))
     return folder
+
+
+def remove_temporary_folders() -> None:
+    """Removes all temporary folders, where the process ends without a last word to their owners."""
+    for remove in _removals:
+        remove()
 
 
 def _size(entry: os.DirEntry) -> int:
@@ -153,11 +160,20 @@ def check_bucket(location: epath.Path) -> None:
     if not is_url(location):
         return
     with translate_io_errors(location):
-        try:
-            from google.cloud import storage
-        except ImportError:
-            raise InputError(f"{location}: {_INSTALL}") from None
-        next(iter(storage.Client().list_blobs(kvstore(location)["bucket"], max_results=1)), None)
+        next(iter(_bucket(location).list_blobs(max_results=1)), None)
+
+
+def bucket_object(folder: str | os.PathLike, name: str) -> Any:
+    """Returns an object of a folder under gs:// as the google-cloud-storage client has it: with its generation."""
+    return _bucket(folder).blob(f"{kvstore(resolve(folder))['path']}{name}")
+
+
+def _bucket(location: str | os.PathLike) -> Any:
+    try:
+        from google.cloud import storage
+    except ImportError:
+        raise InputError(f"{location}: {_INSTALL}") from None
+    return storage.Client().bucket(kvstore(resolve(location))["bucket"])
 
 
 @contextlib.contextmanager

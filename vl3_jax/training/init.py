@@ -28,6 +28,7 @@ from vl3_jax.model.config import PRESETS, ModelConfig
 from vl3_jax.processing.tokenizer import Tokenizer
 from vl3_jax.storage.disk_space import translate_write_errors
 from vl3_jax.storage.durable import atomic_write
+from vl3_jax.storage.locks import LOCK
 from vl3_jax.storage.paths import check_bucket, list_dir, resolve, translate_io_errors
 from vl3_jax.training.run_config import RUN_CONFIG_FILE, RunConfig, check_same_run
 
@@ -169,7 +170,7 @@ def recorded_rows(workdir: epath.Path, config: RunConfig) -> int | None:
       InputError: The workdir belongs to another run, holds something else, or cannot be reached.
     """
     check_bucket(workdir)
-    names = list_dir(workdir)
+    names = list_dir(workdir).keys() - {LOCK}
     is_damaged = RUN_CONFIG_FILE not in names or _readable_json(workdir / RUN_CONFIG_FILE) is None
     if MODEL_INFO in names and is_damaged:
         if jax.process_index() == 0:

@@ -13,6 +13,7 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
+from vl3_jax.parallel import processes
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.storage import paths
 from vl3_jax.storage.disk_space import translate_full_disk
@@ -47,6 +48,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         stack.enter_context(translate_full_disk(folder))
         # -------------------------------------------------------------------------------------------- mesh and data
         preflight.check(config, folder)
+        lock = preflight.lock_workdir(folder, stack)
         recorded = recorded_rows(folder, config)
         mesh = make_mesh(vars(config.mesh))
         init = resolve_init(config)
@@ -95,6 +97,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         metrics = MetricAccumulator(config, init.model_config, mixture, mesh)
         batches = data.prefetch_to_device(metrics.observe(loader), mesh, rows)
         preemption = stack.enter_context(PreemptionHandler())
+        stack.enter_context(processes.ended_by_lost_process())
         pending_metrics: collections.deque[tuple[Any, Any]] = collections.deque()
         step = done
         while step < total:
@@ -110,6 +113,8 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
             while len(pending_metrics) > (0 if reporting or saving else 1):
                 metrics.add(*pending_metrics.popleft())
             writer.step(step)
+            if reporting or saving:
+                lock.check()
             if reporting:
                 writer.write(step, metrics.summary(loader.log))
             if saving:
@@ -136,9 +141,9 @@ def _profiled(config: ProfileConfig, workdir: epath.Path, step: int, first: int)
 
 
 class PreemptionHandler:
-    """Remembers SIGTERM and SIGINT while it is open, instead of being killed by them; a second SIGINT does kill.
+    """Remembers SIGTERM, SIGHUP and SIGINT while it is open, instead of being killed by them; a second SIGINT kills.
 
-    With several processes SIGTERM to any of them is enough: JAX's preemption service agrees on a step.
+    With several processes a signal to any of them is enough: JAX's preemption service agrees on a step.
     """
 
     def __init__(self):
@@ -148,8 +153,9 @@ class PreemptionHandler:
     def __enter__(self) -> "PreemptionHandler":
         if threading.current_thread() is threading.main_thread():
             # With several processes SIGTERM belongs to the preemption service.
-            handled = [signal.SIGINT, *([signal.SIGTERM] if jax.process_count() == 1 else [])]
-            self._previous = {number: signal.signal(number, self._remember) for number in handled}
+            handled = [signal.SIGINT, signal.SIGHUP, *([signal.SIGTERM] if jax.process_count() == 1 else [])]
+            heeded = [number for number in handled if signal.getsignal(number) is not signal.SIG_IGN]  # as by nohup
+            self._previous = {number: signal.signal(number, self._remember) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -164,5 +170,8 @@ class PreemptionHandler:
 
     def _remember(self, number: int, _: object) -> None:
         if self._signal == signal.SIGINT == number:
-            raise KeyboardInterrupt
+            signal.signal(number, self._previous[number])
+            signal.raise_signal(number)
         self._signal = number
+        if jax.process_count() > 1 and number != signal.SIGTERM:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -16,6 +16,7 @@ from data_pipelines import mixtures
 from data_pipelines.mixture_dataset import require_present
 from vl3_jax.checkpoint import open_source
 from vl3_jax.errors import InputError
+from vl3_jax.storage.locks import Lock, hold
 from vl3_jax.storage.paths import check_bucket, is_url, list_dir, translate_io_errors
 from vl3_jax.training.all_hosts import run_on_all_hosts
 from vl3_jax.training.data import held_out_specs
@@ -47,6 +48,23 @@ def check(config: RunConfig, workdir: epath.Path) -> None:
             with translate_io_errors(workdir):
                 probe.unlink(missing_ok=True)
     run_on_all_hosts(lambda: _readable(config))
+
+
+def lock_workdir(workdir: epath.Path, stack: contextlib.ExitStack) -> Lock:
+    """Makes this job the only one that writes the workdir, until `stack` ends; every host must call this.
+
+    Returns:
+      The lock; the first process holds it for all.
+
+    Raises:
+      InputError: Another job holds it. Raised on all hosts alike.
+    """
+    if jax.process_count() == 1:
+        return stack.enter_context(hold(workdir))
+    locks = [Lock()]
+    first = jax.process_index() == 0
+    run_on_all_hosts(lambda: locks.append(stack.enter_context(hold(workdir))) if first else None)
+    return locks[-1]
 
 
 def _devices(expected: int) -> None:
