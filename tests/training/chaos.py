@@ -27,7 +27,7 @@ SETTINGS = (
     "data.max_tokens=32",
 )
 PATIENCE = 240  # seconds for whatever must happen
-GRACE = 5  # seconds that the other process has to end by itself before it is killed
+GRACE = 3  # seconds that the other process has to end by itself before it is killed
 STOPS = {"term": signal.SIGTERM, "hup": signal.SIGHUP}
 KINDS = ("kill", "term", "hup", "freeze", "fill", "damage")
 DAMAGES = ("empty", "cut", "remove", "metadata", "vanish")

@@ -105,7 +105,7 @@ class LoraConfig(CheckedSettings):
     """
 
     rank: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, 65_536)})
-    alpha: float = dataclasses.field(default=lora.ALPHA, metadata={LIMITS: Limits(above=0, most=1e6)})
+    alpha: float = dataclasses.field(default=lora.ALPHA, metadata={LIMITS: Limits(above=0, most=1_000_000)})
     patterns: tuple[str, ...] = dataclasses.field(default=lora.LLM, metadata={REGEX: True})
 
 
