@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -203,9 +204,16 @@ def _index_range(source: RecordSource, measure: Callable, start: int, stop: int,
     rename(partial, path)
 
 
+def _read_part(file: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return dict(np.load(file))
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise InputError(f"{file}: a damaged part of an index; remove it and index again") from None
+
+
 def _join_parts(part_files: Sequence[pathlib.Path], folder: pathlib.Path, key: dict[str, Any]) -> None:
     """Concatenates saved parts into the index of `folder`."""
-    parts = [dict(np.load(file)) for file in part_files]
+    parts = [_read_part(file) for file in part_files]
 
     def concatenated(name: str, dtype: Any) -> np.ndarray:
         return np.concatenate([np.empty(0, dtype), *[part[name] for part in parts]])

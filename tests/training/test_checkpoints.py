@@ -56,13 +56,13 @@ def test_checksums_show_each_change():
 def test_a_run_with_adapters_goes_on_from_its_own_start_only(tmp_path):
     checkpoints, state = save_run(tmp_path, start_params())
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
-    restored = checkpoints.restore(1, shapes, state)
+    restored = checkpoints.restore(shapes, state).state
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     frozen = "llm/layers/mlp/up/kernel/base"
     changed = map_paths(lambda path, leaf: leaf.at[0, 0, 0].add(1e-3) if path == frozen else leaf, state.params)
     again = Checkpoints(epath.Path(tmp_path), checkpoints._optimizer, CheckpointConfig(), has_adapters=True)
     with pytest.raises(InputError, match=f"other weights now than its run began from .{frozen} and 0 more"):
-        again.restore(1, shapes, dataclasses.replace(state, params=changed))
+        again.restore(shapes, dataclasses.replace(state, params=changed))
     again.close()
     checkpoints.close()
 

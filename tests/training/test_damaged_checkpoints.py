@@ -10,9 +10,11 @@ import pytest
 from etils import epath
 from tiny import optimizer_for, start_params
 
+from support.full_disk import files_of_at_most
 from vl3_jax.checkpoint import find_tree
 from vl3_jax.errors import InputError
 from vl3_jax.training.checkpoints import Checkpoints
+from vl3_jax.training.orbax_logging import raised_errors_only
 from vl3_jax.training.run_config import CheckpointConfig
 from vl3_jax.training.state import new_state
 
@@ -244,3 +246,19 @@ def test_the_next_whole_one_is_resumed_in_a_bucket(damage, suffix, saved, state,
     checkpoints.close()
     assert {name.split("/")[2] for name in gcs.names("damaged", "run/checkpoints/")} == {"1", "2", "2.damaged"}
     assert opened("gs://damaged/run", state[0]).restore(shapes(state[1])).step == 2
+
+
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written(state, tmp_path, capfd):
+    checkpoints = opened(tmp_path / "run", state[0])
+    with files_of_at_most(100_000), raised_errors_only():
+        checkpoints.save(1, state[1], {"step": 1})
+        with pytest.raises(InputError, match="run/checkpoints: no space left"):
+            checkpoints.wait()
+        checkpoints.close()
+    assert not capfd.readouterr().err
+    again = opened(tmp_path / "run", state[0])
+    assert again.latest() == 0
+    again.save(1, state[1], {"step": 1})
+    again.close()
+    assert again.latest() == 1
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]

@@ -86,7 +86,7 @@ from vl3_jax.training.state import new_state
 optimizer = optimizer_for()
 state = new_state(optimizer, jax.tree.map(jax.numpy.asarray, start_params()))
 checkpoints = Checkpoints(epath.Path(sys.argv[1]), optimizer, CheckpointConfig(every=1, keep=2), has_adapters=False)
-first = (checkpoints.latest or 0) + 1
+first = checkpoints.latest() + 1
 print("ready", flush=True)
 for step in itertools.count(first):
     marked = jax.tree.map(lambda leaf: jax.numpy.full_like(leaf, step), state)
@@ -116,9 +116,9 @@ def test_the_last_complete_checkpoint_loads_whenever_writing_is_killed(times, tm
         checkpoints = Checkpoints(
             epath.Path(tmp_path), optimizer, CheckpointConfig(every=1, keep=2), has_adapters=False
         )
-        assert checkpoints.latest == newest
-        found = checkpoints.restore(newest, state)
-        assert all((leaf == newest).all() for leaf in jax.tree.leaves(found))
-        assert checkpoints.data_state(newest) == {"step": newest}
+        assert checkpoints.latest() == newest
+        found = checkpoints.restore(state)
+        assert all((leaf == newest).all() for leaf in jax.tree.leaves(found.state))
+        assert (found.step, found.data_state) == (newest, {"step": newest})
         checkpoints.close()
     assert steps

@@ -90,6 +90,6 @@ def _json_damage(file: epath.Path) -> str:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return f"{file} is missing"
     with contextlib.suppress(ValueError):
-        if json.loads(content) and isinstance(json.loads(content), dict):
+        if isinstance(json.loads(content), dict):
             return ""
     return f"{file} is {'damaged' if content else 'empty'}"

@@ -21,6 +21,7 @@ from vl3_jax.training import data, preflight, setup
 from vl3_jax.training.checkpoints import Checkpoints
 from vl3_jax.training.init import prepare_workdir, recorded_rows, resolve_init
 from vl3_jax.training.metrics import Evaluator, MetricAccumulator, MetricWriter
+from vl3_jax.training.orbax_logging import raised_errors_only
 from vl3_jax.training.run_config import ProfileConfig, RunConfig
 
 PROFILE = "profile"
@@ -46,6 +47,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
     folder = paths.resolve(workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(translate_full_disk(folder))
+        stack.enter_context(raised_errors_only())
         # -------------------------------------------------------------------------------------------- mesh and data
         preflight.check(config, folder)
         lock = preflight.lock_workdir(folder, stack)
