@@ -26,7 +26,7 @@ SETTINGS = (
     "data.max_frame_patches=64",
     "data.max_tokens=32",
 )
-PATIENCE = 240  # seconds for whatever must happen
+PATIENCE = 600  # seconds for whatever must happen
 GRACE = 3  # seconds that the other process has to end by itself before it is killed
 STOPS = {"term": signal.SIGTERM, "hup": signal.SIGHUP}
 KINDS = ("kill", "term", "hup", "freeze", "fill", "damage")
@@ -218,7 +218,7 @@ class Supervisor:
         """Returns what the processes of the last start said, without its progress."""
         texts = [(self._logs / f"{self._starts}-{rank}").read_text(errors="replace") for rank in (0, 1)]
         lines = [line.rsplit("\r", 1)[-1] for text in texts for line in text.splitlines()]
-        return f"start {self._starts}:\n" + "\n".join(lines[-60:])
+        return f"start {self._starts}:\n" + "\n".join(lines[-25:])
 
     def _await(self, condition: Callable[[], bool], processes: list[subprocess.Popen]) -> None:
         deadline = time.monotonic() + PATIENCE

@@ -38,7 +38,7 @@ def test_more_epochs_than_plans_repeat_them(epochs, rows_per_step, count):
     assert (len(plan), plan.lengths[-1]) == (len(whole), max(max(lengths) for lengths in epochs))
     for number in range(len(plan)):
         assert plan[number].epoch == whole[number].epoch
-        assert list(map(int, plan[number].rows)) == list(map(int, whole[number].rows))
+        assert [row.tolist() for row in plan[number].rows] == [row.tolist() for row in whole[number].rows]
 
 
 def test_rows_of_one_length_stay_in_order():
