@@ -14,7 +14,7 @@ from support.full_disk import files_of_at_most
 from vl3_jax.checkpoint import find_tree
 from vl3_jax.errors import InputError
 from vl3_jax.training.checkpoints import Checkpoints
-from vl3_jax.training.orbax_logging import raised_errors_only
+from vl3_jax.training.orbax_use import raised_errors_only
 from vl3_jax.training.run_config import CheckpointConfig
 from vl3_jax.training.state import new_state
 
@@ -210,8 +210,10 @@ def test_space_is_checked_before_the_first_step_and_before_each_save(saved, stat
     nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves((state[1], state[1].params))) - state[1].step.nbytes
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=nbytes))
+    (workdir / "checkpoints" / "3.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
     with pytest.raises(InputError, match=r"run/checkpoints: no space left: .* are needed for 2 checkpoints of"):
         checkpoints.check_space(state[1], 4)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
     with pytest.raises(InputError, match=r"1 checkpoint of .*1\.00 kB are free; free some space, .*, and run the same"):
         checkpoints.save(3, state[1], {"step": 3})

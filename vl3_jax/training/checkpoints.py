@@ -10,13 +10,12 @@ The folder of a step gets its name when it is complete, so whenever a job is kil
 adapters of a checkpoint are exported as a PEFT folder.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
+import shutil
 from typing import Any
 
 import jax
@@ -36,6 +35,7 @@ from vl3_jax.training.checksums import checksums
 from vl3_jax.training.groups import flatten, map_paths, split
 from vl3_jax.training.lora import merge_adapters
 from vl3_jax.training.optimizer import Optimizer
+from vl3_jax.training.orbax_use import own_checkpointer
 from vl3_jax.training.run_config import CheckpointConfig
 from vl3_jax.training.state import TrainState
 
@@ -110,7 +110,9 @@ class Checkpoints:
         return self._config.every > 0 and step % self._config.every == 0
 
     def check_space(self, state: TrainState, count: int) -> None:
-        """Raises InputError unless a local disk has space for so many checkpoints besides those that are there.
+        """Raises InputError unless a local disk has space for so many checkpoints, those that are there among them.
+
+        What a job that was killed had begun to write is removed. Call it only when nothing is being written.
 
         Args:
           state: The state to save, or its shapes.
@@ -122,6 +124,8 @@ class Checkpoints:
 
         def check() -> None:
             if jax.process_index() == 0 and not is_url(self._folder):
+                for unfinished in pathlib.Path(self._folder).glob(_UNFINISHED):
+                    shutil.rmtree(unfinished)
                 lacking = max(count - len(steps_in(self._folder)), 1)
                 what = f"{lacking} checkpoint{'s' if lacking > 1 else ''} of {human_bytes(nbytes)}"
                 advice = "lower --config.checkpoint.keep" if lacking > 2 else "choose another disk"
@@ -213,7 +217,7 @@ class Checkpoints:
         def read() -> None:
             nonlocal failure
             try:
-                with _own_checkpointer() as checkpointer:
+                with own_checkpointer() as checkpointer:
                     restored.update(checkpointer.restore(folder, args=ocp.args.Composite(**wanted)).items())
                 for item in (_DATA, *((_DIGESTS,) if _DIGESTS in list_dir(folder) else ())):
                     restored[item] = json.loads((folder / item / "metadata").read_bytes())
@@ -314,18 +318,3 @@ class Checkpoints:
 def _one_layer_per_chunk(params: Any) -> Any:
     """Returns how Orbax stores parameters: one layer per chunk, so that a layer can be read without the others."""
     return map_paths(lambda path, _: ocp.SaveArgs(shard_axes=(0,) if "layers" in path.split("/") else ()), params)
-
-
-@contextlib.contextmanager
-def _own_checkpointer() -> Iterator[ocp.Checkpointer]:
-    """Yields a reader of this process alone: where one process fails, the others do not wait for it."""
-    rank = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=rank, active_processes={rank}, barrier_sync_key_prefix=f"process_{rank}"
-    )
-    handlers = {name: ocp.StandardCheckpointHandler(multiprocessing_options=alone) for name in _TREES}
-    composite = ocp.CompositeCheckpointHandler(
-        composite_options=ocp.CompositeOptions(multiprocessing_options=alone), **handlers
-    )
-    with ocp.Checkpointer(composite, multiprocessing_options=alone) as checkpointer:
-        yield checkpointer

@@ -21,7 +21,7 @@ from vl3_jax.training import data, preflight, setup
 from vl3_jax.training.checkpoints import Checkpoints
 from vl3_jax.training.init import prepare_workdir, recorded_rows, resolve_init
 from vl3_jax.training.metrics import Evaluator, MetricAccumulator, MetricWriter
-from vl3_jax.training.orbax_logging import raised_errors_only
+from vl3_jax.training.orbax_use import raised_errors_only
 from vl3_jax.training.run_config import ProfileConfig, RunConfig
 
 PROFILE = "profile"

@@ -1,10 +1,12 @@
-"""What Orbax and TensorStore print about a failure that they also raise."""
+"""Orbax as a run uses it: failures that are raised and not printed, and readers that wait for no other process."""
 
 import contextlib
 import logging
 import sys
 from collections.abc import Iterator
 
+import jax
+import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 _LOOP_CLOSED = "Event loop is closed"
@@ -33,3 +35,19 @@ def raised_errors_only() -> Iterator[None]:
 
 def _is_not_raised(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+@contextlib.contextmanager
+def own_checkpointer() -> Iterator[ocp.Checkpointer]:
+    """Yields a reader of this process alone: where one process fails, the others do not wait for it."""
+    rank = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=rank, active_processes={rank}, barrier_sync_key_prefix=f"process_{rank}"
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        params=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        training=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        yield checkpointer
