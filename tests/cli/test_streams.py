@@ -143,6 +143,18 @@ def test_ctrl_c_ends_a_question_at_once():
         assert process.stderr.read() == b"vl3 ask: stopped\n"
 
 
+@pytest.mark.parametrize("command", ["train --config stage3:2b,mock --workdir", "convert inspect"])
+def test_ctrl_c_ends_any_command_while_it_imports(command, tmp_path):
+    words = [sys.executable, "-X", "importtime", "-m", "vl3_jax", *command.split(), str(tmp_path / "run")]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, preexec_fn=HEED_CTRL_C) as process:
+        while b"jax.version" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        lines = [line for line in process.stderr if not line.startswith(b"import time:")]
+        assert process.wait(15) == 130
+    assert lines == [b"vl3 %s: stopped\n" % command.split()[0].encode()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.3, 0.6, 1, 1.5, 2, 3, 4.5, 6])
 @pytest.mark.parametrize("command", ["ask", "chat"])

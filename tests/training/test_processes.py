@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from runs import free_port, params, reports, start
+from runs import free_port, params, reports, run, start
 from tiny import optimizer_for, start_params
 
+from vl3_jax.storage.locks import hold
 from vl3_jax.training.checkpoints import Checkpoints
+from vl3_jax.training.loop import PreemptionHandler
 from vl3_jax.training.run_config import CheckpointConfig
 from vl3_jax.training.state import new_state
 
@@ -71,6 +73,36 @@ def test_sigterm_to_one_process_stops_both_after_the_same_step(tmp_path):
     steps = [int(step.name) for step in (tmp_path / "run" / "checkpoints").iterdir()]
     assert 4 < max(steps) < 400
     assert reports(tmp_path / "run")[-1]["step"] == max(steps)
+
+
+def test_a_second_job_is_refused(tmp_path, capsys):
+    with hold(tmp_path / "run"):
+        assert run("stage3:2b", tmp_path / "run") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"vl3 train: {tmp_path}/run: process {os.getpid()} on host ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_stops_after_the_step(number):
+    with PreemptionHandler() as preemption:
+        assert not preemption.should_stop(1)
+        os.kill(os.getpid(), number)
+        assert preemption.should_stop(2)
+        if number == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+                time.sleep(1)
+
+
+def test_sighup_is_ignored_below_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with PreemptionHandler() as preemption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not preemption.should_stop(1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 WRITER = """

@@ -99,7 +99,7 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         metrics = MetricAccumulator(config, init.model_config, mixture, mesh)
         batches = data.prefetch_to_device(metrics.observe(loader), mesh, rows)
         preemption = stack.enter_context(PreemptionHandler())
-        stack.enter_context(processes.ended_by_lost_process())
+        stack.enter_context(processes.ended_together())
         pending_metrics: collections.deque[tuple[Any, Any]] = collections.deque()
         step = done
         while step < total:
