@@ -19,6 +19,7 @@ SETTINGS = (
     "batch.rows=2",
     "checkpoint.every=2",
     "checkpoint.keep=4",
+    "checkpoint.digests=True",
     "log.every=1",
     "data.length=256",
     "data.patches=128",
@@ -30,7 +31,7 @@ PATIENCE = 600  # seconds for whatever must happen
 GRACE = 3  # seconds that the other process has to end by itself before it is killed
 STOPS = {"term": signal.SIGTERM, "hup": signal.SIGHUP}
 KINDS = ("kill", "term", "hup", "freeze", "fill", "damage")
-DAMAGES = ("empty", "cut", "remove", "metadata", "vanish")
+DAMAGES = ("empty", "cut", "flip", "metadata", "item", "all")
 
 
 class Files(Protocol):
@@ -182,19 +183,22 @@ class Supervisor:
         if len(steps) < 2:
             return
         names = self.files.names(f"checkpoints/{steps[-1]}")
+        largest = max(names, key=lambda name: len(self.files.read(name)))
         chosen = {
-            "empty": names,
-            "cut": [max((name for name in names if "/d/" in name), key=lambda name: len(self.files.read(name)))],
-            "remove": [name for name in names if "/training/" in name],
+            "item": [name for name in names if "/training/" in name],
             "metadata": [name for name in names if name.endswith("_METADATA")],
-            "vanish": names,
-        }[kind]
+            "cut": [largest],
+            "flip": [largest],
+        }.get(kind, names)
         for name in chosen:
-            if kind in ("remove", "vanish"):
+            content = self.files.read(name)
+            middle = len(content) // 2
+            if kind in ("item", "all"):
                 self.files.remove(name)
+            elif kind == "flip":
+                self.files.write(name, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
             else:
-                content = self.files.read(name)
-                self.files.write(name, b"" if kind == "empty" else content[: len(content) // 2])
+                self.files.write(name, b"" if kind == "empty" else content[:middle])
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints, ascending."""
