@@ -8,9 +8,10 @@ import random
 import resource
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from runs import free_port, start
 
@@ -136,10 +137,12 @@ class Supervisor:
         address = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process-id"]
         processes = []
         for rank in ("0", "1"):
-            with (self._logs / f"{self._starts}-{rank}").open("wb") as log:
-                processes.append(
-                    start("stage3:2b", self.workdir, *SETTINGS, *self._changes, flags=[*address, rank], stderr=log)
-                )
+            options = {"flags": [*address, rank], "stderr": subprocess.PIPE}
+            process = start("stage3:2b", self.workdir, *SETTINGS, *self._changes, **options)
+            # Through a pipe, so that what a process says does not need the space that it lacks.
+            log = self._logs / f"{self._starts}-{rank}"
+            threading.Thread(target=_copy, args=(process.stderr, log), daemon=True).start()
+            processes.append(process)
         return processes
 
     def run(self) -> None:
@@ -239,6 +242,12 @@ def _fill_disk(pid: int) -> None:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (512, hard))
     except ProcessLookupError:
         pass
+
+
+def _copy(stream: BinaryIO, path: pathlib.Path) -> None:
+    with stream, path.open("wb", buffering=0) as file:
+        for part in iter(lambda: os.read(stream.fileno(), 65_536), b""):
+            file.write(part)
 
 
 def _ended(process: subprocess.Popen, seconds: float) -> bool:
