@@ -54,6 +54,7 @@ REFUSED = {
     "eval.remote": ("None",),
     "checkpoint.every": ("-1", "0.5", "1e9"),
     "checkpoint.keep": ("-1", "2147483648", "all"),
+    "checkpoint.digests": ("1", "both"),
     "log.every": ("0", "-5", "nan"),
     "log.tensorboard": ("2", ""),
     "profile.start": ("-1", "2147483648"),
@@ -169,7 +170,7 @@ def test_refused_in_one_line(key, run):
     for value in REFUSED[key]:
         code, said = run(key, value)
         assert code == 2, f"{key}={value} is taken"
-        (line,) = (line for line in said.splitlines() if "%|" not in line)  # a progress bar
+        (line,) = (line for line in said.splitlines() if line and "%|" not in line)  # a progress bar
         assert line.startswith("vl3 train: ")
         assert len(line) < 1000
 
