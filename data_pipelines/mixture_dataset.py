@@ -172,8 +172,8 @@ class MixtureDataset:
                 return epoch + 1
         if not done[-1]:
             raise InputError(NO_SAMPLE)
-        rounds, rest = divmod(steps, done[-1])
-        return rounds * self.distinct_epochs + bisect.bisect_left(done, rest)
+        rounds, last = divmod(steps - 1, done[-1])
+        return rounds * self.distinct_epochs + bisect.bisect_left(done, last + 1)
 
     @property
     def distinct_epochs(self) -> int:
