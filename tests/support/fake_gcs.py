@@ -195,7 +195,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _object(self, bucket: str, name: str) -> None:
         stored = self.server.buckets[bucket].get(name)
-        if stored is None:
+        if stored is None or self.query.get("generation", str(stored.generation)) != str(stored.generation):
             raise _ErrorResponse(404, f"No such object: {bucket}/{name}")
         if self.command == "DELETE":
             with self.server.lock:

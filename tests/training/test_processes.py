@@ -91,8 +91,7 @@ def test_a_signal_stops_after_the_step(number):
         assert preemption.should_stop(2)
         if number == signal.SIGINT:
             with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), number)
-                time.sleep(1)
+                signal.raise_signal(number)
 
 
 def test_sighup_is_ignored_below_nohup():

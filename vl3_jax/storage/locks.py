@@ -132,7 +132,7 @@ class _BucketLock(Lock):
 
     def __init__(self, folder: str | os.PathLike, name: str):
         self._folder, self._own = os.fspath(folder), {**_own_name(), "token": uuid.uuid4().hex}
-        self._blob, self._guard, self._closed = bucket_object(folder, name), threading.Lock(), threading.Event()
+        self._object, self._guard, self._closed = bucket_object(folder, name), threading.Lock(), threading.Event()
         self._generation = self._acquire()
         threading.Thread(target=self._renew, name="vl3-lock", daemon=True).start()
 
@@ -148,60 +148,66 @@ class _BucketLock(Lock):
         with self._guard:
             self._closed.set()
             with contextlib.suppress(GoogleCloudError, OSError):  # whoever comes next takes it over
-                self._blob.delete(if_generation_match=self._generation)
+                self._blob().delete(if_generation_match=self._generation)
 
     def _acquire(self) -> int:
         """Creates the object, or takes a stale one over, and returns its generation."""
-        from google.cloud.exceptions import NotFound, PreconditionFailed
+        from google.cloud.exceptions import PreconditionFailed
 
-        found, deadline, beats = self._found(), time.monotonic() + STALE, 0
-        while True:
-            if found:
-                with contextlib.suppress(NotFound):
-                    holder = self._blob.download_as_bytes()
-                if not _is_gone(holder) and time.monotonic() < deadline:
-                    time.sleep(_POLL)
-                    before, found = found, self._found()
-                    beats += found not in (0, before)
-                    if beats:
-                        raise _refusal(self._folder, holder)
-                    continue
-                logger.warning("note: %s: %s gave no sign of life; taking over", self._folder, _described(holder))
-            try:
-                return self._write(found)
-            except PreconditionFailed:
-                found = self._found()
+        found, deadline = self._found(), time.monotonic() + STALE
+        while found and not _is_gone(self._holder()) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+            before, found = found, self._found()
+            if found not in (0, before):  # renewed
+                raise _refusal(self._folder, self._holder())
+        if found:
+            described = _described(self._holder())
+            logger.warning("note: %s: %s gave no sign of life; taking over", self._folder, described)
+        try:
+            return self._write(found)
+        except PreconditionFailed:  # another job was faster
+            raise _refusal(self._folder, self._holder()) from None
+
+    def _holder(self) -> bytes:
+        """Returns the content of the object; empty if there is none."""
+        from google.cloud.exceptions import NotFound
+
+        try:
+            return self._blob().download_as_bytes()
+        except NotFound:
+            return b""
+
+    def _blob(self) -> Any:
+        """Returns the object, whatever its generation; once it has been asked, a blob stands for the one it had."""
+        return self._object.bucket.blob(self._object.name)
 
     def _found(self) -> int:
         """Returns the generation of the object; 0 if there is none."""
         from google.cloud.exceptions import NotFound
 
         try:
-            self._blob.reload()
+            blob = self._blob()
+            blob.reload()
         except NotFound:
             return 0
-        return int(self._blob.generation)
+        return int(blob.generation)
 
     def _write(self, generation: int) -> int:
         """Writes the object if it still has a generation, and returns the new one."""
         from google.cloud.exceptions import PreconditionFailed
 
         try:
-            self._blob.upload_from_string(json.dumps(self._own), if_generation_match=generation)
+            blob = self._blob()
+            blob.upload_from_string(json.dumps(self._own), if_generation_match=generation)
         except PreconditionFailed:
             # The answer to an earlier try may have been lost on its way.
             if not self._is_own():
                 raise
             return self._found()
-        return int(self._blob.generation)
+        return int(blob.generation)
 
     def _is_own(self) -> bool:
-        from google.cloud.exceptions import NotFound
-
-        try:
-            return _parsed(self._blob.download_as_bytes()).get("token") == self._own["token"]
-        except NotFound:
-            return False
+        return _parsed(self._holder()).get("token") == self._own["token"]
 
     def _renew(self) -> None:
         from google.cloud.exceptions import PreconditionFailed
@@ -221,8 +227,7 @@ class _BucketLock(Lock):
         if self._is_own():
             self._generation = self._found()
             return
-        holder = b"" if not self._found() else self._blob.download_as_bytes()
-        _end_process(f"{self._folder}: {_described(holder)} has taken over since; this one ends")
+        _end_process(f"{self._folder}: {_described(self._holder())} has taken over since; this one ends")
 
 
 def _end_process(line: str) -> NoReturn:

@@ -150,7 +150,7 @@ class PreemptionHandler:
 
     def __init__(self):
         self._signal: int | None = None
-        self._previous = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "PreemptionHandler":
         if threading.current_thread() is threading.main_thread():
