@@ -19,7 +19,7 @@ class InputError(Exception):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, for no fault of its input: a worker process that was killed. The message is one line.
+    """A run that cannot go on: a worker process was killed, the loss is no number. The message is one line.
 
     The `vl3` command prints it to stderr and exits with 1.
     """
@@ -44,6 +44,11 @@ class SettingError(InputError):
     def renamed(self, name: str) -> "SettingError":
         """Returns the same error under another name of the setting, such as its flag."""
         return SettingError(name, self.value, self.advice)
+
+
+def exit_code(error: BaseException) -> int:
+    """Returns the exit code of a command that an error ends: 2 for bad input, otherwise 1."""
+    return 2 if isinstance(error, InputError) else 1
 
 
 def repr_of(value: Any) -> str:

@@ -15,8 +15,9 @@ EPILOG = """examples:
 Every setting of the configuration can be changed: --config.a.b=VALUE. Configurations are stage1 to stage4 (variants 2b,
 7b), finetune (video, image, lora) and nano (0 to 4), or a Python file of your own, which is run like any program; the
 variant `mock` shrinks a run to a tiny model on synthetic data, for any machine.
-exit codes: 0 done, or stopped by SIGTERM, SIGHUP or Ctrl-C after a checkpoint; 1 a failure of ours, or a process of the
-job or a data worker that died; 2 bad input, or another job writes the workdir; 130 stopped at once by Ctrl-C"""
+exit codes: 0 done, or stopped by SIGTERM, SIGHUP or Ctrl-C after a checkpoint; 1 a failure of ours, a process of the
+job or a data worker that died, or a loss that is not finite; 2 bad input, a full disk, or another job writes the
+workdir; 130 stopped at once by Ctrl-C"""
 CONFIG = "NAME[:VARIANT,...]"
 CONFIG_HELP = (
     "a configuration of this package (stage4:7b, finetune:lora), or a Python file of your own, which is run as any "

@@ -1,10 +1,12 @@
 """Initialises `jax.distributed` from flags or from the environment, and ends a process whose others are gone."""
 
+import atexit
 import contextlib
 import itertools
 import logging
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from typing import NoReturn
 
 import jax
 
-from vl3_jax.errors import InputError, printable
+from vl3_jax.errors import InputError, exit_code, printable
 from vl3_jax.platforms import on_tpu_machine
 
 logger = logging.getLogger(__name__)
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 LOST_SECONDS = 45.0  # a process that was not heard of for so long is gone, and all others end
 _BEAT_SECONDS = 5.0
 _ALIVE = "vl3/alive/"
+_FAILED = "vl3/failed/"
 # In the errors of collectives and of the coordination service where another process is gone.
 _LOST = ("Gloo", "gloo", "NCCL", "closed by peer", "UNAVAILABLE", "heartbeat", "oordination service")
 # Set by the schedulers for which JAX finds out address, number and index of the processes by itself: SLURM, Open MPI,
@@ -77,18 +80,36 @@ def ended_together() -> Iterator[None]:
     """Lets all processes of a job end where one of them fails; to be open while they work together.
 
     A process whose others are gone ends with one line and exit code 1, at once: all that Python and JAX do at the end
-    of a process waits for the others. A process that fails itself is taken as gone by the others.
+    of a process waits for the others. A process that fails itself tells the others, and does not wait for them either.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        _failing.set()
-        if jax.process_count() > 1 and any(sign in str(error) for sign in _LOST):
-            _end(jax.process_index(), printable(str(error).splitlines()[0]))
+    except Exception as error:
+        if jax.process_count() > 1:
+            lost = isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _LOST)
+            if lost and not _failing.is_set():
+                _end(jax.process_index(), printable(str(error).splitlines()[0]))
+            _failing.set()
+            atexit.register(_leave, exit_code(error))
         raise
-    except Exception:
-        _failing.set()
-        raise
+
+
+def _leave(code: int) -> None:
+    """Ends a process that failed without JAX's wait for the others, which the coordinator gives time to end, too."""
+    from jax._src import distributed
+
+    state = distributed.global_state
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    with contextlib.suppress(Exception):  # the coordinator is gone
+        state.client.key_value_set(f"{_FAILED}{state.process_id}", "")
+        deadline = time.monotonic() + 3 * _BEAT_SECONDS
+        while state.process_id == 0 and time.monotonic() < deadline:
+            if len(state.client.key_value_dir_get(_FAILED)) == state.num_processes:
+                break
+            time.sleep(_BEAT_SECONDS / 50)
+    os._exit(code)
 
 
 def _watch_others() -> None:
@@ -108,20 +129,25 @@ def _watch_others() -> None:
         for beat in itertools.count():
             if _failing.is_set():
                 return
-            try:
+            with contextlib.suppress(Exception):  # the coordinator is slow, or gone, of which JAX tells
                 client.key_value_set(f"{_ALIVE}{own}", str(beat), allow_overwrite=True)
-                found = dict(client.key_value_dir_get(_ALIVE))
-            except Exception:  # the coordinator is gone or has ended, of which JAX tells
-                return
-            now = time.monotonic()
-            for key, value in found.items():
-                if heard.get(key, ("", now))[0] != value:
-                    heard[key] = value, now
-                if now - heard[key][1] > LOST_SECONDS:
-                    _end(own, f"process {key.rpartition('/')[2]} gave no sign of life for {LOST_SECONDS:.0f} s")
+                found, failed = (client.key_value_dir_get(folder) for folder in (_ALIVE, _FAILED))
+                for key, value in found:
+                    if heard.get(key, ("", 0.0))[0] != value:
+                        heard[key] = value, time.monotonic()
+                silent = [key for key, (_, since) in heard.items() if time.monotonic() - since > LOST_SECONDS]
+                if failed and not _failing.wait(_BEAT_SECONDS / 2):  # where all fail alike, each says so itself
+                    client.key_value_set(f"{_FAILED}{own}", "")
+                    _end(own, f"process {_number_of(failed[0][0])} failed")
+                if silent:
+                    _end(own, f"process {_number_of(silent[0])} gave no sign of life for {LOST_SECONDS:.0f} s")
             time.sleep(_BEAT_SECONDS)
 
     threading.Thread(target=watch, name="watch-others", daemon=True).start()
+
+
+def _number_of(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _end(own: int, cause: str) -> NoReturn:

@@ -187,7 +187,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for pending writes and ends the writing threads."""
         if "_manager" in vars(self):
-            self._manager.close()
+            with translate_write_errors(self._folder):
+                self._manager.close()
 
     def _newest_whole(self, below: int | None) -> tuple[int, dict[int, str]]:
         """Returns the newest step below another that looks whole, and what is wrong with those that it passes."""

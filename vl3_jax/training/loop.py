@@ -45,90 +45,98 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
       TooManyBadSamplesError, DataWorkerError: Raised by the data.
     """
     folder = paths.resolve(workdir)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(translate_full_disk(folder))
-        stack.enter_context(raised_errors_only())
-        # -------------------------------------------------------------------------------------------- mesh and data
-        preflight.check(config, folder)
-        lock = preflight.lock_workdir(folder, stack)
-        recorded = recorded_rows(folder, config)
-        mesh = make_mesh(vars(config.mesh))
-        init = resolve_init(config)
-        tokenizer = stack.enter_context(init.local_files())
-        mixture = data.open_data(config.data, tokenizer)
-        loaded = data.load_plans(mixture, folder)
-        rows = data.rows_per_step(config, mixture, mesh, recorded)
-        total, epochs = data.total_steps(config, mixture, rows)
-        config.profile.check_within(total)
+    # The last two see an error first, before anything waits for processes that may be gone.
+    with (
+        raised_errors_only(),
+        contextlib.ExitStack() as stack,
+        processes.ended_together(),
+        translate_full_disk(folder),
+    ):
+        return _train(config, folder, stack)
 
-        # ------------------------------------------------------------------------------------------------------ model
-        samples = data.samples_per_step(config, mixture, rows)
-        scaled = dataclasses.replace(config, optimizer=config.optimizer.for_batch(samples / config.batch.samples))
-        run = setup.build_train_setup(scaled, init.model_config, mesh, rows, total, len(mixture.tasks))
 
-        # ------------------------------------------------------------------------------------------------------ state
-        prepare_workdir(folder, config, init, rows)
-        data.save_plans(mixture, folder, loaded)
-        has_adapters = config.lora.rank > 0
-        checkpoints = Checkpoints(folder, run.optimizer, config.checkpoint, has_adapters)
-        stack.callback(checkpoints.close)
-        done = checkpoints.latest()
-        is_first = jax.process_index() == 0
-        log = logger.info if is_first else logger.debug
-        if done >= total:
-            log(f"{folder}: all {total} steps are done")
-            return done
-        log(setup.overview(run, mixture, config, rows, samples, total))
-        if is_first and (note := setup.short_run_note(config, total)):
-            logger.warning("warning: %s", note)
-        stack.enter_context(jax.set_mesh(mesh))
-        state = data_state = None
-        if not done or has_adapters:
-            state = run.first_state(lambda shardings: init.params(shardings, config.seed))
-        if done:
-            resumed = checkpoints.restore(run.abstract_state, state)
-            done, state, data_state = resumed.step, resumed.state, resumed.data_state
-        checkpoints.check_space(run.abstract_state, config.checkpoint.keep + 1)
-        writer = MetricWriter(folder, total, done, is_first, config.log.tensorboard)
-        stack.callback(writer.close)
+def _train(config: RunConfig, folder: epath.Path, stack: contextlib.ExitStack) -> int:
+    """Does what `train` says; what is to be closed at the end goes to `stack`."""
+    # ------------------------------------------------------------------------------------------------ mesh and data
+    preflight.check(config, folder)
+    lock = preflight.lock_workdir(folder, stack)
+    recorded = recorded_rows(folder, config)
+    mesh = make_mesh(vars(config.mesh))
+    init = resolve_init(config)
+    tokenizer = stack.enter_context(init.local_files())
+    mixture = data.open_data(config.data, tokenizer)
+    loaded = data.load_plans(mixture, folder)
+    rows = data.rows_per_step(config, mixture, mesh, recorded)
+    total, epochs = data.total_steps(config, mixture, rows)
+    config.profile.check_within(total)
 
-        # ------------------------------------------------------------------------------------------------------- loop
-        loader = stack.enter_context(data.build_loader(config, mixture, mesh, rows, epochs, data_state))
-        steps = {n: run.compile_step(rows, mixture.settings.row_shape(n)) for n in loader.step_plan.lengths}
-        evaluator = Evaluator(config, run, mixture, rows)
-        metrics = MetricAccumulator(config, init.model_config, mixture, mesh)
-        batches = data.prefetch_to_device(metrics.observe(loader), mesh, rows)
-        preemption = stack.enter_context(PreemptionHandler())
-        stack.enter_context(processes.ended_together())
-        pending_metrics: collections.deque[tuple[Any, Any]] = collections.deque()
-        step = done
-        while step < total:
-            batch = metrics.next_batch(batches)
-            with _profiled(config.profile, folder, step, done):
-                state, step_metrics = steps[batch.arrays["tokens"].shape[1]](state, batch.arrays)
-            step += 1
-            pending_metrics.append((batch, step_metrics))
-            stopping = preemption.should_stop(step)
-            last = step == total or stopping
-            reporting, saving = last or step % config.log.every == 0, last or checkpoints.is_due(step)
-            # One step behind, so that the devices never wait for the host; up to date before metrics or state are kept.
-            while len(pending_metrics) > (0 if reporting or saving else 1):
-                metrics.add(*pending_metrics.popleft())
-            writer.step(step)
-            if reporting or saving:
-                lock.check()
-            if reporting:
-                writer.write(step, metrics.summary(loader.log))
-            if saving:
-                checkpoints.save(step, state, batch.state)
-            if evaluator.is_due(step, total):
-                writer.write(step, evaluator.measure(state.params))
-                metrics.reset()
-            if stopping and step < total:
-                log(f"stopped after step {step} of {total}; run the same command to resume")
-                break
-        checkpoints.wait()
-        return step
+    # ------------------------------------------------------------------------------------------------------ model
+    samples = data.samples_per_step(config, mixture, rows)
+    scaled = dataclasses.replace(config, optimizer=config.optimizer.for_batch(samples / config.batch.samples))
+    run = setup.build_train_setup(scaled, init.model_config, mesh, rows, total, len(mixture.tasks))
+
+    # ------------------------------------------------------------------------------------------------------ state
+    prepare_workdir(folder, config, init, rows)
+    data.save_plans(mixture, folder, loaded)
+    has_adapters = config.lora.rank > 0
+    checkpoints = Checkpoints(folder, run.optimizer, config.checkpoint, has_adapters)
+    stack.callback(checkpoints.close)
+    done = checkpoints.latest()
+    is_first = jax.process_index() == 0
+    log = logger.info if is_first else logger.debug
+    if done >= total:
+        log(f"{folder}: all {total} steps are done")
+        return done
+    log(setup.overview(run, mixture, config, rows, samples, total))
+    if is_first and (note := setup.short_run_note(config, total)):
+        logger.warning("warning: %s", note)
+    stack.enter_context(jax.set_mesh(mesh))
+    state = data_state = None
+    if not done or has_adapters:
+        state = run.first_state(lambda shardings: init.params(shardings, config.seed))
+    if done:
+        resumed = checkpoints.restore(run.abstract_state, state)
+        done, state, data_state = resumed.step, resumed.state, resumed.data_state
+    checkpoints.check_space(run.abstract_state, config.checkpoint.keep + 1)
+    writer = MetricWriter(folder, total, done, is_first, config.log.tensorboard)
+    stack.callback(writer.close)
+
+    # ------------------------------------------------------------------------------------------------------- loop
+    loader = stack.enter_context(data.build_loader(config, mixture, mesh, rows, epochs, data_state))
+    steps = {n: run.compile_step(rows, mixture.settings.row_shape(n)) for n in loader.step_plan.lengths}
+    evaluator = Evaluator(config, run, mixture, rows)
+    metrics = MetricAccumulator(config, init.model_config, mixture, mesh)
+    batches = data.prefetch_to_device(metrics.observe(loader), mesh, rows)
+    preemption = stack.enter_context(PreemptionHandler())
+    pending_metrics: collections.deque[tuple[Any, Any]] = collections.deque()
+    step = done
+    while step < total:
+        batch = metrics.next_batch(batches)
+        with _profiled(config.profile, folder, step, done):
+            state, step_metrics = steps[batch.arrays["tokens"].shape[1]](state, batch.arrays)
+        step += 1
+        pending_metrics.append((batch, step_metrics))
+        stopping = preemption.should_stop(step)
+        last = step == total or stopping
+        reporting, saving = last or step % config.log.every == 0, last or checkpoints.is_due(step)
+        # One step behind, so that the devices never wait for the host; up to date before metrics or state are kept.
+        while len(pending_metrics) > (0 if reporting or saving else 1):
+            metrics.add(*pending_metrics.popleft())
+        writer.step(step)
+        if reporting or saving:
+            lock.check()
+        if reporting:
+            writer.write(step, metrics.summary(loader.log))
+        if saving:
+            checkpoints.save(step, state, batch.state)
+        if evaluator.is_due(step, total):
+            writer.write(step, evaluator.measure(state.params))
+            metrics.reset()
+        if stopping and step < total:
+            log(f"stopped after step {step} of {total}; run the same command to resume")
+            break
+    checkpoints.wait()
+    return step
 
 
 @contextlib.contextmanager

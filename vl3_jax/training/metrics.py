@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data_pipelines.loader import Batch
 from data_pipelines.mixture_dataset import MixtureDataset
 from data_pipelines.sample_errors import SampleErrorLog
-from vl3_jax.errors import InputError
+from vl3_jax.errors import RunError
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.storage.disk_space import translate_write_errors
 from vl3_jax.storage.durable import atomic_write
@@ -36,7 +36,7 @@ TENSORBOARD = "tensorboard"
 _IN_BAR = ("loss", "tokens/s", "samples/s", "mfu", "packing efficiency", "kept", "data wait")
 
 
-class NotFiniteError(InputError):
+class NotFiniteError(RunError):
     """Loss or gradient became infinite or undefined. Nothing after that step is kept."""
 
 
@@ -210,7 +210,8 @@ class MetricWriter:
         """Closes the progress bar and the event file."""
         self._bar.close()
         if self._curves is not None:
-            self._curves.close()
+            with translate_write_errors(self._path.with_name(TENSORBOARD)):
+                self._curves.close()
 
 
 def _lines_up_to(path: epath.Path, step: int) -> list[str]:
