@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from vl3_jax import logs, platforms
 from vl3_jax.cli import streams
-from vl3_jax.errors import InputError, RunError, printable
+from vl3_jax.errors import InputError, RunError, exit_code, printable
 
 # Name on the command line, its line in `vl3 --help`. The module is `vl3_jax.cli.<name>`.
 COMMANDS = {
@@ -73,12 +73,9 @@ def _run(argv: Sequence[str], command: str) -> int:
         module = _module(arguments.command)
         with logs.on_terminal():
             return module.run(arguments) or 0
-    except InputError as error:
+    except (InputError, RunError) as error:
         streams.say(f"{command}: {error}")
-        return EXIT_BAD_INPUT
-    except RunError as error:
-        streams.say(f"{command}: {error}")
-        return streams.EXIT_FAILURE
+        return exit_code(error)
     except KeyboardInterrupt:
         streams.say(f"{command}: stopped")
         return streams.EXIT_INTERRUPTED

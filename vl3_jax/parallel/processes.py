@@ -1,12 +1,10 @@
 """Initialises `jax.distributed` from flags or from the environment, and ends a process whose others are gone."""
 
-import atexit
 import contextlib
 import itertools
 import logging
 import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from typing import NoReturn
 
 import jax
 
-from vl3_jax.errors import InputError, exit_code, printable
+from vl3_jax.errors import InputError, RunError, exit_code, printable
 from vl3_jax.platforms import on_tpu_machine
 
 logger = logging.getLogger(__name__)
@@ -22,7 +20,8 @@ logger = logging.getLogger(__name__)
 LOST_SECONDS = 45.0  # a process that was not heard of for so long is gone, and all others end
 _BEAT_SECONDS = 5.0
 _ALIVE = "vl3/alive/"
-_FAILED = "vl3/failed/"
+_FATE = "vl3/fate/"  # of a process: that it failed, or ended because another one did
+_FAILED, _ENDED = "failed", "ended"
 # In the errors of collectives and of the coordination service where another process is gone.
 _LOST = ("Gloo", "gloo", "NCCL", "closed by peer", "UNAVAILABLE", "heartbeat", "oordination service")
 # Set by the schedulers for which JAX finds out address, number and index of the processes by itself: SLURM, Open MPI,
@@ -79,37 +78,36 @@ _failing = threading.Event()
 def ended_together() -> Iterator[None]:
     """Lets all processes of a job end where one of them fails; to be open while they work together.
 
-    A process whose others are gone ends with one line and exit code 1, at once: all that Python and JAX do at the end
-    of a process waits for the others. A process that fails itself tells the others, and does not wait for them either.
+    A process whose others are gone ends with one line and exit code 1, and one that fails alone tells the others and
+    ends with its own line or traceback; both at once, as all that Python, JAX and Orbax do at the end of a process
+    waits for the others. Where all fail alike, the error is raised.
     """
     try:
         yield
     except Exception as error:
         if jax.process_count() > 1:
-            lost = isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _LOST)
-            if lost and not _failing.is_set():
+            if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _LOST):
                 _end(jax.process_index(), printable(str(error).splitlines()[0]))
-            _failing.set()
-            atexit.register(_leave, exit_code(error))
+            if not _all_fail():
+                is_line = isinstance(error, InputError | RunError)
+                logger.error("process %d: %s", jax.process_index(), error, exc_info=None if is_line else error)
+                os._exit(exit_code(error))
         raise
 
 
-def _leave(code: int) -> None:
-    """Ends a process that failed without JAX's wait for the others, which the coordinator gives time to end, too."""
+def _all_fail() -> bool:
+    """Tells the other processes that this one fails, and returns whether all of them do."""
     from jax._src import distributed
 
-    state = distributed.global_state
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
+    _failing.set()
+    state, found = distributed.global_state, {}
     with contextlib.suppress(Exception):  # the coordinator is gone
-        state.client.key_value_set(f"{_FAILED}{state.process_id}", "")
+        state.client.key_value_set(f"{_FATE}{state.process_id}", _FAILED)
         deadline = time.monotonic() + 3 * _BEAT_SECONDS
-        while state.process_id == 0 and time.monotonic() < deadline:
-            if len(state.client.key_value_dir_get(_FAILED)) == state.num_processes:
-                break
+        while len(found) < state.num_processes and time.monotonic() < deadline:
             time.sleep(_BEAT_SECONDS / 50)
-    os._exit(code)
+            found = dict(state.client.key_value_dir_get(_FATE))
+    return [*found.values()].count(_FAILED) == state.num_processes
 
 
 def _watch_others() -> None:
@@ -131,14 +129,17 @@ def _watch_others() -> None:
                 return
             with contextlib.suppress(Exception):  # the coordinator is slow, or gone, of which JAX tells
                 client.key_value_set(f"{_ALIVE}{own}", str(beat), allow_overwrite=True)
-                found, failed = (client.key_value_dir_get(folder) for folder in (_ALIVE, _FAILED))
+                found, fates = (client.key_value_dir_get(folder) for folder in (_ALIVE, _FATE))
                 for key, value in found:
                     if heard.get(key, ("", 0.0))[0] != value:
                         heard[key] = value, time.monotonic()
                 silent = [key for key, (_, since) in heard.items() if time.monotonic() - since > LOST_SECONDS]
+                failed = [key for key, fate in fates if fate == _FAILED]
                 if failed and not _failing.wait(_BEAT_SECONDS / 2):  # where all fail alike, each says so itself
-                    client.key_value_set(f"{_FAILED}{own}", "")
-                    _end(own, f"process {_number_of(failed[0][0])} failed")
+                    client.key_value_set(f"{_FATE}{own}", _ENDED)
+                    if own == 0:
+                        time.sleep(_BEAT_SECONDS)  # JAX kills the others when their coordinator ends
+                    _end(own, f"process {_number_of(failed[0])} failed")
                 if silent:
                     _end(own, f"process {_number_of(silent[0])} gave no sign of life for {LOST_SECONDS:.0f} s")
             time.sleep(_BEAT_SECONDS)
