@@ -13,11 +13,13 @@ are memory-mapped:
 An index is built in parts, so that a run which was stopped is resumed.
 """
 
+import contextlib
 import functools
 import json
 import os
 import pathlib
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,7 +34,10 @@ from data_pipelines.settings import fingerprint
 from data_pipelines.sources import RecordSource
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
+from vl3_jax.storage.disk_space import translate_full_disk
+from vl3_jax.storage.durable import rename
 from vl3_jax.storage.file_digests import FileDigests
+from vl3_jax.storage.locks import hold
 
 VERSION = 3
 CHUNK = 1024  # samples per part; a killed run loses at most the parts in progress
@@ -117,6 +122,7 @@ def build_index(
     kept: bool = False,
     workers: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    wait: bool = False,
 ) -> Index:
     """Returns the index of a source; builds it unless it is on disk already and not stale.
 
@@ -128,9 +134,10 @@ def build_index(
       kept: Count the vision tokens that pruning keeps, which decodes every video once.
       workers: Number of worker processes; 0 works in this process.
       on_progress: Called with the number of samples indexed and the total.
+      wait: Whether to wait for another process that builds the same index, and to use what it has built.
 
     Raises:
-      InputError: The folder cannot be written.
+      InputError: The folder cannot be written, or another process is building the same index.
       WorkerDiedError: A worker process died; finished parts are kept for the next call.
     """
     index = find_index(source, sample_builder, parent, [kept])
@@ -140,20 +147,29 @@ def build_index(
     key = _index_key(_content(source, parent), sample_builder, kept)
     folder = pathlib.Path(parent) / fingerprint(key)
     parts_folder = folder.with_name(f"{folder.name}.{fingerprint(media.identity)}.parts")
-    try:
-        parts_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{parts_folder}: {error.strerror}; choose a folder for indices that can be written") from None
-    size = CHUNK_KEPT if kept else CHUNK
-    ranges = chunk_ranges(len(source), size)
-    parts = [parts_folder / f"{size}-{start:012d}.npz" for start, _ in ranges]
-    pending = [(*chunk, part) for chunk, part in zip(ranges, parts, strict=True) if not part.exists()]
-    measure = functools.partial(sample_builder.measure, media=media, kept=kept)
-    index_range = functools.partial(_index_range, source if kept else source.outline(), measure)
-    parallel_map(index_range, pending, len(source), workers, on_progress)
-    _join_parts(parts, folder, key | {"media": media.identity})
-    shutil.rmtree(parts_folder, ignore_errors=True)
-    return Index(folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(parts_folder, wait=wait))
+        except OSError as error:
+            raise InputError(
+                f"{parts_folder}: {error.strerror}; choose a folder for indices that can be written"
+            ) from None
+        index = find_index(source, sample_builder, parent, [kept])
+        if index is not None and not index.is_stale(media):  # built by the process that this one has waited for
+            on_progress(len(index), len(index))
+            shutil.rmtree(parts_folder, ignore_errors=True)
+            return index
+        size = CHUNK_KEPT if kept else CHUNK
+        ranges = chunk_ranges(len(source), size)
+        parts = [parts_folder / f"{size}-{start:012d}.npz" for start, _ in ranges]
+        pending = [(*chunk, part) for chunk, part in zip(ranges, parts, strict=True) if not part.exists()]
+        measure = functools.partial(sample_builder.measure, media=media, kept=kept)
+        index_range = functools.partial(_index_range, source if kept else source.outline(), measure)
+        with translate_full_disk(folder):
+            parallel_map(index_range, pending, len(source), workers, on_progress)
+            _join_parts(parts, folder, key | {"media": media.identity})
+        shutil.rmtree(parts_folder, ignore_errors=True)
+        return Index(folder)
 
 
 def _content(source: RecordSource, parent: str | os.PathLike) -> list[Any]:
@@ -185,12 +201,19 @@ def _index_range(source: RecordSource, measure: Callable, start: int, stop: int,
             problems=np.frombuffer(to_json_lines(errors).encode(), np.uint8),
             counted=np.frombuffer(json.dumps(counts.to_json()).encode(), np.uint8),
         )
-    os.replace(partial, path)
+    rename(partial, path)
+
+
+def _read_part(file: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return dict(np.load(file))
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise InputError(f"{file}: a damaged part of an index; remove it and index again") from None
 
 
 def _join_parts(part_files: Sequence[pathlib.Path], folder: pathlib.Path, key: dict[str, Any]) -> None:
     """Concatenates saved parts into the index of `folder`."""
-    parts = [dict(np.load(file)) for file in part_files]
+    parts = [_read_part(file) for file in part_files]
 
     def concatenated(name: str, dtype: Any) -> np.ndarray:
         return np.concatenate([np.empty(0, dtype), *[part[name] for part in parts]])
@@ -206,4 +229,4 @@ def _join_parts(part_files: Sequence[pathlib.Path], folder: pathlib.Path, key: d
     (temporary / "counts.json").write_text(json.dumps(counts.to_json(), indent=1) + "\n")
     (temporary / "index.json").write_text(json.dumps(key, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    rename(temporary, folder)

@@ -13,17 +13,19 @@ row is left empty, with zero loss weight.
 
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from data_pipelines import worker_processes
 from data_pipelines.mixture_dataset import MixtureDataset
 from data_pipelines.packing.step_plan import StepPlan
 from data_pipelines.sample_builder import placeholder_sample
 from data_pipelines.sample_errors import SampleError, SampleErrorLog, from_json_lines, to_json_lines
-from vl3_jax.errors import InputError
+from vl3_jax.errors import InputError, RunError
 from vl3_jax.processing.packed_batch import Sample, pack
 
 BAD_SHARE = 0.05
@@ -31,7 +33,7 @@ _MIN_SAMPLES = 200  # samples seen before the share of bad ones is checked; a fe
 _CHECK_EVERY = 20  # steps between checks of the counts summed over all hosts
 
 
-class DataWorkerError(RuntimeError):
+class DataWorkerError(RunError):
     """A worker process ended unexpectedly."""
 
 
@@ -138,6 +140,7 @@ class Loader(contextlib.AbstractContextManager, Iterator[Batch]):
             )
         self._next_step = 0 if state is None else int(state["step"])
         self._iterator: Iterator | None = None
+        self._opened = contextlib.ExitStack()
 
     def __len__(self) -> int:
         """Returns the number of steps of the whole run, including those before the resumed state."""
@@ -149,8 +152,13 @@ class Loader(contextlib.AbstractContextManager, Iterator[Batch]):
             raise StopIteration
         if self._iterator is None:
             steps = range(self._next_step, len(self))
-            self._iterator = _pipeline(self._build_batch, steps, self._workers, self._threads)
-        arrays = self._next_arrays()
+            function = self._opened.enter_context(worker_processes.stored(self._build_batch))
+            build_batch = function if self._workers else self._build_batch
+            self._iterator = _pipeline(build_batch, steps, self._workers, self._threads)
+            with worker_processes.without_terminal_signals():  # starts the workers
+                arrays = self._next_arrays()
+        else:
+            arrays = self._next_arrays()
         samples, lines = arrays.pop("_samples"), arrays.pop("_errors")
         self.log.add(from_json_lines(lines.tobytes().decode()), int((samples >= 0).sum()))
         step, self._next_step = self._next_step, self._next_step + 1
@@ -163,6 +171,7 @@ class Loader(contextlib.AbstractContextManager, Iterator[Batch]):
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+        self._opened.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -173,6 +182,9 @@ class Loader(contextlib.AbstractContextManager, Iterator[Batch]):
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
+            for worker in multiprocessing.active_children():  # closing would wait until they have started
+                if worker.name.startswith("grain-"):
+                    worker.kill()
             raise DataWorkerError(
                 f"a data worker died at step {self._next_step} ({error}): killed, perhaps out of memory; "
                 "resume from the last checkpoint, with fewer workers if needed"
@@ -197,5 +209,10 @@ def _pipeline(build_batch: Callable, steps: range, workers: int, threads: int) -
     read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads if workers else max(2, threads))
     batches = grain.MapDataset.range(steps.start, steps.stop).map(build_batch).to_iter_dataset(read_options)
     if workers:
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        batches = batches.mp_prefetch(options, worker_init_fn=_init_worker)
     return iter(batches)
+
+
+def _init_worker(_number: int, _count: int) -> None:
+    worker_processes.end_with_parent()

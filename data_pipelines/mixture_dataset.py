@@ -1,7 +1,9 @@
 """Opens the data sets of a mixture as one: any sample by its number, and its size in a packed row."""
 
+import bisect
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -12,19 +14,23 @@ from data_pipelines.index import Index, build_index, find_index
 from data_pipelines.packing.lengths import SampleSize, compute_sample_size
 from data_pipelines.packing.packing_plan import PackingPlan, epoch_order, plan_packing
 from data_pipelines.packing.sample_sizes import SampleSizes, compute_sample_sizes, concatenate
-from data_pipelines.packing.step_plan import StepPlan
+from data_pipelines.packing.step_plan import NO_SAMPLE, StepPlan
 from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import MISSING, SampleError, SampleErrorLog
 from data_pipelines.settings import fingerprint
-from data_pipelines.sources import RecordSource, open_source
+from data_pipelines.sources import KINDS, RecordSource, open_source
 from data_pipelines.sources.media_resolver import MediaResolver
-from vl3_jax.errors import InputError
+from vl3_jax.config_tree import CHOICES, LIMITS, CheckedSettings, Limits
+from vl3_jax.errors import InputError, SettingError
 from vl3_jax.processing.packed_batch import Sample
 from vl3_jax.processing.remote_media import RemotePolicy
 
+# Epochs with packing plans of their own: many steps over little data start at once and in little memory.
+_DISTINCT_EPOCHS, _MOST_EPOCHS = 1000, 20_000
+
 
 @dataclasses.dataclass(frozen=True)
-class DatasetSpec:
+class DatasetSpec(CheckedSettings):
     """Describes a data set of a mixture.
 
     Attributes:
@@ -48,12 +54,17 @@ class DatasetSpec:
     annotations: tuple[str, ...]
     media: str = ""
     task: str = ""
-    weight: float = 1.0
-    size: int = 0
-    kind: str = ""
+    weight: float = dataclasses.field(default=1.0, metadata={LIMITS: Limits(0, 1000)})
+    size: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0)})
+    kind: str = dataclasses.field(default="", metadata={CHOICES: ("", *KINDS)})
     index: str = ""
     outside: bool = False
     remote: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.annotations or not all(self.annotations):
+            raise SettingError("annotations", self.annotations, "name at least one file")
 
     @property
     def index_folder(self) -> str:
@@ -92,15 +103,13 @@ class MixtureDataset:
       sample_builder: Builds samples from records; provides the tokenizer and the settings.
 
     Raises:
-      InputError: There is no data set, a weight is negative, or an index does not match its source.
+      InputError: There is no data set, or an index does not match its source.
     """
 
     def __init__(self, datasets: Sequence[IndexedDataset], sample_builder: SampleBuilder):
         if not datasets:
             raise InputError("no data sets; name at least one with its annotation file")
         for dataset in datasets:
-            if dataset.spec.weight < 0:
-                raise InputError(f"{dataset.spec.name}: weight {dataset.spec.weight}; give 0 or more")
             if len(dataset.index) != len(dataset.source):
                 raise InputError(
                     f"{dataset.spec.name}: {len(dataset.source)} samples, but {len(dataset.index)} in the index; "
@@ -127,7 +136,7 @@ class MixtureDataset:
 
     def epoch_plan(self, seed: int, epoch: int) -> PackingPlan:
         """Returns the packing plan of an epoch, computed at the first call and then cached."""
-        key = fingerprint([self.identity(), seed, epoch])
+        key = fingerprint([self.identity, seed, epoch])
         if key not in self.planned:
             usable = [sizes.usable for sizes in self.sample_sizes_by_dataset]
             order = epoch_order(usable, [dataset.spec.weight for dataset in self.datasets], seed, epoch)
@@ -135,7 +144,7 @@ class MixtureDataset:
         return self.planned[key]
 
     def step_plan(self, rows_per_step: int, epochs: int = 1, seed: int = 0) -> StepPlan:
-        """Returns which rows belong to which step of a run; all epochs are planned at once.
+        """Returns which rows belong to which step of a run; its epochs are planned at once, see `distinct_epochs`.
 
         Args:
           rows_per_step: Rows of a step on all hosts together.
@@ -147,8 +156,33 @@ class MixtureDataset:
         """
         if rows_per_step < 1 or epochs < 1:
             raise InputError(f"{rows_per_step} rows per step and {epochs} epochs; give at least 1 of each")
-        plans = [self.epoch_plan(seed, epoch) for epoch in range(epochs)]
-        return StepPlan(plans, rows_per_step, seed, fingerprint([self.identity(), rows_per_step, seed]))
+        plans = [self.epoch_plan(seed, epoch) for epoch in range(min(epochs, self.distinct_epochs))]
+        return StepPlan(plans, rows_per_step, seed, fingerprint([self.identity, rows_per_step, seed]), epochs)
+
+    def epochs_of(self, steps: int, rows_per_step: int, seed: int = 0) -> int:
+        """Returns how many epochs a number of steps take.
+
+        Raises:
+          InputError: No usable sample.
+        """
+        done = [0]  # steps after each epoch
+        for epoch in range(self.distinct_epochs):
+            done.append(done[-1] - -len(self.epoch_plan(seed, epoch)) // rows_per_step)
+            if done[-1] >= steps:
+                return epoch + 1
+        if not done[-1]:
+            raise InputError(NO_SAMPLE)
+        rounds, last = divmod(steps - 1, done[-1])
+        return rounds * self.distinct_epochs + bisect.bisect_left(done, last + 1)
+
+    @property
+    def distinct_epochs(self) -> int:
+        """How many epochs have plans of their own; later ones repeat these.
+
+        They are enough for every sample of a data set with a small weight to occur.
+        """
+        least = min((dataset.spec.weight for dataset in self.datasets if dataset.spec.weight), default=1)
+        return min(max(_DISTINCT_EPOCHS, math.ceil(1 / least)), _MOST_EPOCHS)
 
     def sample_size(self, number: int) -> SampleSize:
         """Returns the size of a usable sample."""
@@ -177,8 +211,9 @@ class MixtureDataset:
             log.add([*dataset.index.errors(), *sizes.errors], len(dataset.index))
         return log
 
+    @functools.cached_property
     def identity(self) -> str:
-        """Returns a fingerprint of everything that the order and the content of the samples depend on."""
+        """A fingerprint of everything that the order and the content of the samples depend on."""
         shape = dataclasses.asdict(self.settings.shape)
         config = dataclasses.asdict(self.settings.processor) | {"threads": 0}
         settings = self.settings
@@ -215,7 +250,7 @@ def open_mixture(
         if build and (index is None or index.is_stale(spec.media_resolver)):
             media, report = spec.media_resolver, functools.partial(on_progress, spec.name)
             kept = index is not None and index.kept
-            index = build_index(source, media, sample_builder, spec.index_folder, kept, on_progress=report)
+            index = build_index(source, media, sample_builder, spec.index_folder, kept, on_progress=report, wait=True)
         if index is None:
             unindexed.append(spec.name)
         else:

@@ -12,12 +12,15 @@ from typing import Any
 from data_pipelines.mixture_dataset import DatasetSpec
 from data_pipelines.settings import DataSettings
 from vl3_jax import config_file, config_tree
-from vl3_jax.errors import InputError
+from vl3_jax.config_tree import LIMITS, SEED, Limits
+from vl3_jax.errors import InputError, SettingError
 from vl3_jax.processing.packed_batch import BatchShape
 from vl3_jax.processing.processor_config import ProcessorConfig
 
 ANNOTATIONS = "annotations.jsonl"
-SEED = "{seed}"
+SEED_PLACE = "{seed}"
+_TOKENS = Limits(1, 2**20)  # of a row
+_PATCHES = Limits(1, 2**22)  # of a row: 2.5 GB of pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +49,27 @@ class MixtureConfig(ProcessorConfig):
     max_tokens: int = 10_240
     threads: int = 1
     root: str = "data"
-    seed: int = 0
-    length: int = 16_384
-    shorter_lengths: tuple[int, ...] = DataSettings.shorter_lengths
-    patches: int = 40_960
-    vision_rows: int = BatchShape.vision_rows
-    vision_tokens: int = 0
-    samples: int = BatchShape.samples
-    max_frame_patches: int = DataSettings.max_frame_patches
+    seed: int = dataclasses.field(default=0, metadata={LIMITS: SEED})
+    length: int = dataclasses.field(default=16_384, metadata={LIMITS: _TOKENS})
+    shorter_lengths: tuple[int, ...] = dataclasses.field(
+        default=DataSettings.shorter_lengths, metadata={LIMITS: _TOKENS}
+    )
+    patches: int = dataclasses.field(default=40_960, metadata={LIMITS: _PATCHES})
+    vision_rows: int = dataclasses.field(default=BatchShape.vision_rows, metadata={LIMITS: Limits(1, 1024)})
+    vision_tokens: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, _TOKENS.most)})
+    samples: int = dataclasses.field(default=BatchShape.samples, metadata={LIMITS: Limits(1, 65_536)})
+    max_frame_patches: int = dataclasses.field(default=DataSettings.max_frame_patches, metadata={LIMITS: _PATCHES})
     trainer_streams: bool = DataSettings.trainer_streams
-    amounts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    amounts: Mapping[str, int] = dataclasses.field(default_factory=dict, metadata={LIMITS: Limits(0)})
     datasets: Mapping[str, DatasetSpec] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.patches * self.vision_rows not in _PATCHES:
+            advice = f"give at most {_PATCHES.most // self.patches} rows of {self.patches} patches"
+            raise SettingError("vision_rows", self.vision_rows, advice)
+        if self.vision_tokens > self.length:
+            raise SettingError("vision_tokens", self.vision_tokens, f"give at most length, {self.length}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +113,7 @@ def mixture(groups: Sequence[Group] = (), **settings: Any) -> MixtureConfig:
 def load(name: str | os.PathLike, changes: Sequence[str] = ()) -> MixtureConfig:
     """Loads the mixture of a configuration, that of a training run too; see `config_file.load`."""
     config = config_file.load(name, changes)
-    return config_tree.from_tree(MixtureConfig, config.data if "data" in config else config)
+    return config_tree.from_tree(MixtureConfig, *((config.data, "data.") if "data" in config else (config,)))
 
 
 def data_settings(config: MixtureConfig) -> DataSettings:
@@ -126,7 +139,7 @@ def with_full_paths(config: MixtureConfig, spec: DatasetSpec) -> DatasetSpec:
 
     return dataclasses.replace(
         spec,
-        annotations=tuple(below(path.replace(SEED, str(config.seed))) for path in spec.annotations),
+        annotations=tuple(below(path.replace(SEED_PLACE, str(config.seed))) for path in spec.annotations),
         media=below(spec.media),
         index=spec.index and below(spec.index),
     )

@@ -7,11 +7,14 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from data_pipelines import worker_processes
+from vl3_jax.errors import RunError
+
 Result = TypeVar("Result")
 _function: Callable | None = None  # set in each worker process
 
 
-class WorkerDiedError(RuntimeError):
+class WorkerDiedError(RunError):
     """A worker process ended unexpectedly, most often because it was killed for lack of memory."""
 
 
@@ -57,22 +60,27 @@ def chunk_ranges(total: int, size: int) -> list[tuple[int, int]]:
 
 
 def _map_in_workers(function: Callable[..., Result], ranges: Sequence[tuple], workers: int) -> Iterator[Result]:
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _init_worker, (function,))
-    try:
-        yield from pool.map(_call, ranges)
-    except BrokenProcessPool as error:
-        raise WorkerDiedError(
-            "a worker process died (killed, perhaps out of memory); run the command again, with fewer workers if "
-            "needed: indexing and writing resume where they stopped"
-        ) from error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    with worker_processes.stored(function) as stored:
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _init_worker, (stored,))
+        try:
+            with worker_processes.without_terminal_signals():
+                results = pool.map(_call, ranges)  # starts all workers
+            yield from results
+        except (BrokenProcessPool, BrokenPipeError) as error:
+            raise WorkerDiedError(
+                "a worker process died (killed, perhaps out of memory); run the command again, with fewer workers if "
+                "needed: indexing and writing resume where they stopped"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _init_worker(function: Callable) -> None:
     global _function
+    worker_processes.end_with_parent()
     _function = function
 
 
 def _call(arguments: tuple) -> Any:
+    assert _function is not None
     return _function(*arguments)

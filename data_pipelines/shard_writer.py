@@ -1,5 +1,6 @@
 """Writes annotations and media into ArrayRecord shards: few large files with random access."""
 
+import contextlib
 import functools
 import itertools
 import os
@@ -15,6 +16,9 @@ from data_pipelines.sources import Record, RecordSource, array_records, map_reco
 from data_pipelines.sources.media_resolver import MediaResolver
 from vl3_jax.errors import InputError
 from vl3_jax.processing.media_source import MediaBytes
+from vl3_jax.storage.disk_space import translate_full_disk
+from vl3_jax.storage.durable import rename
+from vl3_jax.storage.locks import LOCK, hold
 
 _OPTIONS = "group_size:1"  # with larger groups, reading one record reads its neighbours too
 
@@ -39,7 +43,7 @@ def write(
       The shards, the number of samples processed by this call, and the errors of those that were left out.
 
     Raises:
-      InputError: There is nothing to write, or the folder cannot be written.
+      InputError: There is nothing to write, the folder cannot be written, or another process is writing the data set.
       WorkerDiedError: A worker process died; complete shards are kept.
     """
     source = spec.open()
@@ -47,14 +51,15 @@ def write(
     if not ranges:
         raise InputError(f"{spec.annotations[0]}: no samples to write")
     folder = pathlib.Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}; choose a folder that can be written") from None
     shards = [folder / f"{spec.name}.array_record-{n:05d}-of-{len(ranges):05d}" for n in range(len(ranges))]
-    pending = [(*chunk, shard) for chunk, shard in zip(ranges, shards, strict=True) if not shard.exists()]
-    write_range = functools.partial(_write_range, source, spec.media_resolver)
-    errors = parallel_map(write_range, pending, len(source), workers, on_progress)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(folder, f".{spec.name}{LOCK}"))
+        except OSError as error:
+            raise InputError(f"{folder}: {error.strerror}; choose a folder that can be written") from None
+        pending = [(*chunk, shard) for chunk, shard in zip(ranges, shards, strict=True) if not shard.exists()]
+        write_range = functools.partial(_write_range, source, spec.media_resolver)
+        errors = parallel_map(write_range, pending, len(source), workers, on_progress)
     return shards, sum(stop - start for start, stop, _ in pending), list(itertools.chain(*errors))
 
 
@@ -67,10 +72,11 @@ def _write_range(
         writer.write(array_records.encode(_with_bytes(record.fields, media)))
 
     partial = shard.with_name(f"{shard.name}.{os.getpid()}.partial")
-    writer = array_record_module.ArrayRecordWriter(os.fspath(partial), _OPTIONS)
-    results = [map_record(source[number], write_record) for number in range(start, stop)]
-    writer.close()
-    os.replace(partial, shard)
+    with translate_full_disk(shard):
+        writer = array_record_module.ArrayRecordWriter(os.fspath(partial), _OPTIONS)
+        results = [map_record(source[number], write_record) for number in range(start, stop)]
+        writer.close()
+        rename(partial, shard)
     return [error for error in results if error is not None]
 
 

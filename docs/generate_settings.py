@@ -42,8 +42,18 @@ def rows(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
         if dataclasses.is_dataclass(types[field.name]):
             table += rows(types[field.name], f"{prefix}{field.name}.")
         elif field.name not in ("amounts", "datasets", getattr(cls, "KEY", None)):
-            table.append((f"{prefix}{field.name}", default(field), texts[field.name]))
+            text = " ".join(filter(None, (texts[field.name], limits(field))))
+            table.append((f"{prefix}{field.name}", default(field), text))
     return table
+
+
+def limits(field: dataclasses.Field) -> str:
+    """Returns the values that a field may have as a sentence; "" where its type says all."""
+    if choices := field.metadata.get(config_tree.CHOICES):
+        return f"One of {', '.join(f'`{choice!r}`' for choice in choices)}."
+    bounds = field.metadata.get(config_tree.LIMITS)
+    is_plain = bounds is None or bounds.most in (None, config_tree.INT32)  # of every count
+    return "" if is_plain else f"{str(bounds).capitalize()}."
 
 
 def default(field: dataclasses.Field) -> str:

@@ -9,8 +9,8 @@ The arguments after `--` are passed to `vl3 train`. The job is restarted from it
 when no step was finished for too long, but not after bad input. With one process, the coordinates of a larger job are
 read from the environment by JAX.
 
-exit codes: 0 done; 1 failed, and no restarts are left; 2 bad input; 75 stopped by SIGTERM or Ctrl-C before the end:
-run the same command to resume.
+exit codes: 0 done; 1 failed, and no restarts are left; 2 bad input; 75 stopped by SIGTERM, SIGHUP or Ctrl-C before the
+end: run the same command to resume.
 """
 
 import argparse
@@ -152,8 +152,9 @@ def supervise(arguments: argparse.Namespace) -> int:
         if attempt is not None:
             attempt.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as by nohup
+            signal.signal(number, handle)
     for index in range(arguments.restarts + 1):
         if signals:
             return STOPPED

@@ -26,9 +26,12 @@ start() {
   sudo systemd-run --quiet --unit "$unit" --uid "$(id -u)" --gid "$(id -g)" \
     --property "WorkingDirectory=$HOME/vl3_jax" --property KillMode=mixed --property TimeoutStopSec=660 \
     --property "StandardOutput=append:$log" --property "StandardError=append:$log" --setenv "HOME=$HOME" \
-    bash -c 'trap "kill -TERM \$job" TERM
+    bash -c 'trap "stopped=1; [[ -z \${job-} ]] || kill -TERM \$job" TERM
       "$@" & job=$!
-      until wait $job; code=$?; ! kill -0 $job 2>/dev/null; do :; done
+      [[ -z ${stopped-} ]] || kill -TERM $job # the signal came before there was a job
+      while wait $job; code=$?; kill -0 $job 2>/dev/null; do :; done
+      wait $job; again=$?; ((again == 127)) || code=$again # a signal may have ended the wait just before the job did
+      [[ -z ${stopped-} ]] || ((code != 143)) || code=75   # stopped before it could tell
       echo "$code" >"$HOME/vl3.exit"
       exit "$code"' \
     worker "$HOME/vl3_env/bin/python" launch/local.py "$@"

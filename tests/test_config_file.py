@@ -18,6 +18,8 @@ def path(tmp_path):
     (tmp_path / "plain.py").write_text(FILE.format(parameters=""))
     (tmp_path / "varied.py").write_text(FILE.format(parameters='variant=""'))
     (tmp_path / "empty.py").write_text("")
+    (tmp_path / "raising.py").write_text("\ndef get_config():\n    return 1 / 0\n")
+    (tmp_path / "nothing.py").write_text("def get_config():\n    pass\n")
     (tmp_path / "broken.py").write_text("def get_config(:\n")
     return tmp_path
 
@@ -51,6 +53,11 @@ def test_groups_and_variants(path):
         ("none.py", [], "none.py: no such configuration"),
         ("empty.py", [], r"empty.py: has no get_config\(\)"),
         ("broken.py", [], "broken.py, line 1"),
+        ("raising.py", [], r"raising.py, line 3: ZeroDivisionError: division by zero"),
+        ("nothing.py", [], r"nothing.py: get_config\(\) returns a NoneType; return settings or a ConfigDict"),
+        ("plain.py", ["rate=True"], "rate=True: give a value like 0.5"),
+        ("plain.py", ["rate=" + "9" * 400], "rate=999.*999: give a value like 0.5"),
+        ("plain.py", ["count=" + "-" * 20000], "count=-.*-: give a value like 3"),
         ("plain.py:mock", [], "has no variants, so leave out 'mock'"),
         ("plain.py", ["count"], "count: give a change as key=value"),
         ("plain.py", ["cuont=1"], "'cuont' is unknown; there are a, count"),

@@ -6,17 +6,20 @@ A configuration is a Python file with `get_config()`, which may take a variant, 
 """
 
 import ast
+import contextlib
+import dataclasses
 import importlib.util
 import inspect
 import os
 import pathlib
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from vl3_jax import config_tree
-from vl3_jax.errors import InputError
+from vl3_jax.errors import InputError, printable, repr_of
 
 # Installed, the configurations lie in the package; in a checkout, beside it.
 _HERE = pathlib.Path(__file__).parent
@@ -48,15 +51,17 @@ def evaluate(name: str | os.PathLike) -> Any:
     if spec is None or spec.loader is None:
         raise InputError(f"{path}: not a Python file; give a configuration such as {FOLDER / 'stage4.py'}")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _errors_named(path):
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
     if not hasattr(module, "get_config"):
         raise InputError(f"{path}: has no get_config(); see {FOLDER} for examples")
-    if variant and not inspect.signature(module.get_config).parameters:
-        raise InputError(f"{path}: has no variants, so leave out {variant!r}")
-    return module.get_config(variant) if variant else module.get_config()
+    with _errors_named(path):
+        if variant and not inspect.signature(module.get_config).parameters:
+            raise InputError(f"{path}: has no variants, so leave out {variant!r}")
+        config = module.get_config(variant) if variant else module.get_config()
+    if not isinstance(config, ConfigDict) and (isinstance(config, type) or not dataclasses.is_dataclass(config)):
+        raise InputError(f"{path}: get_config() returns a {type(config).__name__}; return settings or a ConfigDict")
+    return config
 
 
 def names() -> list[str]:
@@ -76,6 +81,21 @@ def changed(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
             raise InputError(f"{change}: give a change as key=value")
         _set(config, key, text)
     return config
+
+
+@contextlib.contextmanager
+def _errors_named(path: str) -> Iterator[None]:
+    """Turns whatever the Python of a configuration raises into an InputError with its line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        where = f"{path}, line {lines[-1]}" if lines else path
+        raise InputError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def _find(name: str) -> tuple[str, str]:
@@ -106,13 +126,15 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
         raise InputError(f"{key}: a group of settings; change one of {', '.join(sorted(present.keys()))}")
     value: Any = text
     if isinstance(present, tuple) and text[:1] not in ("(", "["):
-        value = (text,)  # one path needs no brackets
+        value = (text,) if text else ()  # one path needs no brackets
     elif not isinstance(present, str):
         value = _parsed(key, text, present)
     try:
+        if isinstance(value, bool) is not isinstance(present, bool):
+            raise TypeError  # a ConfigDict takes True for 1.0
         group[name] = value  # an int is converted where there was a float, a list where there was a tuple
-    except TypeError:
-        raise InputError(f"{key}={value}: give a value like {present!r}") from None
+    except (TypeError, OverflowError):
+        raise InputError(f"{key}={printable(repr_of(value))}: give a value like {present!r}") from None
 
 
 def _parsed(key: str, text: str, present: Any) -> Any:
@@ -120,5 +142,5 @@ def _parsed(key: str, text: str, present: Any) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        raise InputError(f"{key}={text}: give a value like {present!r}") from None
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise InputError(f"{key}={printable(text)}: give a value like {present!r}") from None

@@ -14,6 +14,8 @@ A number names the values it may have, and `check` refuses others, what is no nu
 
     fps: float = dataclasses.field(default=1.0, metadata={LIMITS: Limits(above=0)})
 
+The metadata of a collection are those of its items; texts that are regular expressions say so with `REGEX`.
+
 A dataclass whose instances stand in a mapping under one of their own fields names that field as its class variable
 `KEY`; the plain form does not repeat it.
 """
@@ -25,7 +27,7 @@ import math
 import numbers
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,7 +41,9 @@ Settings = TypeVar("Settings")
 NONE = "none"  # what stands for None in the plain form
 CHOICES = "choices"  # the values that there are
 LIMITS = "limits"  # the `Limits` of a number
+REGEX = "regex"  # whether a text is a regular expression
 INT32 = 2**31 - 1  # the largest integer that a device holds
+UINT32 = 2**32 - 1
 _ATTRIBUTE = re.compile(r"^  (?P<names>[\w, ]+): (?P<text>.*(?:\n    .*)*)", re.MULTILINE)
 
 
@@ -69,35 +73,91 @@ class Limits:
         return " ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
 
 
-def check(settings: Any, cls: type | None = None) -> None:
+COUNT = Limits(1, INT32)
+AMOUNT = Limits(0, INT32)  # a count that may be none
+SEED = Limits(0, UINT32)
+SHARE = Limits(0, 1)
+
+
+class CheckedSettings:
+    """A base of frozen dataclasses whose values are checked against their declarations when they are made."""
+
+    def __post_init__(self):
+        check(self)
+
+
+def check(settings: Any) -> None:
     """Checks the values of a dataclass instance against its declarations.
 
-    Args:
-      settings: The instance.
-      cls: A base class, to check its settings only.
-
     Raises:
-      SettingError: A value of another type, none of the choices, beyond the limits, or infinite.
+      SettingError: A value of another type, none of the choices, beyond the limits, infinite, or a text that is not the
+        regular expression it should be.
     """
-    for field, kind, optional in _declarations(cls or type(settings)):
+    for field, kind, optional in _declarations(type(settings)):
         value = getattr(settings, field.name)
         if value is not None or not optional:
             check_value(field.name, value, kind, field.metadata)
 
 
 def check_value(name: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> None:
-    """Checks one value against its type and the metadata of its field; see `check`."""
+    """Checks one value, or each item of a collection, against its type and the metadata of its field; see `check`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is UnionType or origin is typing.Union:
+        if value is not None:
+            check_value(name, value, _without_none(kind), metadata)
+    elif origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise SettingError(name, value, "give settings by name")
+        for key, item in value.items():
+            check_value(f"{name}.{key}", item, arguments[1], metadata)
+    elif origin is not None and issubclass(origin, Sequence):
+        _check_items(name, value, arguments, metadata)
+    elif kind in (int, float, bool, str):
+        _check_plain(name, value, kind, metadata)
+    elif dataclasses.is_dataclass(kind) and not isinstance(value, kind):
+        raise SettingError(name, value, f"give a {kind.__name__}")
+
+
+def _check_items(name: str, value: Any, kinds: Sequence[Any], metadata: Mapping[str, Any]) -> None:
+    """Checks the items of a sequence: any number of one type, or a tuple of certain types."""
+    endless = len(kinds) == 1 or kinds[-1] is Ellipsis
+    if not isinstance(value, tuple | list) or not (endless or len(value) == len(kinds)):
+        raise SettingError(name, value, f"give a list of {'any length' if endless else len(kinds)}")
+    for number, item in enumerate(value):
+        check_value(f"{name}[{number}]", item, kinds[0 if endless else number], metadata)
+
+
+def _check_plain(name: str, value: Any, kind: type, metadata: Mapping[str, Any]) -> None:
+    """Checks a number, a text or a flag."""
     choices, limits = metadata.get(CHOICES), metadata.get(LIMITS, Limits())
     if choices is not None and (isinstance(value, bool) or value not in choices):
-        raise SettingError(name, value, f"use one of {', '.join(map(str, choices))}")
+        raise SettingError(name, value, f"use one of {', '.join(str(choice) or repr(choice) for choice in choices)}")
     if kind is bool and not isinstance(value, bool):
         raise SettingError(name, value, "give True or False")
+    if kind is str:
+        if not isinstance(value, str) or "\0" in value:
+            raise SettingError(name, value, "give a text")
+        if metadata.get(REGEX) and (problem := regex_problem(value)):
+            raise SettingError(name, value, f"that is not a regular expression: {problem}")
     if kind not in (int, float):
         return
     right = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
     if not right or not (isinstance(value, int) or math.isfinite(value)) or value not in limits:
-        noun = "a whole number" if kind is int else "a number"
-        raise SettingError(name, value, f"give {noun} {limits}".rstrip())
+        raise SettingError(name, value, f"give {expected(kind, limits)}")
+
+
+def expected(kind: type, limits: Limits) -> str:
+    """Returns a number in words, such as "a whole number from 1 up to 9"."""
+    return f"{'a whole number' if kind is int else 'a number'} {limits}".rstrip()
+
+
+def regex_problem(pattern: str) -> str:
+    """Returns why Python does not compile a regular expression; empty if it does."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def to_tree(settings: Any) -> dict[str, Any]:
@@ -127,9 +187,12 @@ def from_tree(cls: type[Settings], tree: "Mapping[str, Any] | ConfigDict", where
     Raises:
       InputError: A key that is no setting, a setting without a value, or a value that the dataclass refuses.
     """
-    tree = tree if isinstance(tree, Mapping) else tree.to_dict()
+    if not isinstance(tree, Mapping):
+        if not hasattr(tree, "to_dict"):
+            raise SettingError(where.rstrip(".") or "a configuration", tree, f"give the settings of a {cls.__name__}")
+        tree = tree.to_dict()
     kinds, fields = types(cls), {field.name: field for field in dataclasses.fields(cls)}
-    unknown = sorted(set(tree) - set(fields))
+    unknown = sorted(map(str, set(tree) - set(fields)))
     if unknown:
         known = ", ".join(sorted(fields))
         raise InputError(f"{where}{unknown[0]}: no such setting: {unknown[0]!r} is unknown; there are {known}")
@@ -139,23 +202,40 @@ def from_tree(cls: type[Settings], tree: "Mapping[str, Any] | ConfigDict", where
     values = {}
     for name, value in tree.items():
         none = fields[name].metadata.get(NONE, dataclasses.MISSING)
-        values[name] = None if value == none else _from_plain(kinds[name], value, f"{where}{name}.")
-    return cls(**values)
+        is_none = value == none and not isinstance(value, bool)
+        values[name] = None if is_none else _from_plain(kinds[name], value, f"{where}{name}.")
+    try:
+        return cls(**values)
+    except SettingError as error:
+        raise error.renamed(f"{where}{error.name}") from None
 
 
-def replace(settings: Settings, changes: Mapping[str, Any]) -> Settings:
-    """Returns a copy of nested settings with other values.
+def replace(settings: Settings, changes: Mapping[str, Any], where: str = "") -> Settings:
+    """Returns a copy of nested settings with other values, which are checked once all of them are there.
 
     Args:
-      settings: A dataclass instance.
+      settings: A dataclass instance, or a mapping of some.
       changes: Values by dotted path, such as {"mesh.fsdp": 8}.
+      where: Dotted path of `settings` within the whole configuration, for messages.
 
     Raises:
       InputError: A path that is no setting, or a value that the dataclass refuses.
     """
+    present: Mapping[str, Any] = settings if isinstance(settings, Mapping) else vars(settings)
+    values: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
-        settings = _replaced(settings, path, path.split("."), value)
-    return settings
+        name, _, rest = path.partition(".")
+        if name not in present:
+            raise InputError(
+                f"{where}{path}: no such setting: {name!r} is unknown; there are {', '.join(sorted(present))}"
+            )
+        if rest:
+            nested.setdefault(name, {})[rest] = value
+        else:
+            values[name] = value
+    values |= {name: replace(present[name], inner, f"{where}{name}.") for name, inner in nested.items()}
+    return {**settings, **values} if isinstance(settings, Mapping) else dataclasses.replace(settings, **values)
 
 
 def types(cls: type) -> dict[str, Any]:
@@ -202,20 +282,12 @@ def _from_plain(kind: Any, value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         item = (*typing.get_args(kind), Any, Any)[1]
         key = getattr(item, "KEY", None)
-        inner = {name: {key: name, **entry} if key else entry for name, entry in value.items()}
+        inner = {
+            name: {key: name, **entry} if key and isinstance(entry, Mapping) else entry for name, entry in value.items()
+        }
         return {name: _from_plain(item, entry, f"{where}{name}.") for name, entry in inner.items()}
     return _frozen(value)
 
 
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
-
-
-def _replaced(settings: Any, path: str, names: list[str], value: Any) -> Any:
-    name, *rest = names
-    inner = settings if isinstance(settings, Mapping) else vars(settings)
-    if name not in inner:
-        raise InputError(f"{path}: no such setting: {name!r} is unknown; there are {', '.join(sorted(inner))}")
-    if rest:
-        value = _replaced(inner[name], path, rest, value)
-    return {**inner, name: value} if isinstance(settings, Mapping) else dataclasses.replace(settings, **{name: value})

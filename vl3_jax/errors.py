@@ -1,4 +1,4 @@
-"""The one exception for what a person can put right: a bad file, a bad flag, a missing shard."""
+"""The exceptions whose message is one line: for what a person can put right, and for runs that cannot go on."""
 
 from typing import Any
 
@@ -16,6 +16,13 @@ class InputError(Exception):
 
     def __init__(self, message: Any = ""):
         super().__init__(printable(message, _MESSAGE_LENGTH))
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on: a worker process was killed, the loss is no number. The message is one line.
+
+    The `vl3` command prints it to stderr and exits with 1.
+    """
 
 
 class SettingError(InputError):
@@ -37,6 +44,11 @@ class SettingError(InputError):
     def renamed(self, name: str) -> "SettingError":
         """Returns the same error under another name of the setting, such as its flag."""
         return SettingError(name, self.value, self.advice)
+
+
+def exit_code(error: BaseException) -> int:
+    """Returns the exit code of a command that an error ends: 2 for bad input, otherwise 1."""
+    return 2 if isinstance(error, InputError) else 1
 
 
 def repr_of(value: Any) -> str:

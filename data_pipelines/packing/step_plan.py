@@ -4,6 +4,7 @@ The rows of a step have the same length, so that a step is one of a few compiled
 their order, and a step takes the place of its last row.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from data_pipelines.packing.packing_plan import PackingPlan
 from vl3_jax.errors import InputError
+
+NO_SAMPLE = "the data has no usable sample, or too small a weight; `vl3 data check` lists what is wrong with each"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,31 +35,38 @@ class StepPlan:
     """The rows of every step.
 
     Args:
-      epochs: The packing plan of each epoch.
+      epochs: The packing plans of the first epochs.
       rows_per_step: Rows of a step on all hosts together.
       seed: Seed of the random choices within samples.
       identity: A fingerprint of everything that the content of the steps depends on.
+      count: Number of epochs of the run; after the planned ones, their plans begin anew. By default those planned.
 
     Raises:
       InputError: No usable sample.
     """
 
-    def __init__(self, epochs: Sequence[PackingPlan], rows_per_step: int, seed: int, identity: str):
+    def __init__(
+        self, epochs: Sequence[PackingPlan], rows_per_step: int, seed: int, identity: str, count: int | None = None
+    ):
         self.epochs, self.rows_per_step, self.seed, self.identity = epochs, rows_per_step, seed, identity
         self._steps = [_steps(plan.lengths, rows_per_step) for plan in epochs]  # rows of each step; -1 = none
-        self._firsts = np.cumsum([0, *map(len, self._steps)])
-        if not len(self):
-            raise InputError("the data has no usable sample; `vl3 data check` lists what is wrong with each")
+        self._firsts = np.cumsum([0, *map(len, self._steps)]).tolist()
+        rounds, rest = divmod(len(epochs) if count is None else count, len(epochs))
+        self._count = rounds * self._firsts[-1] + self._firsts[rest]
+        if not self._count:
+            raise InputError(NO_SAMPLE)
 
     def __len__(self) -> int:
         """Returns the number of steps of all epochs."""
-        return int(self._firsts[-1])
+        return self._count
 
     def __getitem__(self, step: int) -> StepRows:
-        epoch = int(np.searchsorted(self._firsts, step, side="right")) - 1
-        plan, rows = self.epochs[epoch], self._steps[epoch][step - int(self._firsts[epoch])]
+        rounds, step = divmod(step, self._firsts[-1])
+        epoch = bisect.bisect_right(self._firsts, step) - 1
+        plan, rows = self.epochs[epoch], self._steps[epoch][step - self._firsts[epoch]]
         rows = rows[rows >= 0]
-        return StepRows(epoch, int(plan.lengths[rows].max()), [plan[row] for row in rows])
+        number = rounds * len(self.epochs) + epoch
+        return StepRows(number, int(plan.lengths[rows].max()), [plan[row] for row in rows])
 
     @property
     def lengths(self) -> list[int]:

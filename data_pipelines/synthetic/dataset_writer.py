@@ -11,6 +11,7 @@ from data_pipelines.synthetic.image_pool import open_image_pool
 from data_pipelines.synthetic.registry import check_tasks, example
 from data_pipelines.synthetic.scenes import Scene, SyntheticVideo
 from vl3_jax.errors import InputError
+from vl3_jax.storage.durable import rename
 
 MEDIA = "media"
 
@@ -61,7 +62,7 @@ def write(
                 on_progress()
             partial = task_folder / f"{ANNOTATIONS}.{os.getpid()}.partial"
             partial.write_text("".join(lines), encoding="utf-8")
-            os.replace(partial, task_folder / ANNOTATIONS)
+            rename(partial, task_folder / ANNOTATIONS)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{task_folder}: {reason}; choose a folder that can be written") from None

@@ -1,7 +1,7 @@
 """The data configuration of nano's training stages: one data set, and therefore one logged loss, per task."""
 
 from data_pipelines.mixture_dataset import DatasetSpec
-from data_pipelines.mixtures import SEED, MixtureConfig
+from data_pipelines.mixtures import SEED_PLACE, MixtureConfig
 from data_pipelines.synthetic.stages import sources
 
 
@@ -14,7 +14,7 @@ def stage_mixture(stage: int, samples: int) -> MixtureConfig:
       stage: Number of the stage, 0 to 4.
       samples: Number of samples in an epoch; each is generated when it is read.
     """
-    urls = sources(stage, samples, f"{SEED}{stage}")
+    urls = sources(stage, samples, f"{SEED_PLACE}{stage}")
     return MixtureConfig(
         amounts=dict.fromkeys(urls, 0),
         datasets={task: DatasetSpec(task, (url,), task=task) for task, url in urls.items()},

@@ -9,7 +9,8 @@ RUNS gets the workdirs nano0 ... nano4, and answers and scores: eval0 ... eval4 
 the final model with the media of other questions and with every video token. Finished stages are skipped, interrupted
 ones are resumed. `report.py` makes tables and figures from RUNS.
 
-exit codes: 0 done; 1 failed; 2 bad input; 75 stopped by SIGTERM or Ctrl-C before the end: the same command resumes.
+exit codes: 0 done; 1 failed; 2 bad input; 75 stopped by SIGTERM, SIGHUP or Ctrl-C before the end: the same
+command resumes.
 """
 
 import argparse
@@ -31,13 +32,14 @@ CONFIG = "nano"  # its variants 0 to 4 are the stages
 
 
 class Commands:
-    """Runs `vl3` commands. On SIGTERM or Ctrl-C the running command gets SIGTERM, on which it saves its state."""
+    """Runs `vl3` commands. On SIGTERM, SIGHUP or Ctrl-C the running one gets SIGTERM, on which it saves its state."""
 
     def __init__(self):
         self.stopped = False
         self._running: subprocess.Popen | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as by nohup
+                signal.signal(number, self._stop)
 
     def run(self, arguments: Sequence[str]) -> int:
         """Runs `vl3` with these arguments and returns its exit code."""

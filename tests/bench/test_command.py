@@ -102,7 +102,6 @@ def _empty_table(name):
     [
         (["towel"], "no subject 'towel'; there are packing, tower, "),
         (["loss", "--model", "3b"], "--model 3b: give one of 2b, 7b, "),
-        (["loss", "--rounds", "0"], "--rounds 0: give 1 or more"),
         (["loss", "--out", "{file}"], "--out {file}: cannot be created"),
         (["loader", "--media", "{file}", "{file}.mp4"], "--media {file}.mp4: no such file"),
     ],

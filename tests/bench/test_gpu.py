@@ -179,8 +179,6 @@ def test_rows_are_filled_like_those_of_stage_4():
     ("flags", "message"),
     [
         (["gpu", "step"], "gpu is a script of its own: give no other name beside it"),
-        (["gpu", "--minutes", "0"], "--minutes 0: give a positive number"),
-        (["gpu", "--minutes", "nan"], "--minutes nan: give a positive number"),
         (["gpu", "--model", "2b"], "--model: is not for gpu"),
         (["gpu", "--rounds", "0"], "--rounds: is not for gpu"),
         (["gpu", "--long"], "--long: is not for gpu"),

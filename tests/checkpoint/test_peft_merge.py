@@ -9,7 +9,9 @@ from safetensors.numpy import load_file, save_file
 from support.hf_folders import renamed, tiny, write_json
 from support.tolerances import REORDERED
 from vl3_jax.checkpoint import open_source
+from vl3_jax.checkpoint.peft_config import parse_adapter_config
 from vl3_jax.errors import InputError
+from vl3_jax.json_file import JsonObject
 
 peft_models = pytest.importorskip("support.peft_models")
 peft = peft_models.peft
@@ -95,6 +97,12 @@ def test_an_adapted_head_that_is_saved_whole_gets_both(tmp_path, base):
     assert_equal(tmp_path / "run", base, expected)
 
 
+def test_patterns_that_backtrack_end_at_once():
+    hostile = {"(a+)+b": 2, "(a|a)*" * 20 + "b": 3, ".*" * 30 + "b": 4, "(.*a){25}b": 5}
+    config = parse_adapter_config(JsonObject({"peft_type": "LORA", "rank_pattern": hostile}, "adapter_config.json"))
+    assert config.module_rank("a" * 500) == 8
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -140,6 +148,8 @@ def test_other_arithmetic_is_refused(tmp_path, base, settings, message):
         ({"lora_alpha": float("nan")}, "lora_alpha is nan; expected a number"),
         ({"rank_pattern": {"(": 2}}, r"rank_pattern\.\( is 2; its key is no regular expression"),
         ({"rank_pattern": {"(?i)q_proj": 2}}, r"rank_pattern\.\(\?i\)q_proj is 2; its key is no regular expression"),
+        ({"rank_pattern": {"(?=q)q_proj": 2}}, r"q_proj is 2; its key needs more than a linear search"),
+        ({"alpha_pattern": {"(a+)\\1": 2}}, r"is 2; its key needs more than a linear search"),
         ({"alpha_pattern": [1]}, r"alpha_pattern is \[1\]; expected an object"),
         ({"modules_to_save": ["lm_head"]}, "in modules_to_save but not stored: lm_head.weight"),
         ([], r"holds \[\], and an object is expected"),

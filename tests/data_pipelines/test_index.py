@@ -21,6 +21,7 @@ from data_pipelines.sample_builder import SampleBuilder
 from data_pipelines.sample_errors import SampleError
 from data_pipelines.sources import open_source
 from data_pipelines.sources.media_resolver import MediaResolver
+from support.full_disk import files_of_at_most
 from vl3_jax.errors import InputError
 
 
@@ -167,3 +168,10 @@ def test_media_that_were_missing_or_not_allowed_are_tried_again(folder, sample_b
     assert bad(MediaResolver(str(tmp_path / "wrong"))) > len(full.errors())
     assert bad(MediaResolver(str(folder))) == len(full.errors())
     assert find_index(source, sample_builder, tmp_path / "index", [False]).is_stale(MediaResolver(str(folder), True))
+
+
+def test_a_full_disk_is_one_line_and_the_index_is_resumed(folder, sample_builder, tmp_path):
+    source, media = open_source(str(folder / "a.jsonl")), MediaResolver(str(folder))
+    with files_of_at_most(500), pytest.raises(InputError, match="no space left on the disk"):
+        build_index(source, media, sample_builder, tmp_path)
+    assert len(build_index(source, media, sample_builder, tmp_path)) == len(source)

@@ -3,7 +3,12 @@
 import dataclasses
 import hashlib
 import json
+import os
+import pathlib
 import signal
+import subprocess
+import sys
+import threading
 import time
 
 import jax
@@ -15,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_datasets import SETTINGS, assert_holds, bad_records, good_records, make_mixture, turns, write_media
 
-from data_pipelines.loader import DataWorkerError, Loader
+import data_pipelines.loader
+from data_pipelines.loader import BatchBuilder, DataWorkerError, Loader
 from data_pipelines.sample_errors import TooManyBadSamplesError
 from support.samples import random_sample, random_visual
 from vl3_jax.errors import InputError
@@ -107,6 +113,28 @@ def test_an_epoch_holds_every_sample_once(mixture, uninterrupted):
         numbers = np.array([batch["samples"] for batch in epoch]).ravel()
         assert sorted(numbers[numbers >= 0].tolist()) == sorted([*range(60), *[*range(60, 85)] * 2])
     assert uninterrupted[0] != uninterrupted[steps[0]]
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.01])
+def test_a_million_steps_over_ten_samples_begin_at_once(folder, weight):
+    mixture = make_mixture(folder, {"few": good_records(10)}, SETTINGS, few=weight)
+    started = time.process_time()
+    epochs = mixture.epochs_of(1_000_000, ROWS)
+    with Loader(mixture, ROWS, epochs=epochs, threads=1) as loader:
+        assert len(loader) == 1_000_000
+        assert next(loader).step == 0
+    assert time.process_time() - started < 15
+    assert len(mixture.planned) == len(loader.step_plan.epochs) == 1000
+    with Loader(mixture, ROWS, epochs=epochs, threads=1, state={**next(loader).state, "step": 999_999}) as last:
+        assert next(last).epoch == epochs - 1
+        assert next(last, None) is None
+
+
+def test_the_epochs_of_some_steps_are_just_enough(mixture):
+    for steps in (1, 2, 10, 1000, 2345, 10**6):
+        epochs = mixture.epochs_of(steps, ROWS, seed=3)
+        assert len(mixture.step_plan(ROWS, epochs, 3)) >= steps
+        assert epochs == 1 or len(mixture.step_plan(ROWS, epochs - 1, 3)) < steps
 
 
 def test_the_rows_of_a_batch_have_one_length(mixture):
@@ -246,6 +274,63 @@ def test_a_killed_worker_raises(mixture):
             for _ in loader:
                 pass
         assert time.monotonic() - start < 15
+
+
+class Large(BatchBuilder):
+    """A builder that does not fit into a pipe."""
+
+    padding = b""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.padding = bytes(10**6)
+
+
+def test_a_worker_killed_while_it_starts_raises(mixture, monkeypatch):
+    monkeypatch.setattr(data_pipelines.loader, "BatchBuilder", Large)
+
+    before = psutil.Process().children()
+
+    def kill():
+        while not (started := [p for p in psutil.Process().children() if p not in before]):
+            time.sleep(0.001)
+        started[0].kill()
+
+    threading.Thread(target=kill).start()
+    start = time.monotonic()
+    with Loader(mixture, 1, workers=2) as batches, pytest.raises(DataWorkerError, match="a data worker died at step"):
+        for _ in batches:
+            pass
+    assert time.monotonic() - start < 10
+
+
+WORKERS = """
+import os, sys, time
+from data_pipelines.parallel_map import parallel_map
+def work(start, stop):
+    open(os.path.join(sys.argv[1], str(os.getpid())), "w").close()
+    time.sleep(60)
+if __name__ == "__main__":
+    parallel_map(work, [(0, 1), (1, 2)], 2, 2, lambda done, total: None)
+"""
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    (tmp_path / "work.py").write_text(WORKERS)
+    (tmp_path / "pids").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(data_pipelines.__file__).parents[1])}
+    words = [sys.executable, str(tmp_path / "work.py"), str(tmp_path / "pids")]
+    parent = subprocess.Popen(words, env=environment)
+    deadline = time.monotonic() + 60
+    while len(pids := [int(file.name) for file in (tmp_path / "pids").iterdir()]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(pids) == 2
+    assert not any(map(psutil.pid_exists, pids))
 
 
 def test_batches_on_a_mesh(mixture):

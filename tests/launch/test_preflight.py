@@ -19,15 +19,15 @@ HOST = """
 import sys
 import jax
 from vl3_jax.errors import InputError
-from vl3_jax.training import preflight
+from vl3_jax.training.all_hosts import run_on_all_hosts
 rank = int(sys.argv[1])
 jax.distributed.initialize(sys.argv[2], 2, rank)
 def check():
     if rank:
         raise InputError("no such bucket")
-preflight.run_on_all_hosts(lambda: None)
+run_on_all_hosts(lambda: None)
 try:
-    preflight.run_on_all_hosts(check)
+    run_on_all_hosts(check)
 except InputError as error:
     print("failed:", error)
 """

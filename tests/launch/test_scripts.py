@@ -237,6 +237,19 @@ def test_a_host_waits_for_its_job_after_sigterm(host):
     assert (home / "vl3.exit").read_text() == "75\n"
 
 
+def test_a_signal_before_the_job_has_begun_is_not_lost(host):
+    """Python, which starts slowly here, is not there yet to handle the signal."""
+    home = pathlib.Path(host["HOME"])
+    write_programs(home / "vl3_env" / "bin", python='#!/usr/bin/env bash\ntouch "$HOME/ready"\nexec sleep 60\n')
+    process = subprocess.Popen(["bash", str(LAUNCH / "worker.sh"), "start", "--", "wait"], env=os.environ | host)
+    deadline = time.monotonic() + 60
+    while not (home / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(int((home / "unit").read_text()), signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert (home / "vl3.exit").read_text() == "75\n"
+
+
 def test_slurm_dry_runs():
     flags = ("--nodes", "4", "--time", "24:00:00", "--python", "/env/bin/python", "--sbatch", "--partition=gpu")
     launcher = "--restarts 3 --hang-seconds 1800 --grace-seconds 300"

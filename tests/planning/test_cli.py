@@ -155,7 +155,6 @@ def test_the_compilers_refusal_is_read(message, gib):
         (["--config", "stage4:2b", "--topology", "v7:2x2"], "topology 'v7:2x2'"),
         ([*STAGE_FOUR, "--hlo", "nowhere/step.hlo"], "no folder nowhere"),
         ([*STAGE_FOUR, "--hlo", "step.hlo", "--search"], "without --search"),
-        ([*STAGE_FOUR, "--slices", "0"], "0 slices"),
         (["--serve", "3b", "--topology", "v5e:2x2"], "3b"),
         (["--serve", "2b", "--topology", "v5e:2x2", "--rows", "0"], "--rows"),
         (["--serve", "2b", "--topology", "v5e:2x2", "--mesh", "tensor:4"], "--mesh tensor:4"),

@@ -40,17 +40,15 @@ def test_a_refused_line_is_named(tmp_path):
 
 def test_entries_belong_to_a_fingerprint(tmp_path):
     path = tmp_path / "journal.jsonl"
-    first = Journal(path, entry, "not a value", fingerprint="a", exclusive=True)
+    first = Journal(path, entry, "not a value", fingerprint="a")
     assert (first.empty, first.resumed) == (True, False)
     first.restart()
     first.append({"value": 1})
-    with pytest.raises(InputError, match="another process is writing it"):
-        Journal(path, entry, "not a value", fingerprint="a", exclusive=True)
     first.close()
-    again = Journal(path, entry, "not a value", fingerprint="a", exclusive=True)
+    again = Journal(path, entry, "not a value", fingerprint="a")
     assert (again.resumed, again.entries) == (True, [1])
     again.close()
-    other = Journal(path, entry, "not a value", fingerprint="b", exclusive=True)
+    other = Journal(path, entry, "not a value", fingerprint="b")
     assert (other.empty, other.resumed, other.entries) == (False, False, [])
     other.restart()
     other.close()

@@ -2,14 +2,16 @@
 
 Requests of each client (gcsfs 2026.10, google-cloud-storage 3.17, tensorstore 0.1.86, Orbax 0.12.8):
 
-    gcsfs (epath, fsspec)     objects: metadata, list, ranged media download, resumable upload, delete
-    google-cloud-storage      bucket: metadata (Orbax asks for its kind of namespace); objects: list
+    gcsfs (epath, fsspec)     objects: metadata, list, ranged media download, resumable upload, move, delete
+    google-cloud-storage      bucket: metadata (Orbax asks for its kind of namespace); objects: list, metadata,
+                              media download, multipart upload and delete, the last two with preconditions
     tensorstore               objects: ranged media download, list, media upload with preconditions
 """
 
 import base64
 import contextlib
 import dataclasses
+import email
 import hashlib
 import http.server
 import itertools
@@ -178,6 +180,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._answer(200, {"kind": "storage#bucket", "id": bucket, "name": bucket, "location": "US"})
         if kind == "/upload":
             return self._upload(bucket)
+        if name and (moved := re.fullmatch(r"(.*)/moveTo/o/(.*)", name)):
+            return self._move(bucket, *map(urllib.parse.unquote, moved.groups()))
         return self._list(bucket) if name is None else self._object(bucket, urllib.parse.unquote(name))
 
     def _check(self, bucket: str) -> None:
@@ -191,10 +195,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _object(self, bucket: str, name: str) -> None:
         stored = self.server.buckets[bucket].get(name)
-        if stored is None:
+        if stored is None or self.query.get("generation", str(stored.generation)) != str(stored.generation):
             raise _ErrorResponse(404, f"No such object: {bucket}/{name}")
         if self.command == "DELETE":
-            del self.server.buckets[bucket][name]
+            with self.server.lock:
+                self._check_generation(bucket, name)
+                del self.server.buckets[bucket][name]
             return self._answer(204)
         if self.query.get("alt") != "media":
             return self._answer(200, stored.metadata(bucket, name, self.server.url))
@@ -206,6 +212,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if start >= size:
             raise _ErrorResponse(416, "The requested range cannot be satisfied.")
         self._answer(206, stored.data[start:stop], Content_Range=f"bytes {start}-{stop - 1}/{size}", **generation)
+
+    def _move(self, bucket: str, name: str, target: str) -> None:
+        with self.server.lock:
+            stored = self.server.buckets[bucket].pop(name, None)
+        if stored is None:
+            raise _ErrorResponse(404, f"No such object: {bucket}/{name}")
+        self._answer(200, self.server.put(bucket, target, stored.data))
 
     def _list(self, bucket: str) -> None:
         prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter")
@@ -232,13 +245,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             uploads[key] = (bucket, self.query["name"], bytearray())
             location = f"{self.server.url}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={key}"
             return self._answer(200, {}, Location=location)
+        if kind == "multipart":
+            parts = email.message_from_bytes(
+                b"Content-Type: %s\r\n\r\n" % self.headers["Content-Type"].encode() + self.body
+            )
+            metadata, content = (part.get_payload(decode=True) for part in parts.get_payload())
+            return self._store(bucket, json.loads(metadata)["name"], content)
         if kind != "media":
             raise _ErrorResponse(400, f"the fake does not support uploads of type {kind}")
-        stored = self.server.buckets[bucket].get(self.query["name"])
+        self._store(bucket, self.query["name"], self.body)
+
+    def _check_generation(self, bucket: str, name: str) -> None:
+        """Applies the precondition of a request: a number that the object's generation must be, 0 for no object."""
+        stored = self.server.buckets[bucket].get(name)
         generation = self.query.get("ifGenerationMatch")
         if generation is not None and int(generation) != (stored.generation if stored else 0):
             raise _ErrorResponse(412, "At least one of the pre-conditions you specified did not hold.")
-        self._store(bucket, self.query["name"], self.body)
 
     def _continue(self, bucket: str, name: str, data: bytearray) -> None:
         """Receives one chunk of a resumable upload; `Content-Range: bytes 0-99/*` means that more chunks follow."""
@@ -251,4 +273,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.server.stalled and name.endswith(self.server.stalled):
             self.server.stalling.set()
             threading.Event().wait()
-        self._answer(200, self.server.put(bucket, name, data))
+        with self.server.lock:
+            self._check_generation(bucket, name)
+            metadata = self.server.put(bucket, name, data)
+        self._answer(200, metadata)

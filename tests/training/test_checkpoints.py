@@ -22,7 +22,7 @@ from vl3_jax.training import run_config
 from vl3_jax.training.checkpoints import Checkpoints
 from vl3_jax.training.checksums import checksums
 from vl3_jax.training.groups import WITH_LORA, flatten, map_paths
-from vl3_jax.training.init import InitialWeights, prepare_workdir
+from vl3_jax.training.init import InitialWeights, prepare_workdir, recorded_rows
 from vl3_jax.training.lora import add_adapters
 from vl3_jax.training.run_config import CheckpointConfig
 from vl3_jax.training.state import TrainState, new_state, state_shardings
@@ -56,13 +56,13 @@ def test_checksums_show_each_change():
 def test_a_run_with_adapters_goes_on_from_its_own_start_only(tmp_path):
     checkpoints, state = save_run(tmp_path, start_params())
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
-    restored = checkpoints.restore(1, shapes, state)
+    restored = checkpoints.restore(shapes, state).state
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     frozen = "llm/layers/mlp/up/kernel/base"
     changed = map_paths(lambda path, leaf: leaf.at[0, 0, 0].add(1e-3) if path == frozen else leaf, state.params)
     again = Checkpoints(epath.Path(tmp_path), checkpoints._optimizer, CheckpointConfig(), has_adapters=True)
     with pytest.raises(InputError, match=f"other weights now than its run began from .{frozen} and 0 more"):
-        again.restore(1, shapes, dataclasses.replace(state, params=changed))
+        again.restore(shapes, dataclasses.replace(state, params=changed))
     again.close()
     checkpoints.close()
 
@@ -75,6 +75,22 @@ def test_a_start_of_another_configuration_is_refused(tmp_path):
     other = InitialWeights(dataclasses.replace(MODEL.config, text=text), {}, None)
     with pytest.raises(InputError, match="another configuration now than its run began from"):
         prepare_workdir(workdir, config, other, rows=8)
+
+
+@pytest.mark.parametrize("name", ["config.json", "vl3.json", "assets/a.json"])
+@pytest.mark.parametrize("content", [None, b"", b'{"config": {', b"[1]", b"\xff\xfe"])
+def test_small_files_of_a_run_are_made_anew(name, content, tmp_path, caplog):
+    config, workdir = run_config.load("finetune:lora,mock"), epath.Path(tmp_path) / "run"
+    init = InitialWeights(MODEL.config, {"a.json": b"{}"}, None)
+    prepare_workdir(workdir, config, init, rows=8)
+    (workdir / "checkpoints").mkdir()
+    before = (workdir / name).read_bytes()
+    (workdir / name).unlink() if content is None else (workdir / name).write_bytes(content)
+    if name == "vl3.json" or not recorded_rows(workdir, config):
+        assert name != "config.json" or f"{workdir}/config.json is missing or damaged" in caplog.text
+    prepare_workdir(workdir, config, init, rows=8)
+    assert (workdir / name).read_bytes() == before
+    assert recorded_rows(workdir, config) == 8
 
 
 def write_run(workdir, base) -> None:

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from runs import free_port, params, reports, start
+from runs import free_port, params, reports, run, start
 from tiny import optimizer_for, start_params
 
+from vl3_jax.storage.locks import hold
 from vl3_jax.training.checkpoints import Checkpoints
+from vl3_jax.training.loop import PreemptionHandler
 from vl3_jax.training.run_config import CheckpointConfig
 from vl3_jax.training.state import new_state
 
@@ -73,6 +75,35 @@ def test_sigterm_to_one_process_stops_both_after_the_same_step(tmp_path):
     assert reports(tmp_path / "run")[-1]["step"] == max(steps)
 
 
+def test_a_second_job_is_refused(tmp_path, capsys):
+    with hold(tmp_path / "run"):
+        assert run("stage3:2b", tmp_path / "run") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"vl3 train: {tmp_path}/run: process {os.getpid()} on host ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_stops_after_the_step(number):
+    with PreemptionHandler() as preemption:
+        assert not preemption.should_stop(1)
+        os.kill(os.getpid(), number)
+        assert preemption.should_stop(2)
+        if number == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+
+
+def test_sighup_is_ignored_below_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with PreemptionHandler() as preemption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not preemption.should_stop(1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 WRITER = """
 import itertools, sys
 import jax
@@ -86,7 +117,7 @@ from vl3_jax.training.state import new_state
 optimizer = optimizer_for()
 state = new_state(optimizer, jax.tree.map(jax.numpy.asarray, start_params()))
 checkpoints = Checkpoints(epath.Path(sys.argv[1]), optimizer, CheckpointConfig(every=1, keep=2), has_adapters=False)
-first = (checkpoints.latest or 0) + 1
+first = checkpoints.latest() + 1
 print("ready", flush=True)
 for step in itertools.count(first):
     marked = jax.tree.map(lambda leaf: jax.numpy.full_like(leaf, step), state)
@@ -116,9 +147,9 @@ def test_the_last_complete_checkpoint_loads_whenever_writing_is_killed(times, tm
         checkpoints = Checkpoints(
             epath.Path(tmp_path), optimizer, CheckpointConfig(every=1, keep=2), has_adapters=False
         )
-        assert checkpoints.latest == newest
-        found = checkpoints.restore(newest, state)
-        assert all((leaf == newest).all() for leaf in jax.tree.leaves(found))
-        assert checkpoints.data_state(newest) == {"step": newest}
+        assert checkpoints.latest() == newest
+        found = checkpoints.restore(state)
+        assert all((leaf == newest).all() for leaf in jax.tree.leaves(found.state))
+        assert (found.step, found.data_state) == (newest, {"step": newest})
         checkpoints.close()
     assert steps

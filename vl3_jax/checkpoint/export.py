@@ -158,6 +158,7 @@ def _write_shards(source: CheckpointSource, job: Job, shards: Sequence[Shard], d
         spec, file, offset = pieces[key]
         if _copy(source, spec, dtypes[spec.leaf], file, offset):
             nan_names.add(spec.name)
+        os.fsync(file)
 
     with contextlib.ExitStack() as stack:
         pieces = {}

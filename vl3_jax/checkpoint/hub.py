@@ -21,6 +21,7 @@ import urllib.request
 
 from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG, SIDECAR_FILES
 from vl3_jax.errors import InputError
+from vl3_jax.storage.durable import atomic_write, rename
 from vl3_jax.storage.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def download(source: str, token: str | None = None, weights: bool = True) -> pat
         folder = _fetch(repository, info.sha or revision or "main", token, names)
         reference = _cache_folder(repository) / "refs" / (revision or "main")
         reference.parent.mkdir(parents=True, exist_ok=True)
-        reference.write_text(folder.name)
+        atomic_write(reference, folder.name.encode())
         return folder
     except InputError:
         raise
@@ -192,7 +193,7 @@ def _download_file(url: str, target: pathlib.Path, size: int, etag: str | None, 
     if resumed and re.fullmatch(r"[0-9a-f]{64}", etag or "") and _sha256(partial) != etag:
         partial.unlink()
         raise _BrokenDownload(f"{target.name} does not match its SHA-256 and was removed")
-    os.replace(partial, target)
+    rename(partial, target)
 
 
 def _transfer(url: str, partial: pathlib.Path, start: int, headers: dict[str, str], bar) -> None:

@@ -1,23 +1,29 @@
 """Opens a checkpoint of any kind."""
 
 import contextlib
+import itertools
+import logging
 import os
 import pathlib
-import re
 from collections.abc import Collection, Iterator
 
 from etils import epath
 
 from vl3_jax.checkpoint import hub
 from vl3_jax.checkpoint.hf_source import open_hf
-from vl3_jax.checkpoint.orbax_tree import COMMITTED, METADATA, OrbaxSource
+from vl3_jax.checkpoint.orbax_tree import MODEL_INFO, OrbaxSource
 from vl3_jax.checkpoint.sources import CheckpointSource
+from vl3_jax.checkpoint.step_folders import METADATA, steps_in, tree_damage
+from vl3_jax.errors import InputError
 from vl3_jax.storage.paths import is_url, list_dir, resolve
 
 NANO = "nano"  # name of the model bundled with the package, in the official Hugging Face layout
 NANO_FOLDER = pathlib.Path(__file__).parents[1] / NANO
 _STEPS = "checkpoints"  # folder of a workdir that contains its steps
 _ITEMS = ("params", "state", "default", "pytree")  # item names under which a checkpoint manager stores the tree
+
+
+logger = logging.getLogger(__name__)
 
 
 def open_source(source: str | os.PathLike, base: str | None = None, token: str | None = None) -> CheckpointSource:
@@ -64,6 +70,8 @@ def open_tokenizer(source: str | os.PathLike, token: str | None = None) -> Itera
 def find_tree(location: str | os.PathLike) -> epath.Path | None:
     """Finds the folder with `_METADATA`: `location`, an item of a step, or the newest step of a training workdir.
 
+    A step whose files are damaged is left out with a warning.
+
     Args:
       location: Local folder or one under gs://.
 
@@ -71,25 +79,27 @@ def find_tree(location: str | os.PathLike) -> epath.Path | None:
       None if there is no such folder, and for other URLs and Hub ids.
 
     Raises:
-      InputError: A gs:// folder cannot be listed, or the clients for gs:// are not installed.
+      InputError: A gs:// folder cannot be listed, the clients for gs:// are not installed, or all steps are damaged.
     """
     if is_url(location) and not os.fspath(location).startswith("gs://"):
         return None
-    trees = (_tree_in(folder, names) for folder, names in _folders(resolve(location)))
-    return next((tree for tree in trees if tree is not None), None)
-
-
-def _folders(folder: epath.Path) -> Iterator[tuple[epath.Path, Collection[str]]]:
-    """Yields the folders that may hold the tree with the names in them: `folder`, then its steps, newest first."""
+    folder, damages = resolve(location), []
     names = list_dir(folder)
-    yield folder, names
-    steps = list_dir(folder / _STEPS) if _STEPS in names else {}
-    for parent, children in ((folder / _STEPS, steps), (folder, names)):
-        for step in sorted((name for name in children if re.fullmatch(r"\d+", name)), key=int, reverse=True):
-            files = list_dir(parent / step)
-            # A local step is renamed to its number once complete; under gs:// this file marks it as complete.
-            if COMMITTED in files or not is_url(folder):
-                yield parent / step, files
+    if (tree := _tree_in(folder, names)) is not None:
+        return tree
+    steps = steps_in(folder / _STEPS) if _STEPS in names else []
+    for step in itertools.chain(steps, steps_in(folder, names)):
+        tree = _tree_in(step, list_dir(step))
+        damage = "its parameters are missing" if tree is None else tree_damage(tree)
+        if tree is not None and not damage:
+            for path, text in damages:
+                logger.warning("warning: %s is damaged (%s); reading %s instead", path, text, step)
+            return tree
+        if tree is not None or MODEL_INFO in names:
+            damages.append((step, damage.removeprefix(f"{step}/")))
+    if damages:
+        raise InputError(f"{damages[0][0]}: damaged ({damages[0][1]}), and no older step is whole; restore the folder")
+    return None
 
 
 def _tree_in(folder: epath.Path, names: Collection[str]) -> epath.Path | None:

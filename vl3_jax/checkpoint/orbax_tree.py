@@ -18,6 +18,7 @@ from vl3_jax.checkpoint.hf_config import from_dict
 from vl3_jax.checkpoint.names import LAYOUTS, PARTS, name_map
 from vl3_jax.checkpoint.sidecar_files import download_sidecar_files, sidecar_fingerprints
 from vl3_jax.checkpoint.sources import CheckpointSource, Origin, check_arrays
+from vl3_jax.checkpoint.step_folders import METADATA
 from vl3_jax.errors import InputError
 from vl3_jax.json_file import read_object
 from vl3_jax.model.config import ModelConfig
@@ -30,8 +31,6 @@ from vl3_jax.storage.paths import (
     translate_io_errors,
 )
 
-METADATA = "_METADATA"
-COMMITTED = "commit_success.txt"
 MODEL_INFO = "vl3.json"  # model configuration and layout of the assets, beside `_METADATA` or in a folder above it
 ASSETS = "assets"  # folder with config.json, tokenizer and processor files, beside vl3.json
 _GCS_CACHE = {"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}}  # for the inner nodes of OCDBT's B-trees

@@ -25,9 +25,10 @@ from vl3_jax.checkpoint.digests import (
     with_digests,
 )
 from vl3_jax.checkpoint.names import LeafSpec
-from vl3_jax.checkpoint.orbax_tree import ASSETS, COMMITTED, METADATA, MODEL_INFO, model_info, split_axis
+from vl3_jax.checkpoint.orbax_tree import ASSETS, MODEL_INFO, model_info, split_axis
 from vl3_jax.checkpoint.sidecar_files import copy_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource
+from vl3_jax.checkpoint.step_folders import COMMITTED, METADATA, STEP_METADATA
 from vl3_jax.checkpoint.tensors import contains_nan
 from vl3_jax.checkpoint.tokenizer_files import check_token_ids
 from vl3_jax.errors import InputError
@@ -37,7 +38,6 @@ from vl3_jax.storage.paths import is_url, kvstore, list_dir, resolve
 _CHUNK_BYTES = 8 * 2**20
 # lm_head (D, V) is split over the vocabulary, so that blocks of its Hugging Face rows can be read too.
 _CHUNK_AXIS = {"llm/lm_head/kernel": 1}
-_STEP_METADATA = "_CHECKPOINT_METADATA"
 _ZARR_DTYPES = {"bfloat16": "bfloat16", "float16": "<f2", "float32": "<f4"}
 
 
@@ -62,7 +62,7 @@ def write_orbax(
         check_token_ids(source.files, source.config)
     dtypes = {path: np.dtype(dtype or source.dtypes[path]) for path in source.leaves}
     options = {"to": "orbax", "dtype": str(dtype), "layout": 1}
-    names = [*map(_array_name, source.leaves), ASSETS, MODEL_INFO, METADATA, COMMITTED, _STEP_METADATA]
+    names = [*map(_array_name, source.leaves), ASSETS, MODEL_INFO, METADATA, COMMITTED, STEP_METADATA]
     with open_job(target, source.fingerprint(**options), names) as job:
         if job.finished:
             return
@@ -87,9 +87,8 @@ def write_orbax(
 
 
 def _write_arrays(source: CheckpointSource, job: Job | BucketJob, sizes, remaining, dtypes, quiet: bool) -> None:
-    context = ts.Context({"file_io_sync": False})
     specs = {path: _array_spec(job.folder, spec, dtypes[path]) for path, spec in source.leaves.items()}
-    opened = {path: ts.open(spec, open=True, create=True, context=context) for path, spec in specs.items()}
+    opened = {path: ts.open(spec, open=True, create=True) for path, spec in specs.items()}
     stores = {path: future.result() for path, future in opened.items()}
     nan_leaves = set()
 
@@ -198,7 +197,7 @@ def _finish(source: CheckpointSource, job: Job | BucketJob, digests: Mapping[str
         "commit_timestamp_nsecs": now,
         "custom_metadata": {},
     }
-    files = {_STEP_METADATA: json.dumps(step).encode(), METADATA: json.dumps(tree).encode()}
+    files = {STEP_METADATA: json.dumps(step).encode(), METADATA: json.dumps(tree).encode()}
     assets = copy_sidecar_files(source.files, job.folder / ASSETS)
     arrays = [f"{_array_name(path)}/.zarray" for path in source.leaves]
     small = {name: (job.folder / name).read_bytes() for name in (*(f"{ASSETS}/{name}" for name in assets), *arrays)}

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vl3_jax.cli import generation_flags, streams
+from vl3_jax.cli import generation_flags
 from vl3_jax.errors import InputError, printable
 from vl3_jax.json_file import unique_keys
 from vl3_jax.processing import saved_frames
@@ -57,11 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Answers the question and prints the answer."""
-    with streams.ended_by_interrupt():
-        _run(arguments)
-
-
-def _run(arguments: argparse.Namespace) -> None:
     if arguments.logprobs is not None and not arguments.json:
         raise InputError("--logprobs are part of the JSON object; add --json")
     messages = parse_messages(_messages(arguments))

@@ -5,7 +5,6 @@ import functools
 import importlib.util
 import json
 import logging
-import math
 import os
 import pathlib
 import textwrap
@@ -13,6 +12,8 @@ from collections.abc import Mapping
 
 from vl3_jax.bench import GPU, ROUNDS, SUBJECTS
 from vl3_jax.bench.gpu import PARTS
+from vl3_jax.cli.settings_flags import number
+from vl3_jax.config_tree import Limits
 from vl3_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -55,12 +56,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="subjects (default: all), or gpu alone")
     parser.add_argument("--out", default="out/bench", metavar="DIR", help="folder for the results (default: out/bench)")
     parser.add_argument("--model", metavar="NAME", help="model preset: nano, mid, 2b, ... (default: 2b, on a CPU mid)")
-    parser.add_argument("--rounds", type=int, metavar="N", help=f"measurements of each side (default: {ROUNDS})")
+    parser.add_argument(
+        "--rounds",
+        type=number(int, Limits(1, 10_000)),
+        metavar="N",
+        help=f"measurements of each side (default: {ROUNDS})",
+    )
     media_help = "images and videos for processor and loader (default: synthetic)"
     parser.add_argument("--media", nargs="+", type=pathlib.Path, default=(), metavar="FILE", help=media_help)
     parser.add_argument("--long", action="store_true", help="measure also what takes minutes")
     parser.add_argument("--small", action="store_true", help="tiny sizes, one round")
-    parser.add_argument("--minutes", type=float, metavar="N", help=f"of gpu: ends after N minutes (default: {MINUTES})")
+    parser.add_argument(
+        "--minutes",
+        type=number(float, Limits(above=0, most=10_080)),
+        metavar="N",
+        help=f"of gpu: ends after N minutes (default: {MINUTES})",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int | None:
@@ -70,8 +81,6 @@ def run(arguments: argparse.Namespace) -> int | None:
     names = _selected_subjects(arguments.names)
     if arguments.minutes is not None:
         raise InputError(f"--minutes {arguments.minutes:g}: is for {GPU} only")
-    if arguments.rounds is not None and arguments.rounds < 1:
-        raise InputError(f"--rounds {arguments.rounds}: give 1 or more")
     from vl3_jax.model.config import PRESETS
 
     if arguments.model not in (None, *PRESETS):
@@ -112,8 +121,6 @@ def _run_gpu(arguments: argparse.Namespace) -> int:
         if getattr(arguments, flag) != default:
             raise InputError(f"--{flag}: is not for {GPU}")
     minutes = MINUTES if arguments.minutes is None else arguments.minutes
-    if not 0 < minutes < math.inf:
-        raise InputError(f"--minutes {minutes:g}: give a positive number")
     from vl3_jax.bench.gpu import script
 
     folder = _new_folder(arguments.out)

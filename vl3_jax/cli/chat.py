@@ -38,11 +38,15 @@ def run(arguments: argparse.Namespace) -> None:
     A turn that fails or is stopped leaves the history and the attached media as they were, without those that cannot be
     read. Ctrl-C at the prompt, or without a terminal, leaves the conversation.
     """
-    with streams.ended_by_interrupt():
-        settings = generation_flags.settings(arguments)
-        session = ChatSession(generation_flags.load_model(arguments), arguments.system, settings)
+    settings = generation_flags.settings(arguments)
+    session = ChatSession(generation_flags.load_model(arguments), arguments.system, settings)
     if sys.stdin.isatty():
         print(f"{HELP}\n")
+    with streams.raising_interrupts():
+        _converse(session)
+
+
+def _converse(session: "ChatSession") -> None:
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()

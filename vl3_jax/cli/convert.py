@@ -2,6 +2,8 @@
 
 import argparse
 
+from vl3_jax.cli import settings_flags
+from vl3_jax.config_tree import SEED, Limits
 from vl3_jax.errors import InputError
 
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -42,7 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--vision", required=True, metavar="DIR", help="SigLIP, its tower, SigLIP-NaViT; folder or id")
     action.add_argument("--llm", required=True, metavar="DIR", help="Qwen2.5; folder or Hub id")
     action.add_argument("target", metavar="DST", help="Orbax folder to write, local or gs://; the same command resumes")
-    action.add_argument("--seed", type=int, default=0, help="seed of the random projector (default: %(default)s)")
+    action.add_argument(
+        "--seed",
+        type=settings_flags.number(int, SEED),
+        default=0,
+        help="seed of the random projector (default: %(default)s)",
+    )
     action.add_argument("--dtype", choices=_DTYPES, help="stored type (default: as in the inputs)")
     action.add_argument("--token", help="Hub token (default: HF_TOKEN or `hf auth login`)")
 
@@ -56,7 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--digests", action="store_true", help="check that the files of Orbax folders are as they were written"
     )
     action.add_argument(
-        "--tolerance", type=float, default=0.0, help="largest difference that passes (default: %(default)s)"
+        "--tolerance",
+        type=settings_flags.number(float, Limits(0)),
+        default=0.0,
+        help="largest difference that passes (default: %(default)s)",
     )
     action.add_argument("--no-logits", action="store_true", help="do not run the models")
 
@@ -76,7 +86,7 @@ def _hf(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     if arguments.format == _ADAPTERS:
-        from vl3_jax.training.checkpoints import export_adapters
+        from vl3_jax.training.adapter_export import export_adapters
 
         return export_adapters(arguments.source, arguments.target, arguments.layout, arguments.base, _dtype(arguments))
     if arguments.layout or arguments.base:
@@ -102,8 +112,6 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     from vl3_jax.checkpoint import open_source
 
-    if not arguments.tolerance >= 0:
-        raise InputError(f"--tolerance {arguments.tolerance}: must be 0 or more")
     if arguments.b is None and not arguments.digests:
         raise InputError("give two checkpoints to compare, or --digests to check one")
     sources = [open_source(name) for name in (arguments.a, arguments.b) if name is not None]

@@ -20,6 +20,7 @@ from data_pipelines.sample_errors import SampleErrorLog, to_json_lines
 from vl3_jax import config_file, config_tree
 from vl3_jax.cli import settings_flags
 from vl3_jax.cli.train import CONFIG
+from vl3_jax.config_tree import AMOUNT, COUNT, Limits
 from vl3_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stats = _command(commands, "stats", "prints lengths, tokens kept by pruning and packing efficiency")
     stats.add_argument("--suggest-budgets", action="store_true", help="also pack with other patch budgets")
     stats.add_argument(
-        "--measure", type=int, default=0, metavar="N", help="read N rows to measure samples/s and tokens/s"
+        "--measure",
+        type=settings_flags.number(int, AMOUNT),
+        default=0,
+        metavar="N",
+        help="read N rows to measure samples/s and tokens/s",
     )
     stats.add_argument("--json", action="store_true", help="print one JSON object")
     show = _command(
@@ -64,11 +69,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "show",
         "renders a packed row: frames with pruned patches greyed, samples in colours, supervised tokens marked",
     )
-    show.add_argument("--row", type=int, default=0, help="row number in the first epoch")
+    show.add_argument("--row", type=settings_flags.number(int, AMOUNT), default=0, help="row number in the first epoch")
     show.add_argument("--out", default="row.png", metavar="FILE", help="image file to write")
     write = _command(commands, "write", "writes annotations and media into ArrayRecord shards", False)
     write.add_argument("--out", required=True, metavar="DIR", help="folder of the shards")
-    write.add_argument("--samples-per-shard", type=int, default=4096, metavar="N", help="fewer for long videos")
+    write.add_argument(
+        "--samples-per-shard",
+        type=settings_flags.number(int, COUNT),
+        default=4096,
+        metavar="N",
+        help="fewer for long videos",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int | None:
@@ -97,7 +108,11 @@ def _command(commands, name: str, summary: str, needs_tokenizer: bool = True) ->
     settings_flags.add_changes(data)
     data.add_argument("--skip-missing", action="store_true", help="leave out data sets that are not on disk")
     data.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="number of worker processes (0: none)"
+        "--workers",
+        type=settings_flags.number(int, Limits(0, 1024)),
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="number of worker processes (0: none)",
     )
     if needs_tokenizer:
         data.add_argument(

@@ -8,7 +8,8 @@ from typing import Any
 
 from data_pipelines.synthetic import parsing
 from data_pipelines.synthetic.registry import BOX, SPAN
-from vl3_jax.cli import demo_report, generation_flags
+from vl3_jax.cli import demo_report, generation_flags, settings_flags
+from vl3_jax.config_tree import SEED
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.tasks import FAMILY, EvalTask, QuestionSelection, find
 
@@ -25,7 +26,12 @@ _MIN_SCORE = 0.5  # score from which a box or span counts as right
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--model", metavar="M", help="any checkpoint that `vl3 ask` takes (default: nano)")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the questions (default: %(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=settings_flags.number(int, SEED),
+        default=0,
+        help="random seed of the questions (default: %(default)s)",
+    )
     parser.add_argument("--out", default="demo.html", metavar="FILE", help="the report (default: demo.html)")
     length_help = "maximum number of tokens of an answer (default: %(default)s)"
     parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help=length_help)

@@ -7,6 +7,7 @@ import sys
 import time
 
 from vl3_jax.cli import generation_flags, settings_flags
+from vl3_jax.config_tree import Limits
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.tasks import QuestionSelection
 
@@ -37,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     questions.add_argument("--blind", action="store_true", help="give each question the media of another one")
     generation = parser.add_argument_group("generation")
     generation.add_argument("--no-prune", action="store_true", help="keep every video token")
-    generation.add_argument("--batch", type=int, metavar="N", help="questions per batch (default: as --count needs)")
+    generation.add_argument(
+        "--batch",
+        type=settings_flags.number(int, Limits(1, 4096)),
+        metavar="N",
+        help="questions per batch (default: as --count needs)",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="folder for answers and scores")
     output.add_argument(
@@ -73,9 +79,8 @@ def _answers(arguments: argparse.Namespace) -> list[dict]:
     for name in ("model", "tasks", "out"):
         if not getattr(arguments, name):
             raise InputError(f"give --{name}, or --score-only with a file of answers")
-    if arguments.batch is not None and arguments.batch < 1:
-        raise InputError(f"--batch {arguments.batch}: give 1 or more")
-    selection = QuestionSelection(**settings_flags.given(arguments, QuestionSelection))
+    with generation_flags.naming_flags():
+        selection = QuestionSelection(**settings_flags.given(arguments, QuestionSelection))
     selected_tasks = tasks.find(name.strip() for name in arguments.tasks.split(","))
     task_questions = runner.questions_of(selected_tasks, selection, arguments.blind)
     settings = {name: getattr(arguments, name) for name in ("model", "dtype", "quantize", *vars(selection))}

@@ -7,13 +7,14 @@ Each subcommand is a module of this package with two functions: `add_arguments(p
 import argparse
 import importlib
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from vl3_jax import logs, platforms
 from vl3_jax.cli import streams
-from vl3_jax.errors import InputError, printable
+from vl3_jax.errors import InputError, RunError, exit_code, printable
 
 # Name on the command line, its line in `vl3 --help`. The module is `vl3_jax.cli.<name>`.
 COMMANDS = {
@@ -45,33 +46,36 @@ def main(argv: Sequence[str] | None = None) -> int:
       0 when done, 2 for bad input, 130 when stopped by Ctrl-C, 141 when the reader of stdout left, 1 when stdout cannot
       be written. Other exceptions pass (exit code 1).
     """
-    streams.prepare()
+    words = sys.argv[1:] if argv is None else argv
+    command = f"vl3 {words[0]}" if words and words[0] in COMMANDS else "vl3"
     try:
-        try:
-            return _run(sys.argv[1:] if argv is None else argv)
-        finally:
-            sys.stdout.flush()
+        with streams.ended_by_interrupt(command):
+            streams.prepare()
+            try:
+                return _run(words, command)
+            finally:
+                sys.stdout.flush()
     except streams.OutputError as error:
         return streams.output_failed(error)
+    finally:
+        if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python ends its threads there is nobody to say a line
 
 
-def _run(argv: Sequence[str]) -> int:
-    command = "vl3"
+def _run(argv: Sequence[str], command: str) -> int:
     try:
-        with streams.ended_by_interrupt():
-            # --config.a.b=1 changes a setting of the configuration, in every command that takes one.
-            argv = [re.sub(r"^--config\.", "--set=", word) for word in argv]
-            chosen = argv[0] if argv and argv[0] in COMMANDS else None
-            if chosen != "plan":  # it uses the compiler of the TPU library
-                platforms.leave_out_absent_tpu()
-            arguments = _parser(chosen).parse_args(argv)
-            module = _module(arguments.command)
-        command = f"vl3 {arguments.command}"
+        # --config.a.b=1 changes a setting of the configuration, in every command that takes one.
+        argv = [re.sub(r"^--config\.", "--set=", word) for word in argv]
+        chosen = argv[0] if argv and argv[0] in COMMANDS else None
+        if chosen != "plan":  # it uses the compiler of the TPU library
+            platforms.leave_out_absent_tpu()
+        arguments = _parser(chosen).parse_args(argv)
+        module = _module(arguments.command)
         with logs.on_terminal():
             return module.run(arguments) or 0
-    except InputError as error:
+    except (InputError, RunError) as error:
         streams.say(f"{command}: {error}")
-        return EXIT_BAD_INPUT
+        return exit_code(error)
     except KeyboardInterrupt:
         streams.say(f"{command}: stopped")
         return streams.EXIT_INTERRUPTED

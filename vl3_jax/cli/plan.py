@@ -4,9 +4,11 @@ import argparse
 import json
 import logging
 import pathlib
+import re
 
-from vl3_jax.cli import settings_flags
+from vl3_jax.cli import generation_flags, settings_flags, streams
 from vl3_jax.cli.train import CONFIG, CONFIG_HELP
+from vl3_jax.config_tree import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subject.add_argument("--serve", metavar="MODEL", help="inference instead: 2b, 7b or another preset")
     parser.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:8x8 or v5litepod-64")
     parser.add_argument(
-        "--slices", type=int, default=1, metavar="N", help="slices, joined by a network (default: %(default)s)"
+        "--slices",
+        type=settings_flags.number(int, Limits(1, 1024)),
+        default=1,
+        metavar="N",
+        help="slices, joined by a network (default: %(default)s)",
     )
     settings_flags.add_changes(parser)
     parser.add_argument(
@@ -63,12 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace, topology) -> int:
-    from vl3_jax.errors import InputError
     from vl3_jax.planning.plan_serving import Workload, plan_serving
 
-    workload = Workload(**settings_flags.given(arguments, Workload))
-    if min(vars(workload).values()) < 1:
-        raise InputError("--rows, --prompt, --new and --patches: give 1 or more")
+    with generation_flags.naming_flags():
+        workload = Workload(**settings_flags.given(arguments, Workload))
     plan = plan_serving(arguments.serve, topology, workload, _mesh(arguments.mesh), arguments.quantize, arguments.hlo)
     print(json.dumps(plan.as_json()) if arguments.json else plan)
     return 0 if plan.fits else 1
@@ -108,8 +112,9 @@ def _search(arguments: argparse.Namespace, config, topology, planner) -> int:
     results = []
     with tqdm(search.search(config, topology, planner), total=len(search.candidates(topology)), unit=" plans") as bar:
         try:
-            for candidate, plan in bar:
-                results.append((candidate, plan))
+            with streams.raising_interrupts():
+                for candidate, plan in bar:
+                    results.append((candidate, plan))
         except KeyboardInterrupt:
             logger.info("stopped; the plans made until now:")
     if arguments.json:
@@ -123,11 +128,12 @@ def _search(arguments: argparse.Namespace, config, topology, planner) -> int:
 
 
 def _mesh(text: str | None) -> dict[str, int] | None:
-    from vl3_jax.errors import InputError
+    from vl3_jax.errors import InputError, printable
 
     if text is None:
         return None
-    try:
-        return {axis: int(size) for axis, size in (pair.split("=") for pair in text.split(","))}
-    except ValueError:
-        raise InputError(f"--mesh {text}; give it as axis=size, such as data=2,tensor=4") from None
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    sizes = {axis: int(size) for axis, _, size in pairs if re.fullmatch(r"\d{1,9}|-1", size)}
+    if len(sizes) < len(pairs):
+        raise InputError(f"--mesh {printable(text)}; give each axis once, as axis=size, such as data=2,tensor=4")
+    return sizes

@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vl3_jax import config_tree
+from vl3_jax.config_tree import Limits
+from vl3_jax.errors import SettingError, printable
 
 
 def add(group: Any, cls: type, flags: Mapping[str, str], defaults: Mapping[str, str] | None = None) -> None:
@@ -29,6 +31,21 @@ def add(group: Any, cls: type, flags: Mapping[str, str], defaults: Mapping[str, 
             metavar=None if config_tree.CHOICES in fields[name].metadata else types[name].__name__.upper(),
             help=(text if default is None else f"{text} (default: {_shown(default)})").replace("%", "%%"),
         )
+
+
+def number(kind: type, limits: Limits) -> Callable[[str], Any]:
+    """Returns the `type` of a flag that is no declared setting: an int or a float within limits."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+            config_tree.check_value("", value, kind, {config_tree.LIMITS: limits})
+        except (ValueError, SettingError):
+            shown = printable(repr(text))
+            raise argparse.ArgumentTypeError(f"{shown}; give {config_tree.expected(kind, limits)}") from None
+        return value
+
+    return parse
 
 
 def add_changes(group: Any) -> None:

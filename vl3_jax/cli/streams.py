@@ -68,19 +68,59 @@ def output_failed(error: OutputError) -> int:
     return EXIT_FAILURE
 
 
+def _end(_number: int, _frame: Any) -> None:
+    """Stands for Ctrl-C that ends the process, which a thread does: at once, whatever the main thread is doing."""
+
+
 @contextlib.contextmanager
-def ended_by_interrupt() -> Iterator[None]:
-    """Lets Ctrl-C end the process at once, where there is nothing to put away.
+def ended_by_interrupt(command: str) -> Iterator[None]:
+    """Lets Ctrl-C end the process at once, with one line and exit code 130.
 
     Python would raise KeyboardInterrupt between two of its own instructions: late where a library works for minutes,
-    and never where one catches it, as imports may.
+    never where one catches it, and as another error where one is being imported. A handler that is installed meanwhile
+    takes the place of this one.
     """
     handler = signal.getsignal(signal.SIGINT)
     in_main_thread = threading.current_thread() is threading.main_thread()
     if handler is not signal.default_int_handler or not in_main_thread:  # ignored, as by nohup, or somebody else's
         yield
         return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, _end)
+    watcher = threading.Thread(target=_watch, args=(reader, command), name="ctrl-c", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        watcher.join()
+
+
+def _watch(reader: int, command: str) -> None:
+    """Ends the process when the number of Ctrl-C comes through the pipe, unless another handler is in place."""
+    with open(reader, "rb", buffering=0) as pipe:
+        while numbers := pipe.read(64):
+            if signal.SIGINT in numbers and signal.getsignal(signal.SIGINT) is _end:
+                with contextlib.suppress(OSError):
+                    os.write(2, f"{command}: stopped\n".encode())
+                paths = sys.modules.get("vl3_jax.storage.paths")
+                if paths is not None:
+                    paths.remove_temporary_folders()
+                os._exit(EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def raising_interrupts() -> Iterator[None]:
+    """Lets Ctrl-C raise KeyboardInterrupt, for what can be stopped without ending the process."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not _end:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:

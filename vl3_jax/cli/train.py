@@ -4,6 +4,7 @@ import argparse
 import os
 
 from vl3_jax.cli import settings_flags
+from vl3_jax.config_tree import AMOUNT, Limits
 
 EPILOG = """examples:
   vl3 train --config stage1:2b,mock --workdir /tmp/stage1
@@ -12,11 +13,16 @@ EPILOG = """examples:
   vl3 ask --model WORKDIR --image photo.jpg "What is this?"
 
 Every setting of the configuration can be changed: --config.a.b=VALUE. Configurations are stage1 to stage4 (variants 2b,
-7b), finetune (video, image, lora) and nano (0 to 4), or a Python file of your own; the variant `mock` shrinks a run to
-a tiny model on synthetic data, for any machine.
-exit codes: 0 done, or stopped by SIGTERM after a checkpoint; 1 a failure of ours; 2 bad input"""
+7b), finetune (video, image, lora) and nano (0 to 4), or a Python file of your own, which is run like any program; the
+variant `mock` shrinks a run to a tiny model on synthetic data, for any machine.
+exit codes: 0 done, or stopped by SIGTERM, SIGHUP or Ctrl-C after a checkpoint; 1 a failure of ours, a process of the
+job or a data worker that died, or a loss that is not finite; 2 bad input, a full disk, or another job writes the
+workdir; 130 stopped at once by Ctrl-C"""
 CONFIG = "NAME[:VARIANT,...]"
-CONFIG_HELP = "a configuration of this package (stage4:7b, finetune:lora), or a Python file of your own"
+CONFIG_HELP = (
+    "a configuration of this package (stage4:7b, finetune:lora), or a Python file of your own, which is run as any "
+    "program: give only files that you trust"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coordinator", metavar="HOST:PORT", help="coordinator of several processes; TPU pods and clusters need none"
     )
-    parser.add_argument("--processes", type=int, metavar="N", help="number of processes (with --coordinator)")
-    parser.add_argument("--process-id", type=int, metavar="I", help="number of this process (with --coordinator)")
+    parser.add_argument(
+        "--processes",
+        type=settings_flags.number(int, Limits(1, 65_536)),
+        metavar="N",
+        help="number of processes (with --coordinator)",
+    )
+    parser.add_argument(
+        "--process-id",
+        type=settings_flags.number(int, AMOUNT),
+        metavar="I",
+        help="number of this process (with --coordinator)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from vl3_jax.errors import InputError
+from vl3_jax.storage.durable import atomic_write
 from vl3_jax.storage.journal import Journal, read_lines
+from vl3_jax.storage.locks import hold
 
 ANSWERS, SETTINGS = "answers.jsonl", "run.json"
 _REQUIRED = ("id", "task", "answer", "reference")
@@ -27,16 +29,16 @@ def open_answers(folder: str | os.PathLike, settings: dict[str, Any]) -> Iterato
       The file, whose entries are the answers of earlier runs.
 
     Raises:
-      InputError: The folder has answers of other settings, or cannot be written.
+      InputError: The folder has answers of other settings, cannot be written, or another process is writing it.
     """
     folder = pathlib.Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _check_settings(folder / SETTINGS, settings)
-        journal = Journal(folder / ANSWERS, _check, _REFUSAL)
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror or error}; choose a folder that can be written") from None
-    with contextlib.closing(journal):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(folder))
+            _check_settings(folder / SETTINGS, settings)
+            journal = stack.enter_context(contextlib.closing(Journal(folder / ANSWERS, _check, _REFUSAL)))
+        except OSError as error:
+            raise InputError(f"{folder}: {error.strerror or error}; choose a folder that can be written") from None
         yield journal
 
 
@@ -60,7 +62,7 @@ def _check(record: Any) -> dict[str, Any]:
 
 def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
     if not path.exists():
-        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        atomic_write(path, (json.dumps(settings, indent=1) + "\n").encode())
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in sorted({*saved, *settings}) if saved.get(name) != settings.get(name)]

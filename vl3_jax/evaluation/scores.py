@@ -9,6 +9,7 @@ from typing import Any
 
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.tasks import find
+from vl3_jax.storage.durable import atomic_write
 from vl3_jax.text_table import text_table
 
 SCORES = "scores.json"
@@ -72,7 +73,7 @@ def save(scores: Mapping[str, Any], folder: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(folder) / SCORES
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+        atomic_write(path, (json.dumps(scores, indent=1) + "\n").encode())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; choose a folder that can be written") from None
     return path

@@ -14,7 +14,7 @@ from data_pipelines.synthetic import scoring
 from data_pipelines.synthetic.image_pool import SPLITS
 from data_pipelines.synthetic.registry import EVALUATED_TASKS, STREAM, TASKS, TEXT, SyntheticTask, examples
 from data_pipelines.synthetic.scenes import Scene, SyntheticVideo
-from vl3_jax.config_tree import CHOICES
+from vl3_jax.config_tree import CHOICES, COUNT, LIMITS, SEED, CheckedSettings
 from vl3_jax.errors import InputError
 
 FAMILY = "nano"
@@ -40,7 +40,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionSelection:
+class QuestionSelection(CheckedSettings):
     """Which questions of a task to ask.
 
     Attributes:
@@ -50,16 +50,10 @@ class QuestionSelection:
       images: A file of source images to use instead of the split's own.
     """
 
-    count: int = 200
-    seed: int = 7
+    count: int = dataclasses.field(default=200, metadata={LIMITS: COUNT})
+    seed: int = dataclasses.field(default=7, metadata={LIMITS: SEED})
     split: str = dataclasses.field(default="test", metadata={CHOICES: SPLITS})
     images: str | None = None
-
-    def __post_init__(self):
-        if self.count < 1:
-            raise InputError(f"{self.count} questions per task: ask at least 1")
-        if self.seed < 0:
-            raise InputError(f"seed {self.seed}: give 0 or more")
 
 
 class EvalTask:

@@ -2,13 +2,12 @@
 
 import dataclasses
 
-from vl3_jax import config_tree
-from vl3_jax.config_tree import INT32, LIMITS, Limits
+from vl3_jax.config_tree import AMOUNT, COUNT, LIMITS, SEED, CheckedSettings, Limits
 from vl3_jax.errors import SettingError
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(CheckedSettings):
     """Decoding settings; greedy unless a temperature is set.
 
     Attributes:
@@ -22,18 +21,17 @@ class SamplingConfig:
       stop: Texts that end the answer, which does not contain them.
     """
 
-    max_new_tokens: int = dataclasses.field(default=1024, metadata={LIMITS: Limits(1, INT32)})
+    max_new_tokens: int = dataclasses.field(default=1024, metadata={LIMITS: COUNT})
     temperature: float = dataclasses.field(default=0.0, metadata={LIMITS: Limits(0, 1000)})
-    top_k: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, INT32)})
+    top_k: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
     top_p: float = dataclasses.field(default=1.0, metadata={LIMITS: Limits(above=0, most=1)})
     repetition_penalty: float = dataclasses.field(default=1.0, metadata={LIMITS: Limits(0.001, 1000)})
-    seed: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, 2**32 - 1)})
-    logprobs: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, INT32)})
+    seed: int = dataclasses.field(default=0, metadata={LIMITS: SEED})
+    logprobs: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
     stop: tuple[str, ...] = ()
 
     def __post_init__(self):
-        config_tree.check(self)
-        if isinstance(self.stop, list):
-            object.__setattr__(self, "stop", tuple(self.stop))
-        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
-            raise SettingError("stop", self.stop, "give a list of texts, none of them empty")
+        super().__post_init__()
+        object.__setattr__(self, "stop", tuple(self.stop))
+        if not all(self.stop):
+            raise SettingError("stop", self.stop, "give texts, none of them empty")

@@ -1,5 +1,6 @@
 """Builds a device mesh from the sizes of its axes."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -35,9 +36,9 @@ def make_mesh(
         raise InputError(f"unknown mesh axis {sorted(unknown)[0]!r}; the axes are {', '.join(MESH_AXES)}")
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
     if shape.count(-1) == 1:
-        known = -int(np.prod(shape))
+        known = -math.prod(shape)
         shape[shape.index(-1)] = len(devices) // known if known else 0
-    if int(np.prod(shape)) != len(devices) or min(shape) < 1:
+    if math.prod(shape) != len(devices) or min(shape) < 1:
         raise InputError(
             f"mesh {dict(sizes)} does not cover {len(devices)} devices: the sizes must multiply to {len(devices)}"
         )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from vl3_jax.config_tree import LIMITS, CheckedSettings, Limits
 from vl3_jax.errors import InputError
 from vl3_jax.inference.buckets import part_sizes
 from vl3_jax.inference.compiled_programs import CompiledPrograms
@@ -30,7 +31,7 @@ _PROGRAMS = {"encode_vision": "encode", "prefill": "prefill", "decode_steps": "d
 
 
 @dataclasses.dataclass(frozen=True)
-class Workload:
+class Workload(CheckedSettings):
     """The conversations that a model answers at once.
 
     Attributes:
@@ -40,10 +41,10 @@ class Workload:
       patches: Patches of the images and frames of each prompt.
     """
 
-    rows: int = 1
-    prompt: int = 16_384
-    new: int = 1024
-    patches: int = 16_384
+    rows: int = dataclasses.field(default=1, metadata={LIMITS: Limits(1, 65_536)})
+    prompt: int = dataclasses.field(default=16_384, metadata={LIMITS: Limits(1, 2**20)})
+    new: int = dataclasses.field(default=1024, metadata={LIMITS: Limits(1, 2**20)})
+    patches: int = dataclasses.field(default=16_384, metadata={LIMITS: Limits(1, 2**22)})
 
 
 @dataclasses.dataclass(frozen=True)

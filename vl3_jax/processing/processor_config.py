@@ -1,13 +1,11 @@
 """Settings of the processor, and their values in a checkpoint folder."""
 
 import dataclasses
-import math
 import os
 import pathlib
 from typing import Any
 
-from vl3_jax import config_tree
-from vl3_jax.config_tree import CHOICES, INT32, LIMITS, NONE, Limits
+from vl3_jax.config_tree import AMOUNT, CHOICES, COUNT, INT32, LIMITS, NONE, CheckedSettings, Limits
 from vl3_jax.errors import InputError, SettingError
 from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.processing import diff_pruning, resize
@@ -18,13 +16,12 @@ PREPROCESS_MODES = ("official", "native")
 MERGES = (1, MAX_MERGE)
 _FILES = ("config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _GREY = (0.5, 0.5, 0.5)
-COUNT = Limits(1, INT32)
 FPS = Limits(1e-6, MAX_FPS)
 SECONDS = Limits(0, MAX_SECONDS)  # of a video
 
 
 @dataclasses.dataclass(frozen=True)
-class ProcessorConfig:
+class ProcessorConfig(CheckedSettings):
     """Settings of a processor.
 
     Attributes:
@@ -53,8 +50,8 @@ class ProcessorConfig:
     max_tokens: int = dataclasses.field(default=resize.MAX_TOKENS, metadata={LIMITS: COUNT})
     fps: float = dataclasses.field(default=FrameSamplingOptions.fps, metadata={LIMITS: FPS})
     max_frames: int = dataclasses.field(default=FrameSamplingOptions.max_frames, metadata={LIMITS: COUNT})
-    image_mean: tuple[float, float, float] = _GREY
-    image_std: tuple[float, float, float] = _GREY
+    image_mean: tuple[float, float, float] = dataclasses.field(default=_GREY, metadata={LIMITS: Limits(-1000, 1000)})
+    image_std: tuple[float, float, float] = dataclasses.field(default=_GREY, metadata={LIMITS: Limits(1e-6, 1000)})
     preprocess: str = dataclasses.field(default=FrameSamplingOptions.preprocess, metadata={CHOICES: PREPROCESS_MODES})
     prune_threshold: float | None = dataclasses.field(
         default=diff_pruning.DEFAULT_THRESHOLD, metadata={NONE: 0.0, LIMITS: Limits(0, 1000)}
@@ -62,14 +59,12 @@ class ProcessorConfig:
     visual_budget: float | None = dataclasses.field(
         default=None, metadata={NONE: 0.0, LIMITS: Limits(above=0, most=INT32)}
     )
-    prune_min_tokens: int = dataclasses.field(
-        default=diff_pruning.DEFAULT_MIN_TOKENS, metadata={LIMITS: Limits(0, INT32)}
-    )
+    prune_min_tokens: int = dataclasses.field(default=diff_pruning.DEFAULT_MIN_TOKENS, metadata={LIMITS: AMOUNT})
     native_placeholders: bool = False
     threads: int = dataclasses.field(default=FrameSamplingOptions.threads, metadata={LIMITS: Limits(0, 1024)})
 
     def __post_init__(self):
-        config_tree.check(self, ProcessorConfig)
+        super().__post_init__()
         if self.min_tokens > min(self.max_tokens, resize.MAX_TOKENS):  # every image would be enlarged to that
             raise SettingError(
                 "min_tokens", self.min_tokens, f"give at most max_tokens, {self.max_tokens}, and {resize.MAX_TOKENS}"
@@ -79,10 +74,6 @@ class ProcessorConfig:
             raise SettingError("visual_budget", budget, "give a share up to 1 or a whole number of tokens")
         if budget is not None and self.prune_threshold is None:
             raise SettingError("visual_budget", budget, "it prunes, but pruning is off; leave one of them out")
-        if not all(map(math.isfinite, self.image_mean)):
-            raise SettingError("image_mean", self.image_mean, "give three numbers")
-        if not all(0 < value < math.inf for value in self.image_std):
-            raise SettingError("image_std", self.image_std, "give three numbers above 0")
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike, **overrides: Any) -> "ProcessorConfig":

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from vl3_jax.storage.paths import atomic_write
+from vl3_jax.storage.durable import atomic_write
 
 _BYTES = 8  # of a digest
 

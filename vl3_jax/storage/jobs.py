@@ -16,9 +16,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from vl3_jax.errors import InputError
+from vl3_jax.storage.disk_space import check_space, translate_write_errors
+from vl3_jax.storage.durable import rename
 from vl3_jax.storage.journal import Journal
-from vl3_jax.storage.paths import check_bucket, is_url, list_dir, resolve, translate_write_errors
-from vl3_jax.storage.progress import human_bytes, progress_bar
+from vl3_jax.storage.locks import LOCK, hold
+from vl3_jax.storage.paths import check_bucket, is_url, list_dir, resolve
+from vl3_jax.storage.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +57,8 @@ class Job(contextlib.AbstractContextManager):
         """
         self.target = pathlib.Path(os.path.abspath(target))
         self.fingerprint, self._done, self._journal = fingerprint, {}, None
-        self.finished = _has_fingerprint(self.target / _COMPLETE_FILE, fingerprint)
-        if self.finished:
-            (self.target / _PROGRESS_FILE).unlink(missing_ok=True)
-            logger.info("%s is complete already", self.target)
+        self._opened = contextlib.ExitStack()
+        if self._is_finished():
             return
         if self.target.is_symlink():
             raise InputError(f"{self.target}: {_LINK}")
@@ -66,13 +67,30 @@ class Job(contextlib.AbstractContextManager):
         self.folder = self.target.with_name(self.target.name + ".converting")
         if self.folder.is_symlink():
             raise InputError(f"{self.folder}: {_LINK}")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(hold(self.folder))
+            if self._is_finished():  # by a job that this one has met at its end
+                return
+            self._resume(fingerprint, names, stack)
+            self._opened = stack.pop_all()
+
+    def _is_finished(self) -> bool:
+        """Looks whether there is nothing to do."""
+        self.finished = _has_fingerprint(self.target / _COMPLETE_FILE, self.fingerprint)
+        if self.finished:
+            for name in (_PROGRESS_FILE, LOCK):
+                (self.target / name).unlink(missing_ok=True)
+            logger.info("%s is complete already", self.target)
+        return self.finished
+
+    def _resume(self, fingerprint: str, names: Collection[str], stack: contextlib.ExitStack) -> None:
+        """Reads what an earlier run has done, or removes what is of another job."""
         path = self.folder / _PROGRESS_FILE
-        if any(self.folder.iterdir()) and (path.is_symlink() or not path.is_file()):
+        others = any(entry.name != LOCK for entry in self.folder.iterdir())
+        if others and (path.is_symlink() or not path.is_file()):
             raise InputError(f"{self.folder}: {_OTHER_DATA}")
-        self._journal = Journal(
-            path, _parse_entry, "not a written piece; remove the folder", fingerprint, exclusive=True
-        )
+        self._journal = Journal(path, _parse_entry, "not a written piece; remove the folder", fingerprint)
+        stack.callback(self._journal.close)
         self._done = dict(self._journal.entries)
         if not self._journal.resumed:
             self._start_over(path)
@@ -84,9 +102,8 @@ class Job(contextlib.AbstractContextManager):
         if not self._journal.empty:
             logger.warning(_STARTING_OVER, self.folder)
         made = [*_made_names(progress_file), _COMPLETE_FILE]
-        entries = [entry for entry in self.folder.iterdir() if entry != progress_file]
+        entries = [entry for entry in self.folder.iterdir() if entry.name not in (_PROGRESS_FILE, LOCK)]
         if foreign := sorted(entry.name for entry in entries if entry.name not in made or entry.is_symlink()):
-            self._journal.close()  # which releases the folder
             raise InputError(
                 f"{self.folder}: besides an unfinished conversion it holds {', '.join(foreign[:8])}; move what you "
                 "need and remove the folder, or choose another name"
@@ -117,22 +134,17 @@ class Job(contextlib.AbstractContextManager):
         _write_fingerprint(self.folder / _COMPLETE_FILE, self.fingerprint)
         if self.target.exists():
             self.target.rmdir()  # always empty: `__init__` refuses any other
-        os.rename(self.folder, self.target)
-        (self.target / _PROGRESS_FILE).unlink()
+        rename(self.folder, self.target)
+        for name in (_PROGRESS_FILE, LOCK):
+            (self.target / name).unlink(missing_ok=True)
 
     def __exit__(self, *_exception) -> None:
         """Releases the folder for other processes; the written pieces stay for the next run."""
-        if self._journal:
-            self._journal.close()
+        self._opened.close()
 
     def check_space(self, needed: int) -> None:
         """Raises InputError unless the disk of the target has `needed` bytes free."""
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise InputError(
-                f"{self.target}: no space left: {human_bytes(needed)} are needed and {human_bytes(free)} are free; "
-                "free some space or choose another disk"
-            )
+        check_space(self.target, needed, advice="or choose another disk")
 
 
 class BucketJob(contextlib.AbstractContextManager):
@@ -151,13 +163,22 @@ class BucketJob(contextlib.AbstractContextManager):
           names: Names of the entries of the folder that the job may make.
 
         Raises:
-          InputError: `target` holds other data or is not writable, or its bucket does not exist.
+          InputError: `target` holds other data or is not writable, its bucket does not exist, or another process is
+            writing it.
         """
         self.target = self.folder = resolve(target)
         self.fingerprint = fingerprint
         check_bucket(self.target)
+        self._opened, self._notes = contextlib.ExitStack(), {}
+        with contextlib.ExitStack() as stack:
+            self._lock = stack.enter_context(hold(self.folder))
+            self._resume(fingerprint, names)
+            self._opened = stack.pop_all()
+
+    def _resume(self, fingerprint: str, names: Collection[str]) -> None:
+        """Looks what an earlier run has done, or removes what is of another job."""
         entries = list_dir(self.folder)
-        self._notes = {}
+        entries.pop(LOCK, None)
         self.finished, self._resumed = (
             name in entries and _has_fingerprint(self.folder / name, fingerprint)
             for name in (_COMPLETE_FILE, _STARTED_FILE)
@@ -170,7 +191,8 @@ class BucketJob(contextlib.AbstractContextManager):
             raise InputError(f"{self.target}: {_OTHER_DATA}")
         if entries:
             logger.warning(_STARTING_OVER, self.target)
-            self.folder.rmtree()
+            for entry in map(self.folder.joinpath, entries):
+                entry.rmtree() if entry.is_dir() else entry.unlink()
         _write_fingerprint(self.folder / _STARTED_FILE, fingerprint)
 
     def is_done(self, _key: tuple) -> bool:
@@ -183,6 +205,7 @@ class BucketJob(contextlib.AbstractContextManager):
 
     def mark_done(self, key: tuple, note: Any = None) -> None:
         """Keeps the note of a piece; the objects themselves show what is written."""
+        self._lock.check()
         self._notes[key] = note
 
     def check_space(self, needed: int) -> None:
@@ -190,11 +213,13 @@ class BucketJob(contextlib.AbstractContextManager):
 
     def commit(self) -> None:
         """Marks the folder as complete."""
+        self._lock.check()
         _write_fingerprint(self.folder / _COMPLETE_FILE, self.fingerprint)
         (self.folder / _STARTED_FILE).unlink()
 
     def __exit__(self, *_exception) -> None:
-        """Does nothing: a bucket job holds no lock."""
+        """Releases the folder for other processes."""
+        self._opened.close()
 
 
 @contextlib.contextmanager

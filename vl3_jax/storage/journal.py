@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vl3_jax.errors import InputError
+from vl3_jax.storage.disk_space import translate_full_disk
 
 
 def read_lines(path: str | os.PathLike, parse: Callable[[Any], Any], refusal: str) -> list[Any]:
@@ -44,7 +45,6 @@ class Journal:
         parse: Callable[[Any], Any],
         refusal: str,
         fingerprint: str | None = None,
-        exclusive: bool = False,
     ):
         """Opens the file, or creates it.
 
@@ -53,21 +53,13 @@ class Journal:
           parse: Converts the value of a line to an entry; a ValueError, KeyError or TypeError refuses the line.
           refusal: What is wrong with a refused line and what to do, for the error message.
           fingerprint: Identifies what the file belongs to, and is its first line. None for a file without such a line.
-          exclusive: Whether no other process may have the file open exclusively.
 
         Raises:
-          InputError: A line is refused, or another process holds the file.
+          InputError: A line is refused.
           OSError: The file cannot be read or written.
         """
         self._file = open(path, "a+b")  # noqa: SIM115 (stays open until `close`)
-        self._exclusive, self._thread_lock = exclusive, threading.Lock()
-        if exclusive:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"{pathlib.Path(path).parent}: another process is writing it; wait for it or choose another name"
-                ) from None
+        self._thread_lock = threading.Lock()
         with self._locked():
             self._file.seek(0)
             content = self._file.read()
@@ -85,26 +77,28 @@ class Journal:
             self._write(self._header)
 
     def append(self, entry: Any) -> None:
-        """Appends a JSON value as one line and flushes it."""
+        """Appends a JSON value as one line, which is on the disk when this returns."""
         with self._locked():
             self._write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
 
     def close(self) -> None:
-        """Closes the file, which releases it for other processes."""
-        self._file.close()
+        """Closes the file."""
+        with translate_full_disk(self._file.name):
+            self._file.close()
 
     def _write(self, content: bytes) -> None:
-        self._file.write(content)
-        self._file.flush()
+        with translate_full_disk(self._file.name):
+            self._file.write(content)
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Keeps other threads away from the file, and other processes if the file system has locks."""
         with self._thread_lock, contextlib.ExitStack() as stack:
-            if not self._exclusive:
-                with contextlib.suppress(OSError):
-                    fcntl.flock(self._file, fcntl.LOCK_EX)
-                    stack.callback(fcntl.flock, self._file, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+                stack.callback(fcntl.flock, self._file, fcntl.LOCK_UN)
             yield
 
 

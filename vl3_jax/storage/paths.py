@@ -25,6 +25,7 @@ _STATUS_SIGNS = {
     404: ("FileNotFoundError", "NOT_FOUND"),
     503: ("ClientConnectionError", "ConnectionError", "TransportError"),
 }
+_removals: list[weakref.finalize] = []
 _STATUS_MESSAGES = {
     401: "no valid credentials; log in with `gcloud auth application-default login`",
     403: "permission denied; reading needs the role Storage Object Viewer, writing Storage Object User and Storage "
@@ -125,18 +126,14 @@ def file_fingerprints(paths: Iterable[str]) -> list[list]:
 def temporary_folder(owner: object, prefix: str) -> pathlib.Path:
     """Creates a temporary folder that is removed together with the object `owner`."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix))
-    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    _removals.append(weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True))
     return folder
 
 
-def atomic_write(file: epath.Path, content: bytes) -> None:
-    """Writes a file so that other processes see either all of it or nothing."""
-    if is_url(file):  # objects are created atomically
-        file.write_bytes(content)
-        return
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(file)
+def remove_temporary_folders() -> None:
+    """Removes all temporary folders, where the process ends without a last word to their owners."""
+    for remove in _removals:
+        remove()
 
 
 def _size(entry: os.DirEntry) -> int:
@@ -163,11 +160,20 @@ def check_bucket(location: epath.Path) -> None:
     if not is_url(location):
         return
     with translate_io_errors(location):
-        try:
-            from google.cloud import storage
-        except ImportError:
-            raise InputError(f"{location}: {_INSTALL}") from None
-        next(iter(storage.Client().list_blobs(kvstore(location)["bucket"], max_results=1)), None)
+        next(iter(_bucket(location).list_blobs(max_results=1)), None)
+
+
+def bucket_object(folder: str | os.PathLike, name: str) -> Any:
+    """Returns an object of a folder under gs:// as the google-cloud-storage client has it: with its generation."""
+    return _bucket(folder).blob(f"{kvstore(resolve(folder))['path']}{name}")
+
+
+def _bucket(location: str | os.PathLike) -> Any:
+    try:
+        from google.cloud import storage
+    except ImportError:
+        raise InputError(f"{location}: {_INSTALL}") from None
+    return storage.Client().bucket(kvstore(resolve(location))["bucket"])
 
 
 @contextlib.contextmanager
@@ -181,28 +187,9 @@ def translate_io_errors(location: str | os.PathLike) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def translate_write_errors(target: str | os.PathLike) -> Iterator[None]:
-    """Translates errors of any library about a full, read-only or forbidden target into an InputError."""
-    try:
-        with translate_io_errors(target):
-            yield
-    except InputError:
-        raise
-    except Exception as error:
-        where = getattr(error, "filename", None) or target
-        text, number = str(error), getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
-            message = "no space left on the disk; free some space and run the same command again"
-        elif isinstance(error, PermissionError) or "Permission denied" in text:
-            message = "not allowed to write there; choose another folder"
-        elif number == errno.EROFS:
-            message = "the disk is read-only; choose another folder"
-        elif isinstance(error, OSError) and error.strerror:
-            raise InputError(f"{where}: {error.strerror}; check the path or choose another one") from None
-        else:
-            raise
-        raise InputError(f"{target}: {message}") from None
+def is_unreachable(error: Exception) -> bool:
+    """Returns whether an error of a client of a URL says nothing about what is stored there."""
+    return _status(error) in (401, 403, 503)
 
 
 def _status(error: Exception) -> int | None:

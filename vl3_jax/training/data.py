@@ -7,7 +7,12 @@ import dataclasses
 import functools
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+import logging
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -22,14 +27,21 @@ from data_pipelines.loader import Batch, Loader
 from data_pipelines.mixture_dataset import DatasetSpec, MixtureDataset, open_mixture
 from data_pipelines.packing.packing_plan import PackingPlan
 from data_pipelines.sample_builder import SampleBuilder
+from vl3_jax.errors import InputError
 from vl3_jax.parallel.rules import batch_shardings
-from vl3_jax.storage.paths import atomic_write, list_dir, translate_io_errors
+from vl3_jax.processing.packed_batch import PATCH_DIM, BatchShape
+from vl3_jax.storage.disk_space import translate_write_errors
+from vl3_jax.storage.durable import atomic_write
+from vl3_jax.storage.paths import list_dir, translate_io_errors
 from vl3_jax.training.run_config import RunConfig
 from vl3_jax.training.setup import check_rows, rows_for_samples
 
 PLANS = "rows"  # folder of the packing plans in a workdir
+_SAVED_PLANS = 16  # many epochs are those of little data, which are planned faster than files are read
 PREFETCH = 2  # batches on the devices besides the one in use
 _SUFFIX = ".npz"
+
+logger = logging.getLogger(__name__)
 
 
 # ------------------------------------------------------------------------------------------------------------ mixtures
@@ -40,12 +52,16 @@ def open_data(config: mixtures.MixtureConfig, tokenizer: str) -> MixtureDataset:
 
 def open_held_out(config: RunConfig, mixture: MixtureDataset) -> MixtureDataset | None:
     """Opens the held-out data, with the settings and the root of the training data; None if there is none."""
-    held_out = config.eval
-    if not held_out.annotations:
-        return None
-    files = {name: getattr(held_out, name) for name in ("annotations", "media", "outside", "remote")}
-    spec = DatasetSpec("held out", **files)
-    return _open([mixtures.with_full_paths(config.data, spec)], mixture.sample_builder)
+    specs = held_out_specs(config)
+    return _open(specs, mixture.sample_builder) if specs else None
+
+
+def held_out_specs(config: RunConfig) -> list[DatasetSpec]:
+    """Returns the held-out data with their full paths; nothing if there are none."""
+    if not config.eval.annotations:
+        return []
+    files = {name: getattr(config.eval, name) for name in ("annotations", "media", "outside", "remote")}
+    return [mixtures.with_full_paths(config.data, DatasetSpec("held out", **files))]
 
 
 def _open(specs: list[DatasetSpec], sample_builder: SampleBuilder) -> MixtureDataset:
@@ -67,34 +83,53 @@ def _open(specs: list[DatasetSpec], sample_builder: SampleBuilder) -> MixtureDat
 
 
 # ------------------------------------------------------------------------------------------------------- packing plans
-def load_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
-    """Gives the mixture the packing plans that an earlier start of the run has saved.
+def load_plans(mixture: MixtureDataset, workdir: epath.Path) -> set[str]:
+    """Gives the mixture the packing plans that an earlier start of the run has saved, except for damaged ones.
 
     To plan tens of millions of samples takes minutes, which a whole slice would wait for after each preemption.
+
+    Returns:
+      The keys of these plans.
     """
-    folder = workdir / PLANS
+    folder, loaded = workdir / PLANS, set()
     with translate_io_errors(folder):
         for name in filter(lambda name: name.endswith(_SUFFIX), list_dir(folder)):
-            arrays = np.load(io.BytesIO((folder / name).read_bytes()))
-            offsets = np.concatenate([[0], np.cumsum(arrays["counts"], dtype=np.int64)])
-            plan = PackingPlan(offsets, arrays["samples"].astype(np.int64), arrays["lengths"])
-            mixture.planned[name.removesuffix(_SUFFIX)] = plan
+            if (plan := _read_plan(folder / name)) is not None:
+                mixture.planned[name.removesuffix(_SUFFIX)] = plan
+                loaded.add(name.removesuffix(_SUFFIX))
+    return loaded
 
 
-def save_plans(mixture: MixtureDataset, workdir: epath.Path) -> None:
-    """Writes the packing plans that the workdir lacks; the first process does so for all."""
+def save_plans(mixture: MixtureDataset, workdir: epath.Path, loaded: Collection[str] = ()) -> None:
+    """Writes the packing plans of a mixture but those that were loaded; the first process does so for all."""
     if jax.process_index():
         return
     folder = workdir / PLANS
-    with translate_io_errors(folder):
-        present = list_dir(folder)
+    with translate_write_errors(folder):
+        if not folder.is_dir():
+            folder.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        for key, plan in mixture.planned.items():
-            if f"{key}{_SUFFIX}" not in present:
+        for key, plan in itertools.islice(mixture.planned.items(), _SAVED_PLANS):
+            if key not in loaded:
                 file = io.BytesIO()
                 counts, samples = np.diff(plan.offsets).astype(np.int32), plan.samples.astype(np.int32)
                 np.savez(file, counts=counts, samples=samples, lengths=plan.lengths)
                 atomic_write(folder / f"{key}{_SUFFIX}", file.getvalue())
+
+
+def _read_plan(file: epath.Path) -> PackingPlan | None:
+    """Reads a packing plan; None, with a warning, if the file is damaged."""
+    content = file.read_bytes()
+    try:
+        arrays = np.load(io.BytesIO(content))
+        offsets = np.concatenate([[0], np.cumsum(arrays["counts"], dtype=np.int64)])
+        plan = PackingPlan(offsets, arrays["samples"].astype(np.int64), arrays["lengths"])
+        if not len(offsets) - 1 == len(plan.lengths) or offsets[-1] != len(plan.samples):
+            raise ValueError("its arrays do not fit together")
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
+        logger.warning("warning: %s is damaged; the packing is planned anew", file)
+        return None
+    return plan
 
 
 # --------------------------------------------------------------------------------------------------------------- steps
@@ -108,14 +143,28 @@ def rows_per_step(config: RunConfig, mixture: MixtureDataset, mesh: Mesh, record
       recorded: Rows of a step when the run was started; None for a new run.
 
     Raises:
-      InputError: Mesh or microbatches do not divide the rows.
+      InputError: Mesh or microbatches do not divide the rows, or a step is larger than the memory of this host.
     """
     rows = recorded or config.batch.rows
     if rows:
         check_rows(config.batch, mesh, rows)
-        return rows
-    plan = mixture.epoch_plan(config.seed, 0)
-    return rows_for_samples(config.batch, mesh, max(len(plan.samples), 1) / max(len(plan), 1))
+    else:
+        plan = mixture.epoch_plan(config.seed, 0)
+        rows = rows_for_samples(config.batch, mesh, max(len(plan.samples), 1) / max(len(plan), 1))
+    _check_memory(mixture.settings.shape, rows)
+    return rows
+
+
+def _check_memory(shape: BatchShape, rows: int) -> None:
+    """Raises InputError where the rows of a single step are more than this host can hold."""
+    patches = shape.patches * shape.vision_rows
+    needed = math.ceil(rows / jax.process_count()) * patches * PATCH_DIM
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise InputError(
+            f"{rows:,} rows of a step, each of {patches:,} patches, take {needed / 2**30:,.0f} GiB of each host, which "
+            f"has {memory / 2**30:,.0f}; lower batch.rows, batch.samples or data.patches"
+        )
 
 
 def samples_per_step(config: RunConfig, mixture: MixtureDataset, rows: int) -> float:
@@ -128,8 +177,7 @@ def total_steps(config: RunConfig, mixture: MixtureDataset, rows: int) -> tuple[
     """Returns steps and epochs of the run: `steps` in as many epochs as they take, or those of `epochs`."""
     if not config.steps:
         return len(mixture.step_plan(rows, config.epochs, config.seed)), config.epochs
-    enough = (n for n in itertools.count(1) if len(mixture.step_plan(rows, n, config.seed)) >= config.steps)
-    return config.steps, next(enough)
+    return config.steps, mixture.epochs_of(config.steps, rows, config.seed)
 
 
 # --------------------------------------------------------------------------------------------------------------- loader

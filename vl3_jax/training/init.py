@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import pathlib
@@ -25,8 +26,13 @@ from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.model import VideoLLaMA3, init_params, preset
 from vl3_jax.model.config import PRESETS, ModelConfig
 from vl3_jax.processing.tokenizer import Tokenizer
+from vl3_jax.storage.disk_space import translate_write_errors
+from vl3_jax.storage.durable import atomic_write
+from vl3_jax.storage.locks import LOCK
 from vl3_jax.storage.paths import check_bucket, list_dir, resolve, translate_io_errors
 from vl3_jax.training.run_config import RUN_CONFIG_FILE, RunConfig, check_same_run
+
+logger = logging.getLogger(__name__)
 
 _VOCABULARY_MULTIPLE = 64  # a random model's embedding has a multiple of so many rows, so that meshes divide them
 _SIZES = {
@@ -123,7 +129,8 @@ def prepare_workdir(workdir: epath.Path, config: RunConfig, init: InitialWeights
     parts = [part for part in PARTS if part != "head" or not init.model_config.text.tie_word_embeddings]
     info = model_info(init.model_config, parts, "official")
     with translate_io_errors(workdir):
-        if MODEL_INFO in list_dir(workdir) and (workdir / MODEL_INFO).read_text() != info:
+        before = _readable_json(workdir / MODEL_INFO) if MODEL_INFO in list_dir(workdir) else None
+        if before is not None and before != json.loads(info):
             raise InputError(
                 f"{workdir}: init_from has another configuration now than its run began from; give the run its start "
                 "back, or start another --workdir"
@@ -133,11 +140,12 @@ def prepare_workdir(workdir: epath.Path, config: RunConfig, init: InitialWeights
         origin = init.source.origin if init.source is not None else None
         record = {"config": config_tree.to_tree(config), "rows": rows}
         record["origin"] = dataclasses.asdict(origin) if origin is not None else None
-        (workdir / RUN_CONFIG_FILE).write_text(json.dumps(record, indent=1) + "\n")
-        folder.mkdir(exist_ok=True)
-        for name, content in _with_data_settings(init.files, config.data).items():
-            (folder / name).write_bytes(content)
-        (workdir / MODEL_INFO).write_text(info)
+        files = {f"{ASSETS}/{name}": file for name, file in _with_data_settings(init.files, config.data).items()}
+        record_file = {RUN_CONFIG_FILE: (json.dumps(record, indent=1) + "\n").encode()}
+        with translate_write_errors(workdir):
+            folder.mkdir(exist_ok=True)
+            for name, content in (record_file | files | {MODEL_INFO: info.encode()}).items():
+                atomic_write(workdir / name, content)
 
 
 def read_record(workdir: str | os.PathLike) -> JsonObject:
@@ -156,20 +164,37 @@ def read_record(workdir: str | os.PathLike) -> JsonObject:
 
 
 def recorded_rows(workdir: epath.Path, config: RunConfig) -> int | None:
-    """Returns the rows of a step of the run that the workdir belongs to; None for a new workdir.
+    """Returns the rows of a step of the run that the workdir belongs to; None for a new workdir, or a damaged record.
 
     Raises:
       InputError: The workdir belongs to another run, holds something else, or cannot be reached.
     """
     check_bucket(workdir)
-    names = list_dir(workdir)
+    names = list_dir(workdir).keys() - {LOCK}
+    is_damaged = RUN_CONFIG_FILE not in names or _readable_json(workdir / RUN_CONFIG_FILE) is None
+    if MODEL_INFO in names and is_damaged:
+        if jax.process_index() == 0:
+            logger.warning(
+                "warning: %s is missing or damaged; it is written anew from the settings of this command, which cannot "
+                "be compared with those that the run began with",
+                workdir / RUN_CONFIG_FILE,
+            )
+        return None
     if RUN_CONFIG_FILE in names:
         with translate_io_errors(workdir):
             record = read_record(workdir)
         check_same_run(workdir, record.section("config"), config)
         return record.integer("rows")
-    if names:
+    if set(names) - {f"{RUN_CONFIG_FILE}.partial"}:  # the first file of a run that was killed
         raise InputError(f"{workdir}: holds something that is no training run; give another --workdir")
+    return None
+
+
+def _readable_json(file: epath.Path) -> dict[str, Any] | None:
+    """Returns the object in a JSON file of a workdir; None for what a power cut or a disk may leave of it."""
+    with contextlib.suppress(ValueError), translate_io_errors(file):
+        content = json.loads(file.read_bytes())
+        return content if isinstance(content, dict) else None
     return None
 
 

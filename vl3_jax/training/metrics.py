@@ -5,9 +5,7 @@ import datetime
 import itertools
 import json
 import math
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -21,7 +19,10 @@ from tqdm import tqdm
 from data_pipelines.loader import Batch
 from data_pipelines.mixture_dataset import MixtureDataset
 from data_pipelines.sample_errors import SampleErrorLog
+from vl3_jax.errors import RunError
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.storage.disk_space import translate_write_errors
+from vl3_jax.storage.durable import atomic_write
 from vl3_jax.storage.paths import is_url
 from vl3_jax.training.data import build_loader, open_held_out, prefetch_to_device, sum_across_hosts
 from vl3_jax.training.flops import StepFlops, peak_flops
@@ -35,7 +36,7 @@ TENSORBOARD = "tensorboard"
 _IN_BAR = ("loss", "tokens/s", "samples/s", "mfu", "packing efficiency", "kept", "data wait")
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(RunError):
     """Loss or gradient became infinite or undefined. Nothing after that step is kept."""
 
 
@@ -161,8 +162,8 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: str | epath.Path, total: int, done: int, active: bool, tensorboard: bool = True):
-        self._active, self._writer, self._buffer = active, None, None
-        self._path, self._events = (epath.Path(workdir) / name for name in (METRICS, TENSORBOARD))
+        self._active, self._curves = active, None
+        self._path = epath.Path(workdir) / METRICS
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -175,15 +176,14 @@ class MetricWriter:
         if not active:
             return
         # A file on an object store cannot be appended to, so its lines are kept and written again.
-        self._lines = _lines_up_to(self._path, done) if self._path.exists() else []
-        self._path.write_text("".join(self._lines))
+        with translate_write_errors(self._path):
+            self._lines = _lines_up_to(self._path, done) if self._path.exists() else []
+            atomic_write(self._path, "".join(self._lines).encode())
         if tensorboard:
-            from tensorboardX import SummaryWriter
+            from vl3_jax.training.curves import Curves
 
-            if is_url(workdir):
-                # tensorboardX writes to gs:// in a thread, after an error in which the run would wait forever.
-                self._buffer = tempfile.TemporaryDirectory(prefix="vl3-events-")
-            self._writer = SummaryWriter(self._buffer.name if self._buffer else str(self._events), purge_step=done)
+            with translate_write_errors(folder := epath.Path(workdir) / TENSORBOARD):
+                self._curves = Curves(folder, done)
 
     def step(self, number: int) -> None:
         """Moves the progress bar to step `number` (from 1)."""
@@ -197,36 +197,28 @@ class MetricWriter:
         record = {"step": step, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **values}
         record = {name: _json_number(value) for name, value in record.items()}
         self._lines.append(json.dumps(record) + "\n")
-        if is_url(self._path):
-            self._path.write_text("".join(self._lines))
-        else:
-            with self._path.open("a") as file:
-                file.write(self._lines[-1])
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name.replace(" ", "_"), value, step)
-            self._writer.flush()
-            self._copy_events()
+        with translate_write_errors(self._path):
+            if is_url(self._path):
+                self._path.write_text("".join(self._lines))
+            else:
+                with self._path.open("a") as file:
+                    file.write(self._lines[-1])
+            if self._curves is not None:
+                self._curves.write(step, values)
 
     def close(self) -> None:
         """Closes the progress bar and the event file."""
         self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
-            self._copy_events()
-
-    def _copy_events(self) -> None:
-        """Copies the event files, as they are now, to the object store."""
-        if self._buffer is not None:
-            for file in os.scandir(self._buffer.name):
-                (self._events / file.name).write_bytes(epath.Path(file.path).read_bytes())
+        if self._curves is not None:
+            with translate_write_errors(self._path.with_name(TENSORBOARD)):
+                self._curves.close()
 
 
 def _lines_up_to(path: epath.Path, step: int) -> list[str]:
     """Returns the lines of metrics.jsonl up to a step."""
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        with contextlib.suppress(ValueError, KeyError):  # the last line of a job that was killed may be cut off
+    for line in path.read_bytes().decode(errors="replace").splitlines(keepends=True):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a killed job or a power cut may leave half a line
             if json.loads(line)["step"] <= step:
                 kept.append(line)
     return kept

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from vl3_jax.config_tree import CHOICES, LIMITS, REGEX, SHARE, CheckedSettings, Limits
 from vl3_jax.errors import InputError
 from vl3_jax.training.groups import MODULES, Patterns, assign, flatten, kernel_sides, map_paths, split, trainable_mask
 
 KINDS = ("adamw", "muon")
+_BETA = Limits(0, 1 - 1e-7)  # 1 would never forget
 # What learning rates are multiplied by in a step that has `ratio` times the samples they are meant for.
 SCALINGS: Mapping[str, Callable[[float], float]] = {
     "none": lambda ratio: 1.0,
@@ -29,7 +31,7 @@ NO_DECAY = ("bias", "scale")
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(CheckedSettings):
     """The optimizer of a run.
 
     Attributes:
@@ -49,28 +51,18 @@ class OptimizerConfig:
       first_moment_dtype: Type of the first moment; "bfloat16" saves two bytes for each trainable parameter.
     """
 
-    learning_rates: Mapping[str, float | None]
-    groups: Patterns = MODULES
-    kind: str = "adamw"
-    warmup_ratio: float = 0.03
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    muon_beta: float = 0.95
-    clip: float = 1.0
-    scale_with_batch: str = "none"
-    first_moment_dtype: str = "float32"
-
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise InputError(f"optimizer {self.kind!r} is unknown; known: {', '.join(KINDS)}")
-        if self.scale_with_batch not in SCALINGS:
-            raise InputError(f"scale_with_batch is {self.scale_with_batch!r}; known: {', '.join(SCALINGS)}")
-        if not 0 <= self.warmup_ratio <= 1:
-            raise InputError(f"warmup_ratio is {self.warmup_ratio}; give a share of the steps, 0 to 1")
-        if self.clip < 0:
-            raise InputError(f"clip is {self.clip}; give a positive number, or 0 not to clip")
+    learning_rates: Mapping[str, float | None] = dataclasses.field(metadata={LIMITS: Limits(0, 1000)})
+    groups: Patterns = dataclasses.field(default=MODULES, metadata={REGEX: True})
+    kind: str = dataclasses.field(default="adamw", metadata={CHOICES: KINDS})
+    warmup_ratio: float = dataclasses.field(default=0.03, metadata={LIMITS: SHARE})
+    b1: float = dataclasses.field(default=0.9, metadata={LIMITS: _BETA})
+    b2: float = dataclasses.field(default=0.999, metadata={LIMITS: _BETA})
+    eps: float = dataclasses.field(default=1e-8, metadata={LIMITS: Limits(above=0, most=1)})
+    weight_decay: float = dataclasses.field(default=0.0, metadata={LIMITS: Limits(0, 1000)})
+    muon_beta: float = dataclasses.field(default=0.95, metadata={LIMITS: _BETA})
+    clip: float = dataclasses.field(default=1.0, metadata={LIMITS: Limits(0, 1e30)})
+    scale_with_batch: str = dataclasses.field(default="none", metadata={CHOICES: tuple(SCALINGS)})
+    first_moment_dtype: str = dataclasses.field(default="float32", metadata={CHOICES: ("float32", "bfloat16")})
 
     def for_batch(self, ratio: float) -> "OptimizerConfig":
         """Returns the settings of a run whose steps have `ratio` times the samples that the learning rates are for."""

@@ -6,24 +6,23 @@ A pod that waits for one faulty host costs as much as one that works.
 import contextlib
 import os
 import pathlib
-import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from data_pipelines import mixtures
 from data_pipelines.mixture_dataset import require_present
 from vl3_jax.checkpoint import open_source
 from vl3_jax.errors import InputError
+from vl3_jax.storage.locks import Lock, hold
 from vl3_jax.storage.paths import check_bucket, is_url, list_dir, translate_io_errors
+from vl3_jax.training.all_hosts import run_on_all_hosts
+from vl3_jax.training.data import held_out_specs
 from vl3_jax.training.run_config import RunConfig
 
 _PROBE = ".vl3-probe"
-_LENGTH = 1000  # bytes of a host's message
 
 
 def check(config: RunConfig, workdir: epath.Path) -> None:
@@ -36,7 +35,8 @@ def check(config: RunConfig, workdir: epath.Path) -> None:
     _devices(config.expect_devices)
     if jax.process_count() == 1:
         _writable(workdir)
-        return  # weights and data that cannot be read are found in a moment, and nobody waits
+        require_present(held_out_specs(config))
+        return  # weights and training data that cannot be read are found in a moment, and nobody waits
     first = jax.process_index() == 0
     probe = workdir / _PROBE
     run_on_all_hosts(lambda: _write_probe(probe) if first else None)
@@ -50,22 +50,21 @@ def check(config: RunConfig, workdir: epath.Path) -> None:
     run_on_all_hosts(lambda: _readable(config))
 
 
-def run_on_all_hosts(step: Callable[[], None]) -> None:
-    """Runs `step` on every host and waits for all; raises InputError on all of them when it fails on any."""
-    try:
-        step()
-        message = ""
-    except InputError as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{type(error).__name__}: {error}"
-    own = f"({socket.gethostname()}): {message}" if message else ""
-    padded = np.frombuffer(own.encode()[:_LENGTH].ljust(_LENGTH, b"\0"), np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, _LENGTH)
-    for rank, row in enumerate(rows):
-        text = row.tobytes().rstrip(b"\0").decode(errors="replace")
-        if text:
-            raise InputError(f"host {rank} {text}")
+def lock_workdir(workdir: epath.Path, stack: contextlib.ExitStack) -> Lock:
+    """Makes this job the only one that writes the workdir, until `stack` ends; every host must call this.
+
+    Returns:
+      The lock; the first process holds it for all.
+
+    Raises:
+      InputError: Another job holds it. Raised on all hosts alike.
+    """
+    if jax.process_count() == 1:
+        return stack.enter_context(hold(workdir))
+    locks = [Lock()]
+    first = jax.process_index() == 0
+    run_on_all_hosts(lambda: locks.append(stack.enter_context(hold(workdir))) if first else None)
+    return locks[-1]
 
 
 def _devices(expected: int) -> None:
@@ -127,4 +126,4 @@ def _readable(config: RunConfig) -> None:
     """Checks that the initial weights and the annotation files can be read."""
     if config.init_from:
         open_source(config.init_from)
-    require_present(mixtures.dataset_specs(config.data))
+    require_present([*mixtures.dataset_specs(config.data), *held_out_specs(config)])

@@ -15,7 +15,9 @@ from data_pipelines.mixture_dataset import DatasetSpec
 from data_pipelines.mixtures import MixtureConfig
 from data_pipelines.synthetic.tokenizer import TOKENIZER
 from vl3_jax import config_file, config_tree
-from vl3_jax.errors import InputError
+from vl3_jax.config_tree import AMOUNT, CHOICES, COUNT, INT32, LIMITS, REGEX, SEED, SHARE, CheckedSettings, Limits
+from vl3_jax.errors import InputError, SettingError
+from vl3_jax.model.remat import POLICIES
 from vl3_jax.training import lora
 from vl3_jax.training.groups import MODULES, WITH_LORA
 from vl3_jax.training.optimizer import OptimizerConfig
@@ -33,10 +35,12 @@ ANY_SIZE = ("",)  # for `models`: the sizes of the initial weights
 MOCK = "mock"
 MOCK_LEARNING_RATE = 1e-3  # at the rates of a trained model a random one learns nothing
 SYNTHETIC_DATA = "synthetic://train/stage3?count=400"
+DTYPES = ("float32", "bfloat16")
+_AXIS = Limits(-1, INT32)
 
 
 @dataclasses.dataclass(frozen=True)
-class RematConfig:
+class RematConfig(CheckedSettings):
     """Rematerialisation policies, names of `model/remat.py`.
 
     Attributes:
@@ -44,12 +48,12 @@ class RematConfig:
       text: Policy of the decoder's layers.
     """
 
-    vision: str = "full"
-    text: str = "full"
+    vision: str = dataclasses.field(default="full", metadata={CHOICES: tuple(POLICIES)})
+    text: str = dataclasses.field(default="full", metadata={CHOICES: tuple(POLICIES)})
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(CheckedSettings):
     """Size of each mesh axis; one may be -1, which takes all remaining devices.
 
     Attributes:
@@ -59,14 +63,24 @@ class MeshConfig:
       context: Devices that split the positions of a row.
     """
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-    context: int = 1
+    data: int = dataclasses.field(default=1, metadata={LIMITS: _AXIS})
+    fsdp: int = dataclasses.field(default=-1, metadata={LIMITS: _AXIS})
+    tensor: int = dataclasses.field(default=1, metadata={LIMITS: _AXIS})
+    context: int = dataclasses.field(default=1, metadata={LIMITS: _AXIS})
+
+    def __post_init__(self):
+        super().__post_init__()
+        sizes = vars(self)
+        for name, size in sizes.items():
+            if size == 0:
+                raise SettingError(name, size, "give 1 or more devices, or -1 for all that remain")
+        remaining = [name for name, size in sizes.items() if size == -1]
+        if len(remaining) > 1:
+            raise SettingError(remaining[1], -1, f"only one axis may be -1, and {remaining[0]} is")
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchConfig:
+class BatchConfig(CheckedSettings):
     """The size of an optimizer step.
 
     Attributes:
@@ -75,13 +89,13 @@ class BatchConfig:
       grad_accum_steps: Microbatches of a step; 0 gives each device one row at a time.
     """
 
-    samples: int = 128
-    rows: int = 0
-    grad_accum_steps: int = 0
+    samples: int = dataclasses.field(default=128, metadata={LIMITS: COUNT})
+    rows: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
+    grad_accum_steps: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
 
 
 @dataclasses.dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(CheckedSettings):
     """Low-rank adapters.
 
     Attributes:
@@ -90,13 +104,13 @@ class LoraConfig:
       patterns: Regular expressions of the parameter paths that get adapters.
     """
 
-    rank: int = 0
-    alpha: float = lora.ALPHA
-    patterns: tuple[str, ...] = lora.LLM
+    rank: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, 65_536)})
+    alpha: float = dataclasses.field(default=lora.ALPHA, metadata={LIMITS: Limits(above=0, most=1_000_000)})
+    patterns: tuple[str, ...] = dataclasses.field(default=lora.LLM, metadata={REGEX: True})
 
 
 @dataclasses.dataclass(frozen=True)
-class LoaderConfig:
+class LoaderConfig(CheckedSettings):
     """Reading of training data.
 
     Attributes:
@@ -105,13 +119,13 @@ class LoaderConfig:
       bad_share: Share of bad samples, 0 to 1, above which the run stops.
     """
 
-    workers: int = 0
-    threads: int = 0
-    bad_share: float = BAD_SHARE
+    workers: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, 256)})
+    threads: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, 1024)})
+    bad_share: float = dataclasses.field(default=BAD_SHARE, metadata={LIMITS: SHARE})
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(CheckedSettings):
     """The loss on held-out data.
 
     Attributes:
@@ -126,25 +140,35 @@ class EvalConfig:
     media: str = ""
     outside: bool = False
     remote: bool = False
-    every: int = 0
-    steps: int = 0
+    every: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
+    steps: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not all(self.annotations):
+            raise SettingError("annotations", self.annotations, "name each file")
+        for name in ("media", "every", "steps"):
+            if not self.annotations and getattr(self, name):
+                raise SettingError(name, getattr(self, name), "that is for held-out data; name them by annotations")
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(CheckedSettings):
     """Checkpoints of a run.
 
     Attributes:
       every: Optimizer steps between two checkpoints; 0 keeps the last state only.
       keep: Number of newest checkpoints that are kept; 0 keeps all.
+      digests: Whether a checksum of each array is saved, by which resuming finds flipped bits.
     """
 
-    every: int = 1000
-    keep: int = 2
+    every: int = dataclasses.field(default=1000, metadata={LIMITS: AMOUNT})
+    keep: int = dataclasses.field(default=2, metadata={LIMITS: AMOUNT})
+    digests: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class LogConfig:
+class LogConfig(CheckedSettings):
     """Metrics of a run.
 
     Attributes:
@@ -152,12 +176,12 @@ class LogConfig:
       tensorboard: Whether TensorBoard event files are written, too.
     """
 
-    every: int = 10
+    every: int = dataclasses.field(default=10, metadata={LIMITS: COUNT})
     tensorboard: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
-class ProfileConfig:
+class ProfileConfig(CheckedSettings):
     """A profiler trace.
 
     Attributes:
@@ -165,12 +189,18 @@ class ProfileConfig:
       steps: Optimizer steps of the trace; 0 takes none.
     """
 
-    start: int = 10
-    steps: int = 0
+    start: int = dataclasses.field(default=10, metadata={LIMITS: AMOUNT})
+    steps: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
+
+    def check_within(self, total: int) -> None:
+        """Raises SettingError if a run of `total` steps ends before its trace does."""
+        if self.steps and self.start + self.steps > total:
+            advice = f"a trace of {self.steps} steps from there does not end within a run of {total}"
+            raise SettingError("profile.start", self.start, advice)
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(CheckedSettings):
     """Everything that decides over a training run; defaults are the paper's where it has any.
 
     Attributes:
@@ -207,17 +237,17 @@ class RunConfig:
     init_from: str = ""
     random_init: bool = False
     tokenizer: str = ""
-    seed: int = 42
-    dtype: str = "bfloat16"
-    param_dtype: str = "float32"
-    frozen_dtype: str = "bfloat16"
+    seed: int = dataclasses.field(default=42, metadata={LIMITS: SEED})
+    dtype: str = dataclasses.field(default="bfloat16", metadata={CHOICES: DTYPES})
+    param_dtype: str = dataclasses.field(default="float32", metadata={CHOICES: DTYPES})
+    frozen_dtype: str = dataclasses.field(default="bfloat16", metadata={CHOICES: DTYPES})
     remat: RematConfig = RematConfig()
     mesh: MeshConfig = MeshConfig()
-    cpu_devices: int = 0
-    expect_devices: int = 0
+    cpu_devices: int = dataclasses.field(default=0, metadata={LIMITS: Limits(0, 256)})
+    expect_devices: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
     batch: BatchConfig = BatchConfig()
-    epochs: int = 1
-    steps: int = 0
+    epochs: int = dataclasses.field(default=1, metadata={LIMITS: COUNT})
+    steps: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
     lora: LoraConfig = LoraConfig()
     loader: LoaderConfig = LoaderConfig()
     eval: EvalConfig = EvalConfig()

@@ -10,10 +10,10 @@ from data_pipelines.packing.step_plan import StepPlan
 LENGTHS = st.lists(st.sampled_from([8, 16, 32]), min_size=1, max_size=40)
 
 
-def step_plan(*epochs, rows_per_step):
+def step_plan(*epochs, rows_per_step, count=None):
     """Returns a plan of rows with these lengths and one sample each, whose number is that of the row."""
     plans = [PackingPlan(np.arange(len(n) + 1), np.arange(len(n)), np.array(n, np.int32)) for n in epochs]
-    return StepPlan(plans, rows_per_step, 0, "")
+    return StepPlan(plans, rows_per_step, 0, "", count)
 
 
 @given(st.lists(LENGTHS, min_size=1, max_size=3), st.integers(1, 6))
@@ -29,6 +29,16 @@ def test_each_row_once_in_steps_of_one_length(epochs, rows_per_step):
         found = [[lengths[int(row[0])] for row in step.rows] for step in own]
         assert [step.length for step in own] == [max(row_lengths) for row_lengths in found]
         assert sum(len(set(row_lengths)) > 1 for row_lengths in found) < len(set(lengths))
+
+
+@given(st.lists(LENGTHS, min_size=1, max_size=3), st.integers(1, 6), st.integers(1, 10))
+def test_more_epochs_than_plans_repeat_them(epochs, rows_per_step, count):
+    plan = step_plan(*epochs, rows_per_step=rows_per_step, count=count)
+    whole = step_plan(*(epochs * count)[:count], rows_per_step=rows_per_step)
+    assert (len(plan), plan.lengths[-1]) == (len(whole), max(max(lengths) for lengths in epochs))
+    for number in range(len(plan)):
+        assert plan[number].epoch == whole[number].epoch
+        assert [row.tolist() for row in plan[number].rows] == [row.tolist() for row in whole[number].rows]
 
 
 def test_rows_of_one_length_stay_in_order():
