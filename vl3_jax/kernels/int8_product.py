@@ -49,19 +49,21 @@ def transposed_int8_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     rows = x.reshape(-1, x.shape[-1])
     if len(rows) == 1 and x.dtype == jnp.bfloat16:  # as in `_blockwise`
         rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
-    width = (_FEW_ROWS_BLOCK if len(rows) <= _FEW_ROWS else _BLOCK) // matrix.shape[1]
-    width = min(max(width, 1), len(matrix))
-    count, rest = divmod(len(matrix), width)
+    width = _divisor(len(matrix), (_FEW_ROWS_BLOCK if len(rows) <= _FEW_ROWS else _BLOCK) // matrix.shape[1])
 
-    def fill(start: jax.Array | int, size: int, product: jax.Array) -> jax.Array:
-        block = lax.optimization_barrier(lax.dynamic_slice_in_dim(matrix, start, size))
+    def fill(index: jax.Array, product: jax.Array) -> jax.Array:
+        block = lax.optimization_barrier(lax.dynamic_slice_in_dim(matrix, index * width, width))
         part = einsum("ni,oi->no", rows, block.astype(x.dtype), out_dtype=jnp.float32)
-        return lax.dynamic_update_slice_in_dim(product, part, start, axis=1)
+        return lax.dynamic_update_slice_in_dim(product, part, index * width, axis=1)
 
-    product = jnp.zeros((len(rows), len(matrix)), jnp.float32)
-    product = lax.fori_loop(0, count, lambda i, product: fill(i * width, width, product), product)
-    product = fill(count * width, rest, product) if rest else product
+    product = lax.fori_loop(0, len(matrix) // width, fill, _zeros(rows, len(matrix)))
     return product[: math.prod(x.shape[:-1])].reshape(*x.shape[:-1], -1)
+
+
+def _zeros(x: jax.Array, width: int) -> jax.Array:
+    """Returns zeros that depend on `x`: XLA would create constant ones of all products first, and keep them."""
+    zeros = jnp.where(jnp.isnan(x[:, :1]), jnp.nan, 0).astype(jnp.float32)
+    return jnp.broadcast_to(zeros, (len(x), width))
 
 
 @jax.custom_vjp
@@ -78,10 +80,7 @@ def _blockwise(x: jax.Array, matrix: jax.Array) -> jax.Array:
         part = lax.dynamic_slice_in_dim(x, index * width, width, axis=1)
         return total + einsum("ni,io->no", part, block.astype(x.dtype), out_dtype=jnp.float32)
 
-    # Zeros that depend on `x`: XLA would create constant ones of all products before the first, and keep them.
-    zeros = jnp.where(jnp.isnan(x[:, :1]), jnp.nan, 0).astype(jnp.float32)
-    total = jnp.broadcast_to(zeros, (len(x), matrix.shape[1]))
-    return lax.fori_loop(0, len(matrix) // width, add, total)[:rows]
+    return lax.fori_loop(0, len(matrix) // width, add, _zeros(x, matrix.shape[1]))[:rows]
 
 
 def _divisor(size: int, limit: int) -> int:
