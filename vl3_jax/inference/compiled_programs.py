@@ -134,7 +134,7 @@ class CompiledPrograms:
         return self._programs[key]
 
     @property
-    def _devices(self) -> list[jax.Device]:
+    def _devices(self) -> list[Any]:
         return list(self._mesh.devices.flat) if self._mesh else jax.local_devices()[:1]
 
     @functools.cached_property

@@ -58,7 +58,7 @@ class ProgramStore:
                 if not cls._compiling:
                     jax.config.update(option, cls._enabled)
 
-    def load(self, devices: Sequence[jax.Device], *signature: str) -> Any | None:
+    def load(self, devices: Sequence[Any], *signature: str) -> Any | None:
         """Returns the compiled program with this signature for some devices, or None if none can be used."""
         path = self._path(signature)
         try:
@@ -114,7 +114,7 @@ def _environment() -> str:
         cpu = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return "\n".join(
         [
-            *(version(name) for name in ("jax", "jaxlib", "flax")),
+            *(str(version(name)) for name in ("jax", "jaxlib", "flax")),
             devices[0].platform,
             devices[0].device_kind,
             devices[0].client.platform_version,

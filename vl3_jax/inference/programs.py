@@ -45,6 +45,9 @@ class DecodeState:
         return jax.tree.map(lambda leaf, axes: constrain(leaf, *axes), self, self.axes())
 
 
+Rows = jax.Array | np.ndarray | jax.ShapeDtypeStruct  # of the host, while tracing, or described
+
+
 class DecodeRows(NamedTuple):
     """What the host says about each of R rows when it asks for tokens, [R] each.
 
@@ -57,11 +60,11 @@ class DecodeRows(NamedTuple):
       sampling: Settings of sampling.
     """
 
-    length: jax.Array | np.ndarray
-    token: jax.Array | np.ndarray
-    active: jax.Array | np.ndarray
-    fresh: jax.Array | np.ndarray
-    remaining: jax.Array | np.ndarray
+    length: Rows
+    token: Rows
+    active: Rows
+    fresh: Rows
+    remaining: Rows
     sampling: SamplingParams
 
 
@@ -76,11 +79,11 @@ class PromptPart(NamedTuple):
       positions: int32, positions in the prompt.
     """
 
-    tokens: jax.Array | np.ndarray
-    features: jax.Array | np.ndarray
-    vision_slot: jax.Array | np.ndarray
-    segment_ids: jax.Array | np.ndarray
-    positions: jax.Array | np.ndarray
+    tokens: Rows
+    features: Rows
+    vision_slot: Rows
+    segment_ids: Rows
+    positions: Rows
 
 
 def _axes(*names: str | None) -> Any:

@@ -5,7 +5,7 @@ bisection over the bits of a float. Where no row has a top-k or top-p, nothing o
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,11 @@ class SamplingParams(NamedTuple):
       seed: uint32; with the position of a token it determines the token's random numbers, whatever the other rows do.
     """
 
-    temperature: jax.Array | np.ndarray
-    top_k: jax.Array | np.ndarray
-    top_p: jax.Array | np.ndarray
-    repetition_penalty: jax.Array | np.ndarray
-    seed: jax.Array | np.ndarray
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    repetition_penalty: Any
+    seed: Any
 
     @classmethod
     def of(cls, rows: Sequence[SamplingConfig]) -> "SamplingParams":
