@@ -164,7 +164,7 @@ def plan_serving(
     analyses = {
         "encode": compiled.encode(workload.patches, 1),
         "prefill": compiled.prefill(workload.rows, slots, part),
-        "decode": compiled.decode(workload.rows, slots, 0),
+        "decode": compiled.decode(workload.rows, slots, 0, True),
     }
     state = described_state(module, workload.rows, slots, device_mesh)
     weights, cache = _bytes_per_chip(params), _bytes_per_chip(state.cache)
