@@ -30,22 +30,23 @@ def test_weights_are_those_that_are_loaded(source, dtype, quantize):
 
 
 def test_the_smallest_change_that_fits_is_named(source, monkeypatch):
-    whole = Demand("float32", rows=8, slots=16_384, patches=32_768)
-    plans = {
-        "--max-visual-tokens 4096": dataclasses.replace(whole, slots=12_288, patches=16_384),
-        "--dtype bfloat16": dataclasses.replace(whole, dtype="bfloat16", slots=8_448, patches=1024),
-    }
-    for change, enough in plans.items():
+    many, short = Demand("float32", slots=16_384, patches=32_768), Demand("float32", rows=2, slots=512, patches=16)
+    cases = [
+        ("--max-visual-tokens 4096", many, dataclasses.replace(many, slots=12_288, patches=16_384)),
+        ("1 rows at a time", short, dataclasses.replace(short, rows=1)),
+        ("--dtype bfloat16", dataclasses.replace(short, rows=1), dataclasses.replace(short, rows=1, dtype="bfloat16")),
+    ]
+    for change, demand, enough in cases:
         total = memory_plan(source, enough).total
         monkeypatch.setattr(memory, "free_memory", lambda total=total: total)
         with pytest.raises(InputError, match=rf"needs .* of memory .* are free; use {change}") as refused:
-            ModelMemory(source, whole).check_loading()
+            ModelMemory(source, demand).check_loading()
         assert "\n" not in str(refused.value) and source.location in str(refused.value)
     monkeypatch.setattr(memory, "free_memory", lambda: 1000)
     with pytest.raises(InputError, match=r"the least is .*: use a smaller model or more memory"):
-        ModelMemory(source, whole).check_loading()
+        ModelMemory(source, many).check_loading()
     monkeypatch.setattr(memory, "free_memory", lambda: None)
-    ModelMemory(source, whole).check_loading()  # a device that does not tell
+    ModelMemory(source, many).check_loading()  # a device that does not tell
 
 
 def test_a_model_that_does_not_fit_is_not_loaded(source, monkeypatch):

@@ -30,6 +30,9 @@ UPDATE = 5e-3
 BFLOAT16_MOMENT = 1e-2
 # Where the two largest logits of the reference are closer than this, greedy decoding may choose either.
 GREEDY_MARGIN = 1e-3
+# int8 weights: relative error of a matrix of Gaussian weights, share of tokens along nano's answers that stay the
+# likeliest, and difference of the mean score of nano.
+INT8_ERROR, INT8_AGREEMENT, INT8_ACCURACY = 0.01, 0.99, 0.005
 
 
 def relative_error(ours, reference) -> float:

@@ -49,19 +49,21 @@ def transposed_int8_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     rows = x.reshape(-1, x.shape[-1])
     if len(rows) == 1 and x.dtype == jnp.bfloat16:  # as in `_blockwise`
         rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
-    width = (_FEW_ROWS_BLOCK if len(rows) <= _FEW_ROWS else _BLOCK) // matrix.shape[1]
-    width = min(max(width, 1), len(matrix))
-    count, rest = divmod(len(matrix), width)
+    width = _divisor(len(matrix), (_FEW_ROWS_BLOCK if len(rows) <= _FEW_ROWS else _BLOCK) // matrix.shape[1])
 
-    def fill(start: jax.Array | int, size: int, product: jax.Array) -> jax.Array:
-        block = lax.optimization_barrier(lax.dynamic_slice_in_dim(matrix, start, size))
+    def fill(index: jax.Array, product: jax.Array) -> jax.Array:
+        block = lax.optimization_barrier(lax.dynamic_slice_in_dim(matrix, index * width, width))
         part = einsum("ni,oi->no", rows, block.astype(x.dtype), out_dtype=jnp.float32)
-        return lax.dynamic_update_slice_in_dim(product, part, start, axis=1)
+        return lax.dynamic_update_slice_in_dim(product, part, index * width, axis=1)
 
-    product = jnp.zeros((len(rows), len(matrix)), jnp.float32)
-    product = lax.fori_loop(0, count, lambda i, product: fill(i * width, width, product), product)
-    product = fill(count * width, rest, product) if rest else product
+    product = lax.fori_loop(0, len(matrix) // width, fill, _zeros(rows, len(matrix)))
     return product[: math.prod(x.shape[:-1])].reshape(*x.shape[:-1], -1)
+
+
+def _zeros(x: jax.Array, width: int) -> jax.Array:
+    """Returns zeros that depend on `x`: XLA would create constant ones of all products first, and keep them."""
+    zeros = jnp.where(jnp.isnan(x[:, :1]), jnp.nan, 0).astype(jnp.float32)
+    return jnp.broadcast_to(zeros, (len(x), width))
 
 
 @jax.custom_vjp
@@ -69,19 +71,24 @@ def _blockwise(x: jax.Array, matrix: jax.Array) -> jax.Array:
     rows = len(x)
     if rows == 1 and x.dtype == jnp.bfloat16:  # XLA has a fast product of bfloat16 from two rows on
         x = jnp.concatenate([x, jnp.zeros_like(x)])
-    width = (_FEW_ROWS_BLOCK if rows <= _FEW_ROWS else _BLOCK) // matrix.shape[1]
-    width = min(max(width, 1), len(matrix))
-    count, rest = divmod(len(matrix), width)
+    limit = (_FEW_ROWS_BLOCK if rows <= _FEW_ROWS else _BLOCK) // matrix.shape[1]
+    width = _divisor(len(matrix), limit)
 
-    def add(start: jax.Array | int, size: int, total: jax.Array) -> jax.Array:
+    def add(index: jax.Array, total: jax.Array) -> jax.Array:
         # Behind the barrier, the block cannot be widened before the loop, as a part of the whole matrix.
-        block = lax.optimization_barrier(lax.dynamic_slice_in_dim(matrix, start, size))
-        part = lax.dynamic_slice_in_dim(x, start, size, axis=1)
+        block = lax.optimization_barrier(lax.dynamic_slice_in_dim(matrix, index * width, width))
+        part = lax.dynamic_slice_in_dim(x, index * width, width, axis=1)
         return total + einsum("ni,io->no", part, block.astype(x.dtype), out_dtype=jnp.float32)
 
-    total = jnp.zeros((len(x), matrix.shape[1]), jnp.float32)
-    total = lax.fori_loop(0, count, lambda i, total: add(i * width, width, total), total)
-    return (add(count * width, rest, total) if rest else total)[:rows]
+    return lax.fori_loop(0, len(matrix) // width, add, _zeros(x, matrix.shape[1]))[:rows]
+
+
+def _divisor(size: int, limit: int) -> int:
+    """Returns the largest divisor of `size` that is at most `limit`, and not `size` itself unless that is 1.
+
+    A loop of one step would be none: XLA would widen its block whenever it likes.
+    """
+    return next(width for width in range(max(1, min(size // 2, limit)), 0, -1) if size % width == 0)
 
 
 def _forward(x: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple]:

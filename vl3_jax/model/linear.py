@@ -93,7 +93,7 @@ def _transposed_product(x: jax.Array, kernel: jax.Array | QuantizedKernel, axes:
     if isinstance(kernel, QuantizedKernel):
         product = transposed_int8_product(x, _gathered(kernel.values, axes))
         return (product * kernel.scale[:, 0]).astype(x.dtype)
-    return einsum("...i,oi->...o", x, _gathered(kernel.astype(x.dtype), axes))
+    return _rows_product(x, _gathered(kernel.astype(x.dtype), axes), "oi")
 
 
 def add_bias(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:
@@ -140,12 +140,12 @@ def _flat(y: jax.Array, bias: jax.Array) -> jax.Array:
     return y.reshape(*y.shape[: y.ndim - bias.ndim], -1)
 
 
-def _rows_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+def _rows_product(x: jax.Array, matrix: jax.Array, matrix_axes: str = "io") -> jax.Array:
     if x.size == x.shape[-1] and x.dtype == jnp.bfloat16 and target_device().platform == "cpu":
         # With one row, XLA would multiply a copy of the matrix in float32.
         rows = jnp.concatenate([x.reshape(1, -1), jnp.zeros((1, x.size), x.dtype)])
-        return einsum("ni,io->no", rows, matrix)[0].reshape(*x.shape[:-1], -1)
-    return einsum("...i,io->...o", x, matrix)
+        return einsum(f"ni,{matrix_axes}->no", rows, matrix)[0].reshape(*x.shape[:-1], -1)
+    return einsum(f"...i,{matrix_axes}->...o", x, matrix)
 
 
 def _product(x: jax.Array, matrix: jax.Array, num_in: int, multiply: Callable = _rows_product) -> jax.Array:
