@@ -42,6 +42,7 @@ def decode_schedule(q_info: SegmentInfo, kv_info: SegmentInfo, max_block: int) -
       max_block: Slots in a block at most, a power of two. More slots than these are split into blocks of the largest
         power of two that divides them.
     """
+    q_info, kv_info = (SegmentInfo(*map(jnp.asarray, info)) for info in (q_info, kv_info))
     slots = kv_info.segment_ids.shape[1]
     block = slots if slots <= max_block else math.gcd(slots, max_block)
     active = active_blocks(q_info, kv_info, q_info.segment_ids.shape[1], block, causal=True)

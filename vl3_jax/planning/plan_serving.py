@@ -26,7 +26,6 @@ from vl3_jax.planning.compiler import ProgramAnalysis, compile_and_analyze, topo
 from vl3_jax.planning.plan_loading import LoadingPlan, plan_loading
 
 _LAYOUT = default_layout("tpu")
-_GREEDY = r"/while/body/cond$"  # the conditional of sampling, which is false where all rows are greedy
 _PROGRAMS = {"encode_vision": "encode", "prefill": "prefill", "decode_steps": "decode"}  # names in a plan
 
 
@@ -158,7 +157,7 @@ def plan_serving(
     module = VideoLLaMA3(model_config, jnp.bfloat16, serving=_LAYOUT)
 
     def analyze(name: str, lowered: jax.stages.Lowered) -> ProgramAnalysis:
-        return compile_and_analyze(lowered, hlo=hlo and hlo / f"{_PROGRAMS[name]}.hlo", untaken=_GREEDY)
+        return compile_and_analyze(lowered, hlo=hlo and hlo / f"{_PROGRAMS[name]}.hlo")
 
     compiled = CompiledPrograms(module, params, 2, device_mesh, compile_lowered=analyze)
     part = part_sizes(0, lambda start: workload.prompt)[-1]
