@@ -29,6 +29,8 @@ from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.processing.packed_batch import BatchShape, pack
 from vl3_jax.training import data
 
+PATIENCE = 60  # seconds for what takes a few, on a machine with other work too
+
 ROWS, EPOCHS = 6, 4
 
 
@@ -273,7 +275,7 @@ def test_a_killed_worker_raises(mixture):
         with pytest.raises(DataWorkerError, match="a data worker died at step"):
             for _ in loader:
                 pass
-        assert time.monotonic() - start < 15
+        assert time.monotonic() - start < PATIENCE
 
 
 class Large(BatchBuilder):
@@ -301,7 +303,7 @@ def test_a_worker_killed_while_it_starts_raises(mixture, monkeypatch):
     with Loader(mixture, 1, workers=2) as batches, pytest.raises(DataWorkerError, match="a data worker died at step"):
         for _ in batches:
             pass
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < PATIENCE
 
 
 WORKERS = """
@@ -321,12 +323,12 @@ def test_workers_end_with_their_parent(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(pathlib.Path(data_pipelines.__file__).parents[1])}
     words = [sys.executable, str(tmp_path / "work.py"), str(tmp_path / "pids")]
     parent = subprocess.Popen(words, env=environment)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while len(pids := [int(file.name) for file in (tmp_path / "pids").iterdir()]) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(pids) == 2

@@ -88,7 +88,7 @@ class Checkpoints:
             max_to_keep=self._config.keep or None,
             enable_async_checkpointing=True,
             async_options=flush,
-            cleanup_tmp_directories=True,  # of jobs that were killed while they wrote
+            cleanup_tmp_directories=is_url(self._folder),  # of killed jobs; `check_space` removes local ones
         )
         items = (PARAMS, TRAINING, _DATA, _DIGESTS)
         with translate_io_errors(self._folder):
