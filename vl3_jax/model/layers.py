@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
 
 
 def partitioned_param(
-    module: nn.Module, name: str, init: Initializer, shape: Sequence[int], axes: Sequence[str], dtype: DTypeLike
+    module: nn.Module, name: str, init: Initializer, shape: Sequence[int], axes: Sequence[str | None], dtype: DTypeLike
 ) -> jax.Array:
     """Returns a parameter of a module, created with the logical axis names of its dimensions."""
     return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), dtype, unbox=True)
@@ -41,7 +41,7 @@ class Linear(nn.Module):
     """
 
     shape: tuple[int, ...]
-    axes: tuple[str, ...]
+    axes: tuple[str | None, ...]
     num_in: int = 1
     use_bias: bool = True
     uniform_init: bool = False
@@ -65,7 +65,7 @@ class LayerNorm(nn.Module):
     """Layer normalisation over the last dimension, computed in float32."""
 
     eps: float
-    axis: str
+    axis: str | None
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
