@@ -4,7 +4,7 @@ A row names a module, or a parameter that stands alone, in the tree and in both 
 is one of several modules; `{}` is a layer that is stacked on a new first axis of the leaf. The axes are in the notation
 of `vl3_jax.checkpoint.name_specs`.
 
-Axes: D = E width, m memory width, H heads, J head size and j that of cross-attention in the decoder, F MLP width; N
+Axes: D = E width, m memory width, H heads, J head size and j that of cross-attention in the decoder, F MLP width, I = Y that of the IoU head; N
 heads, L T pairs of channels and O channels of a head, M MLP width in the memory attention; z MLP width of the fuser; t mask
 tokens; a = D / 8, b = D / 4; n and o channels of an embedded mask; X, W width before and in a block of the trunk, h, w
 heads and their size, l MLP width, e queries, keys and values; R colours; others are sides of kernels and 1 (U, V).
@@ -125,11 +125,11 @@ def _masks(config: Sam2Config) -> Iterator[Row]:
     ):
         yield "masks", f"decoder/{leaf}", f"{hf}.{name}", f"{meta}.output_upscaling.{number}", axes
     hyper = "output_hypernetworks_mlps.{}"
-    yield from _mlp("masks", "decoder/hyper", f"{hf}.{hyper}", f"{meta}.{hyper}", "DDDa")
+    yield from _mlp("masks", "decoder/hyper", f"{hf}.{hyper}", f"{meta}.{hyper}", "DEDa")
     iou = f"{hf}.iou_prediction_head", f"{meta}.iou_prediction_head"
-    yield from _mlp("masks", "decoder/iou", *iou, "D" + "I" * (config.iou_layers - 1) + "t")
+    yield from _mlp("masks", "decoder/iou", *iou, "D" + ("IY" * config.iou_layers)[: config.iou_layers - 1] + "t")
     presence = f"{hf}.pred_obj_score_head", f"{meta}.pred_obj_score_head"
-    yield from _mlp("masks", "decoder/presence", *presence, "DDDU")
+    yield from _mlp("masks", "decoder/presence", *presence, "DEDU")
     for leaf, name, axis in (("fine", "conv_s0", "a"), ("middle", "conv_s1", "b")):
         axes = f"{axis} D U V -> D (U V {axis})", f"{axis} -> {axis}"
         yield "masks", f"decoder/{leaf}", f"{hf}.{name}", f"{meta}.{name}", axes
@@ -184,7 +184,7 @@ def _memory(config: Sam2Config) -> Iterator[Row]:
     yield "memory", "no_memory_position", "no_memory_positional_encoding", "no_mem_pos_enc", axes
     yield "memory", "memory_time", "memory_temporal_positional_encoding", "maskmem_tpos_enc", "S U V m -> S (U V m)"
     yield "memory", "no_pointer", "no_object_pointer", "no_obj_ptr", "U D -> (U D)"
-    yield from _mlp("memory", "pointer", "object_pointer_proj", "obj_ptr_proj", "DDDD")
+    yield from _mlp("memory", "pointer", "object_pointer_proj", "obj_ptr_proj", "DEDE")
     yield "memory", "mask_downsample", *["mask_downsample"] * 2, ("V U u v -> u v U V", "V -> V")
     if config.occlusion:
         names = "occlusion_spatial_embedding_parameter", "no_obj_embed_spatial"
@@ -284,6 +284,7 @@ def _axis_sizes(config: Sam2Config) -> dict[str, int]:
         "j": width // config.decoder_downsample // heads,
         "F": config.decoder_mlp,
         "I": config.iou_width,
+        "Y": config.iou_width,
         "N": config.memory_heads,
         "L": head // 2,
         "T": 2,

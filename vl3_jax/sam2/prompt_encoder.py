@@ -11,12 +11,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int32
 
 from vl3_jax.model.layers import ACTIVATIONS, partitioned_param
+from vl3_jax.processing.object_prompts import NOT_A_POINT, PADDING
 from vl3_jax.sam2.position_encoding import as_array, cell_centres, fourier_features
 from vl3_jax.sam2.sam2_config import POINT_KINDS, Sam2Config
 from vl3_jax.sam2.sam2_layers import Conv, map_norm
-
-# Labels of points beside 0 (background), 1 (foreground), 2 and 3 (corners of a box).
-NOT_A_POINT, PADDING = -1, -10
 
 
 class PromptTokens(NamedTuple):
@@ -65,7 +63,7 @@ class PromptEncoder(nn.Module):
         Args:
           coordinates: Column and row of each point in pixels of the input image, [B, P, 2]; a whole number is the
             pixel's upper left corner.
-          labels: What each point is: 0, 1, 2, 3, `NOT_A_POINT` or `PADDING`, [B, P] int32.
+          labels: What each point is, [B, P] int32; see `vl3_jax.processing.object_prompts`.
           vectors: Further tokens, such as those of `[SEG]`, [B, E, D].
           vectors_valid: Vectors that are not padding, [B, E] bool; None for all.
 
@@ -75,7 +73,7 @@ class PromptEncoder(nn.Module):
         shares = (coordinates + 0.5) / self.config.image_size
         encoded = fourier_features(shares.astype(jnp.float32), self.frequencies.astype(jnp.float32))
         encoded += self.point_kinds[jnp.clip(labels, 0, POINT_KINDS - 1)]
-        tokens = jnp.where(labels[..., None] < 0, self.not_a_point, encoded)
+        tokens = jnp.where((labels == NOT_A_POINT)[..., None], self.not_a_point, encoded)
         valid = labels != PADDING
         if vectors is not None:
             vectors_valid = jnp.ones(vectors.shape[:2], bool) if vectors_valid is None else vectors_valid

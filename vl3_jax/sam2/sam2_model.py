@@ -15,13 +15,14 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from vl3_jax.kernels.einsum import einsum
 from vl3_jax.model.layers import Linear, partitioned_param
+from vl3_jax.processing.object_prompts import NOT_A_POINT
 from vl3_jax.processing.resampling import bilinear_matrix
 from vl3_jax.sam2.hiera import Hiera
 from vl3_jax.sam2.mask_decoder import ABSENT_LOGIT, DecodedMasks, MaskDecoder, choose_mask
 from vl3_jax.sam2.memory_attention import MemoryAttention, MemoryTokens
 from vl3_jax.sam2.memory_encoder import MemoryEncoder
 from vl3_jax.sam2.position_encoding import as_array, sine_distances, sine_grid
-from vl3_jax.sam2.prompt_encoder import NOT_A_POINT, PromptEncoder
+from vl3_jax.sam2.prompt_encoder import PromptEncoder
 from vl3_jax.sam2.sam2_config import MASK_STRIDE, STAGES, Sam2Config
 from vl3_jax.sam2.sam2_layers import Conv, Mlp
 
@@ -47,7 +48,7 @@ class ObjectPrompts(flax.struct.PyTreeNode):
 
     Attributes:
       points: Column and row in pixels of the input image, [B, P, 2].
-      labels: Kind of each point, [B, P] int32; see `vl3_jax.sam2.prompt_encoder`. A box is its two corners. The last
+      labels: Kind of each point, [B, P] int32; see `vl3_jax.processing.object_prompts`. A box is its two corners. The last
         token of a prompt is `NOT_A_POINT`.
       ambiguous: Objects of which the best of three masks is taken, [B] bool.
       vectors: Further tokens, [B, E, D].
