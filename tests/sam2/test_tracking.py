@@ -47,7 +47,7 @@ def reference_pixels(frames: np.ndarray, config) -> torch.Tensor:
 
 def reference_track(reference, config, frames, prompts, start=0, reverse=False) -> dict[int, torch.Tensor]:
     """Tracks one object with the reference; returns the low-resolution logits of each frame, and its session."""
-    session = Sam2VideoInferenceSession(reference_pixels(frames, config), SIZE, SIZE)
+    session = Sam2VideoInferenceSession(reference_pixels(frames, config), SIZE, SIZE, dtype=torch.float32)
     row = session.obj_id_to_idx(1)
     outputs = {}
 

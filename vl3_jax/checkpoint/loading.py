@@ -21,6 +21,8 @@ from vl3_jax.errors import InputError
 from vl3_jax.model import abstract_params, param_axes
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.parallel import rules
+from vl3_jax.sam2.sam2_config import Sam2Config
+from vl3_jax.sam2.sam2_model import abstract_sam2, sam2_axes
 from vl3_jax.storage.jobs import WORKERS
 from vl3_jax.storage.progress import progress_bar
 
@@ -32,14 +34,14 @@ class Checkpoint:
     """A loaded model.
 
     Attributes:
-      params: Nested dict of `jax.Array`, the parameters of `vl3_jax.model`.
+      params: Nested dict of `jax.Array`, the parameters of `vl3_jax.model`, or of `vl3_jax.sam2`.
       config: Configuration of the model.
       files: Folder with config.json, tokenizer and processor files, as far as the checkpoint has them.
       source: The opened source, which owns temporary copies of `files`.
     """
 
     params: dict[str, Any]
-    config: ModelConfig
+    config: ModelConfig | Sam2Config
     files: pathlib.Path
     source: CheckpointSource
 
@@ -93,7 +95,9 @@ def load(
 
 def _leaf_shardings(source: CheckpointSource, mesh, shardings) -> dict[str, jax.sharding.Sharding]:
     if shardings is None and mesh is not None:
-        shardings = rules.shardings(abstract_params(source.config), param_axes(source.config), mesh)
+        is_sam2 = isinstance(source.config, Sam2Config)
+        shapes, axes = (abstract_sam2, sam2_axes) if is_sam2 else (abstract_params, param_axes)
+        shardings = rules.shardings(shapes(source.config), axes(source.config), mesh)
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if not isinstance(shardings, Mapping):

@@ -89,6 +89,10 @@ class LeafSpec:
     def part(self) -> str:
         return self.tensors[0].part
 
+    def slice_shape(self, layer: int | None) -> tuple[int, ...]:
+        """Returns the shape of a layer, or of the whole leaf if `layer` is None."""
+        return self.shape if layer is None else self.shape[1:]
+
     def tensor(self, layer: int | None) -> TensorSpec:
         """Returns the tensor that fills a layer, or the whole leaf if `layer` is None."""
         return self.tensors[layer or 0]

@@ -125,8 +125,15 @@ def name_map(layout: str, config: ModelConfig | Sam2Config, parts: tuple[str, ..
     return NameMap(tensors, leaves)
 
 
-def is_droppable(name: str, layout: str, config: ModelConfig) -> bool:
+def canonical_layout(config: ModelConfig | Sam2Config) -> str:
+    """Returns the layout after which the leaves of an Orbax folder are listed."""
+    return "sam2" if isinstance(config, Sam2Config) else "official"
+
+
+def is_droppable(name: str, layout: str, config: ModelConfig | Sam2Config) -> bool:
     """Returns whether a checkpoint of `layout` may contain the tensor `name` although the model does not use it."""
+    if isinstance(config, Sam2Config):
+        return False
     is_tied_head = name == "lm_head.weight" and config.text.tie_word_embeddings and "head" in LAYOUTS[layout]
     return is_tied_head or any(re.fullmatch(pattern, name) for pattern in DROPPABLE.get(layout, ()))
 

@@ -25,7 +25,7 @@ from vl3_jax.checkpoint.digests import (
     split_axis,
     with_digests,
 )
-from vl3_jax.checkpoint.names import LeafSpec
+from vl3_jax.checkpoint.name_specs import LeafSpec
 from vl3_jax.checkpoint.orbax_tree import ASSETS, COMMITTED, METADATA, MODEL_INFO, model_info
 from vl3_jax.checkpoint.sidecar_files import copy_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource

@@ -298,6 +298,7 @@ def load(
     import jax
 
     from vl3_jax import compilation_cache
+    from vl3_jax.checkpoint import chat_config, open_source
     from vl3_jax.checkpoint import load as load_checkpoint
     from vl3_jax.model import VideoLLaMA3
     from vl3_jax.model.quantize import quantize_leaf
@@ -308,11 +309,13 @@ def load(
     if quantize not in (None, "int8"):
         raise InputError(f"quantize is {quantize!r}: use int8 or leave it out")
     convert = quantize_leaf if quantize else None
-    checkpoint = load_checkpoint(source, dtype=dtype, mesh=mesh, token=token, quiet=quiet, convert=convert)
+    opened = open_source(source, token=token)
+    config = chat_config(opened)
+    checkpoint = load_checkpoint(opened, dtype=dtype, mesh=mesh, quiet=quiet, convert=convert)
     processor = Processor.from_folder(checkpoint.files)
     generation_config = GenerationConfig.read(checkpoint.files, processor.tokenizer.stop_ids)
     normalisation = {"image_mean": processor.config.image_mean, "image_std": processor.config.image_std}
-    vision = dataclasses.replace(checkpoint.config.vision, **normalisation)
-    model = VideoLLaMA3(dataclasses.replace(checkpoint.config, vision=vision), dtype=dtype)
+    vision = dataclasses.replace(config.vision, **normalisation)
+    model = VideoLLaMA3(dataclasses.replace(config, vision=vision), dtype=dtype)
     engine = Engine(model, checkpoint.params, generation_config.stop_ids, on_status=on_status, mesh=mesh)
     return ChatModel(engine, processor, generation_config, time.perf_counter() - start)
