@@ -23,8 +23,7 @@ LAYERS = (
     ("bench",),
     ("cli",),
 )
-# Modules that lead to everything.
-DOORS = ("vl3_jax/__init__.py", "vl3_jax/__main__.py", "vl3_jax/sam2/__init__.py")
+DOORS = ("vl3_jax/__init__.py", "vl3_jax/__main__.py", "vl3_jax/sam2/__init__.py")  # lead to everything
 _MARKERS = re.compile(r"(?<=<!-- layers -->\n).*(?=<!-- end -->)", re.DOTALL)
 
 

@@ -1,6 +1,5 @@
 """SAM-2 checkpoints of transformers and Meta: names, round trips, refusals, and models on several devices."""
 
-import json
 import re
 
 import jax
@@ -8,14 +7,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from support.sam2_folders import random_sam2_tensors, small_sam2, write_sam2_folder
 from support.tolerances import REORDERED, relative_error
 from vl3_jax.checkpoint import load, name_map
-from vl3_jax.checkpoint.sam2_hf_config import sam2_config_json
 from vl3_jax.checkpoint.sam2_names import SAM2_LAYOUTS
 from vl3_jax.cli.main import main
-from vl3_jax.json_file import JsonObject
 from vl3_jax.parallel.mesh import make_mesh
-from vl3_jax.sam2.sam2_config import SIZES, HieraConfig, Sam2Config, sam2_preset
+from vl3_jax.sam2.sam2_config import SIZES, sam2_preset
 from vl3_jax.sam2.sam2_model import Sam2, abstract_sam2
 
 PARAMETERS = {  # with the random frequencies of the prompt encoder, 2 x 128
@@ -28,30 +26,6 @@ PARAMETERS = {  # with the random frequencies of the prompt encoder, 2 x 128
     ("large", "2.0"): 224_430_130 + 256,
     ("large", "2.1"): 224_446_642 + 256,
 }
-
-
-def small(version: str = "2.1") -> Sam2Config:
-    hiera = HieraConfig((8, 16, 32, 64), (1, 2, 4, 8), (1, 2, 2, 1), (8, 4, 6, 3), (4,))
-    sizes = {"decoder_mlp": 16, "iou_width": 8, "memory_layers": 2, "memory_mlp": 16, "fuser_mlp": 16, "width": 64}
-    flags = {"pointer_time": version == "2.1", "occlusion": version == "2.1"}
-    return Sam2Config(hiera, image_size=128, memory_width=32, **sizes, **flags)
-
-
-def random_tensors(config: Sam2Config, layout: str = "sam2") -> dict[str, np.ndarray]:
-    rng, names = np.random.default_rng(0), name_map(layout, config)
-    tensors = {name: rng.standard_normal(spec.shape, np.float32) for name, spec in names.tensors.items()}
-    for name, spec in names.tensors.items():  # some tensors are copies of others
-        tensors[name] = tensors[names.leaves[spec.leaf].tensor(spec.layer).name]
-    return tensors
-
-
-def write_folder(folder, config, layout="sam2", change=None, **tensors):
-    folder.mkdir()
-    stored = {**random_tensors(config, layout), **tensors}
-    save_file(stored, folder / "model.safetensors", {"format": "pt"})
-    content = sam2_config_json(config, JsonObject({}, "config.json"), "float32")
-    (folder / "config.json").write_text(json.dumps({**content, **(change or {})}))
-    return stored
 
 
 def assert_equal(first: dict, second: dict) -> None:
@@ -69,10 +43,12 @@ def test_released_sizes(size, version):
     assert len(names.tensors) == 901 - 3 * (version == "2.0") or size != "large"
     for layout in SAM2_LAYOUTS:
         leaves = name_map(layout, config).leaves
-        assert {path: leaf.shape for path, leaf in leaves.items()} == {p: leaf.shape for p, leaf in names.leaves.items()}
+        assert {path: leaf.shape for path, leaf in leaves.items()} == {
+            p: leaf.shape for p, leaf in names.leaves.items()
+        }
 
 
-@pytest.mark.parametrize("config", [small("2.0"), small(), sam2_preset("tiny"), sam2_preset("base-plus")])
+@pytest.mark.parametrize("config", [small_sam2("2.0"), small_sam2(), sam2_preset("tiny"), sam2_preset("base-plus")])
 def test_leaves_are_the_models_parameters(config):
     paths = jax.tree_util.tree_flatten_with_path(abstract_sam2(config))[0]
     expected = {"/".join(key.key for key in path): leaf.shape for path, leaf in paths}
@@ -81,8 +57,8 @@ def test_leaves_are_the_models_parameters(config):
 
 @pytest.mark.parametrize("layout", SAM2_LAYOUTS)
 def test_both_directions_are_inverse(layout):
-    config = small()
-    for name, tensor in random_tensors(config, layout).items():
+    config = small_sam2()
+    for name, tensor in random_sam2_tensors(config, layout).items():
         spec = name_map(layout, config).tensors[name]
         leaf = spec.to_leaf(tensor)
         assert leaf.shape == spec.slice_shape
@@ -92,8 +68,8 @@ def test_both_directions_are_inverse(layout):
 @pytest.mark.parametrize("version", ["2.0", "2.1"])
 @pytest.mark.parametrize("layout", ["sam2", "sam2-meta"])
 def test_round_trips(tmp_path, capsys, layout, version):
-    config = small(version)
-    tensors = write_folder(tmp_path / "in", config, layout)
+    config = small_sam2(version)
+    tensors = write_sam2_folder(tmp_path / "in", config, layout)
     assert main(["convert", "hf", str(tmp_path / "in"), str(tmp_path / "orbax")]) == 0
     same, other = ("native", "official") if layout == "sam2" else ("official", "native")
     for name, target in ((same, "same"), (other, "other")):
@@ -127,13 +103,17 @@ def test_file_of_meta(tmp_path):
 
 def test_wrong_tensors_are_listed_at_once(tmp_path, capsys):
     extra = {"stranger": np.zeros(3, np.float32), "no_memory_embedding": np.zeros((1, 1, 7), np.float32)}
-    tensors = write_folder(tmp_path / "in", small(), **extra)
+    tensors = write_sam2_folder(tmp_path / "in", small_sam2(), **extra)
     del tensors["no_object_pointer"]
     save_file(tensors, tmp_path / "in" / "model.safetensors")
     assert main(["convert", "hf", str(tmp_path / "in"), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    for text in ("missing: no_object_pointer", "unexpected: stranger", "no_memory_embedding (1, 1, 7) instead of (1, 1, 64)"):
+    for text in (
+        "missing: no_object_pointer",
+        "unexpected: stranger",
+        "no_memory_embedding (1, 1, 7) instead of (1, 1, 64)",
+    ):
         assert text in error, error
 
 
@@ -150,7 +130,7 @@ def test_wrong_tensors_are_listed_at_once(tmp_path, capsys):
     ],
 )
 def test_wrong_settings(tmp_path, capsys, change, text):
-    write_folder(tmp_path / "in", small(), change=change)
+    write_sam2_folder(tmp_path / "in", small_sam2(), change=change)
     assert main(["convert", "inspect", str(tmp_path / "in")]) == 2
     error = capsys.readouterr().err
     assert text in error
@@ -158,21 +138,23 @@ def test_wrong_settings(tmp_path, capsys, change, text):
 
 
 def test_copies_that_differ(tmp_path, capsys):
-    write_folder(tmp_path / "in", small(), **{"shared_image_embedding.positional_embedding": np.ones((2, 32), np.float32)})
+    write_sam2_folder(
+        tmp_path / "in", small_sam2(), **{"shared_image_embedding.positional_embedding": np.ones((2, 32), np.float32)}
+    )
     assert main(["convert", "inspect", str(tmp_path / "in")]) == 2
     assert "shared_image_embedding.positional_embedding differs from prompt_encoder" in capsys.readouterr().err
 
 
 def test_no_chat_model(tmp_path, capsys):
-    write_folder(tmp_path / "in", small())
+    write_sam2_folder(tmp_path / "in", small_sam2())
     assert main(["ask", "--model", str(tmp_path / "in"), "Who is there?"]) == 2
     assert "segments and does not chat" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("fast_compile")
 def test_sharded_equals_one_device(tmp_path):
-    config = small()
-    write_folder(tmp_path / "in", config)
+    config = small_sam2()
+    write_sam2_folder(tmp_path / "in", config)
     pixels = np.random.default_rng(1).integers(0, 256, (4, 128, 128, 3), np.uint8)
     encode = jax.jit(lambda params, pixels: Sam2(config).apply({"params": params}, pixels, method="encode_image"))
     expected = encode(load(tmp_path / "in").params, pixels)

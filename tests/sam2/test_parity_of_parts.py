@@ -21,8 +21,8 @@ from support.sam2_reference import (  # noqa: E402
     sam2_tensors,
     tiny_sam2,
 )
-from vl3_jax.sam2.memory_attention import MemoryTokens  # noqa: E402
 from vl3_jax.processing.object_prompts import NOT_A_POINT, PADDING  # noqa: E402
+from vl3_jax.sam2.memory_attention import MemoryTokens  # noqa: E402
 from vl3_jax.sam2.sam2_config import SIZES  # noqa: E402
 from vl3_jax.sam2.sam2_model import ObjectPrompts, Sam2  # noqa: E402
 
@@ -77,7 +77,9 @@ def test_image_encoder(name):
     pixels = random_pixels(model.config)
     trunk = call(model, params, trunk_stages, pixels)
     pairs = {f"stage {i}": (x, y.numpy()) for i, (x, y) in enumerate(zip(trunk, stages, strict=True))}
-    pairs |= {key: (getattr(ours, key), channels_last(x)) for key, x in zip(("fine", "middle", "coarse"), maps, strict=True)}
+    pairs |= {
+        key: (getattr(ours, key), channels_last(x)) for key, x in zip(("fine", "middle", "coarse"), maps, strict=True)
+    }
     report(name, pairs)
 
 
@@ -226,7 +228,7 @@ def test_mask_as_conditioning_frame(name, empty):
     report(f"{name}, mask", pairs | memory_pairs(name, PRESENT, expected.high_res_masks, ours.presence))
 
 
-@pytest.mark.parametrize("maps, pointers", [(1, 0), (3, 2), (7, 16)])
+@pytest.mark.parametrize(("maps", "pointers"), [(1, 0), (3, 2), (7, 16)])
 def test_memory_attention(maps, pointers):
     name = "tiny 2.1"
     reference, model, params = both(name)

@@ -26,6 +26,8 @@ UPDATE = 5e-3
 BFLOAT16_MOMENT = 1e-2
 # Where the two largest logits of the reference are closer than this, greedy decoding may choose either.
 GREEDY_MARGIN = 1e-3
+# Pixels resized by Pillow against torchvision, in grey levels of 255: both round each of the two axes.
+RESIZED_LEVELS = 1.01
 
 
 def relative_error(ours, reference) -> float:

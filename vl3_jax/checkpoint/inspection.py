@@ -20,7 +20,12 @@ from vl3_jax.storage.progress import human_bytes, progress_bar
 from vl3_jax.text_table import text_table
 
 _ALIGN = "<<<>>"
-_MODULES = {"vision": "vision", "projector": "projector", "llm": "llm", "head": "llm (lm_head)"}  # others have the name of their part
+_MODULES = {
+    "vision": "vision",
+    "projector": "projector",
+    "llm": "llm",
+    "head": "llm (lm_head)",
+}  # others have the name of their part
 
 # Configuration fields that neither the parameters nor the forward pass depend on.
 _IGNORED_FIELDS = {"max_position_embeddings"}

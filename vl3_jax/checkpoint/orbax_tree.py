@@ -141,7 +141,9 @@ class OrbaxSource(CheckpointSource):
         return [*metadata, *sidecar_fingerprints(self.files)]
 
 
-def model_info(config: ModelConfig | Sam2Config, parts: Sequence[str], files_kind: str, origin: Origin | None = None) -> str:
+def model_info(
+    config: ModelConfig | Sam2Config, parts: Sequence[str], files_kind: str, origin: Origin | None = None
+) -> str:
     """Returns the content of `vl3.json`.
 
     Args:

@@ -4,17 +4,28 @@ A row names a module, or a parameter that stands alone, in the tree and in both 
 is one of several modules; `{}` is a layer that is stacked on a new first axis of the leaf. The axes are in the notation
 of `vl3_jax.checkpoint.name_specs`.
 
-Axes: D = E width, m memory width, H heads, J head size and j that of cross-attention in the decoder, F MLP width, I = Y that of the IoU head; N
-heads, L T pairs of channels and O channels of a head, M MLP width in the memory attention; z MLP width of the fuser; t mask
-tokens; a = D / 8, b = D / 4; n and o channels of an embedded mask; X, W width before and in a block of the trunk, h, w
-heads and their size, l MLP width, e queries, keys and values; R colours; others are sides of kernels and 1 (U, V).
+Axes: D = E width, m memory width; H heads, J head size, j that of cross-attention and F MLP width of the decoder, t
+mask tokens, I = Y width of the IoU head, a = D / 8, b = D / 4; N heads, L T pairs of channels, O channels of a head and
+M MLP width of the memory attention; z MLP width of the fuser; n and o channels of an embedded mask; X and W width before
+and in a block of the trunk, h heads, w their size, l MLP width, e queries, keys and values; R colours. Others are sides
+of kernels and 1 (U, V).
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
 
 from vl3_jax.checkpoint.name_specs import LeafSpec, NameMap, TensorSpec, groups, merged_shape
-from vl3_jax.sam2.sam2_config import MASK_STRIDE, MASK_TOKENS, PATCH_KERNEL, POINT_KINDS, RGB, STAGES, STRIDE, Sam2Config
+from vl3_jax.sam2.sam2_config import (
+    MASK_STRIDE,
+    MASK_TOKENS,
+    PATCH_KERNEL,
+    POINT_KINDS,
+    RGB,
+    STAGES,
+    STRIDE,
+    Sam2Config,
+)
 
 SAM2_PARTS = ("image", "prompts", "masks", "memory")
 # Column of the table, what comes before its names, and how its names differ from the column's.
@@ -49,7 +60,7 @@ def _attention(leaf: str, ours: str, meta: str, heads: str, inner: str, parts: s
 def _mlp(part: str, leaf: str, ours: str, meta: str, widths: str) -> Iterator[Row]:
     """Yields the layers of an MLP, of which transformers names the first and the last."""
     last = len(widths) - 1
-    for number, (width, out) in enumerate(zip(widths, widths[1:], strict=False), 1):
+    for number, (width, out) in enumerate(itertools.pairwise(widths), 1):
         hf_name = "proj_in" if number == 1 else "proj_out" if number == last else f"layers.{number - 2}"
         axes = f"{out} {width} -> {width} {out}", f"{out} -> {out}"
         yield part, f"{leaf}/fc{number}", f"{ours}.{hf_name}", f"{meta}.layers.{number - 1}", axes

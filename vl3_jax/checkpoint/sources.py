@@ -57,7 +57,7 @@ class CheckpointSource(abc.ABC):
     Attributes:
       kind: "orbax", "init", or a layout of the name map ("official", "native", ...).
       location: Path, URL or Hub id, for messages.
-      config: Model configuration, that of SAM-2 for its checkpoints. For a tower or a decoder alone, only that half is meaningful.
+      config: Model configuration. For a tower or a decoder alone, only that half is meaningful.
       parts: Parts of the model in the checkpoint; see `names.PARTS`.
       files: Local folder with config.json, tokenizer and processor files.
       files_kind: Layout of the config.json in `files`.

@@ -1,4 +1,4 @@
-"""Reads tensors from PyTorch `.bin` and `.pt` files, the zip archives that `torch.save` writes, without running their code.
+"""Reads tensors from PyTorch files, the zip archives that `torch.save` writes, without running their code.
 
 A pickle is a program. This reader resolves only the few names that a state dict of tensors needs and refuses a file
 that refers to any other. Tensors are views of the memory-mapped archive.

@@ -156,7 +156,9 @@ class ObjectTracker:
         own: dict[int, Prompt] = {}
         for prompt in prompts:
             if prompt.obj in own:
-                raise InputError(f"object {prompt.obj} has two prompts in frame {prompt.frame}; give their points in one")
+                raise InputError(
+                    f"object {prompt.obj} has two prompts in frame {prompt.frame}; give their points in one"
+                )
             own[prompt.obj] = prompt.checked(image.height, image.width)
         return own
 
@@ -185,7 +187,9 @@ class ObjectTracker:
         each = [self._prompts(own, image, multimask, tokens) for own, image in zip(listed, padded, strict=True)]
         clocks = self._direction * np.asarray([*indices, *[indices[-1]] * (length - len(indices))], np.int32)
         corrected = np.array([[prompt is not None for prompt in own] for own in listed])
-        return FrameInputs(clocks, np.arange(length) < len(images), jax.tree.map(lambda *x: np.stack(x), *each), corrected)
+        return FrameInputs(
+            clocks, np.arange(length) < len(images), jax.tree.map(lambda *x: np.stack(x), *each), corrected
+        )
 
     def _grow(self) -> None:
         """Makes room for objects that were prompted since."""

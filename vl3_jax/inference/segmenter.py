@@ -117,7 +117,13 @@ class Segmenter:
         return ObjectTracker(self.model, self.params, num_frames=num_frames, reverse=reverse)
 
     def track(
-        self, frames: Iterable[Any], prompts: Iterable[Prompt], *, start: int = 0, reverse: bool = False, chunk: int = CHUNK
+        self,
+        frames: Iterable[Any],
+        prompts: Iterable[Prompt],
+        *,
+        start: int = 0,
+        reverse: bool = False,
+        chunk: int = CHUNK,
     ) -> Iterator[TrackedFrame]:
         """Tracks objects through a video.
 

@@ -41,7 +41,9 @@ class Hiera(nn.Module):
             for index in range(config.depths[stage]):
                 first = index == 0 and stage > 0
                 window = 0 if number in config.global_blocks else config.windows[stage - first]
-                x = HieraBlock(config, stage, window, pool=first, param_dtype=self.param_dtype, name=f"block{number}")(x)
+                x = HieraBlock(config, stage, window, pool=first, param_dtype=self.param_dtype, name=f"block{number}")(
+                    x
+                )
                 number += 1
             stages.append(x)
         return stages

@@ -1,4 +1,4 @@
-"""What is remembered of objects, as arrays of fixed sizes: frames with prompts, and the latest frames that were tracked.
+"""What is remembered of objects, as arrays of fixed sizes: frames with prompts, and the latest tracked frames.
 
 Dimension names: B objects, K conditioning frames, R latest memories, Q latest pointers, N cells of the stride-16 map, m
 memory width, D width. Frames are numbered by a clock that always runs forwards: where a video is tracked backwards, the
@@ -98,7 +98,10 @@ def memory_tokens(
     pieces = config.tokens_per_pointer
 
     flat = lambda x: x.reshape(rows, -1, config.memory_width)  # noqa: E731
-    valid = [jnp.repeat(maps_valid, cells.shape[0], axis=1), jnp.repeat(jnp.concatenate([past, near], 1), pieces, axis=1)]
+    valid = [
+        jnp.repeat(maps_valid, cells.shape[0], axis=1),
+        jnp.repeat(jnp.concatenate([past, near], 1), pieces, axis=1),
+    ]
     return MemoryTokens(
         jnp.concatenate([flat(maps), flat(pointers)], axis=1),
         jnp.concatenate([flat(positions), jnp.repeat(pointer_positions, pieces, axis=1)], axis=1),

@@ -152,7 +152,9 @@ class Sam2Config:
         if self.image_size % (2 * STRIDE):
             raise ValueError(f"image_size is {self.image_size}; expected a multiple of {2 * STRIDE}")
         if self.image_size // PATCH_STRIDE % self.hiera.windows[0]:
-            raise ValueError(f"image_size is {self.image_size}; windows of {self.hiera.windows[0]} must tile its patches")
+            raise ValueError(
+                f"image_size is {self.image_size}; windows of {self.hiera.windows[0]} must tile its patches"
+            )
         if self.width % self.memory_width or self.width % 8 or self.memory_width % 4:
             raise ValueError(f"width {self.width} must be a multiple of 8 and of memory_width {self.memory_width}")
         inner = self.width // self.decoder_downsample

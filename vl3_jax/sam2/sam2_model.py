@@ -48,8 +48,8 @@ class ObjectPrompts(flax.struct.PyTreeNode):
 
     Attributes:
       points: Column and row in pixels of the input image, [B, P, 2].
-      labels: Kind of each point, [B, P] int32; see `vl3_jax.processing.object_prompts`. A box is its two corners. The last
-        token of a prompt is `NOT_A_POINT`.
+      labels: Kind of each point, [B, P] int32; see `vl3_jax.processing.object_prompts`. A box is its two corners. The
+        last token of a prompt is `NOT_A_POINT`.
       ambiguous: Objects of which the best of three masks is taken, [B] bool.
       vectors: Further tokens, [B, E, D].
       vectors_valid: Those that are not padding, [B, E] bool.
@@ -102,7 +102,8 @@ class Sam2(nn.Module):
         self.trunk = Hiera(config.hiera, dtype)
         # From stride 32 to stride 4.
         self.laterals = [
-            Linear((channels, width), ("vision_embed", None), param_dtype=dtype) for channels in config.hiera.widths[::-1]
+            Linear((channels, width), ("vision_embed", None), param_dtype=dtype)
+            for channels in config.hiera.widths[::-1]
         ]
         self.prompt = PromptEncoder(config, dtype)
         self.decoder = MaskDecoder(config, dtype)

@@ -66,7 +66,12 @@ def condition(
 
 
 def track_step(
-    module: Sam2, features: ImageFeatures, conditioning: ConditioningFrames, recent: RecentFrames, inputs: FrameInputs, longest
+    module: Sam2,
+    features: ImageFeatures,
+    conditioning: ConditioningFrames,
+    recent: RecentFrames,
+    inputs: FrameInputs,
+    longest,
 ) -> tuple[RecentFrames, ObjectOutput]:
     """Finds the objects in one frame, and remembers them.
 
