@@ -6,9 +6,9 @@ of `vl3_jax.checkpoint.name_specs`.
 
 Axes: D = E width, m memory width; H heads, J head size, j that of cross-attention and F MLP width of the decoder, t
 mask tokens, I = Y width of the IoU head, a = D / 8, b = D / 4; N heads, L T pairs of channels, O channels of a head and
-M MLP width of the memory attention; z MLP width of the fuser; n and o channels of an embedded mask; X and W width before
-and in a block of the trunk, h heads, w their size, l MLP width, e queries, keys and values; R colours. Others are sides
-of kernels and 1 (U, V).
+M MLP width of the memory attention; z MLP width of the fuser; n and o channels of an embedded mask; X and W width
+before and in a block of the trunk, h heads, w their size, l MLP width, e queries, keys and values; R colours. Others
+are sides of kernels and 1 (U, V).
 """
 
 import functools

@@ -172,24 +172,23 @@ class ObjectTracker:
         config = self._model.config
         length = max(tokens, num_tokens(prompts))
         arrays = point_arrays(prompts, (image.height, image.width), config.image_size, length)
-        ambiguous = np.array([multimask and num_points(prompt) <= config.max_points for prompt in prompts])
-        return ObjectPrompts(*arrays, ambiguous)
+        ambiguous = [multimask and num_points(prompt) <= config.max_points for prompt in prompts]
+        return ObjectPrompts(*map(jnp.asarray, (*arrays, ambiguous)))
 
     def _inputs(self, images, indices, found: list[dict[int, Prompt]], length: int) -> FrameInputs:
         """Stacks clocks and corrections of the frames, padded to `length`."""
         config, rows = self._model.config, self._recent.valid.shape[0]
-        listed = [[None] * rows for _ in range(length)]
+        listed: list[list[Prompt | None]] = [[None] * rows for _ in range(length)]
         for own, frame in zip(found, listed, strict=False):
             for obj, prompt in own.items():
                 frame[self._rows[obj]] = prompt
         multimask, tokens = config.multimask and config.multimask_tracking, max(map(num_tokens, listed))
         padded = [*images, *[images[-1]] * (length - len(images))]
         each = [self._prompts(own, image, multimask, tokens) for own, image in zip(listed, padded, strict=True)]
-        clocks = self._direction * np.asarray([*indices, *[indices[-1]] * (length - len(indices))], np.int32)
-        corrected = np.array([[prompt is not None for prompt in own] for own in listed])
-        return FrameInputs(
-            clocks, np.arange(length) < len(images), jax.tree.map(lambda *x: np.stack(x), *each), corrected
-        )
+        clocks = self._direction * jnp.asarray([*indices, *[indices[-1]] * (length - len(indices))])
+        corrected = jnp.array([[prompt is not None for prompt in own] for own in listed])
+        corrections = jax.tree.map(lambda *x: jnp.stack(x), *each)
+        return FrameInputs(clocks, jnp.arange(length) < len(images), corrections, corrected)
 
     def _grow(self) -> None:
         """Makes room for objects that were prompted since."""
@@ -213,24 +212,20 @@ class ObjectTracker:
                     table[row][slot], clock[row, slot], valid[row, slot] = entry, self._direction * index, True
             stacked = [jax.tree.map(lambda *x: jnp.stack(x), *entries) for entries in table]
             memory, output = jax.tree.map(lambda *x: jnp.stack(x), *stacked)
-            self._conditioning = ConditioningFrames(memory, output, clock, valid)
+            self._conditioning = ConditioningFrames(memory, output, jnp.asarray(clock), jnp.asarray(valid))
         return self._conditioning
 
     def _frames(self, output: ObjectOutput, images: Sequence[Image.Image], indices) -> list[TrackedFrame]:
         config, count = self._model.config, len(self._rows)
         through = config.image_size if config.two_step_masks else None
-        return [
-            TrackedFrame(
-                index,
-                self.objects,
-                output.mask[number, :count],
-                output.score[number, :count],
-                output.presence[number, :count],
-                (image.height, image.width),
-                through,
+        found = []
+        for number, (image, index) in enumerate(zip(images, indices, strict=True)):
+            logits, scores, presence = (
+                np.asarray(x)[number, :count] for x in (output.mask, output.score, output.presence)
             )
-            for number, (image, index) in enumerate(zip(images, indices, strict=True))
-        ]
+            size = image.height, image.width
+            found.append(TrackedFrame(index, self.objects, logits, scores, presence, size, through))
+        return found
 
 
 def _padded(count: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -19,7 +20,7 @@ from vl3_jax.processing.images import open_image
 from vl3_jax.processing.object_prompts import Prompt, num_points, num_tokens, point_arrays
 from vl3_jax.processing.segmentation_pixels import enlarge_masks, input_pixels
 from vl3_jax.sam2.sam2_config import Sam2Config
-from vl3_jax.sam2.sam2_model import ImageFeatures, ObjectPrompts, Sam2
+from vl3_jax.sam2.sam2_model import ImageFeatures, ObjectPrompts, Sam2, apply
 
 CHUNK = 8  # frames that are encoded at once
 
@@ -96,7 +97,7 @@ class Segmenter:
         config = self.model.config
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
         labelled = tuple((point[0], point[1], int(point[2]) if len(point) > 2 else 1) for point in points)
-        prompt = Prompt(points=labelled, box=None if box is None else tuple(box))
+        prompt = Prompt(points=labelled, box=box)
         if logits is None or labelled or box is not None:
             prompt = prompt.checked(*encoded.size)
         low = (config.mask_size, config.mask_size)
@@ -104,7 +105,7 @@ class Segmenter:
             raise InputError(f"logits have the shape {np.shape(logits)}; give those of an earlier call, {low}")
         arrays = point_arrays([prompt], encoded.size, config.image_size, num_tokens([prompt]))
         multimask = num_points(prompt) <= config.max_points if multimask is None else multimask
-        prompts = ObjectPrompts(*arrays, np.array([multimask]))
+        prompts = ObjectPrompts(*map(jnp.asarray, (*arrays, [multimask])))
         mask = None if logits is None else np.asarray(logits, np.float32)[None]
         masks, scores, presence = jax.device_get(_segment(self.model, self.params, encoded.features, prompts, mask))
         found, order = (masks[0], np.argsort(-scores[0, 1:]) + 1) if multimask else (masks[0], np.array([0]))
@@ -202,10 +203,10 @@ def load_segmenter(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(model: Sam2, params: dict, pixels) -> ImageFeatures:
-    return model.apply({"params": params}, pixels, method="encode_image")
+    return apply(model, params, "encode_image", pixels)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _segment(model: Sam2, params: dict, features: ImageFeatures, prompts: ObjectPrompts, masks):
-    decoded = model.apply({"params": params}, features, prompts, masks, method="segment")
+    decoded = apply(model, params, "segment", features, prompts, masks)
     return decoded.masks, decoded.scores, decoded.presence

@@ -32,7 +32,7 @@ class Prompt:
     frame: int = 0
     obj: int = 1
     points: Sequence[tuple[float, float, int]] = ()
-    box: tuple[float, float, float, float] | None = None
+    box: Sequence[float] | None = None
     mask: Any = None
     correction: bool = False
 
@@ -48,6 +48,8 @@ class Prompt:
             raise InputError(f"{name}: a mask stands alone; leave out points, box and correction")
         if self.mask is None and not self.points and self.box is None:
             raise InputError(f"{name}: has no point, box or mask; give one")
+        if self.box is not None and len(self.box) != 4:
+            raise InputError(f"{name}: a box of {len(self.box)} numbers; give four, x0, y0, x1, y1")
         corners = () if self.box is None else (self.box[:2], self.box[2:])
         for x, y in (*(point[:2] for point in self.points), *corners):
             if not (math.isfinite(x) and math.isfinite(y) and 0 <= x <= width and 0 <= y <= height):
@@ -118,5 +120,6 @@ def num_tokens(prompts: Sequence[Prompt | None]) -> int:
 def _tokens(prompt: Prompt) -> list[tuple[float, float, int]]:
     corners = []
     if prompt.box is not None:
-        corners = [(*prompt.box[:2], FIRST_CORNER), (*prompt.box[2:], SECOND_CORNER)]
+        x0, y0, x1, y1 = prompt.box
+        corners = [(x0, y0, FIRST_CORNER), (x1, y1, SECOND_CORNER)]
     return [*corners, *((x, y, int(label)) for x, y, label in prompt.points)]

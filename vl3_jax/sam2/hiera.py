@@ -110,7 +110,7 @@ class HieraBlock(nn.Module):
 
 def _map_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attends between all cells of a map, [B, L, H, D], block by block."""
-    q_info, kv_info = all_tokens(*q.shape[:2]), all_tokens(*k.shape[:2])
+    q_info, kv_info = all_tokens(q), all_tokens(k)
     return attention(AttentionInputs(q, k, v, q_info, kv_info, causal=False, scale=q.shape[-1] ** -0.5))
 
 

@@ -105,7 +105,7 @@ class RotaryAttention(nn.Module):
         spatial = k_rotary.shape[0]
         q, k, v = rotate(project(q, "q"), q_rotary), project(k, "k"), project(v, "v")
         k = jnp.concatenate([rotate(k[:, :spatial], k_rotary), k[:, spatial:]], axis=1)
-        q_info, kv_info = all_tokens(*q.shape[:2]), all_tokens(*k.shape[:2], valid)
+        q_info, kv_info = all_tokens(q), all_tokens(k, valid)
         scale = (width // heads) ** -0.5
         out = attention(AttentionInputs(q, k, v, q_info, kv_info, causal=False, scale=scale))
         return Linear((*shape, width), (*axes, "embed"), num_in=2, param_dtype=self.param_dtype, name="out")(out)

@@ -16,8 +16,8 @@ _LARGEST = 2**16
 
 
 def _check_sizes(name: str, values: object, count: int | None, low: int = 1) -> None:
-    is_right = isinstance(values, tuple) and (count is None or len(values) == count)
-    if not is_right or not all(type(value) is int and low <= value <= _LARGEST for value in values):
+    listed = values if isinstance(values, tuple) and count in (None, len(values)) else (None,)
+    if not all(type(value) is int and low <= value <= _LARGEST for value in listed):
         raise ValueError(f"{name} is {values!r}; expected {count or 'some'} integers from {low} to {_LARGEST}")
 
 

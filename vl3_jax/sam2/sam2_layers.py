@@ -122,16 +122,16 @@ def all_to_all_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Ar
       v: Values, [B, S, H, D].
       valid: Keys to attend to, [B, S] bool; None for all.
     """
-    q_info, kv_info = all_tokens(*q.shape[:2]), all_tokens(*k.shape[:2], valid)
+    q_info, kv_info = all_tokens(q), all_tokens(k, valid)
     return dense_attention(AttentionInputs(q, k, v, q_info, kv_info, causal=False, scale=q.shape[-1] ** -0.5))
 
 
-def all_tokens(rows: int, length: int, valid: jax.Array | None = None) -> SegmentInfo:
-    """Returns the segments of rows of one segment each, without the tokens that are not `valid`."""
-    segments = jnp.ones((rows, length), jnp.int32) if valid is None else valid.astype(jnp.int32)
+def all_tokens(x: jax.Array, valid: jax.Array | None = None) -> SegmentInfo:
+    """Returns the segments of rows [B, L, ...] of one segment each, without the tokens that are not `valid`."""
+    segments = jnp.ones(x.shape[:2], jnp.int32) if valid is None else valid.astype(jnp.int32)
     return SegmentInfo(segments, segments)  # positions are not read where attention is not causal
 
 
-def map_norm(name: str, param_dtype: DTypeLike) -> LayerNorm:
+def map_norm(name: str | None, param_dtype: DTypeLike) -> LayerNorm:
     """Returns the layer normalisation of each pixel's channels between two convolutions."""
     return LayerNorm(MAP_NORM_EPS, "vision_embed", param_dtype, name=name)

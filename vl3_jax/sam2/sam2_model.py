@@ -5,6 +5,8 @@ of the stride-16 map, N = G * G, 4G rows and columns of a low-resolution mask.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -256,6 +258,11 @@ def enlarge(masks: Float[Array, "B low low"], size: int) -> Float[Array, "B size
     """Enlarges low-resolution logits to `size` rows and columns, bilinearly."""
     matrix = jnp.asarray(bilinear_matrix(masks.shape[-1], size))
     return einsum("yi,bij,xj->byx", matrix, masks.astype(jnp.float32), matrix)
+
+
+def apply(model: Sam2, params: dict, method: str | Callable, *arguments) -> Any:
+    """Runs a method of the model, or a function of the bound module."""
+    return model.apply({"params": params}, *arguments, method=method)
 
 
 def init_sam2(model: Sam2, key: jax.Array) -> dict:

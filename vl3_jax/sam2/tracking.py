@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from vl3_jax.sam2.mask_decoder import ABSENT_LOGIT
 from vl3_jax.sam2.memory_bank import MEMORY_DTYPE, ConditioningFrames, RecentFrames, memory_tokens
-from vl3_jax.sam2.sam2_model import ImageFeatures, ObjectOutput, ObjectPrompts, Sam2, enlarge, mask_logits
+from vl3_jax.sam2.sam2_model import ImageFeatures, ObjectOutput, ObjectPrompts, Sam2, apply, enlarge, mask_logits
 
 
 class FrameInputs(flax.struct.PyTreeNode):
@@ -62,7 +62,7 @@ def condition(
         memory = module.remember(features, full, output.presence, jnp.ones_like(masked))
         return memory.astype(MEMORY_DTYPE), output
 
-    return model.apply({"params": params}, method=run)
+    return apply(model, params, run)
 
 
 def track_step(
@@ -119,14 +119,12 @@ def track_frames(
 
     The arguments and results are those of `track_step`, with a leading dimension F.
     """
-    variables = {"params": params}
-    features = model.apply(variables, pixels, method="encode_image")
+    features = apply(model, params, "encode_image", pixels)
 
     def step(recent, frame):
         one, inputs = frame
         one = jax.tree.map(lambda x: x[None], one)
-        recent, output = model.apply(variables, one, conditioning, recent, inputs, longest, method=track_step)
-        return recent, output
+        return apply(model, params, track_step, one, conditioning, recent, inputs, longest)
 
     return jax.lax.scan(step, recent, (features, inputs))
 
