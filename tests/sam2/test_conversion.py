@@ -48,7 +48,13 @@ def test_released_sizes(size, version):
         }
 
 
-@pytest.mark.parametrize("config", [small_sam2("2.0"), small_sam2(), sam2_preset("tiny"), sam2_preset("base-plus")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        small_sam2("2.0"),
+        *(pytest.param(config, marks=pytest.mark.slow) for config in (small_sam2(), *map(sam2_preset, SIZES))),
+    ],
+)
 def test_leaves_are_the_models_parameters(config):
     paths = jax.tree_util.tree_flatten_with_path(abstract_sam2(config))[0]
     expected = {"/".join(key.key for key in path): leaf.shape for path, leaf in paths}
@@ -151,6 +157,7 @@ def test_no_chat_model(tmp_path, capsys):
     assert "segments and does not chat" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast_compile")
 def test_sharded_equals_one_device(tmp_path):
     config = small_sam2()

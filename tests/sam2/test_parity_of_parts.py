@@ -100,8 +100,18 @@ def prompts_of(case: str, rng) -> tuple[dict, ObjectPrompts]:
     return theirs, ObjectPrompts(*ours, np.array([True, False]))
 
 
-@pytest.mark.parametrize("masks", [False, True], ids=["", "masks"])
-@pytest.mark.parametrize("case", ["points", "boxes", "both", "nothing"])
+@pytest.mark.parametrize(
+    ("case", "masks"),
+    [
+        ("both", True),
+        pytest.param("both", False, marks=pytest.mark.slow),
+        *(
+            pytest.param(case, m, marks=pytest.mark.slow)
+            for case in ("points", "boxes", "nothing")
+            for m in (False, True)
+        ),
+    ],
+)
 def test_prompt_encoder_and_mask_decoder(case, masks):
     name = "tiny 2.1"
     _, maps, features = image(name)
@@ -138,6 +148,7 @@ def test_prompt_encoder_and_mask_decoder(case, masks):
     report(f"{case}{' and masks' * masks}", pairs)
 
 
+@pytest.mark.slow
 def test_padding_and_vectors():
     """Padding changes nothing; a vector acts as a point that has the same embedding."""
     name = "tiny 2.1"
@@ -162,9 +173,16 @@ def test_padding_and_vectors():
         report("padding or vectors", dict(zip(ours._fields, zip(ours, expected, strict=True), strict=True)))
 
 
-@pytest.mark.parametrize("name", ["tiny 2.0", "tiny 2.1"])
-@pytest.mark.parametrize("presence", [PRESENT, -PRESENT], ids=["present", "absent"])
-@pytest.mark.parametrize("points", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "presence", "points"),
+    [
+        ("tiny 2.1", -PRESENT, 1),
+        pytest.param("tiny 2.1", PRESENT, 1, marks=pytest.mark.slow),
+        pytest.param("tiny 2.1", PRESENT, 2, marks=pytest.mark.slow),
+        pytest.param("tiny 2.0", -PRESENT, 2, marks=pytest.mark.slow),
+        pytest.param("tiny 2.0", PRESENT, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_conditioning_frame(name, presence, points):
     """One click is ambiguous, two are not; absent objects have no mask, another pointer and a marked memory."""
     maps, features = image(name)[1:]
@@ -210,6 +228,7 @@ def memory_pairs(name, presence_gain, masks, presence) -> dict:
     return pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny 2.0", "tiny 2.1"])
 @pytest.mark.parametrize("empty", [False, True])
 def test_mask_as_conditioning_frame(name, empty):
@@ -228,7 +247,9 @@ def test_mask_as_conditioning_frame(name, empty):
     report(f"{name}, mask", pairs | memory_pairs(name, PRESENT, expected.high_res_masks, ours.presence))
 
 
-@pytest.mark.parametrize(("maps", "pointers"), [(1, 0), (3, 2), (7, 16)])
+@pytest.mark.parametrize(
+    ("maps", "pointers"), [(3, 2), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((1, 0), (7, 16)))]
+)
 def test_memory_attention(maps, pointers):
     name = "tiny 2.1"
     reference, model, params = both(name)

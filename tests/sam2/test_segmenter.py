@@ -52,6 +52,7 @@ def test_prompts_that_cannot_be_used(model, frames, arguments, text):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_video(model, frames):
     prompts = [sam2.Prompt(0, 7, [(40, 30, 1)]), sam2.Prompt(1, 2, box=(5, 5, 40, 40))]
     tracked = list(model.track(frames, prompts, chunk=2))

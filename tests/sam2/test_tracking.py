@@ -97,8 +97,15 @@ def tracked_frames(segmenter, frames, prompts, **arguments) -> dict[int, np.ndar
     return {frame.index: frame.logits for frame in segmenter.track(frames, prompts, **arguments)}
 
 
-@pytest.mark.parametrize("version", ["2.0", pytest.param("2.1", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("version", "case"),
+    [
+        ("2.1", "correction"),
+        ("2.1", "mask"),
+        *(pytest.param("2.1", case, marks=pytest.mark.slow) for case in ("one click", "two frames, one of them later")),
+        *(pytest.param("2.0", case, marks=pytest.mark.slow) for case in CASES),
+    ],
+)
 def test_video_loop(version, case):
     reference, segmenter = both(version)
     frames = video()[:5]
@@ -242,6 +249,7 @@ def test_scan_equals_a_plain_loop(case):
     assert error <= END_TO_END
 
 
+@pytest.mark.slow
 def test_chunks_and_garbage(monkeypatch):
     """Chunks of any length give the same masks, and what unused slots of the memory hold does not matter."""
     from vl3_jax.sam2 import memory_bank
@@ -277,6 +285,7 @@ def test_objects_of_a_batch_equal_single_ones():
         assert error <= END_TO_END
 
 
+@pytest.mark.slow
 def test_a_stream_and_a_correction_of_its_last_frame():
     """Frames that come one by one give what a whole video gives; a correction changes the frame and those after it."""
     _, segmenter = both("2.0")
