@@ -92,6 +92,23 @@ def test_round_trips(tmp_path, capsys, layout, version):
     assert re.search(rf"total +float32 +{total:,}", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+def test_folders_of_transformers(tmp_path, version):
+    """What transformers saves is read, and what is exported is read by transformers."""
+    pytest.importorskip("transformers")
+    from support.sam2_reference import sam2_reference, sam2_tensors, tiny_sam2
+
+    reference = sam2_reference(tiny_sam2(version))
+    reference.save_pretrained(tmp_path / "in")
+    assert load(tmp_path / "in").config == tiny_sam2(version)
+    assert main(["convert", "hf", str(tmp_path / "in"), str(tmp_path / "orbax")]) == 0
+    assert main(["convert", "export", str(tmp_path / "orbax"), str(tmp_path / "out"), "--format", "official"]) == 0
+    assert main(["convert", "export", str(tmp_path / "out"), str(tmp_path / "back"), "--format", "native"]) == 0
+    again = type(reference).from_pretrained(tmp_path / "back")
+    assert_equal(sam2_tensors(again), sam2_tensors(reference))
+    assert load(tmp_path / "back").config == load(tmp_path / "in").config
+
+
 def test_file_of_meta(tmp_path):
     """The released sizes are recognised by their weights; nothing but the file is there."""
     torch = pytest.importorskip("torch")

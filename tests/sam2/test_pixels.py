@@ -13,11 +13,8 @@ from support.tolerances import PARITY, RESIZED_LEVELS, relative_error
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from transformers.models.sam2.image_processing_sam2 import Sam2ImageProcessor  # noqa: E402
-from transformers.models.sam2_video.processing_sam2_video import Sam2VideoProcessor  # noqa: E402
-from transformers.models.sam2_video.video_processing_sam2_video import Sam2VideoVideoProcessor  # noqa: E402
 
-import support.sam2_reference  # noqa: E402, F401  # declares operators that torchvision's import needs
+from support.sam2_reference import Sam2ImageProcessor, Sam2VideoProcessor, Sam2VideoVideoProcessor  # noqa: E402
 from vl3_jax.errors import InputError  # noqa: E402
 from vl3_jax.processing.object_prompts import Prompt, input_mask, point_arrays, read_mask  # noqa: E402
 from vl3_jax.processing.resampling import bicubic_matrix, bilinear_matrix  # noqa: E402

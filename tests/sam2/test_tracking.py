@@ -13,9 +13,13 @@ from support.tolerances import END_TO_END, MUTANT, REORDERED, relative_error
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from transformers import Sam2VideoInferenceSession  # noqa: E402
-
-from support.sam2_reference import sam2_params, sam2_reference, sam2_tensors, tiny_sam2  # noqa: E402
+from support.sam2_reference import (  # noqa: E402
+    Sam2VideoInferenceSession,
+    sam2_params,
+    sam2_reference,
+    sam2_tensors,
+    tiny_sam2,
+)
 from vl3_jax.inference.object_tracker import ObjectTracker  # noqa: E402
 from vl3_jax.inference.segmenter import Segmenter  # noqa: E402
 from vl3_jax.processing.object_prompts import Prompt  # noqa: E402

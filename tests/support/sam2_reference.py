@@ -10,17 +10,34 @@ import numpy as np
 import torch
 from flax.traverse_util import unflatten_dict
 
-from support.reference import _declare_operators
+from support.reference import declare_operators
 from vl3_jax.checkpoint.names import name_map
 from vl3_jax.sam2.sam2_config import HieraConfig, Sam2Config, sam2_preset
 
-_declare_operators()
-from transformers import Sam2VideoConfig, Sam2VideoModel  # noqa: E402
+declare_operators()
+from transformers import Sam2VideoConfig, Sam2VideoInferenceSession, Sam2VideoModel  # noqa: E402
 from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig, Sam2VisionConfig  # noqa: E402
+from transformers.models.sam2.image_processing_sam2 import Sam2ImageProcessor  # noqa: E402
 from transformers.models.sam2_video.configuration_sam2_video import (  # noqa: E402
     Sam2VideoMaskDecoderConfig,
     Sam2VideoPromptEncoderConfig,
 )
+from transformers.models.sam2_video.processing_sam2_video import Sam2VideoProcessor  # noqa: E402
+from transformers.models.sam2_video.video_processing_sam2_video import Sam2VideoVideoProcessor  # noqa: E402
+
+__all__ = [
+    "PRESENT",
+    "Sam2ImageProcessor",
+    "Sam2VideoInferenceSession",
+    "Sam2VideoProcessor",
+    "Sam2VideoVideoProcessor",
+    "channels_last",
+    "layout_of_size",
+    "sam2_params",
+    "sam2_reference",
+    "sam2_tensors",
+    "tiny_sam2",
+]
 
 PRESENT = 10.0  # is added to the presence logit, so that objects are there
 _TABLES = ("_embed.weight", "_token.weight", "_tokens.weight")

@@ -140,13 +140,17 @@ class ObjectTracker:
         arguments = self._bank(), self._recent, inputs, self._longest
         pixels = self._pixels([*images, *[images[-1]] * (len(inputs.clock) - len(images))])
         self._recent, output = track_frames(self._model, self._params, pixels, *arguments)
-        self._last = indices[-1], images[-1]
+        self._last = (indices[0], images[0]) if len(images) == 1 else None
         return self._frames(jax.device_get(output), images, indices)
 
     def correct(self, corrections: Iterable[Prompt]) -> TrackedFrame:
-        """Finds the objects in the frame that came last, alone in its step, once more with correction clicks."""
+        """Finds the objects in the frame that came last once more, with correction clicks.
+
+        Raises:
+          InputError: The last step had several frames, or a correction cannot be used.
+        """
         if self._last is None:
-            raise InputError("no frame to correct; track one first")
+            raise InputError("no frame to correct; track frames one at a time")
         index, image = self._last
         self._recent = self._before
         corrections = [dataclasses.replace(prompt, frame=index) for prompt in corrections]
