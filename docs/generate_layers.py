@@ -16,12 +16,14 @@ LAYERS = (
     ("storage", "parallel", "processing"),
     ("kernels",),
     ("model",),
+    ("sam2",),
     ("checkpoint", "data_pipelines"),
     ("inference", "training"),
     ("evaluation", "planning"),
     ("bench",),
     ("cli",),
 )
+DOORS = ("vl3_jax/__init__.py", "vl3_jax/__main__.py", "vl3_jax/sam2/__init__.py")  # lead to everything
 _MARKERS = re.compile(r"(?<=<!-- layers -->\n).*(?=<!-- end -->)", re.DOTALL)
 
 
@@ -59,8 +61,8 @@ def imports() -> dict[str, set[str]]:
         for path in sorted((ROOT / folder).rglob("*.py")):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             package = package_of(module.removesuffix(".__init__"))
-            if path.relative_to(ROOT).as_posix() in ("vl3_jax/__init__.py", "vl3_jax/__main__.py"):
-                continue  # the doors of the package, which lead to everything
+            if path.relative_to(ROOT).as_posix() in DOORS:
+                continue
             targets = {package_of(name) for name in imported_modules(path)} - {None, package}
             edges[package] |= targets
     return dict(edges)

@@ -39,7 +39,7 @@ _DECLARATIONS = "_meta_registrations.py"
 _OPERATOR_NAME = re.compile(r'"torchvision::(\w+)"|register_meta\("(\w+)"')
 
 
-def _declare_operators() -> None:
+def declare_operators() -> None:
     """Declares torchvision's operators if its library cannot; does nothing without torchvision or with CUDA."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None or torch.version.cuda is not None:
@@ -51,7 +51,7 @@ def _declare_operators() -> None:
             torch.library.define(f"torchvision::{name}", "(Tensor a) -> Tensor")
 
 
-_declare_operators()
+declare_operators()
 from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration  # noqa: E402
 
 

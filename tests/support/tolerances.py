@@ -35,6 +35,8 @@ INT8_PRODUCT = 1e-4
 # int8 weights: relative error of a matrix of Gaussian weights, share of tokens along nano's answers that stay the
 # likeliest, and difference of the mean score of nano.
 INT8_ERROR, INT8_AGREEMENT, INT8_ACCURACY = 0.01, 0.99, 0.005
+# Pixels resized by Pillow against torchvision, in grey levels of 255: both round each of the two axes.
+RESIZED_LEVELS = 1.01
 
 
 def relative_error(ours, reference) -> float:

@@ -6,7 +6,10 @@ imports modules of its own layer and of those above it:
   bytes     `tensors`          named tensors, fast copies
             `safetensors_file` safetensors files
             `torch_pickle`     PyTorch files, read without running their code
-  meaning   `names`            tensors of a layout and the leaves they fill: a table
+  meaning   `name_specs`       a tensor of a layout and the slice of a leaf that it fills
+            `sam2_names`       those of SAM-2: a table
+            `names`            those of VideoLLaMA3: a table
+            `sam2_hf_config`   config.json and `Sam2Config`
             `hf_config`        config.json and `ModelConfig`
             `sidecar_files`    the small files beside the weights, and how their keys map: a table
             `tokenizer_files`  special tokens and chat templates
@@ -37,7 +40,7 @@ from vl3_jax.checkpoint.names import LAYOUTS, name_map
 from vl3_jax.checkpoint.opening import find_tree, open_source, open_tokenizer
 from vl3_jax.checkpoint.orbax_write import write_model_info, write_orbax
 from vl3_jax.checkpoint.run_files import export_run_files
-from vl3_jax.checkpoint.sources import CheckpointSource
+from vl3_jax.checkpoint.sources import CheckpointSource, chat_config
 
 if TYPE_CHECKING:
     from vl3_jax.checkpoint.inspection import checkpoint_overview, compare
@@ -59,6 +62,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointSource",
     "InitSource",
+    "chat_config",
     "checkpoint_overview",
     "compare",
     "export_run_files",

@@ -18,7 +18,7 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from vl3_jax.checkpoint.names import TensorSpec
+from vl3_jax.checkpoint.name_specs import TensorSpec
 from vl3_jax.checkpoint.orbax_tree import MODEL_INFO, OrbaxSource, split_axis
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.errors import InputError

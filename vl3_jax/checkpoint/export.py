@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vl3_jax.checkpoint.names import TensorSpec, name_map
-from vl3_jax.checkpoint.sidecar_files import export_sidecar_files
+from vl3_jax.checkpoint.name_specs import TensorSpec
+from vl3_jax.checkpoint.names import name_map
+from vl3_jax.checkpoint.sam2_hf_config import export_layout
+from vl3_jax.checkpoint.sidecar_files import export_sam2_files, export_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.tensors import SAFETENSORS_DTYPES, contains_nan, copy_view, scratch
 from vl3_jax.errors import InputError
+from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.storage.jobs import Job, open_job, write_pieces
 from vl3_jax.storage.paths import is_url
 
@@ -55,7 +58,7 @@ def write_hf(
     Args:
       source: Complete model of any kind.
       target: Local folder that does not exist yet.
-      layout: "official" (remote code) or "native" (transformers).
+      layout: "official" (remote code; Meta's names of SAM-2) or "native" (transformers).
       dtype: Type to store. By default each tensor keeps its own.
       quiet: Whether to hide the progress bar.
       shard_bytes: Maximum bytes of tensors in one file. A larger tensor gets a file of its own.
@@ -70,11 +73,16 @@ def write_hf(
             f"{source.location}: contains only {', '.join(source.parts)}, and an export needs a complete model; "
             "combine it with `vl3 convert init`"
         )
+    layout = export_layout(layout) if isinstance(source.config, Sam2Config) else layout
     dtypes = {path: np.dtype(dtype or source.dtypes[path]) for path in source.leaves}
     shards = plan_shards(list(name_map(layout, source.config).tensors.values()), dtypes, shard_bytes)
     options = {"to": layout, "dtype": str(dtype), "shard": shard_bytes}
-    fingerprint, stated_dtype = source.fingerprint(**options), dtypes["llm/embed/embedding"].name
-    files = export_sidecar_files(source.files, source.files_kind, source.config, layout, stated_dtype)
+    fingerprint = source.fingerprint(**options)
+    if isinstance(source.config, Sam2Config):
+        files = export_sam2_files(source.files, source.config, dtypes["no_memory"].name)
+    else:
+        stated_dtype = dtypes["llm/embed/embedding"].name
+        files = export_sidecar_files(source.files, source.files_kind, source.config, layout, stated_dtype)
     names = {*files, _INDEX, *(name for shard in shards for name in (shard.name, f"{shard.name}.partial"))}
     with open_job(target, fingerprint, names) as job:
         if job.finished:

@@ -19,6 +19,7 @@ from vl3_jax.checkpoint.peft_config import parse_adapter_config
 from vl3_jax.checkpoint.peft_merge import ADAPTER_WEIGHTS, LoraMerged, trained_layout, with_official_names
 from vl3_jax.checkpoint.run_files import has_run_files, write_joined_files
 from vl3_jax.checkpoint.safetensors_file import SafetensorsFile
+from vl3_jax.checkpoint.sam2_hf_config import infer_sam2_config, parse_sam2_config, sam2_layout
 from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG, CONFIG, download_sidecar_files
 from vl3_jax.checkpoint.sources import Origin, TensorSource, fold_names, listed
 from vl3_jax.checkpoint.tensors import Overlay, Renamed, TensorFiles, same_bits
@@ -36,6 +37,7 @@ _EXTRA_FILE = "non_lora_trainables.bin"
 # Stem and ending of the files of a complete model. Safetensors take precedence over pickles.
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
 _WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_META_FILE = re.compile(r"sam2.*\.pt")  # of SAM-2, as Meta publishes it
 _MAX_SHARDS = 10_000
 # What wrappers of torch add to the names of a model's tensors.
 _WRAPPED = re.compile(r"(^|\.)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -76,7 +78,7 @@ class HfFolder:
 
     def open_file(self, name: str) -> TensorFiles:
         """Opens one weight file; an OSError becomes an InputError."""
-        path, is_pickle = self.path(name), name.endswith(".bin")
+        path, is_pickle = self.path(name), name.endswith((".bin", ".pt"))
         if is_pickle and is_url(path):
             raise InputError(f"{path}: pickles are read from local folders only; copy it to a local folder first")
         try:
@@ -128,7 +130,8 @@ class HfFolder:
             if shards:
                 total = min(int(re.search(r"of-(\d+)", shards[0])[1]), _MAX_SHARDS)
                 return [f"{stem}-{number:05d}-of-{total:05d}.{ending}" for number in range(1, total + 1)], ""
-        return None
+        of_meta = [name for name in self.names if _META_FILE.fullmatch(name)]
+        return (of_meta, "") if len(of_meta) == 1 else None
 
     def _weight_map(self, index: str) -> dict[str, str]:
         """Returns the file of each tensor, from an index."""
@@ -169,6 +172,8 @@ def open_hf(
         if folder.name in above:
             raise InputError(f"{folder.location}: is an adapter of itself; give its base with --base")
         return _open_run(folder, parts, base, token, (*above, folder.name))
+    if layout := sam2_layout(read_object(folder.local / CONFIG), tensors):
+        return _open_sam2(folder, layout, tensors)
     if CONFIG not in folder.names:
         raise InputError(f"{folder.location}: no {CONFIG}; put it beside the weights")
     if wrapped := next(filter(_WRAPPED.search, tensors), None):
@@ -187,6 +192,17 @@ def open_hf(
         text = dataclasses.replace(model_config.text, tie_word_embeddings=False)
         model_config = dataclasses.replace(model_config, text=text)
     opened = TensorSource(layout, tensors, model_config, folder.location, folder.local, parts=parts, keep=folder)
+    opened.origin = Origin(folder.name, layout)
+    return opened
+
+
+def _open_sam2(folder: HfFolder, layout: str, tensors: TensorFiles) -> TensorSource:
+    """Opens SAM-2; its configuration is that of config.json, or the released one that the weights are of."""
+    has_config = CONFIG in folder.names
+    read = lambda: parse_sam2_config(read_object(folder.local / CONFIG))  # noqa: E731
+    config = read() if has_config else infer_sam2_config(tensors, folder.location)
+    config = dataclasses.replace(config, **pixel_statistics(folder.local))
+    opened = TensorSource(layout, tensors, config, folder.location, folder.local, keep=folder)
     opened.origin = Origin(folder.name, layout)
     return opened
 

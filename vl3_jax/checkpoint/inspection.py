@@ -10,15 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from vl3_jax.checkpoint.loading import load
-from vl3_jax.checkpoint.names import LeafSpec
+from vl3_jax.checkpoint.name_specs import LeafSpec
+from vl3_jax.checkpoint.sam2_hf_config import config_differences
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.tensors import bits
-from vl3_jax.model import VideoLLaMA3, decode, encode, unembed
+from vl3_jax.model import ModelConfig, VideoLLaMA3, decode, encode, unembed
+from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.storage.progress import human_bytes, progress_bar
 from vl3_jax.text_table import text_table
 
 _ALIGN = "<<<>>"
-_MODULES = {"vision": "vision", "projector": "projector", "llm": "llm", "head": "llm (lm_head)"}
+_MODULES = {
+    "vision": "vision",
+    "projector": "projector",
+    "llm": "llm",
+    "head": "llm (lm_head)",
+}  # others have the name of their part
 
 # Configuration fields that neither the parameters nor the forward pass depend on.
 _IGNORED_FIELDS = {"max_position_embeddings"}
@@ -38,10 +45,10 @@ def checkpoint_overview(source: CheckpointSource) -> str:
     rows += [row(spec.path, [spec], "x".join(map(str, spec.shape)), dtypes[spec.path]) for spec in leaves]
     modules = {part: [spec for spec in leaves if spec.part == part] for part in source.parts}
     summary = [("module", "", "", "parameters", "size")]
-    summary += [row(_MODULES[part], members) for part, members in modules.items() if members]
+    summary += [row(_MODULES.get(part, part), members) for part, members in modules.items() if members]
     summary.append(row("total", leaves, dtype=", ".join(sorted(set(dtypes.values())))))
     title = f"{source.location}: {source.kind} checkpoint"
-    if "llm" in source.parts:
+    if isinstance(source.config, ModelConfig) and "llm" in source.parts:
         title += f", embeddings {'tied' if source.config.text.tie_word_embeddings else 'untied'}"
     return "\n".join([title, "", *text_table(rows, _ALIGN), "", *text_table(summary, _ALIGN)])
 
@@ -93,7 +100,9 @@ def compare(
     if casts := [path for path in same_shape if a.dtypes[path] != b.dtypes[path]]:
         pair = f"{a.dtypes[casts[0]].name} and {b.dtypes[casts[0]].name}"
         summary.append(f"{len(casts)} leaves have different dtypes ({pair}); compared as float32")
-    if logits and same_structure and a.complete and b.complete:
+    if isinstance(a.config, Sam2Config):
+        summary.append("masks: not compared, values and settings say all")
+    elif logits and same_structure and a.complete and b.complete:
         same, text = _compare_logits(a, b, tolerance)
         equal &= same
         summary.append(text)
@@ -103,6 +112,10 @@ def compare(
 
 
 def _config_differences(a: CheckpointSource, b: CheckpointSource) -> Iterator[str]:
+    if isinstance(a.config, Sam2Config) or isinstance(b.config, Sam2Config):
+        same_kind = isinstance(a.config, Sam2Config) and isinstance(b.config, Sam2Config)
+        yield from config_differences(a.config, b.config) if same_kind else ["one of them is SAM-2"]
+        return
     for section, part in (("text", "llm"), ("vision", "vision")):
         if part in a.parts and part in b.parts:
             first, second = (dataclasses.asdict(getattr(source.config, section)) for source in (a, b))
@@ -136,7 +149,7 @@ def _compare_slice(
     Returns:
       The largest difference and a line about it, or None if no values differ by more than the tolerance.
     """
-    shape = a.leaves[path].tensor(layer).slice_shape
+    shape = a.leaves[path].slice_shape(layer)
     axis = int(np.argmax(shape))
     step = max(1, _PIECE_ITEMS // max(1, math.prod(shape) // shape[axis]))
     count, largest = 0, []

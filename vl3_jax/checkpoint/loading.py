@@ -26,6 +26,8 @@ from vl3_jax.model.quantize import QuantizedKernel, contracted_dimensions
 from vl3_jax.model.remat import SEPARATE
 from vl3_jax.model.serving_layout import EMBEDDING, Piece, serving_leaves
 from vl3_jax.parallel import rules
+from vl3_jax.sam2.sam2_config import Sam2Config
+from vl3_jax.sam2.sam2_model import abstract_sam2, sam2_axes
 from vl3_jax.storage.jobs import WORKERS
 from vl3_jax.storage.progress import progress_bar
 
@@ -38,14 +40,14 @@ class Checkpoint:
     """A loaded model.
 
     Attributes:
-      params: Nested dict of `jax.Array`, the parameters of `vl3_jax.model`.
+      params: Nested dict of `jax.Array`, the parameters of `vl3_jax.model`, or of `vl3_jax.sam2`.
       config: Configuration of the model.
       files: Folder with config.json, tokenizer and processor files, as far as the checkpoint has them.
       source: The opened source, which owns temporary copies of `files`.
     """
 
     params: dict[str, Any]
-    config: ModelConfig
+    config: ModelConfig | Sam2Config
     files: pathlib.Path
     source: CheckpointSource
 
@@ -140,7 +142,10 @@ def _leaf_of_training(source: CheckpointSource, path: str, dtype: np.dtype) -> L
 
 def _leaf_shardings(source: CheckpointSource, leaves: list[Leaf], layout, mesh, shardings) -> dict[str, Sharding]:
     if shardings is None and mesh is not None:
-        abstract, axes = abstract_params(source.config, serving=layout), param_axes(source.config, serving=layout)
+        if isinstance(source.config, Sam2Config):
+            abstract, axes = abstract_sam2(source.config), sam2_axes(source.config)
+        else:
+            abstract, axes = abstract_params(source.config, serving=layout), param_axes(source.config, serving=layout)
         shardings = rules.shardings(abstract, axes, mesh)
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -8,14 +8,13 @@ Axes of the tower: W width, M MLP width, H heads, J head size, C channels, P and
 decoder: D width, E = D, F MLP width, N query heads, G key/value heads, K head size, V vocabulary rows.
 """
 
-import dataclasses
 import functools
-import math
 import re
 
-import numpy as np
-
+from vl3_jax.checkpoint.name_specs import LeafSpec, NameMap, TensorSpec, groups, merged_shape
+from vl3_jax.checkpoint.sam2_names import SAM2_PARTS, sam2_name_map
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.sam2.sam2_config import Sam2Config
 
 # Part, leaf, tensor name after the prefix of the part, axes of the tensor -> axes of the leaf.
 TABLE: tuple[tuple[str, str, str, str], ...] = (
@@ -61,6 +60,7 @@ TABLE: tuple[tuple[str, str, str, str], ...] = (
 )
 
 PARTS = ("vision", "projector", "llm", "head")
+ALL_PARTS = (*PARTS, *SAM2_PARTS)
 
 _OFFICIAL = {
     "vision": "model.vision_encoder.",
@@ -96,108 +96,8 @@ _SIGLIP_EXTRAS = (
 DROPPABLE: dict[str, tuple[str, ...]] = {"siglip": _SIGLIP_EXTRAS, "siglip-bare": _SIGLIP_EXTRAS}
 
 
-@dataclasses.dataclass(frozen=True)
-class TensorSpec:
-    """One Hugging Face tensor and the slice of a leaf that it corresponds to.
-
-    Attributes:
-      name: Name of the tensor.
-      shape: Shape of the tensor.
-      leaf: Path of the leaf.
-      layer: Layer of the leaf, or None if the leaf is not stacked.
-      slice_shape: Shape of the leaf without its layer axis.
-      part: Part of the model, one of `PARTS`.
-      axes: Axes of the tensor and of the slice, such as "(H K) D -> D H K".
-      sizes: Size of each axis.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    leaf: str
-    layer: int | None
-    slice_shape: tuple[int, ...]
-    part: str
-    axes: str
-    sizes: dict[str, int]
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    def to_leaf(self, tensor: np.ndarray) -> np.ndarray:
-        """Returns a view of the tensor, or of some of its rows, with the axes of its leaf; never copies."""
-        return self._rearrange(tensor, *self._sides())
-
-    def to_tensor(self, leaf_slice: np.ndarray) -> np.ndarray:
-        """Inverts `to_leaf`, also as a view."""
-        return self._rearrange(leaf_slice, *reversed(self._sides()))
-
-    def row_axis(self) -> int | None:
-        """Returns the axis of the slice that is the tensor's first axis, or None if that axis is split or merged."""
-        left, right = self._sides()
-        return right.index(left[0]) if len(left[0]) == 1 and left[0] in right else None
-
-    def outer_axis(self) -> int:
-        """Returns the axis of the slice whose parts lie one after another in the tensor."""
-        left, right = self._sides()
-        return next(axis for axis, group in enumerate(right) if group.startswith(left[0][0]))
-
-    def _sides(self) -> list[tuple[str, ...]]:
-        return [_groups(side) for side in self.axes.split(" -> ")]
-
-    def _rearrange(self, array: np.ndarray, source: tuple[str, ...], target: tuple[str, ...]) -> np.ndarray:
-        sizes = self.sizes | dict(zip(source, array.shape, strict=True))
-        split, moved = "".join(source), "".join(target)
-        array = array.reshape([sizes[axis] for axis in split])
-        return array.transpose([split.index(axis) for axis in moved]).reshape(_shape(target, sizes))
-
-
-@dataclasses.dataclass(frozen=True)
-class LeafSpec:
-    """One leaf of the parameter tree.
-
-    Attributes:
-      path: Path of the leaf, such as "llm/norm/scale".
-      shape: Full shape, with the layer axis if the leaf is stacked.
-      tensors: Tensors that fill the leaf, in layer order.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    tensors: tuple[TensorSpec, ...]
-
-    @property
-    def stacked(self) -> bool:
-        return self.tensors[0].layer is not None
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def part(self) -> str:
-        return self.tensors[0].part
-
-    def tensor(self, layer: int | None) -> TensorSpec:
-        """Returns the tensor that fills a layer, or the whole leaf if `layer` is None."""
-        return self.tensors[layer or 0]
-
-
-@dataclasses.dataclass(frozen=True)
-class NameMap:
-    """Tensors and leaves of one layout for one model configuration.
-
-    Attributes:
-      tensors: Specs of the tensors by name.
-      leaves: Specs of the leaves by path.
-    """
-
-    tensors: dict[str, TensorSpec]
-    leaves: dict[str, LeafSpec]
-
-
 @functools.lru_cache(maxsize=32)
-def name_map(layout: str, config: ModelConfig, parts: tuple[str, ...] = PARTS) -> NameMap:
+def name_map(layout: str, config: ModelConfig | Sam2Config, parts: tuple[str, ...] = ALL_PARTS) -> NameMap:
     """Builds the name map of a layout.
 
     With tied embeddings the map has no head, so none is expected and none is written.
@@ -207,11 +107,13 @@ def name_map(layout: str, config: ModelConfig, parts: tuple[str, ...] = PARTS) -
       config: Model configuration, which determines the shapes.
       parts: Parts of the model to include.
     """
+    if isinstance(config, Sam2Config):
+        return sam2_name_map(layout, config)
     prefixes, sizes, leaves = LAYOUTS[layout], _axis_sizes(config), {}
     for part, leaf, suffix, axes in TABLE:
         if part not in prefixes or part not in parts or (part == "head" and config.text.tie_word_embeddings):
             continue
-        shape, slice_shape = (_shape(_groups(side), sizes) for side in axes.split(" -> "))
+        shape, slice_shape = (merged_shape(groups(side), sizes) for side in axes.split(" -> "))
         num_layers = config.vision.num_layers if part == "vision" else config.text.num_layers
         stacked = "{}" in suffix
         specs = tuple(
@@ -223,8 +125,15 @@ def name_map(layout: str, config: ModelConfig, parts: tuple[str, ...] = PARTS) -
     return NameMap(tensors, leaves)
 
 
-def is_droppable(name: str, layout: str, config: ModelConfig) -> bool:
+def canonical_layout(config: ModelConfig | Sam2Config) -> str:
+    """Returns the layout after which the leaves of an Orbax folder are listed."""
+    return "sam2" if isinstance(config, Sam2Config) else "official"
+
+
+def is_droppable(name: str, layout: str, config: ModelConfig | Sam2Config) -> bool:
     """Returns whether a checkpoint of `layout` may contain the tensor `name` although the model does not use it."""
+    if isinstance(config, Sam2Config):
+        return False
     is_tied_head = name == "lm_head.weight" and config.text.tie_word_embeddings and "head" in LAYOUTS[layout]
     return is_tied_head or any(re.fullmatch(pattern, name) for pattern in DROPPABLE.get(layout, ()))
 
@@ -247,13 +156,3 @@ def _axis_sizes(config: ModelConfig) -> dict[str, int]:
         "K": text.head_dim,
         "V": text.vocab_size,
     }
-
-
-@functools.lru_cache(maxsize=128)
-def _groups(side: str) -> tuple[str, ...]:
-    """Splits `"D (H K)"` into `("D", "HK")`."""
-    return tuple(group.strip("()").replace(" ", "") for group in re.findall(r"\([^)]*\)|\w", side))
-
-
-def _shape(groups: tuple[str, ...], sizes: dict[str, int]) -> tuple[int, ...]:
-    return tuple(math.prod(sizes[axis] for axis in group) for group in groups)

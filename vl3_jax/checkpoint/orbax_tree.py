@@ -15,13 +15,16 @@ import tensorstore as ts
 from etils import epath
 
 from vl3_jax.checkpoint.hf_config import from_dict
-from vl3_jax.checkpoint.names import LAYOUTS, PARTS, name_map
+from vl3_jax.checkpoint.names import ALL_PARTS, LAYOUTS, canonical_layout, name_map
+from vl3_jax.checkpoint.sam2_hf_config import sam2_from_dict
+from vl3_jax.checkpoint.sam2_names import SAM2_LAYOUTS
 from vl3_jax.checkpoint.sidecar_files import download_sidecar_files, sidecar_fingerprints
 from vl3_jax.checkpoint.sources import CheckpointSource, Origin, check_arrays
 from vl3_jax.checkpoint.step_folders import METADATA
 from vl3_jax.errors import InputError
 from vl3_jax.json_file import read_object
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.storage.paths import (
     exists,
     file_fingerprints,
@@ -33,6 +36,7 @@ from vl3_jax.storage.paths import (
 
 MODEL_INFO = "vl3.json"  # model configuration and layout of the assets, beside `_METADATA` or in a folder above it
 ASSETS = "assets"  # folder with config.json, tokenizer and processor files, beside vl3.json
+_ROOTS = (("llm",), ("trunk",))  # keys at the root of the parameters of VideoLLaMA3 and of SAM-2
 _GCS_CACHE = {"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}}  # for the inner nodes of OCDBT's B-trees
 _GCS_COALESCING = {  # adjacent ranges of one OCDBT data file are read in one request
     "experimental_read_coalescing_threshold_bytes": 2**20,
@@ -57,13 +61,14 @@ class OrbaxSource(CheckpointSource):
         self.kind, self.location, self.tree = "orbax", os.fspath(location), tree
         self.info_path = self._find_info()
         info = read_object(self.info_path, missing_ok=False)
-        self.config = from_dict(info.section("config"))
-        self.parts = info.choices("parts", PARTS)
+        config = info.section("config")
+        self.config = sam2_from_dict(config) if "hiera" in config else from_dict(config)
+        self.parts = info.choices("parts", ALL_PARTS)
         assets = self.info_path.parent / ASSETS
         self.files = download_sidecar_files(self, assets, list_dir(assets)) if is_url(assets) else pathlib.Path(assets)
-        self.files_kind = info.choice("files_kind", LAYOUTS, "official")
+        self.files_kind = info.choice("files_kind", (*LAYOUTS, *SAM2_LAYOUTS), "official")
         self.origin = Origin.parse(info.get("origin"))
-        self.leaves = name_map("official", self.config, self.parts).leaves
+        self.leaves = name_map(canonical_layout(self.config), self.config, self.parts).leaves
         self._stores = self._open(read_object(self.tree / METADATA, missing_ok=False))
         self.dtypes = {path: store.dtype.numpy_dtype for path, store in self._stores.items()}
 
@@ -106,7 +111,7 @@ class OrbaxSource(CheckpointSource):
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{self.tree / METADATA}: not in the form that Orbax writes; restore it") from None
         roots = {key[: key.index("params") + 1] for key in keys if "params" in key}
-        trees = [root for root in sorted(roots) if any(key[len(root) : len(root) + 1] == ("llm",) for key in keys)]
+        trees = [root for root in sorted(roots) if any(key[len(root) : len(root) + 1] in _ROOTS for key in keys)]
         root = min(trees, key=len, default=())
         return {"/".join(key[len(root) :]): key for key in keys if key[: len(root)] == root}
 
@@ -145,7 +150,9 @@ def split_axis(store: ts.TensorStore) -> tuple[int, int]:
     return axis, chunk[axis]
 
 
-def model_info(config: ModelConfig, parts: Sequence[str], files_kind: str, origin: Origin | None = None) -> str:
+def model_info(
+    config: ModelConfig | Sam2Config, parts: Sequence[str], files_kind: str, origin: Origin | None = None
+) -> str:
     """Returns the content of `vl3.json`.
 
     Args:

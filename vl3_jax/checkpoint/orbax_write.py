@@ -24,7 +24,7 @@ from vl3_jax.checkpoint.digests import (
     slice_checksums,
     with_digests,
 )
-from vl3_jax.checkpoint.names import LeafSpec
+from vl3_jax.checkpoint.name_specs import LeafSpec
 from vl3_jax.checkpoint.orbax_tree import ASSETS, MODEL_INFO, model_info, split_axis
 from vl3_jax.checkpoint.sidecar_files import copy_sidecar_files
 from vl3_jax.checkpoint.sources import CheckpointSource

@@ -12,7 +12,8 @@ from safetensors.numpy import save
 
 from vl3_jax.checkpoint.hf_source import open_hf
 from vl3_jax.checkpoint.hub import is_hub_id
-from vl3_jax.checkpoint.names import LeafSpec, name_map
+from vl3_jax.checkpoint.name_specs import LeafSpec
+from vl3_jax.checkpoint.names import name_map
 from vl3_jax.checkpoint.peft_merge import ADAPTER_WEIGHTS, PREFIX
 from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG
 from vl3_jax.checkpoint.sources import Origin

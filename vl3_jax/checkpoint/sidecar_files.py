@@ -14,9 +14,11 @@ from etils import epath
 
 from vl3_jax.checkpoint import tokenizer_files
 from vl3_jax.checkpoint.hf_config import image_processor, text_section, vision_section
+from vl3_jax.checkpoint.sam2_hf_config import parse_sam2_config, sam2_config_json
 from vl3_jax.errors import InputError
 from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.storage.paths import open_url, temporary_folder, translate_io_errors
 
 CONFIG = "config.json"
@@ -207,6 +209,24 @@ def export_sidecar_files(
                 "vision_encoder_config": _tower_section(config),
             }
     return out | {name: tokenizer_files.dump(content) for name, content in contents.items()}
+
+
+def export_sam2_files(files: pathlib.Path, config: Sam2Config, dtype: str) -> dict[str, bytes]:
+    """Returns the sidecar files of an exported SAM-2, in both layouts those of transformers.
+
+    Args:
+      files: Folder with the sidecar files of the source.
+      config: Configuration of the model.
+      dtype: Name of the dtype of the weights.
+    """
+    size = {"height": config.image_size, "width": config.image_size}
+    pixels = {"image_processor_type": "Sam2ImageProcessor", "processor_class": "Sam2Processor", "size": size}
+    pixels |= {"image_mean": list(config.image_mean), "image_std": list(config.image_std), "resample": 2}
+    out = {IMAGE: tokenizer_files.dump(pixels), **_read_files(files, SIDECAR_FILES)}
+    base = read_object(files / CONFIG)
+    if not base or parse_sam2_config(base) != config or base.get("dtype") != dtype:
+        out[CONFIG] = tokenizer_files.dump(sam2_config_json(config, base, dtype))
+    return out
 
 
 def _read_files(files: pathlib.Path, names: Iterable[str]) -> dict[str, bytes]:

@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from vl3_jax.checkpoint.names import LAYOUTS, PARTS, LeafSpec, is_droppable, name_map
+from vl3_jax.checkpoint.name_specs import LeafSpec
+from vl3_jax.checkpoint.names import ALL_PARTS, LAYOUTS, is_droppable, name_map
+from vl3_jax.checkpoint.sam2_names import SAM2_LAYOUTS, SAM2_PARTS
 from vl3_jax.checkpoint.sidecar_files import sidecar_fingerprints
-from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, copy_view, scratch
+from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, copy_view, same_bits, scratch
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.storage.paths import file_fingerprints
 
 logger = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ class Origin:
     def parse(cls, content: Any) -> "Origin | None":
         """Reads what `dataclasses.asdict` wrote; returns None for anything else."""
         name, layout = (content.get(key) if isinstance(content, Mapping) else None for key in ("name", "layout"))
-        is_origin = isinstance(name, str) and isinstance(layout, str) and layout in LAYOUTS
+        is_origin = isinstance(name, str) and isinstance(layout, str) and layout in (*LAYOUTS, *SAM2_LAYOUTS)
         return cls(name, layout) if is_origin else None
 
 
@@ -67,7 +70,7 @@ class CheckpointSource(abc.ABC):
 
     kind: str
     location: str
-    config: ModelConfig
+    config: ModelConfig | Sam2Config
     parts: tuple[str, ...]
     files: pathlib.Path
     files_kind: str
@@ -135,7 +138,7 @@ class CheckpointSource(abc.ABC):
         Yields:
           The region and the values of a block, in memory that the next block reuses.
         """
-        shape = self.leaves[leaf].tensor(layer).slice_shape
+        shape = self.leaves[leaf].slice_shape(layer)
         row_bytes = math.prod(shape) // shape[axis] * dtype.itemsize
         step = max(chunk, _BLOCK_BYTES // row_bytes // chunk * chunk)
         for start in range(0, shape[axis], step):
@@ -147,8 +150,8 @@ class CheckpointSource(abc.ABC):
 
     @property
     def complete(self) -> bool:
-        """Whether the checkpoint has a tower, a projector and a decoder."""
-        return {"vision", "projector", "llm"} <= set(self.parts)
+        """Whether the checkpoint has a tower, a projector and a decoder, or all of SAM-2."""
+        return any(whole <= set(self.parts) for whole in ({"vision", "projector", "llm"}, set(SAM2_PARTS)))
 
     def fingerprint(self, **extra) -> str:
         """Returns a hash of the source's kind and files and of the options `extra`, which identifies a job."""
@@ -182,11 +185,11 @@ class TensorSource(CheckpointSource):
         self,
         layout: str,
         tensors: TensorFiles,
-        config: ModelConfig,
+        config: ModelConfig | Sam2Config,
         location: str,
         files: pathlib.Path,
         files_kind: str | None = None,
-        parts: Sequence[str] = PARTS,
+        parts: Sequence[str] = ALL_PARTS,
         keep: object = None,
     ):
         """Checks the tensors against the name map.
@@ -208,7 +211,7 @@ class TensorSource(CheckpointSource):
         self.files_kind, self.tensors, self._keep = files_kind or layout, tensors, keep
         names, all_names = name_map(layout, config, tuple(parts)), name_map(layout, config)
         self.leaves = names.leaves
-        self.parts = tuple(part for part in PARTS if any(spec.part == part for spec in self.leaves.values()))
+        self.parts = tuple(part for part in ALL_PARTS if any(spec.part == part for spec in self.leaves.values()))
         ignored = {name for name in tensors if name in all_names.tensors or is_droppable(name, layout, config)}
         check_arrays(
             f"{location}: the weights do not fit config.json",
@@ -217,6 +220,10 @@ class TensorSource(CheckpointSource):
             ignored,
         )
         self.dtypes = {path: self._leaf_dtype(spec) for path, spec in self.leaves.items()}
+        for spec in names.tensors.values():
+            first = self.leaves[spec.leaf].tensor(spec.layer)
+            if first != spec and not same_bits(tensors.array(first.name), tensors.array(spec.name)):
+                raise InputError(f"{location}: {spec.name} differs from {first.name}; the model has one of them")
 
     def _leaf_dtype(self, spec: LeafSpec) -> np.dtype:
         dtypes = {self.tensors.infos[tensor.name].dtype for tensor in spec.tensors}
@@ -227,8 +234,13 @@ class TensorSource(CheckpointSource):
         return np.dtype(np.float32)
 
     def _array(self, leaf: str, layer: int | None) -> np.ndarray:
-        spec = self.leaves[leaf].tensor(layer)
-        return spec.to_leaf(self.tensors.array(spec.name))
+        """Returns a slice; leaves that layouts split differently are joined or cut."""
+        spec = self.leaves[leaf]
+        if spec.stacked and layer is None:
+            return np.stack([tensor.to_leaf(self.tensors.array(tensor.name)) for tensor in spec.tensors])
+        tensor = spec.tensor(layer if spec.stacked else None)
+        whole = tensor.to_leaf(self.tensors.array(tensor.name))
+        return whole if spec.stacked or layer is None else whole[layer]
 
     def slice(self, leaf: str, layer: int | None) -> ts.TensorStore:
         # TensorStore needs items that are aligned to their size.
@@ -243,6 +255,13 @@ class TensorSource(CheckpointSource):
 
     def file_fingerprints(self) -> list:
         return [*file_fingerprints(self.tensors.paths), *sidecar_fingerprints(self.files)]
+
+
+def chat_config(source: CheckpointSource) -> ModelConfig:
+    """Returns the configuration of a language model; raises InputError for a checkpoint of SAM-2."""
+    if isinstance(source.config, ModelConfig):
+        return source.config
+    raise InputError(f"{source.location}: a checkpoint of SAM-2, which segments and does not chat; give a VideoLLaMA3")
 
 
 def check_arrays(

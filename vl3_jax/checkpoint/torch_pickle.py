@@ -1,4 +1,4 @@
-"""Reads tensors from PyTorch `.bin` files, the zip archives that `torch.save` writes, without running their code.
+"""Reads tensors from PyTorch files, the zip archives that `torch.save` writes, without running their code.
 
 A pickle is a program. This reader resolves only the few names that a state dict of tensors needs and refuses a file
 that refers to any other. Tensors are views of the memory-mapped archive.
@@ -77,7 +77,7 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 class TorchFile(TensorFiles):
-    """One `.bin` file in the zip format (torch 1.6 and newer)."""
+    """One file in the zip format (torch 1.6 and newer)."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
@@ -102,8 +102,9 @@ class TorchFile(TensorFiles):
             raise InputError(
                 f"{path}: its pickle is damaged or not a state dict ({error}); ask for safetensors"
             ) from None
-        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-            state = state["state_dict"]
+        for wrapper in ("state_dict", "model"):
+            if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+                state = state[wrapper]
         if not isinstance(state, dict) or not all(isinstance(value, _Tensor) for value in state.values()):
             raise InputError(f"{self.path}: not a plain state dict of tensors; save model.state_dict() alone")
         self._tensors: dict[str, _Tensor] = state

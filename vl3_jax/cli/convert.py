@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("native", "official", _ADAPTERS),
         required=True,
-        help="native: transformers; official: the released remote code; peft: the adapters of a LoRA run",
+        help="native: transformers; official: the released code (SAM-2: Meta's); peft: the adapters of a LoRA run",
     )
     action.add_argument("--dtype", choices=_DTYPES, help="stored type (default: as in SRC)")
     action.add_argument("--base", help="peft: folder or Hub id of the base (default: what the run began from)")

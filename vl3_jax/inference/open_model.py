@@ -47,8 +47,8 @@ def load(
     import jax
 
     from vl3_jax import compilation_cache
+    from vl3_jax.checkpoint import chat_config, open_source
     from vl3_jax.checkpoint import load as load_checkpoint
-    from vl3_jax.checkpoint import open_source
     from vl3_jax.inference.memory import Demand, ModelMemory, weight_shards
     from vl3_jax.model import VideoLLaMA3
     from vl3_jax.model.serving_layout import default_layout
@@ -58,6 +58,7 @@ def load(
         raise InputError(f"quantize is {quantize!r}: use {' or '.join(QUANTIZATIONS)}, or leave it out")
     demand = Demand(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"), quantize)
     opened, layout = open_source(source, token=token), default_layout(jax.default_backend())
+    config = chat_config(opened)
     processor = Processor.from_folder(opened.files)
     memory = ModelMemory(opened, demand, weight_shards(mesh))
     memory.check_loading()
@@ -69,8 +70,8 @@ def load(
         raise memory.explained(error) from error
     generation_config = GenerationConfig.read(checkpoint.files, processor.tokenizer.stop_ids)
     normalisation = {"image_mean": processor.config.image_mean, "image_std": processor.config.image_std}
-    vision = dataclasses.replace(checkpoint.config.vision, **normalisation)
-    model = VideoLLaMA3(dataclasses.replace(checkpoint.config, vision=vision), dtype=demand.dtype, serving=layout)
+    vision = dataclasses.replace(config.vision, **normalisation)
+    model = VideoLLaMA3(dataclasses.replace(config, vision=vision), dtype=demand.dtype, serving=layout)
     engine = Engine(
         model,
         checkpoint.params,

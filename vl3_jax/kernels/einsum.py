@@ -90,6 +90,31 @@ def _bfloat16_parts(x: jax.Array) -> list[jax.Array]:
     return parts
 
 
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, groups: int = 1) -> jax.Array:
+    """Two-dimensional convolution under the precision policy of the model.
+
+    Args:
+      x: Maps, [B, H, W, I].
+      kernel: Kernel, [rows, columns, I / groups, O].
+      stride: Rows, and columns, from one output to the next.
+      padding: Rows, and columns, of zeros on each side.
+      groups: Number of groups of channels that do not mix.
+
+    Returns:
+      The convolved maps, [B, H', W', O] in the dtype of `x`.
+    """
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision=precision,
+    )
+
+
 def sum_outer(x: jax.Array, y: jax.Array) -> jax.Array:
     """Sums the outer products of two rows over all rows: the gradient of the kernel of a linear layer.
 

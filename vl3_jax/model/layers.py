@@ -75,7 +75,7 @@ class LayerNorm(nn.Module):
     """Layer normalisation over the last dimension, computed in float32."""
 
     eps: float
-    axis: str
+    axis: str | None
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from data_pipelines import mixtures
-from vl3_jax.checkpoint import hub, open_source
+from vl3_jax.checkpoint import chat_config, hub, open_source
 from vl3_jax.errors import InputError
 from vl3_jax.model import preset
 from vl3_jax.model.config import ModelConfig
@@ -210,7 +210,7 @@ def _model_config(config: RunConfig) -> ModelConfig:
         return preset(config.model)
     if not config.init_from or (hub.is_hub_id(config.init_from) and not os.path.exists(config.init_from)):
         raise InputError("no sizes to plan for, and a plan downloads no weights; give --config.model, such as 2b or 7b")
-    return open_source(config.init_from).config
+    return chat_config(open_source(config.init_from))
 
 
 def _with_memory_of(program: ProgramAnalysis, larger: ProgramAnalysis) -> ProgramAnalysis:

@@ -71,12 +71,16 @@ def target_sizes(
     return [_size(item, min_tokens, max_tokens * item.factor**2 // frames, enlarge_shrunk=True) for item in items]
 
 
-def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resizes to `size` = (height, width): bicubic, antialiased, in uint8, exactly as the installed Pillow does."""
-    return image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+def resize_image(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """Resizes to `size` = (height, width): antialiased, in uint8, exactly as the installed Pillow does."""
+    return image.resize((size[1], size[0]), resample)
 
 
-def resize_frame(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resize_frame(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
     """Resizes a video frame as `resize_image` does, but always the width before the height.
 
     That is the order of torchvision, with which the transformers port resizes videos, and of Pillow before 13. Pillow
@@ -84,8 +88,8 @@ def resize_frame(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     a fifth of the values, some by 8 grey levels.
     """
     if size[1] > image.width and size[0] < image.height:
-        image = resize_image(image, (image.height, size[1]))
-    return resize_image(image, size)
+        image = resize_image(image, (image.height, size[1]), resample)
+    return resize_image(image, size, resample)
 
 
 def _native_size(item: ResizeItem, min_tokens: int, max_tokens: int) -> tuple[int, int]:

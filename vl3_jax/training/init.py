@@ -17,7 +17,7 @@ from etils import epath
 
 from data_pipelines.mixtures import MixtureConfig
 from vl3_jax import config_tree
-from vl3_jax.checkpoint import load, open_source, open_tokenizer, sidecar_files
+from vl3_jax.checkpoint import chat_config, load, open_source, open_tokenizer, sidecar_files
 from vl3_jax.checkpoint.names import PARTS
 from vl3_jax.checkpoint.orbax_tree import ASSETS, MODEL_INFO, model_info
 from vl3_jax.checkpoint.sources import CheckpointSource
@@ -89,15 +89,16 @@ def resolve_init(config: RunConfig) -> InitialWeights:
 
 def _from_checkpoint(config: RunConfig) -> InitialWeights:
     source = open_source(config.init_from)
-    _check_size(config, source.config)
-    if set(source.parts) < set(PARTS) and not source.config.text.tie_word_embeddings:
+    model_config = chat_config(source)
+    _check_size(config, model_config)
+    if set(source.parts) < set(PARTS) and not model_config.text.tie_word_embeddings:
         raise InputError(
             f"{config.init_from}: holds only {', '.join(source.parts)}; make a whole model of it: vl3 convert init"
         )
     files = sidecar_files.export_sidecar_files(
-        source.files, source.files_kind, source.config, "official", config.param_dtype
+        source.files, source.files_kind, model_config, "official", config.param_dtype
     )
-    return InitialWeights(source.config, files, source)
+    return InitialWeights(model_config, files, source)
 
 
 def _random(config: RunConfig) -> InitialWeights:

@@ -1,0 +1,110 @@
+"""What is remembered of objects, as arrays of fixed sizes: frames with prompts, and the latest tracked frames.
+
+Dimension names: B objects, K conditioning frames, R latest memories, Q latest pointers, N cells of the stride-16 map, m
+memory width, D width. Frames are numbered by a clock that always runs forwards: where a video is tracked backwards, the
+clock is the negative index.
+"""
+
+import flax.struct
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int32
+
+from vl3_jax.sam2.memory_attention import MemoryTokens
+from vl3_jax.sam2.sam2_config import Sam2Config
+from vl3_jax.sam2.sam2_model import ObjectOutput, Sam2
+
+MEMORY_DTYPE = jnp.bfloat16  # of stored memories, as in the original
+
+
+class ConditioningFrames(flax.struct.PyTreeNode):
+    """Frames in which objects were prompted; all of them are remembered, future ones too.
+
+    Attributes:
+      memory: Memories, [B, K, N, m].
+      output: What the frames show of the objects, [B, K, ...].
+      clock: Clock of each frame, [B, K] int32.
+      valid: Slots in use, [B, K] bool; the others may hold any finite values.
+    """
+
+    memory: Float[Array, "B K N m"]
+    output: ObjectOutput
+    clock: Int32[Array, "B K"]
+    valid: Bool[Array, "B K"]
+
+
+class RecentFrames(flax.struct.PyTreeNode):
+    """The latest frames in which objects were tracked, the last one first.
+
+    Attributes:
+      memory: Memories, [B, R, N, m].
+      pointer: Object pointers, [B, Q, D].
+      valid: Frames that were tracked, [B, Q] bool; the others may hold any finite values.
+    """
+
+    memory: Float[Array, "B R N m"]
+    pointer: Float[Array, "B Q D"]
+    valid: Bool[Array, "B Q"]
+
+    @classmethod
+    def empty(cls, config: Sam2Config, objects: int, dtype: DTypeLike = jnp.float32) -> "RecentFrames":
+        """Returns the memory of objects that were not tracked yet; `dtype` is that of the pointers."""
+        memories, pointers = config.num_memories - 1, config.num_pointers - 1
+        return cls(
+            jnp.zeros((objects, memories, config.grid**2, config.memory_width), MEMORY_DTYPE),
+            jnp.zeros((objects, pointers, config.width), dtype),
+            jnp.zeros((objects, pointers), bool),
+        )
+
+    def push(
+        self, memory: Float[Array, "B N m"], pointer: Float[Array, "B D"], valid: Bool[Array, " B"]
+    ) -> "RecentFrames":
+        """Returns the memory after one more frame, without the oldest."""
+        shift = lambda old, new: jnp.concatenate([new[:, None].astype(old.dtype), old[:, :-1]], axis=1)  # noqa: E731
+        return RecentFrames(shift(self.memory, memory), shift(self.pointer, pointer), shift(self.valid, valid))
+
+
+def memory_tokens(
+    module: Sam2,
+    conditioning: ConditioningFrames,
+    recent: RecentFrames,
+    clock: Int32[Array, ""],
+    longest: Float[Array, ""],
+) -> MemoryTokens:
+    """Gathers what the features of a frame attend to.
+
+    Args:
+      module: The bound module.
+      conditioning: Frames with prompts. Their memories always count, their pointers only if the frame is not later.
+      recent: The latest tracked frames.
+      clock: Clock of the frame.
+      longest: Longest distance of a tracked frame whose pointer counts; it is also the unit of distances.
+
+    Returns:
+      Tokens of all slots, K + R memory maps and K + Q pointers, of which those in use are valid.
+    """
+    config, (rows, slots) = module.config, conditioning.valid.shape
+    cells, times = module.memory_positions()
+    maps = jnp.concatenate([conditioning.memory, recent.memory], axis=1).astype(module.dtype)
+    times = jnp.concatenate([jnp.broadcast_to(times[-1], (slots, times.shape[1])), times[:-1]])
+    positions = jnp.broadcast_to(cells + times[:, None], maps.shape)
+    maps_valid = jnp.concatenate([conditioning.valid, recent.valid[:, : recent.memory.shape[1]]], axis=1)
+
+    pointers = jnp.concatenate([conditioning.output.pointer, recent.pointer], axis=1).astype(module.dtype)
+    ages = jnp.broadcast_to(1 + jnp.arange(recent.pointer.shape[1]), recent.valid.shape)
+    past, near = conditioning.valid & (conditioning.clock <= clock), recent.valid & (ages <= longest)
+    distances = jnp.concatenate([clock - conditioning.clock, ages], axis=1).astype(jnp.float32)
+    pointer_positions = module.pointer_positions(distances, jnp.maximum(longest, 1.0))
+    pieces = config.tokens_per_pointer
+
+    flat = lambda x: x.reshape(rows, -1, config.memory_width)  # noqa: E731
+    valid = [
+        jnp.repeat(maps_valid, cells.shape[0], axis=1),
+        jnp.repeat(jnp.concatenate([past, near], 1), pieces, axis=1),
+    ]
+    return MemoryTokens(
+        jnp.concatenate([flat(maps), flat(pointers)], axis=1),
+        jnp.concatenate([flat(positions), jnp.repeat(pointer_positions, pieces, axis=1)], axis=1),
+        jnp.concatenate(valid, axis=1),
+        maps=maps.shape[1],
+    )
