@@ -15,6 +15,7 @@ SUBJECTS = {
     "loss": "chunked cross-entropy, against plain logits",
     "step": "forward and backward of the whole model over a packed row",
     "decode": "generation, and the memory bandwidth that it uses",
+    "released": "decoding at a released size, in float32 and int8",
     "cache": "attention to a cache, by slots in use, against dense attention to all slots",
     "processor": "images and videos to packed patches",
     "packer": "planning of packed rows",
