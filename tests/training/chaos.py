@@ -128,7 +128,7 @@ class Supervisor:
 
     def __init__(self, workdir: os.PathLike | str, files: Files, logs: pathlib.Path, *changes: str):
         self.workdir, self.files, self._logs, self._changes = workdir, files, logs, changes
-        self._starts = 0
+        self._starts, self._started = 0, []
         logs.mkdir()
 
     def start(self) -> list[subprocess.Popen]:
@@ -143,7 +143,14 @@ class Supervisor:
             log = self._logs / f"{self._starts}-{rank}"
             threading.Thread(target=_copy, args=(process.stderr, log), daemon=True).start()
             processes.append(process)
+        self._started += processes
         return processes
+
+    def kill(self) -> None:
+        """Ends whatever still runs of what it has started."""
+        for process in self._started:
+            process.kill()
+            process.wait()
 
     def run(self) -> None:
         """Starts the job and lets it end."""
@@ -156,7 +163,7 @@ class Supervisor:
         processes, first = self.start(), self.last_step()
         victim, other = processes[moment.victim], processes[1 - moment.victim]
         try:
-            self._await(lambda: self.last_step() >= first + moment.steps, processes)
+            self.wait_for(lambda: self.last_step() >= first + moment.steps, processes)
             time.sleep(moment.delay)
             if moment.kind in STOPS:
                 victim.send_signal(STOPS[moment.kind])
@@ -179,6 +186,14 @@ class Supervisor:
                 process.wait()
         if moment.kind == "damage":
             self.damage(moment.damage)
+
+    def wait_for(self, condition: Callable[[], bool], processes: list[subprocess.Popen]) -> None:
+        """Waits for something that happens while the processes run."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, self.said()
+            assert all(process.poll() is None for process in processes), self.said()
+            time.sleep(0.02)
 
     def damage(self, kind: str) -> None:
         """Damages the newest checkpoint, if there is an older one."""
@@ -221,18 +236,11 @@ class Supervisor:
             return 0
         return lines[-1]["step"] if lines else 0
 
-    def said(self) -> str:
-        """Returns what the processes of the last start said, without its progress."""
+    def said(self, count: int = 25) -> str:
+        """Returns the last lines that the processes of the last start said, without their progress."""
         texts = [(self._logs / f"{self._starts}-{rank}").read_text(errors="replace") for rank in (0, 1)]
         lines = [line.rsplit("\r", 1)[-1] for text in texts for line in text.splitlines()]
-        return f"start {self._starts}:\n" + "\n".join(lines[-25:])
-
-    def _await(self, condition: Callable[[], bool], processes: list[subprocess.Popen]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, self.said()
-            assert all(process.poll() is None for process in processes), self.said()
-            time.sleep(0.02)
+        return f"start {self._starts}:\n" + "\n".join(lines[-count:])
 
 
 def _fill_disk(pid: int) -> None:

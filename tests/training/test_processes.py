@@ -1,5 +1,6 @@
 """Two processes as one job, killed and resumed; and writers of checkpoints killed at random moments."""
 
+import json
 import os
 import pathlib
 import random
@@ -12,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chaos import BucketFiles, LocalFiles, Supervisor
 from etils import epath
 from runs import free_port, params, reports, run, start
 from tiny import optimizer_for, start_params
 
-from vl3_jax.storage.locks import hold
+from vl3_jax.storage.locks import LOCK, hold
 from vl3_jax.training.checkpoints import Checkpoints
 from vl3_jax.training.loop import PreemptionHandler
 from vl3_jax.training.run_config import CheckpointConfig
@@ -73,6 +75,58 @@ def test_sigterm_to_one_process_stops_both_after_the_same_step(tmp_path):
     steps = [int(step.name) for step in (tmp_path / "run" / "checkpoints").iterdir()]
     assert 4 < max(steps) < 400
     assert reports(tmp_path / "run")[-1]["step"] == max(steps)
+
+
+@pytest.fixture
+def supervisor(tmp_path, fast_compile, request):
+    """Makes supervisors of small jobs of two processes, whose processes end with the test."""
+
+    def make(workdir, files, name, *changes):
+        made = Supervisor(workdir, files, tmp_path / name, *changes)
+        request.addfinalizer(made.kill)
+        return made
+
+    return make
+
+
+@pytest.mark.slow
+def test_a_second_job_of_two_processes_is_refused_and_a_killed_process_ends_the_other(tmp_path, supervisor):
+    workdir = tmp_path / "run"
+    first, second = (supervisor(workdir, LocalFiles(workdir), name, "steps=4000") for name in ("first", "second"))
+    processes = first.start()
+    first.wait_for(lambda: first.last_step() > 0, processes)
+    assert finish(second.start()) == [2, 2]
+    assert second.said().count(f"{workdir}: process {processes[0].pid} on host ") == 2
+    processes[1].kill()
+    started = time.monotonic()
+    assert processes[0].wait(PATIENCE) == 1
+    assert time.monotonic() - started < 50  # as the documentation says
+    assert first.said().count("process 0: another one of this job is gone (") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_take_a_stale_lock_over(gcs, supervisor):
+    gcs.buckets["stale"] = {}
+    holder = {"host": "gone", "machine": "another", "pid": 1, "since": "yesterday"}
+    gcs.put("stale", f"run/{LOCK}", json.dumps(holder).encode())
+    job = supervisor("gs://stale/run", BucketFiles(gcs, "stale", "run"), "said", "steps=2")
+    job.run()
+    assert "process 1 on host gone, since yesterday, gave no sign of life; taking over" in job.said(200)
+    assert f"run/{LOCK}" not in gcs.buckets["stale"]
+    assert job.steps() == [2]
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_a_save_loses_nothing(tmp_path, fast_compile):
+    workdir = tmp_path / "run"
+    process = start("stage3:2b", workdir, "steps=4000", "checkpoint.every=1", stderr=subprocess.DEVNULL)
+    while not list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 0
+    last = reports(workdir)[-1]["step"] if (workdir / "metrics.jsonl").read_text() else 0
+    assert max(int(step.name) for step in (workdir / "checkpoints").iterdir()) >= max(last, 1)
 
 
 def test_a_second_job_is_refused(tmp_path, capsys):

@@ -101,12 +101,14 @@ def _all_fail() -> bool:
 
     _failing.set()
     state, found = distributed.global_state, {}
+    client = state.client
+    assert client is not None
     with contextlib.suppress(Exception):  # the coordinator is gone
-        state.client.key_value_set(f"{_FATE}{state.process_id}", _FAILED)
+        client.key_value_set(f"{_FATE}{state.process_id}", _FAILED)
         deadline = time.monotonic() + 3 * _BEAT_SECONDS
         while len(found) < state.num_processes and time.monotonic() < deadline:
             time.sleep(_BEAT_SECONDS / 50)
-            found = dict(state.client.key_value_dir_get(_FATE))
+            found = dict(client.key_value_dir_get(_FATE))
     return [*found.values()].count(_FAILED) == state.num_processes
 
 
