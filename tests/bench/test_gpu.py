@@ -180,7 +180,7 @@ def test_rows_are_filled_like_those_of_stage_4():
     [
         (["gpu", "step"], "gpu is a script of its own: give no other name beside it"),
         (["gpu", "--model", "2b"], "--model: is not for gpu"),
-        (["gpu", "--rounds", "0"], "--rounds: is not for gpu"),
+        (["gpu", "--rounds", "3"], "--rounds: is not for gpu"),
         (["gpu", "--long"], "--long: is not for gpu"),
         (["gpu", "--out", "{file}"], "--out {file}: cannot be created"),
         (["step", "--minutes", "3"], "--minutes 3: is for gpu only"),

@@ -250,7 +250,7 @@ def test_second_process_is_locked_out(tmp_path, capfd):
     fingerprint = open_hf(tmp_path / "in").fingerprint(to="orbax", dtype="None", layout=1)
     with Job(tmp_path / "out", fingerprint, []):
         assert convert("hf", tmp_path / "in", tmp_path / "out") == 2
-        assert "another process" in capfd.readouterr().err
+        assert "is writing it; wait for that job or stop it" in capfd.readouterr().err
     assert convert("hf", tmp_path / "in", tmp_path / "out") == 0
 
 

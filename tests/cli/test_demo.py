@@ -96,7 +96,6 @@ def test_bad_input_is_one_line(capsys, checkpoint, tmp_path):
     for arguments, message in [
         (["--model", str(tmp_path / "nowhere")], "nowhere"),
         (["--model", checkpoint, "--out", str(tmp_path / "no" / "demo.html")], "no folder"),
-        (["--model", checkpoint, "--seed", "-1"], "seed"),
         (
             ["--model", checkpoint, "--max-new-tokens", "0", "--out", str(tmp_path / "demo.html")],
             "--max-new-tokens is 0",
@@ -107,3 +106,6 @@ def test_bad_input_is_one_line(capsys, checkpoint, tmp_path):
         assert error.startswith("vl3 demo: ")
         assert message in error
         assert error.count("\n") == 1
+    with pytest.raises(SystemExit, match="2"):  # from the parser
+        main(["demo", "--model", checkpoint, "--seed", "-1"])
+    assert "--seed: '-1'; give a whole number from 0" in capsys.readouterr().err

@@ -74,9 +74,11 @@ def test_bad_commands_are_one_line(capsys, checkpoint, tmp_path):
     assert "--tasks" in failure(capsys, "--model", checkpoint, "--out", tmp_path)
     assert "--out" in failure(capsys, "--model", checkpoint, "--tasks", "nano")
     assert "tennis" in failure(capsys, *good, "--tasks", "nano/tennis")
-    assert "0 questions" in failure(capsys, *good, "--count", 0)
+    assert "--count is 0" in failure(capsys, *good, "--count", 0)
     assert "seed" in failure(capsys, *good, "--seed", -1)
-    assert "--batch" in failure(capsys, *good, "--batch", 0)
+    with pytest.raises(SystemExit, match="2"):  # from the parser
+        failure(capsys, *good, "--batch", 0)
+    assert "--batch: '0'" in capsys.readouterr().err
     assert "nothing" in failure(capsys, *good, "--model", tmp_path / "nothing")
     assert "none.npz" in failure(capsys, *good, "--tasks", "nano/digit", "--images", tmp_path / "none.npz")
     assert "media" in failure(capsys, *good, "--tasks", "nano/addition", "--blind")

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vl3_jax.bench.inputs import ModelPair, model_pair, random_sample
+from vl3_jax.bench.inputs import ModelPair, model_pair, random_sample, step_bytes
 from vl3_jax.bench.settings import REDUCED_SIZES, Settings
 from vl3_jax.bench.table import OURS, REFERENCE, Row, Table
 from vl3_jax.bench.timing import results_in_turns, seconds_of
 from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.requests import Request
 from vl3_jax.inference.sampling_config import SamplingConfig
-from vl3_jax.model import VideoLLaMA3, decode, num_parameters, unembed
+from vl3_jax.model import decode, unembed
 from vl3_jax.processing.packed_batch import Sample
 
 NO_CACHE = "without a cache"
@@ -74,11 +74,3 @@ def _uncached_step(settings: Settings, pair: ModelPair, batch: int, length: int)
         return jnp.argmax(unembed(pair.model, params, hidden[:, -1]))
 
     return settings.compiled(next_token, pair.params)
-
-
-def step_bytes(model: VideoLLaMA3, params: dict, batch: int, length: int) -> int:
-    """Returns the bytes that a decoding step reads: the decoder's and unembedding's weights, and each row's cache."""
-    text, item_size = model.config.text, jnp.dtype(model.dtype).itemsize
-    embedding_lookup = 0 if text.tie_word_embeddings else text.vocab_size * text.hidden_size
-    weights = num_parameters(params["llm"]) - embedding_lookup
-    return item_size * (weights + batch * text.cached_values_per_token * length)

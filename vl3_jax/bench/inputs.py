@@ -14,7 +14,7 @@ import numpy as np
 from vl3_jax.bench.settings import Settings
 from vl3_jax.bench.table import REFERENCE
 from vl3_jax.kernels.segment_info import SegmentInfo
-from vl3_jax.model import VideoLLaMA3, init_params
+from vl3_jax.model import VideoLLaMA3, init_params, num_parameters
 from vl3_jax.processing.packed_batch import PATCH_DIM, Sample, Visual, block_coordinates
 
 NUM_TEXT_IDS = 480  # ids below are ordinary text in the smallest vocabulary
@@ -129,3 +129,11 @@ def random_sample(rng: np.random.Generator, tokens: int, vision: int) -> Sample:
     is_vision = np.arange(tokens) < vision
     ids = np.where(is_vision, 0, rng.integers(1, NUM_TEXT_IDS, tokens))
     return Sample(ids, is_vision, [Visual(pixels, (1, *frame_grid(vision)))], (~is_vision).astype(np.float32))
+
+
+def step_bytes(model: VideoLLaMA3, params: dict, batch: int, length: int) -> int:
+    """Returns the bytes that a decoding step reads: the decoder's and unembedding's weights, and each row's cache."""
+    text, item_size = model.config.text, jnp.dtype(model.dtype).itemsize
+    embedding_lookup = 0 if text.tie_word_embeddings else text.vocab_size * text.hidden_size
+    weights = num_parameters(params["llm"]) - embedding_lookup
+    return item_size * (weights + batch * text.cached_values_per_token * length)

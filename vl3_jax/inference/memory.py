@@ -19,6 +19,7 @@ from vl3_jax.model.config import ModelConfig
 from vl3_jax.model.serving_layout import default_layout
 from vl3_jax.storage.progress import human_bytes
 
+_NARROW = "bfloat16"  # the narrower of the types of activations
 FEWEST_TOKENS = 256  # vision tokens below which a smaller limit is not advised
 PATCHES_PER_TOKEN = 4  # of a video
 
@@ -207,11 +208,11 @@ def changes(demand: Demand) -> Iterator[tuple[str, Demand]]:
     fewer_rows = [(f"{count} rows at a time", {"rows": count}) for count in rows]
     types: list[tuple[str | None, dict[str, Any]]] = [(None, {})]
     if demand.dtype == "float32":
-        types.append(("--dtype bfloat16", {"dtype": "bfloat16"}))
+        types.append((f"--dtype {_NARROW}", {"dtype": _NARROW}))
     if demand.quantize is None:
         types.append(("--quantize int8", {"quantize": "int8"}))
     if len(types) == 3:
-        types.append(("--dtype bfloat16 --quantize int8", {"dtype": "bfloat16", "quantize": "int8"}))
+        types.append((f"--dtype {_NARROW} --quantize int8", {"dtype": _NARROW, "quantize": "int8"}))
     sizes = [
         (None, {}),
         *fewer_tokens,

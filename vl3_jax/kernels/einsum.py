@@ -28,12 +28,21 @@ def einsum(equation: str, *operands: jax.Array, out_dtype: DTypeLike | None = No
       The product.
     """
     dtype = jnp.result_type(*operands)
-    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    out_dtype = out_dtype or dtype
-    # On a CPU, XLA multiplies bfloat16 as it is only for a result in float32; else it widens the operands in memory.
-    summed = jnp.float32 if dtype == jnp.bfloat16 and target_device().platform == "cpu" else out_dtype
-    product = jnp.einsum(equation, *operands, precision=precision, preferred_element_type=summed)
-    return product.astype(out_dtype)
+    summed = out_dtype = out_dtype or dtype
+    if dtype == jnp.bfloat16 and target_device().platform == "cpu":
+        # XLA multiplies matrices of bfloat16 as they are only for a result in float32; else it widens them in memory.
+        summed = jnp.float32
+        if _has_batch(equation):  # and other products not reliably: some do not run
+            operands = tuple(operand.astype(jnp.float32) for operand in operands)
+    precision = jax.lax.Precision.HIGHEST if jnp.result_type(*operands) == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jnp.einsum(equation, *operands, precision=precision, preferred_element_type=summed).astype(out_dtype)
+
+
+def _has_batch(equation: str) -> bool:
+    """Returns whether a dimension of the result is one of several operands."""
+    inputs, output = equation.split("->")
+    first, *others = (set(subscripts) for subscripts in inputs.split(","))
+    return any(letter.isalpha() and letter in first and any(letter in other for other in others) for letter in output)
 
 
 def with_full_registers(multiply: Callable[[jax.Array], jax.Array], x: jax.Array, num_in: int = 1) -> jax.Array:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vl3_jax.bench.bench_decode import step_bytes
 from vl3_jax.bench.gpu.cases import Case, Conditions
+from vl3_jax.bench.inputs import step_bytes
 from vl3_jax.inference.buckets import round_up_to_bucket
 from vl3_jax.inference.programs import STEPS_PER_CALL, DecodeRows, DecodeState, decode_steps
 from vl3_jax.inference.sampling import SamplingParams
