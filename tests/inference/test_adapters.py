@@ -39,19 +39,15 @@ def folders(base):
 
 @pytest.fixture(scope="module")
 def model(base, folders):
-    loaded = vl3.load(base, adapters=folders, kv_cache=None)
-    loaded.engine.reserve(rows=4)
-    loaded.engine.warm_up(tokens=64, patches=64)
+    loaded = vl3.load(base, adapters=folders)
+    loaded.engine.reserve(rows=4, slots=128)
     return loaded
 
 
 def samples():
     rng = np.random.default_rng(4)
-    return [
-        random_sample(rng, [], text=20),
-        random_sample(rng, [random_visual(rng, (1, 4, 6), 1)], text=9),
-        random_sample(rng, [], text=30),
-    ]
+    visuals = [[], [random_visual(rng, (1, 4, 6), 1)]]
+    return [random_sample(rng, visual, text=30 - 10 * len(visual)) for visual in visuals]
 
 
 def test_adapters_in_one_batch_equal_each_alone(model):
@@ -61,8 +57,10 @@ def test_adapters_in_one_batch_equal_each_alone(model):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
+    engine.run([Request(sample, GREEDY) for sample in samples()])
     before = engine.compiled_programs
     jax.monitoring.register_event_duration_secs_listener(count)
+    engine.forget()
     requests = [Request(sample, GREEDY, adapter=name) for sample in samples() for name in NAMES]
     together = [generation.tokens for generation in engine.run(requests)]
     alone = []
@@ -77,16 +75,16 @@ def test_adapters_in_one_batch_equal_each_alone(model):
 
 def test_an_adapter_continues_nothing_that_another_has_read(model):
     model.engine.forget()
-    sample = samples()[2]
+    sample = samples()[0]
     reused = [model.engine.run([Request(sample, GREEDY, adapter=name)])[0].reused_tokens for name in (*NAMES, *NAMES)]
     assert reused == [0, 0, 0, *[len(sample.tokens) - 1] * 3]
 
 
-def test_answers_are_those_of_the_merged_model(model, folders):
-    messages = [{"role": "user", "content": "What is there?"}]
-    for name, folder in folders.items():
-        expected = vl3.load(folder).answer(messages, max_new_tokens=6).token_ids
-        assert model.answer(messages, max_new_tokens=6, adapter=name).token_ids == expected
+def test_an_answer_is_that_of_the_merged_model(model, folders):
+    sample = samples()[0]
+    (merged,) = vl3.load(folders["all"]).engine.run([Request(sample, GREEDY)])
+    (apart,) = model.engine.run([Request(sample, GREEDY, adapter="all")])
+    assert apart.tokens == merged.tokens
 
 
 def test_an_unknown_adapter_is_refused_before_media_are_read(base, model):
@@ -96,28 +94,24 @@ def test_an_unknown_adapter_is_refused_before_media_are_read(base, model):
         vl3.load(base).chat("What?", adapter="all")
 
 
-def test_the_command_line_takes_an_adapter_and_a_cache(capsys, base, folders, model):
-    flags = ["ask", "--model", str(base), "What is there?", "--max-new-tokens", "6"]
-    assert main([*flags, "--adapter", f"mine={folders['all']}", "--kv-cache", "int8"]) == 0
-    shown = capsys.readouterr().out.rstrip("\n")
-    int8 = vl3.load(base, adapters=folders, kv_cache="int8")
-    assert shown == int8.chat("What is there?", max_new_tokens=6, adapter="all").rstrip("\n")
-    for value in ("all", "=DIR", "all="):
-        assert main([*flags, "--adapter", value]) == 2
-    assert main([*flags, "--adapter", f"mine={base}"]) == 2
-    assert "no adapter of PEFT" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_an_int8_cache_takes_what_is_planned(base):
-    model = vl3.load(base, kv_cache="int8")
-    model.engine.reserve(rows=2, slots=128)
-    conversations = [[{"role": "user", "content": text}] for text in ("What?", "Where?")]
-    answers = model.answer_batch(conversations, max_new_tokens=4)
-    assert all(len(answer.token_ids) <= 4 for answer in answers)
+def test_an_int8_cache_takes_what_is_planned_and_the_command_line_has_both(capsys, base, folders):
+    model, question = vl3.load(base, adapters={"mine": folders["all"]}, kv_cache="int8"), "What is there?"
+    answer = model.chat(question, max_new_tokens=6, adapter="mine")
+    flags = ["ask", "--model", str(base), question, "--max-new-tokens", "6", "--kv-cache", "int8"]
+    assert main([*flags, "--adapter", f"mine={folders['all']}"]) == 0
+    assert capsys.readouterr().out == f"{answer}\n"
     arrays = jax.tree.leaves(model.engine._state.cache.keys_values)
     assert {leaf.dtype for leaf in arrays} == {jnp.dtype("int8"), jnp.dtype("float32")}
-    demand = Demand("float32", kv_cache="int8", rows=2, slots=model.engine.slots)
+    demand = Demand("float32", kv_cache="int8", slots=model.engine.slots)
     plans = [memory_plan(open_source(base), each) for each in (demand, dataclasses.replace(demand, kv_cache=None))]
     assert plans[0].cache == sum(leaf.nbytes for leaf in arrays) < 0.4 * plans[1].cache
     with pytest.raises(InputError, match="kv_cache is 'int4'"):
         vl3.load(base, kv_cache="int4")
+
+
+@pytest.mark.parametrize("value", ["all", "=DIR", "all="])
+def test_an_adapter_of_the_command_line_has_a_name_and_a_folder(capsys, value):
+    with pytest.raises(SystemExit) as refused:
+        main(["ask", "--model", "nano", "What?", "--adapter", value])
+    assert refused.value.code == 2
+    assert "give a name and a folder" in capsys.readouterr().err

@@ -216,14 +216,17 @@ def changes(demand: Demand) -> Iterator[tuple[str, Demand]]:
         types.append(("--quantize int8", {"quantize": "int8"}))
     if len(types) == 3:
         types.append(("--dtype bfloat16 --quantize int8", {"dtype": "bfloat16", "quantize": "int8"}))
+    caches: list[tuple[str | None, dict[str, Any]]] = [(None, {})]
+    if demand.kv_cache is None:
+        caches.append(("--kv-cache int8", {"kv_cache": "int8"}))
     sizes = [
         (None, {}),
         *fewer_tokens,
         *fewer_rows,
         *itertools.starmap(_both, itertools.product(fewer_tokens, fewer_rows)),
     ]
-    for kind, size in itertools.product(types, sizes):
-        phrase, fields = _both(kind, size)
+    for kind, cache, size in itertools.product(types, caches, sizes):
+        phrase, fields = _both(_both(kind, cache), size)
         if phrase:
             yield f"use {phrase}", dataclasses.replace(demand, **fields)
 
