@@ -80,6 +80,17 @@ def test_an_adapter_continues_nothing_that_another_has_read(model):
     assert reused == [0, 0, 0, *[len(sample.tokens) - 1] * 3]
 
 
+def test_a_row_that_was_given_back_unread_holds_nothing_of_another_adapter(model):
+    engine, sample = model.engine, samples()[0]
+    engine.forget()
+    engine.run([Request(sample, GREEDY) for _ in range(engine.rows)])
+    given_back = [engine.submit(Request(sample, GREEDY, adapter="all")) for _ in range(engine.rows)]
+    engine._join()
+    for generation in given_back:
+        generation.cancel()
+    assert engine.run([Request(sample, GREEDY, adapter="all")])[0].reused_tokens == 0
+
+
 def test_an_answer_is_that_of_the_merged_model(model, folders):
     sample = samples()[0]
     (merged,) = vl3.load(folders["all"]).engine.run([Request(sample, GREEDY)])

@@ -289,7 +289,8 @@ def open_adapter(source: str | os.PathLike, token: str | None = None) -> Adapter
             f"{folder.location}: no {ADAPTER_CONFIG}, so no adapter of PEFT; `vl3 convert export RUN DST "
             "--format peft` writes that of a run"
         )
-    pairs = AdapterPairs(*reversed(_open_adapter(folder)))
+    config, adapter = _open_adapter(folder)
+    pairs = AdapterPairs(adapter, config)
     if whole := [*pairs.whole, *([_EXTRA_FILE] if _EXTRA_FILE in folder.names else [])]:
         raise InputError(f"{folder.location}: has {whole[0]}, which was trained whole; {MERGE_BEFORE_LOADING}")
     return pairs

@@ -286,6 +286,7 @@ class Engine:
             self._clock += 1
             row.generation, row.adapter, row.used, row.fresh = generation, adapter, self._clock, True
             generation.reused_tokens = common[row.index]
+            row.held = row.held[: generation.reused_tokens]
             row.work = self._work(row, frames, identities)
 
     def _abandon(self, error: BaseException) -> None:
@@ -324,7 +325,6 @@ class Engine:
         generation = row.generation
         assert generation is not None
         sample, start, end = generation.request.sample, generation.reused_tokens, len(identities) - 1
-        row.held = row.held[:start]
         vision = np.cumsum(sample.is_vision) - 1  # vision tokens up to each position
         first_new = vision[start - 1] + 1 if start else 0
         kept = np.cumsum([0, *(int(frame.keep.sum()) for frame in frames)])

@@ -51,7 +51,7 @@ class AdapterStack:
         return up.reshape(*x.shape[:2], *out_shape)
 
 
-def add_adapters(
+def add_adapter_products(
     module: nn.Module,
     product: jax.Array,
     x: jax.Array,

@@ -19,7 +19,7 @@ from vl3_jax.kernels.einsum import tied_product
 from vl3_jax.kernels.int8_product import int8_product
 from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.segment_info import SegmentInfo
-from vl3_jax.model.adapters import add_adapters
+from vl3_jax.model.adapters import add_adapter_products
 from vl3_jax.model.attention import attention, cache_schedule, cached_attention
 from vl3_jax.model.cache import KVCache
 from vl3_jax.model.config import TextConfig
@@ -213,7 +213,7 @@ class DecoderAttention(nn.Module):
         else:
             shape, axes = (config.num_heads, config.head_dim, config.hidden_size), ("heads", "head_dim", "embed")
             product = linear(shape, axes, num_in=2)(out.reshape(*out.shape[:-1], *shape[:2]))
-        return add_adapters(self, product, out, adapter, ["out"])
+        return add_adapter_products(self, product, out, adapter, ["out"])
 
     def _project(self, x: Float[Array, "B L D"], adapter: Int32[Array, " B"] | None, joined: bool) -> Any:
         """Returns queries [B, L, H, head_dim], and keys and values [B, L, K, head_dim]; or all of them `joined`."""
@@ -222,12 +222,12 @@ class DecoderAttention(nn.Module):
         if self.fused:
             shape = (kv_heads * (group + 2) * head_dim, config.hidden_size)
             qkv = linear(shape, (Grouped("kv_heads", kv_heads), "embed"), transposed=True, name="qkv")(x)
-            qkv = add_adapters(self, qkv, x, adapter, ["q", "k", "v"], join_heads)
+            qkv = add_adapter_products(self, qkv, x, adapter, ["q", "k", "v"], join_heads)
             return qkv if joined else split_heads(qkv, kv_heads, group, head_dim)
 
         def projected(name: str, heads: int, axis: str) -> jax.Array:
             product = linear((config.hidden_size, heads, head_dim), ("embed", axis, "head_dim"), name=name)(x)
-            return add_adapters(self, product, x, adapter, [name])
+            return add_adapter_products(self, product, x, adapter, [name])
 
         parts = projected("q", config.num_heads, "heads"), *(projected(name, kv_heads, "kv_heads") for name in "kv")
         return join_heads(*parts) if joined else parts
@@ -249,7 +249,7 @@ class DecoderMLP(nn.Module):
             axes = Grouped("mlp", groups), "embed"
             gate_up = linear((2 * inner, width), axes, transposed=True, name="gate_up")(x)
             join = functools.partial(_join_gate_up, groups)
-            gate_up = add_adapters(self, gate_up, x, adapter, ["gate", "up"], join)
+            gate_up = add_adapter_products(self, gate_up, x, adapter, ["gate", "up"], join)
             # Slices, because a reshaped product would be made of a copy of the kernel on a TPU.
             parts = jnp.split(gate_up, 2 * groups, axis=-1)
             hidden = jnp.concatenate(
@@ -257,12 +257,12 @@ class DecoderMLP(nn.Module):
             )
         else:
             gate, up = (
-                add_adapters(self, linear((width, inner), ("embed", "mlp"), name=name)(x), x, adapter, [name])
+                add_adapter_products(self, linear((width, inner), ("embed", "mlp"), name=name)(x), x, adapter, [name])
                 for name in ("gate", "up")
             )
             hidden = act(gate) * up
         product = linear((inner, width), ("mlp", "embed"), name="down")(hidden)
-        return add_adapters(self, product, hidden, adapter, ["down"])
+        return add_adapter_products(self, product, hidden, adapter, ["down"])
 
 
 def _join_gate_up(groups: int, gate: jax.Array, up: jax.Array) -> jax.Array:
