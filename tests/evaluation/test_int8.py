@@ -1,6 +1,7 @@
-"""What int8 weights cost: the error of each matrix, and the answers of nano."""
+"""What int8 weights and an int8 cache cost: the error of each matrix, and the answers of nano."""
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from vl3_jax.cli.main import main
 from vl3_jax.evaluation import runner, tasks
 from vl3_jax.evaluation.batch_generator import BatchGenerator
 from vl3_jax.inference.buckets import round_up_to_bucket
+from vl3_jax.inference.chat_model import ChatModel
+from vl3_jax.inference.requests import Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model.quantize import channel_scale, largest_magnitude, rounded
 from vl3_jax.processing.packed_batch import BatchShape, Sample, pack
@@ -44,29 +47,52 @@ def test_error_of_a_matrix(inputs):
     assert errors[1] < errors[0] < errors[2]
 
 
+def answered(model: ChatModel, count: int) -> Iterator[tuple[Sample, list[int]]]:
+    """Yields `count` questions of each of nano's tasks with the answers of a model."""
+    generator = BatchGenerator(model)
+    selected = [task for task in tasks.find([f"nano/{name}" for name in EVALUATED_TASKS]) if not task.is_stream]
+    for task, questions in runner.questions_of(selected, tasks.QuestionSelection(count=count)):
+        for question in questions:
+            prompt = generator.process(question.media(), question.text).sample
+            sampling = SamplingConfig(max_new_tokens=task.max_new_tokens)
+            yield prompt, model.submit_sample(prompt, sampling)[1].result().tokens
+
+
+def continued(prompt: Sample, answer: list[int]) -> Sample:
+    """Returns a prompt with the beginning of an answer."""
+    is_vision = np.concatenate([prompt.is_vision, np.zeros(len(answer), bool)])
+    return Sample(np.concatenate([prompt.tokens, answer]).astype(np.int32), is_vision, prompt.visuals)
+
+
 @pytest.mark.slow
 def test_the_likeliest_token_is_the_same():
     """Along the answers of the model in float32, from the same prefixes."""
     models = [vl3.load("nano", quantize=quantize) for quantize in (None, "int8")]
-    generator, same, total = BatchGenerator(models[0]), 0, 0
-    selected = [task for task in tasks.find([f"nano/{name}" for name in EVALUATED_TASKS]) if not task.is_stream]
-    for task, questions in runner.questions_of(selected, tasks.QuestionSelection(count=30)):
-        for question in questions:
-            prompt = generator.process(question.media(), question.text).sample
-            sampling = SamplingConfig(max_new_tokens=task.max_new_tokens)
-            answer = models[0].submit_sample(prompt, sampling)[1].result().tokens
-            tokens = np.concatenate([prompt.tokens, answer[:-1]])
-            is_vision = np.concatenate([prompt.is_vision, np.zeros(len(answer) - 1, bool)])
-            sample = Sample(tokens, is_vision, prompt.visuals)
-            patches = round_up_to_bucket(sum(len(visual.patches) for visual in sample.visuals))
-            shape = BatchShape(round_up_to_bucket(len(tokens)), patches, patches, samples=1)
-            batch = pack([[sample]], shape)
-            first = len(prompt.tokens) - 1
-            likeliest = [
-                np.argmax(forward(model.engine.model, model.engine.params, batch)[0, first : len(tokens)], -1)
-                for model in models
-            ]
-            same, total = same + int(np.sum(likeliest[0] == likeliest[1])), total + len(likeliest[0])
+    same = total = 0
+    for prompt, answer in answered(models[0], count=30):
+        sample = continued(prompt, answer[:-1])
+        patches = round_up_to_bucket(sum(len(visual.patches) for visual in sample.visuals))
+        shape = BatchShape(round_up_to_bucket(len(sample.tokens)), patches, patches, samples=1)
+        batch, part = pack([[sample]], shape), slice(len(prompt.tokens) - 1, len(sample.tokens))
+        likeliest = [
+            np.argmax(forward(model.engine.model, model.engine.params, batch)[0, part], -1) for model in models
+        ]
+        same, total = same + int(np.sum(likeliest[0] == likeliest[1])), total + len(likeliest[0])
+    print(f"{same} of {total} tokens are the same: {same / total:.2%}")
+    assert same >= INT8_AGREEMENT * total
+
+
+@pytest.mark.slow
+def test_the_likeliest_token_is_the_same_over_an_int8_cache():
+    """Along the answers of the model in float32: each token from the same prefix, which stays in the cache."""
+    models = [vl3.load("nano", kv_cache=kv_cache) for kv_cache in (None, "int8")]
+    same = total = 0
+    for prompt, answer in answered(models[0], count=10):
+        for length, token in enumerate(answer):
+            sample = continued(prompt, answer[:length])
+            (generation,) = models[1].engine.run([Request(sample, SamplingConfig(max_new_tokens=1))])
+            assert length == 0 or generation.reused_tokens == len(sample.tokens) - 1
+            same, total = same + (generation.tokens == [token]), total + 1
     print(f"{same} of {total} tokens are the same: {same / total:.2%}")
     assert same >= INT8_AGREEMENT * total
 

@@ -31,9 +31,11 @@ def test_weights_are_those_that_are_loaded(source, dtype, quantize):
 
 def test_the_smallest_change_that_fits_is_named(source, monkeypatch):
     many, short = Demand("float32", slots=16_384, patches=32_768), Demand("float32", rows=2, slots=512, patches=16)
+    long = dataclasses.replace(short, slots=16_384)
     cases = [
         ("--max-visual-tokens 4096", many, dataclasses.replace(many, slots=12_288, patches=16_384)),
         ("1 rows at a time", short, dataclasses.replace(short, rows=1)),
+        ("--kv-cache int8", dataclasses.replace(long, rows=1), dataclasses.replace(long, rows=1, kv_cache="int8")),
         ("--dtype bfloat16", dataclasses.replace(short, rows=1), dataclasses.replace(short, rows=1, dtype="bfloat16")),
     ]
     for change, demand, enough in cases:

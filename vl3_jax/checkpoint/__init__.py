@@ -23,6 +23,7 @@ imports modules of its own layer and of those above it:
             `hf_source`        open a Hugging Face folder, URL or Hub id
             `opening`          open a checkpoint of any kind
             `loading`          load it onto devices
+            `adapter_stacks`   load adapters beside it
             `init_source`      combine the initial checkpoint of stage 1
             `orbax_write`      write an Orbax folder
             `export`           write a Hugging Face folder

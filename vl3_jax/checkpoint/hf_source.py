@@ -15,8 +15,14 @@ from vl3_jax.checkpoint.hf_config import (
     pixel_statistics,
 )
 from vl3_jax.checkpoint.names import LAYOUTS, PARTS, name_map
-from vl3_jax.checkpoint.peft_config import parse_adapter_config
-from vl3_jax.checkpoint.peft_merge import ADAPTER_WEIGHTS, LoraMerged, trained_layout, with_official_names
+from vl3_jax.checkpoint.peft_config import MERGE_BEFORE_LOADING, AdapterConfig, parse_adapter_config
+from vl3_jax.checkpoint.peft_merge import (
+    ADAPTER_WEIGHTS,
+    AdapterPairs,
+    LoraMerged,
+    trained_layout,
+    with_official_names,
+)
 from vl3_jax.checkpoint.run_files import has_run_files, write_joined_files
 from vl3_jax.checkpoint.safetensors_file import SafetensorsFile
 from vl3_jax.checkpoint.sam2_hf_config import infer_sam2_config, parse_sam2_config, sam2_layout
@@ -238,16 +244,12 @@ def _open_run(
     """
     config = read_object(folder.local / CONFIG)
     adapter_config = adapter = None
+    path = folder.path(ADAPTER_CONFIG)
     if ADAPTER_CONFIG in folder.names:
-        path = folder.path(ADAPTER_CONFIG)
-        settings = read_object(folder.local / ADAPTER_CONFIG, missing_ok=False)
-        adapter_config = parse_adapter_config(JsonObject(settings, path))
+        adapter_config, adapter = _open_adapter(folder)
         named, extra = adapter_config.base, _EXTRA_FILE
         if adapter_config.revision and hub.is_hub_id(named) and not os.path.exists(named):
             named = f"{named}@{adapter_config.revision}"
-        adapter = next((folder.open_file(name) for name in _ADAPTER_FILES if name in folder.names), None)
-        if adapter is None:
-            raise InputError(f"{path}: there is no {ADAPTER_WEIGHTS} beside it; download it too")
     elif _PROJECTOR_FILE in folder.names:
         named, extra = config.text("_name_or_path"), _PROJECTOR_FILE
     else:
@@ -275,6 +277,39 @@ def _open_run(
     vision = dataclasses.replace(model_config.vision, **pixel_statistics(files))
     model_config = dataclasses.replace(model_config, vision=vision)
     return TensorSource("official", tensors, model_config, folder.location, files, files_kind, parts, keep=keep)
+
+
+def _open_adapter(folder: HfFolder) -> tuple[AdapterConfig, TensorFiles]:
+    """Returns the content of adapter_config.json and the tensors beside it, under the names in their file."""
+    path = folder.path(ADAPTER_CONFIG)
+    config = parse_adapter_config(JsonObject(read_object(folder.local / ADAPTER_CONFIG, missing_ok=False), path))
+    adapter = next((folder.open_file(name) for name in _ADAPTER_FILES if name in folder.names), None)
+    if adapter is None:
+        raise InputError(f"{path}: there is no {ADAPTER_WEIGHTS} beside it; download it too")
+    return config, adapter
+
+
+def open_adapter(source: str | os.PathLike, token: str | None = None) -> AdapterPairs:
+    """Opens the adapter of a PEFT folder without its base.
+
+    Args:
+      source: Local folder, gs:// URL, or `owner/name[@revision]`.
+      token: Hub token.
+
+    Raises:
+      InputError: There is no adapter, it is not supported, or modules beside it were trained whole.
+    """
+    folder = HfFolder(source, token)
+    if ADAPTER_CONFIG not in folder.names:
+        raise InputError(
+            f"{folder.location}: no {ADAPTER_CONFIG}, so no adapter of PEFT; `vl3 convert export RUN DST "
+            "--format peft` writes that of a run"
+        )
+    config, adapter = _open_adapter(folder)
+    pairs = AdapterPairs(adapter, config)
+    if whole := [*pairs.whole, *([_EXTRA_FILE] if _EXTRA_FILE in folder.names else [])]:
+        raise InputError(f"{folder.location}: has {whole[0]}, which was trained whole; {MERGE_BEFORE_LOADING}")
+    return pairs
 
 
 def _open_base(

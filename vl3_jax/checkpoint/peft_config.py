@@ -51,6 +51,7 @@ _WITHOUT_EFFECT = {
 _INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _DEFAULT_RANK, _DEFAULT_ALPHA = 8, 8  # of every version of PEFT
 MERGE_FIRST = "merge the adapter into its base with PEFT first (merge_and_unload)"
+MERGE_BEFORE_LOADING = "such an adapter cannot stay apart from its base: merge both with `vl3 convert hf`"
 
 
 @dataclasses.dataclass(frozen=True)

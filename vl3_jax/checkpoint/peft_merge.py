@@ -6,7 +6,7 @@ that were trained whole, all under the names that the base had when it was train
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -39,6 +39,74 @@ class _Pair:
     is_embedding: bool
 
 
+class AdapterPairs:
+    """The tensors of an adapter by what they change in its base.
+
+    Attributes:
+      whole: The tensors that replace others, under their official names.
+      incomplete: Official names of weights of which only one matrix is there.
+    """
+
+    def __init__(self, adapter: TensorFiles, config: AdapterConfig):
+        """Sorts the tensors.
+
+        Args:
+          adapter: Tensors of the adapter under the names in their file.
+          config: Content of adapter_config.json.
+
+        Raises:
+          InputError: The adapter uses an unsupported feature.
+        """
+        self._adapter, self._config = adapter, config
+        self._pairs: dict[str, _Pair] = {}  # by the official name of the weight
+        whole = []
+        for name in adapter:
+            if match := re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(\.\w+)?", name.removesuffix(".weight")):
+                module, is_embedding = match[1].removeprefix(PREFIX), match[2] is not None
+                weight = official_name(f"{match[1]}.weight")
+                pair = self._pairs.setdefault(weight, _Pair(module, {}, is_embedding))
+                if match[3] in pair.names:
+                    raise InputError(
+                        f"{adapter.infos[name].file}: both {pair.names[match[3]]} and {name} adapt {weight}; "
+                        "save one adapter alone"
+                    )
+                pair.names[match[3]] = name
+            elif "lora_" in name:
+                raise InputError(f"{adapter.infos[name].file}: {name} is not supported; {MERGE_FIRST}")
+            else:
+                whole.append(name)
+        self.whole = with_official_names(adapter, whole)
+        self.incomplete = [name for name, pair in self._pairs.items() if len(pair.names) < 2]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yields the official names of the adapted weights."""
+        return iter(self._pairs)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._pairs
+
+    def wrong_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """Returns what to say about each pair that PEFT would not make of these for a weight of that shape."""
+        complete = [name for name in self._pairs if name in shapes and name not in self.incomplete]
+        return [text for name in complete if (text := self._wrong_shape(name, shapes[name]))]
+
+    def _wrong_shape(self, name: str, shape: tuple[int, ...]) -> str | None:
+        pair = self._pairs[name]
+        a, b = (self._adapter.infos[pair.names[side]].shape for side in "AB")
+        rank, (rows, *columns) = self._config.module_rank(pair.module), shape
+        expected = ((rank, *columns), (rows, rank, *[1] * len(columns[1:])))
+        if pair.is_embedding:
+            expected = ((rank, rows), (*columns, rank))
+        return None if (a, b) == expected else f"{name} {b}x{a} for {shape} of rank {rank}"
+
+    def factors(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a pair whose product `b @ a` is added to a weight, [rank, columns] and [rows, rank] float32."""
+        pair = self._pairs[name]
+        a, b = (self._adapter.array(pair.names[side]).astype(np.float32) for side in "AB")
+        a, b = (b.T, a.T) if pair.is_embedding else (a.reshape(len(a), -1), b.reshape(len(b), -1))
+        return a, b * np.float32(self._config.module_scale(pair.module))
+
+
 class LoraMerged(TensorFiles):
     """Tensors of a base model with an adapter merged into them: `W + scale * B @ A`.
 
@@ -61,25 +129,9 @@ class LoraMerged(TensorFiles):
         Raises:
           InputError: The adapter does not fit its base or uses an unsupported feature.
         """
-        self._base, self._adapter, self._config, self._path = base, adapter, config, path
-        self._pairs: dict[str, _Pair] = {}  # by the official name of the weight
-        whole = []
-        for name in adapter:
-            if match := re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(\.\w+)?", name.removesuffix(".weight")):
-                module, is_embedding = match[1].removeprefix(PREFIX), match[2] is not None
-                weight = official_name(f"{match[1]}.weight")
-                pair = self._pairs.setdefault(weight, _Pair(module, {}, is_embedding))
-                if match[3] in pair.names:
-                    raise InputError(
-                        f"{adapter.infos[name].file}: both {pair.names[match[3]]} and {name} adapt {weight}; "
-                        "save one adapter alone"
-                    )
-                pair.names[match[3]] = name
-            elif "lora_" in name:
-                raise InputError(f"{adapter.infos[name].file}: {name} is not supported; {MERGE_FIRST}")
-            else:
-                whole.append(name)
-        self._whole = with_official_names(adapter, whole)
+        self._base, self._config, self._path = base, config, path
+        self._pairs = AdapterPairs(adapter, config)
+        self._whole = self._pairs.whole
         self.infos = dict(base.infos)
         self.paths = (*base.paths, *adapter.paths, path)
         trained = name_map(trained_layout(adapter), model_config).leaves
@@ -96,9 +148,7 @@ class LoraMerged(TensorFiles):
 
     def _check_names(self, tied: bool) -> None:
         known = {*self.infos, *([_HEAD] if tied else [])}
-        incomplete = [name for name, pair in self._pairs.items() if len(pair.names) < 2]
-        fitting = [name for name in self._pairs if name in self.infos and name not in incomplete]
-        wrong_shape = [text for text in map(self._wrong_shape, fitting) if text]
+        wrong_shape = self._pairs.wrong_shapes({name: info.shape for name, info in self.infos.items()})
         wrong_shape += [
             f"{name} {info.shape} for {self.infos[name].shape}"
             for name, info in self._whole.infos.items()
@@ -108,22 +158,12 @@ class LoraMerged(TensorFiles):
             f"{self._path}: the adapter does not fit its base",
             {
                 "not in the base": [name for name in (*self._pairs, *self._whole) if name not in known],
-                "incomplete pair": incomplete,
+                "incomplete pair": self._pairs.incomplete,
                 "wrong shape": wrong_shape,
                 "in modules_to_save but not stored": [n for n in self._saved_whole if n not in self._whole.infos],
             },
             "check the base",
         )
-
-    def _wrong_shape(self, name: str) -> str | None:
-        """Returns what to say about the shapes of a pair; None if PEFT makes it of these for such a weight."""
-        pair, shape = self._pairs[name], self.infos[name].shape
-        a, b = (self._adapter.infos[pair.names[side]].shape for side in "AB")
-        rank, (rows, *columns) = self._config.module_rank(pair.module), shape
-        expected = ((rank, *columns), (rows, rank, *[1] * len(columns[1:])))
-        if pair.is_embedding:
-            expected = ((rank, rows), (*columns, rank))
-        return None if (a, b) == expected else f"{name} {b}x{a} for {shape} of rank {rank}"
 
     def _check_tied(self) -> None:
         """Refuses an adapter after which the head that the base ties to its embeddings would differ from them."""
@@ -143,10 +183,7 @@ class LoraMerged(TensorFiles):
         base = unmerged.array(name).astype(self.infos[name].dtype, copy=False)
         if name not in self._pairs:
             return base
-        pair = self._pairs[name]
-        a, b = (self._adapter.array(pair.names[side]).astype(np.float32) for side in "AB")
-        a, b = (b.T, a.T) if pair.is_embedding else (a.reshape(len(a), -1), b.reshape(len(b), -1))
-        b *= np.float32(self._config.module_scale(pair.module))
+        a, b = self._pairs.factors(name)
         rows, merged = base.reshape(len(base), -1), np.empty((len(base), a.shape[1]), base.dtype)
         for start in range(0, len(rows), _ROWS):
             part = slice(start, start + _ROWS)

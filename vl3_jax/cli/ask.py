@@ -32,6 +32,7 @@ exit codes: 0 answered, 2 bad input (one line on stderr names it), 1 a failure o
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     generation_flags.add_model(parser)
+    generation_flags.add_adapter(parser)
     question = parser.add_argument_group("question")
     question.add_argument("question", nargs="?", default="", help="the question")
     # One list for both, so that their order is kept.

@@ -27,6 +27,7 @@ HELP = """/image FILE   attach an image to the next question; FILE may be quoted
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"in the conversation:\n{HELP}"
     generation_flags.add_model(parser)
+    generation_flags.add_adapter(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system prompt")
     generation_flags.add_media(parser)
     generation_flags.add_decoding(parser)

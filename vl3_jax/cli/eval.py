@@ -83,11 +83,17 @@ def _answers(arguments: argparse.Namespace) -> list[dict]:
         selection = QuestionSelection(**settings_flags.given(arguments, QuestionSelection))
     selected_tasks = tasks.find(name.strip() for name in arguments.tasks.split(","))
     task_questions = runner.questions_of(selected_tasks, selection, arguments.blind)
-    settings = {name: getattr(arguments, name) for name in ("model", "dtype", "quantize", *vars(selection))}
+    settings = {name: getattr(arguments, name) for name in ("model", "dtype", "quantize", "kv_cache", *vars(selection))}
     settings |= {"prune": not arguments.no_prune, "blind": arguments.blind}
     settings["checkpoint"] = open_source(arguments.model, token=arguments.token).fingerprint()
     with answer_file.open_answers(arguments.out, settings) as journal:
-        chat_model = load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, token=arguments.token)
+        chat_model = load(
+            arguments.model,
+            dtype=arguments.dtype,
+            quantize=arguments.quantize,
+            kv_cache=arguments.kv_cache,
+            token=arguments.token,
+        )
         batch_size = min(arguments.batch or batch_generator.BATCH_SIZE, power_of_two(selection.count))
         generator = batch_generator.BatchGenerator(chat_model, batch_size, prune=not arguments.no_prune)
         started = time.perf_counter()

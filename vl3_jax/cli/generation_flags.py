@@ -32,7 +32,27 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
         "--dtype", choices=["float32", "bfloat16"], help="type of weights and activations (default: float32 on a CPU)"
     )
     group.add_argument("--quantize", choices=["int8"], help="weights in int8: half of bfloat16's memory")
+    group.add_argument(
+        "--kv-cache", choices=["int8"], help="keys and values in int8: about half of bfloat16's memory for long prompts"
+    )
     group.add_argument("--token", metavar="TOKEN", help="token of a private Hub repository")
+
+
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    """Adds --adapter."""
+    parser.add_argument(
+        "--adapter",
+        type=_adapter,
+        metavar="NAME=DIR",
+        help="answer with the LoRA adapter of a PEFT folder or Hub id, which stays apart from the weights",
+    )
+
+
+def _adapter(text: str) -> tuple[str, str]:
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a name and a folder, such as mine=RUNS/adapter")
+    return name, os.path.expanduser(folder)
 
 
 def add_media(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +92,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name in keywords if (value := getattr(arguments, name, None)) is not None}
     given |= {answer_settings.PRUNE: False} if arguments.no_prune else {}
     given |= {answer_settings.ALLOW_REMOTE: True} if arguments.allow_remote else {}
+    given |= {answer_settings.ADAPTER: arguments.adapter[0]} if arguments.adapter else {}
     with naming_flags():  # now rather than after the model is loaded
         answer_settings.resolve(given, SamplingConfig(), ProcessorConfig())
     return given
@@ -97,7 +118,15 @@ def load_model(arguments: argparse.Namespace):
 
     on_terminal = sys.stderr.isatty()
     progress = {"quiet": False, "on_status": logger.info} if on_terminal else {}
-    model = load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, token=arguments.token, **progress)
+    model = load(
+        arguments.model,
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+        kv_cache=arguments.kv_cache,
+        adapters=dict([arguments.adapter] if arguments.adapter else []),
+        token=arguments.token,
+        **progress,
+    )
     if on_terminal:
         model.processor.on_frame = show_frames
     return model

@@ -27,6 +27,7 @@ PROCESSOR = {
 VIDEO = {"start": "start", "end": "end"}  # fields of `FrameSamplingOptions`
 PRUNE = "prune"  # False keeps every token; it stands for a `prune_threshold` of None
 ALLOW_REMOTE = "allow_remote"  # whether media may be fetched from http(s):// addresses
+ADAPTER = "adapter"  # name of the LoRA adapter that answers
 _PER_VIDEO = ("fps", "max_frames")  # those of the processor that a video may set for itself
 
 
@@ -39,12 +40,14 @@ class AnswerSettings:
       processor: Processing of the media.
       video: Options, as far as given, of videos without their own.
       allow_remote: Whether media may be fetched from http(s):// addresses.
+      adapter: Name of the LoRA adapter that answers; None is the model without one.
     """
 
     sampling: SamplingConfig
     processor: ProcessorConfig
     video: Mapping[str, Any]
     allow_remote: bool
+    adapter: str | None
 
 
 def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: ProcessorConfig) -> AnswerSettings:
@@ -60,7 +63,7 @@ def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: Pr
       SettingError: A value that its dataclass refuses, under the name of the keyword.
     """
     chosen = {name: value for name, value in keywords.items() if value is not None}
-    known = {*SAMPLING, *PROCESSOR, *VIDEO, PRUNE, ALLOW_REMOTE}
+    known = {*SAMPLING, *PROCESSOR, *VIDEO, PRUNE, ALLOW_REMOTE, ADAPTER}
     for name in chosen:
         if name not in known:
             raise InputError(f"unknown setting {name!r}; known are {', '.join(sorted(known))}")
@@ -73,6 +76,8 @@ def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: Pr
             config_tree.check_value(name, value, float, {LIMITS: SECONDS})
         elif name in (PRUNE, ALLOW_REMOTE):
             config_tree.check_value(name, value, bool, {})
+        elif name == ADAPTER:
+            config_tree.check_value(name, value, str, {})
     changes = fields(PROCESSOR)
     if not chosen.get(PRUNE, True):
         if "prune_threshold" in changes:
@@ -85,4 +90,4 @@ def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: Pr
         keyword = {field: name for name, field in (SAMPLING | PROCESSOR).items()}
         raise error.renamed(keyword.get(error.name, error.name)) from None
     video = fields(VIDEO) | {name: chosen[name] for name in _PER_VIDEO if name in chosen}
-    return AnswerSettings(sampling, processor, video, chosen.get(ALLOW_REMOTE, False))
+    return AnswerSettings(sampling, processor, video, chosen.get(ALLOW_REMOTE, False), chosen.get(ADAPTER))

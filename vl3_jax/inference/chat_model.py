@@ -108,13 +108,15 @@ class ChatModel:
           messages: A conversation, instead of the arguments above (see docs/inference.md).
           stream: Whether to return an iterator over pieces of text instead of the whole text.
           **settings: Fields of `SamplingConfig` (`max_new_tokens`, `temperature`, ...) and settings of the processor
-            (`fps`, `max_frames`, ...); `allow_remote` allows http(s):// references.
+            (`fps`, `max_frames`, ...); `allow_remote` allows http(s):// references; `adapter` names the LoRA adapter
+            that answers.
 
         Returns:
           The answer, or an iterator over its pieces.
 
         Raises:
-          InputError: Media that cannot be read, an unknown or invalid setting, or a prompt that exceeds the context.
+          InputError: Media that cannot be read, an unknown or invalid setting or adapter, or a prompt that exceeds the
+            context.
         """
         if messages is None:
             messages = conversation(question, images=images, videos=videos, system=system)
@@ -155,8 +157,8 @@ class ChatModel:
           InputError: As `chat`.
         """
         start = time.perf_counter()
-        (prompt,), sampling = self._process([messages], settings)
-        return self._submit(prompt, sampling, time.perf_counter() - start, streams)
+        (prompt,), resolved = self._process([messages], settings)
+        return self._submit(prompt, resolved, time.perf_counter() - start, streams)
 
     def submit_sample(self, sample: Sample, sampling: SamplingConfig) -> tuple[AnswerText, Generation]:
         """Adds a prompt that is processed already; returns its text and its tokens, which grow as the engine runs."""
@@ -176,13 +178,13 @@ class ChatModel:
     ) -> list[GenerationOutput]:
         """Answers conversations; `on_text` is called with the pieces of the first one's text."""
         start = time.perf_counter()
-        processed, sampling = self._process(conversations, settings)
+        processed, resolved = self._process(conversations, settings)
         if not processed:
             return []
         seconds = time.perf_counter() - start
         self.engine.reserve(rows=min(power_of_two(len(processed)), _MOST_ROWS))
         streams = on_text is not None
-        answers = [self._submit(prompt, sampling, seconds, streams) for prompt in processed]
+        answers = [self._submit(prompt, resolved, seconds, streams) for prompt in processed]
         try:
             if on_text is not None:
                 for piece in answers[0]:
@@ -195,23 +197,27 @@ class ChatModel:
     def _stream(self, messages: Messages, settings: Mapping[str, Any]) -> Iterator[str]:
         yield from self.submit(messages, **settings)
 
-    def _submit(self, prompt: ProcessorOutput, sampling: SamplingConfig, seconds: float, streams: bool) -> "Answering":
-        text = AnswerText(self.processor.tokenizer, sampling.stop)
-        generation = self.engine.submit(Request(prompt.sample, sampling, text.add, streams))
+    def _submit(
+        self, prompt: ProcessorOutput, settings: answer_settings.AnswerSettings, seconds: float, streams: bool
+    ) -> "Answering":
+        text = AnswerText(self.processor.tokenizer, settings.sampling.stop)
+        request = Request(prompt.sample, settings.sampling, text.add, streams, settings.adapter)
+        generation = self.engine.submit(request)
         return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds})
 
     def _process(
         self, conversations: Sequence[Messages], keywords: Mapping[str, Any]
-    ) -> tuple[list[ProcessorOutput], SamplingConfig]:
-        """Processes the conversations with the settings of an answer; also returns those of decoding."""
+    ) -> tuple[list[ProcessorOutput], answer_settings.AnswerSettings]:
+        """Processes the conversations with the settings of an answer, which it also returns."""
         sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
         settings = answer_settings.resolve(keywords, sampling, self.processor.config)
+        self.engine.adapter_number(settings.adapter)  # before the media are read
         vocabulary = self.engine.model.config.text.vocab_size
         if settings.sampling.logprobs > vocabulary:
             raise SettingError("logprobs", settings.sampling.logprobs, f"the model has {vocabulary} tokens; give fewer")
         processor = Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame, self._media)
         prepared = [self._prepare(messages, settings) for messages in conversations]
-        return [processor(turns) for turns in prepared], settings.sampling
+        return [processor(turns) for turns in prepared], settings
 
     def _prepare(self, messages: Messages, settings: answer_settings.AnswerSettings) -> list[Turn]:
         """Checks a conversation, measures its text, fetches what is remote and allowed, and fills in video options."""

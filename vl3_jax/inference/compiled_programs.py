@@ -98,14 +98,14 @@ class CompiledPrograms:
         ids, number = _array([1, tokens], jnp.int32), _array([], jnp.int32)
         features = _array([1, tokens, self._model.config.text.hidden_size], self._model.dtype)
         part = programs.PromptPart(ids, features, ids, ids, ids)
-        arguments = lambda: (self._params, self._state(rows, slots), part, number, number)  # noqa: E731
+        arguments = lambda: (self._params, self._state(rows, slots), part, number, number, number)  # noqa: E731
         return self._get((rows, slots, tokens), programs.prefill, (), arguments)
 
     def decode(self, rows: int, slots: int, logprobs: int, all_greedy: bool) -> Program:
         """Generates a few tokens, see `decode_steps`."""
         integers, flags = _array([rows], jnp.int32), _array([rows], jnp.bool_)
         sampling = SamplingParams(*(_array([rows], dtype) for dtype in SAMPLING_DTYPES))
-        inputs = programs.DecodeRows(integers, integers, flags, flags, integers, sampling)
+        inputs = programs.DecodeRows(integers, integers, flags, flags, integers, integers, sampling)
         others = (inputs, self._stop_ids, _array([], jnp.int32))
         static = (programs.STEPS_PER_CALL, logprobs, all_greedy)
         arguments = lambda: (self._params, self._state(rows, slots), *others)  # noqa: E731
@@ -140,7 +140,8 @@ class CompiledPrograms:
     @functools.cached_property
     def _signature(self) -> str:
         model = self._model
-        described = [model.config, jnp.dtype(model.dtype), model.serving, self._mesh, self._stop_ids.shape]
+        types = jnp.dtype(model.dtype), model.cache_dtype
+        described = [model.config, *types, model.serving, self._mesh, self._stop_ids.shape]
         return "\n".join([*map(str, described), tree_signature(self._params)])
 
 

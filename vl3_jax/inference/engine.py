@@ -66,6 +66,7 @@ class _Row:
     Attributes:
       index: Its number.
       held: [n] int64, the identities of the tokens in the cache (`token_identities`).
+      adapter: Number of the adapter that they were read with; -1 for none.
       used: When it was used last.
       generation: The request, None while the row is free.
       work: Encodes and reads the prompt, piece by piece; None when all is read.
@@ -74,6 +75,7 @@ class _Row:
 
     index: int
     held: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    adapter: int = -1
     used: int = 0
     generation: Generation | None = None
     work: Iterator[int] | None = None
@@ -98,6 +100,7 @@ class Engine:
         needs more makes all rows longer.
       programs_folder: Where compiled programs are kept for later processes; None keeps none.
       memory: Refuses requests for which there is too little memory; None refuses none.
+      adapters: Names of the LoRA adapters that the parameters have (`vl3_jax.model.adapters`), in order.
     """
 
     def __init__(
@@ -111,12 +114,14 @@ class Engine:
         slots: int | None = None,
         programs_folder: str | os.PathLike | None = None,
         memory: ModelMemory | None = None,
+        adapters: Sequence[str] = (),
     ):
         self.model = model
         self.params = jax.tree.map(jnp.asarray, params)
         self.stop_ids = tuple(stop_ids)
         self.mesh = mesh
         self.slots = slots or 0
+        self.adapters = tuple(adapters)
         self.features = FeatureCache()
         store = ProgramStore(programs_folder) if programs_folder is not None else None
         self._programs = CompiledPrograms(model, self.params, len(self.stop_ids), mesh, on_status, store)
@@ -142,12 +147,21 @@ class Engine:
         """Number of programs that were made ready, compiled or read from the cache on disk."""
         return self._programs.count
 
+    def adapter_number(self, name: str | None) -> int:
+        """Returns the number of an adapter, -1 for None; raises InputError if there is none of this name."""
+        if name is not None and name not in self.adapters:
+            known = f"loaded are {', '.join(self.adapters)}" if self.adapters else "the model was loaded without any"
+            raise InputError(f"there is no adapter {name!r}; {known}")
+        return -1 if name is None else self.adapters.index(name)
+
     def submit(self, request: Request) -> Generation:
         """Adds a request. Nothing runs before the engine does: iterate over the result, or call `step`.
 
         Raises:
-          InputError: The prompt and its answer exceed the model's context, or the memory; others are not affected.
+          InputError: The prompt and its answer exceed the model's context, or the memory, or there is no such
+            adapter; others are not affected.
         """
+        self.adapter_number(request.adapter)
         prompt, new = len(request.sample.tokens), request.sampling.max_new_tokens
         context = self.model.config.text.max_position_embeddings
         if prompt + new > context:
@@ -264,13 +278,15 @@ class Engine:
             self.reserve(slots=slots_for(needed, self.model.config.text.max_position_embeddings))
             free = [row for row in self._rows if row.generation is None]
             # The last token of the prompt is decoded, not read: it gives the first one of the answer.
-            common = {row.index: _common(row.held, identities[:-1]) for row in free}
+            adapter = self.adapter_number(generation.request.adapter)
+            common = {row.index: _common(row.held, identities[:-1]) if row.adapter == adapter else 0 for row in free}
             # A conversation goes on in its row; one that shares only its beginning with others takes the oldest row.
             continued = {row.index: common[row.index] if 2 * common[row.index] >= len(row.held) else 0 for row in free}
             row = max(free, key=lambda row: (continued[row.index], -row.used))
             self._clock += 1
-            row.generation, row.used, row.fresh = generation, self._clock, True
+            row.generation, row.adapter, row.used, row.fresh = generation, adapter, self._clock, True
             generation.reused_tokens = common[row.index]
+            row.held = row.held[: generation.reused_tokens]
             row.work = self._work(row, frames, identities)
 
     def _abandon(self, error: BaseException) -> None:
@@ -309,7 +325,6 @@ class Engine:
         generation = row.generation
         assert generation is not None
         sample, start, end = generation.request.sample, generation.reused_tokens, len(identities) - 1
-        row.held = row.held[:start]
         vision = np.cumsum(sample.is_vision) - 1  # vision tokens up to each position
         first_new = vision[start - 1] + 1 if start else 0
         kept = np.cumsum([0, *(int(frame.keep.sum()) for frame in frames)])
@@ -345,8 +360,9 @@ class Engine:
             part[0, is_vision] = values[vision[span][is_vision[:count]] - skipped]
             positions = begin + np.arange(size, dtype=np.int32)[None]
             program = self._programs.prefill(self.rows, self.slots, size)
-            arguments = (PromptPart(tokens, part, slot, segment_ids, positions), np.int32(row.index), np.int32(begin))
-            self._state = jax.block_until_ready(program(self.params, self._ready_state(), *arguments))
+            prompt_part = PromptPart(tokens, part, slot, segment_ids, positions)
+            numbers = map(np.int32, (row.index, begin, row.adapter))
+            self._state = jax.block_until_ready(program(self.params, self._ready_state(), prompt_part, *numbers))
             row.held = identities[: span.stop]
             yield size
 
@@ -407,7 +423,8 @@ class Engine:
         program = self._programs.decode(self.rows, self.slots, top, greedy)
         start = time.perf_counter()
         length = np.array([len(row.held) for row in self._rows], np.int32)
-        rows = DecodeRows(length, token, active, fresh, remaining, SamplingParams.of(settings))
+        adapter = np.array([row.adapter for row in self._rows], np.int32)
+        rows = DecodeRows(length, token, active, fresh, remaining, adapter, SamplingParams.of(settings))
         stop_ids = np.asarray(self.stop_ids, np.int32)
         self._state, *outputs = program(self.params, self._ready_state(), rows, stop_ids, np.int32(steps))
         tokens, counts = (np.asarray(output) for output in outputs[:2])

@@ -63,8 +63,9 @@ class Demand:
     """What a model is to be loaded as, and asked at once.
 
     Attributes:
-      dtype: Type of the weights that are not quantised, of cache and activations.
+      dtype: Type of the weights that are not quantised, of activations, and of a cache that is not int8.
       quantize: "int8" or None.
+      kv_cache: "int8", or None for `dtype`.
       rows: Conversations side by side.
       slots: Tokens of prompt and answer of each.
       patches: Patches of the images and frames of each.
@@ -72,6 +73,7 @@ class Demand:
 
     dtype: str
     quantize: str | None = None
+    kv_cache: str | None = None
     rows: int = 1
     slots: int = 1024
     patches: int = 1024
@@ -124,7 +126,9 @@ def _cache_and_activations(config: ModelConfig, demand: Demand) -> tuple[int, in
     decoder = 2 * text.hidden_size + max(2 * qkv_width, 2 * text.intermediate_size)
     tokens = min(demand.slots, LARGEST_PART)
     activations = max(demand.patches * tower, tokens * decoder) * item_size + 4 * demand.rows * text.vocab_size
-    return text.cached_values_per_token * item_size * demand.slots * demand.rows, activations
+    # An int8 cache has a float32 scale for each head of a token.
+    value_size = 1 + 4 / text.head_dim if demand.kv_cache else item_size
+    return int(text.cached_values_per_token * value_size) * demand.slots * demand.rows, activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,14 +217,17 @@ def changes(demand: Demand) -> Iterator[tuple[str, Demand]]:
         types.append(("--quantize int8", {"quantize": "int8"}))
     if len(types) == 3:
         types.append((f"--dtype {_NARROW} --quantize int8", {"dtype": _NARROW, "quantize": "int8"}))
+    caches: list[tuple[str | None, dict[str, Any]]] = [(None, {})]
+    if demand.kv_cache is None:
+        caches.append(("--kv-cache int8", {"kv_cache": "int8"}))
     sizes = [
         (None, {}),
         *fewer_tokens,
         *fewer_rows,
         *itertools.starmap(_both, itertools.product(fewer_tokens, fewer_rows)),
     ]
-    for kind, size in itertools.product(types, sizes):
-        phrase, fields = _both(kind, size)
+    for kind, cache, size in itertools.product(types, caches, sizes):
+        phrase, fields = _both(_both(kind, cache), size)
         if phrase:
             yield f"use {phrase}", dataclasses.replace(demand, **fields)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from vl3_jax.errors import InputError
@@ -15,7 +15,7 @@ from vl3_jax.processing.processor import Processor
 if TYPE_CHECKING:
     import jax
 
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8",)  # of weights, and of the key/value cache
 
 
 def load(
@@ -24,6 +24,8 @@ def load(
     dtype: str | None = None,
     mesh: "jax.sharding.Mesh | None" = None,
     quantize: str | None = None,
+    kv_cache: str | None = None,
+    adapters: Mapping[str, str | os.PathLike] | None = None,
     token: str | None = None,
     quiet: bool = True,
     on_status: Callable[[str], None] = lambda line: None,
@@ -36,31 +38,41 @@ def load(
         Embeddings that are stored in bfloat16 stay so.
       mesh: A mesh that shards the parameters over several devices (`vl3_jax.parallel.mesh.make_mesh`).
       quantize: "int8" stores the layers' weights in int8 (see `vl3_jax.model.quantize`).
+      kv_cache: "int8" stores the keys and values of a conversation in int8, about half of bfloat16's memory.
+      adapters: Folders of PEFT, or Hub ids, with LoRA adapters of the decoder, by the names that requests choose; they
+        are not merged into the weights, and requests with different ones are answered side by side.
       token: Access token of a private Hub repository.
       quiet: Whether to hide the progress bar.
       on_status: Called with a line of text before something slow.
 
     Raises:
-      InputError: The checkpoint does not exist, is incomplete, or has no tokenizer; or the model needs more memory than
-        there is.
+      InputError: The checkpoint does not exist, is incomplete, or has no tokenizer; an adapter does not fit it; or the
+        model needs more memory than there is.
     """
     import jax
+    import jax.numpy as jnp
 
     from vl3_jax import compilation_cache
     from vl3_jax.checkpoint import chat_config, open_source
     from vl3_jax.checkpoint import load as load_checkpoint
+    from vl3_jax.checkpoint.adapter_stacks import load_adapters, with_adapters
+    from vl3_jax.checkpoint.tensors import float_dtype
     from vl3_jax.inference.memory import Demand, ModelMemory, weight_shards
     from vl3_jax.model import VideoLLaMA3
     from vl3_jax.model.serving_layout import default_layout
 
     start = time.perf_counter()
-    if quantize not in (None, *QUANTIZATIONS):
-        raise InputError(f"quantize is {quantize!r}: use {' or '.join(QUANTIZATIONS)}, or leave it out")
-    demand = Demand(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"), quantize)
+    for name, value in (("quantize", quantize), ("kv_cache", kv_cache)):
+        if value not in (None, *QUANTIZATIONS):
+            raise InputError(f"{name} is {value!r}: use {' or '.join(QUANTIZATIONS)}, or leave it out")
+    demand = Demand(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"), quantize, kv_cache)
     opened, layout = open_source(source, token=token), default_layout(jax.default_backend())
     config = chat_config(opened)
     processor = Processor.from_folder(opened.files)
     memory = ModelMemory(opened, demand, weight_shards(mesh))
+    stacks = load_adapters(
+        adapters or {}, opened.config, dtype=float_dtype(demand.dtype), layout=layout, mesh=mesh, token=token
+    )
     memory.check_loading()
     try:
         checkpoint = load_checkpoint(
@@ -70,15 +82,17 @@ def load(
         raise memory.explained(error) from error
     generation_config = GenerationConfig.read(checkpoint.files, processor.tokenizer.stop_ids)
     normalisation = {"image_mean": processor.config.image_mean, "image_std": processor.config.image_std}
-    vision = dataclasses.replace(config.vision, **normalisation)
-    model = VideoLLaMA3(dataclasses.replace(config, vision=vision), dtype=demand.dtype, serving=layout)
+    config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, **normalisation))
+    cache_dtype = None if kv_cache is None else jnp.int8
+    model = VideoLLaMA3(config, dtype=demand.dtype, serving=layout, cache_dtype=cache_dtype)
     engine = Engine(
         model,
-        checkpoint.params,
+        with_adapters(checkpoint.params, stacks),
         generation_config.stop_ids,
         on_status,
         mesh,
         programs_folder=compilation_cache.programs_folder(),
         memory=memory,
+        adapters=tuple(adapters or ()),
     )
     return ChatModel(engine, processor, generation_config, time.perf_counter() - start)

@@ -33,7 +33,7 @@ class DecodeState:
     def empty(cls, model: VideoLLaMA3, rows: int, slots: int) -> "DecodeState":
         """Creates the state of rows that hold nothing."""
         text = model.config.text
-        cache = KVCache.empty(text, rows, slots, model.dtype, model.serving)
+        cache = KVCache.empty(text, rows, slots, model.cache_dtype or model.dtype, model.serving)
         return cls(cache, jnp.zeros((rows, text.vocab_size), bool)).constrained()
 
     def axes(self) -> "DecodeState":
@@ -57,6 +57,7 @@ class DecodeRows(NamedTuple):
       active: bool, whether the row generates.
       fresh: bool, whether its answer begins: earlier ones are forgotten by the repetition penalty.
       remaining: int32, the tokens that it may still generate.
+      adapter: int32, its LoRA adapter; below 0 for none.
       sampling: Settings of sampling.
     """
 
@@ -65,6 +66,7 @@ class DecodeRows(NamedTuple):
     active: Rows
     fresh: Rows
     remaining: Rows
+    adapter: Rows
     sampling: SamplingParams
 
 
@@ -129,7 +131,7 @@ def grow_state(model, rows, slots, state):
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2, keep_unused=True)
-def prefill(model, params, state, part, row, start):
+def prefill(model, params, state, part, row, start, adapter):
     """Writes a part of a prompt into a row of the cache.
 
     Args:
@@ -139,12 +141,13 @@ def prefill(model, params, state, part, row, start):
       part: The `PromptPart`.
       row: [] int32, the row of the cache.
       start: [] int32, the slots of the row that are kept; the part follows them.
+      adapter: [] int32, the LoRA adapter of the prompt; below 0 for none.
 
     Returns:
       The new `DecodeState`.
     """
     cache = state.cache.truncate(row, start)
-    _, cache = decode(model, params, *part, cache=cache, rows=row[None])
+    _, cache = decode(model, params, *part, cache=cache, rows=row[None], adapter=adapter[None])
     return state.replace(cache=cache).constrained()
 
 
@@ -183,7 +186,7 @@ def decode_steps(model, max_steps, logprobs, all_greedy, params, state, rows, st
         position = state.cache.length[:, None]
         segment_ids = active.astype(jnp.int32)[:, None]
         text = (token[:, None], None, jnp.full_like(segment_ids, -1), segment_ids, position)
-        hidden, cache = decode(model, params, *text, cache=state.cache)
+        hidden, cache = decode(model, params, *text, cache=state.cache, adapter=rows.adapter)
         logits = unembed(model, params, hidden[:, 0])
         new = sample_tokens(logits, state.generated, position[:, 0] + 1, rows.sampling, all_greedy)
         token = jnp.where(active, new, token)

@@ -24,12 +24,14 @@ class Request:
       is_finished: Called with each new token but a stop token; True ends the answer behind it (a stop string).
       streams: Whether somebody reads the tokens as they come. Then the prompts of others are read in small parts
         between its tokens; otherwise all prompts are read first, which answers many requests soonest.
+      adapter: Name of the LoRA adapter that answers; None is the model without one.
     """
 
     sample: Sample
     sampling: SamplingConfig
     is_finished: Callable[[int], bool] | None = None
     streams: bool = True
+    adapter: str | None = None
 
 
 @dataclasses.dataclass

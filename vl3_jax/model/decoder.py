@@ -19,6 +19,7 @@ from vl3_jax.kernels.einsum import tied_product
 from vl3_jax.kernels.int8_product import int8_product
 from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.segment_info import SegmentInfo
+from vl3_jax.model.adapters import add_adapter_products
 from vl3_jax.model.attention import attention, cache_schedule, cached_attention
 from vl3_jax.model.cache import KVCache
 from vl3_jax.model.config import TextConfig
@@ -42,6 +43,7 @@ class DecoderLayerInputs(NamedTuple):
       cached: Keys and values of all layers, or of a separate layer; None without a cache.
       rows: Row of the cache of each row of tokens, [B] int32; None where they are the same.
       schedule: Which slots a few tokens attend to; None of many tokens, and without a cache.
+      adapter: LoRA adapter of each row, [B] int32, below 0 for none; None for no row.
     """
 
     rotary: Float32[Array, "B L head_dim"]
@@ -50,6 +52,7 @@ class DecoderLayerInputs(NamedTuple):
     cached: KeysValues | None = None
     rows: Int32[Array, " B"] | None = None
     schedule: DecodeSchedule | None = None
+    adapter: Int32[Array, " B"] | None = None
 
 
 class Decoder(nn.Module):
@@ -87,6 +90,7 @@ class Decoder(nn.Module):
         positions: Int32[Array, "B L"],
         cache: KVCache | None = None,
         rows: Int32[Array, " B"] | None = None,
+        adapter: Int32[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B L D"], KVCache | None]:
         """Implements `vl3_jax.model.decode`, which describes the arguments."""
         with jax.named_scope("embed"):
@@ -98,7 +102,8 @@ class Decoder(nn.Module):
                 x = jnp.where(vision_slot[..., None] >= 0, gather(features, vision_slot).astype(x.dtype), x)
             x = constrain(x, *TOKEN_AXES, None)
         info = SegmentInfo(segment_ids, positions)
-        shared = DecoderLayerInputs(rotary_table(positions, self.config.head_dim, self.config.rope_theta), info, info)
+        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        shared = DecoderLayerInputs(rotary, info, info, adapter=adapter)
         if cache is None:
             return self.norm(self._run_layers(x, shared, None)[0]), None
         keys_values, kv_info = cache.keys_values, cache.info(rows)
@@ -165,7 +170,7 @@ class DecoderLayer(nn.Module):
         out, new = attn(norm(name="ln_attn")(x), layer, shared)
         x += out
         mlp = DecoderMLP(self.config, self.param_dtype, self.fused, name="mlp")
-        x += mlp(norm(name="ln_mlp")(x))
+        x += mlp(norm(name="ln_mlp")(x), shared.adapter)
         x = constrain(x, *TOKEN_AXES, None)
         self.sow("intermediates", "out", x)
         return (x, layer + 1), new
@@ -183,42 +188,46 @@ class DecoderAttention(nn.Module):
         self, x: Float[Array, "B L D"], layer: Int32[Array, ""], shared: DecoderLayerInputs
     ) -> tuple[Float[Array, "B L D"], jax.Array | None]:
         """Returns the output, and with a cache what `KVCache.write` takes of this layer."""
-        qkv = self._project(x, joined=shared.cached is not None)
+        qkv = self._project(x, shared.adapter, joined=shared.cached is not None)
         with jax.named_scope("attention"):
             if shared.cached is not None:
                 infos, where = (shared.q_info, shared.kv_info), (layer, shared.rows, shared.schedule)
                 out, new = cached_attention(qkv, shared.rotary, infos, shared.cached, *where)
-                return self._project_out(out), new
+                return self._project_out(out, shared.adapter), new
             q, k, v = qkv
             options = {"causal": True, "scale": self.config.head_dim**-0.5, "rotary": shared.rotary}
             out = attention(AttentionInputs(q, k, v, shared.q_info, shared.kv_info, **options))
-        return self._project_out(flat(out)), None
+        return self._project_out(flat(out), shared.adapter), None
 
     @property
     def _sizes(self) -> tuple[int, int, int]:
         """Key/value heads, queries of a group, and channels of a head."""
         return self.config.num_kv_heads, self.config.num_heads // self.config.num_kv_heads, self.config.head_dim
 
-    def _project_out(self, out: Float[Array, "B L N"]) -> Float[Array, "B L D"]:
+    def _project_out(self, out: Float[Array, "B L N"], adapter: Int32[Array, " B"] | None) -> Float[Array, "B L D"]:
         config = self.config
         linear = functools.partial(Linear, use_bias=False, param_dtype=self.param_dtype, name="out")
         if self.fused:
             shape, axes = (out.shape[-1], config.hidden_size), (Grouped("heads", config.num_kv_heads), "embed")
-            return linear(shape, axes)(out)
-        shape, axes = (config.num_heads, config.head_dim, config.hidden_size), ("heads", "head_dim", "embed")
-        return linear(shape, axes, num_in=2)(out.reshape(*out.shape[:-1], *shape[:2]))
+            product = linear(shape, axes)(out)
+        else:
+            shape, axes = (config.num_heads, config.head_dim, config.hidden_size), ("heads", "head_dim", "embed")
+            product = linear(shape, axes, num_in=2)(out.reshape(*out.shape[:-1], *shape[:2]))
+        return add_adapter_products(self, product, out, adapter, ["out"])
 
-    def _project(self, x: Float[Array, "B L D"], joined: bool) -> Any:
+    def _project(self, x: Float[Array, "B L D"], adapter: Int32[Array, " B"] | None, joined: bool) -> Any:
         """Returns queries [B, L, H, head_dim], and keys and values [B, L, K, head_dim]; or all of them `joined`."""
         config, linear = self.config, functools.partial(Linear, param_dtype=self.param_dtype)
         kv_heads, group, head_dim = self._sizes
         if self.fused:
             shape = (kv_heads * (group + 2) * head_dim, config.hidden_size)
             qkv = linear(shape, (Grouped("kv_heads", kv_heads), "embed"), transposed=True, name="qkv")(x)
+            qkv = add_adapter_products(self, qkv, x, adapter, ["q", "k", "v"], join_heads)
             return qkv if joined else split_heads(qkv, kv_heads, group, head_dim)
 
         def projected(name: str, heads: int, axis: str) -> jax.Array:
-            return linear((config.hidden_size, heads, head_dim), ("embed", axis, "head_dim"), name=name)(x)
+            product = linear((config.hidden_size, heads, head_dim), ("embed", axis, "head_dim"), name=name)(x)
+            return add_adapter_products(self, product, x, adapter, [name])
 
         parts = projected("q", config.num_heads, "heads"), *(projected(name, kv_heads, "kv_heads") for name in "kv")
         return join_heads(*parts) if joined else parts
@@ -232,22 +241,35 @@ class DecoderMLP(nn.Module):
     fused: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "B L D"], adapter: Int32[Array, " B"] | None) -> Float[Array, "B L D"]:
         width, inner, act = self.config.hidden_size, self.config.intermediate_size, ACTIVATIONS["silu"]
         linear = functools.partial(Linear, use_bias=False, param_dtype=self.param_dtype)
         if self.fused:
             groups = gate_groups(self.config)
             axes = Grouped("mlp", groups), "embed"
             gate_up = linear((2 * inner, width), axes, transposed=True, name="gate_up")(x)
+            join = functools.partial(_join_gate_up, groups)
+            gate_up = add_adapter_products(self, gate_up, x, adapter, ["gate", "up"], join)
             # Slices, because a reshaped product would be made of a copy of the kernel on a TPU.
             parts = jnp.split(gate_up, 2 * groups, axis=-1)
             hidden = jnp.concatenate(
                 [act(gate) * up for gate, up in zip(parts[::2], parts[1::2], strict=True)], axis=-1
             )
         else:
-            gate, up = (linear((width, inner), ("embed", "mlp"), name=name)(x) for name in ("gate", "up"))
+            gate, up = (
+                add_adapter_products(self, linear((width, inner), ("embed", "mlp"), name=name)(x), x, adapter, [name])
+                for name in ("gate", "up")
+            )
             hidden = act(gate) * up
-        return linear((inner, width), ("mlp", "embed"), name="down")(hidden)
+        product = linear((inner, width), ("mlp", "embed"), name="down")(hidden)
+        return add_adapter_products(self, product, hidden, adapter, ["down"])
+
+
+def _join_gate_up(groups: int, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """Joins parts of `gate` and of `up`, [..., F] each, as a fused kernel does: [..., 2 * F]."""
+    lead = gate.shape[:-1]
+    parts = [x.reshape(*lead, groups, -1) for x in (gate, up)]
+    return jnp.concatenate(parts, axis=-1).reshape(*lead, -1)
 
 
 def gate_groups(config: TextConfig) -> int:

@@ -32,6 +32,7 @@ class VideoLLaMA3(nn.Module):
       text_remat: Rematerialisation policy of the decoder's layers, a key of the same table.
       serving: Layout of the parameters, "stacked" or "separate" (`vl3_jax.model.serving_layout`); None is that of
         training and of checkpoints.
+      cache_dtype: Dtype of the keys and values that inference caches; None is `dtype`.
     """
 
     config: ModelConfig
@@ -40,6 +41,7 @@ class VideoLLaMA3(nn.Module):
     vision_remat: str = "none"
     text_remat: str = "none"
     serving: str | None = None
+    cache_dtype: DTypeLike | None = None
 
     def setup(self):
         types = self.dtype, self.param_dtype
@@ -55,8 +57,8 @@ class VideoLLaMA3(nn.Module):
         with jax.named_scope("projector"):
             return self.projector(merged)
 
-    def decode(self, tokens, features, vision_slot, segment_ids, positions, cache=None, rows=None):
-        return self.llm(tokens, features, vision_slot, segment_ids, positions, cache, rows)
+    def decode(self, tokens, features, vision_slot, segment_ids, positions, cache=None, rows=None, adapter=None):
+        return self.llm(tokens, features, vision_slot, segment_ids, positions, cache, rows, adapter)
 
     def unembed(self, hidden):
         return self.llm.unembed(hidden)
@@ -104,6 +106,7 @@ def decode(
     positions: Int32[Array, "B L"],
     cache: KVCache | None = None,
     rows: Int32[Array, " B"] | None = None,
+    adapter: Int32[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B L D"], KVCache | None]:
     """Computes the hidden states of packed rows of text and vision tokens.
 
@@ -120,11 +123,14 @@ def decode(
       positions: Position of each token, [B, L] int32; starts at 0 in each sample.
       cache: Keys and values of earlier calls. The new tokens are appended and attend to it.
       rows: Row of the cache of each row of tokens, [B] int32, all different; None where they are the same.
+      adapter: LoRA adapter of each row of tokens, [B] int32, if the parameters have any (`vl3_jax.model.adapters`);
+        below 0 for none, None for no row.
 
     Returns:
       Hidden states after the final norm, [B, L, D], and the cache with the new tokens (None without a cache).
     """
-    return _apply(model, params, "decode", tokens, features, vision_slot, segment_ids, positions, cache, rows)
+    text = tokens, features, vision_slot, segment_ids, positions
+    return _apply(model, params, "decode", *text, cache, rows, adapter)
 
 
 def unembed(model: VideoLLaMA3, params: dict, hidden: Float[Array, "... D"]) -> Float32[Array, "... V"]:

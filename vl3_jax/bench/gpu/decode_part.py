@@ -46,7 +46,13 @@ def _measure(
     sampling = SamplingParams.of([SamplingConfig(slots)] * rows)
     token, remaining = np.ones(rows, np.int32), np.full(rows, slots, np.int32)
     decode_rows = DecodeRows(
-        np.full(rows, slots, np.int32), token, np.ones(rows, bool), np.zeros(rows, bool), remaining, sampling
+        np.full(rows, slots, np.int32),
+        token,
+        np.ones(rows, bool),
+        np.zeros(rows, bool),
+        remaining,
+        np.full(rows, -1, np.int32),
+        sampling,
     )
     inputs = (decode_rows, np.zeros(0, np.int32), np.int32(STEPS_PER_CALL))
     start = time.perf_counter()
