@@ -1,5 +1,7 @@
 """The memory that this machine, or the container that the process is in, still has."""
 
+import contextlib
+import ctypes
 import pathlib
 import re
 from collections.abc import Iterator
@@ -16,6 +18,12 @@ _FILES += (("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_fi
 def free_host_memory() -> int | None:
     """Returns the bytes that the process can still allocate without swapping; None where the system does not tell."""
     return min((*_of_machine(), *_of_groups()), default=None)
+
+
+def return_freed_memory() -> None:
+    """Gives memory that was freed back to the system, where the C library otherwise keeps it (glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _of_machine() -> Iterator[int]:

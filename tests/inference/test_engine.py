@@ -13,16 +13,19 @@ from support.samples import random_sample, random_visual, shape_for
 from support.tolerances import REORDERED, relative_error
 from support.weights import random_params
 from vl3_jax.errors import InputError
+from vl3_jax.inference.compiled_programs import CompiledPrograms
 from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.requests import Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import KVCache, VideoLLaMA3, abstract_params, decode, encode, param_axes, preset, unembed
+from vl3_jax.model.remat import SEPARATE
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import shardings
 from vl3_jax.processing.packed_batch import Sample, pack
 
 MODEL = VideoLLaMA3(preset("tiny"))
 PARAMS = random_params(MODEL.config)
+CPU = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 # The penalty makes the answers of a random model differ from token to token.
 GREEDY = SamplingConfig(max_new_tokens=20, repetition_penalty=3.0)
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -151,6 +154,18 @@ def test_nothing_compiles_after_warm_up():
     jax.monitoring.unregister_event_duration_listener(count)
     assert (warm.compiled_programs, compiled) == (before, [])
     assert all(generation.timings.compile == 0 for generation in generations)
+
+
+def test_tokens_are_written_into_the_cache_in_place():
+    model = VideoLLaMA3(MODEL.config, serving=SEPARATE)
+    params = abstract_params(model.config, serving=SEPARATE)
+    text, rows, slots = model.config.text, 4, 4096
+    compiled = {}
+    on_cpu = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=CPU), params)
+    keep = lambda name, lowered: compiled.setdefault(name, lowered.compile())  # noqa: E731
+    CompiledPrograms(model, on_cpu, 1, None, compile_lowered=keep).decode(rows, slots, 0, True)
+    layer_bytes = 4 * rows * slots * text.cached_values_per_token // text.num_layers
+    assert compiled["decode_steps"].memory_analysis().temp_size_in_bytes < layer_bytes / 2
 
 
 def test_a_follow_up_reads_its_own_words_only():

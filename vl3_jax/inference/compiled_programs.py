@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vl3_jax.host_memory import return_freed_memory
 from vl3_jax.inference import programs
 from vl3_jax.inference.program_store import ProgramStore, tree_signature
 from vl3_jax.inference.sampling import SAMPLING_DTYPES, SamplingParams
 from vl3_jax.inference.vision_cache import batch_shapes
 from vl3_jax.model import VideoLLaMA3
 
+_LARGE_BYTES = 2**30  # of weights
 Program = Callable[..., Any]
 Call = tuple  # a method of `CompiledPrograms` and its arguments
 
@@ -66,14 +68,16 @@ class CompiledPrograms:
         return len(self._programs)
 
     def make_ready(self, calls: Iterable[Call]) -> None:
-        """Makes programs ready side by side: most of compiling needs no Python.
+        """Makes programs ready side by side, because most of compiling needs no Python.
+
+        Those of a large model on a CPU are compiled one after the other, because each takes memory beside the weights.
 
         Args:
           calls: Method of this class and its arguments, for each program.
         """
         start, before = time.perf_counter(), self.count
         missing = list(dict.fromkeys(calls))
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with concurrent.futures.ThreadPoolExecutor(1 if self._is_large_on_cpu else os.cpu_count() or 1) as pool:
             list(pool.map(lambda call: call[0](*call[1:]), missing))
         if self.count > before:
             self.seconds += time.perf_counter() - start
@@ -127,11 +131,17 @@ class CompiledPrograms:
                 with mesh, self._store.compiling() if self._store else contextlib.nullcontext():
                     lowered = function.lower(self._model, *static, *arguments())
                     program = self._compile(function.__name__, lowered)
+                return_freed_memory()
                 if self._store:
                     self._store.save(program, *signature)
             with self._lock:
                 self._programs.setdefault(key, program)
         return self._programs[key]
+
+    @property
+    def _is_large_on_cpu(self) -> bool:
+        weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._params))
+        return self._devices[0].platform == "cpu" and weights > _LARGE_BYTES
 
     @property
     def _devices(self) -> list[Any]:

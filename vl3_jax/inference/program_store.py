@@ -6,12 +6,8 @@ another version of the library behind the same name) is compiled anew and replac
 """
 
 import contextlib
-import functools
-import hashlib
 import os
 import pathlib
-import pickle
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,12 +15,9 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
-import vl3_jax
-from vl3_jax.versions import version
+from vl3_jax import private_files
 
-_FOLDERS = ("inference", "kernels", "model", "parallel")  # of the code that programs are made from
 _SUFFIX = ".vl3program"
-_DIGEST = hashlib.sha256
 _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
 
@@ -60,31 +53,19 @@ class ProgramStore:
 
     def load(self, devices: Sequence[Any], *signature: str) -> Any | None:
         """Returns the compiled program with this signature for some devices, or None if none can be used."""
-        path = self._path(signature)
+        program = private_files.read(self._path(signature))
         try:
-            if path.stat().st_uid != os.getuid():
-                return None
-            content = path.read_bytes()
-            size = _DIGEST().digest_size
-            if _DIGEST(content[size:]).digest() != content[:size]:
-                return None
-            program = pickle.loads(content[size:])
-            return serialize_executable.deserialize_and_load(*program, execution_devices=devices)
-        except Exception:  # of any type: the file is not ours, or the libraries have changed
+            return program and serialize_executable.deserialize_and_load(*program, execution_devices=devices)
+        except Exception:  # of any type: the libraries have changed
             return None
 
     def save(self, compiled: Any, *signature: str) -> None:
         """Writes a compiled program, if its devices allow that and the folder can be written."""
         with contextlib.suppress(Exception):  # answers do not depend on it
-            content = pickle.dumps(serialize_executable.serialize(compiled))
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, suffix=_SUFFIX, delete=False) as file:
-                file.write(_DIGEST(content).digest() + content)
-            os.replace(file.name, self._path(signature))
+            private_files.write(self._path(signature), serialize_executable.serialize(compiled))
 
     def _path(self, signature: tuple[str, ...]) -> pathlib.Path:
-        text = "\n".join([*signature, _environment()])
-        return self._folder / f"{_DIGEST(text.encode()).hexdigest()}{_SUFFIX}"
+        return self._folder / f"{private_files.name_of(*signature, _environment())}{_SUFFIX}"
 
 
 def tree_signature(tree: Any) -> str:
@@ -92,15 +73,6 @@ def tree_signature(tree: Any) -> str:
     leaves, structure = jax.tree.flatten(tree)
     described = [f"{leaf.shape} {leaf.dtype} {getattr(leaf, 'sharding', None)}" for leaf in leaves]
     return "\n".join([str(structure), *described])
-
-
-@functools.cache
-def _code_digest() -> str:
-    digest, folder = _DIGEST(), pathlib.Path(vl3_jax.__file__).parent
-    for name in _FOLDERS:
-        for path in sorted((folder / name).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _environment() -> str:
@@ -114,7 +86,6 @@ def _environment() -> str:
         cpu = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return "\n".join(
         [
-            *(str(version(name)) for name in ("jax", "jaxlib", "flax")),
             devices[0].platform,
             devices[0].device_kind,
             devices[0].client.platform_version,
@@ -122,6 +93,5 @@ def _environment() -> str:
             *flags,
             *(str(jax.config.values[name]) for name in settings),
             cpu,
-            _code_digest(),
         ]
     )

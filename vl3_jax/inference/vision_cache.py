@@ -118,3 +118,8 @@ class FeatureCache:
         self.bytes += features.nbytes
         while self.bytes > self._most_bytes and self._entries:
             self.bytes -= self._entries.popitem(last=False)[1].nbytes
+
+    def clear(self) -> None:
+        """Drops everything."""
+        self._entries.clear()
+        self.bytes = 0

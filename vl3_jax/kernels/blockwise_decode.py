@@ -58,8 +58,10 @@ def blockwise_decode_attention(inputs: DecodeInputs) -> DecodeOutputs:
         state = online_softmax.init(grouped_q.shape[1:])
         state = add(state, new_k[b].swapaxes(0, 1), new_v[b].swapaxes(0, 1), allowed_new[b])
         state = lax.fori_loop(0, count[b], add_kv_block, state)
-        return online_softmax.finalize(state)[0].astype(q.dtype)
+        return online_softmax.finalize(state)[0].astype(q.dtype), new_k[b], new_v[b]
 
-    out = lax.map(row_output, jnp.arange(rows))
+    # The new keys and values come out of the loop, so that they are written after it: the compiler would copy a cache
+    # that is written while it is read.
+    out, new_k, new_v = lax.map(row_output, jnp.arange(rows))
     out = out.reshape(rows, kv_heads, length, group, width).swapaxes(1, 2)
     return DecodeOutputs(out.reshape(rows, length, -1), flat(new_k, new_v))

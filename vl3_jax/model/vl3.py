@@ -17,6 +17,7 @@ from vl3_jax.model.cache import KVCache
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.model.decoder import Decoder
 from vl3_jax.model.vision import Projector, VisionTower, merge_patches
+from vl3_jax.private_files import kept
 
 STACKED_LAYERS = "layers"  # name of the layers in the parameter tree; separate ones have their number behind it
 
@@ -150,7 +151,7 @@ def init_params(model: VideoLLaMA3, key: jax.Array) -> dict:
     return nn.unbox(model.init(key, method="init_all")["params"])
 
 
-@functools.lru_cache
+@kept  # tracing takes as long as much of a warm start
 def _boxed_shapes(config: ModelConfig, serving: str | None = None) -> dict:
     """Returns the parameter tree with the axes of each parameter, from a model with one layer of each kind."""
     one = dataclasses.replace(

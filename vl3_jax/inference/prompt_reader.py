@@ -1,0 +1,100 @@
+"""Reads prompts into the rows of the cache, piece by piece: images and frames through the tower, then the tokens."""
+
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from vl3_jax.inference.buckets import prompt_parts, round_up_to_bucket
+from vl3_jax.inference.device_state import DeviceState
+from vl3_jax.inference.pace import Pace
+from vl3_jax.inference.programs import PromptPart
+from vl3_jax.inference.requests import Generation
+from vl3_jax.inference.rows import CacheRow
+from vl3_jax.inference.vision_cache import FeatureCache, Frame, frame_batches, pack_frames
+
+
+class PromptReader:
+    """Does the work of prompts.
+
+    Args:
+      device: What runs the programs.
+      features: Vision features of earlier prompts.
+      pace: Sizes of the pieces.
+    """
+
+    def __init__(self, device: DeviceState, features: FeatureCache, pace: Pace):
+        self._device, self._features, self._pace = device, features, pace
+
+    def work(
+        self, row: CacheRow, generation: Generation, frames: Sequence[Frame], identities: np.ndarray
+    ) -> Iterator[int]:
+        """Encodes what a prompt shows and reads the prompt into a row, in pieces; yields the cost of each in tokens.
+
+        Args:
+          row: The row, which holds the first `generation.reused_tokens` tokens already.
+          generation: The request.
+          frames: What its sample shows (`frames_of`).
+          identities: [n] int64, the identities of its tokens (`token_identities`).
+        """
+        device, sample = self._device, generation.request.sample
+        start, end = generation.reused_tokens, len(identities) - 1
+        row.held = row.held[:start]
+        vision = np.cumsum(sample.is_vision) - 1  # vision tokens up to each position
+        first_new = vision[start - 1] + 1 if start else 0
+        kept = np.cumsum([0, *(int(frame.keep.sum()) for frame in frames)])
+        needed = [frame for frame, last in zip(frames, kept[1:], strict=True) if last > first_new]
+        limit = lambda position: self._pace.part_limit(device.rows, position)  # noqa: E731
+        parts = list(prompt_parts(start, end, limit, self._pace.overhead))
+        found = {frame.digest: self._features.get(frame.digest) for frame in needed}
+        features = {digest: values for digest, values in found.items() if values is not None}
+        missing = {frame.digest: frame for frame in needed if frame.digest not in features}
+        batches = list(frame_batches(list(missing.values()), self._pace.most_patches(device.rows)))
+        self._compile(generation, batches, [size for _, size in parts])
+        for batch in batches:
+            features |= self._encode(batch)
+            patches = sum(len(frame.visual.patches) for frame in batch)
+            generation.encoded_patches += patches
+            yield self._pace.patch_cost(patches)
+        width, dtype = device.model.config.text.hidden_size, jnp.dtype(device.model.dtype)
+        shown = [features[frame.digest][frame.keep] for frame in needed]
+        skipped = int(kept[len(frames) - len(needed)])  # vision tokens of the frames in front of them
+        values = np.concatenate(shown) if shown else np.zeros((0, width), dtype)
+        for begin, size in parts:
+            span = slice(begin, min(begin + size, end))
+            count = span.stop - span.start
+            tokens, segment_ids, slot = (np.zeros((1, size), np.int32) for _ in range(3))
+            tokens[0, :count], segment_ids[0, :count] = sample.tokens[span], 1
+            is_vision = np.zeros(size, bool)
+            is_vision[:count] = sample.is_vision[span]
+            slot[0] = np.where(is_vision, np.arange(size), -1)
+            part = np.zeros((1, size, width), dtype)
+            part[0, is_vision] = values[vision[span][is_vision[:count]] - skipped]
+            positions = begin + np.arange(size, dtype=np.int32)[None]
+            device.prefill(PromptPart(tokens, part, slot, segment_ids, positions), row.index, begin, row.adapter)
+            row.held = identities[: span.stop]
+            yield size
+
+    def _compile(self, generation: Generation, batches: Sequence[Sequence[Frame]], sizes: Sequence[int]) -> None:
+        """Compiles what a request needs, before its first token and in parallel."""
+        device, sampling = self._device, generation.request.sampling
+        calls = device.state_calls()
+        calls += [(device.programs.encode, _bucket(batch), batch[0].visual.merge) for batch in batches]
+        calls += [device.prefill_call(size) for size in sizes]
+        calls.append(device.decode_call(sampling.logprobs, sampling.temperature == 0))
+        device.programs.make_ready(calls)
+
+    def _encode(self, frames: Sequence[Frame]) -> dict[bytes, np.ndarray]:
+        """Runs the tower over frames of one size and returns the features of each by digest."""
+        visual = frames[0].visual
+        output = self._device.encode(pack_frames(frames, _bucket(frames)), visual.merge)
+        encoded = {}
+        for index, frame in enumerate(frames):
+            tokens = output[index * visual.tokens_per_frame : (index + 1) * visual.tokens_per_frame].copy()
+            self._features.put(frame.digest, tokens)
+            encoded[frame.digest] = tokens
+        return encoded
+
+
+def _bucket(frames: Sequence[Frame]) -> int:
+    return round_up_to_bucket(sum(len(frame.visual.patches) for frame in frames))
