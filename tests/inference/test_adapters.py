@@ -111,7 +111,7 @@ def test_an_int8_cache_takes_what_is_planned_and_the_command_line_has_both(capsy
     flags = ["ask", "--model", str(base), question, "--max-new-tokens", "6", "--kv-cache", "int8"]
     assert main([*flags, "--adapter", f"mine={folders['all']}"]) == 0
     assert capsys.readouterr().out == f"{answer}\n"
-    arrays = jax.tree.leaves(model.engine._state.cache.keys_values)
+    arrays = jax.tree.leaves(model.engine._device._state.cache.keys_values)
     assert {leaf.dtype for leaf in arrays} == {jnp.dtype("int8"), jnp.dtype("float32")}
     demand = Demand("float32", kv_cache="int8", slots=model.engine.slots)
     plans = [memory_plan(open_source(base), each) for each in (demand, dataclasses.replace(demand, kv_cache=None))]

@@ -232,7 +232,7 @@ class Engine:
             row, common = best_row(free, identities, adapter)
             self._clock += 1
             row.generation, row.adapter, row.used, row.fresh = generation, adapter, self._clock, True
-            generation.reused_tokens = common
+            generation.reused_tokens, row.held = common, row.held[:common]
             row.work = self._reader.work(row, generation, frames, identities)
 
     def _abandon(self, error: BaseException) -> None:

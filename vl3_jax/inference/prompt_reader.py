@@ -39,7 +39,6 @@ class PromptReader:
         """
         device, sample = self._device, generation.request.sample
         start, end = generation.reused_tokens, len(identities) - 1
-        row.held = row.held[:start]
         vision = np.cumsum(sample.is_vision) - 1  # vision tokens up to each position
         first_new = vision[start - 1] + 1 if start else 0
         kept = np.cumsum([0, *(int(frame.keep.sum()) for frame in frames)])
