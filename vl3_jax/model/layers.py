@@ -28,7 +28,7 @@ def partitioned_param(
     What stands in the place of an array, such as a quantised kernel, is returned as it is.
     """
     if module.has_variable("params", name) and hasattr(stored := module.get_variable("params", name), "values"):
-        return stored
+        return stored  # pyright: ignore[reportReturnType]  # used like an array
     boxed = nn.with_logical_partitioning(init, tuple(axes))  # pyright: ignore[reportArgumentType]  # names of our own
     return module.param(name, boxed, tuple(shape), dtype, unbox=True)
 
