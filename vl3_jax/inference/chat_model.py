@@ -211,7 +211,8 @@ class ChatModel:
         """Processes the conversations with the settings of an answer, which it also returns."""
         sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
         settings = answer_settings.resolve(keywords, sampling, self.processor.config)
-        self.engine.adapter_number(settings.adapter)  # before the media are read
+        if settings.adapter is not None:
+            self.engine.adapter_number(settings.adapter)  # before the media are read
         vocabulary = self.engine.model.config.text.vocab_size
         if settings.sampling.logprobs > vocabulary:
             raise SettingError("logprobs", settings.sampling.logprobs, f"the model has {vocabulary} tokens; give fewer")
