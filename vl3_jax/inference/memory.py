@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vl3_jax.checkpoint.loading import leaves_to_load
-from vl3_jax.checkpoint.sources import CheckpointSource
+from vl3_jax.checkpoint.sources import CheckpointSource, chat_config
 from vl3_jax.checkpoint.tensors import float_dtype
 from vl3_jax.errors import InputError
 from vl3_jax.host_memory import free_host_memory
@@ -94,7 +94,7 @@ def memory_plan(source: CheckpointSource, demand: Demand, free: int | None = Non
         parts = [leaf.largest_slice(source) for leaf in leaves]
     else:  # of a stacked leaf, a layer is placed beside it
         parts = [leaf.nbytes // leaf.shape[0] if leaf.stacked else 0 for leaf in leaves]
-    cache, activations = _cache_and_activations(source.config, demand)
+    cache, activations = _cache_and_activations(chat_config(source), demand)
     return MemoryPlan(
         weights=sum(leaf.nbytes for leaf in leaves) // shards,
         loading=max(parts) // shards,

@@ -71,7 +71,7 @@ def load(
     processor = Processor.from_folder(opened.files)
     memory = ModelMemory(opened, demand, weight_shards(mesh))
     stacks = load_adapters(
-        adapters or {}, opened.config, dtype=float_dtype(demand.dtype), layout=layout, mesh=mesh, token=token
+        adapters or {}, config, dtype=float_dtype(demand.dtype), layout=layout, mesh=mesh, token=token
     )
     memory.check_loading()
     try:

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from vl3_jax.checkpoint import export_run_files, open_source, peft_base, write_adapters
+from vl3_jax.checkpoint import chat_config, export_run_files, open_source, peft_base, write_adapters
 from vl3_jax.checkpoint.peft_merge import ADAPTER_WEIGHTS
 from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG
 from vl3_jax.checkpoint.sources import Origin
@@ -52,7 +52,8 @@ def export_adapters(
     if step is None:
         raise InputError(f"{workdir}: a run without a checkpoint yet; export it after its first")
     run = open_source(workdir)
-    named = peft_base(os.fspath(workdir), run.config, base, layout, Origin.parse(record.get("origin")))
+    config = chat_config(run)
+    named = peft_base(os.fspath(workdir), config, base, layout, Origin.parse(record.get("origin")))
     fingerprint = run.fingerprint(to="peft", base=named.name, layout=named.layout, dtype=str(dtype))
     files = export_run_files(run, named.layout)
     with open_job(target, fingerprint, {ADAPTER_CONFIG, ADAPTER_WEIGHTS, *files}) as job:
@@ -64,7 +65,7 @@ def export_adapters(
             leaves[kernel] = LoraKernel(empty, leaves.pop(f"{kernel}/a"), leaves.pop(f"{kernel}/b"), scale)
         whole = unflatten_dict(dict.fromkeys(leaves, True), sep="/")
         params = unflatten_dict(leaves, sep="/")
-        write_adapters(job.folder, params, run.config, base=named.name, layout=named.layout, whole=whole, dtype=dtype)
+        write_adapters(job.folder, params, config, base=named.name, layout=named.layout, whole=whole, dtype=dtype)
         for name, content in files.items():
             (job.folder / name).write_bytes(content)
         job.commit()
