@@ -19,7 +19,8 @@ VIDEO = MEDIA / "edge" / "city_vp9.webm"
 IMAGE = MEDIA / "images" / "handwriting.png"
 SMALL = ["--max-visual-tokens", "300", "--max-new-tokens", "8"]
 IMAGES = sorted((MEDIA / "images").iterdir())
-VIDEOS = sorted(file for folder in ("videos", "edge") for file in (MEDIA / folder).iterdir())
+VIDEOS, EDGE = (sorted((MEDIA / folder).iterdir()) for folder in ("videos", "edge"))
+FILES = [*IMAGES, *VIDEOS, *(pytest.param(file, marks=pytest.mark.slow) for file in EDGE)]
 UNREADABLE = "city_no_index.mp4"
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -91,7 +92,7 @@ def test_window_frames_and_pruning_flags(capsys, checkpoint, start):
     assert capped["visual_tokens"] < capped["visual_tokens_before_pruning"]
 
 
-@pytest.mark.parametrize("file", [*IMAGES, *VIDEOS], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_every_file_is_answered_or_explained(capsys, checkpoint, file):
     flag = "--image" if file in IMAGES else "--video"
     if file.name == UNREADABLE:

@@ -286,7 +286,9 @@ def test_invalid_settings_are_refused(settings):
         SamplingConfig(**settings)
 
 
-@pytest.mark.parametrize("axes", [{"fsdp": 4, "tensor": 2}, {"data": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "axes", [{"fsdp": 4, "tensor": 2}, pytest.param({"data": 2, "tensor": 2}, marks=pytest.mark.slow)]
+)
 def test_a_sharded_model_gives_the_same_answers_as_one_device(axes):
     mesh = make_mesh(axes, jax.devices()[: np.prod(list(axes.values()))])
     param_shardings = shardings(abstract_params(MODEL.config), param_axes(MODEL.config), mesh)
