@@ -150,10 +150,10 @@ def _rows_product(x: jax.Array, matrix: jax.Array, matrix_axes: str = "io") -> j
     return einsum(f"...i,{matrix_axes}->...o", x, matrix)
 
 
-def _product(x: jax.Array, matrix: jax.Array, num_in: int, multiply: Callable = _rows_product) -> jax.Array:
+def _product(x: jax.Array, matrix: jax.Array, num_in: int) -> jax.Array:
     shape = x.shape[: x.ndim - num_in]
     flat = x.reshape(*shape, math.prod(matrix.shape[:num_in]))
-    product = multiply(flat, matrix.reshape(flat.shape[-1], -1))
+    product = _rows_product(flat, matrix.reshape(flat.shape[-1], -1))
     return product.reshape(*shape, *matrix.shape[num_in:])
 
 

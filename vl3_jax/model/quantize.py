@@ -55,14 +55,10 @@ def quantize_leaf(path: str, leaf: jax.Array, inputs_last: bool = False) -> jax.
         return leaf
     kernel = _quantize(leaf, contracted)
     if inputs_last and contracted[0] == 0:
-        return with_inputs_last(kernel.values, kernel.scale, len(contracted))
+        inputs = len(contracted)
+        order = (*range(inputs, leaf.ndim), *range(inputs))
+        return QuantizedKernel(kernel.values.transpose(order), kernel.scale, inputs)
     return kernel
-
-
-def with_inputs_last(values: Any, scale: Any, inputs: int) -> QuantizedKernel:
-    """Returns a kernel whose first `inputs` dimensions are moved behind the others: arrays of JAX or of NumPy."""
-    order = (*range(inputs, values.ndim), *range(inputs))
-    return QuantizedKernel(values.transpose(order), scale, inputs)
 
 
 def contracted_dimensions(path: str, dimensions: int) -> tuple[int, ...]:
