@@ -1,6 +1,6 @@
 """Masks of objects in files: pictures, arrays, run lengths in COCO's compressed form, and one JSON object of all.
 
-A run-length encoding is `{"size": [height, width], "counts": "..."}`, as `pycocotools.mask` reads it.
+A run-length encoding is `{"size": [height, width], "counts": "..."}`, as `pycocotools.mask.decode` reads it.
 """
 
 import contextlib
@@ -26,11 +26,6 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     """Returns the run lengths of a mask, [h, w] bool."""
     encoded = coco.encode(np.asfortranarray(mask, np.uint8))
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
-
-
-def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
-    """Returns the mask of run lengths, [h, w] bool."""
-    return coco.decode({"size": list(rle["size"]), "counts": rle["counts"].encode("ascii")}).astype(bool)
 
 
 def _save_png(path: pathlib.Path, mask: np.ndarray) -> None:

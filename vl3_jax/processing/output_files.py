@@ -36,12 +36,13 @@ def new_file(file: str | os.PathLike) -> pathlib.Path:
     """
     path = _local(file, "file")
     try:
-        exists, folder_exists = os.path.lexists(path), path.parent.is_dir()
+        path.lstat()
+        raise InputError(f"{path}: exists; remove it, or give another name")
+    except FileNotFoundError:
+        pass
     except (OSError, ValueError) as error:
         raise _not_writable(path, error, "file") from None
-    if exists:
-        raise InputError(f"{path}: exists; remove it, or give another name")
-    if not folder_exists:
+    if not path.parent.is_dir():
         raise InputError(f"{path}: its folder does not exist; create {path.parent}, or give another name")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"{path}: not allowed to write there; give a file in another folder")

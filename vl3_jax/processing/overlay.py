@@ -23,6 +23,7 @@ _LINES = 28  # and over the height of a name
 _MARGIN = 2  # pixels around it
 _TIME_BASE = Fraction(1, 90_000)
 _MAX_RATE = 240
+_QUALITY = {"crf": "20", "bf": "0"}  # without frames that refer to later ones, so that times begin with 0
 
 
 def object_colour(number: int) -> tuple[int, int, int]:
@@ -100,10 +101,9 @@ class VideoWriter:
         options = {} if os.fspath(path).endswith(".mkv") else {"movflags": "frag_keyframe+hybrid_fragmented"}
         with self._errors():
             self._container = av.open(os.fspath(path), "w", options=options)
-            codec, quality = ("libx264", "crf") if "libx264" in av.codecs_available else ("mpeg4", "qscale")
-            stream = self._container.add_stream(
-                codec, rate=Fraction(min(max(rate, 1), _MAX_RATE)).limit_denominator(1001), options={quality: "20"}
-            )
+            codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+            rate_of_frames = Fraction(min(max(rate, 1), _MAX_RATE)).limit_denominator(1001)
+            stream = self._container.add_stream(codec, rate=rate_of_frames, options=_QUALITY)
             assert isinstance(stream, av.VideoStream)
             # Chroma has half of the resolution, so an odd row or column is doubled.
             stream.height, stream.width, stream.pix_fmt = size[0] + size[0] % 2, size[1] + size[1] % 2, "yuv420p"

@@ -10,6 +10,7 @@ from vl3_jax.errors import InputError
 from vl3_jax.processing.video_reader import VideoReader
 
 KEPT_FRAMES = 16  # the latest ones, which are not decoded again
+_BLOCK = KEPT_FRAMES // 2  # frames that are decoded together on the way back
 
 
 class VideoFrames(Sequence[Image.Image]):
@@ -44,7 +45,7 @@ class VideoFrames(Sequence[Image.Image]):
         if index not in self._kept:
             goes_back = bool(self._kept) and index < min(self._kept)
             if self._decoded is None or index != self._next:
-                self._begin(max(0, index - KEPT_FRAMES + 1) if goes_back else index)
+                self._begin(max(0, index - _BLOCK + 1) if goes_back else index)
             while self._next <= index:
                 self._keep_next()
         return self._kept[index]
