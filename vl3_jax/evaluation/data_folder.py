@@ -1,0 +1,98 @@
+"""The folder of one benchmark's data: reads annotation files of every format, and finds media."""
+
+import csv
+import json
+import pathlib
+from typing import Any
+
+from vl3_jax import json_file
+from vl3_jax.errors import InputError
+
+VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+_MAX_BYTES = 2**30
+_ADVICE = "`vl3 eval --check-data` lists what belongs where"
+
+
+class DataFolder:
+    """Reads files below a folder. Every method raises InputError, with the path, if a file is missing or malformed."""
+
+    def __init__(self, root: str | pathlib.Path):
+        self.root = pathlib.Path(root)
+
+    def path(self, *parts: str) -> str:
+        """Returns the path of a file or folder, whether it exists or not."""
+        return str(self.root.joinpath(*parts))
+
+    def exists(self, *parts: str) -> bool:
+        """Returns whether a file or folder exists."""
+        return self.root.joinpath(*parts).exists()
+
+    def json(self, *parts: str) -> Any:
+        """Returns the value of a JSON file."""
+        return json_file.parse_json(self._read(*parts), self.path(*parts), _MAX_BYTES)
+
+    def json_lines(self, *parts: str) -> list[dict[str, Any]]:
+        """Returns the objects of a file of JSON lines."""
+        rows = []
+        for number, line in enumerate(self._read(*parts).splitlines(), start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                if not isinstance(row, dict):
+                    raise InputError(f"{self.path(*parts)}, line {number}: not a JSON object; download the file again")
+                rows.append(row)
+        return rows
+
+    def csv(self, *parts: str) -> list[dict[str, str]]:
+        """Returns the rows of a CSV file with a header."""
+        text = self._read(*parts).decode("utf-8-sig", "replace")
+        return list(csv.DictReader(text.splitlines(keepends=True)))
+
+    def table(self, *parts: str) -> list[dict[str, Any]]:
+        """Returns the rows of a Parquet file."""
+        from data_pipelines.sources.parquet import ParquetFile
+
+        if not self.exists(*parts):
+            raise self._missing(*parts)
+        return list(ParquetFile(self.path(*parts)))
+
+    def split(self, split: str, *parts: str) -> list[dict[str, Any]]:
+        """Returns the rows of a split of a data set folder: its Parquet files `split-*`, sorted.
+
+        The files may lie in the folder itself or in `data`, as on the Hugging Face Hub. Images are bytes.
+        """
+        folder = self.root.joinpath(*parts)
+        files = [path for place in (folder, folder / "data") for path in sorted(place.glob(f"{split}-*.parquet"))]
+        if not files:
+            raise self._missing(*parts, f"{split}-00000-of-00001.parquet")
+        return [row for path in files for row in self.table(str(path.relative_to(self.root)))]
+
+    def text(self, *parts: str) -> str:
+        """Returns the text of a file; bytes that are not UTF-8 are replaced."""
+        return self._read(*parts).decode("utf-8-sig", "replace")
+
+    def video(self, *parts: str, endings: tuple[str, ...] = VIDEO_ENDINGS[:4]) -> str:
+        """Returns the path of a video given without its ending: the first that exists, else that of an mp4 file."""
+        found = (self.path(*parts) + ending for ending in endings if self.root.joinpath(*parts[:-1]).exists())
+        existing = [path for path in found if pathlib.Path(path).exists()]
+        return existing[0] if existing else self.path(*parts) + ".mp4"
+
+    def _read(self, *parts: str) -> bytes:
+        try:
+            return self.root.joinpath(*parts).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._missing(*parts) from None
+        except OSError as error:
+            raise InputError(f"{self.path(*parts)}: cannot be read ({error.strerror or error}); check it") from None
+
+    def _missing(self, *parts: str) -> InputError:
+        return InputError(f"{self.path(*parts)}: missing; {_ADVICE}")
+
+
+def image_of(value: Any) -> bytes | str | None:
+    """Returns the image of a cell of a data set: the bytes of `{bytes, path}`, or a path."""
+    if isinstance(value, dict):
+        return value.get("bytes") or value.get("path")
+    return value
