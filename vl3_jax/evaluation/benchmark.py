@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from vl3_jax.errors import InputError
 from vl3_jax.evaluation.data_folder import DataFolder
 from vl3_jax.evaluation.scorers.unparsed import UnparsedError
 
@@ -142,7 +143,9 @@ class Benchmark(abc.ABC):
       variants: Variants of scoring that are reported beside the default one.
       source: Where the data is published.
       licence: What its licence asks.
-      submission: Whether references of the paper's split are hidden, so that answers go to a server.
+      splits: Splits of the data; the first is the default.
+      submission: Whether a benchmark server takes the answers of a split whose references are hidden.
+      split: The chosen split.
     """
 
     name: ClassVar[str]
@@ -154,7 +157,26 @@ class Benchmark(abc.ABC):
     licence: ClassVar[str]
     judge_prompts: ClassVar[tuple[str, ...]] = ()
     variants: ClassVar[tuple[str, ...]] = ()
+    splits: ClassVar[tuple[str, ...]] = ("test",)
     submission: ClassVar[bool] = False
+
+    def __init__(self, split: str | None = None):
+        """Creates the benchmark.
+
+        Args:
+          split: One of `splits`; the first of them if None.
+
+        Raises:
+          InputError: There is no such split.
+        """
+        self.split = split or self.splits[0]
+        if self.split not in self.splits:
+            raise InputError(f"{self.name} has no split {self.split!r}; use {' or '.join(self.splits)}")
+
+    @property
+    def task(self) -> str:
+        """The name for `--tasks`: that of the benchmark, and of its split if it is not the default one."""
+        return self.name if self.split == self.splits[0] else f"{self.name}@{self.split}"
 
     @abc.abstractmethod
     def items(self, data: DataFolder) -> list[Item]:

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from vl3_jax.evaluation.benchmark import (
-    MACRO, ORIGINAL, OVERALL, Benchmark, Item, PaperRow, Scoring, Verdict, accuracies, mean, percent,
+    MACRO,
+    ORIGINAL,
+    OVERALL,
+    Benchmark,
+    Item,
+    PaperRow,
+    Scoring,
+    Verdict,
+    accuracies,
+    mean,
+    percent,
 )
 from vl3_jax.evaluation.scorers.relaxed_number import relaxed_match
 

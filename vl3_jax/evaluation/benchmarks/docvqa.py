@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from vl3_jax.evaluation.benchmark import (
-    HARNESS, OVERALL, Benchmark, Item, PaperRow, Scoring, Verdict, accuracies, percent,
+    HARNESS,
+    OVERALL,
+    Benchmark,
+    Item,
+    PaperRow,
+    Scoring,
+    Verdict,
+    accuracies,
+    percent,
 )
 from vl3_jax.evaluation.scorers.text_distance import anls
 
@@ -36,7 +44,9 @@ class DocVQA(Benchmark):
     def verdict(self, response: str, reference: Mapping[str, Any], scoring: Scoring) -> Verdict:
         target = reference["target"]
         answers = [str(answer) for answer in target] if isinstance(target, list) else [str(target)]
-        threshold = 0.0 if scoring.official and scoring.variant == HARNESS else reference.get("anls_threshold", _THRESHOLD)
+        threshold = (
+            0.0 if scoring.official and scoring.variant == HARNESS else reference.get("anls_threshold", _THRESHOLD)
+        )
         return Verdict(anls(response, answers, threshold), response)
 
     def metrics(self, answers):

@@ -25,10 +25,19 @@ class MathVision(Benchmark):
         items = []
         for row in data.json_lines("test.jsonl"):
             options = row["options"]
-            lines = "" if options == list("ABCDE") else "".join(
-                f"({letter}) {option}\n" for letter, option in zip(letters_of(len(options)), options, strict=True)
+            lines = (
+                ""
+                if options == list("ABCDE")
+                else "".join(
+                    f"({letter}) {option}\n" for letter, option in zip(letters_of(len(options)), options, strict=True)
+                )
             )
-            reference = {"target": row["answer"], "task_type": row["subject"], "options": options, "level": row.get("level")}
+            reference = {
+                "target": row["answer"],
+                "task_type": row["subject"],
+                "options": options,
+                "level": row.get("level"),
+            }
             image = {"type": "image", "image": data.path(row["image"])}
             items.append(Item(str(row["id"]), [image], f"{_PROMPT}{row['question']}\n{lines}", reference))
         return items

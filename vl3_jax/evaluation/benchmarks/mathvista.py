@@ -4,7 +4,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vl3_jax.evaluation.benchmark import OFFLINE, Benchmark, Item, PaperRow, Scoring, Verdict, accuracies, grouped, percent
+from vl3_jax.evaluation.benchmark import (
+    OFFLINE,
+    Benchmark,
+    Item,
+    PaperRow,
+    Scoring,
+    Verdict,
+    accuracies,
+    grouped,
+    percent,
+)
 from vl3_jax.evaluation.scorers.letters import last_letter, letters_of, tail
 from vl3_jax.evaluation.scorers.text_distance import levenshtein
 

@@ -6,7 +6,17 @@ from typing import Any
 
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.benchmark import (
-    ORIGINAL, OVERALL, Benchmark, Item, PaperRow, ScoredAnswer, Scoring, Verdict, grouped, mean, percent,
+    ORIGINAL,
+    OVERALL,
+    Benchmark,
+    Item,
+    PaperRow,
+    ScoredAnswer,
+    Scoring,
+    Verdict,
+    grouped,
+    mean,
+    percent,
 )
 from vl3_jax.evaluation.scorers import yes_no
 

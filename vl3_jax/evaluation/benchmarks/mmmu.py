@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.benchmark import HARNESS, ORIGINAL, Benchmark, Item, PaperRow, Scoring, Verdict, grouped, percent
+from vl3_jax.evaluation.benchmark import (
+    HARNESS,
+    ORIGINAL,
+    Benchmark,
+    Item,
+    PaperRow,
+    Scoring,
+    Verdict,
+    percent,
+)
 from vl3_jax.evaluation.data_folder import image_of
 from vl3_jax.evaluation.scorers.choice_candidates import parse_choice
 from vl3_jax.evaluation.scorers.letters import letters_of
@@ -47,8 +56,10 @@ class MMMU(Benchmark):
             for row in data.split("validation", subject):
                 if "validation" in row["id"]:
                     options, is_open = parse_options(row["options"]), row["question_type"] == "open"
-                    ask = "Answer the question using a single word or phrase." if is_open else (
-                        "Answer with the option's letter from the given choices directly."
+                    ask = (
+                        "Answer the question using a single word or phrase."
+                        if is_open
+                        else ("Answer with the option's letter from the given choices directly.")
                     )
                     lines = "" if is_open else option_lines(options) + "\n"
                     text = f"{row['question']}\n\n{lines}{ask}"
@@ -110,4 +121,6 @@ def interleaved_item(row: Mapping[str, Any], text: str, reference: Mapping[str, 
         parts += [{"type": "text", "text": f"{text[end : tag.end()]}:"}, media[-1]]
         end = tag.end()
     parts.append({"type": "text", "text": text[end:]})
-    return Item(prefix + row["id"], media, _TAG.sub(r"\g<0>:<image>", text), reference, lambda _: [dict(p) for p in parts])
+    return Item(
+        prefix + row["id"], media, _TAG.sub(r"\g<0>:<image>", text), reference, lambda _: [dict(p) for p in parts]
+    )

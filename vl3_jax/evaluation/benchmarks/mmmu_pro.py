@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vl3_jax.evaluation.benchmark import ORIGINAL, OVERALL, Benchmark, Item, PaperRow, Scoring, Verdict, accuracies, grouped
+from vl3_jax.evaluation.benchmark import (
+    ORIGINAL,
+    OVERALL,
+    Benchmark,
+    Item,
+    PaperRow,
+    Scoring,
+    Verdict,
+    accuracies,
+    grouped,
+)
 from vl3_jax.evaluation.benchmarks.mmmu import interleaved_item, option_lines, parse_options
 from vl3_jax.evaluation.data_folder import image_of
 from vl3_jax.evaluation.scorers.choice_candidates import parse_choice, parse_choice_pro
@@ -21,7 +31,9 @@ class MMMUPro(Benchmark):
     name, title, kind, size = "MMMU_Pro", "MMMU-Pro", "image", 1730
     rows = (PaperRow("MMMU-Pro"),)
     variants = (ORIGINAL,)
-    source = "huggingface.co/datasets/MMMU/MMMU_Pro; `standard (10 options)` as the folder `standard`, optionally `vision`"
+    source = (
+        "huggingface.co/datasets/MMMU/MMMU_Pro; `standard (10 options)` as the folder `standard`, optionally `vision`"
+    )
     licence = "Apache-2.0; the pictures come from the web and from textbooks, research use"
 
     def items(self, data):
