@@ -186,6 +186,27 @@ class Benchmark(abc.ABC):
           InputError: An annotation file is missing or malformed; the message names it.
         """
 
+    def load(self, root: str | pathlib.Path) -> list[Item]:
+        """Reads the items, from the folder of this name below the folder of all data or from that folder itself.
+
+        Raises:
+          InputError: As `items`, or two items have one id.
+        """
+        folder = pathlib.Path(root, self.name)
+        data = DataFolder(folder if folder.is_dir() else root)
+        try:
+            items = self.items(data)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            raise InputError(
+                f"{data.root}: an annotation of {self.name} lacks what it needs ({error!r}); download the files again"
+            ) from None
+        twice = [name for name, count in collections.Counter(item.id for item in items).items() if count > 1]
+        if twice:
+            raise InputError(
+                f"{data.root}: {len(twice)} ids of {self.name} occur twice, as {twice[0]!r}; make them unique"
+            )
+        return items
+
     @abc.abstractmethod
     def verdict(self, response: str, reference: Mapping[str, Any], scoring: Scoring) -> Verdict:
         """Scores one answer; an UnparsedError says that none can be read."""

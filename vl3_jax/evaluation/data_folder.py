@@ -5,6 +5,8 @@ import json
 import pathlib
 from typing import Any
 
+from data_pipelines.sample_errors import BadSampleError
+from data_pipelines.sources.parquet import ParquetFile
 from vl3_jax import json_file
 from vl3_jax.errors import InputError
 
@@ -52,11 +54,13 @@ class DataFolder:
 
     def table(self, *parts: str) -> list[dict[str, Any]]:
         """Returns the rows of a Parquet file."""
-        from data_pipelines.sources.parquet import ParquetFile
-
         if not self.exists(*parts):
             raise self._missing(*parts)
-        return list(ParquetFile(self.path(*parts)))
+        file = ParquetFile(self.path(*parts))
+        try:
+            return [file.read(row) for row in range(len(file))]
+        except BadSampleError as error:
+            raise InputError(f"{self.path(*parts)}: {error}") from None
 
     def split(self, split: str, *parts: str) -> list[dict[str, Any]]:
         """Returns the rows of a split of a data set folder: its Parquet files `split-*`, sorted.

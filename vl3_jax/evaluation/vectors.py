@@ -1,8 +1,8 @@
 """Scores vectors: lines with a response, its reference and the score that is expected, without a model.
 
 A vector is `{"benchmark", "prediction", "target", "extra", "score"}`. `extra` has what the benchmark needs besides the
-target, and these keys: `kind` ("item" or "aggregate"), `variant`, `judge` (the reply of a judge), `fixed_score` (where it
-differs from the official `score`), `official_random_fallback`. A score of null means that the official code fails.
+target, and these keys: `kind` ("item" or "aggregate"), `variant`, `judge` (the reply of a judge), `fixed_score` (where
+it differs from the official `score`), `official_random_fallback`. A score of null means that the official code fails.
 """
 
 import dataclasses

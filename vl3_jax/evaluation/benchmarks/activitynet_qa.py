@@ -10,6 +10,7 @@ from vl3_jax.evaluation.data_folder import VIDEO_ENDINGS
 from vl3_jax.evaluation.scorers.open_answers import words_match
 from vl3_jax.evaluation.scorers.unparsed import UnparsedError
 
+_INSTRUCTION = "Please watch the video and answer the question clearly and concisely.\n"
 _TYPES = ("Motion", "Spatial Relation", "Temporal Relation", "Yes/No", "Color", "Object", "Location", "Number", "Other")
 
 
@@ -28,9 +29,7 @@ class ActivityNetQA(Benchmark):
             answer = references.get(row["question_id"])
             if answer is None:
                 raise InputError(f"{data.path('test_a.json')}: no answer to {row['question_id']}; download it again")
-            text = (
-                f"Question: {row['question']}\nPlease watch the video and answer the question clearly and concisely.\n"
-            )
+            text = f"Question: {row['question']}\n{_INSTRUCTION}"
             reference = {"target": answer["answer"], "task_type": answer["type"], "question": row["question"]}
             video = data.video("all_test", f"v_{row['video_name']}", endings=VIDEO_ENDINGS)
             items.append(Item(str(number), [{"type": "video", "video": video}], text, reference))

@@ -15,8 +15,8 @@ class CharadesSTA(Benchmark):
     name, title, kind, size = "charades_sta", "Charades-STA", "video", 3720
     rows = (PaperRow("Charades-STA", ("mIoU",)),)
     source = (
-        "huggingface.co/datasets/wangyueqian/MMDuetIT, charades/annotations/test-random_prompt.json, renamed; videos of "
-        "prior.allenai.org/projects/charades"
+        "huggingface.co/datasets/wangyueqian/MMDuetIT, charades/annotations/test-random_prompt.json, renamed; "
+        "videos of prior.allenai.org/projects/charades"
     )
     licence = "Charades: non-commercial use"
 

@@ -6,8 +6,9 @@ from vl3_jax.evaluation.data_folder import VIDEO_ENDINGS
 
 _SUBSET = "subset_answers.json"
 _PROMPT = (
-    "Select the best answer to the following multiple-choice question based on the video.\n{question}\nOptions:\n{options}"
-    "Answer with the option's letter from the given choices directly and only give the best option. The best answer is: "
+    "Select the best answer to the following multiple-choice question based on the video.\n{question}\nOptions:\n"
+    "{options}Answer with the option's letter from the given choices directly and only give the best option. The "
+    "best answer is: "
 )
 
 

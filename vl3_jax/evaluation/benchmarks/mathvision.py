@@ -8,8 +8,8 @@ from vl3_jax.evaluation.scorers import math_answer
 from vl3_jax.evaluation.scorers.letters import letters_of
 
 _PROMPT = (
-    'Please solve the problem step by step and put your answer in one "\\boxed{}". If it is a multiple choice question, '
-    'only one letter is allowed in the "\\boxed{}".\n'
+    'Please solve the problem step by step and put your answer in one "\\boxed{}". If it is a multiple choice '
+    'question, only one letter is allowed in the "\\boxed{}".\n'
 )
 
 

@@ -4,7 +4,7 @@ from vl3_jax.evaluation.benchmark import Item, PaperRow
 from vl3_jax.evaluation.benchmarks.choice_video import ChoiceVideoBenchmark, choice_prompt, index_of_answer
 
 # Label in the report: folder of the videos, which is also the name of the question file.
-_TASKS = {
+TASKS = {
     "TR:  (Topic Reasoning)": "7_topic_reasoning",
     "AR:  (Anomaly Recognition)": "6_anomaly_reco",
     "NQA: (Needle QA)": "2_needle",
@@ -27,7 +27,7 @@ class MLVU(ChoiceVideoBenchmark):
 
     def items(self, data):
         items = []
-        for label, folder in _TASKS.items():
+        for label, folder in TASKS.items():
             for row in data.json("json", f"{folder}.json"):
                 options = row["candidates"]
                 target = index_of_answer(row["answer"], options, data.path("json", f"{folder}.json"))

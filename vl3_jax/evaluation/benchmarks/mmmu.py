@@ -106,7 +106,7 @@ def option_lines(options: Sequence[str]) -> str:
     return "".join(f"({letter}):{option}\n" for letter, option in zip(letters_of(len(options)), options, strict=True))
 
 
-def interleaved_item(row: Mapping[str, Any], text: str, reference: Mapping[str, Any], prefix: str = "") -> Item:
+def interleaved_item(row: Mapping[str, Any], text: str, reference: Mapping[str, Any]) -> Item:
     """Returns an item whose images stand in the text, each behind its tag `<image k>`.
 
     Raises:
@@ -121,6 +121,5 @@ def interleaved_item(row: Mapping[str, Any], text: str, reference: Mapping[str, 
         parts += [{"type": "text", "text": f"{text[end : tag.end()]}:"}, media[-1]]
         end = tag.end()
     parts.append({"type": "text", "text": text[end:]})
-    return Item(
-        prefix + row["id"], media, _TAG.sub(r"\g<0>:<image>", text), reference, lambda _: [dict(p) for p in parts]
-    )
+    shown = _TAG.sub(r"\g<0>:<image>", text)
+    return Item(row["id"], media, shown, reference, lambda _: [dict(part) for part in parts])

@@ -20,8 +20,8 @@ from vl3_jax.evaluation.scorers.choice_candidates import parse_choice, parse_cho
 
 _DIRECT = "Answer with the option letter from the given choices directly."
 _FORMAT = (
-    "The last line of your response should be of the following format: 'Answer: $LETTER' (without quotes) where LETTER is "
-    "one of options."
+    "The last line of your response should be of the following format: 'Answer: $LETTER' (without quotes) where LETTER "
+    "is one of options."
 )
 
 
@@ -31,9 +31,7 @@ class MMMUPro(Benchmark):
     name, title, kind, size = "MMMU_Pro", "MMMU-Pro", "image", 1730
     rows = (PaperRow("MMMU-Pro"),)
     variants = (ORIGINAL,)
-    source = (
-        "huggingface.co/datasets/MMMU/MMMU_Pro; `standard (10 options)` as the folder `standard`, optionally `vision`"
-    )
+    source = "huggingface.co/datasets/MMMU/MMMU_Pro; its `standard (10 options)` as `standard`, optionally `vision`"
     licence = "Apache-2.0; the pictures come from the web and from textbooks, research use"
 
     def items(self, data):

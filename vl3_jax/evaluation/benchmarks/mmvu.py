@@ -23,22 +23,19 @@ from vl3_jax.evaluation.scorers.unparsed import UnparsedError
 
 _CHOICE, _OPEN = "multiple-choice", "open-ended"
 _DIRECT = "Do not generate any intermediate reasoning process. "
-_STEPS = (
-    "step by step. Begin by explaining your reasoning process clearly. Conclude by stating the final answer using the "
-)
+_STEPS = "step by step. Begin by explaining your reasoning process clearly. Conclude by stating the final answer using "
+_FORMAT = "the following format: 'Therefore, the final answer is: "
 _INSTRUCTIONS = {
     (_CHOICE, False): f"{_DIRECT}Answer directly with the option letter from the given choices.\n",
     (_OPEN, False): f"{_DIRECT}Directly output the final short answer.\n",
-    (
-        _CHOICE,
-        True,
-    ): f"Answer the given multiple-choice question {_STEPS}following format: 'Therefore, the final answer is: "
-    "$LETTER' (without quotes), where $LETTER is one of the options. Think step by\nstep before answering.",
-    (
-        _OPEN,
-        True,
-    ): f"Answer the given question {_STEPS}following format: 'Therefore, the final answer is: 'Answer: $ANSWER' "
-    "(without quotes), where $ANSWER is the final answer of the question. Think step by step\nbefore answering.",
+    (_CHOICE, True): (
+        f"Answer the given multiple-choice question {_STEPS}{_FORMAT}$LETTER' (without quotes), where $LETTER is one "
+        "of the options. Think step by\nstep before answering."
+    ),
+    (_OPEN, True): (
+        f"Answer the given question {_STEPS}{_FORMAT}'Answer: $ANSWER' (without quotes), where $ANSWER is the final "
+        "answer of the question. Think step by step\nbefore answering."
+    ),
 }
 _SETS = {"without_cot": False, "with_cot": True}
 _LETTERS = "ABCDE"

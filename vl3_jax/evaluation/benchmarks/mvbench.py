@@ -5,7 +5,7 @@ from vl3_jax.evaluation.benchmarks.choice_video import ChoiceVideoBenchmark, cho
 
 _STAR, _CLEVRER, _PERCEPTION = "star/Charades_v1_480", "clevrer/video_validation", "perception/videos"
 # Task: folder of its videos, and whether a question is about a part of one.
-_TASKS = {
+TASKS = {
     "Action Sequence": (_STAR, True),
     "Action Prediction": (_STAR, True),
     "Action Antonym": ("ssv2_video", False),
@@ -39,7 +39,7 @@ class MVBench(ChoiceVideoBenchmark):
 
     def items(self, data):
         items = []
-        for task, (folder, trimmed) in _TASKS.items():
+        for task, (folder, trimmed) in TASKS.items():
             file = f"{task.lower().replace(' ', '_').replace('-', '_')}.json"
             for row in data.json("json", file):
                 part = {"type": "video", "video": data.path("video", folder, row["video"])}

@@ -12,7 +12,7 @@ Interval = tuple[float, float]
 
 
 def find_intervals(response: str) -> list[Interval]:
-    """Returns the intervals of a response: `2.0 to 8.5`, `3 - 9`, else its numbers in pairs without an odd first one."""
+    """Returns the intervals of a response: `2.0 to 8.5`, `3 - 9`, else its numbers in pairs without an odd first."""
     pairs = _INTERVAL.findall(response)
     if not pairs:
         numbers = re.findall(_NUMBER, response)

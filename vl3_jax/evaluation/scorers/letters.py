@@ -114,7 +114,8 @@ def letter_or_text(response: str, options: Sequence[str]) -> str:
 def tail(response: str) -> str:
     r"""Returns the part of a response that most likely holds the answer.
 
-    That is the content of the last `\boxed{}`, else what follows the last "answer is" or "answer:" on its line, else all.
+    That is the content of the last `\boxed{}`, else what follows the last "answer is" or "answer:" on its line, else
+    all.
     """
     boxed = re.findall(r"\\boxed\{([^}]*)\}", response)
     if boxed:

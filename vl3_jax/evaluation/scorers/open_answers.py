@@ -46,7 +46,7 @@ def accepted_answers(target: Any) -> list[str]:
 def words_match(prediction: str, target: str) -> bool:
     """Returns whether the words of a target occur in a prediction side by side.
 
-    Articles are left out, numbers up to ten are digits. If the target is yes or no, it must be the first of these words.
+    Articles are left out, numbers up to ten are digits. A target yes or no must be the first of these two words.
     """
     said, wanted = _words(prediction), _words(target)
     if wanted in (["yes"], ["no"]):
