@@ -6,6 +6,7 @@ A benchmark is a class of a module in `vl3_jax.evaluation.benchmarks`, which lis
 import abc
 import collections
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,6 +14,8 @@ from typing import Any, ClassVar
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.data_folder import DataFolder
 from vl3_jax.evaluation.scorers.unparsed import UnparsedError
+
+logger = logging.getLogger(__name__)
 
 OVERALL, MACRO = "Overall", "Macro"
 HARNESS, ORIGINAL, OFFLINE = "harness", "original", "offline"
@@ -189,8 +192,10 @@ class Benchmark(abc.ABC):
     def load(self, root: str | pathlib.Path) -> list[Item]:
         """Reads the items, from the folder of this name below the folder of all data or from that folder itself.
 
+        Items that share an id are kept: from the second on, `#2` and so on is appended, and a warning is logged.
+
         Raises:
-          InputError: As `items`, or two items have one id.
+          InputError: As `items`.
         """
         folder = pathlib.Path(root, self.name)
         data = DataFolder(folder if folder.is_dir() else root)
@@ -242,6 +247,18 @@ class Benchmark(abc.ABC):
           items: The items.
         """
         return None
+
+
+def _with_unique_ids(items: Sequence[Item], where: str) -> list[Item]:
+    seen, unique = collections.Counter(), []
+    for item in items:
+        seen[item.id] += 1
+        number = seen[item.id]
+        unique.append(item if number == 1 else dataclasses.replace(item, id=f"{item.id}#{number}"))
+    twice = [name for name, count in seen.items() if count > 1]
+    if twice:
+        logger.warning("%s: %d ids occur more than once, as %r; all items are kept", where, len(twice), twice[0])
+    return unique
 
 
 def accuracies(answers: Sequence[ScoredAnswer], key: str = "task_type") -> dict[str, Any]:

@@ -113,13 +113,14 @@ def _item_of(vector: Mapping[str, Any], items: Sequence[Item]) -> Item:
 
 def _times_of(vector: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> FrameTimes:
     """Returns the times of the frames, which another vector of the same item may state."""
-    stated = [
-        times
-        for other in (vector, *others)
-        if other["raw"] == vector["raw"]
-        and (times := other.get("frame_timestamps") or other["raw"].get("frame_timestamps"))
-    ]
+    stated = [times for other in (vector, *others) if other["raw"] == vector["raw"] and (times := _stated_times(other))]
     return lambda part: stated[0] if stated else ()
+
+
+def _stated_times(vector: Mapping[str, Any]) -> Sequence[float]:
+    noted = re.search(r"timestamps ([\d.,]+) s", vector.get("note", ""))
+    times = vector.get("frame_timestamps") or vector["raw"].get("frame_timestamps")
+    return times or [float(time) for time in noted.group(1).split(",")] if noted else times or ()
 
 
 def _difference(vector: Mapping[str, Any], item: Item, frame_times: FrameTimes) -> str | None:

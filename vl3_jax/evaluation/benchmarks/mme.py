@@ -41,7 +41,7 @@ class MME(Benchmark):
     licence = "academic research only; pictures are given out on request"
 
     def items(self, data):
-        items, ids = [], set()
+        items = []
         for category in (name for names in _PARTS.values() for name in names):
             if not data.exists(_RELEASE, category) and data.exists(_RELEASE):
                 continue
@@ -50,10 +50,7 @@ class MME(Benchmark):
                     question, tab, answer = line.strip().partition("\t")
                     if not tab:
                         raise InputError(f"{text}: {line!r} has no tab before its answer; download the file again")
-                    number, identifier = 1, f"{category}{image.name}{answer}"
-                    while identifier in ids:
-                        number, identifier = number + 1, f"{category}{image.name}{answer}#{number + 1}"
-                    ids.add(identifier)
+                    identifier = f"{category}{image.name}{answer}"
                     prompt = question.replace(f" {_YES_OR_NO}", "\nAnswer the question using a single word or phrase.")
                     reference = {"target": answer, "task_type": category, "image": f"{category}/{image.name}"}
                     media = [{"type": "image", "image": str(image)}]
