@@ -145,6 +145,7 @@ class Benchmark(abc.ABC):
       judge_prompts: Names of the judge's prompts it uses.
       variants: Variants of scoring that are reported beside the default one.
       source: Where the data is published.
+      layout: Files and folders in the folder of the benchmark, a line each.
       licence: What its licence asks.
       splits: Splits of the data; the first is the default.
       submission: Whether a benchmark server takes the answers of a split whose references are hidden.
@@ -157,6 +158,7 @@ class Benchmark(abc.ABC):
     rows: ClassVar[tuple[PaperRow, ...]]
     size: ClassVar[int]
     source: ClassVar[str]
+    layout: ClassVar[str]
     licence: ClassVar[str]
     judge_prompts: ClassVar[tuple[str, ...]] = ()
     variants: ClassVar[tuple[str, ...]] = ()
@@ -190,15 +192,14 @@ class Benchmark(abc.ABC):
         """
 
     def load(self, root: str | pathlib.Path) -> list[Item]:
-        """Reads the items, from the folder of this name below the folder of all data or from that folder itself.
+        """Reads the items from the folder with the name of the benchmark: `root`, or a folder below it.
 
         Items that share an id are kept: from the second on, `#2` and so on is appended, and a warning is logged.
 
         Raises:
           InputError: As `items`.
         """
-        folder = pathlib.Path(root, self.name)
-        data = DataFolder(folder if folder.is_dir() else root)
+        data = DataFolder(root if pathlib.Path(root).name == self.name else pathlib.Path(root, self.name))
         try:
             items = self.items(data)
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:

@@ -127,13 +127,10 @@ class Judge:
 
     def _request(self, name: str, fields: Mapping[str, Any]) -> tuple[bytes, str]:
         prompt = self._prompts[name]
-        texts = {
-            role: _PLACEHOLDER.sub(lambda found: str(fields.get(found[1], found[0])), prompt[role])
-            for role in prompt.keys() & {"system", "user"}
-        }
-        messages = [{"role": role, "content": texts[role]} for role in ("system", "user") if role in texts]
-        body = {"model": self.settings.model, "messages": messages, **prompt.get("params", {})}
-        return json.dumps(body, sort_keys=True).encode(), prompt.get("expect", "")
+        roles = [role for role in ("system", "user") if role in prompt]
+        messages = [{"role": role, "content": _filled(prompt[role], fields)} for role in roles]
+        body = {"model": self.settings.model, "messages": messages, **prompt["params"]}
+        return json.dumps(body, sort_keys=True).encode(), prompt["expect"]
 
     def _ask(self, body: bytes, expect: str) -> str:
         problem = ""
@@ -144,12 +141,9 @@ class Judge:
                 reply = self._post(body)
             except urllib.error.HTTPError as error:
                 with error:
-                    problem = f"HTTP {error.code}"
-                    if error.code in _REFUSED:
-                        detail = printable(error.read(_MAX_REPLY).decode(errors="replace").strip())
-                        raise InputError(
-                            f"{self.settings.url}: HTTP {error.code} {detail}; check judge, model and key"
-                        ) from None
+                    problem = f"HTTP {error.code} {error.read(_MAX_REPLY).decode(errors='replace').strip()}".rstrip()
+                if error.code in _REFUSED:
+                    raise InputError(f"{self.settings.url}: {printable(problem)}; check judge, model and key") from None
                 continue
             except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, IndexError) as error:
                 problem = printable(error)

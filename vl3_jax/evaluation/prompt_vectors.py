@@ -6,6 +6,7 @@ describes subtitles. The items of each benchmark are written to a folder in its 
 """
 
 import json
+import pathlib
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ def check(vectors: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
             key = json.dumps({key: value for key, value in row.items() if key != "srt"}, sort_keys=True)
             rows[key] = rows.get(key, {}) | row
         with tempfile.TemporaryDirectory() as folder:
-            layouts.write(name, list(rows.values()), folder)
+            layouts.write(name, list(rows.values()), pathlib.Path(folder, name))
             items = benchmark.load(folder)
             for vector in chosen:
                 difference = _difference(vector, _item_of(vector, items), _times_of(vector, chosen))

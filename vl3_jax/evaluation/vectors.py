@@ -2,7 +2,8 @@
 
 A vector is `{"benchmark", "prediction", "target", "extra", "score"}`. `extra` has what the benchmark needs besides the
 target, and these keys: `kind` ("item" or "aggregate"), `variant`, `judge` (the reply of a judge), `fixed_score` (where
-it differs from the official `score`), `official_random_fallback`. A score of null means that the official code fails.
+it differs from the official `score`), `official_random_fallback`. A score of null means that the official code fails. A
+file may hold vectors of prompts too (`vl3_jax.evaluation.prompt_vectors`).
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vl3_jax.errors import InputError, printable
-from vl3_jax.evaluation import benchmarks
+from vl3_jax.evaluation import benchmarks, prompt_vectors
 from vl3_jax.evaluation.benchmark import HARNESS, Benchmark, ScoredAnswer, Scoring, Verdict
 
 _TOLERANCE = 1e-6
@@ -65,7 +66,11 @@ def check(vectors: list[dict[str, Any]], official: bool) -> Iterator[Mismatch]:
     Raises:
       InputError: A vector names an unknown benchmark, or lacks what its benchmark needs.
     """
+    prompts = [vector for vector in vectors if "raw" in vector]
+    yield from (Mismatch(*difference) for difference in prompt_vectors.check(prompts))
     for number, vector in enumerate(vectors, start=1):
+        if "raw" in vector:
+            continue
         extra = vector["extra"]
         where = str(extra.get("id") or f"vector {number}")
         (benchmark,) = benchmarks.find([vector["benchmark"]])
@@ -124,7 +129,8 @@ def _equal(expected: Any, got: Any) -> bool:
 def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         vector = json.loads(line)
-        complete = all(key in vector for key in _KEYS) and isinstance(vector.setdefault("extra", {}), dict)
+        required = prompt_vectors.KEYS if "raw" in vector else _KEYS
+        complete = all(key in vector for key in required) and isinstance(vector.setdefault("extra", {}), dict)
     except (ValueError, TypeError, AttributeError, RecursionError):
         complete = False
     if not complete:

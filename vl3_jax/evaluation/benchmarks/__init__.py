@@ -73,10 +73,11 @@ def find(tasks: Iterable[str]) -> list[Benchmark]:
 
 
 def _open(task: str) -> Benchmark:
-    name, _, split = task.partition("@")
+    written, _, split = task.partition("@")
+    name = next((name for name in names() if name.lower() == written.lower()), None)
     if name in _registered:
         return _registered[name](split or None)
-    if name not in BENCHMARKS:
+    if name is None:
         raise InputError(f"task {task!r} is unknown; use {', '.join([*_GROUPS, *names()])}")
     module, cls = BENCHMARKS[name].split(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), cls)(split or None)

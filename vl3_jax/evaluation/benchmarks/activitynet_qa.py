@@ -21,6 +21,7 @@ class ActivityNetQA(Benchmark):
     rows = (PaperRow("ActivityNet-QA", ("total",)),)
     judge_prompts = ("activitynet_qa",)
     source = "github.com/MILVLG/activitynet-qa; videos of activity-net.org"
+    layout = "test_q.json, test_a.json\nall_test/v_{video_name}.mp4, .avi, .mov, .mkv or .webm"
     licence = "Apache-2.0 for the questions; videos on request, research use"
 
     def items(self, data):

@@ -15,6 +15,7 @@ class AI2D(Benchmark):
     name, title, kind, size = "AI2D", "AI2D", "image", 3088
     rows = (PaperRow("AI2D"),)
     source = "prior.allenai.org/projects/diagram-understanding; question file of the OpenGVLab/InternVL evaluation"
+    layout = "ai2d_test_vlmevalkit.jsonl\nthe images that its `image` names, from this folder on"
     licence = "CC BY-SA 4.0"
 
     def items(self, data):

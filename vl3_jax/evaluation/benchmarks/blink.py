@@ -24,6 +24,7 @@ class BLINK(Benchmark):
     rows = (PaperRow("BLINK test", (MACRO,)),)
     judge_prompts = ("BLINK",)
     source = "huggingface.co/datasets/BLINK-Benchmark/BLINK"
+    layout = "{task}/val-*.parquet for each of the 14 tasks (test-*.parquet for BLINK@test)"
     licence = "Apache-2.0; the pictures keep the terms of their data sets"
     submission = True
 

@@ -18,6 +18,7 @@ class CharadesSTA(Benchmark):
         "huggingface.co/datasets/wangyueqian/MMDuetIT, charades/annotations/test-random_prompt.json, renamed; "
         "videos of prior.allenai.org/projects/charades"
     )
+    layout = "charades_annotations_test-random_prompt.json\nCharades_v1/{video}"
     licence = "Charades: non-commercial use"
 
     def items(self, data):

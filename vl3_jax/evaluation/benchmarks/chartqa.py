@@ -26,6 +26,10 @@ class ChartQA(Benchmark):
     rows = (PaperRow("ChartQA"),)
     judge_prompts, variants = ("ChartQA",), (ORIGINAL,)
     source = "github.com/vis-nlp/ChartQA, with the question files of the OpenGVLab/InternVL evaluation, ids made unique"
+    layout = (
+        "test_augmented_renamed.jsonl, test_human_renamed.jsonl\n"
+        "the images that their `image` names, from this folder on"
+    )
     licence = "GPL-3.0"
 
     def items(self, data):

@@ -27,6 +27,7 @@ class DocVQA(Benchmark):
     splits = ("val", "test")
     rows = (PaperRow("DocVQA test", ("val",)),)
     source = "www.docvqa.org (Robust Reading Competition), question files of the OpenGVLab/InternVL evaluation"
+    layout = "val.jsonl (test.jsonl for DocVQA@test)\nthe images that its `image` names, from this folder on"
     licence = "registration at rrc.cvc.uab.es; research use"
     submission = True
 

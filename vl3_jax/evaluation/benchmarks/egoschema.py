@@ -19,6 +19,7 @@ class EgoSchema(ChoiceVideoBenchmark):
     rows = (PaperRow("EgoSchema test", ("Total",)),)
     comma_wraps = False
     source = "github.com/egoschema/EgoSchema; subset_answers.json from there has the 500 public answers"
+    layout = "questions.json\ngood_clips_git/{q_uid}.mp4\nsubset_answers.json for the score on the public subset"
     licence = "the Ego4D licence agreement must be signed"
     submission = True
 

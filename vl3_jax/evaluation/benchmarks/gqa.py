@@ -15,6 +15,7 @@ class GQA(Benchmark):
     name, title, kind, size = "GQA", "GQA", "image", 12578
     rows = (PaperRow("GQA"),)
     source = "cs.stanford.edu/people/dorarad/gqa; question file of the LLaVA evaluation"
+    layout = "llava_gqa_testdev_balanced.jsonl\ndata/testdev_balanced_questions.json\ndata/images/"
     licence = "CC BY 4.0"
 
     def items(self, data):

@@ -8,6 +8,7 @@ class InfoVQA(DocVQA):
     """ANLS, as DocVQA."""
 
     name, title, size = "InfoVQA", "InfoVQA", 2801
+    layout = "infographicsVQA_val_v1.0_withQT.json (infographicsVQA_test_v1.0.json for InfoVQA@test)\nimages/"
     rows = (PaperRow("InfoVQA test", ("val",)),)
     source = "www.docvqa.org (Robust Reading Competition), task 3: Infographics VQA"
 

@@ -16,6 +16,7 @@ class LongVideoBench(Benchmark):
     rows = (PaperRow("LongVideoBench val", ("Overall", "Overall")),)
     splits = ("val",)
     source = "huggingface.co/datasets/longvideobench/LongVideoBench"
+    layout = "lvb_val.json\nvideos/\nsubtitles/"
     licence = "CC BY-NC-SA 4.0; access on request"
 
     def items(self, data):

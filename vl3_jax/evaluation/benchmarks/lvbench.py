@@ -14,6 +14,7 @@ class LVBench(Benchmark):
     name, title, kind, size = "lvbench", "LVBench", "video", 1549
     rows = (PaperRow("LVBench"),)
     source = "huggingface.co/datasets/THUDM/LVBench"
+    layout = "video_info.meta.jsonl\nvideo/{key}.mp4"
     licence = "CC BY-NC-SA 4.0"
 
     def items(self, data):

@@ -19,6 +19,7 @@ class MathVision(Benchmark):
     name, title, kind, size = "MathVision", "MathVision", "image", 3040
     rows = (PaperRow("MathVision test"),)
     source = "huggingface.co/datasets/MathLLMs/MathVision"
+    layout = "test.jsonl\nthe images that its `image` names, from this folder on"
     licence = "MIT; the problems come from competitions, research use"
 
     def items(self, data):

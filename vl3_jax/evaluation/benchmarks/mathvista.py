@@ -29,6 +29,7 @@ class MathVista(Benchmark):
     rows = (PaperRow("MathVista testmini"),)
     judge_prompts = ("MathVista",)
     source = "huggingface.co/datasets/AI4Math/MathVista; `query.json` maps each pid to the data set's `query`"
+    layout = "testmini.json, query.json\nthe images that `image` names, from this folder on"
     licence = "CC BY-SA 4.0; for tests only, not for training; the images keep their own terms"
 
     def items(self, data):

@@ -23,6 +23,7 @@ class MLVU(ChoiceVideoBenchmark):
     splits = ("dev",)
     text_error = "NameError"
     source = "huggingface.co/datasets/MLVU/MVLU"
+    layout = "json/{n}_{task}.json and video/{n}_{task}/ for the 7 multiple-choice tasks"
     licence = "CC BY-NC-SA 4.0"
 
     def items(self, data):

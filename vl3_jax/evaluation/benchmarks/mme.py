@@ -38,6 +38,10 @@ class MME(Benchmark):
     rows = (PaperRow("MME"),)
     variants = (ORIGINAL,)
     source = "github.com/BradyFU/Awesome-Multimodal-Large-Language-Models, branch Evaluation"
+    layout = (
+        "MME_Benchmark_release_version/{category}/ with X.jpg or X.png beside X.txt,\n"
+        "or both in its images/ and questions_answers_YN/"
+    )
     licence = "academic research only; pictures are given out on request"
 
     def items(self, data):

@@ -46,6 +46,7 @@ class MMMU(Benchmark):
     rows = (PaperRow("MMMU val"),)
     variants = (ORIGINAL,)
     source = "huggingface.co/datasets/MMMU/MMMU"
+    layout = "{subject}/validation-*.parquet for each of the 30 subjects"
     licence = "Apache-2.0; the pictures come from the web and from textbooks, research use"
 
     def items(self, data):

@@ -32,6 +32,7 @@ class MMMUPro(Benchmark):
     rows = (PaperRow("MMMU-Pro"),)
     variants = (ORIGINAL,)
     source = "huggingface.co/datasets/MMMU/MMMU_Pro; its `standard (10 options)` as `standard`, optionally `vision`"
+    layout = "standard/test-*.parquet\nvision/test-*.parquet, if the questions inside of pictures are asked too"
     licence = "Apache-2.0; the pictures come from the web and from textbooks, research use"
 
     def items(self, data):

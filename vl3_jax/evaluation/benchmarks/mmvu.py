@@ -51,6 +51,7 @@ class MMVU(Benchmark):
     splits = ("validation",)
     judge_prompts = ("mmvu_multiple_choice", "mmvu_open_ended")
     source = "huggingface.co/datasets/yale-nlp/MMVU"
+    layout = "validation.json\nvideos/{folder}/{file}, the end of each `video` URL"
     licence = "CC BY-SA 4.0 for the questions; the videos keep their own terms"
 
     def items(self, data):

@@ -35,6 +35,7 @@ class MVBench(ChoiceVideoBenchmark):
     name, title, size = "mvbench", "MVBench", 4000
     rows = (PaperRow("MVBench"),)
     source = "huggingface.co/datasets/OpenGVLab/MVBench"
+    layout = "json/{task}.json for each of the 20 tasks\nvideo/{folder}/ as in the data set"
     licence = "MIT for the questions; the videos keep their own terms, NTU RGB+D and Moments in Time on request"
 
     def items(self, data):
@@ -44,7 +45,7 @@ class MVBench(ChoiceVideoBenchmark):
             for row in data.json("json", file):
                 part = {"type": "video", "video": data.path("video", folder, row["video"])}
                 if trimmed:
-                    part |= {"start": row["start"], "end": row["end"]}
+                    part |= {"start": row["start"], "end": row["end"], "precise_time": True}
                 options = row["candidates"]
                 target = index_of_answer(row["answer"], options, data.path("json", file))
                 reference = {"target": target, "task_type": task, "options": options}

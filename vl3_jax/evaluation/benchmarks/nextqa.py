@@ -16,6 +16,7 @@ class NextQA(ChoiceVideoBenchmark):
     rows = (PaperRow("NextQA"),)
     text_error = "NameError"
     source = "github.com/doc-doc/NExT-QA, the multiple-choice files"
+    layout = "test.csv, map_vid_vidorID.json\nNExTVideo/{path}.mp4"
     licence = "MIT for the questions; the videos come from VidOR and keep its terms"
 
     def items(self, data):

@@ -19,6 +19,7 @@ class OCRBench(Benchmark):
     name, title, kind, size = "OCRBench", "OCRBench", "image", 1000
     rows = (PaperRow("OCRBench"), PaperRow("OCR Bench"))
     source = "github.com/Yuliang-Liu/MultimodalOCR"
+    layout = "OCRBench.json\nOCRBench_Images/"
     licence = "MIT for the questions; the images keep the terms of their data sets, mostly research use"
 
     def items(self, data):

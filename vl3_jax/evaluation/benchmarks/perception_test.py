@@ -18,6 +18,7 @@ class PerceptionTest(Benchmark):
     rows = (PaperRow("PerceptionTest test"),)
     splits = ("test", "valid")
     source = "github.com/google-deepmind/perception_test"
+    layout = "mc_question_test.json (mc_question_valid.json for perception_test@valid)\nvideos/{video_id}.mp4"
     licence = "CC BY 4.0"
     submission = True
 

@@ -15,6 +15,7 @@ class RealWorldQA(Benchmark):
     rows = (PaperRow("RealWorldQA"),)
     judge_prompts = ("RealWorldQA",)
     source = "huggingface.co/datasets/xai-org/RealworldQA"
+    layout = "test-*.parquet, here or in data/"
     licence = "CC BY-ND 4.0"
 
     def items(self, data):

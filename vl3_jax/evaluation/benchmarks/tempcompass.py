@@ -36,6 +36,10 @@ class TempCompass(Benchmark):
     rows = (PaperRow("TempCompass", ("total", OVERALL)),)
     judge_prompts = ("tempcompass_captioning",)
     source = "huggingface.co/datasets/lmms-lab/TempCompass"
+    layout = (
+        "test-00000-of-00001.parquet in each of yes_no/, captioning/, caption_matching/, multi-choice/\n"
+        "videos/{video_id}.mp4"
+    )
     licence = "research use; the videos come from ShutterStock and keep its terms"
 
     def items(self, data):

@@ -28,6 +28,7 @@ class VideoMME(Benchmark):
         PaperRow("VideoMME w/ sub", ("with_subtitle", "Overall")),
     )
     source = "huggingface.co/datasets/lmms-lab/Video-MME"
+    layout = "test-00000-of-00001.parquet\nvideos/{videoID}.mp4, .avi, .mov or .mkv\nsubtitles/{videoID}.srt"
     licence = "academic research only; no sharing or changing without permission"
 
     def items(self, data):
