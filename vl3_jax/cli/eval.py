@@ -75,9 +75,9 @@ def _score_only(arguments: argparse.Namespace) -> None:
     folder = pathlib.Path(arguments.out or pathlib.Path(arguments.score_only).parent)
     synthetic = [record for record in records if record["task"].startswith(f"{FAMILY}/")]
     others = [record for record in records if not record["task"].startswith(f"{FAMILY}/")]
-    if synthetic or not others:
+    if synthetic:
         _print_scores(synthetic, folder)
-    if others:
+    if others or not synthetic:
         eval_offline.score_benchmarks(arguments, others, folder)
 
 

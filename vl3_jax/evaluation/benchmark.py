@@ -206,12 +206,7 @@ class Benchmark(abc.ABC):
             raise InputError(
                 f"{data.root}: an annotation of {self.name} lacks what it needs ({error!r}); download the files again"
             ) from None
-        twice = [name for name, count in collections.Counter(item.id for item in items).items() if count > 1]
-        if twice:
-            raise InputError(
-                f"{data.root}: {len(twice)} ids of {self.name} occur twice, as {twice[0]!r}; make them unique"
-            )
-        return items
+        return _with_unique_ids(items, f"{data.root}: {self.name}")
 
     @abc.abstractmethod
     def verdict(self, response: str, reference: Mapping[str, Any], scoring: Scoring) -> Verdict:
