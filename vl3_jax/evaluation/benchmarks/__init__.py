@@ -4,6 +4,7 @@ find(["videomme", "BLINK@test"])         two benchmarks, the second with another
 """
 
 import importlib
+import runpy
 from collections.abc import Iterable
 
 from vl3_jax.errors import InputError
@@ -59,17 +60,33 @@ def find(tasks: Iterable[str]) -> list[Benchmark]:
     """Returns the benchmarks of these names, in their order and without duplicates.
 
     Args:
-      tasks: Names, each with `@` and a split if it is not the default one; "images", "videos" and "paper" are groups.
+      tasks: Names, each with `@` and a split if it is not the default one; "images", "videos" and "paper" are groups; a
+        Python file stands for the benchmarks that it defines.
 
     Raises:
-      InputError: A name or split is unknown.
+      InputError: A name or split is unknown, or a file cannot be used.
     """
     found: dict[str, Benchmark] = {}
     for task in tasks:
-        for name in _GROUPS.get(task, [task]):
+        for name in _from_file(task) if task.endswith(".py") else _GROUPS.get(task, [task]):
             benchmark = _open(name)
             found.setdefault(benchmark.task, benchmark)
     return list(found.values())
+
+
+def _from_file(path: str) -> list[str]:
+    """Runs a Python file, registers the benchmarks that it defines, and returns their names."""
+    try:
+        defined = runpy.run_path(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; give a Python file that defines a benchmark") from None
+    except Exception as error:  # whatever the file does
+        raise InputError(f"{path}: cannot be run ({error!r}); correct it") from error
+    classes = [value for value in defined.values() if isinstance(value, type) and issubclass(value, Benchmark)]
+    own = [value for value in classes if value.__module__ == defined["__name__"]]
+    if not own:
+        raise InputError(f"{path}: defines no subclass of vl3_jax.evaluation.benchmark.Benchmark; add one")
+    return [register(cls).name for cls in own]
 
 
 def _open(task: str) -> Benchmark:
