@@ -232,8 +232,7 @@ class Benchmark(abc.ABC):
 
     def details(self, answers: Sequence[ScoredAnswer]) -> dict[str, Any]:
         """Returns further metrics, among them the mean over the groups."""
-        groups = [value for name, value in self.metrics(answers).items() if name != OVERALL]
-        return {MACRO: mean(groups)} if groups and all(isinstance(value, float) for value in groups) else {}
+        return macro_averages(self.metrics(answers))
 
     def submit(self, answers: Mapping[str, str], items: Sequence[Item]) -> Any:
         """Returns what the benchmark's server takes, a JSON value; None where there is no server.
@@ -266,6 +265,13 @@ def accuracies(answers: Sequence[ScoredAnswer], key: str = "task_type") -> dict[
     """
     groups = grouped(answers, key)
     return {name: percent(group) for name, group in groups.items()} | {OVERALL: percent(answers)}
+
+
+def macro_averages(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the mean over the groups of accuracies, or of each set of groups."""
+    sets = {name: macro_averages(value) for name, value in metrics.items() if isinstance(value, dict)}
+    groups = [value for name, value in metrics.items() if name != OVERALL and isinstance(value, float)]
+    return sets | ({MACRO: mean(groups)} if groups else {})
 
 
 def grouped(answers: Iterable[ScoredAnswer], key: str) -> dict[str, list[ScoredAnswer]]:

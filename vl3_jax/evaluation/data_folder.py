@@ -33,6 +33,10 @@ class DataFolder:
         """Returns the value of a JSON file."""
         return json_file.parse_json(self._read(*parts), self.path(*parts), _MAX_BYTES)
 
+    def loose_json(self, *parts: str) -> Any:
+        """As `json`, but bytes that are not UTF-8 are replaced."""
+        return json_file.parse_json(self.text(*parts).encode(), self.path(*parts), _MAX_BYTES)
+
     def json_lines(self, *parts: str) -> list[dict[str, Any]]:
         """Returns the objects of a file of JSON lines."""
         rows = []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ from vl3_jax.errors import InputError
 from vl3_jax.evaluation import benchmarks
 from vl3_jax.evaluation.benchmark import HARNESS, OFFLINE, Benchmark, Item, ScoredAnswer, Scoring, Verdict
 from vl3_jax.evaluation.judges import JudgeError
+
+logger = logging.getLogger(__name__)
 
 RESULTS, SAMPLES, SUBMISSION = "results.json", "samples.jsonl", "submission.json"
 
@@ -71,7 +74,10 @@ def score_tasks(
     """
     by_task: dict[str, dict[str, Mapping[str, Any]]] = {task: {} for task in items or {}}
     for record in records:
-        by_task.setdefault(record["task"], {})[record["id"]] = record
+        answers = by_task.setdefault(record["task"], {})
+        if record["id"] in answers:
+            logger.warning("%s is answered more than once; the last answer counts", record["id"])
+        answers[record["id"]] = record
     if not by_task:
         raise InputError("there are no answers to score")
     results = {}

@@ -34,7 +34,7 @@ def lines_at(cues: Sequence[Cue], times: Sequence[float]) -> list[str]:
 
 
 def interleave(
-    cues: Sequence[Mapping[str, Any]], times: Sequence[float], offset: float, duration: float, official: bool = False
+    cues: Sequence[Mapping[str, Any]], times: Sequence[float], offset: float, duration: float
 ) -> list[tuple[int, str]]:
     """Returns the texts that stand between frames, each with the number of frames before it.
 
@@ -43,17 +43,14 @@ def interleave(
       times: Times of the frames in seconds.
       offset: Time of the subtitles at which the video starts.
       duration: Duration of the video in seconds, the end of a cue without one.
-      official: Whether an end that is a whole number counts as missing, as in the official code.
     """
     texts, emitted = [], 0
     for cue in cues:
         if "timestamp" in cue:
             (start, end), text = cue["timestamp"], cue["text"]
         else:
-            start, end, text = _seconds(cue["start"]), _seconds(cue["end"]), cue["line"]
-        if end is None or (official and not isinstance(end, float)):
-            end = duration
-        start, end = float(start) - offset, float(end) - offset
+            start, end, text = _seconds(cue["start"]), cue["end"] and _seconds(cue["end"]), cue["line"]
+        start, end = float(start) - offset, float(duration if end is None else end) - offset
         middle = (start + end) / 2
         while emitted < len(times) and times[emitted] <= middle:
             emitted += 1

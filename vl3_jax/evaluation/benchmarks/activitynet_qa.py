@@ -5,7 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.benchmark import OFFLINE, Benchmark, Item, PaperRow, Scoring, Verdict, grouped, mean, percent
+from vl3_jax.evaluation.benchmark import (
+    OFFLINE,
+    ORIGINAL,
+    Benchmark,
+    Item,
+    PaperRow,
+    Scoring,
+    Verdict,
+    grouped,
+    mean,
+    percent,
+)
 from vl3_jax.evaluation.data_folder import VIDEO_ENDINGS
 from vl3_jax.evaluation.scorers.open_answers import words_match
 from vl3_jax.evaluation.scorers.unparsed import UnparsedError
@@ -44,8 +55,10 @@ class ActivityNetQA(Benchmark):
         reply = scoring.ask("activitynet_qa", question=question, target=target, response=response.strip())
         try:
             verdict = ast.literal_eval(reply)
+            if scoring.variant == ORIGINAL:
+                return Verdict(float("yes" in verdict["pred"]), verdict["pred"], rating=int(float(verdict["score"])))
             return Verdict(float(verdict["pred"] == "yes"), verdict["pred"], rating=float(verdict["score"]))
-        except (ValueError, SyntaxError, TypeError, KeyError, IndexError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError, MemoryError, RecursionError):
             raise UnparsedError("the judge's reply is no verdict") from None
 
     def metrics(self, answers):

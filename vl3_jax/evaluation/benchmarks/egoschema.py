@@ -1,6 +1,6 @@
 """EgoSchema: three-minute videos as their wearers see them."""
 
-from vl3_jax.evaluation.benchmark import OVERALL, Item, PaperRow, Scoring, percent
+from vl3_jax.evaluation.benchmark import Item, PaperRow, Scoring, percent
 from vl3_jax.evaluation.benchmarks.choice_video import ChoiceVideoBenchmark, lettered
 from vl3_jax.evaluation.data_folder import VIDEO_ENDINGS
 
@@ -35,7 +35,7 @@ class EgoSchema(ChoiceVideoBenchmark):
         return items
 
     def metrics(self, answers):
-        return {"Subset": percent(answers), OVERALL: percent(answers)}
+        return {"Subset": percent(answers)}
 
     def details(self, answers):
         return {}

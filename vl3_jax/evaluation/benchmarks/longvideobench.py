@@ -44,12 +44,13 @@ class LongVideoBench(Benchmark):
 
     def details(self, answers):
         groups = grouped(answers, "duration_group")
-        return {"duration_group": {name: percent(group) for name, group in groups.items()}} if groups else {}
+        durations = {name: percent(group) for name, group in groups.items()}
+        return super().details(answers) | ({"duration_group": durations} if groups else {})
 
 
 def _with_subtitles(data: DataFolder, row: Mapping[str, Any], part: Mapping[str, Any], text: str):
     def compose(frame_times) -> list[dict[str, Any]]:
-        cues = data.json("subtitles", row["subtitle_path"]) if row.get("subtitle_path") else []
+        cues = data.loose_json("subtitles", row["subtitle_path"]) if row.get("subtitle_path") else []
         offset = float(row.get("starting_timestamp_for_subtitles") or 0)
         inserts = interleave(cues, frame_times(part), offset, float(row["duration"]))
         return [{**part, "inserts": inserts} if inserts else dict(part), {"type": "text", "text": text}]

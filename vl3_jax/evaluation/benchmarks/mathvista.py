@@ -52,7 +52,8 @@ class MathVista(Benchmark):
 
     def details(self, answers):
         groups = {key: grouped(answers, key) for key in _GROUPS}
-        return {key: {name: percent(group) for name, group in groups[key].items()} for key in _GROUPS if groups[key]}
+        groups = {key: {name: percent(group) for name, group in groups[key].items()} for key in _GROUPS if groups[key]}
+        return super().details(answers) | groups
 
 
 def _extract(response: str, reference: Mapping[str, Any], scoring: Scoring) -> str:

@@ -84,10 +84,10 @@ class MMVU(Benchmark):
         return {name: accuracies(group) for name, group in _sets(answers).items()}
 
     def details(self, answers):
-        return {
-            name: {kind: percent(group) for kind, group in grouped(chosen, "question_type").items()}
-            for name, chosen in _sets(answers).items()
-        }
+        details = super().details(answers)
+        for name, chosen in _sets(answers).items():
+            details[name] |= {kind: percent(group) for kind, group in grouped(chosen, "question_type").items()}
+        return details
 
 
 def _sets(answers: Sequence[ScoredAnswer]) -> dict[str, list[ScoredAnswer]]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vl3_jax.evaluation.benchmark import Benchmark, Item, PaperRow, Scoring, Verdict
+from vl3_jax.evaluation.benchmark import ORIGINAL, Benchmark, Item, PaperRow, Scoring, Verdict
 from vl3_jax.evaluation.data_folder import image_of
 from vl3_jax.evaluation.scorers.unparsed import UnparsedError
 
@@ -34,5 +34,7 @@ class RealWorldQA(Benchmark):
         if not parsed:
             raise UnparsedError("IndexError")
         parsed = parsed.removesuffix(".")
-        correct = parsed == target or "true" in scoring.ask("RealWorldQA", target=target, prediction=parsed).lower()
-        return Verdict(float(correct), parsed)
+        if parsed == target:
+            return Verdict(1.0, parsed)
+        reply = "" if scoring.variant == ORIGINAL else scoring.ask("RealWorldQA", target=target, prediction=parsed)
+        return Verdict(float("true" in reply.lower()), parsed)

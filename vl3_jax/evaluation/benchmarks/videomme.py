@@ -4,7 +4,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vl3_jax.evaluation.benchmark import Benchmark, Item, PaperRow, Scoring, Verdict, accuracies, grouped, percent
+from vl3_jax.evaluation.benchmark import (
+    Benchmark,
+    Item,
+    PaperRow,
+    ScoredAnswer,
+    Scoring,
+    Verdict,
+    accuracies,
+    grouped,
+    percent,
+)
 from vl3_jax.evaluation.data_folder import DataFolder
 from vl3_jax.evaluation.scorers.letters import letter_or_text
 from vl3_jax.evaluation.scorers.unparsed import UnparsedError
@@ -48,21 +58,22 @@ class VideoMME(Benchmark):
         return Verdict(float(letter == reference["target"]), letter)
 
     def metrics(self, answers):
-        sets = {
-            name: [answer for answer in answers if bool(answer.reference.get("subtitle")) == subtitle]
-            for name, subtitle in _SETS.items()
-        }
-        return {name: accuracies(group) for name, group in sets.items() if group}
+        return {name: accuracies(group) for name, group in _sets(answers).items()}
 
     def details(self, answers):
-        return {
-            name: {
-                key: {value: percent(group) for value, group in grouped(chosen, key).items()}
-                for key in ("duration", "domain")
-            }
-            for name, subtitle in _SETS.items()
-            if (chosen := [answer for answer in answers if bool(answer.reference.get("subtitle")) == subtitle])
-        }
+        details = super().details(answers)
+        for name, chosen in _sets(answers).items():
+            groups = {key: grouped(chosen, key) for key in ("duration", "domain")}
+            details[name] |= {key: {value: percent(g) for value, g in groups[key].items()} for key in groups}
+        return details
+
+
+def _sets(answers: Sequence[ScoredAnswer]) -> dict[str, list[ScoredAnswer]]:
+    sets = {
+        name: [answer for answer in answers if bool(answer.reference.get("subtitle")) == subtitle]
+        for name, subtitle in _SETS.items()
+    }
+    return {name: group for name, group in sets.items() if group}
 
 
 def _option_text(option: str, official: bool) -> str:
