@@ -75,11 +75,10 @@ def test_missing_samples_fail(capsys, case, tmp_path):
 
 def test_errors_and_missing_media_are_counted(case, tmp_path):
     benchmark, items = load(case, tmp_path)
-    failed = [results.answer_record(benchmark.task, items[0], None, error="out of memory", missing_media=True)]
+    no_media = [results.answer_record(benchmark.task, items[0], None, error="a.mp4: missing", missing_media=True)]
     others = [results.answer_record(benchmark.task, item, "") for item in items[1:]]
-    result = results.score_tasks([*failed, *others], Scoring())[benchmark.task]
-    assert (result.summary["n_error"], result.summary["n_missing_media"]) == (1, 1)
-    assert result.missing == 2
+    result = results.score_tasks([*no_media, *others], Scoring())[benchmark.task]
+    assert (result.summary["n_error"], result.summary["n_missing_media"], result.missing) == (0, 1, 1)
     json.dumps(result.summary)
 
 
@@ -143,3 +142,18 @@ def test_subtitles_that_are_not_utf8(tmp_path):
     _, items = load(case, tmp_path)
     (text,) = [part["text"] for part in items[1].content(frame_times) if part["type"] == "text"]
     assert text.startswith("This video's subtitles are listed below:\ncaf\ufffd\nSelect the best")
+
+
+def test_answers_that_failed_are_counted_once():
+    reference = {"target": 0, "task_type": "test"}
+    records = [
+        {"id": f"AI2D/{n}", "task": "AI2D", "reference": reference, **record}
+        for n, record in enumerate([{"answer": "A"}, {"answer": None}, {"answer": None, "error": "out of memory"}])
+    ]
+    summary = results.score_tasks([*records, records[0]], Scoring())["AI2D"].summary
+    assert (summary["n"], summary["n_error"], summary["n_unparsed"]) == (3, 2, 2)
+    assert summary["metrics"]["Overall"] == pytest.approx(100 / 3)
+    with pytest.raises(benchmarks.InputError, match="AI2D/0: the answer has no reference"):
+        results.score_tasks([records[0] | {"reference": None}], Scoring())
+    with pytest.raises(benchmarks.InputError, match="not of videomme"):
+        results.score_tasks([records[0] | {"task": "videomme"}], Scoring())

@@ -25,7 +25,8 @@ DIR gets answers.jsonl, one line per answer, written batch by batch, and scores.
 command resumes: answered questions are not asked again. "majority" is the score of the best constant answer, "kept" the
 share of vision tokens left by pruning.
 
-exit codes: 0 done, 2 bad input (one line on stderr says which), 1 internal error"""
+exit codes: 0 done, 2 bad input or missing samples (one line on stderr says which), 1 internal error, or vectors that do
+not reproduce"""
 
 
 _SELECTION = {name: f"--{name}" for name in ("count", "seed", "split", "images")}

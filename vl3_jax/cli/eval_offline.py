@@ -80,11 +80,15 @@ def score_benchmarks(arguments: argparse.Namespace, records: Sequence[dict[str, 
     from vl3_jax.evaluation import result_tables, results, worst_page
 
     items = _items(arguments, records)
+    if arguments.tasks:
+        records = [record for record in records if items is None or record["task"] in items]
     with _judge(arguments, folder) as judge:
         scoring = Scoring(official=arguments.official_scoring, judge=judge)
         threads = judge.settings.threads if judge else 1
         scored = results.score_tasks(records, scoring, items, threads)
-    content = results.save(scored, folder, _protocol(folder))
+    content = results.save(
+        scored, folder, _protocol(pathlib.Path(arguments.score_only).parent if arguments.score_only else folder)
+    )
     model = (content["protocol"] or {}).get("model") or "this model"
     write_text(folder / result_tables.MARKDOWN, result_tables.markdown(content, model))
     write_text(folder / result_tables.HTML, result_tables.as_html(content, model))

@@ -81,9 +81,9 @@ def score_tasks(
     if not by_task:
         raise InputError("there are no answers to score")
     results = {}
-    for benchmark in benchmarks.find(by_task):
-        task = benchmark.task
-        results[task] = _score_task(benchmark, by_task[task], scoring, (items or {}).get(task), judge_threads)
+    for task, answers in by_task.items():
+        (benchmark,) = benchmarks.find([task])
+        results[task] = _score_task(benchmark, answers, scoring, (items or {}).get(task), judge_threads)
     return results
 
 
@@ -122,19 +122,17 @@ def _score_task(
     judge_threads: int,
 ) -> TaskResult:
     known = {f"{benchmark.task}/{item.id}": item for item in items or ()}
+    strangers = records.keys() - known.keys()
+    if items is not None and strangers:
+        logger.warning("%d answers are to no item of %s, as %s", len(strangers), benchmark.task, min(strangers))
     references = {id_: _reference(record, known.get(id_)) for id_, record in records.items()}
     effective = benchmark.effective(scoring)
 
     def judge(id_: str) -> Verdict | JudgeError:
-        record = records[id_]
-        if record.get("missing_media") or record["answer"] is None:
-            return Verdict(0.0, unparsed="missing media" if record.get("missing_media") else "no answer")
         try:
-            return benchmark.score(str(record["answer"]), references[id_], effective)
+            return _verdict(benchmark, records[id_], references[id_], effective)
         except JudgeError as error:
             return error
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            raise InputError(f"{id_}: the reference is not of {benchmark.name} ({error!r}); correct it") from None
 
     scored_ids = [id_ for id_ in records if references[id_].get("target") is not None]
     with ThreadPoolExecutor(judge_threads if effective.judge else 1) as pool:
@@ -146,10 +144,10 @@ def _score_task(
         "n": len(answers),
         "n_unscored": len(records) - len(scored_ids),
         "n_unparsed": sum(answer.verdict.unparsed is not None for answer in answers),
-        "n_error": sum("error" in sample for sample in samples),
-        "n_missing_media": sum(bool(record.get("missing_media")) for record in records.values()),
+        "n_error": sum(_failed(sample) and not sample.get("missing_media") for sample in samples),
+        "n_missing_media": sum(bool(sample.get("missing_media")) for sample in samples),
         "n_missing": len(known.keys() - records.keys()),
-        "n_usual": benchmark.size,
+        "n_usual": benchmark.size if benchmark.split == benchmark.splits[0] else 0,
     }
     metrics = benchmark.metrics(answers) if answers else {}
     details = benchmark.details(answers) if answers else {}
@@ -165,6 +163,21 @@ def _score_task(
     }
     hidden = benchmark.submission and counts["n_unscored"] > 0
     return TaskResult(summary, samples, benchmark.submit(responses, items) if hidden and items is not None else None)
+
+
+def _verdict(
+    benchmark: Benchmark, record: Mapping[str, Any], reference: Mapping[str, Any], scoring: Scoring
+) -> Verdict:
+    if record.get("missing_media") or record["answer"] is None:
+        return Verdict(0.0, unparsed="missing media" if record.get("missing_media") else "no answer")
+    try:
+        return benchmark.score(str(record["answer"]), reference, scoring)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise InputError(f"{record['id']}: the reference is not of {benchmark.name} ({error!r}); correct it") from None
+
+
+def _failed(sample: Mapping[str, Any]) -> bool:
+    return "error" in sample or sample["answer"] is None
 
 
 def _judge_used(benchmark: Benchmark, scoring: Scoring) -> str:
@@ -185,8 +198,8 @@ def _variants(
         variants.pop("official")
     results = {}
     for name, scoring in variants.items():
-        verdicts = [(benchmark.score(str(records[id_]["answer"] or ""), references[id_], scoring), id_) for id_ in ids]
-        answers = [ScoredAnswer(verdict, references[id_]) for verdict, id_ in verdicts]
+        verdicts = {id_: _verdict(benchmark, records[id_], references[id_], scoring) for id_ in ids}
+        answers = [ScoredAnswer(verdict, references[id_]) for id_, verdict in verdicts.items()]
         results[name] = benchmark.metrics(answers) if answers else {}
     return results
 

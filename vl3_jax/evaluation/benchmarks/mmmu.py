@@ -75,7 +75,7 @@ class MMMU(Benchmark):
             if scoring.official and scoring.variant == HARNESS:
                 return Verdict(float(response.strip() == target), response.strip())
             parsed = parse_open(response)
-            return Verdict(float(open_matches(parsed, target)), parsed)
+            return Verdict(float(open_matches(parsed, target)), list(map(str, parsed)))
         letter = parse_choice(response, reference.get("options") or [], boxed=not original)
         return Verdict(float(letter == target), letter)
 

@@ -1,5 +1,6 @@
 """Time intervals in a response, and their intersection over union with a reference."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -39,7 +40,7 @@ def temporal_iou(intervals: Sequence[Sequence[float]], target: Sequence[float], 
     union = end - start + sum(right - left for left, right in spans) - inter
     if union == 0 and not merge:
         raise UnparsedError("ZeroDivisionError")
-    return inter / union if union else 0.0
+    return inter / union if union and math.isfinite(union) else 0.0
 
 
 def _merged(spans: Sequence[Interval]) -> list[Interval]:
