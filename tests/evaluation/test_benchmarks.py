@@ -59,6 +59,8 @@ def test_from_files_to_the_table(capsys, case, tmp_path):
     for name in case.headline:
         assert name in printed
         assert f"| {name} |" in markdown
+    worst = (tmp_path / "out" / "worst.html").read_text()
+    assert ("<img" in worst) == bool(summary["n"]), "every case with a score has a wrong answer"
     if benchmark.submission and summary["n_unscored"]:
         submission = json.loads((tmp_path / "out" / f"{case.task}.submission.json").read_text())
         assert len(submission) == (1 if case.benchmark == "perception_test" else len(items))

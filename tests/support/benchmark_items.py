@@ -211,7 +211,7 @@ _CASES = [
             {"q_uid": name, "question": "What?", **{f"option {n}": f"does {n}" for n in range(5)}} | known
             for name, known in (("abc", {"answer": 3}), ("def", {}))
         ],
-        ["D", "A"],
+        ["C", "A"],
         {},
     ),
     Case(

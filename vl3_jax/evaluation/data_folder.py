@@ -1,11 +1,13 @@
 """The folder of one benchmark's data: reads annotation files of every format, and finds media."""
 
 import csv
+import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
 
-from data_pipelines.sample_errors import BadSampleError
+from data_pipelines.sample_errors import BadSampleError, one_line
 from data_pipelines.sources.parquet import ParquetFile
 from vl3_jax import json_file
 from vl3_jax.errors import InputError
@@ -57,19 +59,30 @@ class DataFolder:
         return list(csv.DictReader(text.splitlines(keepends=True)))
 
     def table(self, *parts: str) -> list[dict[str, Any]]:
-        """Returns the rows of a Parquet file."""
+        """Returns the rows of a Parquet file, with a `StoredImage` for each image."""
         if not self.exists(*parts):
             raise self._missing(*parts)
-        file = ParquetFile(self.path(*parts))
+        path = self.path(*parts)
         try:
-            return [file.read(row) for row in range(len(file))]
-        except BadSampleError as error:
-            raise InputError(f"{self.path(*parts)}: {error}") from None
+            import pyarrow
+            from pyarrow import parquet
+
+            schema = parquet.read_schema(path)
+            images = [field.name for field in schema if _holds_image(field.type)]
+            columns = [f"{name}.path" if name in images else name for name in schema.names]
+            rows = parquet.ParquetFile(path).read(columns=columns).to_pylist()
+        except ImportError as error:
+            raise InputError(f"{path}: reading Parquet needs `pip install pyarrow`") from error
+        except (OSError, pyarrow.ArrowException) as error:
+            raise InputError(f"{path}: not a readable Parquet file ({one_line(error)}); download it again") from None
+        for number, row in enumerate(rows):
+            row |= {name: StoredImage(path, number, name) for name in images if row[name] is not None}
+        return rows
 
     def split(self, split: str, *parts: str) -> list[dict[str, Any]]:
         """Returns the rows of a split of a data set folder: its Parquet files `split-*`, sorted.
 
-        The files may lie in the folder itself or in `data`, as on the Hugging Face Hub. Images are bytes.
+        The files may lie in the folder itself or in `data`, as on the Hugging Face Hub.
         """
         folder = self.root.joinpath(*parts)
         files = [path for place in (folder, folder / "data") for path in sorted(place.glob(f"{split}-*.parquet"))]
@@ -99,8 +112,41 @@ class DataFolder:
         return InputError(f"{self.path(*parts)}: missing; {_ADVICE}")
 
 
-def image_of(value: Any) -> bytes | str | None:
-    """Returns the image of a cell of a data set: the bytes of `{bytes, path}`, or a path."""
-    if isinstance(value, dict):
-        return value.get("bytes") or value.get("path")
-    return value
+@dataclasses.dataclass(frozen=True)
+class StoredImage:
+    """An image inside a Parquet file, read when it is needed.
+
+    Attributes:
+      file: Path of the file.
+      row: Number of its row.
+      column: Name of its column.
+    """
+
+    file: str
+    row: int
+    column: str
+
+    def read(self) -> bytes | str:
+        """Returns the content of the image, or the path that the file has instead.
+
+        Raises:
+          InputError: The file is damaged there.
+        """
+        try:
+            cell = _open(self.file).read(self.row)[self.column]
+        except BadSampleError as error:
+            raise InputError(f"{self.file}, row {self.row + 1}: {error}") from None
+        return cell.get("bytes") or cell["path"]
+
+
+def read_if_stored(value: Any) -> Any:
+    """Returns the content of a `StoredImage`, and any other value as it is."""
+    return value.read() if isinstance(value, StoredImage) else value
+
+
+_open = functools.lru_cache(maxsize=4)(ParquetFile)
+
+
+def _holds_image(kind: Any) -> bool:
+    names = {kind.field(place).name for place in range(kind.num_fields)}
+    return names == {"bytes", "path"}

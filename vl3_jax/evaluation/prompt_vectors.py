@@ -139,7 +139,11 @@ def _difference(vector: Mapping[str, Any], item: Item, frame_times: FrameTimes) 
     }
     if "image_order" in vector:
         pictures = [layouts.picture(f"{name}{item.id}") for name in vector["image_order"]]
-        got["image_order"] = vector["image_order"] if pictures == [m["image"] for m in item.media] else "another order"
+        got["image_order"] = (
+            vector["image_order"]
+            if pictures == [part["image"] for part in content if part["type"] == "image"]
+            else "another order"
+        )
     for key, value in got.items():
         if key in vector and vector[key] != value:
             return f"{key}: expected {json.dumps(vector[key])}, got {json.dumps(value)}"

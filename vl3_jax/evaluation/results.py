@@ -11,6 +11,7 @@ from typing import Any
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation import benchmarks
 from vl3_jax.evaluation.benchmark import HARNESS, OFFLINE, Benchmark, Item, ScoredAnswer, Scoring, Verdict
+from vl3_jax.evaluation.data_folder import StoredImage
 from vl3_jax.evaluation.judges import JudgeError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def answer_record(task: str, item: Item, answer: str | None, **others: Any) -> d
       answer: The response; None if there is none, and then `error` or `missing_media` says why.
       **others: Further JSON values.
     """
-    media = [part | {"image": None} if isinstance(part.get("image"), bytes) else dict(part) for part in item.media]
+    media = [{key: _as_json(value) for key, value in part.items()} for part in item.media]
     record = {"id": f"{task}/{item.id}", "task": task, "question": item.text, "answer": answer}
     return record | {"reference": dict(item.reference), "media": media} | others
 
@@ -220,6 +221,10 @@ def _sample(record: Mapping[str, Any], verdict: Verdict | JudgeError | None) -> 
         sample |= {"unparsed": verdict.unparsed} if verdict.unparsed is not None else {}
         sample |= {"rating": verdict.rating} if verdict.rating is not None else {}
     return sample
+
+
+def _as_json(value: Any) -> Any:
+    return dataclasses.asdict(value) if isinstance(value, StoredImage) else value
 
 
 def _value(metrics: Mapping[str, Any], path: Sequence[str]) -> float | None:

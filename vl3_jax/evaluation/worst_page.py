@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vl3_jax.errors import InputError
+from vl3_jax.evaluation.data_folder import StoredImage
 from vl3_jax.evaluation.result_tables import page
 from vl3_jax.processing import images, videos
 from vl3_jax.processing.video_reader import FrameSamplingOptions
@@ -92,8 +93,9 @@ def _frames(part: Mapping[str, Any]) -> Iterator[Image.Image]:
     if part["type"] == "video":
         options = {name: part[name] for name in ("start", "end", "precise_time") if part.get(name) is not None}
         yield from videos.open_video(part["video"], FrameSamplingOptions(max_frames=_FRAMES, **options)).frames()
-    elif part.get("image") is not None:
-        yield images.open_image(part["image"]).load()
+    else:
+        image = part["image"]
+        yield images.open_image(StoredImage(**image).read() if isinstance(image, dict) else image).load()
 
 
 def _tag(picture: Image.Image | np.ndarray, part: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vl3_jax.evaluation.benchmark import MACRO, OFFLINE, Benchmark, Item, PaperRow, Scoring, Verdict
-from vl3_jax.evaluation.data_folder import image_of
 from vl3_jax.evaluation.scorers.letters import last_letter, letters_of, tail
 
 _TASKS = (
@@ -34,7 +33,7 @@ class BLINK(Benchmark):
             if not data.exists(task) and any(map(data.exists, _TASKS)):
                 continue
             for row in data.split(self.split, task):
-                images = [image_of(row.get(f"image_{number}")) for number in range(1, 5)]
+                images = [row.get(f"image_{number}") for number in range(1, 5)]
                 media = [{"type": "image", "image": image} for image in images if image is not None]
                 text = f"{row['prompt']}\nAnswer with the option's letter from the given choices directly."
                 target = None if row["answer"] in (None, "", "hidden") else row["answer"]

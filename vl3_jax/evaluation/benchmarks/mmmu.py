@@ -16,7 +16,6 @@ from vl3_jax.evaluation.benchmark import (
     Verdict,
     percent,
 )
-from vl3_jax.evaluation.data_folder import image_of
 from vl3_jax.evaluation.scorers.choice_candidates import parse_choice
 from vl3_jax.evaluation.scorers.letters import letters_of
 from vl3_jax.evaluation.scorers.open_answers import open_matches, parse_open
@@ -115,7 +114,7 @@ def interleaved_item(row: Mapping[str, Any], text: str, reference: Mapping[str, 
     """
     media, parts, end = [], [], 0
     for tag in _TAG.finditer(text):
-        image = image_of(row.get(f"image_{tag.group(1)}"))
+        image = row.get(f"image_{tag.group(1)}")
         if image is None:
             raise InputError(f"{row['id']}: {tag.group()} has no image; download the data set again")
         media.append({"type": "image", "image": image, "inline": True})

@@ -15,7 +15,6 @@ from vl3_jax.evaluation.benchmark import (
     grouped,
 )
 from vl3_jax.evaluation.benchmarks.mmmu import interleaved_item, option_lines, parse_options
-from vl3_jax.evaluation.data_folder import image_of
 from vl3_jax.evaluation.scorers.choice_candidates import parse_choice, parse_choice_pro
 
 _DIRECT = "Answer with the option letter from the given choices directly."
@@ -37,12 +36,13 @@ class MMMUPro(Benchmark):
 
     def items(self, data):
         items = []
-        for row in data.split("test", "standard"):
+        published = "standard (10 options)"
+        for row in data.split("test", published if data.exists(published) else "standard"):
             options = parse_options(row["options"])
             text = f"{row['question']}\n{option_lines(options)}{_DIRECT}"
             items.append(interleaved_item(row, text, _reference(row, options, "standard")))
         for row in data.split("test", "vision") if data.exists("vision") else []:
-            image = {"type": "image", "image": image_of(row["image"])}
+            image = {"type": "image", "image": row["image"]}
             reference = _reference(row, parse_options(row["options"]), "vision")
             items.append(Item(f"vision/{row['id']}", [image], f"{_DIRECT} {_FORMAT}", reference))
         return items

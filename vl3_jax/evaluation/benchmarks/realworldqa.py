@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from vl3_jax.evaluation.benchmark import ORIGINAL, Benchmark, Item, PaperRow, Scoring, Verdict
-from vl3_jax.evaluation.data_folder import image_of
 from vl3_jax.evaluation.scorers.unparsed import UnparsedError
 
 
@@ -22,7 +21,7 @@ class RealWorldQA(Benchmark):
         return [
             Item(
                 str(number),
-                [{"type": "image", "image": image_of(row["image"])}],
+                [{"type": "image", "image": row["image"]}],
                 row["question"],
                 {"target": row["answer"].strip().lower(), "task_type": "test"},
             )
