@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.data_folder import DataFolder, read_if_stored
+from vl3_jax.evaluation.data_folder import DataFolder, read_medium
 from vl3_jax.evaluation.scorers.unparsed import UnparsedError
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ class Item:
 
     Attributes:
       id: Identifier, unique within the benchmark.
-      media: Parts of a message, images and videos by path, or a `StoredImage`; a video may have `start` and `end` in
-        seconds.
+      media: Parts of a message, images and videos by path, or by an object whose `read` gives them when they are
+        needed, such as a `StoredImage`; a video may have `start` and `end` in seconds.
       text: The instruction. Where `compose` is set, what it makes instead of it depends on the media.
       reference: JSON values that the answer is scored against: "target", "task_type" and what the benchmark needs.
       compose: Makes the whole content of the user's turn, for benchmarks that interleave text and media or show
@@ -49,7 +49,7 @@ class Item:
     def content(self, frame_times: FrameTimes) -> list[dict[str, Any]]:
         """Returns the parts of the user's turn: the media, then the instruction, unless the item composes them."""
         parts = self.compose(frame_times) if self.compose else [*self.media, {"type": "text", "text": self.text}]
-        return [{key: read_if_stored(value) for key, value in part.items()} for part in parts]
+        return [{key: read_medium(value) for key, value in part.items()} for part in parts]
 
     def messages(self, frame_times: FrameTimes) -> list[dict[str, Any]]:
         """Returns the conversation up to where the answer begins; there is no system prompt."""

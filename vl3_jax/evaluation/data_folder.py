@@ -139,9 +139,9 @@ class StoredImage:
         return cell.get("bytes") or cell["path"]
 
 
-def read_if_stored(value: Any) -> Any:
-    """Returns the content of a `StoredImage`, and any other value as it is."""
-    return value.read() if isinstance(value, StoredImage) else value
+def read_medium(value: Any) -> Any:
+    """Returns what the `read` of a value gives, as that of a `StoredImage`, and a value without one as it is."""
+    return value.read() if hasattr(value, "read") else value
 
 
 _open = functools.lru_cache(maxsize=4)(ParquetFile)

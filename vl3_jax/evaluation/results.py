@@ -172,7 +172,8 @@ def _verdict(
     if record.get("missing_media") or record["answer"] is None:
         return Verdict(0.0, unparsed="missing media" if record.get("missing_media") else "no answer")
     try:
-        return benchmark.score(str(record["answer"]), reference, scoring)
+        answer = record["answer"]
+        return benchmark.score(answer if isinstance(answer, list) else str(answer), reference, scoring)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise InputError(f"{record['id']}: the reference is not of {benchmark.name} ({error!r}); correct it") from None
 
