@@ -41,6 +41,8 @@ def serve(answer):
             status = reply if isinstance(reply, int) else 200
             content = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
             self.send_response(status)
+            if status == 302:
+                self.send_header("Location", "/elsewhere")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -100,8 +102,9 @@ def test_gives_up(tmp_path):
         make("http://127.0.0.1:9", tmp_path, attempts=2)("ChartQA", FIELDS)
 
 
-def test_a_refused_key_stops_at_once(tmp_path):
-    with serve(lambda body: 401) as (url, requests), pytest.raises(InputError, match="HTTP 401"):
+@pytest.mark.parametrize("status", [302, 401, 404])
+def test_a_refusal_stops_at_once(tmp_path, status):
+    with serve(lambda body: status) as (url, requests), pytest.raises(InputError, match=f"HTTP {status}"):
         make(url, tmp_path)("ChartQA", FIELDS)
     assert len(requests) == 1
 

@@ -67,3 +67,10 @@ def test_bad_vectors_are_one_line(capsys, tmp_path, line):
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_the_order_of_pictures_is_checked():
+    (vector,) = [vector for vector in vectors.read(PROMPTS) if len(vector.get("image_order", ())) == 4][:1]
+    wrong = vector | {"image_order": vector["image_order"][::-1]}
+    ((_, difference),) = prompt_vectors.check([wrong])
+    assert difference.startswith("image_order")

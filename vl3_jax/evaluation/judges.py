@@ -19,9 +19,19 @@ from vl3_jax.errors import InputError, printable
 from vl3_jax.storage.journal import Journal
 
 _PROMPTS = pathlib.Path(__file__).with_name("judge_prompts.json")
-_REFUSED = (400, 401, 403, 404, 405, 422)  # asking again does not help
+_REFUSED = (301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 422)  # asking again does not help
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _MAX_REPLY = 2**20  # bytes
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Refuses to follow a redirection, which would take the key to another host."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
 
 
 class JudgeError(Exception):
@@ -98,7 +108,7 @@ class Judge:
           JudgeError: No attempt gave a reply with a verdict.
         """
         body, expect = self._request(name, fields)
-        key = hashlib.sha256(body).hexdigest()
+        key = hashlib.sha256(self.settings.url.encode() + b"\n" + body).hexdigest()
         with self._lock:
             if key in self._replies:
                 return self._replies[key]
@@ -159,7 +169,7 @@ class Judge:
         if key:
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"{self.settings.url.rstrip('/')}/chat/completions", body, headers)
-        with urllib.request.urlopen(request, timeout=self.settings.timeout) as response:
+        with _OPENER.open(request, timeout=self.settings.timeout) as response:
             reply = json.loads(response.read(_MAX_REPLY))
         return str(reply["choices"][0]["message"]["content"]).strip()
 

@@ -59,7 +59,7 @@ class MMMU(Benchmark):
                     ask = (
                         "Answer the question using a single word or phrase."
                         if is_open
-                        else ("Answer with the option's letter from the given choices directly.")
+                        else "Answer with the option's letter from the given choices directly."
                     )
                     lines = "" if is_open else option_lines(options) + "\n"
                     text = f"{row['question']}\n\n{lines}{ask}"
