@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -159,3 +160,11 @@ def test_answers_that_failed_are_counted_once():
         results.score_tasks([records[0] | {"reference": None}], Scoring())
     with pytest.raises(benchmarks.InputError, match="not of videomme"):
         results.score_tasks([records[0] | {"task": "videomme"}], Scoring())
+
+
+def test_groups_that_are_left_out_are_named(caplog, tmp_path):
+    layouts.write("BLINK", CASES["BLINK"].rows, tmp_path / "BLINK")
+    shutil.rmtree(tmp_path / "BLINK" / "Counting")
+    _, items = load(CASES["BLINK"], tmp_path)
+    assert len(items) == 1
+    assert "no folder Counting; 1 are left out" in caplog.text

@@ -4,13 +4,17 @@ import csv
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from data_pipelines.sample_errors import BadSampleError, one_line
 from data_pipelines.sources.parquet import ParquetFile
 from vl3_jax import json_file
 from vl3_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 _MAX_BYTES = 2**30
@@ -89,6 +93,14 @@ class DataFolder:
         if not files:
             raise self._missing(*parts, f"{split}-00000-of-00001.parquet")
         return [row for path in files for row in self.table(str(path.relative_to(self.root)))]
+
+    def groups(self, names: Sequence[str], *parts: str) -> list[str]:
+        """Returns those of some folders that exist; all if none does. A warning names how many are left out."""
+        existing = [name for name in names if self.exists(*parts, name)]
+        left_out = [name for name in names if name not in existing]
+        if existing and left_out:
+            logger.warning("%s: no folder %s; %d are left out", self.path(*parts), left_out[0], len(left_out))
+        return existing or list(names)
 
     def text(self, *parts: str) -> str:
         """Returns the text of a file; bytes that are not UTF-8 are replaced."""

@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
+from vl3_jax.evaluation.benchmarks.blink import TASKS as BLINK_TASKS
 from vl3_jax.evaluation.benchmarks.mlvu import TASKS as MLVU_TASKS
+from vl3_jax.evaluation.benchmarks.mme import CATEGORIES
+from vl3_jax.evaluation.benchmarks.mmmu import SUBJECTS
 from vl3_jax.evaluation.benchmarks.mvbench import TASKS as MVBENCH_TASKS
 
 Row = Mapping[str, Any]
@@ -31,6 +34,9 @@ class Layout:
 
     def lines(self, path: str, rows: Sequence[Row]) -> None:
         self._file(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def folder(self, path: str) -> None:
+        (self.root / path).mkdir(parents=True, exist_ok=True)
 
     def text(self, path: str, text: str) -> None:
         self._file(path).write_text(text, encoding="utf-8")
@@ -151,7 +157,7 @@ def _with_images(row: Row, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _mmmu(layout: Layout, rows: Sequence[Row]) -> None:
-    for subject in dict.fromkeys(row["subject"] for row in rows):
+    for subject in SUBJECTS:
         chosen = [_with_images(row, _tagged_images(row)) for row in rows if row["subject"] == subject]
         layout.table(f"{subject}/validation-00000-of-00001.parquet", _same_keys(chosen))
 
@@ -172,7 +178,7 @@ def _same_keys(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _blink(layout: Layout, rows: Sequence[Row]) -> None:
-    for task in dict.fromkeys(_blink_task(row) for row in rows):
+    for task in BLINK_TASKS:
         chosen = [_with_images(row, ["image_1", "image_2"]) for row in rows if _blink_task(row) == task]
         layout.table(f"{task}/val-00000-of-00001.parquet", chosen)
 
@@ -196,6 +202,8 @@ def _gqa(layout: Layout, rows: Sequence[Row]) -> None:
 def _mme(layout: Layout, rows: Sequence[Row]) -> None:
     # An item is a line of a file of questions; its picture is named, or two lines after each other share one.
     layout.lines("mme.jsonl", [])
+    for category in CATEGORIES:
+        layout.folder(f"MME_Benchmark_release_version/{category}")
     files: dict[str, list[str]] = {}
     for number, row in enumerate(rows):
         files.setdefault(row.get("image") or f"existence/{number // 2 + 1}.png", []).append(row["line"])

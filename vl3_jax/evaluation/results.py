@@ -144,7 +144,7 @@ def _score_task(
     counts = {
         "n": len(answers),
         "n_unscored": len(records) - len(scored_ids),
-        "n_unparsed": sum(answer.verdict.unparsed is not None for answer in answers),
+        "n_unparsed": sum(answer.verdict.unparsed not in (None, OFFLINE) for answer in answers),
         "n_error": sum(_failed(sample) and not sample.get("missing_media") for sample in samples),
         "n_missing_media": sum(bool(sample.get("missing_media")) for sample in samples),
         "n_missing": len(known.keys() - records.keys()),

@@ -6,7 +6,7 @@ from typing import Any
 from vl3_jax.evaluation.benchmark import MACRO, OFFLINE, Benchmark, Item, PaperRow, Scoring, Verdict
 from vl3_jax.evaluation.scorers.letters import last_letter, letters_of, tail
 
-_TASKS = (
+TASKS = (
     *("Art_Style", "Functional_Correspondence", "Multi-view_Reasoning", "Relative_Reflectance"),
     *("Visual_Correspondence", "Counting", "IQ_Test", "Object_Localization", "Semantic_Correspondence"),
     *("Visual_Similarity", "Forensic_Detection", "Jigsaw", "Relative_Depth", "Spatial_Relation"),
@@ -29,9 +29,7 @@ class BLINK(Benchmark):
 
     def items(self, data):
         items = []
-        for task in _TASKS:
-            if not data.exists(task) and any(map(data.exists, _TASKS)):
-                continue
+        for task in data.groups(TASKS):
             for row in data.split(self.split, task):
                 images = [row.get(f"image_{number}") for number in range(1, 5)]
                 media = [{"type": "image", "image": image} for image in images if image is not None]

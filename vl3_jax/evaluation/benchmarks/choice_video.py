@@ -1,4 +1,4 @@
-"""What the multiple-choice benchmarks about videos share: prompt, scoring by index, and the index of the answer."""
+"""What multiple-choice benchmarks share: lines of options; for videos prompt, scoring by index, index of the answer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

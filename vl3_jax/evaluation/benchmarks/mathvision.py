@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vl3_jax.evaluation.benchmark import Benchmark, Item, PaperRow, Scoring, Verdict
+from vl3_jax.evaluation.benchmarks.choice_video import lettered
 from vl3_jax.evaluation.scorers import math_answer
 from vl3_jax.evaluation.scorers.letters import letters_of
 
@@ -26,19 +27,9 @@ class MathVision(Benchmark):
         items = []
         for row in data.json_lines("test.jsonl"):
             options = row["options"]
-            lines = (
-                ""
-                if options == list("ABCDE")
-                else "".join(
-                    f"({letter}) {option}\n" for letter, option in zip(letters_of(len(options)), options, strict=True)
-                )
-            )
-            reference = {
-                "target": row["answer"],
-                "task_type": row["subject"],
-                "options": options,
-                "level": row.get("level"),
-            }
+            lines = "" if options == list("ABCDE") else lettered(options)
+            reference = {"target": row["answer"], "task_type": row["subject"], "options": options}
+            reference["level"] = row.get("level")
             image = {"type": "image", "image": data.path(row["image"])}
             items.append(Item(str(row["id"]), [image], f"{_PROMPT}{row['question']}\n{lines}", reference))
         return items

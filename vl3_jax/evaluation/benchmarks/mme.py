@@ -27,6 +27,7 @@ _PARTS = {
     ),
     "Cognition": ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"),
 }
+CATEGORIES = tuple(name for names in _PARTS.values() for name in names)
 _RELEASE = "MME_Benchmark_release_version"
 _YES_OR_NO = "Please answer yes or no."
 
@@ -46,9 +47,7 @@ class MME(Benchmark):
 
     def items(self, data):
         items = []
-        for category in (name for names in _PARTS.values() for name in names):
-            if not data.exists(_RELEASE, category) and data.exists(_RELEASE):
-                continue
+        for category in data.groups(CATEGORIES, _RELEASE):
             for image, text in _pairs(pathlib.Path(data.path(_RELEASE, category))):
                 for line in filter(str.strip, data.text(str(text)).splitlines()):
                     question, tab, answer = line.strip().partition("\t")

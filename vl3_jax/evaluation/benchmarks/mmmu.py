@@ -35,6 +35,8 @@ _DOMAINS = {
     ),
 }
 SUBJECTS = tuple(sorted(subject for subjects in _DOMAINS.values() for subject in subjects))
+_ASK_OPEN = "Answer the question using a single word or phrase."
+_ASK_CHOICE = "Answer with the option's letter from the given choices directly."
 _TAG = re.compile(r"<image (\d+)>")
 
 
@@ -50,19 +52,12 @@ class MMMU(Benchmark):
 
     def items(self, data):
         items = []
-        for subject in SUBJECTS:
-            if not data.exists(subject) and any(map(data.exists, SUBJECTS)):
-                continue
+        for subject in data.groups(SUBJECTS):
             for row in data.split("validation", subject):
                 if "validation" in row["id"]:
                     options, is_open = parse_options(row["options"]), row["question_type"] == "open"
-                    ask = (
-                        "Answer the question using a single word or phrase."
-                        if is_open
-                        else "Answer with the option's letter from the given choices directly."
-                    )
-                    lines = "" if is_open else option_lines(options) + "\n"
-                    text = f"{row['question']}\n\n{lines}{ask}"
+                    asked = _ASK_OPEN if is_open else f"{option_lines(options)}\n{_ASK_CHOICE}"
+                    text = f"{row['question']}\n\n{asked}"
                     reference = {"target": row["answer"], "task_type": subject, "options": options}
                     reference["question_type"] = row["question_type"]
                     items.append(interleaved_item(row, text, reference))
