@@ -46,7 +46,7 @@ def test_every_row_of_the_paper_belongs_to_a_benchmark():
 def test_values_stand_beside_the_papers(scored):
     _, content = scored
     markdown = result_tables.markdown(content, "mine")
-    assert "| AI2D | 62.1* | 74.9 | 69.9 | 78.2 | 50.0 |" in markdown
+    assert "| AI2D | 62.1\\* | 74.9 | 69.9 | 78.2 | 50.0 |" in markdown
     assert "| VideoLLaMA3 7B | mine |" in markdown
     assert "| charades_sta | R1@0.5 | 100.0 | 100.0 | 1 | 0 | 0 | 0 | 0 |" in markdown
     assert "AI2D: split test, corrected scoring, judge: none; 2 answers where the benchmark has 3088." in markdown
@@ -54,6 +54,14 @@ def test_values_stand_beside_the_papers(scored):
     page = result_tables.as_html(content)
     assert page.count("<table>") == 5
     assert "<td>62.1*</td>" in page
+
+
+def test_another_split_than_the_papers_is_named():
+    reference = {"target": ["12"], "task_type": "val"}
+    record = {"id": "DocVQA/1", "task": "DocVQA", "answer": "12", "reference": reference}
+    summary = results.score_tasks([record], Scoring())["DocVQA"].summary
+    markdown = result_tables.markdown({"tasks": {"DocVQA": summary}})
+    assert "| DocVQA test | 81.6 | 88.7 | 90.1 | 91.9 | 100.0 (val) |" in markdown
 
 
 def test_the_page_of_lowest_scores_has_pictures(scored, tmp_path):

@@ -58,6 +58,10 @@ def test_a_wrong_prompt_shows(capsys, tmp_path):
         '{"benchmark": "tennis", "prediction": "A", "target": 0, "score": 1}',
         '{"benchmark": "videomme", "prediction": "A", "target": "A", "score": 1}',
         '{"benchmark": "AI2D", "raw": {}, "data_id": 1, "instruction": ""}',
+        '{"benchmark": "perception_test", "raw": {}, "data_id": 1, "instruction": ""}',
+        '{"benchmark": "AI2D", "raw": 3, "data_id": 1, "instruction": ""}',
+        '{"benchmark": "AI2D", "prediction": ["A"], "target": [], "score": {}, '
+        '"extra": {"kind": "aggregate", "samples": []}}',
     ],
 )
 def test_bad_vectors_are_one_line(capsys, tmp_path, line):

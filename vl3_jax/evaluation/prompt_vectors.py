@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from vl3_jax.errors import InputError
 from vl3_jax.evaluation import benchmarks, layouts
 from vl3_jax.evaluation.benchmark import FrameTimes, Item
 from vl3_jax.evaluation.benchmarks.mlvu import TASKS as MLVU_TASKS
@@ -32,7 +33,12 @@ def check(vectors: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
         (benchmark,) = benchmarks.find([name])
         rows: dict[str, dict[str, Any]] = {}
         for vector in chosen:
-            row = _placed(vector)
+            try:
+                row = _placed(vector)
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"{name} {vector['data_id']}: raw is no item ({error!r}); correct the vector"
+                ) from None
             key = json.dumps({key: value for key, value in row.items() if key != "srt"}, sort_keys=True)
             rows[key] = rows.get(key, {}) | row
         with tempfile.TemporaryDirectory() as folder:

@@ -4,13 +4,14 @@ import functools
 import html
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vl3_jax.evaluation import benchmarks
 from vl3_jax.text_table import text_table
 
 MARKDOWN, HTML = "results.md", "results.html"
+_MARKUP = re.compile(r"[|*]")  # characters that Markdown would take for its own
 _MARKS = {"reproduced": "*", "leaderboard": "†"}
 _NOTES = "* measured by the paper's authors, † taken from a leaderboard; as the paper states."
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}
@@ -37,20 +38,11 @@ def tables(content: Mapping[str, Any], model: str = "this model") -> list[Table]
     Returns:
       Title and rows of each table, the header first.
     """
-    headlines = {name: value for task in content["tasks"].values() for name, value in task["headline"].items()}
-    # Some rows stand under two names.
-    for task in content["tasks"].values():
-        (benchmark,) = benchmarks.find([task["benchmark"]])
-        known = [headlines[row.name] for row in benchmark.rows if row.name in headlines]
-        if len({row.path for row in benchmark.rows}) == 1 and known:
-            headlines |= {row.name: known[0] for row in benchmark.rows}
+    cells = {name: cell for summary in content["tasks"].values() for name, cell in _headline(summary)}
     found = []
     for number, table in paper_tables().items():
-        rows = [
-            [name, *map(_cell, values), _number(headlines[name])]
-            for name, values in table["rows"].items()
-            if name in headlines
-        ]
+        shown = [(name, values) for name, values in table["rows"].items() if name in cells]
+        rows = [[name, *map(_cell, values), cells[name]] for name, values in shown]
         if rows:
             found.append((f"Table {number}: {table['title']}", [["", *table["models"], model], *rows]))
     return [*found, ("All values", [_HEADER, *(row for item in content["tasks"].items() for row in _summary(*item))])]
@@ -60,7 +52,7 @@ def markdown(content: Mapping[str, Any], model: str = "this model") -> str:
     """Returns the tables and what they rest on as Markdown."""
     parts = ["# Results"]
     for title, (header, *rows) in tables(content, model):
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [header, *rows]]
+        lines = ["| " + " | ".join(_MARKUP.sub(r"\\\g<0>", cell) for cell in row) + " |" for row in [header, *rows]]
         lines.insert(1, "| --- |" + " ---: |" * (len(header) - 1))
         parts += [f"## {title}", "\n".join(lines)]
     return "\n\n".join([*parts, f"\\{_NOTES}", *_remarks(content)]) + "\n"
@@ -87,6 +79,13 @@ def page(title: str, body: str, style: str) -> str:
     """Returns an HTML page."""
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _headline(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields name and cell of each row of the paper; the cell names the split if the row is that of another one."""
+    for name, value in summary["headline"].items():
+        other = name.endswith(" test") and summary["split"] != "test"
+        yield name, _number(value) + (f" ({summary['split']})" if other else "")
 
 
 _HEADER = ["benchmark", "metric", "value", "official form", "answers", "unparsed", "errors", "without media", "missing"]

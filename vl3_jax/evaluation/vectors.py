@@ -76,7 +76,7 @@ def check(vectors: list[dict[str, Any]], official: bool) -> Iterator[Mismatch]:
         (benchmark,) = benchmarks.find([vector["benchmark"]])
         try:
             message = _compare(benchmark, vector, official)
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise InputError(f"{where}: lacks what {benchmark.name} needs ({error!r}); correct the vector") from None
         if message:
             yield Mismatch(where, message)
