@@ -43,6 +43,9 @@ def test_the_example_of_the_documentation(capsys, example, tmp_path):
         ["colors", "cup", "50.0"],
         ["colors", "Overall", "50.0"],
     ]
+    sample = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[1])
+    assert (sample["reference"], sample["unparsed"]) == ({"target": "red", "task_type": "cup"}, "no color")
+    assert "<img" in (tmp_path / "worst.html").read_text()
     summary = json.loads((tmp_path / "results.json").read_text())["tasks"]["colors"]
     assert (summary["headline"], summary["n_unparsed"]) == ({"Colors": 50.0}, 1)
 

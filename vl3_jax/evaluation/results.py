@@ -140,7 +140,8 @@ def _score_task(
         verdicts = dict(zip(scored_ids, pool.map(judge, scored_ids), strict=True))
     answers = [ScoredAnswer(v, references[id_]) for id_, v in verdicts.items() if isinstance(v, Verdict)]
     responses = {id_.partition("/")[2]: str(record["answer"]) for id_, record in records.items() if record["answer"]}
-    samples = [_sample(record, verdicts.get(id_)) for id_, record in records.items()]
+    described = {id_: answer_record(benchmark.task, item, None) for id_, item in known.items()}
+    samples = [_sample({**described.get(id_, {}), **record}, verdicts.get(id_)) for id_, record in records.items()]
     counts = {
         "n": len(answers),
         "n_unscored": len(records) - len(scored_ids),
