@@ -48,7 +48,7 @@ setup(
     package_dir={"vl3_jax.configs": "configs"},
     package_data={
         "data_pipelines": ["py.typed", "synthetic/tokenizer.json", "synthetic/images/*"],
-        "vl3_jax": ["py.typed", "nano/*"],
+        "vl3_jax": ["py.typed", "nano/*", "evaluation/*.json"],
     },
     install_requires=REQUIREMENTS,
     extras_require={

@@ -33,6 +33,7 @@ QUICK = (
     "tests/data_pipelines/test_sources.py",
     "tests/evaluation/test_scores.py",
     "tests/evaluation/test_tasks.py",
+    "tests/evaluation/test_vectors.py",
     "tests/inference/test_sampling.py",
     "tests/kernels/test_decode.py::test_equal_to_dense_with_freed_slots",
     "tests/kernels/test_dispatch.py::test_block_sizes",

@@ -6,7 +6,7 @@ import pathlib
 import sys
 import time
 
-from vl3_jax.cli import generation_flags, settings_flags
+from vl3_jax.cli import eval_offline, generation_flags, settings_flags
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.tasks import QuestionSelection
 
@@ -17,12 +17,16 @@ EPILOG = """examples:
   vl3 eval --model RUNS/nano4 --tasks nano/digit,nano/box --count 500 --out RUNS/eval
   vl3 eval --model nano --tasks nano --blind --out RUNS/blind      each question with the media of another one
   vl3 eval --score-only RUNS/eval/answers.jsonl
+  vl3 eval --check-data --data BENCHMARKS --tasks videomme,MME
+  vl3 eval --score-only answers.jsonl --data BENCHMARKS --out RUNS/scores       answers to benchmarks of the paper
+  vl3 eval --vectors FILE.jsonl --official-scoring                   responses with the scores they must get
 
 DIR gets answers.jsonl, one line per answer, written batch by batch, and scores.json. After an interruption the same
 command resumes: answered questions are not asked again. "majority" is the score of the best constant answer, "kept" the
 share of vision tokens left by pruning.
 
-exit codes: 0 done, 2 bad input (one line on stderr says which), 1 internal error"""
+exit codes: 0 done, 2 bad input or missing samples (one line on stderr says which), 1 internal error, or vectors that do
+not reproduce"""
 
 
 _SELECTION = {name: f"--{name}" for name in ("count", "seed", "split", "images")}
@@ -38,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generation = parser.add_argument_group("generation")
     generation.add_argument("--no-prune", action="store_true", help="keep every video token")
     generation.add_argument("--batch", type=int, metavar="N", help="questions per batch (default: as --count needs)")
+    eval_offline.add_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="folder for answers and scores")
     output.add_argument(
@@ -45,18 +50,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Asks the questions, scores the answers, prints the table and writes `scores.json`."""
-    from vl3_jax.evaluation import answer_file, scores
-
+def run(arguments: argparse.Namespace) -> int | None:
+    """Asks the questions, scores the answers, prints the tables and writes the results."""
+    if arguments.vectors:
+        return eval_offline.run_vectors(arguments)
+    if arguments.check_data:
+        return eval_offline.run_check_data(arguments)
     if arguments.score_only:
-        if arguments.model or arguments.tasks:
-            raise InputError("--score-only takes no --model and no --tasks; leave them out")
-        results = scores.score(answer_file.read(arguments.score_only))
-        folder = arguments.out or pathlib.Path(arguments.score_only).parent
+        _score_only(arguments)
     else:
-        results = scores.score(_answers(arguments))
-        folder = arguments.out
+        _print_scores(_answers(arguments), arguments.out)
+    return None
+
+
+def _score_only(arguments: argparse.Namespace) -> None:
+    """Scores the answers of a file: those to synthetic tasks, and those to benchmarks."""
+    from vl3_jax.evaluation import answer_file
+    from vl3_jax.evaluation.tasks import FAMILY
+
+    if arguments.model:
+        raise InputError("--score-only takes no --model; leave it out")
+    if arguments.tasks and not arguments.data:
+        raise InputError("--score-only takes --tasks only with --data; leave it out")
+    records = answer_file.read(arguments.score_only, ("id", "task", "answer"))
+    folder = pathlib.Path(arguments.out or pathlib.Path(arguments.score_only).parent)
+    synthetic = [record for record in records if record["task"].startswith(f"{FAMILY}/")]
+    others = [record for record in records if not record["task"].startswith(f"{FAMILY}/")]
+    if synthetic:
+        _print_scores(synthetic, folder)
+    if others or not synthetic:
+        eval_offline.score_benchmarks(arguments, others, folder)
+
+
+def _print_scores(records: list[dict], folder: str | pathlib.Path) -> None:
+    from vl3_jax.evaluation import scores
+
+    results = scores.score(records)
     print(scores.table(results))
     scores.save(results, folder)
 

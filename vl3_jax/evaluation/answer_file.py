@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
@@ -12,7 +12,6 @@ from vl3_jax.storage.journal import Journal, read_lines
 
 ANSWERS, SETTINGS = "answers.jsonl", "run.json"
 _REQUIRED = ("id", "task", "answer", "reference")
-_REFUSAL = f"not an answer (a JSON object with {', '.join(_REQUIRED)}); remove it"
 
 
 @contextlib.contextmanager
@@ -33,29 +32,40 @@ def open_answers(folder: str | os.PathLike, settings: dict[str, Any]) -> Iterato
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _check_settings(folder / SETTINGS, settings)
-        journal = Journal(folder / ANSWERS, _check, _REFUSAL)
+        journal = Journal(folder / ANSWERS, *_check(_REQUIRED))
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror or error}; choose a folder that can be written") from None
     with contextlib.closing(journal):
         yield journal
 
 
-def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read(path: str | os.PathLike, required: Sequence[str] = _REQUIRED) -> list[dict[str, Any]]:
     """Reads all answers of a file.
+
+    Args:
+      path: The file.
+      required: Keys that every line must have.
 
     Raises:
       InputError: The file cannot be read, or one of its lines is not an answer.
     """
     try:
-        return read_lines(path, _check, _REFUSAL)
+        return read_lines(path, *_check(required))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; give the {ANSWERS} of a run") from None
 
 
-def _check(record: Any) -> dict[str, Any]:
-    if not isinstance(record, dict) or not all(name in record for name in _REQUIRED):
-        raise ValueError("no answer")
-    return record
+def _check(required: Sequence[str]) -> tuple[Callable[[Any], dict[str, Any]], str]:
+    """Returns what checks a line, and what is wrong with one that it refuses."""
+
+    def check(record: Any) -> dict[str, Any]:
+        if not isinstance(record, dict) or not all(name in record for name in required):
+            raise ValueError("no answer")
+        if not isinstance(record["id"], str) or not isinstance(record["task"], str):
+            raise ValueError("no names")
+        return record
+
+    return check, f"not an answer (a JSON object with {', '.join(required)}); remove it"
 
 
 def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
