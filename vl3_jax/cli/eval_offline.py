@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vl3_jax.cli import settings_flags
@@ -57,7 +57,7 @@ def run_check_data(arguments: argparse.Namespace) -> int:
 
     if not arguments.data:
         raise InputError("--check-data needs --data, the folder of all benchmarks")
-    found = benchmarks.find(_names(arguments.tasks or "paper"))
+    found = benchmarks.find(names(arguments.tasks or "paper"))
     states = [data_check.check(benchmark, arguments.data) for benchmark in found]
     for line in data_check.report(states):
         print(line)
@@ -66,29 +66,49 @@ def run_check_data(arguments: argparse.Namespace) -> int:
     return 2 if incomplete else 0
 
 
-def score_benchmarks(arguments: argparse.Namespace, records: Sequence[dict[str, Any]], folder: pathlib.Path) -> None:
-    """Scores answers to benchmarks, prints the tables and writes them with everything else.
+def run_score_only(arguments: argparse.Namespace) -> None:
+    """Scores the answers of a file, or of the folder of a run."""
+    from vl3_jax.evaluation import answer_file
+
+    if arguments.model:
+        raise InputError("--score-only takes no --model; leave it out")
+    if arguments.tasks and not arguments.data:
+        raise InputError("--score-only takes --tasks only with --data; leave it out")
+    source = pathlib.Path(arguments.score_only)
+    records = answer_file.read(source)
+    run = source if source.is_dir() else source.parent
+    items = _items(arguments, records)
+    if arguments.tasks:
+        records = [record for record in records if record["task"] in items]
+    score(arguments, records, pathlib.Path(arguments.out or run), items, _protocol(run))
+
+
+def score(
+    arguments: argparse.Namespace,
+    records: Sequence[dict[str, Any]],
+    folder: pathlib.Path,
+    items: Mapping[str, Sequence[Item]],
+    protocol: Mapping[str, Any] | None,
+) -> None:
+    """Scores answers, prints the tables and writes them with everything else.
 
     Args:
       arguments: The parsed flags.
       records: Lines of an answer file.
       folder: Folder for the results.
+      items: All items of the tasks whose data is known.
+      protocol: What the answers were asked with; None if it is not known.
 
     Raises:
       InputError: The answers cannot be scored, or, after everything is written, some are missing.
     """
     from vl3_jax.evaluation import result_tables, results, worst_page
 
-    items = _items(arguments, records)
-    if arguments.tasks:
-        records = [record for record in records if items is None or record["task"] in items]
     with _judge(arguments, folder) as judge:
         scoring = Scoring(official=arguments.official_scoring, judge=judge)
         threads = judge.settings.threads if judge else 1
         scored = results.score_tasks(records, scoring, items, threads)
-    content = results.save(
-        scored, folder, _protocol(pathlib.Path(arguments.score_only).parent if arguments.score_only else folder)
-    )
+    content = results.save(scored, folder, protocol)
     model = (content["protocol"] or {}).get("model") or "this model"
     write_text(folder / result_tables.MARKDOWN, result_tables.markdown(content, model))
     write_text(folder / result_tables.HTML, result_tables.as_html(content, model))
@@ -111,16 +131,18 @@ def write_text(path: pathlib.Path, text: str) -> None:
         raise InputError(f"{path}: {error.strerror or error}; choose a folder that can be written") from None
 
 
-def _names(tasks: str) -> list[str]:
+def names(tasks: str) -> list[str]:
+    """Returns the names of a list with commas."""
     return [name.strip() for name in tasks.split(",") if name.strip()]
 
 
-def _items(arguments: argparse.Namespace, records: Sequence[dict[str, Any]]) -> dict[str, list[Item]] | None:
-    """Returns all items of the tasks, if their data is given."""
+def _items(arguments: argparse.Namespace, records: Sequence[dict[str, Any]]) -> dict[str, list[Item]]:
+    """Returns all items of the tasks whose data is given."""
     if not arguments.data:
-        return None
-    tasks = _names(arguments.tasks) if arguments.tasks else list(dict.fromkeys(record["task"] for record in records))
-    return {benchmark.task: benchmark.load(arguments.data) for benchmark in benchmarks.find(tasks)}
+        return {}
+    tasks = names(arguments.tasks) if arguments.tasks else list(dict.fromkeys(record["task"] for record in records))
+    found = [benchmark for benchmark in benchmarks.find(tasks) if benchmark.needs_data]
+    return {benchmark.task: benchmark.load(arguments.data) for benchmark in found}
 
 
 def _protocol(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from vl3_jax.evaluation.scorers.unparsed import UnparsedError
 
 logger = logging.getLogger(__name__)
 
-OVERALL, MACRO = "Overall", "Macro"
+OVERALL, MACRO, CONSTANT = "Overall", "Macro", "constant answer"
 HARNESS, ORIGINAL, OFFLINE = "harness", "original", "offline"
 
 # The times in seconds of the frames that the model sees of a video, given as a part of a message.
@@ -135,9 +135,12 @@ class Benchmark(abc.ABC):
     Attributes:
       name: Name for `--tasks`, and that of its folder in the folder of all data.
       title: Name for people.
-      kind: "image" or "video".
+      kind: "image" or "video"; "synthetic" is asked with the checkpoint's own merge sizes.
       rows: Rows of the paper's tables.
-      size: Usual number of items.
+      size: Usual number of items; 0 if there is none.
+      needs_data: Whether the items come from a folder of data.
+      is_stream: Whether the items are live streams, in which the model decides when to speak (see `live_streams`).
+      max_new_tokens: Tokens that an answer has at most; None for no limit of the benchmark's own.
       judge_prompts: Names of the judge's prompts it uses.
       variants: Variants of scoring that are reported beside the default one.
       source: Where the data is published.
@@ -156,6 +159,9 @@ class Benchmark(abc.ABC):
     source: ClassVar[str]
     layout: ClassVar[str]
     licence: ClassVar[str]
+    needs_data: ClassVar[bool] = True
+    is_stream: bool = False
+    max_new_tokens: int | None = None
     judge_prompts: ClassVar[tuple[str, ...]] = ()
     variants: ClassVar[tuple[str, ...]] = ()
     splits: ClassVar[tuple[str, ...]] = ("test",)
@@ -187,14 +193,18 @@ class Benchmark(abc.ABC):
           InputError: An annotation file is missing or malformed; the message names it.
         """
 
-    def load(self, root: str | pathlib.Path) -> list[Item]:
+    def load(self, root: str | pathlib.Path | None) -> list[Item]:
         """Reads the items from the folder with the name of the benchmark: `root`, or a folder below it.
 
         Items that share an id are kept: from the second on, `#2` and so on is appended, and a warning is logged.
 
         Raises:
-          InputError: As `items`.
+          InputError: As `items`, or the benchmark needs data and `root` is None.
         """
+        if root is None:
+            if self.needs_data:
+                raise InputError(f"{self.name} needs its data; give --data, the folder of all benchmarks")
+            root = self.name
         data = DataFolder(root if pathlib.Path(root).name == self.name else pathlib.Path(root, self.name))
         try:
             items = self.items(data)

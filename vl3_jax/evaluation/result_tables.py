@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from vl3_jax.evaluation.benchmark import CONSTANT, OVERALL, mean
 from vl3_jax.text_table import text_table
 
 MARKDOWN, HTML = "results.md", "results.html"
@@ -29,7 +30,7 @@ def paper_tables() -> Mapping[str, Any]:
 
 
 def tables(content: Mapping[str, Any], model: str = "this model") -> list[Table]:
-    """Returns the paper's tables that the results have rows of, then one with everything that was measured.
+    """Returns the paper's tables that the results have rows of, the synthetic tasks, and everything else measured.
 
     Args:
       content: Content of `results.json`.
@@ -45,7 +46,13 @@ def tables(content: Mapping[str, Any], model: str = "this model") -> list[Table]
         rows = [[name, *map(_cell, values), cells[name]] for name, values in shown]
         if rows:
             found.append((f"Table {number}: {table['title']}", [["", *table["models"], model], *rows]))
-    return [*found, ("All values", [_HEADER, *(row for item in content["tasks"].items() for row in _summary(*item))])]
+    synthetic = {task: item for task, item in content["tasks"].items() if CONSTANT in item["metrics"]}
+    if synthetic:
+        found.append(("Synthetic tasks", [_SYNTHETIC, *_synthetic(synthetic)]))
+    others = [(task, item) for task, item in content["tasks"].items() if task not in synthetic]
+    if others:
+        found.append(("All values", [_HEADER, *(row for item in others for row in _summary(*item))]))
+    return found
 
 
 def markdown(content: Mapping[str, Any], model: str = "this model") -> str:
@@ -89,6 +96,20 @@ def _headline(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 _HEADER = ["benchmark", "metric", "value", "official form", "answers", "unparsed", "errors", "without media", "missing"]
+
+
+_SYNTHETIC = ["task", "score", CONSTANT, "answers", "kept", "other values"]
+
+
+def _synthetic(tasks: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Yields the row of each synthetic task, and one of their means."""
+    for task, summary in tasks.items():
+        metrics, kept = summary["metrics"], summary["kept"]
+        others = [f"{name} {_number(value)}" for name, value in metrics.items() if name not in (OVERALL, CONSTANT)]
+        figures = [_number(metrics[name]) for name in (OVERALL, CONSTANT)]
+        yield [task, *figures, str(summary["n"]), "" if kept is None else f"{kept:.0%}", ", ".join(others)]
+    means = [mean([summary["metrics"][name] for summary in tasks.values()]) for name in (OVERALL, CONSTANT)]
+    yield ["mean", *map(_number, means), f"{len(tasks)} tasks", "", ""]
 
 
 def _summary(task: str, summary: Mapping[str, Any]) -> Iterator[list[str]]:

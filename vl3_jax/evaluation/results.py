@@ -11,7 +11,6 @@ from typing import Any
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation import benchmarks
 from vl3_jax.evaluation.benchmark import HARNESS, OFFLINE, Benchmark, Item, ScoredAnswer, Scoring, Verdict
-from vl3_jax.evaluation.data_folder import StoredImage
 from vl3_jax.evaluation.judges import JudgeError
 
 logger = logging.getLogger(__name__)
@@ -39,13 +38,13 @@ class TaskResult:
         return sum(self.summary[name] for name in ("n_missing", "n_error", "n_missing_media"))
 
 
-def answer_record(task: str, item: Item, answer: str | None, **others: Any) -> dict[str, Any]:
+def answer_record(task: str, item: Item, answer: Any, **others: Any) -> dict[str, Any]:
     """Returns a line of an answer file.
 
     Args:
       task: Name of the task, `Benchmark.task`.
       item: The question.
-      answer: The response; None if there is none, and then `error` or `missing_media` says why.
+      answer: The response, for a live stream a list; None if there is none, and then `error` says why.
       **others: Further JSON values.
     """
     media = [{key: _as_json(value) for key, value in part.items()} for part in item.media]
@@ -139,7 +138,8 @@ def _score_task(
     with ThreadPoolExecutor(judge_threads if effective.judge else 1) as pool:
         verdicts = dict(zip(scored_ids, pool.map(judge, scored_ids), strict=True))
     answers = [ScoredAnswer(v, references[id_]) for id_, v in verdicts.items() if isinstance(v, Verdict)]
-    responses = {id_.partition("/")[2]: str(record["answer"]) for id_, record in records.items() if record["answer"]}
+    prefix = f"{benchmark.task}/"
+    responses = {id_.removeprefix(prefix): str(record["answer"]) for id_, record in records.items() if record["answer"]}
     described = {id_: answer_record(benchmark.task, item, None) for id_, item in known.items()}
     samples = [_sample({**described.get(id_, {}), **record}, verdicts.get(id_)) for id_, record in records.items()]
     counts = {
@@ -162,6 +162,7 @@ def _score_task(
         **{"scoring": "official" if scoring.official else "corrected", "variant": effective.variant},
         "judge": _judge_used(benchmark, effective),
         **counts,
+        "kept": _kept(records.values()),
     }
     hidden = benchmark.submission and counts["n_unscored"] > 0
     return TaskResult(summary, samples, benchmark.submit(responses, items) if hidden and items is not None else None)
@@ -177,6 +178,13 @@ def _verdict(
         return benchmark.score(answer if isinstance(answer, list) else str(answer), reference, scoring)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise InputError(f"{record['id']}: the reference is not of {benchmark.name} ({error!r}); correct it") from None
+
+
+def _kept(records: Iterable[Mapping[str, Any]]) -> float | None:
+    """Returns the share of vision tokens that pruning has left; None where there are none, or no counts of them."""
+    records = list(records)
+    before = sum(record.get("visual_tokens_before_pruning") or 0 for record in records)
+    return sum(record.get("visual_tokens") or 0 for record in records) / before if before else None
 
 
 def _failed(sample: Mapping[str, Any]) -> bool:
@@ -196,9 +204,9 @@ def _variants(
     ids: Sequence[str],
 ) -> dict[str, Any]:
     """Returns the metrics of the other variants of scoring, the official form of the default one among them."""
-    variants = {name: Scoring(variant=name) for name in benchmark.variants} | {"official": Scoring(True, HARNESS)}
-    if benchmark.judge_prompts:
-        variants.pop("official")
+    variants = {name: Scoring(variant=name) for name in benchmark.variants}
+    if benchmark.name in benchmarks.BENCHMARKS and not benchmark.judge_prompts:
+        variants["official"] = Scoring(True, HARNESS)
     results = {}
     for name, scoring in variants.items():
         verdicts = {id_: _verdict(benchmark, records[id_], references[id_], scoring) for id_ in ids}
@@ -226,7 +234,7 @@ def _sample(record: Mapping[str, Any], verdict: Verdict | JudgeError | None) -> 
 
 
 def _as_json(value: Any) -> Any:
-    return dataclasses.asdict(value) if isinstance(value, StoredImage) else value
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _value(metrics: Mapping[str, Any], path: Sequence[str]) -> float | None:

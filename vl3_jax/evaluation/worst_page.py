@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vl3_jax.errors import InputError
+from vl3_jax.evaluation.benchmarks.synthetic import GeneratedMedium
 from vl3_jax.evaluation.data_folder import StoredImage
 from vl3_jax.evaluation.result_tables import page
 from vl3_jax.processing import images, videos
@@ -92,10 +93,16 @@ def _pictures(sample: Mapping[str, Any], folder: pathlib.Path) -> str:
 def _frames(part: Mapping[str, Any]) -> Iterator[Image.Image]:
     if part["type"] == "video":
         options = {name: part[name] for name in ("start", "end", "precise_time") if part.get(name) is not None}
-        yield from videos.open_video(part["video"], FrameSamplingOptions(max_frames=_FRAMES, **options)).frames()
+        yield from videos.open_video(_source(part["video"]), FrameSamplingOptions(max_frames=_FRAMES, **options)).frames()
     else:
-        image = part["image"]
-        yield images.open_image(StoredImage(**image).read() if isinstance(image, dict) else image).load()
+        yield images.open_image(_source(part["image"])).load()
+
+
+def _source(medium: Any) -> Any:
+    """Returns a medium of an answer file, or the content of one that is described."""
+    if not isinstance(medium, Mapping):
+        return medium
+    return (StoredImage if "file" in medium else GeneratedMedium)(**medium).read()
 
 
 def _tag(picture: Image.Image | np.ndarray, part: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
-"""The benchmarks of the paper's tables 5 to 8, by name.
+"""The benchmarks by name: those of the paper's tables 5 to 8, and the synthetic tasks of nano.
 
 find(["videomme", "BLINK@test"])         two benchmarks, the second with another split than its default
+find(["nano/digit"])                     a synthetic task; find(["nano"]) are all of them
 """
 
 import importlib
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.benchmark import Benchmark
+from vl3_jax.evaluation.benchmarks.synthetic import FAMILY, SYNTHETIC, QuestionSelection
 
 # Name on the command line, module of this package and class.
 IMAGE_BENCHMARKS = {
@@ -41,7 +43,7 @@ VIDEO_BENCHMARKS = {
     "charades_sta": "charades_sta:CharadesSTA",
 }
 BENCHMARKS = {**IMAGE_BENCHMARKS, **VIDEO_BENCHMARKS}
-_GROUPS = {"images": IMAGE_BENCHMARKS, "videos": VIDEO_BENCHMARKS, "paper": BENCHMARKS}
+_GROUPS = {"images": IMAGE_BENCHMARKS, "videos": VIDEO_BENCHMARKS, "paper": BENCHMARKS, FAMILY: SYNTHETIC}
 _registered: dict[str, type[Benchmark]] = {}
 
 
@@ -56,12 +58,13 @@ def names() -> list[str]:
     return [*BENCHMARKS, *_registered]
 
 
-def find(tasks: Iterable[str]) -> list[Benchmark]:
+def find(tasks: Iterable[str], selection: QuestionSelection | None = None) -> list[Benchmark]:
     """Returns the benchmarks of these names, in their order and without duplicates.
 
     Args:
-      tasks: Names, each with `@` and a split if it is not the default one; "images", "videos" and "paper" are groups; a
-        Python file stands for the benchmarks that it defines.
+      tasks: Names, each with `@` and a split if it is not the default one; "images", "videos", "paper" and "nano" are
+        groups; a Python file stands for the benchmarks that it defines.
+      selection: Questions of the synthetic tasks; the default ones if None.
 
     Raises:
       InputError: A name or split is unknown, or a file cannot be used.
@@ -69,7 +72,7 @@ def find(tasks: Iterable[str]) -> list[Benchmark]:
     found: dict[str, Benchmark] = {}
     for task in tasks:
         for name in _from_file(task) if task.endswith(".py") else _GROUPS.get(task, [task]):
-            benchmark = _open(name)
+            benchmark = SYNTHETIC[name](selection) if name in SYNTHETIC else _open(name)
             found.setdefault(benchmark.task, benchmark)
     return list(found.values())
 
@@ -95,6 +98,6 @@ def _open(task: str) -> Benchmark:
     if name in _registered:
         return _registered[name](split or None)
     if name is None:
-        raise InputError(f"task {task!r} is unknown; use {', '.join([*_GROUPS, *names()])}")
+        raise InputError(f"task {task!r} is unknown; use {', '.join([*_GROUPS, *names(), *SYNTHETIC])}")
     module, cls = BENCHMARKS[name].split(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), cls)(split or None)
