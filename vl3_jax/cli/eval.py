@@ -40,7 +40,9 @@ not reproduce"""
 
 _SELECTION = {name: f"--{name}" for name in ("count", "seed", "split", "images")}
 _PROTOCOL = {
-    field.name: f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(EvalProtocol) if field.name != "prune"
+    field.name: f"--{field.name.replace('_', '-')}"
+    for field in dataclasses.fields(EvalProtocol)
+    if field.name != "prune"
 }
 # Questions that are answered side by side: those of nano are short, a prompt of a benchmark has up to 16,384 tokens.
 _SMALL_BATCH, _LARGE_BATCH = 8, 32
@@ -151,9 +153,7 @@ def _ask(arguments: argparse.Namespace, protocol: EvalProtocol, pending: Sequenc
     runner = Runner(model.engine, model.processor, penalty, protocol, batch_size, threads)
     interval = 0.5 if sys.stderr.isatty() else 10.0
     started = time.perf_counter()
-    with tqdm(
-        total=total, initial=total - len(pending), unit=" answers", file=sys.stderr, mininterval=interval
-    ) as bar:
+    with tqdm(total=total, initial=total - len(pending), unit=" answers", file=sys.stderr, mininterval=interval) as bar:
 
         def keep(record: dict[str, Any]) -> None:
             append(record)

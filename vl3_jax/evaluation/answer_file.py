@@ -53,7 +53,9 @@ class Shard:
 
 
 @contextlib.contextmanager
-def open_answers(folder: str | os.PathLike, settings: Mapping[str, Any], shard: Shard | None = None) -> Iterator[Journal]:
+def open_answers(
+    folder: str | os.PathLike, settings: Mapping[str, Any], shard: Shard | None = None
+) -> Iterator[Journal]:
     """Opens the file of answers of a run or of one of its shards, or creates it.
 
     Args:
@@ -107,7 +109,11 @@ def answered(records: Sequence[Mapping[str, Any]], hashes: Mapping[str, str]) ->
     found: dict[str, Mapping[str, Any]] = {}
     for record in records:
         name = record["id"]
-        if name in hashes and record.get("hash") == hashes[name] and (is_valid(record) or not is_valid(found.get(name))):
+        if (
+            name in hashes
+            and record.get("hash") == hashes[name]
+            and (is_valid(record) or not is_valid(found.get(name)))
+        ):
             found[name] = record
     return found
 

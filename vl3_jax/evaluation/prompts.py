@@ -84,7 +84,9 @@ def swap_media(benchmark: Benchmark, items: Sequence[Item]) -> list[Item]:
         following = (*items[number + 1 :], *items[:number])
         other = next((other for other in following if other.media_key != item.media_key), None)
         if other is None:
-            raise InputError(f"a blind check swaps media: ask at least 2 questions of {benchmark.task} that have others")
+            raise InputError(
+                f"a blind check swaps media: ask at least 2 questions of {benchmark.task} that have others"
+            )
         swapped.append(dataclasses.replace(item, media=other.media))
     return swapped
 

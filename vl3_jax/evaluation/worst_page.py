@@ -93,7 +93,9 @@ def _pictures(sample: Mapping[str, Any], folder: pathlib.Path) -> str:
 def _frames(part: Mapping[str, Any]) -> Iterator[Image.Image]:
     if part["type"] == "video":
         options = {name: part[name] for name in ("start", "end", "precise_time") if part.get(name) is not None}
-        yield from videos.open_video(_source(part["video"]), FrameSamplingOptions(max_frames=_FRAMES, **options)).frames()
+        yield from videos.open_video(
+            _source(part["video"]), FrameSamplingOptions(max_frames=_FRAMES, **options)
+        ).frames()
     else:
         yield images.open_image(_source(part["image"])).load()
 

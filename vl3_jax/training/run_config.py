@@ -112,9 +112,12 @@ class LoaderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """The loss on held-out data.
+    """The loss on held-out data, and the scores of benchmarks.
 
     Attributes:
+      tasks: Benchmarks to ask, as `vl3 eval --tasks` names them.
+      data: Folder of all benchmarks, for tasks that need data.
+      questions: Questions of each task; 0 is all, and 200 of a synthetic task.
       annotations: Annotation files of the held-out data; relative paths are below `data.root`, as in training.
       media: Folder or URL of their media, likewise.
       outside, remote: Which other media may be read, as for a data set in training.
@@ -122,6 +125,9 @@ class EvalConfig:
       steps: Batches of an evaluation; 0 is all of the data.
     """
 
+    tasks: tuple[str, ...] = ()
+    data: str = ""
+    questions: int = 0
     annotations: tuple[str, ...] = ()
     media: str = ""
     outside: bool = False

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipelines.synthetic.scoring import evaluate
 from data_pipelines.synthetic.image_pool import SPLITS, open_image_pool
-from data_pipelines.synthetic.registry import EVALUATED_TASKS, STREAM, TASKS, example, examples
+from data_pipelines.synthetic.registry import EVALUATED_TASKS, STREAM, TASKS, TEXT, example, examples
 from data_pipelines.synthetic.samples import Example
 from data_pipelines.synthetic.scenes import SyntheticVideo
 from vl3_jax.config_tree import CHOICES
@@ -71,6 +71,10 @@ class SyntheticTask(Benchmark):
 
     Its questions come from a generator, so it needs no data. The answer to a live stream is the list of what was said
     after each frame, None for nothing.
+
+    Attributes:
+      metric: Name of its metric.
+      has_media: Whether its questions have images or videos.
     """
 
     kind, size, needs_data = "synthetic", 0, False
@@ -88,6 +92,7 @@ class SyntheticTask(Benchmark):
         self.name = self.title = f"{FAMILY}/{name}"
         self.rows = (PaperRow(self.name),)
         self.splits = (self._selection.split,)
+        self.metric, self.has_media = self._task.metric, self._task.media != TEXT
         self.is_stream = self._task.media == STREAM
         self.max_new_tokens = _STREAM_MAX_NEW_TOKENS if self.is_stream else _MAX_NEW_TOKENS
         super().__init__()
