@@ -87,5 +87,12 @@ def test_the_protocol_overrides_the_checkpoint():
         assert (config.fps, config.max_frames, config.max_tokens) == (1, 180, 16384)
         assert config.prune_threshold is None
     record = EvalProtocol().record(config, 1.05)
-    assert (record["system_prompt"], record["repetition_penalty"], record["decoding"]) == (None, 1.05, "greedy")
+    assert (record["system"], record["repetition_penalty"], record["decoding"]) == (None, 1.05, "greedy")
     json.dumps(record)
+    assert EvalProtocol().processor_config(checkpoint, "synthetic").image_merge == 2
+    pruned = ProcessorConfig()
+    assert EvalProtocol(prune=False).processor_config(pruned, "video").prune_threshold is None
+    assert EvalProtocol().processor_config(pruned, "video").prune_threshold == pruned.prune_threshold
+    assert EvalProtocol(max_new_tokens=9).sampling(1.05, 48).max_new_tokens == 9
+    assert EvalProtocol().sampling(1.05, 48).max_new_tokens == 48
+    assert EvalProtocol(repetition_penalty=1.2).sampling(1.05).repetition_penalty == 1.2

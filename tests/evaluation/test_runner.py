@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from vl3_jax.evaluation.batch_generator import BatchGenerator
+from vl3_jax.evaluation.tasks import QuestionSelection, find
 
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.answer_file import ANSWERS, open_answers, read
-from vl3_jax.evaluation.batch_generator import BatchGenerator
 from vl3_jax.evaluation.runner import ask, questions_of
-from vl3_jax.evaluation.tasks import QuestionSelection, find
 
 SELECTION = QuestionSelection(count=3, seed=1)
 SETTINGS = {"model": "small", "count": 3}

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"questions that are answered side by side (default: {_LARGE_BATCH} for {FAMILY}, else {_SMALL_BATCH})",
     )
-    speed.add_argument("--threads", type=int, metavar="N", help="threads that decode media ahead (default: 4)")
+    speed.add_argument("--threads", type=int, metavar="N", help="threads that decode media ahead")
     speed.add_argument("--shard", metavar="I/N", help="ask part I of N; the last one to finish scores all")
     eval_offline.add_arguments(parser)
     output = parser.add_argument_group("output")
@@ -142,15 +142,16 @@ def _ask(arguments: argparse.Namespace, protocol: EvalProtocol, pending: Sequenc
     if not pending:
         logger.info("0 answers in 0 s: all questions are answered")
         return
-    from vl3_jax.evaluation.runner import THREADS, Runner
+    from vl3_jax.evaluation.runner import Runner
     from vl3_jax.inference.buckets import power_of_two
     from vl3_jax.inference.open_model import load
 
     model = load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, token=arguments.token)
     small = all(question.benchmark.kind == "synthetic" for question in pending)
     batch_size = min(arguments.batch or (_LARGE_BATCH if small else _SMALL_BATCH), power_of_two(len(pending)))
-    penalty, threads = model.generation_config.repetition_penalty, arguments.threads or THREADS
-    runner = Runner(model.engine, model.processor, penalty, protocol, batch_size, threads)
+    penalty = model.generation_config.repetition_penalty
+    threads = {"threads": arguments.threads} if arguments.threads else {}
+    runner = Runner(model.engine, model.processor, penalty, protocol, batch_size, **threads)
     interval = 0.5 if sys.stderr.isatty() else 10.0
     started = time.perf_counter()
     with tqdm(total=total, initial=total - len(pending), unit=" answers", file=sys.stderr, mininterval=interval) as bar:

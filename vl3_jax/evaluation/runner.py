@@ -19,7 +19,6 @@ from vl3_jax.processing.processor import Processor
 
 Record = dict[str, Any]
 _MOST_LIKELY = 64  # tokens among which those that decide in a live stream are looked for
-THREADS = 4
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,7 +44,7 @@ class Runner:
         repetition_penalty: float = 1.0,
         protocol: EvalProtocol | None = None,
         batch_size: int = 8,
-        threads: int = THREADS,
+        threads: int = 4,
     ):
         """Creates a runner.
 

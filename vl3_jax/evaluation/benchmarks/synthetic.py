@@ -5,11 +5,11 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.synthetic.scoring import evaluate
 from data_pipelines.synthetic.image_pool import SPLITS, open_image_pool
 from data_pipelines.synthetic.registry import EVALUATED_TASKS, STREAM, TASKS, TEXT, example, examples
 from data_pipelines.synthetic.samples import Example
 from data_pipelines.synthetic.scenes import SyntheticVideo
+from data_pipelines.synthetic.scoring import evaluate
 from vl3_jax.config_tree import CHOICES
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.benchmark import CONSTANT, OVERALL, Benchmark, Item, PaperRow, Scoring, Verdict
@@ -116,6 +116,8 @@ class SyntheticTask(Benchmark):
         return Item(str(number), media, sample.question, reference | {"target": target})
 
     def verdict(self, response: Any, reference: Mapping[str, Any], scoring: Scoring) -> Verdict:
+        if self.is_stream != isinstance(response, list):
+            raise TypeError("the answer to a stream, and to nothing else, is a list")
         return Verdict(evaluate(self._task.name, [response], [reference])["score"], response)
 
     def metrics(self, answers):
