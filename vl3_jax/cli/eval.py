@@ -31,8 +31,8 @@ EPILOG = """examples:
   vl3 eval --vectors FILE.jsonl --official-scoring                   responses with the scores they must get
 
 DIR gets a line for each answer as soon as there is one, and then results.json, results.md, results.html, samples.jsonl
-and worst.html. After an interruption the same command resumes: answered questions are not asked again. "constant answer"
-is the score of the best constant answer, "kept" the share of vision tokens left by pruning.
+and worst.html. After an interruption the same command resumes: answered questions are not asked again. "constant
+answer" is the score of the best one, "kept" the share of vision tokens left by pruning.
 
 exit codes: 0 done, 2 bad input or missing samples (one line on stderr says which), 1 internal error, or vectors that do
 not reproduce"""
