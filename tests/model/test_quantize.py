@@ -1,12 +1,16 @@
 """Tests that int8 weights stay close to the original model and take a fraction of its memory."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from support.forward import forward
 from support.samples import random_sample, random_visual, shape_for
+from support.tolerances import REORDERED, relative_error
 from support.weights import random_params
+from vl3_jax.kernels import int8_product
 from vl3_jax.model import VideoLLaMA3, preset
 from vl3_jax.model.quantize import QuantizedKernel, quantize_leaf
 from vl3_jax.processing.packed_batch import pack
@@ -42,3 +46,15 @@ def test_small_or_sensitive_parameters_are_not_quantised():
     for path in ("llm/embed/embedding", "vision/patch_embed/kernel", "projector/fc1/kernel", "llm/norm/scale"):
         leaf = jax.numpy.ones((4, 4))
         assert quantize_leaf(path, leaf) is leaf
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_transposed_product_in_blocks(monkeypatch, rows, dtype):
+    """On a CPU, three blocks of outputs and a rest are widened one after another."""
+    monkeypatch.setattr(int8_product, "_FEW_ROWS_BLOCK", 32 * 20)
+    matrix = jax.random.randint(jax.random.key(0), (70, 32), -127, 128, jnp.int8)
+    x = jax.random.normal(jax.random.key(1), (rows, 1, 32)).astype(dtype)
+    product = jax.jit(int8_product.transposed_int8_product)(x, matrix)
+    expected = np.einsum("rli,oi->rlo", np.asarray(x, np.float32), np.asarray(matrix, np.float32))
+    assert relative_error(product, expected) <= REORDERED

@@ -93,6 +93,17 @@ def test_asynchronous_pairs_branches_and_scatters():
     assert cost.synchronous_bytes == 2 * 32 + 64 * 4
 
 
+def test_a_branch_that_is_not_taken_costs_nothing():
+    """The first branch is that of a false predicate."""
+    named = BRANCHES.replace("{%branch_a, %branch_b}", '{%branch_b, %branch_a}, metadata={op_name="jit(f)/cond"}')
+    assert program_cost(named, untaken="nothing").collectives == program_cost(BRANCHES).collectives
+    assert "all-reduce" not in program_cost(named, untaken=r"/cond$").collectives
+    older = named.replace(
+        "branch_computations={%branch_b, %branch_a}", "true_computation=%branch_a, false_computation=%branch_b"
+    )
+    assert program_cost(older, untaken=r"/cond$").collectives == program_cost(named, untaken=r"/cond$").collectives
+
+
 LOOPS = """
 HloModule m
 

@@ -16,6 +16,7 @@ from vl3_jax.kernels.decode_inputs import DecodeInputs
 from vl3_jax.kernels.dispatch import decode_attention, decode_schedule_for
 from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.segment_info import SegmentInfo
+from vl3_jax.model.rope import rotary_table
 
 DENSE = "dense"
 _LAYERS = 4
@@ -47,17 +48,24 @@ def _measure_case(settings: Settings, rows: int, slots: int, used: int) -> list[
 
 def _over_layers(attend: Callable, inputs: DecodeInputs) -> jax.Array:
     """Runs the attention of all layers one after another, as the decoder does."""
-    return jax.lax.fori_loop(0, _LAYERS, lambda layer, q: attend(inputs.replace(q=q, layer=layer)), inputs.q)
+
+    def add_layer(layer: jax.Array, qkv: jax.Array) -> jax.Array:
+        out, new = attend(inputs.replace(qkv=qkv, layer=layer))
+        return jnp.concatenate([out, new], axis=-1)
+
+    return jax.lax.fori_loop(0, _LAYERS, add_layer, inputs.qkv)
 
 
 def _operands(settings: Settings, rows: int, slots: int, used: int) -> DecodeInputs:
     """Generates the operands of attention; the query is the newest of `used` tokens in each row."""
     text = settings.config.text
     cache = (_LAYERS, rows, text.num_kv_heads, slots, text.head_dim)
-    q, *cached = random_arrays(settings.dtype, (rows, 1, text.num_heads, text.head_dim), cache, cache)
+    channels = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+    qkv, *cached = random_arrays(settings.dtype, (rows, 1, channels), cache, cache)
     positions = np.broadcast_to(np.arange(slots, dtype=np.int32), (rows, slots))
     q_info = SegmentInfo(jnp.ones((rows, 1), jnp.int32), jnp.full((rows, 1), used - 1, jnp.int32))
-    kv_info = SegmentInfo((positions < used).astype(np.int32), positions)
+    kv_info = SegmentInfo((positions < used - 1).astype(np.int32), positions)
+    rotary = rotary_table(q_info.positions, text.head_dim, text.rope_theta)
     keys_values = KeysValues(*cached)
     schedule = decode_schedule_for(q_info, kv_info, keys_values)
-    return DecodeInputs(q, keys_values, jnp.int32(0), None, schedule, scale=text.head_dim**-0.5)
+    return DecodeInputs(qkv, rotary, keys_values, jnp.int32(0), None, schedule, scale=text.head_dim**-0.5)

@@ -183,8 +183,9 @@ class ChatModel:
         streams = on_text is not None
         answers = [self._submit(prompt, sampling, seconds, streams) for prompt in processed]
         try:
-            for piece in answers[0] if on_text and answers else ():
-                on_text(piece)
+            if on_text is not None:
+                for piece in answers[0]:
+                    on_text(piece)
             return [answer.result() for answer in answers]
         finally:
             for answer in answers:  # after Ctrl-C or an error; the complete ones stay as they are

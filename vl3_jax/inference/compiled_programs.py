@@ -101,13 +101,13 @@ class CompiledPrograms:
         arguments = lambda: (self._params, self._state(rows, slots), part, number, number)  # noqa: E731
         return self._get((rows, slots, tokens), programs.prefill, (), arguments)
 
-    def decode(self, rows: int, slots: int, logprobs: int) -> Program:
+    def decode(self, rows: int, slots: int, logprobs: int, all_greedy: bool) -> Program:
         """Generates a few tokens, see `decode_steps`."""
         integers, flags = _array([rows], jnp.int32), _array([rows], jnp.bool_)
         sampling = SamplingParams(*(_array([rows], dtype) for dtype in SAMPLING_DTYPES))
         inputs = programs.DecodeRows(integers, integers, flags, flags, integers, sampling)
         others = (inputs, self._stop_ids, _array([], jnp.int32))
-        static = (programs.STEPS_PER_CALL, logprobs)
+        static = (programs.STEPS_PER_CALL, logprobs, all_greedy)
         arguments = lambda: (self._params, self._state(rows, slots), *others)  # noqa: E731
         return self._get((rows, slots), programs.decode_steps, static, arguments)
 
@@ -120,10 +120,11 @@ class CompiledPrograms:
         key = (function.__name__, static, sizes)
         if key not in self._programs:
             signature = (*map(str, key), self._signature)
-            program = self._store.load(*signature) if self._store else None
+            program = self._store.load(self._devices, *signature) if self._store else None
             if program is None:
                 self._on_status(f"compiling {function.__name__} for this size")
-                with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
+                mesh = jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
+                with mesh, self._store.compiling() if self._store else contextlib.nullcontext():
                     lowered = function.lower(self._model, *static, *arguments())
                     program = self._compile(function.__name__, lowered)
                 if self._store:
@@ -131,6 +132,10 @@ class CompiledPrograms:
             with self._lock:
                 self._programs.setdefault(key, program)
         return self._programs[key]
+
+    @property
+    def _devices(self) -> list[Any]:
+        return list(self._mesh.devices.flat) if self._mesh else jax.local_devices()[:1]
 
     @functools.cached_property
     def _signature(self) -> str:

@@ -32,7 +32,7 @@ from vl3_jax.inference.buckets import (
     round_up_to_bucket,
     slots_for,
 )
-from vl3_jax.inference.compiled_programs import CompiledPrograms
+from vl3_jax.inference.compiled_programs import Call, CompiledPrograms
 from vl3_jax.inference.memory import ModelMemory
 from vl3_jax.inference.program_store import ProgramStore
 from vl3_jax.inference.programs import STEPS_PER_CALL, VISION_ARRAYS, DecodeRows, PromptPart
@@ -209,7 +209,8 @@ class Engine:
             size, programs = (self.rows, self.slots), self._programs
             sizes = {part for start in range(0, tokens, SMALLEST_PART) for part in part_sizes(start, self._part_limit)}
             calls = [(programs.empty_state, *size), *((programs.prefill, *size, part) for part in sizes)]
-            calls += [(programs.decode, *size, count) for count in {0, *map(self._top, range(1, logprobs + 1))}]
+            top = {0, *map(self._top, range(1, logprobs + 1))}
+            calls += [(programs.decode, *size, count, greedy) for count in top for greedy in (True, False)]
             if patches:
                 buckets = itertools.takewhile(lambda bucket: bucket <= round_up_to_bucket(patches), bucket_sizes())
                 calls += [(programs.encode, bucket, merge) for bucket in buckets for merge in MERGES]
@@ -291,7 +292,7 @@ class Engine:
         streamed = any(row.decodes and row.generation.request.streams for row in self._rows if row.generation)
         budget = self._step_tokens
         for row in sorted((row for row in self._rows if row.work is not None), key=lambda row: row.used):
-            while row.work is not None and not row.generation.done:
+            while row.work is not None and row.generation is not None and not row.generation.done:
                 start, compiled = time.perf_counter(), self._programs.seconds
                 cost = next(row.work, None)
                 compiled = self._programs.seconds - compiled
@@ -367,11 +368,12 @@ class Engine:
         """Compiles what a request needs, before its first token and in parallel."""
         missing = {frame.digest: frame for frame in frames if self.features.get(frame.digest) is None}
         size, programs = (self.rows, self.slots), self._programs
-        calls = [(programs.empty_state, *size)] if self._state is None else []
+        calls: list[Call] = [(programs.empty_state, *size)] if self._state is None else []
         for batch in frame_batches(list(missing.values()), self._most_patches):
             calls.append((programs.encode, self._bucket(batch), batch[0].visual.merge))
         calls += [(programs.prefill, *size, part) for _, part in parts]
-        calls.append((programs.decode, *size, self._top(generation.request.sampling.logprobs)))
+        sampling = generation.request.sampling
+        calls.append((programs.decode, *size, self._top(sampling.logprobs), sampling.temperature == 0))
         before = programs.seconds
         programs.make_ready(calls)
         self._add_seconds("compile", self._rows, programs.seconds - before)
@@ -385,45 +387,43 @@ class Engine:
 
     def _decode(self) -> None:
         """Generates a few tokens for every row whose prompt is read."""
-        decoding = [row for row in self._rows if row.decodes and not row.generation.done]
+        decoding = [(row, row.generation) for row in self._rows if row.generation and row.decodes]
+        decoding = [(row, generation) for row, generation in decoding if not generation.done]
         if not decoding:
             return
         token, remaining = np.zeros((2, self.rows), np.int32)
         active, fresh = np.zeros((2, self.rows), bool)
         settings = [_IDLE] * self.rows
-        for row in decoding:
-            generation = row.generation
-            token[row.index] = generation.tokens[-1] if generation.tokens else generation.request.sample.tokens[-1]
-            remaining[row.index] = generation.request.sampling.max_new_tokens - len(generation.tokens)
-            active[row.index], fresh[row.index] = True, row.fresh
-            settings[row.index] = generation.request.sampling
+        for row, generation in decoding:
+            sampling, written = generation.request.sampling, generation.tokens
+            token[row.index] = written[-1] if written else generation.request.sample.tokens[-1]
+            remaining[row.index] = sampling.max_new_tokens - len(written)
+            active[row.index], fresh[row.index], settings[row.index] = True, row.fresh, sampling
         # Who reads along sees the first token at once.
-        begins = any(row.fresh and row.generation.request.streams for row in decoding)
+        begins = any(row.fresh and generation.request.streams for row, generation in decoding)
         steps = 1 if begins else min(STEPS_PER_CALL, int(remaining.max()))
-        top = max(self._top(row.generation.request.sampling.logprobs) for row in decoding)
-        program = self._programs.decode(self.rows, self.slots, top)
+        top = max(self._top(setting.logprobs) for setting in settings)
+        greedy = all(setting.temperature == 0 for setting in settings)
+        program = self._programs.decode(self.rows, self.slots, top, greedy)
         start = time.perf_counter()
         length = np.array([len(row.held) for row in self._rows], np.int32)
         rows = DecodeRows(length, token, active, fresh, remaining, SamplingParams.of(settings))
         stop_ids = np.asarray(self.stop_ids, np.int32)
         self._state, *outputs = program(self.params, self._ready_state(), rows, stop_ids, np.int32(steps))
-        tokens, counts, *most_likely = (None if output is None else np.asarray(output) for output in outputs)
-        self._add_seconds("decode", decoding, time.perf_counter() - start)
-        for row in decoding:
+        tokens, counts = (np.asarray(output) for output in outputs[:2])
+        most_likely = [np.asarray(output) for output in outputs[2:] if output is not None]
+        self._add_seconds("decode", (row for row, _ in decoding), time.perf_counter() - start)
+        for row, generation in decoding:
             row.fresh = False
             new = tokens[row.index, : counts[row.index]]
             # The newest token is not in the cache yet.
             row.held = np.concatenate([row.held, token[row.index, None], new[:-1]]).astype(np.int64)
+            count = settings[row.index].logprobs
             for step, token_id in enumerate(new.tolist()):
-                if row.generation.done:  # a stop string; what follows is dropped
+                if generation.done:  # a stop string; what follows is dropped
                     break
-                count = row.generation.request.sampling.logprobs
-                pairs = (
-                    zip(*(array[row.index, step, :count].tolist() for array in most_likely), strict=True)
-                    if count
-                    else ()
-                )
-                row.generation.add(token_id, list(pairs))
+                columns = [array[row.index, step, :count].tolist() for array in most_likely]
+                generation.add(token_id, list(zip(*columns, strict=True)))
 
     # Sizes
 

@@ -12,6 +12,8 @@ import os
 import pathlib
 import pickle
 import tempfile
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -33,11 +35,31 @@ class ProgramStore:
       folder: The folder, which is made when the first program is written.
     """
 
+    _lock, _compiling = threading.Lock(), 0
+
     def __init__(self, folder: str | os.PathLike):
         self._folder = pathlib.Path(folder)
 
-    def load(self, *signature: str) -> Any | None:
-        """Returns the compiled program with this signature, or None if there is none that can be used."""
+    @classmethod
+    @contextlib.contextmanager
+    def compiling(cls) -> Iterator[None]:
+        """Turns jax's own cache off: a program that comes from there cannot be stored again. Threads may overlap."""
+        option = "jax_enable_compilation_cache"
+        with cls._lock:
+            cls._compiling += 1
+            if cls._compiling == 1:
+                cls._enabled = jax.config.values[option]
+                jax.config.update(option, False)
+        try:
+            yield
+        finally:
+            with cls._lock:
+                cls._compiling -= 1
+                if not cls._compiling:
+                    jax.config.update(option, cls._enabled)
+
+    def load(self, devices: Sequence[Any], *signature: str) -> Any | None:
+        """Returns the compiled program with this signature for some devices, or None if none can be used."""
         path = self._path(signature)
         try:
             if path.stat().st_uid != os.getuid():
@@ -46,7 +68,8 @@ class ProgramStore:
             size = _DIGEST().digest_size
             if _DIGEST(content[size:]).digest() != content[:size]:
                 return None
-            return serialize_executable.deserialize_and_load(*pickle.loads(content[size:]))
+            program = pickle.loads(content[size:])
+            return serialize_executable.deserialize_and_load(*program, execution_devices=devices)
         except Exception:  # of any type: the file is not ours, or the libraries have changed
             return None
 
@@ -91,7 +114,7 @@ def _environment() -> str:
         cpu = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return "\n".join(
         [
-            *(version(name) for name in ("jax", "jaxlib", "flax")),
+            *(str(version(name)) for name in ("jax", "jaxlib", "flax")),
             devices[0].platform,
             devices[0].device_kind,
             devices[0].client.platform_version,

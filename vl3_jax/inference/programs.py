@@ -45,6 +45,9 @@ class DecodeState:
         return jax.tree.map(lambda leaf, axes: constrain(leaf, *axes), self, self.axes())
 
 
+Rows = jax.Array | np.ndarray | jax.ShapeDtypeStruct  # of the host, while tracing, or described
+
+
 class DecodeRows(NamedTuple):
     """What the host says about each of R rows when it asks for tokens, [R] each.
 
@@ -57,11 +60,11 @@ class DecodeRows(NamedTuple):
       sampling: Settings of sampling.
     """
 
-    length: jax.Array | np.ndarray
-    token: jax.Array | np.ndarray
-    active: jax.Array | np.ndarray
-    fresh: jax.Array | np.ndarray
-    remaining: jax.Array | np.ndarray
+    length: Rows
+    token: Rows
+    active: Rows
+    fresh: Rows
+    remaining: Rows
     sampling: SamplingParams
 
 
@@ -76,11 +79,11 @@ class PromptPart(NamedTuple):
       positions: int32, positions in the prompt.
     """
 
-    tokens: jax.Array | np.ndarray
-    features: jax.Array | np.ndarray
-    vision_slot: jax.Array | np.ndarray
-    segment_ids: jax.Array | np.ndarray
-    positions: jax.Array | np.ndarray
+    tokens: Rows
+    features: Rows
+    vision_slot: Rows
+    segment_ids: Rows
+    positions: Rows
 
 
 def _axes(*names: str | None) -> Any:
@@ -145,14 +148,15 @@ def prefill(model, params, state, part, row, start):
     return state.replace(cache=cache).constrained()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4, keep_unused=True)
-def decode_steps(model, max_steps, logprobs, params, state, rows, stop_ids, num_steps):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5, keep_unused=True)
+def decode_steps(model, max_steps, logprobs, all_greedy, params, state, rows, stop_ids, num_steps):
     """Decodes `num_steps` <= `max_steps` tokens, or fewer once every row has stopped.
 
     Args:
       model: The model.
       max_steps: Columns of the results.
       logprobs: Number of top log-probabilities of each token.
+      all_greedy: Whether no row has a temperature.
       params: Parameters.
       state: The `DecodeState`, which is updated in place.
       rows: The `DecodeRows`.
@@ -181,7 +185,7 @@ def decode_steps(model, max_steps, logprobs, params, state, rows, stop_ids, num_
         text = (token[:, None], None, jnp.full_like(segment_ids, -1), segment_ids, position)
         hidden, cache = decode(model, params, *text, cache=state.cache)
         logits = unembed(model, params, hidden[:, 0])
-        new = sample_tokens(logits, state.generated, position[:, 0] + 1, rows.sampling)
+        new = sample_tokens(logits, state.generated, position[:, 0] + 1, rows.sampling, all_greedy)
         token = jnp.where(active, new, token)
         generated = state.generated.at[jnp.arange(num_rows), token].max(active)
         if logprobs:

@@ -1,11 +1,11 @@
 """Sampling of the next token as transformers' generation does it, with settings of its own for each row.
 
 No vocabulary is sorted: the tokens that top-k and top-p keep are those from a threshold on, which is found exactly by
-bisection over the bits of a float. Where all rows are greedy, or none has a top-k or top-p, nothing of it runs.
+bisection over the bits of a float. Where no row has a top-k or top-p, nothing of it runs.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,11 @@ class SamplingParams(NamedTuple):
       seed: uint32; with the position of a token it determines the token's random numbers, whatever the other rows do.
     """
 
-    temperature: jax.Array | np.ndarray
-    top_k: jax.Array | np.ndarray
-    top_p: jax.Array | np.ndarray
-    repetition_penalty: jax.Array | np.ndarray
-    seed: jax.Array | np.ndarray
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    repetition_penalty: Any
+    seed: Any
 
     @classmethod
     def of(cls, rows: Sequence[SamplingConfig]) -> "SamplingParams":
@@ -42,7 +42,11 @@ class SamplingParams(NamedTuple):
 
 
 def sample_tokens(
-    logits: jax.Array, generated: jax.Array, positions: jax.Array, sampling_params: SamplingParams
+    logits: jax.Array,
+    generated: jax.Array,
+    positions: jax.Array,
+    sampling_params: SamplingParams,
+    all_greedy: bool = False,
 ) -> jax.Array:
     """Chooses the next token of each row.
 
@@ -51,6 +55,7 @@ def sample_tokens(
       generated: [R, V] bool, the tokens that each row has generated before.
       positions: [R] int32, the position of the token that is chosen.
       sampling_params: Settings of each row.
+      all_greedy: Whether no row has a temperature, which makes a smaller program.
 
     Returns:
       [R] int32, token ids.
@@ -59,12 +64,9 @@ def sample_tokens(
     penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
     logits = jnp.where(generated, penalised, logits)
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    is_sampled = sampling_params.temperature > 0
-    return jax.lax.cond(
-        jnp.any(is_sampled),
-        lambda: jnp.where(is_sampled, _sample(logits, positions, sampling_params), greedy),
-        lambda: greedy,
-    )
+    if all_greedy:
+        return greedy
+    return jnp.where(sampling_params.temperature > 0, _sample(logits, positions, sampling_params), greedy)
 
 
 def _sample(logits: jax.Array, positions: jax.Array, params: SamplingParams) -> jax.Array:

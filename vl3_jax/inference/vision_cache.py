@@ -39,10 +39,10 @@ def frames_of(sample: Sample) -> Iterator[Frame]:
         size, tokens, (count, *grid) = visual.patches_per_frame, visual.tokens_per_frame, visual.grid
         for index in range(count):
             patches = visual.patches[index * size : (index + 1) * size]
-            digest = hashlib.blake2b(np.ascontiguousarray(patches), digest_size=16)
+            digest = hashlib.blake2b(np.ascontiguousarray(patches).data, digest_size=16)
             digest.update(repr((grid, visual.merge)).encode())
             keep = visual.keep[index * tokens : (index + 1) * tokens]
-            yield Frame(Visual(patches, (1, *grid), visual.merge), digest.digest(), keep)
+            yield Frame(Visual(patches, (1, grid[0], grid[1]), visual.merge), digest.digest(), keep)
 
 
 def token_identities(sample: Sample, frames: Sequence[Frame]) -> np.ndarray:

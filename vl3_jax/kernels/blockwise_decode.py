@@ -22,7 +22,7 @@ def dense_decode_attention(inputs: DecodeInputs) -> DecodeOutputs:
     cached = inputs.keys_values.read(inputs.layer, inputs.rows, q.dtype)
     keys, values = (jnp.concatenate([old, new.swapaxes(1, 2)], axis=2) for old, new in zip(cached, (k, v), strict=True))
     allowed = jnp.concatenate([inputs.schedule.allowed, inputs.schedule.allowed_new], axis=2) != 0
-    return DecodeOutputs(flat(masked_attention(q, keys, values, allowed, inputs.scale)), flat(k), flat(v))
+    return DecodeOutputs(flat(masked_attention(q, keys, values, allowed, inputs.scale)), flat(k, v))
 
 
 def blockwise_decode_attention(inputs: DecodeInputs) -> DecodeOutputs:
@@ -62,4 +62,4 @@ def blockwise_decode_attention(inputs: DecodeInputs) -> DecodeOutputs:
 
     out = lax.map(row_output, jnp.arange(rows))
     out = out.reshape(rows, kv_heads, length, group, width).swapaxes(1, 2)
-    return DecodeOutputs(out.reshape(rows, length, -1), flat(new_k), flat(new_v))
+    return DecodeOutputs(out.reshape(rows, length, -1), flat(new_k, new_v))

@@ -112,9 +112,10 @@ def join_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return joined.reshape(*k.shape[:-2], -1)
 
 
-def flat(x: jax.Array) -> jax.Array:
-    """Puts heads side by side, [..., heads, D] -> [..., heads * D]."""
-    return x.reshape(*x.shape[:-2], -1)
+def flat(*parts: jax.Array) -> jax.Array:
+    """Puts the parts of each head side by side, and the heads: n of [..., heads, D] -> [..., heads * n * D]."""
+    joined = jnp.stack(parts, axis=-2)
+    return joined.reshape(*parts[0].shape[:-2], -1)
 
 
 class DecodeOutputs(NamedTuple):
@@ -122,10 +123,8 @@ class DecodeOutputs(NamedTuple):
 
     Attributes:
       out: The attention output, [B, L, K * G * D] in the dtype of `qkv`.
-      keys: Rotated keys of the new tokens, [B, L, K * D].
-      values: Values of the new tokens, [B, L, K * D].
+      new: For each key/value head the rotated key of a new token and its value, [B, L, K * 2 * D].
     """
 
     out: jax.Array
-    keys: jax.Array
-    values: jax.Array
+    new: jax.Array

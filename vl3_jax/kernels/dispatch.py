@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,8 @@ from vl3_jax.kernels.blockwise import BLOCKWISE
 from vl3_jax.kernels.blockwise_decode import BLOCK, blockwise_decode_attention, dense_decode_attention
 from vl3_jax.kernels.decode_inputs import DecodeInputs, DecodeOutputs, DecodeSchedule, decode_schedule
 from vl3_jax.kernels.dense import dense_attention
-from vl3_jax.kernels.gpu_attention import gpu_backend, gpu_unsupported_reason
 from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.segment_info import SegmentInfo
-from vl3_jax.kernels.tpu_attention import tpu_backend, tpu_unsupported_reason
-from vl3_jax.kernels.tpu_decode import tpu_decode_attention, tpu_decode_block, tpu_decode_unsupported_reason
 from vl3_jax.parallel.rules import target_device
 
 # Up to this many queries, the scores are no larger than the activations of a few keys.
@@ -24,9 +22,20 @@ FEW_QUERIES = 16
 logger = logging.getLogger(__name__)
 
 
-# By platform: what makes the backend, and what says in a few words why it does not support some operands (or gives
-# None). Platforms without kernels, and unsupported operands, use plain JAX.
-KERNELS = {"tpu": (tpu_backend, tpu_unsupported_reason), "gpu": (gpu_backend, gpu_unsupported_reason)}
+def _kernels(platform: str) -> tuple[Callable[[], Backend], Callable[[AttentionInputs], str | None]] | None:
+    """Returns what makes a platform's backend, and what says in a few words why it does not support some operands.
+
+    None stands for a platform without kernels. They are imported where they are used, because that takes a while.
+    """
+    if platform == "tpu":
+        from vl3_jax.kernels.tpu_attention import tpu_backend, tpu_unsupported_reason
+
+        return tpu_backend, tpu_unsupported_reason
+    if platform == "gpu":
+        from vl3_jax.kernels.gpu_attention import gpu_backend, gpu_unsupported_reason
+
+        return gpu_backend, gpu_unsupported_reason
+    return None
 
 
 def select_backend(inputs: AttentionInputs) -> Backend:
@@ -41,9 +50,10 @@ def select_backend(inputs: AttentionInputs) -> Backend:
       The kernels of the platform if they support the operands, else plain JAX.
     """
     platform = target_device().platform
-    if platform not in KERNELS:
+    kernels = _kernels(platform)
+    if kernels is None:
         return BLOCKWISE
-    make_backend, why_unsupported = KERNELS[platform]
+    make_backend, why_unsupported = kernels
     unsupported_reason = why_unsupported(inputs)
     if unsupported_reason:
         _warn_once(platform, unsupported_reason)
@@ -73,7 +83,11 @@ def local_attention(inputs: AttentionInputs, backend: Backend | None = None) -> 
 
 def decode_schedule_for(q_info: SegmentInfo, kv_info: SegmentInfo, cached: KeysValues) -> DecodeSchedule:
     """Returns the schedule of `decode_attention`, with the blocks of the platform's implementation."""
-    max_block = tpu_decode_block(cached) if target_device().platform == "tpu" else BLOCK
+    max_block = BLOCK
+    if target_device().platform == "tpu":
+        from vl3_jax.kernels.tpu_decode import tpu_decode_block
+
+        max_block = tpu_decode_block(cached)
     return decode_schedule(q_info, kv_info, max_block)
 
 
@@ -81,6 +95,8 @@ def decode_attention(inputs: DecodeInputs) -> DecodeOutputs:
     """Attention of a few new tokens to themselves and to a layer of a cache, in place where the platform allows it."""
     platform = target_device().platform
     if platform == "tpu":
+        from vl3_jax.kernels.tpu_decode import tpu_decode_attention, tpu_decode_unsupported_reason
+
         unsupported_reason = tpu_decode_unsupported_reason(inputs)
         if unsupported_reason is None:
             return tpu_decode_attention(inputs)

@@ -4,11 +4,16 @@ float32 operands are multiplied in float32 on every device (not in TPU bfloat16 
 operands accumulate in float32.
 """
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vl3_jax.parallel.rules import target_device
+from vl3_jax.parallel.rules import current_mesh, target_device
+
+_SUBLANES = 8  # rows of a register of a TPU
 
 
 def einsum(equation: str, *operands: jax.Array, out_dtype: DTypeLike | None = None) -> jax.Array:
@@ -31,6 +36,26 @@ def einsum(equation: str, *operands: jax.Array, out_dtype: DTypeLike | None = No
     return product.astype(out_dtype)
 
 
+def with_full_registers(multiply: Callable[[jax.Array], jax.Array], x: jax.Array, num_in: int = 1) -> jax.Array:
+    """Applies a product to at least eight rows on a TPU, whose compiler leaves the matrix unit to fewer rows idle.
+
+    Args:
+      multiply: The product, [rows, *in_shape] -> [rows, *out_shape].
+      x: Rows, [..., *in_shape]; zeros are added on one device.
+      num_in: Number of dimensions of in_shape.
+
+    Returns:
+      The product, [..., *out_shape].
+    """
+    lead, mesh = x.shape[: x.ndim - num_in], current_mesh()
+    count = math.prod(lead)
+    if count >= _SUBLANES or target_device().platform != "tpu" or (mesh is not None and mesh.size > 1):
+        return multiply(x)
+    rows = jnp.pad(x.reshape(count, *x.shape[x.ndim - num_in :]), [(0, _SUBLANES - count)] + [(0, 0)] * num_in)
+    product = multiply(rows)[:count]
+    return product.reshape(*lead, *product.shape[1:])
+
+
 def tied_product(x: jax.Array, table: jax.Array) -> jax.Array:
     """Multiplies with the transpose of a table in the dtype that it is stored in, of which no wider copy is made.
 
@@ -46,7 +71,8 @@ def tied_product(x: jax.Array, table: jax.Array) -> jax.Array:
     """
     is_row = x.size == x.shape[-1] and target_device().platform == "cpu"
     if table.dtype != jnp.bfloat16 or not (x.dtype == jnp.float32 or is_row):
-        return einsum("...d,vd->...v", x, table.astype(x.dtype), out_dtype=jnp.float32)
+        matrix = table.astype(x.dtype)
+        return with_full_registers(lambda x: einsum("...d,vd->...v", x, matrix, out_dtype=jnp.float32), x)
     rows = x.reshape(-1, x.shape[-1])
     # With one row of bfloat16, XLA would multiply a copy of the table in float32 on a CPU.
     parts = [rows, jnp.zeros_like(rows)] if x.dtype == jnp.bfloat16 else _bfloat16_parts(rows)

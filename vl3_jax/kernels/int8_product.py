@@ -5,6 +5,8 @@ might write those of all layers before the first. There the product is a loop ov
 widened in the processor's cache.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,36 @@ def int8_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     if target_device().platform == "cpu" and current_mesh() is None:
         return _blockwise(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], -1)
     return einsum("...i,io->...o", x, matrix.astype(x.dtype))
+
+
+def transposed_int8_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Multiplies rows with the transpose of a matrix of integers; not differentiable on a CPU.
+
+    Args:
+      x: Rows, [..., i] of any float type.
+      matrix: The matrix, [o, i] int8.
+
+    Returns:
+      The product, [..., o]: float32 on a CPU, elsewhere of the type of `x`.
+    """
+    if target_device().platform != "cpu" or current_mesh() is not None:
+        return einsum("...i,oi->...o", x, matrix.astype(x.dtype))
+    rows = x.reshape(-1, x.shape[-1])
+    if len(rows) == 1 and x.dtype == jnp.bfloat16:  # as in `_blockwise`
+        rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
+    width = (_FEW_ROWS_BLOCK if len(rows) <= _FEW_ROWS else _BLOCK) // matrix.shape[1]
+    width = min(max(width, 1), len(matrix))
+    count, rest = divmod(len(matrix), width)
+
+    def fill(start: jax.Array | int, size: int, product: jax.Array) -> jax.Array:
+        block = lax.optimization_barrier(lax.dynamic_slice_in_dim(matrix, start, size))
+        part = einsum("ni,oi->no", rows, block.astype(x.dtype), out_dtype=jnp.float32)
+        return lax.dynamic_update_slice_in_dim(product, part, start, axis=1)
+
+    product = jnp.zeros((len(rows), len(matrix)), jnp.float32)
+    product = lax.fori_loop(0, count, lambda i, product: fill(i * width, width, product), product)
+    product = fill(count * width, rest, product) if rest else product
+    return product[: math.prod(x.shape[:-1])].reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp

@@ -24,26 +24,22 @@ class KeysValues(flax.struct.PyTreeNode):
     key_scales: jax.Array | None = None
     value_scales: jax.Array | None = None
 
-    def write(
-        self, rows: jax.Array, slots: jax.Array, keys: jax.Array, values: jax.Array, first_row: jax.Array | int = 0
-    ) -> "KeysValues":
+    def write(self, rows: jax.Array, slots: jax.Array, new: jax.Array, first_row: jax.Array | int = 0) -> "KeysValues":
         """Writes the keys and values of new tokens into all layers, in place where the caller donates them.
 
         Args:
           rows: Row of the cache of each row of tokens, [B] int32.
           slots: Slot of each token, [B, L] int32; those of a row follow one another, and a token whose slot is S is
             dropped.
-          keys: New keys, [layers, B, L, K * D].
-          values: New values, likewise.
+          new: Key and value of each head of the new tokens, [layers, B, L, K * 2 * D].
           first_row: Number of the first row of this cache, where it is a part of a larger one; tokens of rows that are
             not in it are dropped.
         """
-        keys, values = (x.reshape(*x.shape[:-1], -1, self.keys.shape[4]) for x in (keys, values))
-        new = [keys, values]
+        parts = new.reshape(*new.shape[:-1], -1, 2, self.keys.shape[4]).swapaxes(2, 3)
+        fresh_arrays = [parts[..., 0, :], parts[..., 1, :]]
         if self.key_scales is not None:
-            (keys, key_scales), (values, value_scales) = _quantize(keys), _quantize(values)
-            new = [keys, values, key_scales, value_scales]
-        new = [x.swapaxes(2, 3) for x in new]
+            fresh_arrays, scales = zip(*(_quantize(x) for x in fresh_arrays), strict=True)
+            fresh_arrays = [*fresh_arrays, *scales]
         arrays, structure = jax.tree.flatten(self)
         count, size = self.keys.shape[1], self.keys.shape[3]
         width = min(slots.shape[1], size)
@@ -55,7 +51,7 @@ class KeysValues(flax.struct.PyTreeNode):
 
         def write_row(b: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
             written = []
-            for cached, fresh in zip(arrays, new, strict=True):
+            for cached, fresh in zip(arrays, fresh_arrays, strict=True):
                 at = (0, local[b], 0, start[b], 0)[: cached.ndim]
                 window = (cached.shape[0], 1, cached.shape[2], width, *cached.shape[4:])
                 row = jax.lax.dynamic_index_in_dim(fresh, b, 1)

@@ -14,7 +14,7 @@ from vl3_jax.kernels import online_softmax
 from vl3_jax.kernels.block_sizes import LANES
 from vl3_jax.kernels.decode_inputs import DecodeInputs, DecodeOutputs
 from vl3_jax.kernels.einsum import einsum
-from vl3_jax.kernels.keys_values import KeysValues, row_numbers
+from vl3_jax.kernels.keys_values import KeysValues
 from vl3_jax.kernels.segment_info import round_up
 
 _BLOCK_BYTES = 2**19  # of keys in a grid step: its copy takes longer than the step's fixed cost
@@ -49,7 +49,8 @@ def tpu_decode_attention(inputs: DecodeInputs, interpret: bool = False) -> Decod
         return b, 0, block_number(b, step, order, count)
 
     def cache_index(b, step, layer, cache_rows, order, count):
-        return layer[0], cache_rows[b], 0, block_number(b, step, order, count), 0
+        row = b if inputs.rows is None else cache_rows[b]
+        return layer[0], row, 0, block_number(b, step, order, count), 0
 
     def scales_index(*indices):
         return cache_index(*indices)[:-1]
@@ -58,16 +59,22 @@ def tpu_decode_attention(inputs: DecodeInputs, interpret: bool = False) -> Decod
     scales_spec = pl.BlockSpec((None, None, kv_heads, block), scales_index)
     scales = () if cached.key_scales is None else (cached.key_scales, cached.value_scales)
     queries = length * round_up(group, _SUBLANES)
-    sizes = kv_heads * group * width, kv_heads * width, kv_heads * width  # of the results
+    sizes = kv_heads * group * width, kv_heads * 2 * width  # of the results
 
     def row_spec(size: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, length, size), row_index)
 
+    # Single tokens of several rows share registers, as the product leaves them; to part them would take a copy.
+    together = _SUBLANES if rows % _SUBLANES == 0 else rows
+    qkv_spec = row_spec(qkv.shape[2])
+    if length == 1:
+        qkv = qkv[:, 0]
+        qkv_spec = pl.BlockSpec((together, qkv.shape[1]), lambda b, step, *_: (b // together, 0))
     grid_spec = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=4,
         grid=(rows, jnp.maximum(schedule.count.max(), 1)),
         in_specs=[
-            row_spec(qkv.shape[2]),
+            qkv_spec,
             row_spec(width),
             row_spec(length),
             pl.BlockSpec((None, length, block), allowed_index),
@@ -88,7 +95,7 @@ def tpu_decode_attention(inputs: DecodeInputs, interpret: bool = False) -> Decod
         name="decode_kernel",
     )(
         inputs.layer[None],
-        row_numbers(inputs.rows, qkv),
+        schedule.count if inputs.rows is None else inputs.rows,  # not read where they are the same
         schedule.order,
         schedule.count,
         qkv,
@@ -117,14 +124,15 @@ def _kernel(
 ):
     """Processes one block of slots of a row, and before the first one the new tokens.
 
-    `qkv` is [L, K * (G + 2) * D], the rotary table [L, D], `allowed_new` [L, L] and `allowed` [L, block]; keys and
-    values are [K, block, D] and have scales of [K, block] if they are int8. Then come the fields of `DecodeOutputs`, and
-    in VMEM the rotated queries, [K, L * G, D] where G is padded, and the fields of an `OnlineSoftmaxState`.
+    `qkv` is [L, K * (G + 2) * D], or [rows, ...] of single tokens of several rows, the rotary table [L, D],
+    `allowed_new` [L, L] and `allowed` [L, block]; keys and values are [K, block, D] and have scales of [K, block] if they
+    are int8. Then come the fields of `DecodeOutputs`, and in VMEM the rotated queries, [K, L * G, D] where G is padded,
+    and the fields of an `OnlineSoftmaxState`.
     """
     key_scales, value_scales = refs[:2] if scaled else (None, None)
-    out, new_keys, new_values, queries, *state_refs = refs[2 * scaled :]
+    out, new, queries, *state_refs = refs[2 * scaled :]
     row, step = pl.program_id(0), pl.program_id(1)
-    (kv_heads, query_rows, width), length = queries.shape, qkv.shape[0]
+    (kv_heads, query_rows, width), length = queries.shape, allowed.shape[0]
     padded_group = query_rows // length
 
     def of_queries(rows: jax.Array) -> jax.Array:
@@ -142,6 +150,14 @@ def _kernel(
         """Returns where a head lies, [L, D]."""
         return array.at[:, pl.ds(head * width, width)]
 
+    def part(index: int) -> jax.Array:
+        """Returns a query, key or value of the tokens, [L, D] float32."""
+        found = heads_of(qkv, index)[...].astype(jnp.float32)
+        if length > 1:
+            return found
+        is_own = jax.lax.broadcasted_iota(jnp.int32, found.shape, 0) == jax.lax.rem(row, qkv.shape[0])
+        return jnp.where(is_own, found, 0.0).sum(0, keepdims=True)
+
     @pl.when(step == 0)
     def _():
         for ref, value in zip(state_refs, online_softmax.init(queries.shape), strict=True):
@@ -152,12 +168,12 @@ def _kernel(
         for head in range(kv_heads):
             first = head * (group + 2)
             for member in range(group):
-                rotated = _rotated(heads_of(qkv, first + member)[...], *factors).astype(queries.dtype)
+                rotated = _rotated(part(first + member), *factors).astype(queries.dtype)
                 for token in range(length):
                     queries[head, pl.ds(token * padded_group + member, 1)] = rotated[token : token + 1]
-            key = _rotated(heads_of(qkv, first + group)[...], *factors).astype(new_keys.dtype)
-            value = heads_of(qkv, first + group + 1)[...]
-            heads_of(new_keys, head)[...], heads_of(new_values, head)[...] = key, value
+            key = _rotated(part(first + group), *factors).astype(new.dtype)
+            value = part(first + group + 1).astype(new.dtype)
+            heads_of(new, 2 * head)[...], heads_of(new, 2 * head + 1)[...] = key, value
             for token in range(length):
                 products = queries[head].astype(jnp.float32) * key[token : token + 1].astype(jnp.float32)
                 scores = products.sum(-1, keepdims=True) * scale
@@ -180,8 +196,8 @@ def _kernel(
             state = online_softmax.OnlineSoftmaxState(*(ref[head] for ref in state_refs))
             result = online_softmax.finalize(state)[0].astype(out.dtype)
             for member in range(group):
-                part = [result[i : i + 1] for i in range(member, query_rows, padded_group)]
-                heads_of(out, head * group + member)[...] = jnp.concatenate(part) if length > 1 else part[0]
+                own = [result[i : i + 1] for i in range(member, query_rows, padded_group)]
+                heads_of(out, head * group + member)[...] = jnp.concatenate(own) if length > 1 else own[0]
 
 
 def _factors(table: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -193,6 +209,5 @@ def _factors(table: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _rotated(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates the channels of heads, [rows, D]; the result is float32."""
-    x = x.astype(jnp.float32)
+    """Rotates the channels of heads, [rows, D] float32."""
     return x * cos + pltpu.roll(x, x.shape[1] // 2, 1) * sin

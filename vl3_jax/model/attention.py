@@ -80,7 +80,7 @@ def _long_cached_attention(qkv, rotary, infos, cached, layer, rows, scale) -> De
     keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(old, (k, v), strict=True))
     kv_info = SegmentInfo(*(jnp.concatenate(pair, axis=1) for pair in zip(infos[1], infos[0], strict=True)))
     out = attention(AttentionInputs(q, keys, values, infos[0], kv_info, causal=True, scale=scale))
-    return DecodeOutputs(*(flat(x) for x in (out, k, v)))
+    return DecodeOutputs(flat(out), flat(k, v))
 
 
 def cache_schedule(

@@ -108,14 +108,14 @@ class KVCache(flax.struct.PyTreeNode):
         self,
         rows: Int32[Array, " B"] | None,
         slots: Int32[Array, "B L"],
-        new: tuple[jax.Array, jax.Array] | list[tuple[jax.Array, jax.Array]],
+        new: jax.Array | list[jax.Array],
     ) -> "KVCache":
         """Writes the keys and values of the new tokens.
 
         Args:
           rows: As `reserve_slots`.
           slots: Slots from `reserve_slots`.
-          new: Keys and values, [layers, B, L, K * D] each; of separate layers a list with those of each, [1, ...].
+          new: Key and value of each head, [layers, B, L, K * 2 * D]; of separate layers a list of [1, ...].
         """
         if isinstance(self.keys_values, tuple):
             written = tuple(_write(*each, rows, slots) for each in zip(self.keys_values, new, strict=True))
@@ -136,14 +136,14 @@ def _write(cached: KeysValues, new: Any, rows: Int32[Array, " B"] | None, slots:
     """Writes new keys and values; on a mesh each device those of its own rows and heads."""
     mesh = current_mesh()
     if mesh is None:
-        return cached.write(row_numbers(rows, slots), slots, *new)
+        return cached.write(row_numbers(rows, slots), slots, new)
     batch, heads = partition_spec(("batch", "kv_heads"), cached.keys.shape[1:3], mesh)
     cache_spec = PartitionSpec(None, batch, heads)
     new_batch = batch if rows is None else None
 
     def local(cached: KeysValues, new: Any, rows: jax.Array | None, slots: jax.Array) -> KeysValues:
         first_row = 0 if rows is None or batch is None else jax.lax.axis_index(batch) * cached.keys.shape[1]
-        return cached.write(row_numbers(rows, slots), slots, *new, first_row)
+        return cached.write(row_numbers(rows, slots), slots, new, first_row)
 
     in_specs = (cache_spec, PartitionSpec(None, new_batch, None, heads), PartitionSpec(), PartitionSpec(new_batch))
     return jax.shard_map(local, in_specs=in_specs, out_specs=cache_spec, check_vma=False)(cached, new, rows, slots)

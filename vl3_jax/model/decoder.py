@@ -118,8 +118,8 @@ class Decoder(nn.Module):
         layer_cache = cached if isinstance(cached, tuple) else (None,) * len(self.layers)
         new = []
         for layer, own in zip(self.layers, layer_cache, strict=True):
-            (x, _), keys_values = layer((x, jnp.int32(0)), shared._replace(cached=own))
-            new.append(jax.tree.map(lambda array: array[None], keys_values))
+            (x, _), written = layer((x, jnp.int32(0)), shared._replace(cached=own))
+            new.append(None if written is None else written[None])
         return x, new
 
     def unembed(self, hidden: Float[Array, "... D"]) -> Float32[Array, "... V"]:
@@ -177,14 +177,14 @@ class DecoderAttention(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "B L D"], layer: Int32[Array, ""], shared: DecoderLayerInputs
-    ) -> tuple[Float[Array, "B L D"], tuple[jax.Array, jax.Array] | None]:
-        """Returns the output, and with a cache the keys and values of the new tokens, [B, L, K * head_dim] each."""
+    ) -> tuple[Float[Array, "B L D"], jax.Array | None]:
+        """Returns the output, and with a cache what `KVCache.write` takes of this layer."""
         qkv = self._project(x, joined=shared.cached is not None)
         with jax.named_scope("attention"):
             if shared.cached is not None:
                 shared_arrays = shared.rotary, (shared.q_info, shared.kv_info), shared.cached
-                out, *new = cached_attention(qkv, *shared_arrays, layer, shared.rows, shared.schedule)
-                return self._project_out(out), tuple(new)
+                out, new = cached_attention(qkv, *shared_arrays, layer, shared.rows, shared.schedule)
+                return self._project_out(out), new
             infos, scale = (shared.q_info, shared.kv_info), self.config.head_dim**-0.5
             out = attention(AttentionInputs(*qkv, *infos, causal=True, scale=scale, rotary=shared.rotary))
         return self._project_out(flat(out)), None

@@ -16,8 +16,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from vl3_jax.kernels.einsum import einsum, sum_outer
-from vl3_jax.kernels.int8_product import int8_product
+from vl3_jax.kernels.einsum import einsum, sum_outer, with_full_registers
+from vl3_jax.kernels.int8_product import int8_product, transposed_int8_product
 from vl3_jax.model.quantize import QuantizedKernel
 from vl3_jax.parallel.rules import Axis, current_mesh, mesh_axes, partition_spec, target_device
 from vl3_jax.parallel.scatter import psum_scatter
@@ -68,7 +68,15 @@ def linear(
     Returns:
       The product, [..., *out_shape] in the dtype of `x`.
     """
+    return with_full_registers(lambda x: _any_product(x, kernel, axes, num_in, transposed), x, num_in)
+
+
+def _any_product(
+    x: jax.Array, kernel: jax.Array | QuantizedKernel | LoraKernel, axes: Axes, num_in: int, transposed: bool
+) -> jax.Array:
+    """Implements `linear`."""
     if transposed:
+        assert not isinstance(kernel, LoraKernel)
         return _transposed_product(x, kernel, axes)
     if isinstance(kernel, LoraKernel):
         down = linear(x, kernel.a, (*axes[:num_in], None), num_in)
@@ -82,9 +90,10 @@ def linear(
 
 def _transposed_product(x: jax.Array, kernel: jax.Array | QuantizedKernel, axes: Axes) -> jax.Array:
     """Returns the product with the transpose of a matrix."""
-    matrix = kernel.values if isinstance(kernel, QuantizedKernel) else kernel
-    product = einsum("...i,oi->...o", x, _gathered(matrix.astype(x.dtype), axes))
-    return (product * kernel.scale[:, 0]).astype(x.dtype) if isinstance(kernel, QuantizedKernel) else product
+    if isinstance(kernel, QuantizedKernel):
+        product = transposed_int8_product(x, _gathered(kernel.values, axes))
+        return (product * kernel.scale[:, 0]).astype(x.dtype)
+    return einsum("...i,oi->...o", x, _gathered(kernel.astype(x.dtype), axes))
 
 
 def add_bias(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:

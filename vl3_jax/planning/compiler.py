@@ -74,7 +74,10 @@ def topology_devices(topology: Topology) -> list[Any]:
 
 
 def compile_and_analyze(
-    lowered: Any, unknown_trips: Mapping[str, int] | None = None, hlo: pathlib.Path | None = None
+    lowered: Any,
+    unknown_trips: Mapping[str, int] | None = None,
+    hlo: pathlib.Path | None = None,
+    untaken: str | None = None,
 ) -> ProgramAnalysis:
     """Compiles a lowered program and returns its figures.
 
@@ -82,6 +85,7 @@ def compile_and_analyze(
       lowered: The program, from `jax.jit(...).lower(...)`.
       unknown_trips: Trips of loops whose number depends on data, see `Program.runs`.
       hlo: File that the optimised HLO text is written to, unless the program does not fit.
+      untaken: Conditionals whose predicate is false, see `Program.runs`.
     """
     started = time.perf_counter()
     with quiet():
@@ -100,7 +104,7 @@ def compile_and_analyze(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        cost=program_cost(text, unknown_trips),
+        cost=program_cost(text, unknown_trips, untaken),
         seconds=seconds,
     )
 

@@ -16,6 +16,7 @@ _NAME = re.compile(r"%?([\w.\-]+)")
 _ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_FALSE_BRANCH = re.compile(r"false_computation=%?([\w.\-]+)")
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _INDEX = re.compile(r"\bindex=(\d+)")
@@ -53,6 +54,13 @@ class Instruction:
         """Names of the computations that this calls."""
         branches = _BRANCHES.search(self.attributes)
         return (*_CALLED.findall(self.attributes), *(_NAME.findall(branches[1]) if branches else ()))
+
+    @property
+    def false_branch(self) -> str:
+        """Name of the computation that a conditional calls where its predicate is false."""
+        branches = _BRANCHES.search(self.attributes)
+        pattern, text = (_NAME, branches[1]) if branches else (_FALSE_BRANCH, self.attributes)
+        return pattern.findall(text)[0]
 
     @property
     def array_bytes(self) -> list[int]:
@@ -97,12 +105,13 @@ class Program:
         """Returns the instruction whose result is the computation's."""
         return next(instruction for instruction in self.computations[computation].values() if instruction.is_root)
 
-    def runs(self, unknown_trips: Mapping[str, int] | None = None) -> dict[str, int]:
+    def runs(self, unknown_trips: Mapping[str, int] | None = None, untaken: str | None = None) -> dict[str, int]:
         """Returns how often each computation runs in one run of the program.
 
-        Each branch of a conditional counts once.
+        Each branch of a conditional counts once, but for those that are not taken.
 
         Args:
+          untaken: Regular expression of the `op_name` of conditionals whose predicate is false.
           unknown_trips: Trips of loops whose number depends on data, by a regular expression that their `op_name`
             contains; those of no entry count once.
         """
@@ -120,7 +129,10 @@ class Program:
                         if re.search(pattern, instruction.op_name)
                     )
                     trips = self.trips(name, instruction) or next(known, 1)
-                pending += [(called, times * trips) for called in instruction.called]
+                called = instruction.called
+                if instruction.opcode == "conditional" and untaken and re.search(untaken, instruction.op_name):
+                    called = (instruction.false_branch,)
+                pending += [(computation, times * trips) for computation in called]
         return dict(runs)
 
     def trips(self, computation: str, loop: Instruction) -> int | None:

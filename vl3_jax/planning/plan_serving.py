@@ -25,6 +25,7 @@ from vl3_jax.planning.compiler import ProgramAnalysis, compile_and_analyze, topo
 from vl3_jax.planning.plan_loading import LoadingPlan, plan_loading
 
 _LAYOUT = default_layout("tpu")
+_GREEDY = r"/while/body/cond$"  # the conditional of sampling, which is false where all rows are greedy
 _PROGRAMS = {"encode_vision": "encode", "prefill": "prefill", "decode_steps": "decode"}  # names in a plan
 
 
@@ -55,6 +56,7 @@ class ServingPlan:
       workload: Conversations answered at once.
       weights, cache: Bytes on a chip.
       programs: The compiler's figures of "encode", "prefill" and "decode"; their arguments include weights and cache.
+        The cycles of "decode" are those of one token of each row, chosen greedily.
     """
 
     topology: Topology
@@ -155,14 +157,14 @@ def plan_serving(
     module = VideoLLaMA3(model_config, jnp.bfloat16, serving=_LAYOUT)
 
     def analyze(name: str, lowered: jax.stages.Lowered) -> ProgramAnalysis:
-        return compile_and_analyze(lowered, hlo=hlo and hlo / f"{_PROGRAMS[name]}.hlo")
+        return compile_and_analyze(lowered, hlo=hlo and hlo / f"{_PROGRAMS[name]}.hlo", untaken=_GREEDY)
 
     compiled = CompiledPrograms(module, params, 2, device_mesh, compile_lowered=analyze)
     part = part_sizes(0, lambda start: workload.prompt)[-1]
     analyses = {
         "encode": compiled.encode(workload.patches, 1),
         "prefill": compiled.prefill(workload.rows, slots, part),
-        "decode": compiled.decode(workload.rows, slots, 0),
+        "decode": compiled.decode(workload.rows, slots, 0, True),
     }
     state = described_state(module, workload.rows, slots, device_mesh)
     weights, cache = _bytes_per_chip(params), _bytes_per_chip(state.cache)

@@ -82,15 +82,16 @@ class ProgramCost:
 NO_COST = ProgramCost({}, {}, 0, 0, 0)  # of a program that does not fit
 
 
-def program_cost(text: str, unknown_trips: Mapping[str, int] | None = None) -> ProgramCost:
+def program_cost(text: str, unknown_trips: Mapping[str, int] | None = None, untaken: str | None = None) -> ProgramCost:
     """Reads the cost of a program from its optimised HLO.
 
     Args:
       text: HLO text, from `compiled.as_text()`.
       unknown_trips: See `Program.runs`.
+      untaken: See `Program.runs`.
     """
     program = Program(text)
-    runs = program.runs(unknown_trips)
+    runs = program.runs(unknown_trips, untaken)
     traffic = list(_collectives(program, runs))
     counts: collections.Counter[str] = collections.Counter()
     sizes: collections.Counter[str] = collections.Counter()

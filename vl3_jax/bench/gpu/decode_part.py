@@ -50,7 +50,7 @@ def _measure(
     )
     inputs = (decode_rows, np.zeros(0, np.int32), np.int32(STEPS_PER_CALL))
     start = time.perf_counter()
-    lowered = decode_steps.lower(model, STEPS_PER_CALL, 0, params, state, *inputs)
+    lowered = decode_steps.lower(model, STEPS_PER_CALL, 0, True, params, state, *inputs)
     program = lowered.compile(conditions.compiler_options(jax.default_backend()))
     figures["compile_seconds"] = time.perf_counter() - start
     seconds = []
