@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from support.benchmark_items import CASES
+from support.checkpoints import write_small_checkpoint
 from vl3_jax.cli.main import main
 from vl3_jax.evaluation import benchmarks, layouts, results
 from vl3_jax.evaluation.benchmark import Scoring
@@ -168,3 +169,40 @@ def test_groups_that_are_left_out_are_named(caplog, tmp_path):
     _, items = load(CASES["BLINK"], tmp_path)
     assert len(items) == 1
     assert "no folder Counting; 1 are left out" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A tiny random checkpoint."""
+    return str(write_small_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small"))
+
+
+# In the quick tests one of each kind of prompt: an image, images in the text, a part of a video, two kinds of subtitles.
+QUICK_CASES = ("AI2D", "MMMU", "mvbench", "videomme", "longvideobench")
+
+
+@pytest.mark.usefixtures("fast_compile")
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK_CASES)) for n in CASES])
+def test_a_model_is_asked_resumed_and_sharded(capsys, name, small, tmp_path):
+    """From the files to the results; after a kill nothing is asked twice; four shards give the same scores."""
+    case, data = CASES[name], tmp_path / "data"
+    layouts.write(case.benchmark, case.rows, data / case.benchmark)
+    command = ["eval", "--model", small, "--tasks", name, "--data", str(data)]
+    command += ["--max-new-tokens", "3", "--max-visual-tokens", "64"]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    printed = capsys.readouterr()
+    assert f"{len(case.responses)} answers in" in printed.err
+    answers = (tmp_path / "whole" / "answers.jsonl").read_text().splitlines(keepends=True)
+    assert len(answers) == len(case.responses)
+    tasks = json.loads((tmp_path / "whole" / "results.json").read_text())["tasks"]
+    assert all(task[count] == 0 for task in tasks.values() for count in ("n_error", "n_missing", "n_missing_media"))
+
+    (tmp_path / "whole" / "answers.jsonl").write_text("".join(answers[:-1]) + answers[-1][:20])
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    assert "1 answers in" in capsys.readouterr().err
+    assert (tmp_path / "whole" / "answers.jsonl").read_text().splitlines(keepends=True) == answers
+
+    for number in range(1, 5):
+        assert main([*command, "--out", str(tmp_path / "parts"), "--shard", f"{number}/4"]) == 0
+    assert capsys.readouterr().out.endswith(printed.out)
+    assert json.loads((tmp_path / "parts" / "results.json").read_text())["tasks"] == tasks
