@@ -177,7 +177,7 @@ def small(tmp_path_factory):
     return str(write_small_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small"))
 
 
-# In the quick tests one of each kind of prompt: an image, images in the text, a part of a video, two kinds of subtitles.
+# In the quick tests one of each kind of prompt: an image, images in the text, part of a video, two kinds of subtitles.
 QUICK_CASES = ("AI2D", "MMMU", "mvbench", "videomme", "longvideobench")
 
 

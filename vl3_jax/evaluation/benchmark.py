@@ -203,7 +203,9 @@ class Benchmark(abc.ABC):
         """
         if root is None:
             if self.needs_data:
-                raise InputError(f"{self.name} needs its data; give --data, the folder of all benchmarks")
+                raise InputError(
+                    f"{self.name} needs its data; give the folder of all benchmarks (--data, in training eval.data)"
+                )
             root = self.name
         data = DataFolder(root if pathlib.Path(root).name == self.name else pathlib.Path(root, self.name))
         try:
