@@ -64,4 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     from vl3_jax.training.loop import train
 
-    train(config, arguments.workdir)
+    ask = None
+    if config.eval.tasks:
+        from vl3_jax.evaluation.in_training import TrainingBenchmarks
+
+        ask = TrainingBenchmarks(config.eval).measure
+    train(config, arguments.workdir, ask)
