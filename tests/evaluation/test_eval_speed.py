@@ -24,10 +24,10 @@ def test_questions_side_by_side():
     speeds = {}
     for batch_size, count in ((1, 8), (32, 48)):
         chat_model = vl3.load("nano")
-        runner = Runner(chat_model.engine, chat_model.processor, batch_size=batch_size)
-        runner.ask(questions(1, count), lambda record: None)  # compiles
+        runner = Runner(chat_model, batch_size=batch_size)
+        list(runner.ask(questions(1, count)))  # compiles
         asked, started = questions(2, count), time.perf_counter()
-        runner.ask(asked, lambda record: None)
+        assert len(list(runner.ask(asked))) == len(asked)
         speeds[batch_size] = len(asked) / (time.perf_counter() - started)
     print(f"{speeds[1]:.1f} questions a second one at a time, {speeds[32]:.1f} side by side")
     assert speeds[32] >= 3 * speeds[1]

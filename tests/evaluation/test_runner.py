@@ -32,9 +32,7 @@ def questions(names=NAMES, settings=SETTINGS, root=None):
 
 def ask(chat_model, asked, protocol=None, batch_size=4):
     """Returns the records by id."""
-    records = []
-    Runner(chat_model.engine, chat_model.processor, 1.0, protocol, batch_size).ask(asked, records.append)
-    return {record["id"]: record for record in records}
+    return {record["id"]: record for record in Runner(chat_model, protocol, batch_size).ask(asked)}
 
 
 @pytest.fixture(scope="module")

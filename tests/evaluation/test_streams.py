@@ -21,11 +21,14 @@ from vl3_jax.evaluation.live_streams import watch
 from vl3_jax.evaluation.prompts import Prompter, questions_of
 from vl3_jax.evaluation.protocol import EvalProtocol
 from vl3_jax.evaluation.runner import Runner
+from vl3_jax.inference.answer_settings import resolve
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.packed_batch import BatchShape
+from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.tokenizer import IM_START, STREAM_START
 
 SEED = 7
+SETTINGS = resolve({"max_new_tokens": 8}, SamplingConfig(), ProcessorConfig())
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
@@ -41,8 +44,7 @@ def scripted(chat_model, question, words):
     (prompt,) = prompter.prompts([question])
     processor, prompts = prompter.processor(question.benchmark), []
     speak, wait = (processor.tokenizer.id_of(name) for name in (IM_START, STREAM_START))
-    sampling = SamplingConfig(max_new_tokens=8)
-    conversation = watch(processor, prompt.processed, question.item.text, sampling, 2)
+    conversation = watch(processor, prompt.processed, question.item.text, SETTINGS, 2)
     request = next(conversation)
     while True:
         word = words[request.sample.visuals[0].grid[0] - 1]
@@ -112,7 +114,7 @@ def test_the_more_likely_of_the_two_tokens_decides(chat_model, likely, speaks):
     (prompt,) = prompter.prompts([question])
     names = {"speak": IM_START, "wait": STREAM_START}
     ids = [chat_model.processor.tokenizer.id_of(names[name]) if name in names else name for name in likely]
-    conversation = watch(prompter.processor(question.benchmark), prompt.processed, "Watch.", SamplingConfig(), 3)
+    conversation = watch(prompter.processor(question.benchmark), prompt.processed, "Watch.", SETTINGS, 3)
     first = next(conversation)
     assert (first.sampling.max_new_tokens, first.sampling.logprobs) == (1, 3)
     pairs = list(zip(ids, (-0.1, -2.0, -3.0), strict=False))
@@ -136,11 +138,9 @@ def test_each_frame_is_seen_and_read_once(chat_model):
 def test_a_stream_without_a_video_is_an_error(chat_model):
     processed = chat_model.process([{"role": "user", "content": "Watch."}])
     with pytest.raises(InputError, match="exactly one"):
-        next(watch(chat_model.processor, processed, "Watch.", SamplingConfig(), 2))
+        next(watch(chat_model.processor, processed, "Watch.", SETTINGS, 2))
 
 
 def ask(chat_model, questions, **options):
     """Returns the records by id."""
-    records = []
-    Runner(chat_model.engine, chat_model.processor, **options).ask(questions, records.append)
-    return {record["id"]: record for record in records}
+    return {record["id"]: record for record in Runner(chat_model, **options).ask(questions)}

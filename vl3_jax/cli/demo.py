@@ -45,20 +45,17 @@ def run(arguments: argparse.Namespace) -> None:
     from vl3_jax.evaluation.protocol import EvalProtocol
     from vl3_jax.evaluation.runner import Runner
     from vl3_jax.inference.open_model import load
-    from vl3_jax.inference.sampling_config import SamplingConfig
     from vl3_jax.model import abstract_params, num_parameters
 
     with generation_flags.naming_flags():
-        SamplingConfig(max_new_tokens=arguments.max_new_tokens)
+        protocol = EvalProtocol(max_new_tokens=arguments.max_new_tokens)
     report = pathlib.Path(arguments.out)
     if not report.absolute().parent.is_dir():
         raise InputError(f"{report}: there is no folder {report.parent}; create it or choose another --out")
     selection = QuestionSelection(count=1, seed=arguments.seed)
     name = arguments.model or NANO
     chat_model = load(name)
-    protocol = EvalProtocol(max_new_tokens=arguments.max_new_tokens)
-    penalty = chat_model.generation_config.repetition_penalty
-    runner = Runner(chat_model.engine, chat_model.processor, penalty, protocol, batch_size=1)
+    runner = Runner(chat_model, protocol, batch_size=1)
     title = f"{name}, {num_parameters(abstract_params(chat_model.engine.model.config)):,} parameters"
     print(f"{title}; seconds include compilation, which the cache saves in later runs")
     answers = []
@@ -86,11 +83,10 @@ def answer_question(runner, task: SyntheticTask) -> demo_report.DemoAnswer:
     from vl3_jax.evaluation.prompts import questions_of
 
     (question,) = questions_of(task, task.items()[:1], {})
-    records: list[dict[str, Any]] = []
     started = time.perf_counter()
-    runner.ask([question], records.append)
+    (record,) = runner.ask([question])
     seconds = time.perf_counter() - started
-    (record,), (prompt,) = records, runner.prompter.prompts([question])
+    (prompt,) = runner.prompter.prompts([question])
     if prompt.processed is None or "error" in record:
         raise InputError(f"{task.name}: {record['error']}")
     item, processed = question.item, prompt.processed

@@ -1,22 +1,23 @@
 """`vl3 eval`: asks benchmarks, and scores the answers."""
 
 import argparse
-import dataclasses
 import logging
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vl3_jax.cli import eval_offline, generation_flags, settings_flags
+from vl3_jax.cli import eval_offline, generation_flags, process_flags, settings_flags
 from vl3_jax.config_tree import Limits
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation import benchmarks
+from vl3_jax.evaluation import answer_file, benchmarks
 from vl3_jax.evaluation.answer_file import Shard
 from vl3_jax.evaluation.benchmark import Item
 from vl3_jax.evaluation.benchmarks.synthetic import FAMILY, QuestionSelection
-from vl3_jax.evaluation.protocol import EvalProtocol
+from vl3_jax.evaluation.prompts import Question, media_groups, questions_of, swap_media
+from vl3_jax.evaluation.protocol import DECODING, IMAGE_MERGE, PAPER, EvalProtocol
+from vl3_jax.inference.answer_settings import PROCESSOR
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,6 @@ not reproduce"""
 
 
 _SELECTION = {name: f"--{name}" for name in ("count", "seed", "split", "images")}
-_PROTOCOL = {
-    field.name: f"--{field.name.replace('_', '-')}"
-    for field in dataclasses.fields(EvalProtocol)
-    if field.name != "prune"
-}
 # Questions that are answered side by side: those of nano are short, a prompt of a benchmark has up to 16,384 tokens.
 _SMALL_BATCH, _LARGE_BATCH = 8, 32
 
@@ -52,14 +48,16 @@ _SMALL_BATCH, _LARGE_BATCH = 8, 32
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     generation_flags.add_model(parser, required=False)
+    generation_flags.add_adapter(parser)
     questions = parser.add_argument_group("questions")
     groups = f"{FAMILY}: the synthetic tasks; images, videos, paper: benchmarks; or their names, or FILE.py"
     questions.add_argument("--tasks", metavar="A,B", help=groups)
     settings_flags.add(questions, QuestionSelection, _SELECTION)
     questions.add_argument("--blind", action="store_true", help="give each question the media of another one")
     protocol = parser.add_argument_group("protocol (by default the paper's)")
-    settings_flags.add(protocol, EvalProtocol, _PROTOCOL, {"repetition_penalty": "the checkpoint's"})
-    protocol.add_argument("--no-prune", action="store_true", help="keep every video token")
+    generation_flags.add_processing(protocol, f"{IMAGE_MERGE} for image benchmarks, else the checkpoint's")
+    generation_flags.add_sampling(protocol, DECODING, {"max_new_tokens": str(PAPER["max_new_tokens"])})
+    protocol.add_argument("--system", metavar="TEXT", help="a system prompt")
     speed = parser.add_argument_group("speed")
     speed.add_argument(
         "--batch",
@@ -74,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="threads that decode media ahead",
     )
     speed.add_argument("--shard", metavar="I/N", help="ask part I of N; the last one to finish scores all")
+    process_flags.add(parser)
     eval_offline.add_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="folder for answers and scores")
@@ -96,49 +95,62 @@ def run(arguments: argparse.Namespace) -> int | None:
 
 def _ask_and_score(arguments: argparse.Namespace) -> None:
     """Asks the questions of this process that have no answer, and scores all once they are answered."""
-    from vl3_jax.evaluation import answer_file
-    from vl3_jax.evaluation.prompts import media_groups, questions_of
-
     for name in ("model", "tasks", "out"):
         if not getattr(arguments, name):
             raise InputError(f"give --{name}, or --score-only with a file of answers")
-    protocol = EvalProtocol(**settings_flags.given(arguments, EvalProtocol), prune=not arguments.no_prune)
+    protocol = EvalProtocol(arguments.system, **generation_flags.given(arguments, (*PROCESSOR, *DECODING)))
     selection = QuestionSelection(**settings_flags.given(arguments, QuestionSelection))
     found = benchmarks.find(eval_offline.names(arguments.tasks), selection)
     items = _items(arguments, found)
     settings = _settings(arguments, protocol, selection)
-    shard, processes = _shard(arguments)
     identity = {name: value for name, value in settings.items() if name != "model"}
+    asked = [benchmark for benchmark in found if benchmark.task in items]
     questions = [
-        question
-        for benchmark in found
-        if benchmark.task in items
-        for question in questions_of(benchmark, items[benchmark.task], identity)
+        question for benchmark in asked for question in questions_of(benchmark, items[benchmark.task], identity)
     ]
+    shard = _shard(arguments)
+    answers = _answers(arguments, protocol, settings, questions, shard)
+    failed = [question for question in questions if not answer_file.is_valid(answers.get(question.id))]
+    if len(answers) < len(questions):
+        print(f"shard {shard.number}/{shard.count} is done; {len(answers)} of {len(questions)} questions are asked")
+        failed = [question for question in failed if question.id in answers]
+    elif arguments.shard or shard.number == 1:
+        records = [dict(answers[question.id]) for question in questions]
+        eval_offline.score(arguments, records, pathlib.Path(arguments.out), items, settings)
+    if failed:
+        raise InputError(f"{len(failed)} samples have no valid answer, as {failed[0].id}; {arguments.out} says why")
+
+
+def _answers(
+    arguments: argparse.Namespace,
+    protocol: EvalProtocol,
+    settings: Mapping[str, Any],
+    questions: Sequence[Question],
+    shard: Shard,
+) -> Mapping[str, Mapping[str, Any]]:
+    """Asks the questions of a shard that have no valid answer, and returns the answers to all questions by id."""
+    from vl3_jax.parallel import processes
+
     hashes = {question.id: question.hash for question in questions}
     own = [question for group in shard.of(media_groups(questions)) for question in group]
-    with answer_file.open_answers(arguments.out, settings, shard) as journal:
+    with processes.ended_together(), answer_file.open_answers(arguments.out, settings, shard) as journal:
         before = answer_file.answered(answer_file.read(arguments.out), hashes)
         pending = [question for question in own if not answer_file.is_valid(before.get(question.id))]
         _ask(arguments, protocol, pending, len(own), journal.append)
-    if processes > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("all questions are asked")
-        if shard.number > 1:
-            return
-    answers = answer_file.answered(answer_file.read(arguments.out), hashes)
-    if len(answers) == len(questions):
-        records = [dict(answers[question.id]) for question in questions]
-        eval_offline.score(arguments, records, pathlib.Path(arguments.out), items, settings)
-        return
-    print(f"shard {shard.number}/{shard.count} is done; {len(answers)} of {len(questions)} questions are asked")
-    failed = sum(not answer_file.is_valid(answers.get(question.id)) for question in own)
-    if failed:
-        raise InputError(f"{failed} samples of this shard have no valid answer; {shard.file} says why")
+        answers = answer_file.answered(answer_file.read(arguments.out), hashes)
+        if arguments.shard:
+            return answers
+        mine = processes.gathered([dict(answers[question.id]) for question in own])
+        return answer_file.answered([*answers.values(), *mine], hashes)
 
 
-def _ask(arguments: argparse.Namespace, protocol: EvalProtocol, pending: Sequence[Any], total: int, append) -> None:
+def _ask(
+    arguments: argparse.Namespace,
+    protocol: EvalProtocol,
+    pending: Sequence[Question],
+    total: int,
+    append: Callable[[dict[str, Any]], None],
+) -> None:
     """Asks questions and appends their answers; the model is loaded only if there are any."""
     from tqdm import tqdm
 
@@ -147,32 +159,24 @@ def _ask(arguments: argparse.Namespace, protocol: EvalProtocol, pending: Sequenc
         return
     from vl3_jax.evaluation.runner import Runner
     from vl3_jax.inference.buckets import power_of_two
-    from vl3_jax.inference.open_model import load
 
-    model = load(arguments.model, dtype=arguments.dtype, quantize=arguments.quantize, token=arguments.token)
+    model = generation_flags.load_model(arguments)
     small = all(question.benchmark.kind == "synthetic" for question in pending)
     batch_size = min(arguments.batch or (_LARGE_BATCH if small else _SMALL_BATCH), power_of_two(len(pending)))
-    penalty = model.generation_config.repetition_penalty
-    threads = {"threads": arguments.threads} if arguments.threads else {}
-    runner = Runner(model.engine, model.processor, penalty, protocol, batch_size, **threads)
+    runner = Runner(model, protocol, batch_size, **({"threads": arguments.threads} if arguments.threads else {}))
     interval = 0.5 if sys.stderr.isatty() else 10.0
     started = time.perf_counter()
     with tqdm(total=total, initial=total - len(pending), unit=" answers", file=sys.stderr, mininterval=interval) as bar:
-
-        def keep(record: dict[str, Any]) -> None:
+        for record in runner.ask(pending):
             append(record)
             bar.set_description(record["task"], refresh=False)
             bar.update()
-
-        runner.ask(pending, keep)
     seconds = time.perf_counter() - started
     logger.info("%d answers in %.0f s, %.1f a second", len(pending), seconds, len(pending) / max(seconds, 1e-9))
 
 
 def _items(arguments: argparse.Namespace, found: Sequence[benchmarks.Benchmark]) -> dict[str, list[Item]]:
     """Returns the items of each task to ask; a blind check leaves out tasks without media."""
-    from vl3_jax.evaluation.prompts import swap_media
-
     items = {benchmark.task: benchmark.load(arguments.data) for benchmark in found}
     for task, questions in items.items():
         if not questions:
@@ -188,24 +192,27 @@ def _items(arguments: argparse.Namespace, found: Sequence[benchmarks.Benchmark])
 def _settings(arguments: argparse.Namespace, protocol: EvalProtocol, selection: QuestionSelection) -> dict[str, Any]:
     """Returns what the answers depend on: the model and the protocol, as the result records them."""
     from vl3_jax.checkpoint import open_source
+    from vl3_jax.checkpoint.hf_source import open_adapter
     from vl3_jax.inference.generation_config import GenerationConfig
     from vl3_jax.processing.processor_config import ProcessorConfig
+    from vl3_jax.storage.paths import file_fingerprints
 
     opened = open_source(arguments.model, token=arguments.token)
-    settings = {name: getattr(arguments, name) for name in ("model", "dtype", "quantize", "blind")}
+    settings = {name: getattr(arguments, name) for name in ("model", "dtype", "quantize", "kv_cache", "blind")}
     penalty = GenerationConfig.read(opened.files, ()).repetition_penalty
     settings |= protocol.record(ProcessorConfig.from_folder(opened.files), penalty)
     settings |= {name: getattr(selection, name) for name in ("seed", "split", "images")}
-    return settings | {"checkpoint": opened.fingerprint()}
+    settings["checkpoint"] = opened.fingerprint()
+    if arguments.adapter:
+        settings["adapter_files"] = file_fingerprints(open_adapter(arguments.adapter[1], arguments.token).files)
+    return settings
 
 
-def _shard(arguments: argparse.Namespace) -> tuple[Shard, int]:
-    """Returns the part of the questions that this process asks, and the number of processes that JAX has connected."""
+def _shard(arguments: argparse.Namespace) -> Shard:
+    """Returns the part of the questions that this process asks: that of --shard, or of a process of a job."""
     if arguments.shard:
-        return Shard.parse(arguments.shard), 1
+        return Shard.parse(arguments.shard)
     import jax
 
-    from vl3_jax.parallel import processes
-
-    processes.initialize()
-    return Shard(jax.process_index() + 1, jax.process_count()), jax.process_count()
+    process_flags.connect(arguments)
+    return Shard(jax.process_index() + 1, jax.process_count())

@@ -1,11 +1,9 @@
 """Benchmarks of a model that is being trained, in the process of the training."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -16,9 +14,11 @@ from vl3_jax.evaluation.benchmark import OVERALL, Scoring
 from vl3_jax.evaluation.benchmarks.synthetic import QuestionSelection
 from vl3_jax.evaluation.prompts import media_groups, questions_of
 from vl3_jax.evaluation.runner import Runner
+from vl3_jax.inference.chat_model import ChatModel
 from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.generation_config import GenerationConfig
 from vl3_jax.model import VideoLLaMA3, param_axes
+from vl3_jax.parallel import processes
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import shardings
 from vl3_jax.processing.processor import Processor
@@ -69,11 +69,10 @@ class TrainingBenchmarks:
         ]
         shard = Shard(jax.process_index() + 1, jax.process_count())
         own = [question for group in shard.of(media_groups(questions)) for question in group]
-        records: list[dict[str, Any]] = []
         with jax.set_mesh(mesh):
             engine = Engine(model, params, generation.stop_ids, mesh=mesh)
-            Runner(engine, processor, generation.repetition_penalty).ask(own, records.append)
-        return _scores(results.score_tasks(_gathered(records), Scoring()))
+            records = list(Runner(ChatModel(engine, processor, generation)).ask(own))
+        return _scores(results.score_tasks(processes.gathered(records), Scoring()))
 
 
 def local_params(model: VideoLLaMA3, params: Any, mesh: Mesh) -> tuple[Mesh, Any]:
@@ -99,18 +98,6 @@ def local_params(model: VideoLLaMA3, params: Any, mesh: Mesh) -> tuple[Mesh, Any
 
 def _has_adapters(params: Any) -> bool:
     return jax.tree.structure(params) != jax.tree.structure(jax.eval_shape(merge_adapters, params))
-
-
-def _gathered(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the records of all processes."""
-    if jax.process_count() == 1:
-        return [dict(record) for record in records]
-    content = np.frombuffer(json.dumps(list(records)).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([len(content)])).reshape(-1)
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: len(content)] = content
-    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
-    return [record for row, size in zip(rows, sizes, strict=True) for record in json.loads(row[:size].tobytes())]
 
 
 def _scores(scored: Mapping[str, results.TaskResult]) -> dict[str, float]:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.conversations import Conversation, reply
+from vl3_jax.inference.answer_settings import AnswerSettings
+from vl3_jax.inference.conversations import Conversation, reply
 from vl3_jax.inference.requests import Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing import chat_template
@@ -91,7 +92,7 @@ class StreamState:
 
 
 def watch(
-    processor: Processor, processed: ProcessorOutput, request: str, sampling: SamplingConfig, most_likely: int
+    processor: Processor, processed: ProcessorOutput, request: str, settings: AnswerSettings, most_likely: int
 ) -> Conversation[StreamState]:
     """Runs the model over a stream, frame by frame.
 
@@ -99,7 +100,7 @@ def watch(
       processor: Has the tokenizer and the style of the prompt.
       processed: The stream's one video.
       request: What the user asks for.
-      sampling: Decoding of what is said after a frame.
+      settings: Decoding of what is said after a frame, and the adapter that answers.
       most_likely: Number of most likely tokens among which the two that decide are looked for.
 
     Returns:
@@ -115,9 +116,9 @@ def watch(
     state = StreamState(processor, processed, request)
     for _ in range(state.num_frames):
         state.append_frame()
-        decided = yield Request(state.sample(), decision, streams=False)
+        decided = yield Request(state.sample(), decision, streams=False, adapter=settings.adapter)
         likely = dict(decided.logprobs[0]) if decided.logprobs else {}
         if likely.get(speak, -math.inf) > likely.get(wait, -math.inf):
-            text, tokens = yield from reply(tokenizer, state.sample(prompt), sampling)
-            state.append_reply(text, len(tokens.tokens))
+            text, generation = yield from reply(tokenizer, state.sample(prompt), settings)
+            state.append_reply(text.strip(), len(generation.tokens))
     return state

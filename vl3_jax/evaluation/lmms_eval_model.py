@@ -20,7 +20,7 @@ from vl3_jax.inference.open_model import load
 
 logger = logging.getLogger(__name__)
 
-_LOADING = ("dtype", "quantize", "token")
+_LOADING = ("dtype", "quantize", "kv_cache", "token")
 
 
 class VL3JaxModel(lmms):
@@ -35,7 +35,7 @@ class VL3JaxModel(lmms):
           model: Whatever `vl3_jax.load` takes.
           batch_size: Number of requests that are answered side by side.
           device: Ignored; JAX chooses it.
-          **settings: `dtype`, `quantize` and `token` of `vl3_jax.load`, and fields of `EvalProtocol`.
+          **settings: `dtype`, `quantize`, `kv_cache` and `token` of `vl3_jax.load`, and those of `EvalProtocol`.
 
         Raises:
           InputError: The checkpoint cannot be loaded, or a setting has a value that it cannot have.
@@ -44,9 +44,7 @@ class VL3JaxModel(lmms):
         loading = {name: settings.pop(name) for name in _LOADING if name in settings}
         settings.pop("max_batch_size", None)
         protocol = EvalProtocol(**settings)
-        chat_model = load(model, **loading)
-        penalty = chat_model.generation_config.repetition_penalty
-        self._runner = Runner(chat_model.engine, chat_model.processor, penalty, protocol, int(batch_size))
+        self._runner = Runner(load(model, **loading), protocol, int(batch_size))
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers requests side by side, with greedy decoding; returns the texts up to their stop strings in order.
@@ -67,14 +65,11 @@ class VL3JaxModel(lmms):
             item = _Conversation(str(number), [_described(part) for part in media], "", {}, conversation=conversation)
             questions += questions_of(benchmark, [item], {})
         answers = [""] * len(requests)
-
-        def keep(record: Mapping[str, Any]) -> None:
+        for record in self._runner.ask(questions):
             number = int(record["id"].rpartition("/")[2])
             if record["answer"] is None:
                 logger.error("request %d of lmms-eval: %s", number, record["error"])
             answers[number] = _until(record["answer"] or "", requests[number].args[2].get("until"))
-
-        self._runner.ask(questions, keep)
         return answers
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:

@@ -106,7 +106,7 @@ class Prompter:
 
     def processor(self, benchmark: Benchmark) -> Processor:
         """Returns a processor with the settings for a benchmark, which decodes equal media once."""
-        config = self._protocol.processor_config(self._checkpoint, benchmark.kind)
+        config = self._protocol.settings(self._checkpoint, benchmark).processor
         return Processor(self.tokenizer, config, media=MediaCache())
 
     def prompts(self, questions: Sequence[Question]) -> list[Prompt]:

@@ -1,77 +1,66 @@
 """How the paper asked its benchmarks: the preset of `vl3 eval`, recorded with every result."""
 
-import dataclasses
 from typing import Any
 
-from vl3_jax import config_tree
-from vl3_jax.config_tree import CHOICES, INT32, LIMITS, Limits
+from vl3_jax.errors import InputError
+from vl3_jax.evaluation.benchmark import Benchmark
+from vl3_jax.inference import answer_settings
+from vl3_jax.inference.answer_settings import ADAPTER, PROCESSOR, PRUNE, AnswerSettings
 from vl3_jax.inference.sampling_config import SamplingConfig
-from vl3_jax.processing.processor_config import COUNT, FPS, MERGES, PREPROCESS_MODES, ProcessorConfig
+from vl3_jax.processing.processor_config import ProcessorConfig
+
+# What the paper asked with, whatever a checkpoint says, whose are the merge size of videos, pruning and penalty.
+PAPER = {"preprocess": "official", "fps": 1.0, "max_frames": 180, "max_visual_tokens": 16384, "max_new_tokens": 2048}
+IMAGE_MERGE = 1  # of image benchmarks
+DECODING = ("max_new_tokens", "repetition_penalty")  # which is greedy
+_CHANGEABLE = (*PROCESSOR, PRUNE, *DECODING, ADAPTER)
 
 
-@dataclasses.dataclass(frozen=True)
 class EvalProtocol:
-    """What a model is asked with. The defaults are the paper's.
+    """What a model is asked with: the paper's settings, and others instead of some of them.
 
-    Attributes:
-      preprocess: Frame sampling and resize rule.
-      fps: Frames sampled per second of video.
-      max_frames: Largest number of frames of a video.
-      max_visual_tokens: Budget of vision tokens before pruning, of a prompt.
-      image_merge: Merge size of the images of image benchmarks, whatever the checkpoint says.
-      prune: Whether video tokens are pruned as the checkpoint says; otherwise every token is kept.
+    Args:
       system: System prompt; None for none.
-      max_new_tokens: Maximum number of tokens of an answer.
-      repetition_penalty: None is that of the checkpoint's generation_config.json.
+      **changes: Keywords of `ChatModel.answer`: those of the processing of media, `max_new_tokens`,
+        `repetition_penalty` and `adapter`.
+
+    Raises:
+      InputError: There is no such setting, or it has a value that it cannot have.
     """
 
-    preprocess: str = dataclasses.field(default="official", metadata={CHOICES: PREPROCESS_MODES})
-    fps: float = dataclasses.field(default=1.0, metadata={LIMITS: FPS})
-    max_frames: int = dataclasses.field(default=180, metadata={LIMITS: COUNT})
-    max_visual_tokens: int = dataclasses.field(default=16384, metadata={LIMITS: COUNT})
-    image_merge: int = dataclasses.field(default=1, metadata={CHOICES: MERGES})
-    prune: bool = True
-    system: str | None = None
-    max_new_tokens: int = dataclasses.field(default=2048, metadata={LIMITS: Limits(1, INT32)})
-    repetition_penalty: float | None = dataclasses.field(default=None, metadata={LIMITS: Limits(0.001, 1000)})
+    def __init__(self, system: str | None = None, **changes: Any):
+        for name in changes:
+            if name not in _CHANGEABLE:
+                raise InputError(f"unknown setting {name!r} of an evaluation; known are {', '.join(_CHANGEABLE)}")
+        self.system, self._changes = system, changes
+        self.settings(ProcessorConfig())
 
-    def __post_init__(self):
-        config_tree.check(self)
-
-    def processor_config(self, checkpoint: ProcessorConfig, kind: str) -> ProcessorConfig:
-        """Returns the settings of the processor.
+    def settings(
+        self, checkpoint: ProcessorConfig, benchmark: Benchmark | None = None, repetition_penalty: float = 1.0
+    ) -> AnswerSettings:
+        """Returns the settings of an answer.
 
         Args:
-          checkpoint: The settings of the checkpoint; merge size of videos, pruning and normalisation stay theirs.
-          kind: `Benchmark.kind`.
+          checkpoint: Settings of the checkpoint's processor.
+          benchmark: What is asked; None is an image benchmark.
+          repetition_penalty: That of the checkpoint.
 
         Raises:
           SettingError: The checkpoint's own settings do not go with a value.
         """
-        changes: dict[str, Any] = {name: getattr(self, name) for name in ("preprocess", "fps", "max_frames")}
-        changes |= {"max_tokens": self.max_visual_tokens}
-        changes |= {"image_merge": self.image_merge} if kind == "image" else {}
-        changes |= {} if self.prune else {"prune_threshold": None}
-        return dataclasses.replace(checkpoint, **changes)
+        is_image = benchmark is None or benchmark.kind == "image"
+        keywords = PAPER | ({"image_merge": IMAGE_MERGE} if is_image else {}) | self._changes
+        if benchmark is not None and benchmark.max_new_tokens:
+            keywords["max_new_tokens"] = min(keywords["max_new_tokens"], benchmark.max_new_tokens)
+        sampling = SamplingConfig(repetition_penalty=repetition_penalty)
+        return answer_settings.resolve(keywords, sampling, checkpoint)
 
-    def sampling(self, checkpoint_penalty: float, most_new_tokens: int | None = None) -> SamplingConfig:
-        """Returns the settings of decoding, which is greedy.
-
-        Args:
-          checkpoint_penalty: Repetition penalty of the checkpoint.
-          most_new_tokens: `Benchmark.max_new_tokens`.
-        """
-        new_tokens = min(self.max_new_tokens, most_new_tokens or self.max_new_tokens)
-        return SamplingConfig(new_tokens, repetition_penalty=self.repetition_penalty or checkpoint_penalty)
-
-    def record(self, checkpoint: ProcessorConfig, checkpoint_penalty: float) -> dict[str, Any]:
-        """Returns what is used, JSON values for the results.
-
-        Args:
-          checkpoint: The settings of the checkpoint's processor.
-          checkpoint_penalty: Its repetition penalty.
-        """
-        config = self.processor_config(checkpoint, "image")
-        own = {name: getattr(config, name) for name in ("video_merge", "min_tokens", "prune_threshold")}
-        penalty = self.sampling(checkpoint_penalty).repetition_penalty
-        return dataclasses.asdict(self) | own | {"repetition_penalty": penalty, "decoding": "greedy"}
+    def record(self, checkpoint: ProcessorConfig, repetition_penalty: float) -> dict[str, Any]:
+        """Returns what is used, JSON values for the results; the arguments are those of `settings`."""
+        used = self.settings(checkpoint, repetition_penalty=repetition_penalty)
+        fields = {**PROCESSOR, "video_merge": "video_merge", "min_tokens": "min_tokens"}
+        media = {name: getattr(used.processor, field) for name, field in fields.items()}
+        others = self._changes.get("image_merge", checkpoint.image_merge)
+        media["image_merge"] = {"image benchmarks": media["image_merge"], "others": others}
+        decoding = {name: getattr(used.sampling, name) for name in DECODING}
+        return {"system": self.system, "decoding": "greedy", **media, **decoding, ADAPTER: used.adapter}
