@@ -19,7 +19,6 @@ from vl3_jax import config_file, config_tree
 from vl3_jax.cli import settings_flags
 from vl3_jax.errors import InputError, SettingError
 from vl3_jax.evaluation.benchmarks.synthetic import QuestionSelection
-from vl3_jax.evaluation.protocol import EvalProtocol
 from vl3_jax.inference import answer_settings
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.planning.plan_serving import Workload
@@ -40,7 +39,6 @@ def nested(cls):
 
 
 DECLARATIONS = [*nested(RunConfig), DatasetSpec, SamplingConfig, FrameSamplingOptions, QuestionSelection, Workload]
-DECLARATIONS += [EvalProtocol]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -95,7 +95,7 @@ def test_other_media_and_every_token(capsys, checkpoint, tmp_path):
     assert rows(printed) == ["task", "nano/static", "mean"]  # sums have no media
     assert printed.splitlines()[2].split()[-1] == "100%"
     settings = json.loads((tmp_path / "run.json").read_text())
-    assert (settings["blind"], settings["prune"], settings["prune_threshold"]) == (True, False, None)
+    assert (settings["blind"], settings["prune_threshold"]) == (True, None)
     assert "blind" in failure(capsys, *command[1:-1], "--no-prune", "--out", tmp_path)
 
 

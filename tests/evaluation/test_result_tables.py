@@ -81,18 +81,34 @@ def test_the_page_of_lowest_scores_has_pictures(scored, tmp_path):
 
 def test_the_protocol_overrides_the_checkpoint():
     checkpoint = ProcessorConfig(image_merge=2, fps=2, max_frames=16, max_tokens=1000, prune_threshold=None)
-    for kind, merge in (("image", 1), ("video", 2)):
-        config = EvalProtocol().processor_config(checkpoint, kind)
+    image, video, digit = benchmarks.find(["AI2D", "mvbench", "nano/digit"])
+    for benchmark, merge in ((image, 1), (video, 2), (digit, 2)):
+        config = EvalProtocol().settings(checkpoint, benchmark).processor
         assert (config.image_merge, config.video_merge) == (merge, 2)
         assert (config.fps, config.max_frames, config.max_tokens) == (1, 180, 16384)
         assert config.prune_threshold is None
-    record = EvalProtocol().record(config, 1.05)
-    assert (record["system"], record["repetition_penalty"], record["decoding"]) == (None, 1.05, "greedy")
-    json.dumps(record)
-    assert EvalProtocol().processor_config(checkpoint, "synthetic").image_merge == 2
+        assert EvalProtocol(image_merge=1).settings(checkpoint, benchmark).processor.image_merge == 1
     pruned = ProcessorConfig()
-    assert EvalProtocol(prune=False).processor_config(pruned, "video").prune_threshold is None
-    assert EvalProtocol().processor_config(pruned, "video").prune_threshold == pruned.prune_threshold
-    assert EvalProtocol(max_new_tokens=9).sampling(1.05, 48).max_new_tokens == 9
-    assert EvalProtocol().sampling(1.05, 48).max_new_tokens == 48
-    assert EvalProtocol(repetition_penalty=1.2).sampling(1.05).repetition_penalty == 1.2
+    assert EvalProtocol(prune=False).settings(pruned, video).processor.prune_threshold is None
+    assert EvalProtocol().settings(pruned, video).processor.prune_threshold == pruned.prune_threshold
+    assert EvalProtocol(visual_budget=0.5).settings(pruned, video).processor.visual_budget == 0.5
+    assert EvalProtocol(max_new_tokens=9).settings(pruned, digit).sampling.max_new_tokens == 9
+    assert EvalProtocol().settings(pruned, digit).sampling.max_new_tokens == digit.max_new_tokens
+    assert EvalProtocol().settings(pruned, video).sampling.max_new_tokens == 2048
+    assert EvalProtocol().settings(pruned, video, 1.05).sampling.repetition_penalty == 1.05
+    assert EvalProtocol(repetition_penalty=1.2).settings(pruned, video, 1.05).sampling.repetition_penalty == 1.2
+    assert EvalProtocol(adapter="mine").settings(pruned, video).adapter == "mine"
+
+
+def test_the_protocol_is_recorded():
+    checkpoint = ProcessorConfig(image_merge=2)
+    record = json.loads(json.dumps(EvalProtocol("Be brief.", max_frames=8).record(checkpoint, 1.05)))
+    assert (record["system"], record["repetition_penalty"], record["decoding"]) == ("Be brief.", 1.05, "greedy")
+    assert (record["max_frames"], record["max_visual_tokens"], record["max_new_tokens"]) == (8, 16384, 2048)
+    assert record["image_merge"] == {"image benchmarks": 1, "others": 2}
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 1}, {"max_frames": 0}, {"speed": 3}, {"fps": "fast"}])
+def test_what_is_no_setting_of_a_protocol_is_refused(settings):
+    with pytest.raises(benchmarks.InputError, match=next(iter(settings))):
+        EvalProtocol(**settings)

@@ -13,7 +13,7 @@ from vl3_jax.cli import demo_report, generation_flags, settings_flags
 from vl3_jax.config_tree import SEED
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.benchmarks import find
-from vl3_jax.evaluation.benchmarks.synthetic import FAMILY, QuestionSelection, SyntheticTask
+from vl3_jax.evaluation.benchmarks.synthetic import FAMILY, QuestionSelection, SyntheticBenchmark
 
 EPILOG = """Images and videos are generated from held-out handwritten digits and clothes; another --seed gives other
 ones. The report shows them as the model received them: what the frame pruner removed is dimmed.
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\n{correct} of {len(answers)} right; images, videos and answers are in {report}")
 
 
-def answer_question(runner, task: SyntheticTask) -> demo_report.DemoAnswer:
+def answer_question(runner, task: SyntheticBenchmark) -> demo_report.DemoAnswer:
     """Asks the first question of a task.
 
     Args:
@@ -106,7 +106,9 @@ def answer_question(runner, task: SyntheticTask) -> demo_report.DemoAnswer:
     )
 
 
-def judge(task: SyntheticTask, answer: Any, reference: Mapping[str, Any]) -> tuple[bool, str, dict[str, list[float]]]:
+def judge(
+    task: SyntheticBenchmark, answer: Any, reference: Mapping[str, Any]
+) -> tuple[bool, str, dict[str, list[float]]]:
     """Returns whether the answer is right, its overlap with the reference as text, and the boxes for the report."""
     if task.is_stream:
         said, expected = (

@@ -12,7 +12,7 @@ from vl3_jax.cli import eval_offline, generation_flags, process_flags, settings_
 from vl3_jax.config_tree import Limits
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation import answer_file, benchmarks
-from vl3_jax.evaluation.answer_file import Shard
+from vl3_jax.evaluation.answer_file import QuestionShard
 from vl3_jax.evaluation.benchmark import Item
 from vl3_jax.evaluation.benchmarks.synthetic import FAMILY, QuestionSelection
 from vl3_jax.evaluation.prompts import Question, media_groups, questions_of, swap_media
@@ -126,7 +126,7 @@ def _answers(
     protocol: EvalProtocol,
     settings: Mapping[str, Any],
     questions: Sequence[Question],
-    shard: Shard,
+    shard: QuestionShard,
 ) -> Mapping[str, Mapping[str, Any]]:
     """Asks the questions of a shard that have no valid answer, and returns the answers to all questions by id."""
     from vl3_jax.parallel import processes
@@ -208,11 +208,11 @@ def _settings(arguments: argparse.Namespace, protocol: EvalProtocol, selection: 
     return settings
 
 
-def _shard(arguments: argparse.Namespace) -> Shard:
+def _shard(arguments: argparse.Namespace) -> QuestionShard:
     """Returns the part of the questions that this process asks: that of --shard, or of a process of a job."""
     if arguments.shard:
-        return Shard.parse(arguments.shard)
+        return QuestionShard.parse(arguments.shard)
     import jax
 
     process_flags.connect(arguments)
-    return Shard(jax.process_index() + 1, jax.process_count())
+    return QuestionShard(jax.process_index() + 1, jax.process_count())

@@ -20,7 +20,7 @@ _SHARD = re.compile(r"(\d+)/(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class QuestionShard:
     """A part of the questions, which one process asks.
 
     Attributes:
@@ -32,7 +32,7 @@ class Shard:
     count: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> "Shard":
+    def parse(cls, text: str) -> "QuestionShard":
         """Returns the shard of a text such as `2/4`.
 
         Raises:
@@ -56,7 +56,7 @@ class Shard:
 
 @contextlib.contextmanager
 def open_answers(
-    folder: str | os.PathLike, settings: Mapping[str, Any], shard: Shard | None = None
+    folder: str | os.PathLike, settings: Mapping[str, Any], shard: QuestionShard | None = None
 ) -> Iterator[Journal]:
     """Opens the file of answers of a run or of one of its shards, or creates it.
 
@@ -71,7 +71,7 @@ def open_answers(
     Raises:
       InputError: The folder has answers of other settings, cannot be written, or another process writes the file.
     """
-    folder, file = pathlib.Path(folder), (shard or Shard()).file
+    folder, file = pathlib.Path(folder), (shard or QuestionShard()).file
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(hold(folder, f".{file}.lock"))

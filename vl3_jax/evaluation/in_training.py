@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation import benchmarks, results
-from vl3_jax.evaluation.answer_file import Shard
+from vl3_jax.evaluation.answer_file import QuestionShard
 from vl3_jax.evaluation.benchmark import OVERALL, Scoring
 from vl3_jax.evaluation.benchmarks.synthetic import QuestionSelection
 from vl3_jax.evaluation.prompts import media_groups, questions_of
@@ -67,7 +67,7 @@ class TrainingBenchmarks:
         questions = [
             question for benchmark, items in self._items.items() for question in questions_of(benchmark, items, {})
         ]
-        shard = Shard(jax.process_index() + 1, jax.process_count())
+        shard = QuestionShard(jax.process_index() + 1, jax.process_count())
         own = [question for group in shard.of(media_groups(questions)) for question in group]
         with jax.set_mesh(mesh):
             engine = Engine(model, params, generation.stop_ids, mesh=mesh)

@@ -36,7 +36,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prompt:
+class PreparedQuestion:
     """A question as the model gets it.
 
     Attributes:
@@ -109,12 +109,12 @@ class Prompter:
         config = self._protocol.settings(self._checkpoint, benchmark).processor
         return Processor(self.tokenizer, config, media=MediaCache())
 
-    def prompts(self, questions: Sequence[Question]) -> list[Prompt]:
+    def prompts(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
         """Returns the prompts of questions about the same media, which are decoded once."""
         processor = self.processor(questions[0].benchmark)
         return [self._prompt(processor, question) for question in questions]
 
-    def _prompt(self, processor: Processor, question: Question) -> Prompt:
+    def _prompt(self, processor: Processor, question: Question) -> PreparedQuestion:
         def frame_times(part: Mapping[str, Any]) -> Sequence[float]:
             (selection,) = processor.read_media(parse_messages([{"role": "user", "content": [part]}])).selections
             return selection.timestamps if selection is not None and selection.timestamps else ()
@@ -124,11 +124,11 @@ class Prompter:
             if question.benchmark.is_stream:
                 media = [part for part in item.content(frame_times) if part["type"] != "text"]
                 messages = [{"role": "user", "content": media}]
-                return Prompt(question, processor(messages, add_generation_prompt=False))
+                return PreparedQuestion(question, processor(messages, add_generation_prompt=False))
             system = [{"role": "system", "content": self._protocol.system}] if self._protocol.system else []
-            return Prompt(question, processor([*system, *item.messages(frame_times)]))
+            return PreparedQuestion(question, processor([*system, *item.messages(frame_times)]))
         except InputError as error:
-            return Prompt(question, None, str(error))
+            return PreparedQuestion(question, None, str(error))
 
 
 def _digest(base: str, item: Item) -> str:

@@ -5,11 +5,11 @@ from typing import Any
 
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.live_streams import watch
-from vl3_jax.evaluation.prompts import Prompt, Prompter, Question, media_groups
+from vl3_jax.evaluation.prompts import PreparedQuestion, Prompter, Question, media_groups
 from vl3_jax.evaluation.protocol import EvalProtocol
 from vl3_jax.evaluation.results import answer_record
 from vl3_jax.inference.chat_model import ChatModel
-from vl3_jax.inference.conversations import THREADS, Conversation, Job, answer_ahead, reply
+from vl3_jax.inference.conversations import THREADS, Conversation, ConversationGroup, answer_ahead, reply
 from vl3_jax.processing.packed_batch import Visual
 
 Record = dict[str, Any]
@@ -46,14 +46,17 @@ class Runner:
         Raises:
           InputError: The model has too little memory.
         """
-        jobs = (Job(len(group), lambda group=group: self._conversations(group)) for group in media_groups(questions))
+        groups = (
+            ConversationGroup(len(group), lambda group=group: self._conversations(group))
+            for group in media_groups(questions)
+        )
         rows = min(self._batch_size, max(len(questions), 1))
-        yield from answer_ahead(self._model.engine, jobs, rows, self._threads)
+        yield from answer_ahead(self._model.engine, groups, rows, self._threads)
 
     def _conversations(self, questions: Sequence[Question]) -> list[Conversation[Record]]:
         return [self._conversation(prompt) for prompt in self.prompter.prompts(questions)]
 
-    def _conversation(self, prompt: Prompt) -> Conversation[Record]:
+    def _conversation(self, prompt: PreparedQuestion) -> Conversation[Record]:
         """Returns the record of a question, or the failure that its record is."""
         question = prompt.question
         try:
@@ -64,7 +67,7 @@ class Runner:
             missing = {"missing_media": True} if question.item.missing_media() else {}
             return _record(question, None, {"error": str(error), **missing})
 
-    def _answered(self, prompt: Prompt) -> Conversation[Record]:
+    def _answered(self, prompt: PreparedQuestion) -> Conversation[Record]:
         benchmark, processed = prompt.question.benchmark, prompt.processed
         assert processed is not None
         penalty = self._model.generation_config.repetition_penalty

@@ -2,12 +2,15 @@
 
 A conversation is a generator: it yields what the engine is asked, gets the complete answer, and returns its result.
 
-    def conversation(path, question):
-        text, generation = yield from reply(tokenizer, processor(messages(path, question)).sample, settings)
-        return {"answer": text}
+    def conversation(sample):
+        text, generation = yield from reply(tokenizer, sample, settings)
+        return {"text": text}
 
-    jobs = (Job(1, lambda line=line: [conversation(line.path, line.question)]) for line in lines)
-    for result in answer_ahead(engine, jobs, rows=8):
+    def prepare(messages):                                   # in a thread, while the devices answer others
+        return [conversation(processor(messages).sample)]
+
+    groups = (ConversationGroup(1, functools.partial(prepare, messages)) for messages in all_messages)
+    for result in answer_ahead(engine, groups, rows=8):
         print(result)
 """
 
@@ -31,7 +34,7 @@ THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Job(Generic[Result]):
+class ConversationGroup(Generic[Result]):
     """Conversations that are prepared together, such as the questions about one video.
 
     Attributes:
@@ -61,34 +64,36 @@ def reply(tokenizer: Tokenizer, sample: Sample, settings: AnswerSettings) -> Con
     return text.whole, generation
 
 
-def answer_ahead(engine: Engine, jobs: Iterable[Job[Result]], rows: int, threads: int = THREADS) -> Iterator[Result]:
+def answer_ahead(
+    engine: Engine, groups: Iterable[ConversationGroup[Result]], rows: int, threads: int = THREADS
+) -> Iterator[Result]:
     """Holds conversations side by side and yields the result of each as soon as it is complete, in any order.
 
-    As many conversations as are held wait with decoded media, so memory does not grow with the number of jobs, which
-    are taken from their iterator when they are needed. Conversations of one job begin one after the other. A request
+    As many conversations as are held wait with decoded media, so memory does not grow with the number of groups, which
+    are taken from their iterator when they are needed. Conversations of one group begin one after the other. A request
     that the engine refuses raises its InputError inside the conversation, at the `yield`. Leaving early cancels the
     rest.
 
     Args:
       engine: The model.
-      jobs: The conversations.
+      groups: The conversations.
       rows: Conversations that are held side by side; the engine makes room for them.
-      threads: Threads that prepare jobs.
+      threads: Threads that prepare groups.
 
     Raises:
       InputError: The model has too little memory for so many rows, or a conversation lets an error of its own out.
-      Exception: What ended a request early, or was raised by a job.
+      Exception: What ended a request early, or was raised by a group.
     """
     engine.reserve(rows=rows)
-    coming = iter(jobs)
+    coming = iter(groups)
     preparing: collections.deque[tuple[int, Future[Sequence[Conversation[Result]]]]] = collections.deque()
     ready: collections.deque[Conversation[Result]] = collections.deque()
     held: list[tuple[Conversation[Result], Generation]] = []
     pool = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
     try:
         while True:
-            while len(ready) + sum(size for size, _ in preparing) < rows and (job := next(coming, None)) is not None:
-                preparing.append((job.size, pool.submit(job.prepare)))
+            while len(ready) + sum(size for size, _ in preparing) < rows and (group := next(coming, None)) is not None:
+                preparing.append((group.size, pool.submit(group.prepare)))
             if not (preparing or ready or held):
                 return
             while preparing and (preparing[0][1].done() or not (held or ready)):

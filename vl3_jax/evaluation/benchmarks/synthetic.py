@@ -59,7 +59,7 @@ class GeneratedMedium:
         return example(self.task, self.split, self.seed, self.number, image_pool).media[self.index].pixels()
 
 
-class SyntheticTask(Benchmark):
+class SyntheticBenchmark(Benchmark):
     """One synthetic task, scored by its metric (`data_pipelines.synthetic.scoring`).
 
     Its questions come from a generator, so it needs no data. The answer to a live stream is the list of what was said
@@ -124,4 +124,4 @@ class SyntheticTask(Benchmark):
         return {}
 
 
-SYNTHETIC = {f"{FAMILY}/{name}": functools.partial(SyntheticTask, name) for name in EVALUATED_TASKS}
+SYNTHETIC = {f"{FAMILY}/{name}": functools.partial(SyntheticBenchmark, name) for name in EVALUATED_TASKS}
