@@ -110,25 +110,13 @@ def score(
         scored = results.score_tasks(records, scoring, items, threads)
     content = results.save(scored, folder, protocol)
     model = (content["protocol"] or {}).get("model") or "this model"
-    write_text(folder / result_tables.MARKDOWN, result_tables.markdown(content, model))
-    write_text(folder / result_tables.HTML, result_tables.as_html(content, model))
+    results.write(folder / result_tables.MARKDOWN, result_tables.markdown(content, model))
+    results.write(folder / result_tables.HTML, result_tables.as_html(content, model))
     worst_page.write((sample for result in scored.values() for sample in result.samples), folder)
     print(result_tables.as_text(content, model))
     incomplete = [f"{task}: {result.missing}" for task, result in scored.items() if result.missing]
     if incomplete:
         raise InputError(f"samples without a valid answer ({', '.join(incomplete)}); answer them and score again")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file of the results.
-
-    Raises:
-      InputError: It cannot be written.
-    """
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}; choose a folder that can be written") from None
 
 
 def names(tasks: str) -> list[str]:

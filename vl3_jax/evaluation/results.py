@@ -12,6 +12,7 @@ from vl3_jax.errors import InputError
 from vl3_jax.evaluation import benchmarks
 from vl3_jax.evaluation.benchmark import HARNESS, OFFLINE, Benchmark, Item, ScoredAnswer, Scoring, Verdict
 from vl3_jax.evaluation.judges import JudgeError
+from vl3_jax.storage.durable import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -100,18 +101,26 @@ def save(results: Mapping[str, TaskResult], folder: pathlib.Path, protocol: Mapp
     """
     content = {"protocol": protocol, "tasks": {task: result.summary for task, result in results.items()}}
     samples = [sample for result in results.values() for sample in result.samples]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RESULTS).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        (folder / SAMPLES).write_text(lines, encoding="utf-8")
-        for task, result in results.items():
-            if result.submission is not None:
-                text = json.dumps(result.submission, indent=1, ensure_ascii=False)
-                (folder / f"{task.replace('@', '-')}.{SUBMISSION}").write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror or error}; choose a folder that can be written") from None
+    write(folder / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write(folder / SAMPLES, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
+    for task, result in results.items():
+        if result.submission is not None:
+            text = json.dumps(result.submission, indent=1, ensure_ascii=False)
+            write(folder / f"{task.replace('@', '-')}.{SUBMISSION}", text + "\n")
     return content
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Writes a file of the results, whole or not at all, and its folder if it is not there.
+
+    Raises:
+      InputError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, text.encode(errors="backslashreplace"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; choose a folder that can be written") from None
 
 
 def _score_task(

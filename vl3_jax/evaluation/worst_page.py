@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vl3_jax.errors import InputError
+from vl3_jax.evaluation import results
 from vl3_jax.evaluation.benchmarks.synthetic import GeneratedMedium
 from vl3_jax.evaluation.data_folder import StoredImage
 from vl3_jax.evaluation.result_tables import page
@@ -54,10 +55,7 @@ def write(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike, count
         ["<h1>Lowest scores</h1>", *sections] if sections else ["<h1>Every answer has its full score</h1>"]
     )
     path = pathlib.Path(folder, WORST)
-    try:
-        path.write_text(page("Lowest scores", body, _STYLE), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}; choose a folder that can be written") from None
+    results.write(path, page("Lowest scores", body, _STYLE))
     return path
 
 
