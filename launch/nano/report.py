@@ -18,10 +18,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipelines.synthetic.registry import BOX, CAPTION, EVALUATED_TASKS, EXACT, SPAN, SPEAK, example
+from data_pipelines.synthetic.registry import BOX, CAPTION, EVALUATED_TASKS, EXACT, SPAN, SPEAK, TASKS, example
 from data_pipelines.synthetic.samples import Example
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.tasks import QuestionSelection
+from vl3_jax.evaluation.benchmark import CONSTANT, OVERALL
+from vl3_jax.evaluation.benchmarks.synthetic import QuestionSelection
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIGURES = "nano"
@@ -133,10 +134,19 @@ def fill(path: pathlib.Path, sections: Mapping[str, str]) -> None:
 
 
 def _scores(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Returns metric, count, score, majority and kept of each task, shares of 1."""
     try:
-        return json.loads((folder / "scores.json").read_text(encoding="utf-8"))["tasks"]
+        tasks = json.loads((folder / "results.json").read_text(encoding="utf-8"))["tasks"]
+        return {name: _values(name, summary) for name, summary in tasks.items()}
     except (OSError, ValueError, KeyError):
         raise InputError(f"{folder}: no scores; run launch/nano/train.py to its end") from None
+
+
+def _values(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {} if summary["kept"] is None else {"kept": summary["kept"]}
+    score, majority = (round(summary["metrics"][key] / 100, 12) for key in (OVERALL, CONSTANT))
+    metric = TASKS[name.partition("/")[2]].metric
+    return {"metric": metric, "count": summary["n"], "score": score, "majority": majority, **kept}
 
 
 def _metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
