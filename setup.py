@@ -11,6 +11,8 @@ REQUIREMENTS = [
 ]
 # gs:// paths: gcsfs opens them; Orbax asks google-cloud-storage, and its control client where folders are real.
 GCS = ["gcsfs>=2025.2", "google-cloud-storage>=2.18", "google-cloud-storage-control>=1.3"]
+# METEOR of captions.
+CAPTIONS = ["nltk>=3.9"]
 # Charts of `vl3 bench`.
 BENCH = ["matplotlib>=3.9"]
 
@@ -58,9 +60,11 @@ setup(
         "plan": ["libtpu==0.0.42.1; python_version < '3.12'", "libtpu; python_version >= '3.12'"],
         "gcs": GCS,
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
+        "captions": CAPTIONS,
         "bench": BENCH,
         "test": [
             *BENCH,
+            *CAPTIONS,
             *GCS,
             "basedpyright>=1.31",
             "hypothesis>=6.100",

@@ -1,0 +1,78 @@
+"""METEOR of captions, as NLTK computes it: words match exactly, by their stem, and as synonyms of WordNet."""
+
+import functools
+import importlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from vl3_jax.errors import InputError
+
+STAGES = ("exact", "stem", "synonym")
+_TOKEN = re.compile(r"\w+(?:['\u2019-]\w+)*|[^\w\s]")
+
+
+class Meteor:
+    """METEOR with the stages that this machine has.
+
+    Attributes:
+      stages: Those of `STAGES` that are used.
+      name: "METEOR", with its stages behind it if one is missing: values of different stages do not compare.
+    """
+
+    def __init__(self, stages: Sequence[str] | None = None):
+        """Prepares the stages.
+
+        Args:
+          stages: Those of `STAGES` to use, in order; None is all that are available.
+
+        Raises:
+          InputError: NLTK is not installed, or the WordNet of the synonyms that are asked for.
+        """
+        wordnet = _wordnet()
+        self.stages = tuple(stages or STAGES[: 2 if wordnet is None else 3])
+        if self.stages != STAGES[: len(self.stages)]:
+            raise ValueError(f"stages {self.stages}; expected the first of {STAGES}")
+        if "synonym" in self.stages and wordnet is None:
+            raise InputError(
+                "METEOR's synonyms are not available: WordNet is not installed; run `python -m nltk.downloader wordnet`"
+            )
+        self._synonyms = wordnet if "synonym" in self.stages else _Nothing()
+        self._stemmer = _nltk("nltk.stem.porter").PorterStemmer() if "stem" in self.stages else _Nothing()
+        self.name = "METEOR" if self.stages == STAGES else f"METEOR ({', '.join(self.stages)})"
+
+    def score(self, caption: str, references: Sequence[str]) -> float:
+        """Returns the score of a caption against the reference that is closest, from 0 to 1."""
+        words, wanted = _TOKEN.findall(caption), [_TOKEN.findall(reference) for reference in references]
+        if not words or not any(wanted):
+            return 0.0
+        score = _nltk("nltk.translate.meteor_score").meteor_score
+        return float(score(wanted, words, stemmer=self._stemmer, wordnet=self._synonyms))
+
+
+class _Nothing:
+    """A stemmer that changes no word, and a WordNet that has none."""
+
+    def stem(self, word: str) -> str:
+        return word
+
+    def synsets(self, word: str) -> list[Any]:
+        return []
+
+
+def _nltk(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError("METEOR is not available: NLTK is not installed; run `pip install nltk`") from None
+
+
+@functools.cache
+def _wordnet() -> Any:
+    """Returns NLTK's WordNet, or None if its data is not on this machine."""
+    wordnet = _nltk("nltk.corpus").wordnet
+    try:
+        wordnet.synsets("word")
+    except LookupError:
+        return None
+    return wordnet
