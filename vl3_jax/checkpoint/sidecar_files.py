@@ -194,7 +194,7 @@ def export_sidecar_files(
         out["chat_template.jinja"] = tokenizer_files.NATIVE_TEMPLATE.encode()
         out |= tokenizer_files.end_token_files(files)
     else:
-        ids, changed = tokenizer_files.add_official_tokens(files)
+        ids, changed = tokenizer_files.add_tokens(files, tokenizer_files.OFFICIAL_TOKENS)
         if changed and (last := max(ids.values())) >= config.text.vocab_size:
             raise InputError(
                 f"{files}: the special tokens of the official layout get ids up to {last}, and the embedding table has "

@@ -15,7 +15,7 @@ from vl3_jax.inference.generation_config import GenerationConfig
 from vl3_jax.inference.requests import Generation, Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.media_cache import MediaCache
-from vl3_jax.processing.messages import MediaPart, Turn, parse_messages
+from vl3_jax.processing.messages import MediaPart, Region, Turn, parse_messages
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 from vl3_jax.processing.remote_media import RemotePolicy, fetched
 
@@ -224,8 +224,8 @@ class ChatModel:
             raise InputError(f"{length:,} characters of text exceed the context of {context} tokens; shorten the text")
         policy = RemotePolicy() if settings.allow_remote else None
 
-        def prepared(part: str | MediaPart) -> str | MediaPart:
-            if isinstance(part, str):
+        def prepared(part: str | MediaPart | Region) -> str | MediaPart | Region:
+            if not isinstance(part, MediaPart):
                 return part
             options = {**settings.video, **part.options} if part.kind == "video" else part.options
             return dataclasses.replace(part, source=fetched(part.source, policy), options=options)

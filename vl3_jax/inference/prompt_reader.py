@@ -39,10 +39,12 @@ class PromptReader:
         """
         device, sample = self._device, generation.request.sample
         start, end = generation.reused_tokens, len(identities) - 1
-        vision = np.cumsum(sample.is_vision) - 1  # vision tokens up to each position
-        first_new = vision[start - 1] + 1 if start else 0
-        kept = np.cumsum([0, *(int(frame.keep.sum()) for frame in frames)])
-        needed = [frame for frame, last in zip(frames, kept[1:], strict=True) if last > first_new]
+        shown = np.full(len(identities), -1)  # the vision token at each position
+        shown[sample.is_vision] = sample.vision_order
+        sizes = [int(frame.keep.sum()) for frame in frames]
+        frame_of = np.repeat(np.arange(len(frames)), sizes)  # each vision token's
+        new = np.unique(frame_of[shown[start:][sample.is_vision[start:]]])
+        needed = [frames[number] for number in new]
         limit = lambda position: self._pace.part_limit(device.rows, position)  # noqa: E731
         parts = list(prompt_parts(start, end, limit, self._pace.overhead))
         found = {frame.digest: self._features.get(frame.digest) for frame in needed}
@@ -56,9 +58,9 @@ class PromptReader:
             generation.encoded_patches += patches
             yield self._pace.patch_cost(patches)
         width, dtype = device.model.config.text.hidden_size, jnp.dtype(device.model.dtype)
-        shown = [features[frame.digest][frame.keep] for frame in needed]
-        skipped = int(kept[len(frames) - len(needed)])  # vision tokens of the frames in front of them
-        values = np.concatenate(shown) if shown else np.zeros((0, width), dtype)
+        values = [features[frame.digest][frame.keep] for frame in needed]
+        values = np.concatenate(values) if values else np.zeros((0, width), dtype)
+        place = np.cumsum(np.isin(frame_of, new)) - 1  # of each vision token among the values
         for begin, size in parts:
             span = slice(begin, min(begin + size, end))
             count = span.stop - span.start
@@ -68,7 +70,7 @@ class PromptReader:
             is_vision[:count] = sample.is_vision[span]
             slot[0] = np.where(is_vision, np.arange(size), -1)
             part = np.zeros((1, size, width), dtype)
-            part[0, is_vision] = values[vision[span][is_vision[:count]] - skipped]
+            part[0, is_vision] = values[place[shown[span][is_vision[:count]]]]
             positions = begin + np.arange(size, dtype=np.int32)[None]
             device.prefill(PromptPart(tokens, part, slot, segment_ids, positions), row.index, begin, row.adapter)
             row.held = identities[: span.stop]
