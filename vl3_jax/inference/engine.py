@@ -56,6 +56,7 @@ class Engine:
       programs_folder: Where compiled programs are kept for later processes; None keeps none.
       memory: Refuses requests for which there is too little memory; None refuses none.
       adapters: Names of the LoRA adapters that the parameters have (`vl3_jax.model.adapters`), in order.
+      watched: Token whose hidden states answers keep, wherever it is generated; None for none, which costs nothing.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Engine:
         programs_folder: str | os.PathLike | None = None,
         memory: ModelMemory | None = None,
         adapters: Sequence[str] = (),
+        watched: int | None = None,
     ):
         self.model = model
         self.params = jax.tree.map(jnp.asarray, params)
@@ -77,7 +79,10 @@ class Engine:
         self.adapters = tuple(adapters)
         self.features = FeatureCache()
         store = ProgramStore(programs_folder) if programs_folder is not None else None
-        self._programs = CompiledPrograms(model, self.params, len(self.stop_ids), mesh, on_status, store)
+        self.watched = watched
+        self._programs = CompiledPrograms(
+            model, self.params, len(self.stop_ids), mesh, on_status, store, with_hidden=watched is not None
+        )
         self._device = DeviceState(model, self.params, self._programs, rows, slots or 0)
         self._pace = Pace(model.config.text, mesh)
         self._reader = PromptReader(self._device, self.features, self._pace)
@@ -279,7 +284,7 @@ class Engine:
         for row, generation in decoding:
             sampling, written = generation.request.sampling, generation.tokens
             token[row.index] = written[-1] if written else generation.request.sample.tokens[-1]
-            remaining[row.index] = sampling.max_new_tokens - len(written)
+            remaining[row.index] = 1 if generation.ending else sampling.max_new_tokens - len(written)
             active[row.index], fresh[row.index], settings[row.index] = True, row.fresh, sampling
         # Who reads along sees the first token at once.
         begins = any(row.fresh and generation.request.streams for row, generation in decoding)
@@ -291,19 +296,22 @@ class Engine:
         adapter = np.array([row.adapter for row in self._rows], np.int32)
         rows = DecodeRows(length, token, active, fresh, remaining, adapter, SamplingParams.of(settings))
         stop_ids = np.asarray(self.stop_ids, np.int32)
-        tokens, counts, most_likely = self._device.decode(rows, stop_ids, steps, top, greedy)
+        tokens, counts, hidden, most_likely = self._device.decode(rows, stop_ids, steps, top, greedy)
         self._add_seconds("decode", (row for row, _ in decoding), time.perf_counter() - start)
         for row, generation in decoding:
             row.fresh = False
             new = tokens[row.index, : counts[row.index]]
-            # The newest token is not in the cache yet.
-            row.held = np.concatenate([row.held, token[row.index, None], new[:-1]]).astype(np.int64)
-            count = settings[row.index].logprobs
+            read = np.concatenate([token[row.index, None], new[:-1]])  # the newest token is not in the cache yet
+            row.held = np.concatenate([row.held, read]).astype(np.int64)
+            count, before = settings[row.index].logprobs, len(generation.tokens)
             for step, token_id in enumerate(new.tolist()):
-                if generation.done:  # a stop string; what follows is dropped
+                if generation.done or generation.ending:  # a stop string; what follows is dropped
                     break
                 columns = [array[row.index, step, :count].tolist() for array in most_likely]
                 generation.add(token_id, list(zip(*columns, strict=True)))
+            for step in np.flatnonzero(read == self.watched).tolist() if hidden is not None else ():
+                if 0 <= (index := before + step - 1) < len(generation.tokens):
+                    generation.add_hidden(index, np.asarray(hidden[row.index, step], np.float32))
 
     def _add_seconds(self, phase: str, rows: Iterable[CacheRow], seconds: float) -> None:
         for row in rows:
