@@ -17,10 +17,11 @@ from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.media_cache import MediaCache
 from vl3_jax.processing.messages import MediaPart, Region, Turn, parse_messages
 from vl3_jax.processing.processor import Processor, ProcessorOutput
+from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.remote_media import RemotePolicy, fetched
 
 Messages = Sequence[Mapping[str, Any] | Turn]
-_MOST_ROWS = 8  # conversations of a batch that are answered side by side
+MOST_ROWS = 8  # conversations of a batch that are answered side by side
 
 
 @dataclasses.dataclass
@@ -159,6 +160,16 @@ class ChatModel:
         (prompt,), resolved = self._process([messages], settings)
         return self._submit(prompt, resolved, time.perf_counter() - start, streams)
 
+    def segment(self, *arguments: Any, **keywords: Any) -> Any:
+        """Draws objects; see `vl3_jax.inference.grounded_model.GroundedModel`, which is loaded from a Sa2VA.
+
+        Raises:
+          InputError: This model has no SAM-2.
+        """
+        raise InputError(
+            "this model draws no masks; `vl3 convert init --base MODEL --sam2 SAM2 DST` makes one that can learn it"
+        )
+
     def process(self, messages: Messages, **settings: Any) -> ProcessorOutput:
         """Returns the prompt that `answer` gives to the model.
 
@@ -176,7 +187,7 @@ class ChatModel:
         if not processed:
             return []
         seconds = time.perf_counter() - start
-        self.engine.reserve(rows=min(power_of_two(len(processed)), _MOST_ROWS))
+        self.engine.reserve(rows=min(power_of_two(len(processed)), MOST_ROWS))
         streams = on_text is not None
         answers = [self._submit(prompt, resolved, seconds, streams) for prompt in processed]
         try:
@@ -200,11 +211,17 @@ class ChatModel:
         return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds})
 
     def _process(
-        self, conversations: Sequence[Messages], keywords: Mapping[str, Any]
+        self, conversations: Sequence[Messages], keywords: Mapping[str, Any], config: ProcessorConfig | None = None
     ) -> tuple[list[ProcessorOutput], answer_settings.AnswerSettings]:
-        """Processes the conversations with the settings of an answer, which it also returns."""
+        """Processes the conversations with the settings of an answer, which it also returns.
+
+        Args:
+          conversations: The conversations.
+          keywords: The settings that are given.
+          config: What applies to the others; None is the checkpoint's.
+        """
         sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
-        settings = answer_settings.resolve(keywords, sampling, self.processor.config)
+        settings = answer_settings.resolve(keywords, sampling, config or self.processor.config)
         if settings.adapter is not None:
             self.engine.adapter_number(settings.adapter)  # before the media are read
         vocabulary = self.engine.model.config.text.vocab_size

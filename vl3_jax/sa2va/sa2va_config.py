@@ -27,4 +27,5 @@ class Sa2vaConfig:
     @property
     def stock_sam2(self) -> Sam2Config:
         """SAM-2 with the settings of its own authors, which Sa2VA-i tracks with."""
-        return dataclasses.replace(self.sam2, mask_absent_objects=True, binarize_prompted_memory=True)
+        changes = {"mask_absent_objects": True, "binarize_prompted_memory": True, "two_step_masks": False}
+        return dataclasses.replace(self.sam2, **changes)

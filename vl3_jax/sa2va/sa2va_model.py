@@ -51,7 +51,7 @@ def vector_prompts(vectors: Float[Array, "B W"]) -> ObjectPrompts:
 @functools.partial(jax.jit, static_argnums=0)
 def draw_objects(
     model: Sam2, params: Params, features: ImageFeatures, vectors: Float[Array, "B W"]
-) -> tuple[Float[Array, "B 4G 4G"], Float[Array, " B"]]:
+) -> tuple[Float[Array, "B 4G 4G"], Float[Array, " B"], Float[Array, " B"]]:
     """Draws objects in one image, without memory.
 
     Args:
@@ -61,10 +61,10 @@ def draw_objects(
       vectors: Vector of each object.
 
     Returns:
-      Low-resolution logits of each object, and their predicted IoU.
+      Low-resolution logits of each object, their predicted IoU, and the logit of its presence.
     """
     output = apply(model, params, "condition", features, vector_prompts(vectors))
-    return output.mask, output.score
+    return output.mask, output.score, output.presence
 
 
 def abstract_sa2va(config: Sa2vaConfig) -> Params:
