@@ -15,8 +15,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from vl3_jax.checkpoint.leaf_filling import Bounds, Leaf, Run, fill, fill_quantized
-from vl3_jax.checkpoint.opening import open_source
 from vl3_jax.checkpoint.names import AnyConfig
+from vl3_jax.checkpoint.opening import open_source
 from vl3_jax.checkpoint.sources import CheckpointSource, chat_config
 from vl3_jax.checkpoint.tensors import float_dtype, release_pages
 from vl3_jax.checkpoint.tokenizer_files import check_token_ids

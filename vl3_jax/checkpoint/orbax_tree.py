@@ -156,9 +156,7 @@ def _parsed(values: JsonObject) -> AnyConfig:
     return sam2_from_dict(values) if "hiera" in values else from_dict(values)
 
 
-def model_info(
-    config: AnyConfig, parts: Sequence[str], files_kind: str, origin: Origin | None = None
-) -> str:
+def model_info(config: AnyConfig, parts: Sequence[str], files_kind: str, origin: Origin | None = None) -> str:
     """Returns the content of `vl3.json`.
 
     Args:

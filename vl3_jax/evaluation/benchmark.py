@@ -36,6 +36,7 @@ class Item:
         needed, such as a `StoredImage`; a video may have `start` and `end` in seconds.
       text: The instruction. Where `compose` is set, what it makes instead of it depends on the media.
       reference: JSON values that the answer is scored against: "target", "task_type" and what the benchmark needs.
+      frames: Files of all frames of a video in which objects are drawn; its media are those that the model sees.
       compose: Makes the whole content of the user's turn, for benchmarks that interleave text and media or show
         subtitles; takes the times of the frames of a video.
     """
@@ -45,6 +46,7 @@ class Item:
     text: str
     reference: Mapping[str, Any]
     compose: Callable[[FrameTimes], list[dict[str, Any]]] | None = None
+    frames: Sequence[str] = ()
 
     def content(self, frame_times: FrameTimes) -> list[dict[str, Any]]:
         """Returns the parts of the user's turn: the media, then the instruction, unless the item composes them."""
@@ -140,6 +142,7 @@ class Benchmark(abc.ABC):
       size: Usual number of items; 0 if there is none.
       needs_data: Whether the items come from a folder of data.
       is_stream: Whether the items are live streams, in which the model decides when to speak (see `live_streams`).
+      draws: Whether answers are masks: objects of the form of `vl3_jax.evaluation.drawn_answers`.
       max_new_tokens: Tokens that an answer has at most; None for no limit of the benchmark's own.
       judge_prompts: Names of the judge's prompts it uses.
       variants: Variants of scoring that are reported beside the default one.
@@ -161,6 +164,7 @@ class Benchmark(abc.ABC):
     licence: ClassVar[str]
     needs_data: ClassVar[bool] = True
     is_stream: bool = False
+    draws: ClassVar[bool] = False
     max_new_tokens: int | None = None
     judge_prompts: ClassVar[tuple[str, ...]] = ()
     variants: ClassVar[tuple[str, ...]] = ()

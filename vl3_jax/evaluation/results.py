@@ -184,7 +184,7 @@ def _verdict(
         return Verdict(0.0, unparsed="missing media" if record.get("missing_media") else "no answer")
     try:
         answer = record["answer"]
-        return benchmark.score(answer if isinstance(answer, list) else str(answer), reference, scoring)
+        return benchmark.score(answer if isinstance(answer, list | dict) else str(answer), reference, scoring)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise InputError(f"{record['id']}: the reference is not of {benchmark.name} ({error!r}); correct it") from None
 

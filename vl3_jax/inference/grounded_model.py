@@ -27,10 +27,10 @@ from vl3_jax.sa2va.grounded_text import GroundedText, read_grounded
 from vl3_jax.sa2va.templates import DESCRIBE, mask_request, region_request
 
 # Vision tokens after merging 2 x 2 patches: least of an image and of a key frame, most of all of them together.
-_MERGE, _LEAST_OF_IMAGE, _LEAST_OF_FRAME, _MOST = 2, 512, 128, 2048
+DRAWING_MERGE, LEAST_OF_IMAGE, LEAST_OF_FRAME, MOST_TOKENS = 2, 512, 128, 2048
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MaskRequest:
     """What is to be drawn.
 
@@ -78,7 +78,7 @@ class MaskRequest:
         return Turn("user", [*(MediaPart("image", self.frames[index]) for index in self.seen), text])
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class GroundedOutput:
     """An answer with its objects, which are drawn when they are asked for.
 
@@ -194,7 +194,7 @@ class GroundedModel(ChatModel):
         """
         answers = self._grounded_answers(
             [[request.turn()] for request in requests],
-            [_LEAST_OF_IMAGE if request.video is None else _LEAST_OF_FRAME for request in requests],
+            [LEAST_OF_IMAGE if request.video is None else LEAST_OF_FRAME for request in requests],
             settings,
         )
         results = []
@@ -218,19 +218,19 @@ class GroundedModel(ChatModel):
         """
         parts = region_request([read_mask(mask) for mask in masks], question)
         turn = Turn("user", [MediaPart("image", image), *parts])
-        return self._grounded_answers([[turn]], [_LEAST_OF_IMAGE], settings)[0][0].text
+        return self._grounded_answers([[turn]], [LEAST_OF_IMAGE], settings)[0][0].text
 
     def _grounded_answers(
         self, conversations: Sequence[list[Turn]], least: Sequence[int], settings: dict[str, Any]
     ) -> list[tuple[GenerationOutput, dict[int, np.ndarray]]]:
         """Answers conversations side by side; returns the hidden states of each `[SEG]` beside each answer."""
-        most = settings.get("max_visual_tokens") or _MOST
+        most = settings.get("max_visual_tokens") or MOST_TOKENS
         self.engine.reserve(rows=min(power_of_two(len(conversations)), MOST_ROWS))
         running = []
         try:
             for turns, fewest in zip(conversations, least, strict=True):
                 start = time.perf_counter()
-                sizes = {"image_merge": _MERGE, "min_tokens": min(fewest, most), "max_tokens": most}
+                sizes = {"image_merge": DRAWING_MERGE, "min_tokens": min(fewest, most), "max_tokens": most}
                 config: ProcessorConfig = dataclasses.replace(self.processor.config, **sizes)
                 (prompt,), resolved = self._process([turns], settings, config)
                 running.append(self._submit(prompt, resolved, time.perf_counter() - start, streams=False))

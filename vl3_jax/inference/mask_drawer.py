@@ -114,7 +114,9 @@ class MaskDrawer:
             return
         drawn = (self.draw(frames[frame], vectors, frame) for frame in key_frames)
         prompts = [
-            Prompt(frame.index, number, mask=mask) for frame in drawn for number, mask in enumerate(frame.masks, start=1)
+            Prompt(frame.index, number, mask=mask)
+            for frame in drawn
+            for number, mask in zip(frame.objects, frame.masks, strict=True)
         ]
         yield from self.stock.track(frames, [*prompts, *corrections])
 
@@ -149,7 +151,7 @@ def outside(indices: Sequence[int], count: int) -> bool:
 
 
 def load_drawer(source: CheckpointSource, dtype: Any, mesh: jax.sharding.Mesh | None = None) -> MaskDrawer:
-    """Loads what a Sa2VA has beside its language model. Its weights stay float32; `dtype` is that of the activations."""
+    """Loads what a Sa2VA has beside its language model: weights in float32, whatever the `dtype` of activations."""
     config = source.config
     assert isinstance(config, Sa2vaConfig)
     parts = {prefix: SourcePart(source, config.sam2, *names) for prefix, names in _PARTS.items()}

@@ -152,9 +152,7 @@ def prefill(model, params, state, part, row, start, adapter):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 9), donate_argnums=5, keep_unused=True)
-def decode_steps(
-    model, max_steps, logprobs, all_greedy, params, state, rows, stop_ids, num_steps, with_hidden=False
-):
+def decode_steps(model, max_steps, logprobs, all_greedy, params, state, rows, stop_ids, num_steps, with_hidden=False):
     """Decodes `num_steps` <= `max_steps` tokens, or fewer once every row has stopped.
 
     Args:

@@ -28,6 +28,21 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
+def decode_rle(encoded: Mapping[str, Any]) -> np.ndarray:
+    """Returns the mask, [h, w] bool, of run lengths in COCO's compressed form, or of a list of their numbers.
+
+    Raises:
+      ValueError: They are no run lengths.
+    """
+    counts, (height, width) = encoded["counts"], encoded["size"]
+    if isinstance(counts, list):
+        encoded = coco.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
+    mask = coco.decode({"size": [height, width], "counts": encoded["counts"]})
+    if mask.shape != (height, width):
+        raise ValueError(f"run lengths of a mask of {mask.shape}; expected {(height, width)}")
+    return mask.astype(bool)
+
+
 def _save_png(path: pathlib.Path, mask: np.ndarray) -> None:
     Image.fromarray(mask.astype(np.uint8) * 255).save(path, compress_level=1)
 

@@ -103,8 +103,8 @@ class Sample:
       visuals: Images and videos in order of appearance.
       loss_weight: [n] float32; loss weight of predicting tokens[i] (0: not supervised); created with None, 0.
       task: Task id of the sample, for a loss per task.
-      repeated: [m] int32; the vision tokens, counted over all that the visuals keep, that stand in the prompt once more,
-        behind them; created with None, none.
+      repeated: [m] int32; the vision tokens, counted over all that the visuals keep, that stand in the prompt once
+        more, behind them; created with None, none.
     """
 
     tokens: np.ndarray

@@ -1,4 +1,4 @@
-"""The benchmarks by name: those of the paper's tables 5 to 8, and the synthetic tasks of nano.
+"""The benchmarks by name: those of the paper's tables 5 to 8, of masks, and the synthetic tasks of nano.
 
 find(["videomme", "BLINK@test"])         two benchmarks, the second with another split than its default
 find(["nano/digit"])                     a synthetic task; find(["nano"]) are all of them
@@ -43,7 +43,22 @@ VIDEO_BENCHMARKS = {
     "charades_sta": "charades_sta:CharadesSTA",
 }
 BENCHMARKS = {**IMAGE_BENCHMARKS, **VIDEO_BENCHMARKS}
-_GROUPS = {"images": IMAGE_BENCHMARKS, "videos": VIDEO_BENCHMARKS, "paper": BENCHMARKS, FAMILY: SYNTHETIC}
+# Of masks, which only a Sa2VA draws.
+MASK_BENCHMARKS = {
+    "refcoco": "referring_images:RefCOCO",
+    "refcoco+": "referring_images:RefCOCOPlus",
+    "refcocog": "referring_images:RefCOCOg",
+    "mevis": "referring_videos:MeViS",
+    "ref_sav": "referring_videos:RefSAV",
+    "ref_davis17": "referring_videos:RefDAVIS17",
+}
+_GROUPS = {
+    "images": IMAGE_BENCHMARKS,
+    "videos": VIDEO_BENCHMARKS,
+    "paper": BENCHMARKS,
+    "masks": MASK_BENCHMARKS,
+    FAMILY: SYNTHETIC,
+}
 _registered: dict[str, type[Benchmark]] = {}
 
 
@@ -55,15 +70,15 @@ def register(benchmark: type[Benchmark]) -> type[Benchmark]:
 
 def names() -> list[str]:
     """Returns the names of all benchmarks."""
-    return [*BENCHMARKS, *_registered]
+    return [*BENCHMARKS, *MASK_BENCHMARKS, *_registered]
 
 
 def find(tasks: Iterable[str], selection: QuestionSelection | None = None) -> list[Benchmark]:
     """Returns the benchmarks of these names, in their order and without duplicates.
 
     Args:
-      tasks: Names, each with `@` and a split if it is not the default one; "images", "videos", "paper" and "nano" are
-        groups; a Python file stands for the benchmarks that it defines.
+      tasks: Names, each with `@` and a split if it is not the default one; "images", "videos", "paper", "masks" and
+        "nano" are groups; a Python file stands for the benchmarks that it defines.
       selection: Questions of the synthetic tasks; the default ones if None.
 
     Raises:
@@ -99,5 +114,5 @@ def _open(task: str) -> Benchmark:
         return _registered[name](split or None)
     if name is None:
         raise InputError(f"task {task!r} is unknown; use {', '.join([*_GROUPS, *names(), *SYNTHETIC])}")
-    module, cls = BENCHMARKS[name].split(":")
+    module, cls = (BENCHMARKS | MASK_BENCHMARKS)[name].split(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), cls)(split or None)
