@@ -89,13 +89,32 @@ def write_davis(root):
         colours.save(picture)
 
 
+def write_revos(root):
+    write_masks_by_number(root / "revos", "meta_expressions_valid_.json")
+    both = encode_rle(mask(10, 20) | mask(30, 50))
+    write_json(root / "revos" / "mask_dict_foreground.json", {"v": {"masks_rle": [both, both]}})
+
+
+def write_gcg(root):
+    folder = root / "gcg"
+    images = [{"id": "sa_1", "height": HEIGHT, "width": WIDTH}]
+    caption = {"image_id": "sa_1", "caption": "A box near two bars.", "labels": ["A box", "two bars"]}
+    shapes = [{"image_id": "sa_1", "segmentation": encode_rle(each)} for each in (mask(10, 20), mask(30, 50))]
+    for name, annotations in (("caption", [caption]), ("mask", shapes)):
+        path = folder / "annotations" / "val_test" / f"val_gcg_coco_{name}_gt.json"
+        write_json(path, {"images": images, "annotations": annotations})
+    write_picture(folder / "GranDf_HA_images" / "val_test" / "sa_1.jpg")
+
+
 WRITERS = {
     "refcoco": write_refcoco,
     "refcoco+": lambda root: write_refcoco(root, "refcoco+"),
     "refcocog": lambda root: write_refcoco(root, "refcocog", "umd"),
     "mevis": lambda root: write_masks_by_number(root / "mevis" / "valid_u"),
+    "revos": write_revos,
     "ref_sav": lambda root: write_masks_by_number(root / "ref_sav", "meta_expressions_valid.json"),
     "ref_davis17": write_davis,
+    "gcg": write_gcg,
 }
 
 
@@ -137,7 +156,7 @@ def test_phrases_of_images(name, tmp_path):
     assert benchmark.score(wrong[1], items[1].reference, Scoring()).unparsed == "no mask"
 
 
-@pytest.mark.parametrize("name", ["mevis", "ref_sav", "ref_davis17"])
+@pytest.mark.parametrize("name", ["mevis", "revos", "ref_sav", "ref_davis17"])
 def test_expressions_of_videos(name, tmp_path):
     benchmark, items = load(name, tmp_path)
     first, second = items
@@ -152,11 +171,39 @@ def test_expressions_of_videos(name, tmp_path):
     assert (found["J"], found["F"], found["Overall"]) == (100, 100, 100)
     found = metrics(benchmark, items, (right[0], answer([], [])))
     assert (found["J"], found["F"], found["Overall"]) == (50, 50, 50)
-    if name == "ref_sav":
-        assert found["long"]["J&F"] == 100
-        assert found["short"]["J&F"] == 0
-    else:
-        assert "long" not in found
+    groups = {"ref_sav": ("long", "short"), "revos": ("referring", "reasoning")}.get(name, ())
+    assert [found[group]["J&F"] for group in groups] == [100, 0][: len(groups)]
+    assert len(found) == 3 + len(groups)
+
+
+def test_robustness(tmp_path):
+    """What is drawn wrongly, over all objects of the video: 200 of 600 pixels in one frame, none in the other."""
+    benchmark, (first, _) = load("revos", tmp_path)
+    response = answer([mask(10, 20), mask(30, 40)], [mask(10, 20)])
+    verdict = benchmark.score(response, first.reference, Scoring())
+    assert verdict.parsed["R"] == pytest.approx((2 / 3 + 1) / 2)
+    found = benchmark.metrics([ScoredAnswer(verdict, first.reference)])
+    assert found["referring"]["R"] == pytest.approx(100 * 5 / 6)
+
+
+def test_grounded_captions(tmp_path):
+    benchmark, (item,) = load("gcg", tmp_path)
+    assert item.text.startswith("Could you please give me a brief description")
+    assert not item.missing_media()
+    right = {"caption": "A box near two bars.", "phrases": ["the box", "bars"]}
+    masks = answer([mask(10, 20), mask(30, 50)])["masks"]
+    found = metrics(benchmark, [item], [{**right, "masks": masks}])
+    assert (found["mIoU"], found["Recall (lemmas)"], found["AP50"]) == (100, 100, 100)
+    swapped = metrics(benchmark, [item], [{**right, "masks": [masks[0][::-1]]}])
+    assert (swapped["mIoU"], swapped["Recall (lemmas)"]) == (100, 0)
+    nothing = metrics(benchmark, [item], [{"caption": "", "phrases": [], "masks": [[]]}])
+    assert {name: value for name, value in nothing.items() if not name.startswith("METEOR")} == {
+        "mIoU": 0,
+        "Recall (lemmas)": 0,
+        "AP50": 0,
+    }
+    benchmark.similarity = lambda first, second: np.ones((len(first), len(second)))
+    assert metrics(benchmark, [item], [{**right, "masks": [masks[0][::-1]]}])["Recall"] == 100
 
 
 def test_questions_of_videos_ask_for_masks(tmp_path):

@@ -178,3 +178,10 @@ def test_grounding():
     assert metrics["Recall"] == pytest.approx(100 / 3)
     assert 0 < metrics["AP50"] < 100
     assert grounding_metrics([]) == {"mIoU": 0, "Recall": 0, "AP50": 0}
+
+
+def test_the_official_recall_ends_at_the_first_phrase_that_differs():
+    targets = np.stack([SQUARE, box(slice(0, 4), slice(20, 30))])
+    arguments = ["a bird", "bars"], targets, ["square", "bar"], targets, lemma_similarity
+    assert compare_grounding(*arguments).recalled == 1
+    assert compare_grounding(*arguments, official=True).recalled == 0

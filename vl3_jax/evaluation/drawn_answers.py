@@ -1,8 +1,9 @@
 """Answers that are masks, as JSON values: what a benchmark of objects asks for, and how it reads it.
 
-    {"text": "It is [SEG].", "phrases": [null], "masks": [[{"size": [480, 640], "counts": "..."}]]}
+    {"text": "It is [SEG].", "caption": "It is .", "phrases": [null], "masks": [[{"size": [9, 9], "counts": "..."}]]}
 
-`masks` has for each frame, an image being one, the run lengths of each object; `phrases` has the words of each.
+`masks` has for each frame, an image being one, the run lengths of each object; `phrases` has the words of each, and
+`caption` is the text without tags.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,8 @@ def drawn_answer(
     else:
         frames = iter([model.drawer.draw(item.content(lambda part: ())[0]["image"], vectors)])
     masks = [[encode_rle(mask) for mask in frame.masks] for frame in frames]
-    return {"text": grounded.text, "phrases": [named.phrase for named in grounded.objects], "masks": masks}, generation
+    phrases = [named.phrase for named in grounded.objects]
+    return {"text": grounded.text, "caption": grounded.caption, "phrases": phrases, "masks": masks}, generation
 
 
 def union(encoded: Sequence[Mapping[str, Any] | None], size: Sequence[int]) -> np.ndarray:

@@ -49,8 +49,10 @@ MASK_BENCHMARKS = {
     "refcoco+": "referring_images:RefCOCOPlus",
     "refcocog": "referring_images:RefCOCOg",
     "mevis": "referring_videos:MeViS",
+    "revos": "referring_videos:ReVOS",
     "ref_sav": "referring_videos:RefSAV",
     "ref_davis17": "referring_videos:RefDAVIS17",
+    "gcg": "gcg:GroundedCaptions",
 }
 _GROUPS = {
     "images": IMAGE_BENCHMARKS,

@@ -1,5 +1,6 @@
-"""MeViS, Ref-SAV and Ref-DAVIS17: the masks of what an expression names, in all frames of a video."""
+"""MeViS, ReVOS, Ref-SAV and Ref-DAVIS17: the masks of what an expression names, in all frames of a video."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -49,7 +50,7 @@ class ReferringVideos(Benchmark):
         for video, frames, name, expression, masks in self.expressions(data):
             seen = choose_key_frames(len(frames), None, "sa2va")
             media = [{"type": "image", "image": frames[index]} for index in seen]
-            group = self.groups[expression["type_id"]] if self.groups else None
+            group = self.groups.get(expression["type_id"]) if self.groups else None
             target = [[each[index] for each in masks] for index in range(len(frames))]
             reference = {"target": target, "task_type": group}
             text = video_expression(expression["exp"])
@@ -87,9 +88,51 @@ class MeViS(ReferringVideos):
     def expressions(self, data):
         masks = data.json(*self.folder, "mask_dict.json")
         for video, entry in data.json(*self.folder, self.metadata)["videos"].items():
-            frames = [data.path(*self.folder, "JPEGImages", video, f"{frame}.jpg") for frame in entry["frames"]]
+            inside = ("JPEGImages",) if data.exists(*self.folder, "JPEGImages") else ()
+            frames = [data.path(*self.folder, *inside, video, f"{frame}.jpg") for frame in entry["frames"]]
             for name, expression in entry["expressions"].items():
                 yield video, frames, name, expression, [masks[str(number)] for number in expression["anno_id"]]
+
+
+class ReVOS(MeViS):
+    """Expressions that name an object, and those that take reasoning; the score is the mean of both groups.
+
+    Besides J and F there is R, the robustness: 1 less the share of what is drawn wrongly, as a multiple of all objects
+    that any expression of the video names.
+    """
+
+    name, title, size, splits = "revos", "ReVOS", 0, ("valid",)
+    source = "github.com/cilinyan/ReVOS-api"
+    layout = (
+        "meta_expressions_valid_.json\nmask_dict.json\nmask_dict_foreground.json\n{video}/{frame}.jpg, or the same "
+        "in JPEGImages"
+    )
+    licence = "CC BY-NC-SA 4.0"
+    folder, metadata = (), "meta_expressions_valid_.json"
+    groups: ClassVar[Mapping[int, str]] = {0: "referring", 1: "reasoning"}
+
+    def items(self, data):
+        foreground = data.json("mask_dict_foreground.json")
+        found = super().items(data)
+        for item in found:
+            video = item.id.rpartition("/")[0]
+            item.reference["foreground"] = foreground[video]["masks_rle"]
+        return found
+
+    def verdict(self, response: Any, reference: Mapping[str, Any], scoring: Scoring) -> Verdict:
+        found = super().verdict(response, reference, scoring)
+        shares = []
+        for drawn, wanted, others in zip(response["masks"], reference["target"], reference["foreground"], strict=True):
+            size = others["size"]
+            wrong = np.count_nonzero(union(drawn, size) & ~union(wanted, size))
+            shares.append(max(0.0, 1 - wrong / (np.count_nonzero(union([others], size)) + 1e-6)))
+        return dataclasses.replace(found, parsed={**found.parsed, "R": mean(shares)})
+
+    def metrics(self, answers):
+        found = super().metrics(answers)
+        for name, group in grouped(answers, "task_type").items():
+            found[name]["R"] = 100 * mean([(answer.verdict.parsed or {"R": 0.0})["R"] for answer in group])
+        return found
 
 
 class RefSAV(MeViS):

@@ -30,6 +30,18 @@ class GroundedImage(NamedTuple):
     targets: int
     recalled: int
 
+    @property
+    def table(self) -> np.ndarray:
+        """The IoUs as an array, [predictions, targets]."""
+        return np.reshape(
+            np.asarray(self.ious, np.float64), (-1, self.targets) if self.targets else (len(self.ious), 0)
+        )
+
+    @property
+    def paired(self) -> float:
+        """Mean IoU of the pairs."""
+        return paired_iou(self.table)
+
 
 def compare_grounding(
     phrases: Sequence[str],
@@ -37,6 +49,7 @@ def compare_grounding(
     wanted_phrases: Sequence[str],
     wanted_masks: np.ndarray,
     similarity: PhraseSimilarity,
+    official: bool = False,
 ) -> GroundedImage:
     """Compares the masks of an answer, and the phrases that they belong to, with those of a reference.
 
@@ -46,21 +59,27 @@ def compare_grounding(
       wanted_phrases: Phrase of each target.
       wanted_masks: [targets, h, w] bool.
       similarity: Compares phrases.
+      official: Whether the search for pairs ends, as that of the original, at the first pair of masks whose phrases
+        differ, though there are others.
     """
     ious = pairwise_iou(masks, wanted_masks)
-    alike = similarity(phrases, wanted_phrases) >= _LEAST_SIMILARITY
-    recalled = len(greedy_pairs(ious, alike & (ious >= _LEAST_IOU)))
+    admissible = (similarity(phrases, wanted_phrases) >= _LEAST_SIMILARITY) & (ious >= _LEAST_IOU)
+    if official:
+        fits = [admissible[pair] for pair in greedy_pairs(ious)]
+        recalled = fits.index(False) if False in fits else len(fits)
+    else:
+        recalled = len(greedy_pairs(ious, admissible))
     return GroundedImage(ious.tolist(), len(wanted_masks), recalled)
 
 
 def grounding_metrics(images: Iterable[GroundedImage]) -> dict[str, float]:
     """Returns mIoU, recall and AP50 in percent, over all images; every prediction has the same confidence."""
     images = list(images)
-    tables = [np.reshape(np.asarray(image.ious, np.float64), (-1, image.targets)) for image in images]
+    tables = [image.table for image in images]
     targets = sum(image.targets for image in images)
     detections = [Detections(table, np.ones(len(table))) for table in tables]
     values: dict[str, Any] = {
-        "mIoU": np.mean([paired_iou(table) for table in tables]) if tables else 0.0,
+        "mIoU": np.mean([image.paired for image in images]) if images else 0.0,
         "Recall": sum(image.recalled for image in images) / targets if targets else 0.0,
         "AP50": average_precision(detections),
     }
