@@ -106,9 +106,7 @@ def _init(arguments: argparse.Namespace) -> None:
 
     parts, joined = (arguments.vision, arguments.llm), (arguments.base, arguments.sam2)
     if (all(parts), any(joined)) != (True, False) and (any(parts), all(joined)) != (False, True):
-        raise InputError(
-            "give --vision and --llm for a VideoLLaMA3, or --base and --sam2 for a Sa2VA; give one pair"
-        )
+        raise InputError("give --vision and --llm for a VideoLLaMA3, or --base and --sam2 for a Sa2VA; give one pair")
     kind, models = (InitSource, parts) if all(parts) else (Sa2vaInitSource, joined)
     source = kind(*models, arguments.seed, arguments.token)
     write_orbax(source, arguments.target, _dtype(arguments))

@@ -14,6 +14,7 @@ from vl3_jax.inference import answer_settings
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.video_reader import FrameSamplingOptions
+from vl3_jax.sa2va.vision_budget import MOST_TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,12 @@ def add_processing(group: Any, image_merge: str = "the checkpoint's") -> None:
     pruning = group.add_mutually_exclusive_group()
     settings_flags.add(pruning, ProcessorConfig, threshold)
     pruning.add_argument("--no-prune", action="store_true", help="keep every video token")
+
+
+def add_visual_limit(group: Any) -> None:
+    """Adds --max-visual-tokens alone, for answers with masks."""
+    keyword, field = "max_visual_tokens", answer_settings.PROCESSOR["max_visual_tokens"]
+    settings_flags.add(group, ProcessorConfig, _flags({keyword: field}), {field: str(MOST_TOKENS)})
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:

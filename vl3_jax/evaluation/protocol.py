@@ -1,15 +1,14 @@
 """How the paper asked its benchmarks: the preset of `vl3 eval`, recorded with every result."""
 
-import dataclasses
 from typing import Any
 
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.benchmark import Benchmark
 from vl3_jax.inference import answer_settings
 from vl3_jax.inference.answer_settings import ADAPTER, PROCESSOR, PRUNE, AnswerSettings
-from vl3_jax.inference.grounded_model import DRAWING_MERGE, LEAST_OF_FRAME, LEAST_OF_IMAGE, MOST_TOKENS
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.processor_config import ProcessorConfig
+from vl3_jax.sa2va.vision_budget import DRAWING_MERGE, MOST_TOKENS, drawing_processor
 
 # What the paper asked with, whatever a checkpoint says, whose are the merge size of videos, pruning and penalty.
 PAPER = {"preprocess": "official", "fps": 1.0, "max_frames": 180, "max_visual_tokens": 16384, "max_new_tokens": 2048}
@@ -56,8 +55,7 @@ class EvalProtocol:
             keywords["max_new_tokens"] = min(keywords["max_new_tokens"], benchmark.max_new_tokens)
         if benchmark is not None and benchmark.draws:
             keywords |= {"image_merge": DRAWING_MERGE, "max_visual_tokens": MOST_TOKENS, **self._changes}
-            fewest = LEAST_OF_IMAGE if is_image else LEAST_OF_FRAME
-            checkpoint = dataclasses.replace(checkpoint, min_tokens=min(fewest, keywords["max_visual_tokens"]))
+            checkpoint = drawing_processor(checkpoint, not is_image, keywords["max_visual_tokens"])
         sampling = SamplingConfig(repetition_penalty=repetition_penalty)
         return answer_settings.resolve(keywords, sampling, checkpoint)
 

@@ -20,14 +20,11 @@ from vl3_jax.processing.images import open_image
 from vl3_jax.processing.messages import MediaPart, Turn
 from vl3_jax.processing.object_prompts import Prompt, read_mask
 from vl3_jax.processing.processor import Processor
-from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.video_frames import VideoFrames
 from vl3_jax.processing.videos import open_video
 from vl3_jax.sa2va.grounded_text import GroundedText, read_grounded
 from vl3_jax.sa2va.templates import DESCRIBE, mask_request, region_request
-
-# Vision tokens after merging 2 x 2 patches: least of an image and of a key frame, most of all of them together.
-DRAWING_MERGE, LEAST_OF_IMAGE, LEAST_OF_FRAME, MOST_TOKENS = 2, 512, 128, 2048
+from vl3_jax.sa2va.vision_budget import drawing_processor
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -194,7 +191,7 @@ class GroundedModel(ChatModel):
         """
         answers = self._grounded_answers(
             [[request.turn()] for request in requests],
-            [LEAST_OF_IMAGE if request.video is None else LEAST_OF_FRAME for request in requests],
+            [request.video is not None for request in requests],
             settings,
         )
         results = []
@@ -218,20 +215,19 @@ class GroundedModel(ChatModel):
         """
         parts = region_request([read_mask(mask) for mask in masks], question)
         turn = Turn("user", [MediaPart("image", image), *parts])
-        return self._grounded_answers([[turn]], [LEAST_OF_IMAGE], settings)[0][0].text
+        return self._grounded_answers([[turn]], [False], settings)[0][0].text
 
     def _grounded_answers(
-        self, conversations: Sequence[list[Turn]], least: Sequence[int], settings: dict[str, Any]
+        self, conversations: Sequence[list[Turn]], of_videos: Sequence[bool], settings: dict[str, Any]
     ) -> list[tuple[GenerationOutput, dict[int, np.ndarray]]]:
         """Answers conversations side by side; returns the hidden states of each `[SEG]` beside each answer."""
-        most = settings.get("max_visual_tokens") or MOST_TOKENS
+        most = settings.get("max_visual_tokens")
         self.engine.reserve(rows=min(power_of_two(len(conversations)), MOST_ROWS))
         running = []
         try:
-            for turns, fewest in zip(conversations, least, strict=True):
+            for turns, video in zip(conversations, of_videos, strict=True):
                 start = time.perf_counter()
-                sizes = {"image_merge": DRAWING_MERGE, "min_tokens": min(fewest, most), "max_tokens": most}
-                config: ProcessorConfig = dataclasses.replace(self.processor.config, **sizes)
+                config = drawing_processor(self.processor.config, video, most)
                 (prompt,), resolved = self._process([turns], settings, config)
                 running.append(self._submit(prompt, resolved, time.perf_counter() - start, streams=False))
             return [(answering.result(), answering.generation.hidden) for answering in running]

@@ -21,6 +21,7 @@ from vl3_jax.errors import InputError
 from vl3_jax.inference.buckets import power_of_two
 from vl3_jax.inference.object_tracker import TrackedFrame
 from vl3_jax.inference.segmenter import Segmenter
+from vl3_jax.processing.images import open_image
 from vl3_jax.processing.object_prompts import Prompt
 from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 from vl3_jax.sa2va.sa2va_model import draw_objects, object_vectors
@@ -101,8 +102,8 @@ class MaskDrawer:
         if not len(vectors):
             through = self.config.sam2.image_size if self.config.sam2.two_step_masks else None
             for index in range(len(frames)):
-                size = np.shape(frames[index])[:2]
-                yield _nothing(index, (size[0], size[1]), self.config.sam2.mask_size, through)
+                image = open_image(frames[index], "frame").load()
+                yield _nothing(index, (image.height, image.width), self.config.sam2.mask_size, through)
             return
         if mode == "sa2va":
             prompts = [
