@@ -309,7 +309,9 @@ class Engine:
                     break
                 columns = [array[row.index, step, :count].tolist() for array in most_likely]
                 generation.add(token_id, list(zip(*columns, strict=True)))
-            for step in np.flatnonzero(read == self.watched).tolist() if hidden is not None else ():
+            if hidden is None:
+                continue
+            for step in np.flatnonzero(read == self.watched).tolist():
                 if 0 <= (index := before + step - 1) < len(generation.tokens):
                     generation.add_hidden(index, np.asarray(hidden[row.index, step], np.float32))
 

@@ -131,7 +131,7 @@ class GroundedOutput:
     @property
     def mask(self) -> np.ndarray:
         """All objects together, without their axis: an answer without `[SEG]` has an empty mask."""
-        return self.masks.any(-3)
+        return np.asarray(self.masks.any(-3))
 
 
 class GroundedModel(ChatModel):

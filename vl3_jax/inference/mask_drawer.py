@@ -177,4 +177,5 @@ _PARTS = {SAM2_LEAVES: (SAM2_LEAVES,), STOCK_LEAVES: (STOCK_LEAVES, "decoder/"),
 
 def _nothing(index: int, size: tuple[int, int], low: int, through: int | None) -> TrackedFrame:
     """Returns a frame without objects."""
-    return TrackedFrame(index, (), np.zeros((0, low, low), np.float32), *np.zeros((2, 0), np.float32), size, through)
+    logits, none = np.zeros((0, low, low), np.float32), np.zeros(0, np.float32)
+    return TrackedFrame(index, (), logits, none, none, size, through)

@@ -10,7 +10,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -25,7 +25,7 @@ _NAME_BYTES = 100  # a file system allows 255
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     """Returns the run lengths of a mask, [h, w] bool."""
     encoded = coco.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+    return {"size": list(encoded["size"]), "counts": cast(bytes, encoded["counts"]).decode("ascii")}
 
 
 def decode_rle(encoded: Mapping[str, Any]) -> np.ndarray:
@@ -36,7 +36,7 @@ def decode_rle(encoded: Mapping[str, Any]) -> np.ndarray:
     """
     counts, (height, width) = encoded["counts"], encoded["size"]
     if isinstance(counts, list):
-        encoded = coco.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
+        encoded = coco.frPyObjects(cast(Any, {"counts": counts, "size": [height, width]}), height, width)
     mask = coco.decode({"size": [height, width], "counts": encoded["counts"]})
     if mask.shape != (height, width):
         raise ValueError(f"run lengths of a mask of {mask.shape}; expected {(height, width)}")

@@ -36,7 +36,8 @@ def object_vectors(config: Sa2vaConfig, params: Params, hidden: Float[Array, "B 
       params: Parameters of `text_hidden_fcs`.
       hidden: Hidden states after the final norm, where `[SEG]` is what the language model reads.
     """
-    return joint_layers(config).apply({"params": params}, hidden)
+    vectors: Any = joint_layers(config).apply({"params": params}, hidden)
+    return vectors
 
 
 def vector_prompts(vectors: Float[Array, "B W"]) -> ObjectPrompts:
