@@ -66,6 +66,7 @@ def test_tokenizer_and_tables_grow(models, joined):
     assert len({row.tobytes() for row in embedding[len(old) :]}) == 5
 
 
+@pytest.mark.slow
 def test_tables_with_room_stay_as_they_are(models, tmp_path):
     base = write_random_checkpoint(tmp_path / "vl3")
     main(["convert", "init", "--base", str(base), "--sam2", str(models[1]), str(tmp_path / "sa2va")])

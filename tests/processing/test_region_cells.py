@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,8 +59,6 @@ def test_errors():
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    import tokenizers
-
     backend = tokenizers.Tokenizer.from_file(str(TOKENIZER))
     backend.add_special_tokens(list(GROUNDING_TOKENS))
     return Processor(Tokenizer(backend), ProcessorConfig(image_merge=2, min_tokens=4))
@@ -86,6 +85,12 @@ def test_a_prompt_repeats_tokens_between_tags(processor):
     identities = token_identities(sample, list(frames_of(sample)))
     whole = identities[sample.is_vision][: visual.num_tokens]
     assert identities[start + 1 : end].tolist() == whole[expected].tolist()
+
+
+def test_regions_come_behind_all_images(processor):
+    image = MediaPart("image", np.full((112, 168, 3), 90, np.uint8))
+    with pytest.raises(InputError, match="put all regions behind"):
+        processor([Turn("user", [image, Region(np.ones((2, 2), bool)), image, "?"])])
 
 
 def test_a_prompt_can_be_cut_within_a_region(processor):

@@ -100,9 +100,11 @@ class GroundedOutput:
 
     @property
     def names(self) -> list[str]:
-        """The phrase of each object; its number, from 1, where it has none, or another has the same phrase."""
+        """The phrase of each object; its number, from 1, where it has none, a number, or that of another object."""
         phrases = [named.phrase for named in self.grounded.objects]
-        unique = [phrase if phrase and phrases.count(phrase) == 1 else None for phrase in phrases]
+        unique = [
+            phrase if phrase and phrases.count(phrase) == 1 and not phrase.isdecimal() else None for phrase in phrases
+        ]
         return [phrase or str(number) for number, phrase in enumerate(unique, start=1)]
 
     def frames(self, corrections: Sequence[Prompt] = ()) -> Iterator[TrackedFrame]:

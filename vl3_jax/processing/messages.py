@@ -96,10 +96,6 @@ class Turn:
     def media(self) -> list[MediaPart]:
         return [part for part in self.parts if isinstance(part, MediaPart)]
 
-    @property
-    def regions(self) -> list[Region]:
-        return [part for part in self.parts if isinstance(part, Region)]
-
 
 def parse_messages(messages: Sequence[Mapping[str, Any] | Turn]) -> list[Turn]:
     """Checks a conversation and converts it to turns; messages that are turns already stay as they are.

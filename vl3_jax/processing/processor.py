@@ -163,10 +163,7 @@ class Processor:
             turns = chat_template.with_default_system(turns)
         media = self.read_media(turns)
         style = chat_template.PromptStyle(self.config.native_placeholders)
-        regions = [
-            region_cells.region_tokens(region, media.visuals, f"region {number}")
-            for number, region in enumerate((region for turn in turns for region in turn.regions), start=1)
-        ]
+        regions = region_cells.all_region_tokens(turns, media.visuals)
         sizes = list(map(len, regions))
         rendered = chat_template.render(turns, media.token_counts, self.tokenizer, style, sizes)
         weights = loss_weights.token_loss_weights(rendered, self.tokenizer) if supervise else None

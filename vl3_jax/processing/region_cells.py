@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from vl3_jax.errors import InputError
-from vl3_jax.processing.messages import Region
+from vl3_jax.processing.messages import Region, Turn
 from vl3_jax.processing.packed_batch import Visual
 
 LEAST_CELLS, MOST_CELLS = 4, 256  # vision tokens of a region
@@ -35,6 +35,24 @@ def region_cells(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
         share = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
         cells = np.append(cells, [share.argmax()] * (LEAST_CELLS - len(cells)))
     return cells.astype(np.int32)
+
+
+def all_region_tokens(turns: Sequence[Turn], visuals: Sequence[Visual]) -> list[np.ndarray]:
+    """Returns the vision tokens of each region of a conversation.
+
+    Args:
+      turns: The messages.
+      visuals: Their images and videos.
+
+    Raises:
+      InputError: As `region_tokens`, or an image or video comes behind a region.
+    """
+    parts = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
+    count = sum(isinstance(part, Region) for part in parts)
+    if any(isinstance(part, Region) for part in parts[: len(parts) - count]):
+        raise InputError("a region is in front of an image or video; put all regions behind the last of them")
+    regions = parts[len(parts) - count :]
+    return [region_tokens(region, visuals, f"region {number}") for number, region in enumerate(regions, start=1)]
 
 
 def region_tokens(region: Region, visuals: Sequence[Visual], name: str) -> np.ndarray:
