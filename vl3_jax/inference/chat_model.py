@@ -1,6 +1,7 @@
 """The chat interface of a loaded model: messages in, text out. `vl3_jax.load` returns a `ChatModel`."""
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,12 +15,15 @@ from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.generation_config import GenerationConfig
 from vl3_jax.inference.requests import Generation, Request
 from vl3_jax.inference.sampling_config import SamplingConfig
+from vl3_jax.inference.token_constraint import ConstraintCompiler
 from vl3_jax.processing.media_cache import MediaCache
 from vl3_jax.processing.messages import MediaPart, Turn, parse_messages
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 from vl3_jax.processing.remote_media import RemotePolicy, fetched
 
+logger = logging.getLogger(__name__)
 Messages = Sequence[Mapping[str, Any] | Turn]
+_CUT = "the answer is cut off by max_new_tokens and does not match its constraint; give it more tokens"
 _MOST_ROWS = 8  # conversations of a batch that are answered side by side
 
 
@@ -30,10 +34,12 @@ class GenerationOutput:
     Attributes:
       text: The answer without its stop token.
       token_ids: The generated ids, the stop token included.
-      finish_reason: "stop" if a stop token or a stop string ended the answer, "length" if `max_new_tokens` did.
+      finish_reason: "stop" if a stop token, a stop string or the constraint ended the answer, "length" if
+        `max_new_tokens` did.
       processed: The prompt as the model received it.
       logprobs: A list of (id, log-probability) for each generated token, most likely first; None if not requested.
       seconds: Seconds of loading, processing, compilation, prefill and decoding.
+      matches: Whether the text is what its constraint asks for; False where `max_new_tokens` cut it off before.
     """
 
     text: str
@@ -42,6 +48,12 @@ class GenerationOutput:
     processed: ProcessorOutput
     logprobs: list[list[tuple[int, float]]] | None
     seconds: dict[str, float]
+    matches: bool = True
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know about the media and the answer, one line each."""
+        return self.processed.warnings + ([] if self.matches else [_CUT])
 
     @property
     def tokens_per_second(self) -> float:
@@ -85,6 +97,8 @@ class ChatModel:
         self.generation_config = generation_config
         self.load_seconds = load_seconds
         self._media = MediaCache()
+        vocab_size = engine.model.config.text.vocab_size
+        self._constraints = ConstraintCompiler(processor.tokenizer, engine.stop_ids, vocab_size)
 
     def chat(
         self,
@@ -108,14 +122,14 @@ class ChatModel:
           stream: Whether to return an iterator over pieces of text instead of the whole text.
           **settings: Fields of `SamplingConfig` (`max_new_tokens`, `temperature`, ...) and settings of the processor
             (`fps`, `max_frames`, ...); `allow_remote` allows http(s):// references; `adapter` names the LoRA adapter
-            that answers.
+            that answers; `json_schema`, `regex` or `choices` says what the answer must match (`ConstraintConfig`).
 
         Returns:
           The answer, or an iterator over its pieces.
 
         Raises:
-          InputError: Media that cannot be read, an unknown or invalid setting or adapter, or a prompt that exceeds the
-            context.
+          InputError: Media that cannot be read, an unknown or invalid setting, constraint or adapter, or a prompt that
+            exceeds the context.
         """
         if messages is None:
             messages = conversation(question, images=images, videos=videos, system=system)
@@ -123,7 +137,10 @@ class ChatModel:
             raise InputError("messages hold the question, the media and the system prompt; leave the others out")
         if stream:
             return self._stream(messages, settings)
-        return self.answer(messages, **settings).text
+        answer = self.answer(messages, **settings)
+        if not answer.matches:
+            logger.warning(_CUT)
+        return answer.text
 
     def answer(
         self, messages: Messages, *, on_text: Callable[[str], None] | None = None, **settings: Any
@@ -189,13 +206,17 @@ class ChatModel:
                 answer.cancel()
 
     def _stream(self, messages: Messages, settings: Mapping[str, Any]) -> Iterator[str]:
-        yield from self.submit(messages, **settings)
+        answering = self.submit(messages, **settings)
+        yield from answering
+        if not answering.matches:
+            logger.warning(_CUT)
 
     def _submit(
         self, prompt: ProcessorOutput, settings: answer_settings.AnswerSettings, seconds: float, streams: bool
     ) -> "Answering":
         text = AnswerText(self.processor.tokenizer, settings.sampling.stop)
-        request = Request(prompt.sample, settings.sampling, text.add, streams, settings.adapter)
+        constraint = self._constraints.compile(settings.constraint)
+        request = Request(prompt.sample, settings.sampling, text.add, streams, settings.adapter, constraint)
         generation = self.engine.submit(request)
         return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds})
 
@@ -260,6 +281,12 @@ class Answering:
         """Ends the answer."""
         self.generation.cancel()
 
+    @property
+    def matches(self) -> bool:
+        """Whether the text so far is what its constraint asks for; True without one."""
+        constraint = self.generation.request.constraint
+        return constraint is None or constraint.matches
+
     def result(self) -> GenerationOutput:
         """Runs the engine until the answer is complete, and returns it."""
         generation = self.generation.result()
@@ -271,6 +298,7 @@ class Answering:
             processed=self.processed,
             logprobs=generation.logprobs,
             seconds=self.seconds | dataclasses.asdict(generation.timings),
+            matches=self.matches,
         )
 
 
