@@ -1,10 +1,14 @@
-"""Tests of products with int8 kernels: both orders of dimensions, and the two int8 parts of a CPU."""
+"""Tests of products with int8 kernels: both orders of dimensions, and the two int8 parts of a CPU and of a TPU."""
 
+import types
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.support import tolerances
+from vl3_jax.kernels import int8_product as module
 from vl3_jax.kernels.int8_product import int8_product
 
 
@@ -25,6 +29,29 @@ def test_equals_the_product_in_float64(output_first, num_in, shape):
     difference = np.abs(found - expected).max() / np.abs(expected).max()
     print(f"largest difference {difference:.1e} of the largest value")
     assert difference < tolerances.INT8_PRODUCT
+
+
+@pytest.mark.parametrize("output_first", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "rows", "whole", "parts"),
+    [
+        ("TPU v5 lite", 8, True, True),
+        ("TPU v6 lite", 32, True, True),
+        ("TPU v5 lite", 33, True, False),
+        ("TPU v5 lite", 8, False, False),
+        ("TPU7x", 8, True, False),  # its matrix unit takes no int8
+    ],
+)
+def test_few_rows_on_a_tpu_are_multiplied_in_int8(kind, rows, whole, parts, output_first, monkeypatch):
+    monkeypatch.setattr(module, "target_device", lambda: types.SimpleNamespace(platform="tpu", device_kind=kind))
+    rng = np.random.default_rng(3)
+    x, values = rng.standard_normal((rows, 1, 64)).astype(np.float32), rng.integers(-127, 128, (64, 32), np.int8)
+    kernel = jnp.asarray(values.T if output_first else values)
+    found = int8_product(jnp.asarray(x), kernel, 1, output_first, whole_inputs=whole)
+    expected = x.astype(np.float64) @ values
+    assert np.abs(found - expected).max() / np.abs(expected).max() < tolerances.INT8_PRODUCT
+    program = str(jax.make_jaxpr(lambda x: int8_product(x, kernel, 1, output_first, whole))(x))
+    assert ("i8[2," in program) == parts
 
 
 def test_many_rows_equal_few():

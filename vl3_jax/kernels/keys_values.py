@@ -56,13 +56,13 @@ class KeysValues(flax.struct.PyTreeNode):
         token, is_new = jnp.argmax(is_token, axis=-1), is_token.any(-1) & (first < size)[:, None]
 
         def write_row(b: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
-            written = []
+            written, begin = [], first[b]
             for cached, fresh in zip(arrays, fresh_arrays, strict=True):
-                at = (0, b if rows is None else rows[b], 0, start[b], 0)[: cached.ndim]
+                at = (0, b if rows is None else rows[b], 0, jnp.minimum(begin, size - width), 0)[: cached.ndim]
                 window = (cached.shape[0], 1, cached.shape[2], width, *cached.shape[4:])
                 row = jax.lax.dynamic_index_in_dim(fresh, b, 1)
                 if slots.shape[1] == 1:
-                    is_written = first[b] < size
+                    is_written = begin < size
                 else:
                     row = jnp.take(row, token[b], axis=3)
                     is_written = is_new[b].reshape(-1, *[1] * (cached.ndim - 4))

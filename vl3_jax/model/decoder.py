@@ -27,7 +27,7 @@ from vl3_jax.model.layers import ACTIVATIONS, Linear, RMSNorm, partitioned_param
 from vl3_jax.model.lookup import TABLE_AXES, lookup
 from vl3_jax.model.remat import SEPARATE, scan_layers
 from vl3_jax.model.rope import rotary_table
-from vl3_jax.parallel.rules import Grouped, constrain
+from vl3_jax.parallel.rules import Grouped, constrain, constrain_tokens
 
 TOKEN_AXES = ("batch", "length")
 
@@ -171,7 +171,7 @@ class DecoderLayer(nn.Module):
         x += out
         mlp = DecoderMLP(self.config, self.param_dtype, self.fused, name="mlp")
         x += mlp(norm(name="ln_mlp")(x), shared.adapter)
-        x = constrain(x, *TOKEN_AXES, None)
+        x = constrain_tokens(x, *TOKEN_AXES, None)
         self.sow("intermediates", "out", x)
         return (x, layer + 1), new
 

@@ -84,7 +84,7 @@ def _any_product(
     if isinstance(kernel, QuantizedKernel):
         if kernel.inputs_last:
             axes = (*axes[num_in:], *axes[:num_in])
-        product = int8_product(x, _gathered(kernel.values, axes), num_in, output_first=kernel.inputs_last > 0)
+        product = _int8_product(x, kernel.values, axes, num_in, output_first=kernel.inputs_last > 0)
         product = (product * kernel.scale.reshape(kernel.shape[num_in:])).astype(x.dtype)
         return checkpoint_name(product, "product")
     return checkpoint_name(_trainable_product(x, kernel, axes, num_in), "product")
@@ -93,9 +93,15 @@ def _any_product(
 def _transposed_product(x: jax.Array, kernel: jax.Array | QuantizedKernel, axes: Axes) -> jax.Array:
     """Returns the product with the transpose of a matrix."""
     if isinstance(kernel, QuantizedKernel):
-        product = int8_product(x, _gathered(kernel.values, axes), 1, output_first=True)
+        product = _int8_product(x, kernel.values, axes, 1, output_first=True)
         return (product * kernel.scale[:, 0]).astype(x.dtype)
     return _rows_product(x, _gathered(kernel.astype(x.dtype), axes), "oi")
+
+
+def _int8_product(x: jax.Array, values: jax.Array, axes: Axes, num_in: int, output_first: bool) -> jax.Array:
+    spec = _gathered_spec(values, axes)
+    inputs = spec[values.ndim - num_in :] if output_first else spec[:num_in]
+    return int8_product(x, _gathered(values, axes), num_in, output_first, whole_inputs=not any(inputs))
 
 
 def add_bias(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:
@@ -230,9 +236,15 @@ def _gathered(kernel: jax.Array, axes: Axes) -> jax.Array:
     mesh = current_mesh()
     if mesh is None:
         return kernel
-    spec = partition_spec(axes, kernel.shape, mesh)
-    whole = PartitionSpec(*(_common(entry, ("tensor", "context")) for entry in spec))
+    spec, whole = partition_spec(axes, kernel.shape, mesh), _gathered_spec(kernel, axes)
     return kernel if whole == spec else lax.with_sharding_constraint(kernel, whole)
+
+
+def _gathered_spec(kernel: jax.Array, axes: Axes) -> PartitionSpec:
+    """Returns the sharding of a kernel that `_gathered` has made."""
+    mesh = current_mesh()
+    spec = PartitionSpec() if mesh is None else partition_spec(axes, kernel.shape, mesh)
+    return PartitionSpec(*(_common(entry, ("tensor", "context")) for entry in spec))
 
 
 def _common(entry: str | tuple[str, ...] | None, axes: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -4,7 +4,7 @@ The mesh has up to four axes: `data` (rows are split, weights replicated), `fsdp
 `tensor` (heads and hidden units are split) and `context` (positions are split). A mesh may lack any of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -112,13 +112,27 @@ def constrain_row_major(x: jax.Array, *axes: str | None) -> jax.Array:
 
     Left to itself the TPU compiler may put the tokens of activations into lanes, and then copies them for every kernel.
     """
+    return _constrain_layout(x, row_major, axes)
+
+
+def constrain_tokens(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Constrains the sharding of activations [B, L, D]; where L is 1, rows fill the registers of a TPU.
+
+    Left to itself the TPU compiler may give each row registers of its own.
+    """
+    if x.shape[1] > 1:
+        return constrain(x, *axes)
+    return _constrain_layout(x, lambda x: with_layout_constraint(x, Layout((1, 0, 2))), axes)
+
+
+def _constrain_layout(x: jax.Array, lay_out: Callable[[jax.Array], jax.Array], axes: Sequence[Axis]) -> jax.Array:
     if target_device().platform != "tpu":
         return constrain(x, *axes)
     mesh = current_mesh()
     if mesh is None:
-        return row_major(x)
+        return lay_out(x)
     spec = partition_spec(axes, x.shape, mesh)
-    return jax.shard_map(row_major, in_specs=spec, out_specs=spec, check_vma=False)(x)
+    return jax.shard_map(lay_out, in_specs=spec, out_specs=spec, check_vma=False)(x)
 
 
 def row_major(x: jax.Array) -> jax.Array:
