@@ -124,6 +124,7 @@ def test_a_stopped_run_resumes_bit_exactly(whole, tmp_path, monkeypatch, capsys)
     assert "all 4 steps are done" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_mesh(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(1, patch)
