@@ -50,12 +50,15 @@ class AnswerParts:
         self._sorted = keys[self._order]
 
     @contextlib.contextmanager
-    def open(self, shard: Shard, settings: Mapping[str, Any]) -> Iterator[LineLog]:
+    def open(self, shard: Shard, settings: Mapping[str, Any]) -> Iterator[tuple[LineLog, np.ndarray]]:
         """Opens the file of a shard for new answers, or creates it.
 
         Args:
           shard: The part of the requests that this process answers.
           settings: What the answers depend on, JSON values. Answers of different settings are not mixed.
+
+        Yields:
+          The file, and what the files of all shards hold of each line (`states`).
 
         Raises:
           InputError: The answers that are there are of other settings or are none, another process writes this file, or
@@ -69,10 +72,11 @@ class AnswerParts:
                 check_settings(self.path.with_name(f"{self.path.name}.run.json"), settings)
                 for part in shard_files(self.path):
                     _check_end(part)
+                states = self.states()
                 log = stack.enter_context(contextlib.closing(LineLog(file, _FLUSH_SECONDS)))
             except OSError as error:
                 raise InputError(f"{file}: {error.strerror or error}; choose a file that can be written") from None
-            yield log
+            yield log, states
 
     def states(self) -> np.ndarray:
         """Returns what the files hold of each line, [lines] uint8: `PENDING`, `FAILED` or `ANSWERED`.
@@ -89,7 +93,8 @@ class AnswerParts:
     def merge(self) -> bool:
         """Merges the files into one if every request is answered or has failed, and nobody writes any more.
 
-        An answer replaces earlier failures of its request; answers to requests that are no longer there are left out.
+        An answer replaces failures of its request, and a later one an earlier one; answers to requests that are no longer
+        there are left out.
 
         Returns:
           Whether the one file holds an answer or a failure of every request.
@@ -102,28 +107,38 @@ class AnswerParts:
                     stack.enter_context(hold(self.path.parent, _lock(part)))
             except InputError:
                 return False  # its process merges when it ends
-            states = self.states()
-            if not states[self._used].all():
+            chosen, count = self._choose()
+            if (chosen[self._used] < 0).any():
                 return False
-            if parts or self._has_more(states):
-                self._write(states)
+            if parts or count > self._used.sum():
+                self._write(chosen)
                 for part in parts:
                     part.unlink()
             return True
 
-    def _write(self, states: np.ndarray) -> None:
+    def _choose(self) -> tuple[np.ndarray, int]:
+        """Returns the place of each line's record among those of all files, and their number.
+
+        Returns:
+          [lines] int64, the place of the last answer, else of the last failure, else -1; and the number of all records.
+        """
+        chosen, is_answered = np.full(len(self._order), -1), np.zeros(len(self._order), bool)
+        count = 0
+        for place, (_, index, is_answer) in enumerate(self._records()):
+            count = place + 1
+            if index is not None and (is_answer or not is_answered[index]):
+                chosen[index], is_answered[index] = place, is_answer
+        return chosen, count
+
+    def _write(self, chosen: np.ndarray) -> None:
+        """Writes the chosen records to the one file."""
         partial = self.path.with_name(f"{self.path.name}.partial")
         with translate_full_disk(partial):
             with open(partial, "wb") as file:
-                for line, index, is_answer in self._records():
-                    if index is not None and states[index] == (ANSWERED if is_answer else FAILED):
+                for place, (line, index, _) in enumerate(self._records()):
+                    if index is not None and chosen[index] == place:
                         file.write(line)
-                        states[index] = PENDING  # once
             durable.rename(partial, self.path)
-
-    def _has_more(self, states: np.ndarray) -> bool:
-        """Returns whether there are other records than one of each request."""
-        return sum(1 for _ in self._records()) > int((states > PENDING).sum())
 
     def _records(self) -> Iterator[tuple[bytes, int | None, bool]]:
         """Yields each line of all files, the index of its request if there is one, and whether it is an answer."""

@@ -206,7 +206,7 @@ class RequestFile:
           RunError: The file has changed.
         """
         start, end = int(self._ends[index]), int(self._ends[index + 1])
-        number, key, first = index + 1, int(self.keys[index]), self._first.get(index)
+        number, key, first = int(index) + 1, int(self.keys[index]), self._first.get(int(index))
         is_readable = end - start <= MOST_BYTES
         content = os.pread(self._file.fileno(), end - start, start).strip() if is_readable else b""
         own = digest(b"request", content)

@@ -68,8 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"{out}: is the file of requests too; give another --out")
     if not requests.used.any():
         raise InputError(f"{requests.path}: holds no requests; give one a line")
-    with parts.open(shard, _identity(arguments, settings)) as log:
-        _answer(arguments, requests, parts.states(), shard, settings, log.append)
+    with parts.open(shard, _identity(arguments, settings)) as (log, states):
+        _answer(arguments, requests, states, shard, settings, log.append)
     whole = parts.merge()
     _report(parts.states()[requests.used], whole, shard, out)
 
@@ -93,7 +93,7 @@ def _answer(arguments: argparse.Namespace, requests, states, shard: Shard, setti
         model.resolve(**settings)
     rows = min(arguments.batch or ROWS, len(pending))
     answerer = BatchAnswerer(model, settings, arguments.model, rows, arguments.threads)
-    reads = (functools.partial(requests.read, int(index)) for index in pending)
+    reads = (functools.partial(requests.read, index) for index in pending)
     interval = 0.5 if sys.stderr.isatty() else 10.0
     failed, started = 0, time.perf_counter()
     bar = tqdm(total=len(own), initial=len(own) - len(pending), unit=" answers", file=sys.stderr, mininterval=interval)

@@ -203,7 +203,7 @@ class ChatModel:
         return resolved
 
     def read(self, messages: Messages, settings: AnswerSettings, media: MediaCache | None = None) -> ProcessorOutput:
-        """Fetches and decodes the media of a conversation and returns its prompt. It may be called from several threads.
+        """Fetches and decodes the media of a conversation and returns its prompt; several threads may do so at once.
 
         Args:
           messages: The conversation.

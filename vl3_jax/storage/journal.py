@@ -63,8 +63,7 @@ class LineLog:
 
         Args:
           path: Local file.
-          flush_seconds: What may be lost in a power cut: lines that were appended within so many seconds. A line is safe
-            from the end of its process as soon as it is appended.
+          flush_seconds: Lines of so many seconds may be lost in a power cut; none when the process ends.
 
         Raises:
           OSError: The file cannot be read or written.
