@@ -58,6 +58,23 @@ def test_the_last_one_to_end_merges(parts):
     assert [path.name for path in sorted(parts.path.parent.iterdir())] == ["answers.jsonl", "answers.jsonl.run.json"]
 
 
+def test_a_part_begins_while_another_one_looks_whether_all_is_there(parts, monkeypatch):
+    """As where fewer machines than parts are at work: each part begins when another one has ended."""
+    states = parts.states
+    with parts.open(Shard(1, 2), SETTINGS) as (log, _):
+        log.append(record(7))
+
+    def begins_meanwhile():
+        monkeypatch.setattr(parts, "states", states)
+        with parts.open(Shard(2, 2), SETTINGS) as (log, _):
+            log.append(record(3))
+        return states()
+
+    monkeypatch.setattr(parts, "states", begins_meanwhile)
+    assert not parts.merge()
+    assert parts.states().tolist() == [ANSWERED, PENDING, ANSWERED, PENDING]
+
+
 def test_the_last_answer_counts_else_the_last_failure(parts):
     write(parts.path, record(7, False), record(7, text="a"), record(7, False), record(3, False), record(99))
     last = parts.path.with_name("answers-2-of-3.jsonl")
@@ -85,6 +102,6 @@ def test_a_file_of_something_else_stays_as_it_is(parts, content):
             assert states.tolist() == [PENDING] * 4
         assert parts.path.read_text() == ""
         return
-    with pytest.raises(InputError, match="answers.jsonl.*give another --out"), parts.open(Shard(), SETTINGS):
+    with pytest.raises(InputError, match=r"answers.jsonl.*give another --out"), parts.open(Shard(), SETTINGS):
         pass
     assert parts.path.read_text() == content

@@ -7,9 +7,9 @@ import json
 import threading
 
 import pytest
-from support.batch_files import check_complete, read_records, request, texts, write_requests
 
 import vl3_jax as vl3
+from support.batch_files import check_complete, read_records, request, texts, write_requests
 from vl3_jax.cli import generation_flags
 from vl3_jax.cli.main import main
 from vl3_jax.processing import remote_media
@@ -39,7 +39,7 @@ def nano():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write_requests(tmp_path_factory.mktemp("requests"), COUNT, broken=0.25)
+    return write_requests(tmp_path_factory.mktemp("requests"), COUNT, 0.25, ("addition", "digit", "when"))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ from vl3_jax.storage.shards import Shard
 
 LINES = st.lists(
     st.one_of(
-        st.sampled_from([b"", b"  ", b"{", b"[]", b'{"custom_id": 5}', b'{"custom_id": "\\ud800"}', b"\xff\xfe", b"{}"]),
+        st.sampled_from(
+            [b"", b"  ", b"{", b"[]", b'{"custom_id": 5}', b'{"custom_id": "\\ud800"}', b"\xff\xfe", b"{}"]
+        ),
         st.integers(0, 3).map(lambda number: json.dumps({"custom_id": str(number)}).encode()),
         st.binary(max_size=12).map(lambda content: content.replace(b"\n", b"")),
     ),

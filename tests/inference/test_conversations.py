@@ -143,7 +143,7 @@ def test_the_time_without_work_is_told():
     def group(delay):
         return ConversationGroup(1, lambda: (time.sleep(delay), [asking(1, result=delay)])[1])
 
-    list(answer_ahead(CountingEngine(), [group(0.2), group(0)], 1, 1, waits.append))
+    list(answer_ahead(CountingEngine(), [group(0.2), group(0)], 1, 1, on_wait=waits.append))
     assert 0.15 < sum(waits) < PATIENCE
 
 

@@ -91,8 +91,8 @@ def test_slurm_dry_run():
     files = r"--model /files/model --in /files/my\ requests.jsonl --out /files/answers.jsonl"
     assert result.stdout.splitlines() == [
         r"sbatch --job-name vl3-batch --array 1-16%4 --ntasks 1 --gpus 1 --requeue --open-mode append --output "
-        rf"vl3-batch-%A-%a.log --chdir {ROOT} --time 2:00:00 --partition=gpu {LAUNCH}/slurm_batch.sh --inside --tasks 16 "
-        rf"--python /env/bin/python -- {files}"
+        rf"vl3-batch-%A-%a.log --chdir {ROOT} --time 2:00:00 --partition=gpu {LAUNCH}/slurm_batch.sh --inside "
+        rf"--tasks 16 --python /env/bin/python -- {files}"
     ]
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 from launched_scripts import launched
-from support.batch_files import check_complete, read_records, texts, write_requests
 
+from support.batch_files import check_complete, read_records, texts, write_requests
 from vl3_jax.cli.main import main
 
 pytest.importorskip("apache_beam", reason="needs pip install -e '.[beam]'")

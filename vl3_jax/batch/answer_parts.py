@@ -67,8 +67,9 @@ class AnswerParts:
         file = shard.file(self.path)
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(hold(self.path.parent, _lock(file)))
-                self._refuse_others(shard)
+                with self._nobody_merges():
+                    stack.enter_context(hold(self.path.parent, _lock(file)))
+                    self._refuse_others(shard)
                 check_settings(self.path.with_name(f"{self.path.name}.run.json"), settings)
                 for part in shard_files(self.path):
                     _check_end(part)
@@ -93,17 +94,18 @@ class AnswerParts:
     def merge(self) -> bool:
         """Merges the files into one if every request is answered or has failed, and nobody writes any more.
 
-        An answer replaces failures of its request, and a later one an earlier one; answers to requests that are no longer
-        there are left out.
+        An answer replaces failures of its request, and a later record an earlier one. Answers to requests that are no
+        longer there are left out.
 
         Returns:
           Whether the one file holds an answer or a failure of every request.
         """
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(hold(self.path.parent, _lock(self.path), wait=True))
+        if not self.states()[self._used].all():
+            return False
+        with self._nobody_merges(), contextlib.ExitStack() as stack:
             parts = [part for part in shard_files(self.path) if part != self.path]
             try:
-                for part in parts:
+                for part in (self.path, *parts):
                     stack.enter_context(hold(self.path.parent, _lock(part)))
             except InputError:
                 return False  # its process merges when it ends
@@ -160,6 +162,10 @@ class AnswerParts:
         place = int(np.searchsorted(self._sorted, np.uint64(key)))
         found = place < len(self._sorted) and int(self._sorted[place]) == key
         return int(self._order[place]) if found else None
+
+    def _nobody_merges(self) -> contextlib.AbstractContextManager:
+        """Waits until no process merges, and lets none begin to write or merge as long as the context is open."""
+        return hold(self.path.parent, f".{self.path.name}.merge.lock", wait=True)
 
     def _refuse_others(self, shard: Shard) -> None:
         """Refuses to start beside processes that have divided the requests in another way."""

@@ -38,7 +38,7 @@ class BatchAnswerer:
 
     Attributes:
       seconds_waited: Seconds in which the devices had nothing to do because no request was ready.
-      model_names: Names that the requests give to the model.
+      other_name: A name that requests give to the model and that is not its own; None if there is none.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class BatchAnswerer:
         self._model, self._settings, self._name = model, dict(settings or {}), name
         self._rows, self._threads = rows, threads or os.cpu_count() or 1
         self._media = MediaCache(_CACHE_BYTES)
-        self.seconds_waited, self.model_names = 0.0, set[str]()
+        self.seconds_waited = 0.0
+        self.other_name: str | None = None
 
     def answer(self, lines: Iterable[Callable[[], RequestLine]]) -> Iterator[Record]:
         """Answers requests, in the order in which their answers are complete.
@@ -68,7 +69,8 @@ class BatchAnswerer:
           RunError: A line cannot be read again.
         """
         groups = (ConversationGroup(1, functools.partial(self._prepare, read)) for read in lines)
-        yield from answer_ahead(self._model.engine, groups, self._rows, self._threads, self._wait)
+        ahead = max(self._rows, self._threads)
+        yield from answer_ahead(self._model.engine, groups, self._rows, self._threads, ahead, self._wait)
 
     def _wait(self, seconds: float) -> None:
         self.seconds_waited += seconds
@@ -97,8 +99,8 @@ class BatchAnswerer:
 
     def _resolve(self, asked: CompletionRequest) -> Any:
         """Returns the settings of a request, of which those of its body come first."""
-        if asked.model is not None:
-            self.model_names.add(asked.model)
+        if asked.model not in (None, self._name):
+            self.other_name = asked.model
         given = {**self._settings, **asked.settings}
         if any(asked.settings.get(name) is not None for name in CONSTRAINT) and "stop" not in asked.settings:
             given.pop("stop", None)

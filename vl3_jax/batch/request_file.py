@@ -148,7 +148,7 @@ def request_line(number: int, content: bytes, duplicate_of: int | None = None) -
 
 
 class RequestFile:
-    """The index of a file of requests: 25 bytes a line.
+    """The index of a file of requests, with 25 bytes a line.
 
     Args:
       path: Local file, which does not change while it is answered.

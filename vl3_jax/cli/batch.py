@@ -109,11 +109,9 @@ def _answer(arguments: argparse.Namespace, requests, states, shard: Shard, setti
         "%d answers in %.0f s, %.1f a second; the device waited for media %.0f%% of the time",
         *(len(pending), seconds, len(pending) / seconds, 100 * answerer.seconds_waited / seconds),
     )
-    others = sorted(name for name in answerer.model_names if name != arguments.model)
-    if others:
-        logger.warning(
-            "warning: requests name the model %s; all were answered by %s", printable(others[0]), arguments.model
-        )
+    if answerer.other_name is not None:
+        name = printable(answerer.other_name)
+        logger.warning("warning: requests name the model %s; all were answered by %s", name, arguments.model)
 
 
 def _report(states: Sequence[int], whole: bool, shard: Shard, out: str) -> None:

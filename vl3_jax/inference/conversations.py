@@ -75,12 +75,13 @@ def answer_ahead(
     groups: Iterable[ConversationGroup[Result]],
     rows: int,
     threads: int = THREADS,
+    ahead: int | None = None,
     on_wait: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[Result]:
     """Holds conversations side by side and yields the result of each as soon as it is complete, in any order.
 
-    As many conversations as are held wait with decoded media, so memory does not grow with the number of groups, which
-    are taken from their iterator when they are needed. A group that is ready overtakes one that still decodes.
+    A few conversations wait with decoded media, so memory does not grow with the number of groups, which are taken from
+    their iterator when they are needed. A group that is ready overtakes one that still decodes.
     Conversations of one group begin one after the other. What the engine refuses a request with, and what ends its
     answer early, is raised inside the conversation, at the `yield`. Leaving early cancels the rest.
 
@@ -89,6 +90,7 @@ def answer_ahead(
       groups: The conversations.
       rows: Conversations that are held side by side; the engine makes room for them.
       threads: Threads that prepare groups.
+      ahead: Conversations that are prepared, or wait, beside those that are held; by default as many as `rows`.
       on_wait: Called with the seconds in which the devices had nothing to do, because no conversation was ready.
 
     Raises:
@@ -103,7 +105,7 @@ def answer_ahead(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
     try:
         while True:
-            while len(ready) + sum(preparing.values()) < rows and (group := next(coming, None)) is not None:
+            while len(ready) + sum(preparing.values()) < (ahead or rows) and (group := next(coming, None)) is not None:
                 preparing[pool.submit(group.prepare)] = group.size
             if not (preparing or ready or held):
                 return
