@@ -39,7 +39,7 @@ def nano():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write_requests(tmp_path_factory.mktemp("requests"), COUNT, 0.25, ("addition", "digit", "when"))
+    return write_requests(tmp_path_factory.mktemp("requests"), COUNT, 0.25, ("addition", "digit"))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +18,6 @@ from vl3_jax.storage.locks import hold
 from vl3_jax.storage.paths import is_url
 from vl3_jax.storage.run_settings import check_settings
 from vl3_jax.storage.shards import Shard, shard_files, shard_of
-
-logger = logging.getLogger(__name__)
 
 PENDING, FAILED, ANSWERED = 0, 1, 2
 _FLUSH_SECONDS = 1.0

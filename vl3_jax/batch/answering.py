@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from vl3_jax.batch.request_file import RequestLine, check_envelope, is_name, parse_line, request_line
-from vl3_jax.errors import InputError, RunError, SettingError, TooLongError
+from vl3_jax.errors import InputError, RunError, SettingError, TooLongError, printable
 from vl3_jax.inference.answer_settings import CONSTRAINT
 from vl3_jax.inference.chat_completion import CompletionRequest, completion, parse_body
 from vl3_jax.inference.chat_model import ChatModel
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 ROWS = 8  # requests that are answered side by side
+_MESSAGE_LENGTH = 1000  # characters of what an unexpected exception says
 _CACHE_BYTES = 2**26  # of decoded media, for the next requests about the same ones
 # What an answer can fail with; `error.code` of its record.
 INVALID_JSON, DUPLICATE, INVALID_REQUEST = "invalid_json", "duplicate_custom_id", "invalid_request"
@@ -94,8 +95,9 @@ class BatchAnswerer:
         except InputError as error:
             return [_ended(_failure(line, custom_id, code, error))]
         except Exception as error:  # one request in a million must not end the others
-            logger.warning("warning: line %d: %s: %s", line.number, type(error).__name__, error)
-            return [_ended(_failure(line, custom_id, INTERNAL, f"{type(error).__name__}: {error}"))]
+            described = printable(f"{type(error).__name__}: {error}", _MESSAGE_LENGTH)
+            logger.warning("warning: line %d: %s", line.number, described)
+            return [_ended(_failure(line, custom_id, INTERNAL, described))]
 
     def _resolve(self, asked: CompletionRequest) -> Any:
         """Returns the settings of a request, of which those of its body come first."""
