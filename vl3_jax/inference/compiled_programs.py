@@ -131,9 +131,9 @@ class CompiledPrograms:
                 with mesh, self._store.compiling() if self._store else contextlib.nullcontext():
                     lowered = function.lower(self._model, *static, *arguments())
                     program = self._compile(function.__name__, lowered)
-                return_freed_memory()
                 if self._store:
                     self._store.save(program, *signature)
+            return_freed_memory()
             with self._lock:
                 self._programs.setdefault(key, program)
         return self._programs[key]
