@@ -48,7 +48,11 @@ def test_files_iterators_and_cameras(folder):
         (b"no video", {}, "video bytes: not a readable video"),
         (iter(()), {}, "0 frames"),
         (iter([np.zeros((4, 4, 3), np.uint8)]), {"reverse": True}, "give a sequence"),
-        ([np.zeros((48, 64, 3), np.uint8)] * 4, {"start": 3}, "a correction in frame 2, before which tracking begins"),
+        (
+            [np.zeros((48, 64, 3), np.uint8)] * 4,
+            {"start": 3},
+            "tracking from frame 3 does not reach",
+        ),
     ],
 )
 def test_frames_that_cannot_be_tracked(folder, frames, arguments, text):

@@ -67,7 +67,7 @@ class SegmentationOutput:
             head = {"frames": {"indices": self._indices, "timestamps": times}, "out": str(self._folder)}
             head |= {"overlay": str(self._overlay)} if self._overlay else {}
             head["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
-            self._table.print(sys.stdout, head)
+            self._table.write_json(sys.stdout, head)
             return
         for obj, count in self._seen.items():
             print(f"{obj}: in {count} of {len(self._indices)} frames, {self._folder / str(obj)}")

@@ -158,14 +158,12 @@ class Segmenter:
 
     def _track_sequence(self, frames, prompts: list[Prompt], start: int | None, reverse: bool, chunk: int):
         count = len(frames)
-        check_prompts(prompts, count)
         start = (count - 1 if reverse else 0) if start is None else start
-        if not 0 <= start < count:
+        if count and not 0 <= start < count:
             raise InputError(f"frame {start} to begin with, and the video has {count} frames; give another")
         order = range(start, -1, -1) if reverse else range(start, count)
+        check_prompts(prompts, count, order)
         new, corrections = _divided(prompts)
-        if left_out := [prompt.frame for prompt in corrections if prompt.frame not in order]:
-            raise InputError(f"a correction in frame {left_out[0]}, before which tracking begins; give another start")
         tracker = self.tracker(num_frames=count, reverse=reverse)
         for index, own in itertools.groupby(sorted(new, key=lambda prompt: prompt.frame), lambda prompt: prompt.frame):
             tracker.prompt(frames[index], own)

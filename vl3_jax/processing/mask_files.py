@@ -24,7 +24,7 @@ _NAME_BYTES = 100  # a file system allows 255
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     """Returns the run lengths of a mask, [h, w] bool."""
-    encoded = coco.encode(np.asfortranarray(mask, np.uint8))
+    encoded: Any = coco.encode(np.asfortranarray(mask, np.uint8))
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
@@ -70,7 +70,7 @@ def check_object_name(name: str) -> None:
 
 
 class MaskTable:
-    """The run lengths of all masks as JSON, by object and frame, held on the disk until they are printed."""
+    """The run lengths of all masks as JSON, by object and frame, held on the disk until they are written."""
 
     def __init__(self, folder: str | os.PathLike):
         """Starts without masks.
@@ -101,7 +101,7 @@ class MaskTable:
             separator = ", " if file.tell() else ""
             file.write(f'{separator}"{frame}": {json.dumps(encode_rle(mask) | values)}')
 
-    def print(self, file: IO[str], head: Mapping[str, Any]) -> None:
+    def write_json(self, file: IO[str], head: Mapping[str, Any]) -> None:
         """Writes one JSON object, in one line: the values of `head`, and `masks` by object and frame."""
         file.write(json.dumps(head)[:-1] + ', "masks": {')
         for number, (obj, entries) in enumerate(self._entries.items()):
