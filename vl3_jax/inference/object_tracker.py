@@ -25,7 +25,7 @@ class TrackedFrame:
 
     Attributes:
       index: Index of the frame.
-      objects: Number of each object.
+      objects: Number or name of each object.
       logits: Low-resolution logits of each object, [objects, low, low] float32.
       scores: Predicted IoU of each mask, [objects].
       presence: Logit of each object being in the frame, [objects].
@@ -34,7 +34,7 @@ class TrackedFrame:
     """
 
     index: int
-    objects: tuple[int, ...]
+    objects: tuple[int | str, ...]
     logits: np.ndarray
     scores: np.ndarray
     presence: np.ndarray
@@ -66,15 +66,15 @@ class ObjectTracker:
         self._model, self._params, self._direction = model, params, -1 if reverse else 1
         pointers = model.config.num_pointers
         self._longest = np.float32(min(num_frames or pointers, pointers) - 1)
-        self._rows: dict[int, int] = {}
+        self._rows: dict[int | str, int] = {}
         self._entries: dict[int, dict[int, Any]] = collections.defaultdict(dict)  # by row, then by index of the frame
         self._conditioning: ConditioningFrames | None = None
         self._recent = self._before = RecentFrames.empty(model.config, 1, model.dtype)
         self._last: tuple[int, Image.Image] | None = None
 
     @property
-    def objects(self) -> tuple[int, ...]:
-        """The numbers of the objects, in the order of their first prompts."""
+    def objects(self) -> tuple[int | str, ...]:
+        """The numbers or names of the objects, in the order of their first prompts."""
         return tuple(self._rows)
 
     def prompt(self, frame: Any, prompts: Iterable[Prompt]) -> None:
@@ -156,8 +156,8 @@ class ObjectTracker:
         corrections = [dataclasses.replace(prompt, frame=index) for prompt in corrections]
         return self.step([image], [index], corrections)[0]
 
-    def _by_object(self, image: Image.Image, prompts: Iterable[Prompt]) -> dict[int, Prompt]:
-        own: dict[int, Prompt] = {}
+    def _by_object(self, image: Image.Image, prompts: Iterable[Prompt]) -> dict[int | str, Prompt]:
+        own: dict[int | str, Prompt] = {}
         for prompt in prompts:
             if prompt.obj in own:
                 raise InputError(
@@ -179,7 +179,7 @@ class ObjectTracker:
         ambiguous = [multimask and num_points(prompt) <= config.max_points for prompt in prompts]
         return ObjectPrompts(*map(jnp.asarray, (*arrays, ambiguous)))
 
-    def _inputs(self, images, indices, found: list[dict[int, Prompt]], length: int) -> FrameInputs:
+    def _inputs(self, images, indices, found: list[dict[int | str, Prompt]], length: int) -> FrameInputs:
         """Stacks clocks and corrections of the frames, padded to `length`."""
         config, rows = self._model.config, self._recent.valid.shape[0]
         listed: list[list[Prompt | None]] = [[None] * rows for _ in range(length)]
