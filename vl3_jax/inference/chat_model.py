@@ -13,7 +13,7 @@ from vl3_jax.inference.answer_text import AnswerText
 from vl3_jax.inference.buckets import power_of_two
 from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.generation_config import GenerationConfig
-from vl3_jax.inference.requests import Generation, Request
+from vl3_jax.inference.requests import LENGTH, Generation, Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.inference.token_constraint import ConstraintCompiler
 from vl3_jax.processing.media_cache import MediaCache
@@ -24,7 +24,8 @@ from vl3_jax.processing.remote_media import RemotePolicy, fetched
 
 logger = logging.getLogger(__name__)
 Messages = Sequence[Mapping[str, Any] | Turn]
-_CUT = "the answer is cut off by max_new_tokens and does not match its constraint; give it more tokens"
+_CUT = "max_new_tokens cuts the answer off before it matches its constraint; give it more tokens"
+_LED = "max_new_tokens ends the answer early, in a form that matches its constraint; give it more tokens"
 _MOST_ROWS = 8  # conversations of a batch that are answered side by side
 
 
@@ -40,7 +41,7 @@ class GenerationOutput:
       processed: The prompt as the model received it.
       logprobs: A list of (id, log-probability) for each generated token, most likely first; None if not requested.
       seconds: Seconds of loading, processing, compilation, prefill and decoding.
-      matches: Whether the text is what its constraint asks for; False where `max_new_tokens` cut it off before.
+      matches: Whether the text is what its constraint asks for, which `max_new_tokens` may prevent; None without one.
     """
 
     text: str
@@ -49,12 +50,13 @@ class GenerationOutput:
     processed: ProcessorOutput
     logprobs: list[list[tuple[int, float]]] | None
     seconds: dict[str, float]
-    matches: bool = True
+    matches: bool | None = None
 
     @property
     def warnings(self) -> list[str]:
         """What a person should know about the media and the answer, one line each."""
-        return self.processed.warnings + ([] if self.matches else [_CUT])
+        cut = [] if self.matches is None or self.finish_reason != LENGTH else [_LED if self.matches else _CUT]
+        return self.processed.warnings + cut
 
     @property
     def tokens_per_second(self) -> float:
@@ -139,8 +141,7 @@ class ChatModel:
         if stream:
             return self._stream(messages, settings)
         answer = self.answer(messages, **settings)
-        if not answer.matches:
-            logger.warning(_CUT)
+        _log_cut(answer)
         return answer.text
 
     def answer(
@@ -214,14 +215,13 @@ class ChatModel:
     def _stream(self, messages: Messages, settings: Mapping[str, Any]) -> Iterator[str]:
         answering = self.submit(messages, **settings)
         yield from answering
-        if not answering.matches:
-            logger.warning(_CUT)
+        _log_cut(answering.result())
 
     def _submit(
         self, prompt: ProcessorOutput, settings: answer_settings.AnswerSettings, seconds: float, streams: bool
     ) -> "Answering":
         text = AnswerText(self.processor.tokenizer, settings.sampling.stop)
-        constraint = self._constraints.compile(settings.constraint)
+        constraint = self._constraints.compile(settings.constraint, settings.sampling.max_new_tokens)
         request = Request(prompt.sample, settings.sampling, text.add, streams, settings.adapter, constraint)
         generation = self.engine.submit(request)
         return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds})
@@ -287,15 +287,9 @@ class Answering:
         """Ends the answer."""
         self.generation.cancel()
 
-    @property
-    def matches(self) -> bool:
-        """Whether the text so far is what its constraint asks for; True without one."""
-        constraint = self.generation.request.constraint
-        return constraint is None or constraint.matches
-
     def result(self) -> GenerationOutput:
         """Runs the engine until the answer is complete, and returns it."""
-        generation = self.generation.result()
+        generation, constraint = self.generation.result(), self.generation.request.constraint
         self.text.end()
         return GenerationOutput(
             text=self.text.whole,
@@ -304,8 +298,14 @@ class Answering:
             processed=self.processed,
             logprobs=generation.logprobs,
             seconds=self.seconds | dataclasses.asdict(generation.timings),
-            matches=self.matches,
+            matches=None if constraint is None else constraint.matches,
         )
+
+
+def _log_cut(answer: GenerationOutput) -> None:
+    """Logs that a constrained answer ended before its time, where only its text is returned."""
+    for warning in answer.warnings[len(answer.processed.warnings) :]:
+        logger.warning(warning)
 
 
 def _several(media: Any, dimensions: int) -> list[Any]:

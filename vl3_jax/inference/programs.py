@@ -60,7 +60,7 @@ class DecodeRows(NamedTuple):
       remaining: int32, the tokens that it may still generate.
       adapter: int32, its LoRA adapter; below 0 for none.
       sampling: Settings of sampling.
-      allowed: [R, ceil(V / 32)] uint32, the tokens that may come first, a bit each (`token_masks`); any may follow them.
+      allowed: [R, ceil(V / 32)] uint32, a bit for each token that may come first (`token_masks`); any may follow.
       taken_back: [R, STEPS_PER_CALL - 1] int32, tokens of the call before that the row does not keep; V for none.
     """
 
