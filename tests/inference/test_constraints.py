@@ -200,6 +200,8 @@ REFUSED = [
     ({"regex": "(a"}, "regex is '(a'; that is not a regular expression"),
     ({"regex": "(?=a)b"}, "regex is '(?=a)b'"),
     ({"regex": ""}, "regex is ''"),
+    ({"regex": r"[^\s\S]"}, "no text matches it"),
+    ({"json_schema": {"allOf": [{"type": "string"}, {"type": "null"}]}}, "Unsatisfiable schema"),
     ({"choices": []}, "choices is []; give at least one text"),
     ({"choices": ["a", ""]}, "none of them empty"),
     ({"choices": "yes"}, "give at least one text"),

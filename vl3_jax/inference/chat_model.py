@@ -221,7 +221,7 @@ class ChatModel:
         self, prompt: ProcessorOutput, settings: answer_settings.AnswerSettings, seconds: float, streams: bool
     ) -> "Answering":
         text = AnswerText(self.processor.tokenizer, settings.sampling.stop)
-        constraint = self._constraints.compile(settings.constraint, settings.sampling.max_new_tokens)
+        constraint = self._constraints.constraint(settings.constraint, settings.sampling.max_new_tokens)
         request = Request(prompt.sample, settings.sampling, text.add, streams, settings.adapter, constraint)
         generation = self.engine.submit(request)
         return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds})
@@ -232,8 +232,11 @@ class ChatModel:
         """Processes the conversations with the settings of an answer, which it also returns."""
         sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
         settings = answer_settings.resolve(keywords, sampling, self.processor.config)
+        # What is wrong is told before the media are read.
         if settings.adapter is not None:
-            self.engine.adapter_number(settings.adapter)  # before the media are read
+            self.engine.adapter_number(settings.adapter)
+        if not settings.constraint.is_free:
+            self._constraints.compile(settings.constraint)
         vocabulary = self.engine.model.config.text.vocab_size
         if settings.sampling.logprobs > vocabulary:
             raise SettingError("logprobs", settings.sampling.logprobs, f"the model has {vocabulary} tokens; give fewer")

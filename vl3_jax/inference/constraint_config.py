@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,16 +32,16 @@ class ConstraintConfig:
     choices: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
+        given = self._given()
         if len(given) > 1:
-            raise SettingError(given[1], getattr(self, given[1]), f"{given[0]} is given too; leave one of them out")
+            raise SettingError(*given[1], f"{given[0][0]} is given too; leave one of them out")
         if self.choices is not None:
             is_list = isinstance(self.choices, list | tuple)
             if not is_list or not self.choices or not all(isinstance(text, str) and text for text in self.choices):
                 raise SettingError("choices", self.choices, "give at least one text, none of them empty")
             object.__setattr__(self, "choices", tuple(self.choices))
         if self.regex is not None and not (isinstance(self.regex, str) and self.regex):
-            raise SettingError("regex", self.regex, "give a regular expression")
+            raise SettingError("regex", self.regex, "give the text of a regular expression")
         if self.json_schema is not None:
             object.__setattr__(self, "json_schema", _schema(self.json_schema))
         if given and (problem := _problem(self)):
@@ -49,7 +50,15 @@ class ConstraintConfig:
     @property
     def is_free(self) -> bool:
         """Whether nothing constrains the answer."""
-        return self.json_schema is None and self.regex is None and self.choices is None
+        return not self._given()
+
+    @property
+    def given(self) -> tuple[str, Any]:
+        """Name and value of what constrains the answer."""
+        return self._given()[0]
+
+    def _given(self) -> list[tuple[str, Any]]:
+        return [(name, value) for name, value in vars(self).items() if value is not None]
 
     def grammar(self) -> str:
         """Returns the grammar of the answer in the form of llguidance.
@@ -81,7 +90,8 @@ def _problem(config: ConstraintConfig) -> Problem | None:
     error = LLMatcher.validate_grammar(config.grammar())
     if not error:
         return None
-    reason = " ".join(error.split())
+    found = re.search(r"\berror: (.+)|lookarounds not supported|.+", error)
+    reason = error if found is None else found[1] or found[0]
     if schema is not None:
         place, part = _place_of(schema, error)
         return f"json_schema at {place}", part, f"it cannot be answered: {reason}"
@@ -147,9 +157,9 @@ def _schema_problem(schema: Mapping[str, Any]) -> Problem | None:
     error = best_match(validator(validator.META_SCHEMA).iter_errors(schema))
     if error is not None:
         return f"json_schema at {error.json_path}", error.instance, printable(error.message)
-    large = (found for found in _parts(schema) if isinstance(found[2], int) and abs(found[2]) > _LARGEST_INTEGER)
-    for place, _, part in large:
-        return f"json_schema at {place}", part, "an integer beyond 2^53 is not kept exactly; ask for a string"
+    for place, _, part in _parts(schema):
+        if isinstance(part, int) and abs(part) > _LARGEST_INTEGER and re.search(r"\.(const|enum)\b", place):
+            return f"json_schema at {place}", part, "an integer beyond 2^53 is not kept exactly; ask for a string"
     return None
 
 

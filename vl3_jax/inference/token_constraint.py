@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vl3_jax.errors import RunError
+from vl3_jax.errors import RunError, SettingError
 from vl3_jax.inference.constraint_config import ConstraintConfig
 from vl3_jax.inference.early_end import EndFinder, JsonText
 from vl3_jax.inference.token_masks import mask_words
@@ -121,14 +121,17 @@ class TokenConstraint:
         if self._json is not None:
             self._json.feed(self._tokens.tokenizer.decode_bytes([token]))
         self.is_complete = self._matcher.is_stopped() and self._matcher.is_accepting()
-        if self.is_complete or self._look_for_end() or not way:
+        if self.is_complete or self._look_for_end(way[1:] if way and token == way[0] else None) or not way:
             return True
         self._matcher.rollback(1)
         self._remaining, self._json, self._way, self.is_led = self._remaining + 1, before, way, True
         return False
 
-    def _look_for_end(self) -> bool:
+    def _look_for_end(self, way: list[int] | None = None) -> bool:
         """Looks, where it is time to, how far an end is, and leads the answer there once no other token may be spent.
+
+        Args:
+          way: Tokens to an end, if they are known.
 
         Returns:
           Whether the answer can still end in time, as far as that is known.
@@ -136,7 +139,8 @@ class TokenConstraint:
         self._way = None
         if self._remaining > self._next_look:
             return True
-        way = self._tokens.ends.find(self._matcher, None if self._json is None else self._json.in_string)
+        if way is None:
+            way = self._tokens.ends.find(self._matcher, None if self._json is None else self._json.in_string)
         if way is None or len(way) > self._remaining:
             self._next_look = -1
             return False
@@ -165,20 +169,34 @@ class ConstraintCompiler:
         self._compiled: collections.OrderedDict[ConstraintConfig, LLMatcher] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def compile(self, config: ConstraintConfig, max_new_tokens: int) -> TokenConstraint | None:
-        """Returns the constraint of a new answer; None if it is free."""
-        if config.is_free:
-            return None
+    def compile(self, config: ConstraintConfig) -> "LLMatcher":
+        """Returns the grammar of a constraint, which is kept for later answers.
+
+        Raises:
+          SettingError: No text of the model's tokens matches it.
+        """
         from llguidance import LLMatcher
 
         with self._lock:
             self._tokens = self._tokens or ConstraintTokens(*self._arguments)
-            if config not in self._compiled:
-                self._compiled[config] = LLMatcher(self._tokens.tokenizer, config.grammar(), log_level=0)
-            self._compiled.move_to_end(config)
+            matcher = self._compiled.pop(config, None) or LLMatcher(
+                self._tokens.tokenizer, config.grammar(), log_level=0
+            )
+            text_tokens = allowed_tokens(matcher, len(self._tokens.stops)) & ~self._tokens.stops
+            if not matcher.is_accepting() and not text_tokens.any():
+                reason = " ".join(matcher.get_error().split()) or "no text matches it"
+                raise SettingError(*config.given, reason)
+            self._compiled[config] = matcher
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
-            matcher = self._compiled[config].deep_copy()
+            return matcher.deep_copy()
+
+    def constraint(self, config: ConstraintConfig, max_new_tokens: int) -> TokenConstraint | None:
+        """Returns the constraint of a new answer; None if it is free."""
+        if config.is_free:
+            return None
+        matcher = self.compile(config)
+        assert self._tokens is not None
         return TokenConstraint(matcher, self._tokens, config.json_schema is not None, max_new_tokens)
 
 
