@@ -89,8 +89,7 @@ class TokenConstraint:
             else:
                 _only(self._tokens.ends.choose(self._matcher, in_string=False), mask)
         if self._matcher.is_error() or not mask.any():
-            reason = " ".join(self._matcher.get_error().split()) or "no text matches it from here on"
-            raise RunError(f"the constraint of an answer cannot be followed: {reason}")
+            raise RunError(f"the constraint of an answer cannot be followed: {_reason(self._matcher)}")
 
     def accept(self, tokens: Sequence[int]) -> int:
         """Appends tokens as far as they are allowed and foreseen, and returns how many are.
@@ -184,8 +183,7 @@ class ConstraintCompiler:
             )
             text_tokens = allowed_tokens(matcher, len(self._tokens.stops)) & ~self._tokens.stops
             if not matcher.is_accepting() and not text_tokens.any():
-                reason = " ".join(matcher.get_error().split()) or "no text matches it"
-                raise SettingError(*config.given, reason)
+                raise SettingError(*config.given, _reason(matcher))
             self._compiled[config] = matcher
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
@@ -203,6 +201,12 @@ class ConstraintCompiler:
 def allowed_tokens(matcher: "LLMatcher", words: int) -> np.ndarray:
     """Returns the mask of the tokens that may come next, [W] uint32."""
     return np.frombuffer(matcher.compute_bitmask(), np.uint32)[:words]  # the library gives a word more
+
+
+def _reason(matcher: "LLMatcher") -> str:
+    """Returns why no token is allowed."""
+    reason = " ".join(matcher.get_error().partition("<state>")[0].split())
+    return "no text matches it" if reason in ("", "NoExtensionBias") else reason
 
 
 def _only(token: int, mask: np.ndarray) -> None:
