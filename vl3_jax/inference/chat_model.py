@@ -101,7 +101,7 @@ class ChatModel:
         self.load_seconds = load_seconds
         self._media = MediaCache()
         vocab_size = engine.model.config.text.vocab_size
-        self._constraints = ConstraintCompiler(processor.tokenizer, engine.stop_ids, vocab_size)
+        self._constraints = ConstraintCompiler(processor.tokenizer, generation_config.stop_ids, vocab_size)
 
     def chat(
         self,

@@ -87,7 +87,10 @@ def _problem(config: ConstraintConfig) -> Problem | None:
     schema = None if config.json_schema is None else json.loads(str(config.json_schema))
     if schema is not None and (problem := _schema_problem(schema)):
         return problem
-    error = LLMatcher.validate_grammar(config.grammar())
+    try:
+        error = LLMatcher.validate_grammar(config.grammar())
+    except ValueError as failure:  # half a character (a surrogate)
+        error = str(failure)
     if not error:
         return None
     found = re.search(r"\berror: (.+)|lookarounds not supported|.+", error)
@@ -108,7 +111,7 @@ def _schema(value: Any) -> str:
     """Returns a schema as JSON text.
 
     Raises:
-      InputError: The text is not JSON; names the line.
+      InputError: The text is not JSON, which names the line, or too large or too deep.
       SettingError: The value is no schema.
     """
     if hasattr(value, "model_json_schema"):  # a class of pydantic
@@ -118,9 +121,11 @@ def _schema(value: Any) -> str:
     if not isinstance(value, Mapping):
         raise SettingError("json_schema", value, 'give a JSON object, such as {"type": "object", "properties": {...}}')
     try:
-        return json.dumps(value, allow_nan=False)
+        text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise SettingError("json_schema", value, f"it is not JSON ({error})") from None
+    parse_json(text.encode(), "json_schema")  # refuses what is nested too deep
+    return text
 
 
 def _combines_objects(schema: Any) -> bool:
