@@ -70,6 +70,32 @@ def test_what_is_malformed_is_no_time(text):
         parse(text)
 
 
+PIECES = [
+    "[",
+    "]",
+    ",",
+    ":",
+    ".",
+    "-",
+    " ",
+    " to ",
+    "between ",
+    "and ",
+    "start: ",
+    "end: ",
+    "s",
+    " min",
+    "h",
+    '"',
+    "##",
+]
+
+
+@given(st.lists(st.one_of(st.sampled_from(PIECES), st.sampled_from(["1", "05", "9" * 400, "59.9", "a"])), max_size=30))
+def test_any_text_is_read(pieces):
+    assert all(isinstance(span, Span) for span in parse_all("".join(pieces)))
+
+
 def test_one_time_is_one_time():
     assert parse("12.5") == Span(12.5, 12.5)
     assert parse("12.5").is_moment

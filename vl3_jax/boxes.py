@@ -152,7 +152,7 @@ def parse_all(text: str, unit: str | None = None, size: Sequence[int] | None = N
         elif kind == "paligemma":
             numbers, own = numbers[:4], content.rpartition(">")[2].strip()
         edges = _READERS[kind](numbers) if kind in _READERS else _fractions(numbers, unit, size)
-        if edges is not None:
+        if edges is not None and all(map(math.isfinite, edges)):
             boxes.append(Box(*edges, own))
     return boxes
 

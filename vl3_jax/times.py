@@ -107,7 +107,9 @@ def parse_all(text: str, unit: float = 1.0) -> list[Span]:
         end = _seconds(times[-1], unit)
         single = re.fullmatch(rf"{_NUMBER}\s*([a-z])[a-z]*", times[-1], re.IGNORECASE)
         # In "5-10 minutes" the unit is that of both.
-        spans.append(Span(_seconds(times[0], _FACTORS[single[1].lower()] if single else unit), end))
+        start = _seconds(times[0], _FACTORS[single[1].lower()] if single else unit)
+        if math.isfinite(start) and math.isfinite(end):
+            spans.append(Span(start, end))
     return spans
 
 
