@@ -66,7 +66,6 @@ setup(
             "hypothesis>=6.100",
             "imageio-ffmpeg>=0.6",  # brings the ffmpeg program
             "ipykernel",
-            "jsonschema>=4.20",
             "kubernetes-validate>=1.30",
             "nbclient",
             "pytest>=8.0",

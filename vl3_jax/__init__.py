@@ -9,13 +9,14 @@ Importing the package touches no device; what needs jax is imported when it is f
 
 from typing import TYPE_CHECKING
 
+from vl3_jax import boxes, times
 from vl3_jax.errors import InputError
 
 if TYPE_CHECKING:
     from vl3_jax.inference.chat_model import ChatModel, GenerationOutput
     from vl3_jax.inference.open_model import load
 
-__all__ = ["ChatModel", "GenerationOutput", "InputError", "load"]
+__all__ = ["ChatModel", "GenerationOutput", "InputError", "boxes", "load", "times"]
 
 
 def __getattr__(name: str):

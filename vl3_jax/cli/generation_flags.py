@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from vl3_jax.cli import settings_flags
 from vl3_jax.errors import SettingError
 from vl3_jax.inference import answer_settings
 from vl3_jax.inference.sampling_config import SamplingConfig
+from vl3_jax.json_file import read_json
 from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.video_reader import FrameSamplingOptions
 
@@ -88,6 +90,24 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     settings_flags.add(group, SamplingConfig, flags, {"repetition_penalty": "the checkpoint's; 1 turns it off"})
 
 
+def add_constraint(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of what the answer must match."""
+    group = parser.add_argument_group("form of the answer (at most one)").add_mutually_exclusive_group()
+    group.add_argument("--json-schema", metavar="FILE", help="a JSON value that the schema in a file allows")
+    group.add_argument("--regex", metavar="R", help="a text that matches a regular expression as a whole")
+    group.add_argument("--choices", metavar="A,B", help="one of several texts, separated by commas")
+
+
+def _constraint(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the keywords of a constraint that were given as flags."""
+    given = {name: getattr(arguments, name, None) for name in answer_settings.CONSTRAINT}
+    if given["json_schema"] is not None:
+        given["json_schema"] = read_json(pathlib.Path(file_argument(given["json_schema"])), unique=True)
+    if given["choices"] is not None:
+        given["choices"] = tuple(text.strip() for text in given["choices"].split(","))
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _flags(keywords: dict[str, str]) -> dict[str, str]:
     return {field: f"--{keyword.replace('_', '-')}" for keyword, field in keywords.items()}
 
@@ -103,6 +123,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     given |= {answer_settings.PRUNE: False} if arguments.no_prune else {}
     given |= {answer_settings.ALLOW_REMOTE: True} if arguments.allow_remote else {}
     given |= {answer_settings.ADAPTER: arguments.adapter[0]} if arguments.adapter else {}
+    given |= _constraint(arguments)
     with naming_flags():  # now rather than after the model is loaded
         answer_settings.resolve(given, SamplingConfig(), ProcessorConfig())
     return given
@@ -114,7 +135,8 @@ def naming_flags() -> Iterator[None]:
     try:
         yield
     except SettingError as error:
-        raise error.renamed(f"--{error.name.replace('_', '-')}") from None
+        name, *place = error.name.split(" ", 1)
+        raise error.renamed(" ".join([f"--{name.replace('_', '-')}", *place])) from None
 
 
 def file_argument(name: str) -> str:

@@ -1,6 +1,7 @@
 """The chat interface of a loaded model: messages in, text out. `vl3_jax.load` returns a `ChatModel`."""
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,15 +13,19 @@ from vl3_jax.inference.answer_text import AnswerText
 from vl3_jax.inference.buckets import power_of_two
 from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.generation_config import GenerationConfig
-from vl3_jax.inference.requests import Generation, Request
+from vl3_jax.inference.requests import LENGTH, Generation, Request
 from vl3_jax.inference.sampling_config import SamplingConfig
+from vl3_jax.inference.token_constraint import ConstraintCompiler
 from vl3_jax.processing.media_cache import MediaCache
 from vl3_jax.processing.messages import MediaPart, Turn, parse_messages
 from vl3_jax.processing.packed_batch import Sample
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 from vl3_jax.processing.remote_media import RemotePolicy, fetched
 
+logger = logging.getLogger(__name__)
 Messages = Sequence[Mapping[str, Any] | Turn]
+_CUT = "max_new_tokens cuts the answer off before it matches its constraint; give it more tokens"
+_LED = "max_new_tokens ends the answer early, in a form that matches its constraint; give it more tokens"
 _MOST_ROWS = 8  # conversations of a batch that are answered side by side
 
 
@@ -31,10 +36,12 @@ class GenerationOutput:
     Attributes:
       text: The answer without its stop token.
       token_ids: The generated ids, the stop token included.
-      finish_reason: "stop" if a stop token or a stop string ended the answer, "length" if `max_new_tokens` did.
+      finish_reason: "stop" if a stop token, a stop string or the constraint ended the answer, "length" if
+        `max_new_tokens` did.
       processed: The prompt as the model received it.
       logprobs: A list of (id, log-probability) for each generated token, most likely first; None if not requested.
       seconds: Seconds of loading, processing, compilation, prefill and decoding.
+      matches: Whether the text is what its constraint asks for, which `max_new_tokens` may prevent; None without one.
     """
 
     text: str
@@ -43,6 +50,13 @@ class GenerationOutput:
     processed: ProcessorOutput
     logprobs: list[list[tuple[int, float]]] | None
     seconds: dict[str, float]
+    matches: bool | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know about the media and the answer, one line each."""
+        cut = [] if self.matches is None or self.finish_reason != LENGTH else [_LED if self.matches else _CUT]
+        return self.processed.warnings + cut
 
     @property
     def tokens_per_second(self) -> float:
@@ -86,6 +100,8 @@ class ChatModel:
         self.generation_config = generation_config
         self.load_seconds = load_seconds
         self._media = MediaCache()
+        vocab_size = engine.model.config.text.vocab_size
+        self._constraints = ConstraintCompiler(processor.tokenizer, generation_config.stop_ids, vocab_size)
 
     def chat(
         self,
@@ -109,14 +125,14 @@ class ChatModel:
           stream: Whether to return an iterator over pieces of text instead of the whole text.
           **settings: Fields of `SamplingConfig` (`max_new_tokens`, `temperature`, ...) and settings of the processor
             (`fps`, `max_frames`, ...); `allow_remote` allows http(s):// references; `adapter` names the LoRA adapter
-            that answers.
+            that answers; `json_schema`, `regex` or `choices` says what the answer must match (`ConstraintConfig`).
 
         Returns:
           The answer, or an iterator over its pieces.
 
         Raises:
-          InputError: Media that cannot be read, an unknown or invalid setting or adapter, or a prompt that exceeds the
-            context.
+          InputError: Media that cannot be read, an unknown or invalid setting, constraint or adapter, or a prompt that
+            exceeds the context.
         """
         if messages is None:
             messages = conversation(question, images=images, videos=videos, system=system)
@@ -124,7 +140,9 @@ class ChatModel:
             raise InputError("messages hold the question, the media and the system prompt; leave the others out")
         if stream:
             return self._stream(messages, settings)
-        return self.answer(messages, **settings).text
+        answer = self.answer(messages, **settings)
+        _log_cut(answer)
+        return answer.text
 
     def answer(
         self, messages: Messages, *, on_text: Callable[[str], None] | None = None, **settings: Any
@@ -195,13 +213,16 @@ class ChatModel:
                 answer.cancel()
 
     def _stream(self, messages: Messages, settings: Mapping[str, Any]) -> Iterator[str]:
-        yield from self.submit(messages, **settings)
+        answering = self.submit(messages, **settings)
+        yield from answering
+        _log_cut(answering.result())
 
     def _submit(
         self, prompt: ProcessorOutput, settings: answer_settings.AnswerSettings, seconds: float, streams: bool
     ) -> "Answering":
         text = AnswerText(self.processor.tokenizer, settings.sampling.stop)
-        request = Request(prompt.sample, settings.sampling, text.add, streams, settings.adapter)
+        constraint = self._constraints.constraint(settings.constraint, settings.sampling.max_new_tokens)
+        request = Request(prompt.sample, settings.sampling, text.add, streams, settings.adapter, constraint)
         generation = self.engine.submit(request)
         return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds})
 
@@ -211,8 +232,11 @@ class ChatModel:
         """Processes the conversations with the settings of an answer, which it also returns."""
         sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
         settings = answer_settings.resolve(keywords, sampling, self.processor.config)
+        # What is wrong is told before the media are read.
         if settings.adapter is not None:
-            self.engine.adapter_number(settings.adapter)  # before the media are read
+            self.engine.adapter_number(settings.adapter)
+        if not settings.constraint.is_free:
+            self._constraints.compile(settings.constraint)
         vocabulary = self.engine.model.config.text.vocab_size
         if settings.sampling.logprobs > vocabulary:
             raise SettingError("logprobs", settings.sampling.logprobs, f"the model has {vocabulary} tokens; give fewer")
@@ -268,7 +292,7 @@ class Answering:
 
     def result(self) -> GenerationOutput:
         """Runs the engine until the answer is complete, and returns it."""
-        generation = self.generation.result()
+        generation, constraint = self.generation.result(), self.generation.request.constraint
         self.text.end()
         return GenerationOutput(
             text=self.text.whole,
@@ -277,7 +301,14 @@ class Answering:
             processed=self.processed,
             logprobs=generation.logprobs,
             seconds=self.seconds | dataclasses.asdict(generation.timings),
+            matches=None if constraint is None else constraint.matches,
         )
+
+
+def _log_cut(answer: GenerationOutput) -> None:
+    """Logs that a constrained answer ended before its time, where only its text is returned."""
+    for warning in answer.warnings[len(answer.processed.warnings) :]:
+        logger.warning(warning)
 
 
 def _several(media: Any, dimensions: int) -> list[Any]:
