@@ -1,5 +1,8 @@
 """The Hiera trunk: attention in windows, a few blocks over the whole map, and pooling between four stages.
 
+No block but those of windows depends on the order of the cells. A map therefore stays cut into windows from block to
+block, as long as these tile it; a window that is pooled often is the next stage's.
+
 Dimension names: B images, H and W rows and columns of a map, C channels.
 """
 
@@ -21,6 +24,7 @@ from vl3_jax.sam2.sam2_config import PATCH_KERNEL, PATCH_PADDING, PATCH_STRIDE, 
 from vl3_jax.sam2.sam2_layers import Conv, all_to_all_attention, all_tokens
 
 Map = Float[Array, "B H W C"]
+_MANY = 512  # tokens, whose scores are not held in memory
 
 
 class Hiera(nn.Module):
@@ -36,16 +40,15 @@ class Hiera(nn.Module):
         shape = (PATCH_KERNEL, PATCH_KERNEL, RGB, config.widths[0])
         x = Conv(shape, PATCH_STRIDE, PATCH_PADDING, param_dtype=self.param_dtype, name="patch_embed")(pixels)
         x += self._positions(x.shape[1]).astype(x.dtype)
-        stages, number = [], 0
+        stages, number, side = [], 0, x.shape[1]
         for stage in range(STAGES):
             for index in range(config.depths[stage]):
                 first = index == 0 and stage > 0
                 window = 0 if number in config.global_blocks else config.windows[stage - first]
-                x = HieraBlock(config, stage, window, pool=first, param_dtype=self.param_dtype, name=f"block{number}")(
-                    x
-                )
-                number += 1
-            stages.append(x)
+                x = regroup(x, side, window) if window else x
+                x = HieraBlock(config, stage, side, window, first, self.param_dtype, name=f"block{number}")(x)
+                number, side = number + 1, side >> first
+            stages.append(join_windows(x, side))
         return stages
 
     def _positions(self, side: int) -> Float[Array, "side side C"]:
@@ -60,18 +63,20 @@ class Hiera(nn.Module):
 
 
 class HieraBlock(nn.Module):
-    """Pre-norm transformer block over a map.
+    """Pre-norm transformer block over a map, which may be cut into windows already.
 
     Attributes:
       config: Configuration of the trunk.
       stage: Stage of the block, from 0.
-      window: Side of its windows; 0 attends to the whole map.
+      side: Rows, and columns, of the map.
+      window: Rows, and columns, of its windows; 0 attends to the whole map.
       pool: Whether it begins a stage: it changes the width and halves the map.
       param_dtype: Dtype of the parameters.
     """
 
     config: HieraConfig
     stage: int
+    side: int
     window: int
     pool: bool
     param_dtype: DTypeLike = jnp.float32
@@ -93,23 +98,26 @@ class HieraBlock(nn.Module):
     def _attend(self, x: Map) -> Map:
         """Attends within windows, whose padding takes part; queries are pooled after their projection."""
         width, heads = self.config.widths[self.stage], self.config.heads[self.stage]
-        side, stride = x.shape[1], 1 + self.pool
-        x = split_windows(x, self.window) if self.window else x
+        side, cells = x.shape[1], (self.window or self.side) ** 2
+        x = x if self.window in (0, side) else split_windows(x, self.window)
         shape, axes = (x.shape[-1], 3, heads, width // heads), ("vision_embed", None, "vision_heads", "head_dim")
         qkv = Linear(shape, axes, param_dtype=self.param_dtype, name="qkv")(x)
         q, k, v = (qkv[..., part, :, :] for part in range(3))
         if self.pool:
-            q = max_pool(q.reshape(*q.shape[:3], width)).reshape(-1, q.shape[1] // 2, q.shape[2] // 2, *q.shape[3:])
+            q = max_pool(q.reshape(*q.shape[:3], width))
         shape = q.shape[:3]
-        q, k, v = (part.reshape(part.shape[0], -1, *part.shape[3:]) for part in (q, k, v))
-        out = (all_to_all_attention if self.window else _map_attention)(q, k, v).reshape(*shape, *q.shape[2:])
+        q = q.reshape(-1, cells >> 2 * self.pool, heads, width // heads)
+        k, v = (part.reshape(-1, cells, heads, width // heads) for part in (k, v))
+        out = _attention(q, k, v).reshape(*shape, heads, width // heads)
         axes = ("vision_heads", "head_dim", "vision_embed")
-        out = Linear((*q.shape[2:], width), axes, num_in=2, param_dtype=self.param_dtype, name="out")(out)
-        return join_windows(out, side // stride) if self.window else out
+        out = Linear((*out.shape[3:], width), axes, num_in=2, param_dtype=self.param_dtype, name="out")(out)
+        return join_windows(out, side >> self.pool)
 
 
-def _map_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attends between all cells of a map, [B, L, H, D], block by block."""
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attends between all cells of a row, [B, L, H, D]; block by block where they are many."""
+    if k.shape[1] < _MANY:
+        return all_to_all_attention(q, k, v)
     q_info, kv_info = all_tokens(q), all_tokens(k)
     return attention(AttentionInputs(q, k, v, q_info, kv_info, causal=False, scale=q.shape[-1] ** -0.5))
 
@@ -118,6 +126,18 @@ def max_pool(x: Map) -> Map:
     """Returns the largest value in each 2 x 2 cells."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
+
+
+def regroup(x: Map, side: int, window: int) -> Map:
+    """Cuts maps of `side` rows and columns into windows that tile them; the order of the cells is new, not they.
+
+    Args:
+      x: Maps, or windows of another size that tile them.
+      side: Rows, and columns, of a map.
+      window: Rows, and columns, of a window; where it does not divide `side`, whole maps are returned.
+    """
+    window = window if side % window == 0 else side
+    return x if x.shape[1] == window else split_windows(join_windows(x, side), window)
 
 
 def split_windows(x: Map, window: int) -> Float[Array, "windows window window C"]:
