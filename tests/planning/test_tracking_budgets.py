@@ -1,11 +1,9 @@
-"""Tests what a tracked frame costs on a TPU, by the compiler's estimate, and how much of the kernels' work is useful."""
+"""Tests what a tracked frame costs on a TPU, by the compiler's estimate, and what its kernels do for nothing."""
 
-import json
 import math
 import re
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from support.compiler import needs_compiler

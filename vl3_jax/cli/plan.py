@@ -1,4 +1,4 @@
-"""`vl3 plan`: memory, traffic and speed of a training step, of inference or of tracking on a TPU slice, without a TPU."""
+"""`vl3 plan`: memory and speed of a training step, of inference or of tracking on a TPU slice, without a TPU."""
 
 import argparse
 import json
@@ -43,9 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="slices, joined by a network (default: %(default)s)",
     )
     settings_flags.add_changes(parser)
-    parser.add_argument(
-        "--hlo", type=pathlib.Path, metavar="PATH", help="write optimised HLO text: a file, with --serve and --track a folder"
-    )
+    hlo_help = "write optimised HLO text: a file, with --serve and --track a folder"
+    parser.add_argument("--hlo", type=pathlib.Path, metavar="PATH", help=hlo_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     group = parser.add_argument_group("more than one plan of a step")
     group.add_argument("--search", action="store_true", help="try meshes, rows at a time and remat policies: a table")

@@ -209,7 +209,7 @@ def _encode(model: Sam2, params: dict, pixels) -> ImageFeatures:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _segment(model: Sam2, params: dict, features: ImageFeatures, prompts: ObjectPrompts, masks):
-    """Returns logits, predicted IoUs and presence of the single mask, see `choose_mask`, and of those of other extent."""
+    """Returns logits, IoUs and presence; those of the single mask, see `choose_mask`, come before the other three."""
     decoded = apply(model, params, "segment", features, prompts, masks)
     single = choose_mask(model.config, decoded, jnp.zeros_like(prompts.ambiguous))
     return decoded.masks.at[:, 0].set(single.mask), decoded.scores.at[:, 0].set(single.score), decoded.presence

@@ -2,10 +2,10 @@
 
 A product of tokens and a projection is [T, heads * D]: a head is a window of D lanes of it, which begins anywhere in a
 register. The attention kernels take [heads, T, W], one head at a time, padded with zeros to whole registers: W is LANES
-or, of wider heads, D, a multiple of 2 * LANES. The compiler's own way from one to the other passes through [T, heads, D],
-whose registers hold few channels each, several times over; these kernels read and write every array once. On the way
-they rotate queries and keys by their rotary tables, and add up what the backward pass needs of outputs and their
-gradients.
+or, of wider heads, D, a multiple of 2 * LANES. The compiler's own way from one to the other passes through
+[T, heads, D], whose registers hold few channels each, several times over; these kernels read and write every array
+once. On the way they rotate queries and keys by their rotary tables, and add up what the backward pass needs of outputs
+and their gradients.
 """
 
 import functools

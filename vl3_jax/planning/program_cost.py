@@ -47,7 +47,8 @@ class ProgramCost:
     """What one run of a program costs on a chip.
 
     Attributes:
-      cycles: The compiler's estimate of cycles by scope (such as those of `SCOPES`, and "rest"), kernels and collectives not included.
+      cycles: The compiler's estimate of cycles by scope (such as those of `SCOPES`, and "rest"), kernels and
+        collectives not included.
       collectives: Traffic by kind.
       synchronous_bytes: Bytes of those collectives that nothing overlaps.
       kernel_bytes: Bytes that those kernels read and write which declare them; others multiply.

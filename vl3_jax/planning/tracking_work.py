@@ -5,13 +5,13 @@ A multiply-add is 2 FLOPs. Useful work leaves out what kernels multiply only bec
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from vl3_jax.kernels.block_sizes import LANES
 from vl3_jax.kernels.segment_info import round_up
 from vl3_jax.planning.kernel_work import visited_pairs
+from vl3_jax.sam2.hiera import joined_windows, window_numbers
 from vl3_jax.sam2.sam2_config import PATCH_KERNEL, PATCH_STRIDE, RGB, STAGES, Sam2Config
 
 _PRODUCTS = 2  # of a pair of tokens: its score, and its part of the output
@@ -60,13 +60,20 @@ def encoder_flops(config: Sam2Config) -> int:
 
 
 def encoder_kernel_work(config: Sam2Config, mesh: Mesh) -> KernelWork:
-    """Returns the work of the blocks that attend to the whole map, for an image."""
-    hiera, total = config.hiera, KernelWork(0, 0)
-    for number in hiera.global_blocks:
-        stage = sum(number >= first for first in hiera.first_blocks) - 1
-        side = config.image_size // PATCH_STRIDE >> stage
-        heads, width = hiera.heads[stage], hiera.widths[stage] // hiera.heads[stage]
-        total += _work(mesh, heads, width, np.ones(side**2, np.int32), np.ones(side**2, np.int32))
+    """Returns the work of attention in windows and over whole maps, for an image."""
+    hiera, total, number = config.hiera, KernelWork(0, 0), 0
+    side = config.image_size // PATCH_STRIDE
+    for stage in range(STAGES):
+        for index in range(hiera.depths[stage]):
+            first = index == 0 and stage > 0
+            window = side if number in hiera.global_blocks else hiera.windows[stage - first]
+            windows, cells = (round_up(side, window) // window) ** 2, window**2
+            queries = cells // 4 if first else cells
+            joined = joined_windows(windows, queries)
+            row = window_numbers(joined, queries), window_numbers(joined, cells)
+            heads = hiera.heads[stage]
+            total += _work(mesh, heads, hiera.widths[stage] // heads, row) * (windows // joined)
+            side, number = side >> first, number + 1
     return total
 
 
@@ -84,12 +91,13 @@ def memory_kernel_work(config: Sam2Config, mesh: Mesh, conditioning: int) -> Ker
     queries = np.ones(cells, np.int32)
     keys = np.ones(maps * cells + pointers * config.tokens_per_pointer, np.int32)
     heads, width = config.memory_heads, config.width // config.memory_heads
-    work = _work(mesh, heads, width, queries, queries) + _work(mesh, heads, width, queries, keys)
+    work = _work(mesh, heads, width, (queries, queries)) + _work(mesh, heads, width, (queries, keys))
     return work * config.memory_layers
 
 
-def _work(mesh: Mesh, heads: int, width: int, queries: np.ndarray, keys: np.ndarray) -> KernelWork:
-    """Returns the work of attention between tokens of one row, whose segments are given."""
+def _work(mesh: Mesh, heads: int, width: int, row: tuple[np.ndarray, np.ndarray]) -> KernelWork:
+    """Returns the work of attention in one row, of which the segments of queries and keys are given."""
     flops = 2 * _PRODUCTS * heads
-    visited = visited_pairs(mesh, (queries, keys), (heads, heads), width, causal=False)
-    return KernelWork(flops * width * len(queries) * len(keys), flops * round_up(width, LANES) * visited)
+    queries, keys = (np.bincount(side) for side in row)
+    visited = visited_pairs(mesh, row, (heads, heads), width, causal=False)
+    return KernelWork(flops * width * int(queries @ keys), flops * round_up(width, LANES) * visited)

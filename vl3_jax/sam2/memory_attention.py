@@ -94,8 +94,8 @@ class MemoryLayer(nn.Module):
 class RotatedLinear(nn.Module):
     """Linear layer of heads that are rotated by the positions of their tokens, as `vl3_jax.kernels.rotary` does it.
 
-    What each channel is rotated with is a second product, with the halves of the kernel exchanged: to exchange halves of
-    all tokens takes longer, on a TPU several times.
+    What each channel is rotated with is a second product, with the halves of the kernel exchanged: to exchange halves
+    of all tokens takes longer, on a TPU several times.
 
     Attributes:
       shape: Number of heads and of their channels.
@@ -106,7 +106,9 @@ class RotatedLinear(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L I"], rotary: Float32[Array, "L head_dim"]) -> Float[Array, "B L H head_dim"]:
+    def __call__(
+        self, x: Float[Array, "B L I"], rotary: Float32[Array, "L head_dim"]
+    ) -> Float[Array, "B L H head_dim"]:
         width, axes = x.shape[-1], ("embed", "heads", "head_dim")
         init, zeros = nn.initializers.normal(width**-0.5), nn.initializers.zeros
         kernel = partitioned_param(self, "kernel", init, (width, *self.shape), axes, self.param_dtype)

@@ -15,7 +15,8 @@ from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.sam2.sam2_model import ObjectOutput, Sam2
 
 MEMORY_DTYPE = jnp.bfloat16  # of stored memories, as in the original
-_BLOCK, _LONG = 512, 8192  # tokens; what is longer is padded to whole blocks, so that no kernel needs a padded copy of it
+# Tokens: what is longer than _LONG is padded to whole blocks, so that no kernel needs a padded copy of it.
+_BLOCK, _LONG = 512, 8192
 
 
 class ConditioningFrames(flax.struct.PyTreeNode):
