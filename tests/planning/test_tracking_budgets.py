@@ -16,6 +16,7 @@ from vl3_jax.sam2.sam2_model import abstract_sam2
 
 CHIP = parse_topology("v5e:1x1")
 OBJECTS, SMALL = 5, 2**16  # elements of an array
+MILLION_CYCLES = {1: 80, 5: 90}  # a frame, by the conditioning frames of each object
 ENCODER_GMAC = {"tiny": 146, "small": 179, "base-plus": 323, "large": 912}  # counted on the original
 
 
@@ -41,14 +42,14 @@ def arrays(program: Program):
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("prompted", [1, 5])
+@pytest.mark.parametrize("prompted", MILLION_CYCLES)
 def test_a_tracked_frame_of_the_large_model(prompted, tmp_path):
     """Five objects, images of 1,024 pixels, on one chip."""
     plan = plan_tracking("2.1-large", CHIP, TrackingWorkload(OBJECTS, prompted), hlo=tmp_path)
     print(plan)
     assert plan.fits
     assert plan.peak < 0.6 * CHIP.chip.hbm_bytes
-    assert sum(plan.cycles.values()) <= 2.5 * plan.encoder_cycles
+    assert sum(plan.cycles.values()) <= MILLION_CYCLES[prompted] * 1e6
     assert plan.kernels.executed <= 1.15 * plan.kernels.useful
     config = tracked_model("2.1-large")
     weights = {math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_sam2(config))}

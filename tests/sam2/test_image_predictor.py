@@ -63,7 +63,7 @@ def test_an_image(case):
     for own, corners, multimask in calls:
         prompts = {"input_boxes": [[corners]]} if corners else {}
         if own:
-            prompts |= {"input_points": [[[point[:2] for point in own]]], "input_labels": [[[p[2] for p in own]]]}
+            prompts |= {"input_points": [[[list(point[:2]) for point in own]]], "input_labels": [[[p[2] for p in own]]]}
         inputs = processor(image, return_tensors="pt", **prompts)
         sizes = inputs.pop("original_sizes")
         inputs["pixel_values"] = torch.tensor(pixels).permute(2, 0, 1)[None]

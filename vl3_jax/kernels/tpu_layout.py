@@ -40,7 +40,7 @@ def heads_first(x: jax.Array, heads: int, rotary: jax.Array | None, interpret: b
         return x[None]
     result = jax.ShapeDtypeStruct((heads, x.shape[0], round_up(width, LANES)), x.dtype)
     kernel = functools.partial(_heads_first_kernel, width=width)
-    return _run(kernel, [_whole_lanes(x), *_tables(rotary)], [result], interpret)[0]
+    return _run(kernel, [x, *_tables(rotary)], [result], interpret)[0]
 
 
 def tokens_first(x: jax.Array, width: int, rotary: jax.Array | None, interpret: bool) -> jax.Array:
@@ -58,9 +58,9 @@ def tokens_first(x: jax.Array, width: int, rotary: jax.Array | None, interpret: 
     heads, tokens, _ = x.shape
     if heads == 1 and width % LANES == 0 and rotary is None:
         return x[0]
-    result = jax.ShapeDtypeStruct((tokens, round_up(heads * width, LANES)), x.dtype)
+    result = jax.ShapeDtypeStruct((tokens, heads * width), x.dtype)
     kernel = functools.partial(_tokens_first_kernel, width=width)
-    return _run(kernel, [x, *_tables(rotary)], [result], interpret)[0][:, : heads * width]
+    return _run(kernel, [x, *_tables(rotary)], [result], interpret)[0]
 
 
 def heads_first_with_delta(
@@ -84,7 +84,7 @@ def heads_first_with_delta(
         jax.ShapeDtypeStruct((heads, 1, tokens), jnp.float32),
     ]
     kernel = functools.partial(_heads_first_with_delta_kernel, width=width)
-    moved, delta = _run(kernel, [_whole_lanes(d_out), _whole_lanes(out)], results, interpret)
+    moved, delta = _run(kernel, [d_out, out], results, interpret)
     return moved, delta
 
 
@@ -120,7 +120,8 @@ def _tokens_first_kernel(x, *tables_and_result, width):
             tiles[tile] += jnp.where(lane >= start, window, 0.0)
             tiles.append(jnp.where(lane < start, window, 0.0))
     for index, tile in enumerate(tiles):
-        result[:, index * LANES : (index + 1) * LANES] = tile.astype(result.dtype)
+        start, stop = index * LANES, min((index + 1) * LANES, result.shape[1])
+        result[:, start:stop] = tile[:, : stop - start].astype(result.dtype)
 
 
 def _heads_first_with_delta_kernel(d_out, out, result, delta, *, width):
@@ -136,12 +137,19 @@ def _window(x, start: int, width: int) -> jax.Array:
     if width > LANES:
         return x[:, start : start + width].astype(jnp.float32)
     tile, offset = divmod(start, LANES)
-    window = _roll(x[:, tile * LANES : (tile + 1) * LANES].astype(jnp.float32), -offset)
+    window = _roll(_tile(x, tile), -offset)
     lane = _lane(window.shape[0])
     if offset + width > LANES:
-        rest = _roll(x[:, (tile + 1) * LANES : (tile + 2) * LANES].astype(jnp.float32), -offset)
+        rest = _roll(_tile(x, tile + 1), -offset)
         window = jnp.where(lane < LANES - offset, window, rest)
     return window if width == LANES else jnp.where(lane < width, window, 0.0)
+
+
+def _tile(x, index: int) -> jax.Array:
+    """Returns the channels of a register, [tokens, LANES] float32, with zeros behind the last ones."""
+    tile = x[:, index * LANES : min((index + 1) * LANES, x.shape[1])].astype(jnp.float32)
+    missing = jnp.zeros((tile.shape[0], LANES - tile.shape[1]), jnp.float32)
+    return jnp.concatenate([tile, missing], axis=1) if missing.shape[1] else tile
 
 
 def _factors(tables: Sequence, width: int) -> tuple[jax.Array, jax.Array] | None:
