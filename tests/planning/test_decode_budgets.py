@@ -10,8 +10,8 @@ from vl3_jax.planning.hlo import Program
 from vl3_jax.planning.plan_serving import Workload, plan_serving
 
 LARGE = 2**20  # bytes of an array, as a layer's weights and cache are
-# Millions of cycles a token, of which the weights' bytes take most. What a call does once, such as unpacking the masks of
-# constraints (0.1 million), counts here in each token.
+# Millions of cycles a token, of which the weights' bytes take most. What a call does once, such as unpacking masks of
+# constraints (0.1 million), counts in each token.
 BUDGETS = [("2b", 8, 5120, None, 9.1), ("2b", 1, 17_408, None, 10), ("7b", 8, 5120, "int8", 23.5)]
 
 
