@@ -182,7 +182,8 @@ def decode_steps(model, max_steps, logprobs, all_greedy, params, state, rows, st
     generated = state.generated & ~rows.fresh[:, None]
     generated = generated.at[jnp.arange(num_rows)[:, None], rows.taken_back].set(False, mode="drop")
     state = state.replace(cache=cache, generated=generated)
-    allowed = unpack_masks(rows.allowed, generated.shape[1])
+    # Behind a barrier, because the TPU compiler would unpack a part of the masks again for each token.
+    allowed = jax.lax.optimization_barrier(unpack_masks(rows.allowed, generated.shape[1]))
     carry = (jnp.int32(0), state, rows.token, rows.active, jnp.zeros(num_rows, jnp.int32), jnp.zeros(shape, jnp.int32))
 
     def unfinished(carry):
