@@ -72,7 +72,8 @@ class TrainingBenchmarks:
         with jax.set_mesh(mesh):
             engine = Engine(model, params, generation.stop_ids, mesh=mesh)
             records = list(Runner(ChatModel(engine, processor, generation)).ask(own))
-        return _scores(results.score_tasks(processes.gathered(records), Scoring()))
+        items = {benchmark.task: items for benchmark, items in self._items.items()}
+        return _scores(results.score_tasks(processes.gathered(records), Scoring(), items))
 
 
 def local_params(model: VideoLLaMA3, params: Any, mesh: Mesh) -> tuple[Mesh, Any]:
