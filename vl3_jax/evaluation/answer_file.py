@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
-from vl3_jax.storage.durable import atomic_write
+from vl3_jax.storage.durable import rename
 from vl3_jax.storage.journal import Journal, read_lines
 from vl3_jax.storage.locks import hold
 
@@ -75,7 +75,7 @@ def open_answers(
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(hold(folder, f".{file}.lock"))
-            _check_settings(folder / SETTINGS, settings)
+            _check_settings(folder / SETTINGS, settings, file)
             journal = stack.enter_context(contextlib.closing(Journal(folder / file, *_check(_REQUIRED))))
         except OSError as error:
             raise InputError(f"{folder}: {error.strerror or error}; choose a folder that can be written") from None
@@ -138,9 +138,11 @@ def _check(required: Sequence[str]) -> tuple[Callable[[Any], dict[str, Any]], st
     return check, f"not an answer (a JSON object with {', '.join(required)}); remove it"
 
 
-def _check_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
+def _check_settings(path: pathlib.Path, settings: Mapping[str, Any], file: str) -> None:
     if not path.exists():
-        atomic_write(path, (json.dumps(settings, indent=1) + "\n").encode())
+        own = path.with_name(f"{path.name}.{file}")  # other shards begin at the same time
+        own.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        rename(own, path)
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in sorted({*saved, *settings}) if saved.get(name) != settings.get(name)]
