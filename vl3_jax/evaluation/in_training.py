@@ -42,7 +42,7 @@ class TrainingBenchmarks:
     def __init__(self, config: EvalConfig):
         selection = QuestionSelection(count=config.questions) if config.questions else None
         self._items = {}
-        for benchmark in benchmarks.find(config.tasks, selection):
+        for benchmark in benchmarks.find(benchmarks.listed(config.tasks), selection):
             items = benchmark.load(config.data or None)
             self._items[benchmark] = items[: config.questions or None]
             if not items:
