@@ -116,7 +116,11 @@ def score(
     print(result_tables.as_text(content, model))
     incomplete = [f"{task}: {result.missing}" for task, result in scored.items() if result.missing]
     if incomplete:
-        raise InputError(f"samples without a valid answer ({', '.join(incomplete)}); answer them and score again")
+        errors = [sample for result in scored.values() for sample in result.samples if sample.get("error")]
+        reason = f"; {errors[0]['id']}: {errors[0]['error']}" if errors else ""
+        raise InputError(
+            f"samples without a valid answer ({', '.join(incomplete)}); answer them and score again{reason}"
+        )
 
 
 def _items(arguments: argparse.Namespace, records: Sequence[dict[str, Any]]) -> dict[str, list[Item]]:
