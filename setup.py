@@ -48,7 +48,7 @@ setup(
     package_dir={"vl3_jax.configs": "configs"},
     package_data={
         "data_pipelines": ["py.typed", "synthetic/tokenizer.json", "synthetic/images/*"],
-        "vl3_jax": ["py.typed", "nano/*"],
+        "vl3_jax": ["py.typed", "nano/*", "evaluation/*.json"],
     },
     install_requires=REQUIREMENTS,
     extras_require={
@@ -77,5 +77,8 @@ setup(
         # The reference implementation that the parity tests compare with; without it they are skipped.
         "parity": ["torch==2.13.0", "torchvision==0.28.0", "transformers>=5.23", "peft>=0.21"],
     },
-    entry_points={"console_scripts": ["vl3 = vl3_jax.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["vl3 = vl3_jax.cli.main:main"],
+        "lmms_eval.models": ["vl3_jax = vl3_jax.evaluation.lmms_eval_plugin:manifest"],
+    },
 )

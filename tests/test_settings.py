@@ -18,7 +18,7 @@ from data_pipelines.mixtures import MixtureConfig
 from vl3_jax import config_file, config_tree
 from vl3_jax.cli import settings_flags
 from vl3_jax.errors import InputError, SettingError
-from vl3_jax.evaluation.tasks import QuestionSelection
+from vl3_jax.evaluation.benchmarks.synthetic import QuestionSelection
 from vl3_jax.inference import answer_settings
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.planning.plan_serving import Workload

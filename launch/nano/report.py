@@ -18,10 +18,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipelines.synthetic.registry import BOX, CAPTION, EVALUATED_TASKS, EXACT, SPAN, SPEAK, example
+from data_pipelines.synthetic.registry import BOX, CAPTION, EVALUATED_TASKS, EXACT, SPAN, SPEAK, TASKS, example
 from data_pipelines.synthetic.samples import Example
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.tasks import QuestionSelection
+from vl3_jax.evaluation.benchmark import CONSTANT, OVERALL
+from vl3_jax.evaluation.benchmarks.synthetic import QuestionSelection
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIGURES = "nano"
@@ -54,10 +55,10 @@ def collect(runs: pathlib.Path, second: pathlib.Path | None, goals: Mapping[str,
     Raises:
       InputError: A run is not complete.
     """
-    stages = [_scores(runs / f"eval{stage}") for stage in STAGES]
-    comparisons = {name: _scores(runs / name) for name in ("blind", "unpruned")}
+    stages = [scores(runs / f"eval{stage}") for stage in STAGES]
+    comparisons = {name: scores(runs / name) for name in ("blind", "unpruned")}
     if second is not None:
-        comparisons["second"] = _scores(second / f"eval{STAGES[-1]}")
+        comparisons["second"] = scores(second / f"eval{STAGES[-1]}")
     tasks = {}
     for name, values in stages[-1].items():
         tasks[name] = {key: values[key] for key in ("metric", "count", "score", "majority", "kept") if key in values}
@@ -132,11 +133,20 @@ def fill(path: pathlib.Path, sections: Mapping[str, str]) -> None:
     path.write_text(_SECTION.sub(replacement, text), encoding="utf-8")
 
 
-def _scores(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+def scores(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Returns metric, count, score, majority and kept of each task, shares of 1."""
     try:
-        return json.loads((folder / "scores.json").read_text(encoding="utf-8"))["tasks"]
+        tasks = json.loads((folder / "results.json").read_text(encoding="utf-8"))["tasks"]
+        return {name: _values(name, summary) for name, summary in tasks.items()}
     except (OSError, ValueError, KeyError):
         raise InputError(f"{folder}: no scores; run launch/nano/train.py to its end") from None
+
+
+def _values(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {} if summary["kept"] is None else {"kept": summary["kept"]}
+    score, majority = (round(summary["metrics"][key] / 100, 12) for key in (OVERALL, CONSTANT))
+    metric = TASKS[name.partition("/")[2]].metric
+    return {"metric": metric, "count": summary["n"], "score": score, "majority": majority, **kept}
 
 
 def _metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:

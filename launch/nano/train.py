@@ -24,7 +24,8 @@ from collections.abc import Sequence
 
 from data_pipelines.synthetic.registry import STREAM, TASKS, VIDEO
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.tasks import QuestionSelection, find
+from vl3_jax.evaluation.benchmarks import find
+from vl3_jax.evaluation.benchmarks.synthetic import QuestionSelection
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 STAGES = range(5)

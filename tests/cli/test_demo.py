@@ -14,7 +14,7 @@ from data_pipelines.synthetic.registry import example
 from support.checkpoints import write_small_checkpoint
 from vl3_jax.cli import demo, demo_report
 from vl3_jax.cli.main import main
-from vl3_jax.evaluation.tasks import find
+from vl3_jax.evaluation.benchmarks import find
 from vl3_jax.processing.packed_batch import Visual
 
 pytestmark = pytest.mark.usefixtures("fast_compile")

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import vl3_jax as vl3
-from data_pipelines.synthetic.registry import EVALUATED_TASKS
 from support.forward import forward
 from support.tolerances import INT8_ACCURACY, INT8_AGREEMENT, INT8_ERROR
 from vl3_jax.cli.main import main
-from vl3_jax.evaluation import runner, tasks
-from vl3_jax.evaluation.batch_generator import BatchGenerator
+from vl3_jax.evaluation.benchmarks import find
+from vl3_jax.evaluation.benchmarks.synthetic import QuestionSelection
+from vl3_jax.evaluation.prompts import Prompter, questions_of
+from vl3_jax.evaluation.protocol import EvalProtocol
 from vl3_jax.inference.buckets import round_up_to_bucket
 from vl3_jax.inference.chat_model import ChatModel
 from vl3_jax.inference.requests import Request
@@ -49,13 +50,12 @@ def test_error_of_a_matrix(inputs):
 
 def answered(model: ChatModel, count: int) -> Iterator[tuple[Sample, list[int]]]:
     """Yields `count` questions of each of nano's tasks with the answers of a model."""
-    generator = BatchGenerator(model)
-    selected = [task for task in tasks.find([f"nano/{name}" for name in EVALUATED_TASKS]) if not task.is_stream]
-    for task, questions in runner.questions_of(selected, tasks.QuestionSelection(count=count)):
-        for question in questions:
-            prompt = generator.process(question.media(), question.text).sample
-            sampling = SamplingConfig(max_new_tokens=task.max_new_tokens)
-            yield prompt, model.submit_sample(prompt, sampling)[1].result().tokens
+    prompter = Prompter(model.processor, EvalProtocol())
+    for benchmark in find(["nano"], QuestionSelection(count=count)):
+        for question in [] if benchmark.is_stream else questions_of(benchmark, benchmark.items(), {}):
+            (prompt,) = prompter.prompts([question])
+            request = Request(prompt.processed.sample, SamplingConfig(max_new_tokens=benchmark.max_new_tokens))
+            yield request.sample, model.engine.submit(request).result().tokens
 
 
 def continued(prompt: Sample, answer: list[int]) -> Sample:
@@ -102,7 +102,7 @@ def test_answers_are_as_often_right(tmp_path):
     means = []
     for name, flags in (("float32", []), ("int8", ["--quantize", "int8"])):
         assert main(["eval", "--model", "nano", "--tasks", "nano", "--out", str(tmp_path / name), *flags]) == 0
-        scores = [task["score"] for task in json.loads((tmp_path / name / "scores.json").read_text())["tasks"].values()]
-        means.append(sum(scores) / len(scores))
+        tasks = json.loads((tmp_path / name / "results.json").read_text())["tasks"].values()
+        means.append(sum(task["metrics"]["Overall"] for task in tasks) / 100 / len(tasks))
     print(f"mean score {means[0]:.4f}, with int8 {means[1]:.4f}")
     assert abs(means[1] - means[0]) <= INT8_ACCURACY

@@ -10,7 +10,8 @@ from support.checkpoints import write_small_checkpoint
 from support.tolerances import GREEDY_MARGIN
 from vl3_jax.checkpoint.opening import NANO_FOLDER
 from vl3_jax.cli.main import main
-from vl3_jax.evaluation.tasks import QuestionSelection, find
+from vl3_jax.evaluation.benchmarks import find
+from vl3_jax.evaluation.benchmarks.synthetic import QuestionSelection
 
 torch = reference.torch
 KINDS = {"text": "addition", "image": "box", "two images": "pair", "video": "static"}
@@ -39,15 +40,13 @@ def pair(request, tmp_path_factory):
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "video")) for kind in KINDS])
 def test_greedy_answers_are_the_same(pair, kind):
     chat_model, model, processor = pair
-    (task,) = find([f"nano/{KINDS[kind]}"])
-    questions = [question for question in task.questions(QuestionSelection(count=30)) if not resampled(question)][
-        :COUNT
-    ]
+    (task,) = find([f"nano/{KINDS[kind]}"], QuestionSelection(count=30))
+    questions = [question for question in task.items() if not resampled(question)][:COUNT]
     assert len(questions) == COUNT
     answers, decided = [], 0
     for question in questions:
         inputs = inputs_of(processor, question)
-        content = [*question.media(), {"type": "text", "text": question.text}]
+        content = question.content(lambda part: ())
         ours = chat_model.answer([{"role": "user", "content": content}], max_new_tokens=NEW_TOKENS)
         sample = ours.processed.sample
         ids = inputs["input_ids"][0].numpy()
@@ -74,8 +73,12 @@ def test_greedy_answers_are_the_same(pair, kind):
     assert decided >= COUNT / 2
 
 
+def media_of(question) -> list[dict]:
+    return [part for part in question.content(lambda part: ()) if part["type"] != "text"]
+
+
 def resampled(question) -> bool:
-    sides = [side for part in question.media() for side in part[part["type"]].shape[-3:-1]]
+    sides = [side for part in media_of(question) for side in part[part["type"]].shape[-3:-1]]
     return any(side % MERGED for side in sides)
 
 
@@ -83,7 +86,7 @@ def inputs_of(processor, question) -> dict:
     """Returns the output of transformers' processor for a question."""
     from transformers.video_utils import VideoMetadata
 
-    media = question.media()
+    media = media_of(question)
     placeholders = "".join("<|image_pad|>\n" if part["type"] == "image" else "<|video_pad|>\n" for part in media)
     text = f"<|im_start|>user\n{placeholders}{question.text}<|im_end|>\n<|im_start|>assistant\n"
     arguments = {"text": [text], "return_tensors": "pt"}

@@ -121,6 +121,18 @@ CASES = {
         "<|im_start|>user\n<|image_pad|><|image_pad|>\nTime 0.0s:<|video_pad|>,Time 1.1s:<|video_pad|>\n"
         f"Q<|im_end|>\n{OPENING}",
     ),
+    "images between words": (
+        [user("<image 1>:", {**IMAGE, "inline": True}, " or ", {**IMAGE, "inline": True})],
+        [VisualTokenCounts([1]), VisualTokenCounts([2])],
+        {},
+        f"<|im_start|>user\n<image 1>:<image> or <image><image><|im_end|>\n{OPENING}",
+    ),
+    "texts between frames": (
+        [user({**VIDEO, "inserts": [[0, "a"], [2, "b"], [2, "c"], [3, "d"], [9, "e"]]}, "Q")],
+        [VisualTokenCounts([1, 1, 1], [0, 1, 2])],
+        {},
+        f"<|im_start|>user\naTime 0.0s:<image>,Time 1.0s:<image>\nbcTime 2.0s:<image>\ndeQ<|im_end|>\n{OPENING}",
+    ),
     "text that starts with newlines": (
         [user(IMAGE, "\n\n  Q")],
         [VisualTokenCounts([1])],

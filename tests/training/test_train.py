@@ -236,3 +236,25 @@ def test_other_configurations_load():
         config = config_file.load(f"finetune:{variant}")
         assert config.init_from.startswith("DAMO-NLP-SG/")
         assert jax.tree.leaves(config.to_dict())
+
+
+@pytest.mark.slow
+def test_benchmarks_beside_the_loss(tmp_path):
+    """Scores of a named set of benchmarks stand in the log and in the event files, every so many steps."""
+    changes = ("eval.tasks=nano/digit", "eval.questions=2", "eval.every=2")
+    assert main(command("stage3:2b", tmp_path / "run", *TINY, *changes)) == 0
+    scores = [line for line in reports(tmp_path / "run") if "eval/nano/digit" in line]
+    assert not any("without an answer" in key for line in scores for key in line)
+    assert [line["step"] for line in scores] == [2, 4]
+    assert all(0 <= line["eval/nano/digit"] <= 100 for line in scores)
+    (events,) = (tmp_path / "run" / "tensorboard").glob("events*")
+    assert b"eval/nano/digit" in events.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [("eval.tasks=tennis", "tennis"), ("eval.tasks=videomme", "videomme needs its data")]
+)
+def test_unknown_benchmarks_end_a_run_before_it_begins(tmp_path, capsys, change, message):
+    assert run("stage3:2b", tmp_path / "run", *TINY, change) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

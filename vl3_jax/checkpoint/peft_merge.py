@@ -45,6 +45,7 @@ class AdapterPairs:
     Attributes:
       whole: The tensors that replace others, under their official names.
       incomplete: Official names of weights of which only one matrix is there.
+      files: Paths of the files with the tensors.
     """
 
     def __init__(self, adapter: TensorFiles, config: AdapterConfig):
@@ -58,6 +59,7 @@ class AdapterPairs:
           InputError: The adapter uses an unsupported feature.
         """
         self._adapter, self._config = adapter, config
+        self.files = adapter.paths
         self._pairs: dict[str, _Pair] = {}  # by the official name of the weight
         whole = []
         for name in adapter:

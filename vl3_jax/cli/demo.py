@@ -8,10 +8,12 @@ from typing import Any
 
 from data_pipelines.synthetic import parsing
 from data_pipelines.synthetic.registry import BOX, SPAN
+from data_pipelines.synthetic.scoring import evaluate
 from vl3_jax.cli import demo_report, generation_flags, settings_flags
 from vl3_jax.config_tree import SEED
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.tasks import FAMILY, EvalTask, QuestionSelection, find
+from vl3_jax.evaluation.benchmarks import find
+from vl3_jax.evaluation.benchmarks.synthetic import FAMILY, QuestionSelection, SyntheticBenchmark
 
 EPILOG = """Images and videos are generated from held-out handwritten digits and clothes; another --seed gives other
 ones. The report shows them as the model received them: what the frame pruner removed is dimmed.
@@ -40,27 +42,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Asks the questions, prints the answers and writes the report."""
     from vl3_jax.checkpoint.opening import NANO
-    from vl3_jax.evaluation.batch_generator import BatchGenerator
+    from vl3_jax.evaluation.protocol import EvalProtocol
+    from vl3_jax.evaluation.runner import Runner
     from vl3_jax.inference.open_model import load
-    from vl3_jax.inference.sampling_config import SamplingConfig
     from vl3_jax.model import abstract_params, num_parameters
 
     with generation_flags.naming_flags():
-        SamplingConfig(max_new_tokens=arguments.max_new_tokens)
+        protocol = EvalProtocol(max_new_tokens=arguments.max_new_tokens)
     report = pathlib.Path(arguments.out)
     if not report.absolute().parent.is_dir():
         raise InputError(f"{report}: there is no folder {report.parent}; create it or choose another --out")
     selection = QuestionSelection(count=1, seed=arguments.seed)
     name = arguments.model or NANO
     chat_model = load(name)
-    generator = BatchGenerator(chat_model, batch_size=1)
+    runner = Runner(chat_model, protocol, batch_size=1)
     title = f"{name}, {num_parameters(abstract_params(chat_model.engine.model.config)):,} parameters"
     print(f"{title}; seconds include compilation, which the cache saves in later runs")
     answers = []
     for number, task_name in enumerate(TASKS[arguments.seed % 2], start=1):
-        (task,) = find([f"{FAMILY}/{task_name}"])
-        task.max_new_tokens = arguments.max_new_tokens
-        answer = answer_question(generator, task, selection)
+        (task,) = find([f"{FAMILY}/{task_name}"], selection)
+        task.max_new_tokens = None
+        answer = answer_question(runner, task)
         answers.append(answer)
         print(f"\n{number}. {answer.question}  ({task_name})")
         print(f"   answer     {demo_report.one_line(answer.answer)}")
@@ -71,27 +73,29 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\n{correct} of {len(answers)} right; images, videos and answers are in {report}")
 
 
-def answer_question(generator, task: EvalTask, selection: QuestionSelection) -> demo_report.DemoAnswer:
-    """Asks the one question of a selection.
+def answer_question(runner, task: SyntheticBenchmark) -> demo_report.DemoAnswer:
+    """Asks the first question of a task.
 
     Args:
-      generator: The model, a `vl3_jax.evaluation.batch_generator.BatchGenerator`.
-      task: The task of the question.
-      selection: Selects one question.
+      runner: Asks the model, a `vl3_jax.evaluation.runner.Runner`.
+      task: The task.
     """
-    from vl3_jax.evaluation import runner
+    from vl3_jax.evaluation.prompts import questions_of
 
-    (question,) = task.questions(selection)
+    (question,) = questions_of(task, task.items()[:1], {})
     started = time.perf_counter()
-    ((record,),) = runner.answer(generator, task, [question])
+    (record,) = runner.ask([question])
     seconds = time.perf_counter() - started
-    processed = generator.process(question.media(), None)
-    correct, detail, boxes = judge(task, record["answer"], question.reference)
+    (prompt,) = runner.prompter.prompts([question])
+    if prompt.processed is None or "error" in record:
+        raise InputError(f"{task.name}: {record['error']}")
+    item, processed = question.item, prompt.processed
+    correct, detail, boxes = judge(task, record["answer"], item.reference)
     return demo_report.DemoAnswer(
         task=task.name.removeprefix(f"{FAMILY}/"),
-        question=question.text,
+        question=item.text,
         answer=record["answer"],
-        reference=question.reference.get("words", question.reference["answer"]),
+        reference=item.reference.get("words", item.reference["answer"]),
         correct=correct,
         detail=detail,
         boxes=boxes,
@@ -102,14 +106,16 @@ def answer_question(generator, task: EvalTask, selection: QuestionSelection) -> 
     )
 
 
-def judge(task: EvalTask, answer: Any, reference: Mapping[str, Any]) -> tuple[bool, str, dict[str, list[float]]]:
+def judge(
+    task: SyntheticBenchmark, answer: Any, reference: Mapping[str, Any]
+) -> tuple[bool, str, dict[str, list[float]]]:
     """Returns whether the answer is right, its overlap with the reference as text, and the boxes for the report."""
     if task.is_stream:
         said, expected = (
             [word and parsing.normalise(word) for word in words] for words in (answer, reference["words"])
         )
         return said == expected, "", {}
-    values = task.evaluate([answer], [reference])
+    values = evaluate(task.name.removeprefix(f"{FAMILY}/"), [answer], [reference])
     correct = values["score"] >= _MIN_SCORE
     if task.metric == BOX:
         found = {"reference": parsing.parse_boxes(reference["answer"]), "answer": parsing.parse_boxes(answer)}

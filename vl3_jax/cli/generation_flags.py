@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vl3_jax.cli import settings_flags
@@ -71,23 +71,34 @@ def add_media(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the processing of images and videos."""
     group = parser.add_argument_group("media")
     settings_flags.add(group, FrameSamplingOptions, _flags(answer_settings.VIDEO))
-    processor = _flags(answer_settings.PROCESSOR)
-    threshold = {"prune_threshold": processor.pop("prune_threshold")}
-    settings_flags.add(group, ProcessorConfig, processor, {"image_merge": "the checkpoint's"})
-    pruning = group.add_mutually_exclusive_group()
-    settings_flags.add(pruning, ProcessorConfig, threshold)
-    pruning.add_argument("--no-prune", action="store_true", help="keep every video token")
+    add_processing(group)
     group.add_argument(
         "--allow-remote", action="store_true", help="fetch media from http(s):// addresses, which is refused otherwise"
     )
 
 
+def add_processing(group: Any, image_merge: str = "the checkpoint's") -> None:
+    """Adds the flags of the processor; `image_merge` is what the help names as the default of that setting."""
+    processor = _flags(answer_settings.PROCESSOR)
+    threshold = {"prune_threshold": processor.pop("prune_threshold")}
+    settings_flags.add(group, ProcessorConfig, processor, {"image_merge": image_merge})
+    pruning = group.add_mutually_exclusive_group()
+    settings_flags.add(pruning, ProcessorConfig, threshold)
+    pruning.add_argument("--no-prune", action="store_true", help="keep every video token")
+
+
 def add_decoding(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of decoding."""
     group = parser.add_argument_group("decoding (greedy unless a temperature is given)")
-    flags = _flags(answer_settings.SAMPLING)
-    del flags["logprobs"], flags["stop"]  # of `vl3 ask` alone; of Python alone
-    settings_flags.add(group, SamplingConfig, flags, {"repetition_penalty": "the checkpoint's; 1 turns it off"})
+    # The first is one of `vl3 ask` alone, the second of Python alone.
+    add_sampling(group, [name for name in answer_settings.SAMPLING if name not in ("logprobs", "stop")])
+
+
+def add_sampling(group: Any, keywords: Iterable[str], defaults: Mapping[str, str] | None = None) -> None:
+    """Adds the flags of some settings of decoding; `defaults` are what the help names instead of the declared ones."""
+    flags = _flags({name: answer_settings.SAMPLING[name] for name in keywords})
+    own = {"repetition_penalty": "the checkpoint's; 1 turns it off"}
+    settings_flags.add(group, SamplingConfig, flags, {**own, **(defaults or {})})
 
 
 def add_constraint(parser: argparse.ArgumentParser) -> None:
@@ -119,14 +130,18 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
       SettingError: A value that its setting cannot have, under the name of the flag.
     """
     keywords = (*answer_settings.SAMPLING, *answer_settings.PROCESSOR, *answer_settings.VIDEO)
-    given = {name: value for name in keywords if (value := getattr(arguments, name, None)) is not None}
-    given |= {answer_settings.PRUNE: False} if arguments.no_prune else {}
-    given |= {answer_settings.ALLOW_REMOTE: True} if arguments.allow_remote else {}
-    given |= {answer_settings.ADAPTER: arguments.adapter[0]} if arguments.adapter else {}
-    given |= _constraint(arguments)
+    found = given(arguments, keywords) | ({answer_settings.ALLOW_REMOTE: True} if arguments.allow_remote else {})
+    found |= _constraint(arguments)
     with naming_flags():  # now rather than after the model is loaded
-        answer_settings.resolve(given, SamplingConfig(), ProcessorConfig())
-    return given
+        answer_settings.resolve(found, SamplingConfig(), ProcessorConfig())
+    return found
+
+
+def given(arguments: argparse.Namespace, keywords: Iterable[str]) -> dict[str, Any]:
+    """Returns those of some keywords that were given as flags, with --no-prune and --adapter."""
+    found = {name: value for name in keywords if (value := getattr(arguments, name, None)) is not None}
+    found |= {answer_settings.PRUNE: False} if arguments.no_prune else {}
+    return found | ({answer_settings.ADAPTER: arguments.adapter[0]} if arguments.adapter else {})
 
 
 @contextlib.contextmanager

@@ -10,14 +10,14 @@ from vl3_jax.config_tree import Limits
 from vl3_jax.errors import SettingError, printable
 
 
-def add(group: Any, cls: type, flags: Mapping[str, str], defaults: Mapping[str, str] | None = None) -> None:
+def add(group: Any, cls: type, flags: Mapping[str, str], defaults: Mapping[str, str | None] | None = None) -> None:
     """Adds a flag for each of some settings; one that is not given is None in the parsed arguments.
 
     Args:
       group: Parser or argument group.
       cls: Dataclass that declares the settings.
       flags: Flag of each setting, by the name of its field.
-      defaults: What the help names as default instead of the declared one.
+      defaults: What the help names as default instead of the declared one; None for none.
     """
     types, descriptions = config_tree.types(cls), config_tree.descriptions(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}

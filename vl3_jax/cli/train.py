@@ -3,8 +3,7 @@
 import argparse
 import os
 
-from vl3_jax.cli import settings_flags
-from vl3_jax.config_tree import AMOUNT, Limits
+from vl3_jax.cli import process_flags, settings_flags
 
 EPILOG = """examples:
   vl3 train --config stage1:2b,mock --workdir /tmp/stage1
@@ -32,36 +31,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workdir", required=True, metavar="DIR", help="new, or that of the run to resume; may be gs://"
     )
     settings_flags.add_changes(parser)
-    parser.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="coordinator of several processes; TPU pods and clusters need none"
-    )
-    parser.add_argument(
-        "--processes",
-        type=settings_flags.number(int, Limits(1, 65_536)),
-        metavar="N",
-        help="number of processes (with --coordinator)",
-    )
-    parser.add_argument(
-        "--process-id",
-        type=settings_flags.number(int, AMOUNT),
-        metavar="I",
-        help="number of this process (with --coordinator)",
-    )
+    process_flags.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     import jax
 
     from vl3_jax import compilation_cache
-    from vl3_jax.parallel import processes
     from vl3_jax.training import run_config
 
     config = run_config.load(arguments.config, arguments.set)
     if config.cpu_devices and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-    processes.initialize(arguments.coordinator, arguments.processes, arguments.process_id)
+    process_flags.connect(arguments)
     compilation_cache.enable()
 
     from vl3_jax.training.loop import train
 
-    train(config, arguments.workdir)
+    ask = None
+    if config.eval.tasks:
+        from vl3_jax.evaluation.in_training import TrainingBenchmarks
+
+        ask = TrainingBenchmarks(config.eval).measure
+    train(config, arguments.workdir, ask)

@@ -6,13 +6,16 @@ the prompt has the model's own words, never the reference. The engine keeps what
 own tokens only.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.batch_generator import BatchGenerator, Reply
+from vl3_jax.inference.answer_settings import AnswerSettings
+from vl3_jax.inference.conversations import Conversation, reply
+from vl3_jax.inference.requests import Request
+from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing import chat_template
 from vl3_jax.processing.messages import MediaPart, Turn
 from vl3_jax.processing.packed_batch import Sample
@@ -73,11 +76,11 @@ class StreamState:
         self.append_turn(turn, [chat_template.VisualTokenCounts([num_kept])])
         self.words.append(None)
 
-    def append_reply(self, reply: Reply) -> None:
+    def append_reply(self, text: str, new_tokens: int) -> None:
         """Appends what the model says after the last frame."""
-        self.words[-1] = reply.text
-        self.new_tokens += reply.new_tokens
-        self.append_turn(Turn("assistant", [reply.text]))
+        self.words[-1] = text
+        self.new_tokens += new_tokens
+        self.append_turn(Turn("assistant", [text]))
 
     def sample(self, suffix: Sequence[int] = ()) -> Sample:
         """Returns the conversation, followed by the tokens of `suffix`."""
@@ -88,35 +91,34 @@ class StreamState:
         )
 
 
-def run_streams(
-    generator: BatchGenerator,
-    streams: Sequence[tuple[Sequence[dict[str, Any]], str]],
-    max_new_tokens: int,
-) -> list[StreamState]:
-    """Runs the model over several streams in parallel, frame by frame.
+def watch(
+    processor: Processor, processed: ProcessorOutput, request: str, settings: AnswerSettings, most_likely: int
+) -> Conversation[StreamState]:
+    """Runs the model over a stream, frame by frame.
 
     Args:
-      generator: The model.
-      streams: For each stream, its one video as a part of a message, and the user's request.
-      max_new_tokens: Maximum number of tokens generated after a frame.
+      processor: Has the tokenizer and the style of the prompt.
+      processed: The stream's one video.
+      request: What the user asks for.
+      settings: Decoding of what is said after a frame, and the adapter that answers.
+      most_likely: Number of most likely tokens among which the two that decide are looked for.
 
     Returns:
-      The streams in their final state; `words` has an entry for each frame.
+      The final state; `words` has an entry for each frame.
 
     Raises:
-      InputError: The tokenizer has no tokens for streams, or a stream does not have exactly one video.
+      InputError: The tokenizer has no tokens for streams, or there is not exactly one video.
     """
-    tokenizer = generator.processor.tokenizer
-    choices = [tokenizer.id_of(name) for name in (IM_START, STREAM_START)]
+    tokenizer = processor.tokenizer
+    speak, wait = (tokenizer.id_of(name) for name in (IM_START, STREAM_START))
     prompt = chat_template.generation_prompt(tokenizer)
-    states = [StreamState(generator.processor, generator.process(media, None), request) for media, request in streams]
-    for frame in range(max((state.num_frames for state in states), default=0)):
-        active = [state for state in states if frame < state.num_frames]
-        for state in active:
-            state.append_frame()
-        speak, wait = generator.choice_logprobs([state.sample() for state in active], choices).T
-        speakers = [state for state, speaks in zip(active, speak > wait, strict=True) if speaks]
-        replies = generator.generate([state.sample(prompt) for state in speakers], max_new_tokens)
-        for state, reply in zip(speakers, replies, strict=True):
-            state.append_reply(reply)
-    return states
+    decision = SamplingConfig(max_new_tokens=1, logprobs=most_likely)
+    state = StreamState(processor, processed, request)
+    for _ in range(state.num_frames):
+        state.append_frame()
+        decided = yield Request(state.sample(), decision, streams=False, adapter=settings.adapter)
+        likely = dict(decided.logprobs[0]) if decided.logprobs else {}
+        if likely.get(speak, -math.inf) > likely.get(wait, -math.inf):
+            text, generation = yield from reply(tokenizer, state.sample(prompt), settings)
+            state.append_reply(text.strip(), len(generation.tokens))
+    return state

@@ -1,111 +1,98 @@
-"""Asks a model the questions of several tasks in batches, and writes each batch of answers to a file."""
+"""Asks a model questions side by side, with their media decoded ahead."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.batch_generator import BatchGenerator
-from vl3_jax.evaluation.live_streams import run_streams
-from vl3_jax.evaluation.tasks import EvalTask, Question, QuestionSelection, swap_media
+from vl3_jax.evaluation.live_streams import watch
+from vl3_jax.evaluation.prompts import PreparedQuestion, Prompter, Question, media_groups
+from vl3_jax.evaluation.protocol import EvalProtocol
+from vl3_jax.evaluation.results import answer_record
+from vl3_jax.inference.chat_model import ChatModel
+from vl3_jax.inference.conversations import THREADS, Conversation, ConversationGroup, answer_ahead, reply
 from vl3_jax.processing.packed_batch import Visual
-from vl3_jax.storage.journal import Journal
 
-_BATCHES_PER_GROUP = 2  # batches whose samples are processed and answered together; bounds the memory for media
-
-TaskQuestions = list[tuple[EvalTask, list[Question]]]
+Record = dict[str, Any]
+_MOST_LIKELY = 64  # tokens among which those that decide in a live stream are looked for
 
 
-def questions_of(tasks: Sequence[EvalTask], selection: QuestionSelection, blind: bool = False) -> TaskQuestions:
-    """Returns the questions of each task.
+class Runner:
+    """Answers questions, several at a time.
 
     Args:
-      tasks: Tasks to ask.
-      selection: Which questions of each task to ask.
-      blind: Whether to give each question the media of another one. Tasks without media are then left out.
+      model: The model.
+      protocol: How to ask; the paper's if None.
+      batch_size: Number of questions that are answered side by side.
+      threads: Number of threads that decode media ahead.
 
-    Raises:
-      InputError: The selection is impossible, or no task is left.
+    Attributes:
+      prompter: Makes the prompts.
     """
-    if not blind:
-        return [(task, task.questions(selection)) for task in tasks]
-    tasks = [task for task in tasks if task.has_media]
-    if not tasks:
-        raise InputError("a blind check needs tasks with media; these have none")
-    return [(task, swap_media(task.questions(selection))) for task in tasks]
+
+    def __init__(
+        self, model: ChatModel, protocol: EvalProtocol | None = None, batch_size: int = 8, threads: int = THREADS
+    ):
+        self._model, self._protocol = model, protocol or EvalProtocol()
+        self.prompter = Prompter(model.processor, self._protocol)
+        self._batch_size, self._threads = batch_size, threads
+
+    def ask(self, questions: Sequence[Question]) -> Iterator[Record]:
+        """Asks questions; those about the same media follow one another.
+
+        Yields:
+          Each line of the answer file as soon as it is complete, in any order. A question that cannot be asked has an
+          `error`.
+
+        Raises:
+          InputError: The model has too little memory.
+        """
+        groups = (
+            ConversationGroup(len(group), lambda group=group: self._conversations(group))
+            for group in media_groups(questions)
+        )
+        rows = min(self._batch_size, max(len(questions), 1))
+        yield from answer_ahead(self._model.engine, groups, rows, self._threads)
+
+    def _conversations(self, questions: Sequence[Question]) -> list[Conversation[Record]]:
+        return [self._conversation(prompt) for prompt in self.prompter.prompts(questions)]
+
+    def _conversation(self, prompt: PreparedQuestion) -> Conversation[Record]:
+        """Returns the record of a question, or the failure that its record is."""
+        question = prompt.question
+        try:
+            if prompt.processed is None:
+                raise InputError(prompt.error or "")
+            return (yield from self._answered(prompt))
+        except InputError as error:
+            missing = {"missing_media": True} if question.item.missing_media() else {}
+            return _record(question, None, {"error": str(error), **missing})
+
+    def _answered(self, prompt: PreparedQuestion) -> Conversation[Record]:
+        benchmark, processed = prompt.question.benchmark, prompt.processed
+        assert processed is not None
+        penalty = self._model.generation_config.repetition_penalty
+        settings = self._protocol.settings(self._model.processor.config, benchmark, penalty)
+        if benchmark.is_stream:
+            processor, text = self.prompter.processor(benchmark), prompt.question.item.text
+            most_likely = min(_MOST_LIKELY, self._model.engine.model.config.text.vocab_size)
+            state = yield from watch(processor, processed, text, settings, most_likely)
+            counts = _counts(state.new_tokens, len(state.tokens), [state.visual])
+            return _record(prompt.question, state.words, counts)
+        sample = processed.sample
+        text, generation = yield from reply(self.prompter.tokenizer, sample, settings)
+        counts = _counts(len(generation.tokens), len(sample.tokens), sample.visuals)
+        counts["finish_reason"] = generation.finish_reason
+        return _record(prompt.question, text.strip(), counts)
 
 
-def ask(
-    generator: BatchGenerator,
-    task_questions: TaskQuestions,
-    journal: Journal,
-    on_progress: Callable[[str, int], None] = lambda task, done: None,
-) -> list[dict[str, Any]]:
-    """Asks all questions that have no answer yet.
-
-    Args:
-      generator: The model.
-      task_questions: Tasks with their questions.
-      journal: The answers of earlier runs, to which the new ones are appended.
-      on_progress: Called with a task and the number of its questions answered since the last call. The first call of
-        a task counts the answers of earlier runs.
-
-    Returns:
-      The new answers.
-
-    Raises:
-      InputError: The media of a question cannot be processed, or a prompt exceeds the model's context.
-    """
-    answered, new = {record["id"] for record in journal.entries}, []
-    for task, questions in task_questions:
-        pending = [question for question in questions if question.id not in answered]
-        on_progress(task.name, len(questions) - len(pending))
-        for records in answer(generator, task, pending):
-            for record in records:
-                journal.append(record)
-            new += records
-            on_progress(task.name, len(records))
-    return new
+def _record(question: Question, answer: Any, others: Record) -> Record:
+    return answer_record(question.benchmark.task, question.item, answer, hash=question.hash, **others)
 
 
-def answer(generator: BatchGenerator, task: EvalTask, questions: Sequence[Question]) -> Iterator[list[dict[str, Any]]]:
-    """Yields the answers to a task's questions group by group.
-
-    Raises:
-      InputError: As `ask`.
-    """
-    for group in _chunks(questions, _BATCHES_PER_GROUP * generator.batch_size):
-        if task.is_stream:
-            streams = [(question.media(), question.text) for question in group]
-            states = run_streams(generator, streams, task.max_new_tokens)
-            yield [
-                _record(task, question, state.words, state.new_tokens, len(state.tokens), [state.visual])
-                for question, state in zip(group, states, strict=True)
-            ]
-            continue
-        samples = [generator.process(question.media(), question.text).sample for question in group]
-        replies = generator.generate(samples, task.max_new_tokens)
-        yield [
-            _record(task, question, reply.text, reply.new_tokens, len(sample.tokens), sample.visuals)
-            | {"finish_reason": reply.finish_reason}
-            for question, sample, reply in zip(group, samples, replies, strict=True)
-        ]
-
-
-def _record(
-    task: EvalTask, question: Question, answer: Any, new_tokens: int, prompt_tokens: int, visuals: Sequence[Visual]
-) -> dict[str, Any]:
+def _counts(new_tokens: int, prompt_tokens: int, visuals: Sequence[Visual]) -> Record:
     return {
-        "id": question.id,
-        "task": task.name,
-        "question": question.text,
-        "answer": answer,
-        "reference": dict(question.reference),
         "new_tokens": new_tokens,
         "prompt_tokens": prompt_tokens,
         "visual_tokens": sum(visual.num_tokens for visual in visuals),
         "visual_tokens_before_pruning": sum(len(visual.keep) for visual in visuals),
     }
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -18,7 +18,6 @@ from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.inference.token_constraint import ConstraintCompiler
 from vl3_jax.processing.media_cache import MediaCache
 from vl3_jax.processing.messages import MediaPart, Turn, parse_messages
-from vl3_jax.processing.packed_batch import Sample
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 from vl3_jax.processing.remote_media import RemotePolicy, fetched
 
@@ -177,11 +176,6 @@ class ChatModel:
         start = time.perf_counter()
         (prompt,), resolved = self._process([messages], settings)
         return self._submit(prompt, resolved, time.perf_counter() - start, streams)
-
-    def submit_sample(self, sample: Sample, sampling: SamplingConfig) -> tuple[AnswerText, Generation]:
-        """Adds a prompt that is processed already; returns its text and its tokens, which grow as the engine runs."""
-        text = AnswerText(self.processor.tokenizer, sampling.stop)
-        return text, self.engine.submit(Request(sample, sampling, text.add, streams=False))
 
     def process(self, messages: Messages, **settings: Any) -> ProcessorOutput:
         """Returns the prompt that `answer` gives to the model.

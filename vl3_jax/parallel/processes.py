@@ -1,16 +1,19 @@
-"""Initialises `jax.distributed` from flags or from the environment, and ends a process whose others are gone."""
+"""Initialises `jax.distributed` from flags or the environment, gathers, and ends a process whose others are gone."""
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import re
 import threading
 import time
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from vl3_jax.errors import InputError, RunError, exit_code, printable
 from vl3_jax.platforms import on_tpu_machine
@@ -69,6 +72,18 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
     elif any(name in os.environ for name in _CLUSTERS) or on_tpu_machine():
         jax.distributed.initialize()
         _watch_others()
+
+
+def gathered(items: Sequence[Any]) -> list[Any]:
+    """Returns the JSON values of all processes in their order; every process must call this."""
+    if jax.process_count() == 1:
+        return list(items)
+    content = np.frombuffer(json.dumps(list(items)).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.array([len(content)]))).reshape(-1)
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(content)] = content
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    return [item for row, size in zip(rows, sizes, strict=True) for item in json.loads(row[:size].tobytes())]
 
 
 _failing = threading.Event()

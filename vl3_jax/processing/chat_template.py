@@ -5,6 +5,7 @@ text. Special tokens are inserted by id and text is encoded as plain text, so no
 a placeholder or end a turn.
 """
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
@@ -128,12 +129,16 @@ def _render_turn(
 def _media_pieces(media: MediaPart, counts: VisualTokenCounts, placeholder: int, with_times: bool) -> list[_Piece]:
     if media.kind == "image":
         label = f"{time_label(media.time)} " if media.time is not None and with_times else ""
-        return [label, ([placeholder] * counts.frame_tokens[0], True), "\n"]
+        return [label, ([placeholder] * counts.frame_tokens[0], True), "" if media.inline else "\n"]
     pieces: list[_Piece] = []
+    texts = collections.defaultdict(str)
+    for frame, text in media.inserts:
+        texts[min(frame, len(counts.frame_tokens))] += text
     for frame, num_tokens in enumerate(counts.frame_tokens):
         label = "" if counts.times is None else time_label(counts.times[frame])
-        pieces += ["," + label if frame else label, ([placeholder] * num_tokens, True)]
-    return [*pieces, "\n"]
+        separator = "" if not frame else "\n" if frame in texts else ","
+        pieces += [separator + texts.get(frame, "") + label, ([placeholder] * num_tokens, True)]
+    return [*pieces, "\n" + texts[len(counts.frame_tokens)]]
 
 
 def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

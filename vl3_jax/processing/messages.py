@@ -25,13 +25,17 @@ _KINDS = {"text": "text", "image": "image", "image_url": "image", "video": "vide
 _NOT_PER_VIDEO = ("preprocess", "threads")
 # Key of a part: what it sets, by kind.
 _OPTIONS = {
-    "image": {"time": "time", "timestamp": "time", "timestamps": "time", "num_frames": "num_frames"},
+    "image": {
+        **{"time": "time", "timestamp": "time", "timestamps": "time", "num_frames": "num_frames"},
+        "inline": "inline",  # no line break after it
+    },
     "video": {
         **{name: name for name in FrameSamplingOptions.__dataclass_fields__ if name not in _NOT_PER_VIDEO},
         "start_time": "start",
         "end_time": "end",
         "timestamps": "timestamps",  # of frames that are chosen already
         "num_frames": "num_frames",
+        "inserts": "inserts",  # texts between frames, each as [number of frames before it, text]
     },
 }
 _LIMITS = {"fps": FPS, "max_frames": COUNT, "start": SECONDS, "end": SECONDS}
@@ -47,12 +51,16 @@ class MediaPart:
       source: Path, bytes, array or any other source that the reader of this kind accepts.
       options: Options of a video (fps, max_frames, start, end, precise_time, timestamps); only those that are set.
       time: Time in seconds written before an image, or None.
+      inline: Whether no line break follows an image.
+      inserts: Texts between the frames of a video in order, each with the number of frames before it.
     """
 
     kind: str
     source: Any
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     time: float | None = None
+    inline: bool = False
+    inserts: Sequence[tuple[int, str]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +126,8 @@ def _parse_part(part: Any, where: str) -> str | MediaPart:
         _reject_unknown_keys(values, ("text",), where)
         return _text(values.get("text"), where)
     source, options = _parse_medium(kind, values, where)
-    time = options.pop("time", None)
-    return MediaPart(kind, source, options, time)
+    time, inline, inserts = options.pop("time", None), options.pop("inline", False), options.pop("inserts", ())
+    return MediaPart(kind, source, options, time, inline, inserts)
 
 
 def _text(text: Any, where: str) -> str:
@@ -173,7 +181,9 @@ def _take_source(kind: str, values: dict[str, Any], keys: Sequence[str], where: 
 
 def _option(kind: str, name: str, value: Any, key: str, where: str) -> Any:
     """Returns the value of an option, checked and in its type."""
-    if name == "precise_time":
+    if name == "inserts":
+        return _inserts(value, key, where)
+    if name in ("precise_time", "inline"):
         if not isinstance(value, bool):
             raise InputError(f"{where}: {key} is {_shown(value)}; give true or false")
         return value
@@ -188,6 +198,18 @@ def _option(kind: str, name: str, value: Any, key: str, where: str) -> Any:
     if (whole and number != int(number)) or number not in limits:
         raise InputError(f"{where}: {key} is {_shown(value)}; give a {'whole ' * whole}number {limits}".rstrip())
     return int(number) if whole else number
+
+
+def _inserts(value: Any, key: str, where: str) -> list[tuple[int, str]]:
+    """Returns the texts between frames, checked."""
+    try:
+        inserts = [(int(count), _text(text, where)) for count, text in value]
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: {key} is {_shown(value)}; give pairs of a number of frames and a text") from None
+    counts = [count for count, _ in inserts]
+    if counts != sorted(counts) or min(counts, default=0) < 0:
+        raise InputError(f"{where}: {key} is {_shown(value)}; give the numbers of frames in ascending order, from 0")
+    return inserts
 
 
 def _check_num_frames(kind: str, source: Any, stated: int | None, where: str) -> None:

@@ -13,19 +13,23 @@ from vl3_jax.errors import InputError
 from vl3_jax.storage.disk_space import translate_full_disk
 
 
-def read_lines(path: str | os.PathLike, parse: Callable[[Any], Any], refusal: str) -> list[Any]:
+def read_lines(
+    path: str | os.PathLike, parse: Callable[[Any], Any], refusal: str, whole_lines: bool = False
+) -> list[Any]:
     """Reads a file of JSON lines.
 
     Args:
       path: Local file.
       parse: Converts the value of a line to an entry; a ValueError, KeyError or TypeError refuses the line.
       refusal: What is wrong with a refused line and what to do, for the error message.
+      whole_lines: Whether to leave out a last line without an end, which somebody is still writing.
 
     Raises:
       InputError: A line is refused; the message names it.
       OSError: The file cannot be read.
     """
-    return _parse_lines(path, pathlib.Path(path).read_bytes(), parse, refusal)
+    content = pathlib.Path(path).read_bytes()
+    return _parse_lines(path, content[: content.rfind(b"\n") + 1] if whole_lines else content, parse, refusal)
 
 
 class Journal:

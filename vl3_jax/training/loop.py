@@ -7,14 +7,18 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
+from vl3_jax.model import VideoLLaMA3
 from vl3_jax.parallel import processes
 from vl3_jax.parallel.mesh import make_mesh
+from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.storage import paths
 from vl3_jax.storage.disk_space import translate_full_disk
 from vl3_jax.training import data, preflight, setup
@@ -29,12 +33,17 @@ PROFILE = "profile"
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, workdir: str | os.PathLike) -> int:
+# Returns the scores of a model by name, from its structure, parameters, mesh, folder of files and processor settings.
+AskBenchmarks = Callable[[VideoLLaMA3, Any, Mesh, str, ProcessorConfig], dict[str, float]]
+
+
+def train(config: RunConfig, workdir: str | os.PathLike, ask_benchmarks: AskBenchmarks | None = None) -> int:
     """Trains, or resumes the run in `workdir`, until its last step or a signal.
 
     Args:
       config: Configuration of the run.
       workdir: Folder or gs:// URL; new, or of the same run.
+      ask_benchmarks: Asks the benchmarks of `config.eval`; None for none.
 
     Returns:
       The number of steps done.
@@ -52,10 +61,12 @@ def train(config: RunConfig, workdir: str | os.PathLike) -> int:
         processes.ended_together(),
         translate_full_disk(folder),
     ):
-        return _train(config, folder, stack)
+        return _train(config, folder, stack, ask_benchmarks)
 
 
-def _train(config: RunConfig, folder: epath.Path, stack: contextlib.ExitStack) -> int:
+def _train(
+    config: RunConfig, folder: epath.Path, stack: contextlib.ExitStack, ask_benchmarks: AskBenchmarks | None
+) -> int:
     """Does what `train` says; what is to be closed at the end goes to `stack`."""
     # ------------------------------------------------------------------------------------------------ mesh and data
     preflight.check(config, folder)
@@ -104,7 +115,9 @@ def _train(config: RunConfig, folder: epath.Path, stack: contextlib.ExitStack) -
     # ------------------------------------------------------------------------------------------------------- loop
     loader = stack.enter_context(data.build_loader(config, mixture, mesh, rows, epochs, data_state))
     steps = {n: run.compile_step(rows, mixture.settings.row_shape(n)) for n in loader.step_plan.lengths}
-    evaluator = Evaluator(config, run, mixture, rows)
+    processor_config = mixture.settings.processor
+    ask = ask_benchmarks and (lambda params: ask_benchmarks(run.model, params, mesh, tokenizer, processor_config))
+    evaluator = Evaluator(config, run, mixture, rows, ask)
     metrics = MetricAccumulator(config, init.model_config, mixture, mesh)
     batches = data.prefetch_to_device(metrics.observe(loader), mesh, rows)
     preemption = stack.enter_context(PreemptionHandler())

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -233,24 +233,44 @@ def _json_number(value):
 
 
 class Evaluator:
-    """Measures the loss on the annotations that `config.eval` names; without any it is never due."""
+    """Measures the loss on the annotations that `config.eval` names, and asks benchmarks; without either never due.
 
-    def __init__(self, config: RunConfig, setup: TrainSetup, mixture: MixtureDataset, rows: int):
+    Args:
+      config: Configuration of the run.
+      setup: Computation of the run.
+      mixture: Training data.
+      rows: Rows of a step on all hosts together.
+      ask: Maps parameters to scores of benchmarks by name; None for no benchmarks.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        setup: TrainSetup,
+        mixture: MixtureDataset,
+        rows: int,
+        ask: Callable[[Any], dict[str, float]] | None = None,
+    ):
         self._config, self._mesh, self._rows = config, setup.mesh, rows
         self._held_out = open_held_out(config, mixture)
         self._step = make_eval_step(setup.model)
+        self._ask = ask
 
     def is_due(self, step: int, total: int) -> bool:
         """Returns whether to evaluate after `step` of `total` steps: every so many, and after the last."""
         every = self._config.eval.every
-        return self._held_out is not None and (step == total or (every > 0 and step % every == 0))
+        wanted = self._held_out is not None or self._ask is not None
+        return wanted and (step == total or (every > 0 and step % every == 0))
 
     def measure(self, params: Any) -> dict[str, float]:
-        """Returns the mean loss of a supervised token, in nats."""
-        assert self._held_out is not None
-        with build_loader(self._config, self._held_out, self._mesh, self._rows) as loader:
+        """Returns the mean loss of a supervised token, in nats, and the scores of the benchmarks."""
+        loss = {} if self._held_out is None else {"held-out loss": self._loss(params, self._held_out)}
+        return loss | ({} if self._ask is None else self._ask(params))
+
+    def _loss(self, params: Any, held_out: MixtureDataset) -> float:
+        with build_loader(self._config, held_out, self._mesh, self._rows) as loader:
             batches = prefetch_to_device(loader, self._mesh, self._rows)
             first = itertools.islice(batches, self._config.eval.steps or None)
             sums = [jax.device_get(self._step(params, batch.arrays)) for batch in first]
         weight = sum(float(batch.weight) for batch in sums)
-        return {"held-out loss": sum(float(batch.loss) for batch in sums) / max(weight, 1e-9)}
+        return sum(float(batch.loss) for batch in sums) / max(weight, 1e-9)

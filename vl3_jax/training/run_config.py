@@ -126,9 +126,12 @@ class LoaderConfig(CheckedSettings):
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig(CheckedSettings):
-    """The loss on held-out data.
+    """The loss on held-out data, and the scores of benchmarks.
 
     Attributes:
+      tasks: Benchmarks to ask, as `vl3 eval --tasks` names them, with commas between them.
+      data: Folder of all benchmarks, for tasks that need data.
+      questions: Questions of each task; 0 is all, and 200 of a synthetic task.
       annotations: Annotation files of the held-out data; relative paths are below `data.root`, as in training.
       media: Folder or URL of their media, likewise.
       outside, remote: Which other media may be read, as for a data set in training.
@@ -136,6 +139,9 @@ class EvalConfig(CheckedSettings):
       steps: Batches of an evaluation; 0 is all of the data.
     """
 
+    tasks: str = ""
+    data: str = ""
+    questions: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
     annotations: tuple[str, ...] = ()
     media: str = ""
     outside: bool = False
@@ -147,9 +153,12 @@ class EvalConfig(CheckedSettings):
         super().__post_init__()
         if not all(self.annotations):
             raise SettingError("annotations", self.annotations, "name each file")
-        for name in ("media", "every", "steps"):
-            if not self.annotations and getattr(self, name):
-                raise SettingError(name, getattr(self, name), "that is for held-out data; name them by annotations")
+        held_out, asked = ("held-out data", "annotations"), ("benchmarks", "tasks")
+        needs = {"media": (held_out,), "steps": (held_out,), "data": (asked,), "questions": (asked,)}
+        for name, uses in (needs | {"every": (held_out, asked)}).items():
+            if getattr(self, name) and not any(getattr(self, by) for _, by in uses):
+                purposes, namers = (" or ".join(words) for words in zip(*uses, strict=True))
+                raise SettingError(name, getattr(self, name), f"that is for {purposes}; name them by {namers}")
 
 
 @dataclasses.dataclass(frozen=True)

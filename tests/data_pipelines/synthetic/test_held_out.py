@@ -10,7 +10,7 @@ from data_pipelines.synthetic.registry import EVALUATED_TASKS, example
 from data_pipelines.synthetic.source import SyntheticSource, parse_url
 from data_pipelines.synthetic.stages import STAGES
 from data_pipelines.synthetic.tasks.text import split_of_sum
-from vl3_jax.evaluation.tasks import QuestionSelection
+from vl3_jax.evaluation.benchmarks.synthetic import QuestionSelection
 from vl3_jax.storage.file_digests import FileDigests
 from vl3_jax.training import run_config
 
