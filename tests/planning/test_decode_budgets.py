@@ -12,8 +12,8 @@ from vl3_jax.planning.plan_serving import Workload, plan_serving
 from vl3_jax.planning.program_cost import program_cost
 
 LARGE = 2**20  # bytes of an array, as a layer's weights and cache are
-# Millions of cycles a token, of which the weights' bytes take most. A call of several tokens does some things once, such
-# as unpacking the masks of constraints.
+# Millions of cycles a token, of which the weights' bytes take most. A call of several tokens does some things once,
+# such as unpacking the masks of constraints.
 BUDGETS = [("2b", 8, 5120, None, 9), ("2b", 1, 17_408, None, 10), ("7b", 8, 5120, "int8", 20.1)]
 
 
