@@ -30,7 +30,8 @@ TRAINING = """## Training runs
 INFERENCE = """## Answers
 
 Keywords of `ChatModel.chat` and `ChatModel.answer`, and flags of `vl3 ask` and `vl3 chat` (`max_new_tokens` is
-`--max-new-tokens`). A checkpoint may have other defaults of its own.
+`--max-new-tokens`). A checkpoint may have other defaults of its own. `json_schema` (there a file), `regex` and
+`choices` are flags of `vl3 ask` alone.
 
 """
 

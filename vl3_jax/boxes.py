@@ -1,7 +1,7 @@
 """Boxes in answers: read and written in the forms of vision-language models, converted, compared and drawn.
 
     found = vl3.boxes.parse_all("<ref>the cat</ref>[[56,42,390,484]]")  # [Box(0.056, 0.042, 0.39, 0.484, "the cat")]
-    vl3.boxes.format(found, "qwen_vl")                                  # "<ref>the cat</ref><box>(56,42),(390,484)</box>"
+    vl3.boxes.format(found, "qwen_vl")  # "<ref>the cat</ref><box>(56,42),(390,484)</box>"
     vl3.boxes.draw(image, found).save("cat_with_box.png")
 
 A `Box` holds fractions of the image's width and height, so it suits the image at any size.
@@ -152,7 +152,7 @@ def parse_all(text: str, unit: str | None = None, size: Sequence[int] | None = N
         elif kind == "paligemma":
             numbers, own = numbers[:4], content.rpartition(">")[2].strip()
         edges = _READERS[kind](numbers) if kind in _READERS else _fractions(numbers, unit, size)
-        if edges is not None:
+        if edges is not None and all(map(math.isfinite, edges)):
             boxes.append(Box(*edges, own))
     return boxes
 
@@ -323,7 +323,9 @@ FORMS: dict[str, tuple[Callable[[Box, Any], str], str]] = {
         ", ",
     ),
     "paligemma": (
-        lambda box, _: "".join(f"<loc{int(number):04}>" for number in _swapped(_bins(box, _LOC_BINS))) + f" {box.label}",
+        lambda box, _: (
+            "".join(f"<loc{int(number):04}>" for number in _swapped(_bins(box, _LOC_BINS))) + f" {box.label}"
+        ),
         " ; ",
     ),
     "florence2": (

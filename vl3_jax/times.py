@@ -1,8 +1,10 @@
 """Times in answers about videos: read and written in the forms of models and data sets, compared and drawn.
 
     found = vl3.times.parse_all("She waves from 3 to 5 seconds and at 1:05.")  # [Span(3.0, 5.0), Span(65.0, 65.0)]
-    vl3.times.format(found[0], "clock")                                        # "00:03-00:05"
+    vl3.times.format(found[0], "clock")  # "00:03-00:05"
     vl3.times.draw(found, duration=90).save("timeline.png")
+
+A `Span` holds seconds from the beginning of the video.
 """
 
 import dataclasses
@@ -91,7 +93,7 @@ class Span:
 def parse_all(text: str, unit: float = 1.0) -> list[Span]:
     """Returns all spans and moments of an answer in their order; what is malformed is none.
 
-    Two numbers with a hyphen or a word between them (`3 to 5`, `1.0-2.0 s`) and a list of two are a span, with or without
+    Two numbers with a hyphen or a word between them (`3 to 5`, `1.0-2.0 s`) and a list of two are a span, also without
     units. A time that stands alone counts where it has a unit or a colon: `at 12 s`, `at 1:05`, but not `3 people`.
 
     Args:
@@ -105,7 +107,9 @@ def parse_all(text: str, unit: float = 1.0) -> list[Span]:
         end = _seconds(times[-1], unit)
         single = re.fullmatch(rf"{_NUMBER}\s*([a-z])[a-z]*", times[-1], re.IGNORECASE)
         # In "5-10 minutes" the unit is that of both.
-        spans.append(Span(_seconds(times[0], _FACTORS[single[1].lower()] if single else unit), end))
+        start = _seconds(times[0], _FACTORS[single[1].lower()] if single else unit)
+        if math.isfinite(start) and math.isfinite(end):
+            spans.append(Span(start, end))
     return spans
 
 

@@ -95,7 +95,7 @@ def test_answers_of_another_run_are_not_mixed(tmp_path):
 
 def test_one_process_writes_a_shard(tmp_path):
     with open_answers(tmp_path, SETTINGS, Shard(1, 2)), open_answers(tmp_path, SETTINGS, Shard(2, 2)):
-        with pytest.raises(InputError, match="another process"), open_answers(tmp_path, SETTINGS, Shard(1, 2)):
+        with pytest.raises(InputError, match="is writing it"), open_answers(tmp_path, SETTINGS, Shard(1, 2)):
             pass
         assert sorted(path.name for path in tmp_path.glob("answers*")) == [
             "answers-1-of-2.jsonl",

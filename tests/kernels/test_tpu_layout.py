@@ -32,7 +32,7 @@ def test_windows_of_any_width_are_moved_exactly(heads, width):
     np.testing.assert_array_equal(tokens_first(moved, width, None, interpret=True), x)
 
 
-@pytest.mark.parametrize(("heads", "width"), [(16, 72), (2, 128), (3, 24)])
+@pytest.mark.parametrize(("heads", "width"), [(16, 72), (2, 128), (3, 24), (2, 256)])
 def test_heads_are_rotated_and_rotated_back(heads, width):
     tokens = 512  # two blocks
     x, table = random(0, tokens, heads * width), rotary_table(tokens, width)

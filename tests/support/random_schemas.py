@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 _NAMES = ("name", "count", "colour", "box", "when", "is_red", "parts", "score", "größe", "a-b")
-_WORDS = ("red", "green", "blue", "a big \"dog\"", "Straße", "", "1")
+_WORDS = ("red", "green", "blue", 'a big "dog"', "Straße", "", "1")
 
 
 def random_schema(rng: np.random.Generator, depth: int = 3) -> dict[str, Any]:
@@ -19,23 +19,26 @@ def _object(rng: np.random.Generator, depth: int) -> dict[str, Any]:
     names = [str(name) for name in rng.permutation(_NAMES)[: rng.integers(1, 5)]]
     properties = {name: random_schema(rng, depth - 1) for name in names}
     required = [name for name in names if rng.random() < 0.7]
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    closed = {"additionalProperties": False} if rng.random() < 0.5 else {}
+    return {"type": "object", "properties": properties, "required": required} | closed
 
 
 def _array(rng: np.random.Generator, depth: int) -> dict[str, Any]:
     least = int(rng.integers(0, 3))
-    bounds = {"minItems": least, "maxItems": least + int(rng.integers(0, 3))}
+    bounds = {"minItems": least} | ({"maxItems": least + int(rng.integers(0, 3))} if rng.random() < 0.8 else {})
     return {"type": "array", "items": random_schema(rng, depth - 1), **bounds}
 
 
 def _string(rng: np.random.Generator, depth: int) -> dict[str, Any]:
     del depth
     least = int(rng.integers(0, 5))
-    form = rng.choice(["length", "pattern", "format"])
+    form = rng.choice(["length", "length", "pattern", "format", "any"])
     if form == "length":
         return {"type": "string", "minLength": least, "maxLength": least + int(rng.integers(0, 8))}
     if form == "pattern":
         return {"type": "string", "pattern": str(rng.choice([r"^[A-Z]{2}-\d{3}$", "^(ab|cd)+$", r"^\d{1,4}$"]))}
+    if form == "any":
+        return {"type": "string"}
     return {"type": "string", "format": str(rng.choice(["date", "time", "uuid", "ipv4"]))}
 
 

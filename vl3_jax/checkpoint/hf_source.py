@@ -26,13 +26,15 @@ from vl3_jax.checkpoint.peft_merge import (
 from vl3_jax.checkpoint.run_files import has_run_files, write_joined_files
 from vl3_jax.checkpoint.safetensors_file import SafetensorsFile
 from vl3_jax.checkpoint.sam2_hf_config import infer_sam2_config, parse_sam2_config, sam2_layout
+from vl3_jax.checkpoint.sam2_names import SA2VA, SAM2_LAYOUTS
 from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG, CONFIG, download_sidecar_files
-from vl3_jax.checkpoint.sources import Origin, TensorSource, fold_names, listed
+from vl3_jax.checkpoint.sources import NOT_OF_SA2VA, Origin, TensorSource, fold_names, listed
 from vl3_jax.checkpoint.tensors import Overlay, Renamed, TensorFiles, same_bits
 from vl3_jax.checkpoint.torch_pickle import TorchFile
 from vl3_jax.errors import InputError
 from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.sam2.sam2_config import sa2va_settings
 from vl3_jax.storage.paths import is_url, list_dir, temporary_folder
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ _EXTRA_FILE = "non_lora_trainables.bin"
 _WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
 _WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _META_FILE = re.compile(r"sam2.*\.pt")  # of SAM-2, as Meta publishes it
+_PICKLE = ".pt"
 _MAX_SHARDS = 10_000
 # What wrappers of torch add to the names of a model's tensors.
 _WRAPPED = re.compile(r"(^|\.)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -52,13 +55,14 @@ _TRANSFORMERS_LAYOUTS = ("native", "qwen2")
 
 
 class HfFolder:
-    """Hugging Face folder on a local disk or behind a URL that fsspec reads (gs://...).
+    """Hugging Face folder on a local disk or behind a URL that fsspec reads (gs://...), or a file of Meta alone.
 
     Attributes:
       location: Path or URL of the folder.
       names: Sorted names of the files in the folder.
       local: Local folder with the JSON and tokenizer files: the folder itself, or a temporary copy for a URL.
       name: What to find the folder by from anywhere: Hub id, URL or absolute path.
+      is_file: Whether it is a file of Meta, whatever its name.
     """
 
     def __init__(self, source: str | os.PathLike, token: str | None = None):
@@ -69,6 +73,12 @@ class HfFolder:
             self.name = text
             text = os.fspath(hub.download(text, token))
         self.location = text.rstrip("/")
+        self.is_file = text.endswith(_PICKLE) and os.path.isfile(text)
+        if self.is_file:
+            self.location, name = os.path.split(text)
+            self.location, self.names = self.location or os.curdir, [name]
+            self.local = temporary_folder(self, "vl3-file-")  # what is beside it may be of another model
+            return
         self.names = sorted(name for name in list_dir(self.location) if not name.startswith("."))
         if is_url(self.location):
             if not self.names:
@@ -84,7 +94,7 @@ class HfFolder:
 
     def open_file(self, name: str) -> TensorFiles:
         """Opens one weight file; an OSError becomes an InputError."""
-        path, is_pickle = self.path(name), name.endswith((".bin", ".pt"))
+        path, is_pickle = self.path(name), name.endswith((".bin", _PICKLE))
         if is_pickle and is_url(path):
             raise InputError(f"{path}: pickles are read from local folders only; copy it to a local folder first")
         try:
@@ -136,8 +146,10 @@ class HfFolder:
             if shards:
                 total = min(int(re.search(r"of-(\d+)", shards[0])[1]), _MAX_SHARDS)
                 return [f"{stem}-{number:05d}-of-{total:05d}.{ending}" for number in range(1, total + 1)], ""
-        of_meta = [name for name in self.names if _META_FILE.fullmatch(name)]
-        return (of_meta, "") if len(of_meta) == 1 else None
+        of_meta = [name for name in self.names if self.is_file or _META_FILE.fullmatch(name)]
+        if len(of_meta) > 1:
+            raise InputError(f"{self.location}: several models of SAM-2 ({listed(of_meta)}); give one of these files")
+        return (of_meta, "") if of_meta else None
 
     def _weight_map(self, index: str) -> dict[str, str]:
         """Returns the file of each tensor, from an index."""
@@ -204,11 +216,19 @@ def open_hf(
 
 def _open_sam2(folder: HfFolder, layout: str, tensors: TensorFiles) -> TensorSource:
     """Opens SAM-2; its configuration is that of config.json, or the released one that the weights are of."""
-    has_config = CONFIG in folder.names
-    read = lambda: parse_sam2_config(read_object(folder.local / CONFIG))  # noqa: E731
-    config = read() if has_config else infer_sam2_config(tensors, folder.location)
-    config = dataclasses.replace(config, **pixel_statistics(folder.local))
-    opened = TensorSource(layout, tensors, config, folder.location, folder.local, keep=folder)
+    files = folder.local
+    if layout == SA2VA:
+        logger.warning("warning: %s: only the SAM-2 of this Sa2VA is read; %s", folder.location, NOT_OF_SA2VA)
+        prefix = SAM2_LAYOUTS[layout][1]
+        tensors = Renamed(tensors, {name: name for name in tensors if name.startswith(prefix)})
+        config = sa2va_settings(infer_sam2_config(tensors, folder.location, layout))
+        files = temporary_folder(tensors, "vl3-sa2va-")  # those of the folder are of the language model
+    elif CONFIG in folder.names:
+        config = parse_sam2_config(read_object(folder.local / CONFIG))
+    else:
+        config = infer_sam2_config(tensors, folder.location, layout)
+    config = dataclasses.replace(config, **pixel_statistics(files))
+    opened = TensorSource(layout, tensors, config, folder.location, files, keep=folder)
     opened.origin = Origin(folder.name, layout)
     return opened
 

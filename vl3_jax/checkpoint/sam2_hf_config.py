@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from vl3_jax.checkpoint.sam2_names import sam2_name_map
+from vl3_jax.checkpoint.sam2_names import SA2VA, SAM2_LAYOUTS, sam2_name_map
 from vl3_jax.checkpoint.tensors import TensorFiles
 from vl3_jax.errors import InputError
 from vl3_jax.json_file import JsonObject, shown
@@ -97,6 +97,9 @@ _WIDTHS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 def sam2_layout(config: JsonObject, names: Iterable[str]) -> str | None:
     """Returns the layout of a SAM-2 checkpoint, by `model_type` and tensor names; None for any other model."""
+    names = list(names)
+    if any(name.startswith(SAM2_LAYOUTS[SA2VA][1]) for name in names):
+        return SA2VA
     is_meta = any(name.startswith("image_encoder.trunk.") for name in names)
     if config.get("model_type") in SAM2_MODEL_TYPES or (is_meta and config.get("model_type") is None):
         return "sam2-meta" if is_meta else "sam2"
@@ -137,18 +140,19 @@ def parse_sam2_config(config: JsonObject) -> Sam2Config:
     return parsed
 
 
-def infer_sam2_config(tensors: TensorFiles, location: str) -> Sam2Config:
-    """Returns the released configuration whose tensors have these names and shapes, for files of Meta.
+def infer_sam2_config(tensors: TensorFiles, location: str, layout: str) -> Sam2Config:
+    """Returns the released configuration whose tensors have these names and shapes, in a layout of Meta's names.
 
     Raises:
       InputError: There is none.
     """
     shapes = {name: info.shape for name, info in tensors.infos.items()}
-    version = "2.1" if "obj_ptr_tpos_proj.weight" in shapes else "2.0"
+    prefix = SAM2_LAYOUTS[layout][1]
+    version = "2.1" if f"{prefix}obj_ptr_tpos_proj.weight" in shapes else "2.0"
     for size in SIZES:
         config = sam2_preset(size, version)
-        names = sam2_name_map("sam2-meta", config)
-        trunk = (name for name in names.tensors if name.startswith("image_encoder."))
+        names = sam2_name_map(layout, config)
+        trunk = (name for name in names.tensors if name.startswith(f"{prefix}image_encoder."))
         if all(shapes.get(name) == names.tensors[name].shape for name in trunk):
             return config
     raise InputError(f"{location}: no config.json, and the weights are of none of the released sizes; add the file")

@@ -28,11 +28,12 @@ from vl3_jax.sam2.sam2_config import (
 )
 
 SAM2_PARTS = ("image", "prompts", "masks", "memory")
+SA2VA = "sam2-sa2va"  # the grounding encoder inside a released Sa2VA
 # Column of the table, what comes before its names, and how its names differ from the column's.
 SAM2_LAYOUTS: dict[str, tuple[int, str, dict[str, str]]] = {
     "sam2": (0, "", {}),
     "sam2-meta": (1, "", {}),
-    "sam2-sa2va": (1, "grounding_encoder.sam2_model.", {".gamma": ".g_weight"}),
+    SA2VA: (1, "grounding_encoder.sam2_model.", {".gamma": ".g_weight"}),
 }
 
 _NORM = "norm"  # a layer normalisation, whose weight is called scale

@@ -4,6 +4,8 @@ The tables are like that of the tensor names: `SIDECAR_FILES` lists the files, `
 the native layout store in different places, and `_CONSTANTS` what every file of a layout says.
 """
 
+import dataclasses
+import logging
 import os
 import pathlib
 import zlib
@@ -14,12 +16,14 @@ from etils import epath
 
 from vl3_jax.checkpoint import tokenizer_files
 from vl3_jax.checkpoint.hf_config import image_processor, text_section, vision_section
-from vl3_jax.checkpoint.sam2_hf_config import parse_sam2_config, sam2_config_json
+from vl3_jax.checkpoint.sam2_hf_config import config_differences, parse_sam2_config, sam2_config_json
 from vl3_jax.errors import InputError
 from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.storage.paths import open_url, temporary_folder, translate_io_errors
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 IMAGE = "preprocessor_config.json"
@@ -221,11 +225,18 @@ def export_sam2_files(files: pathlib.Path, config: Sam2Config, dtype: str) -> di
     """
     size = {"height": config.image_size, "width": config.image_size}
     pixels = {"image_processor_type": "Sam2ImageProcessor", "processor_class": "Sam2Processor", "size": size}
-    pixels |= {"image_mean": list(config.image_mean), "image_std": list(config.image_std), "resample": 2}
+    pixels |= {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
+    pixels["resample"] = {"bilinear": 2, "bicubic": 3}[config.resample]  # the numbers of Pillow
     out = {IMAGE: tokenizer_files.dump(pixels), **_read_files(files, SIDECAR_FILES)}
     base = read_object(files / CONFIG)
     if not base or parse_sam2_config(base) != config or base.get("dtype") != dtype:
-        out[CONFIG] = tokenizer_files.dump(sam2_config_json(config, base, dtype))
+        content = sam2_config_json(config, base, dtype)
+        out[CONFIG] = tokenizer_files.dump(content)
+        stated = parse_sam2_config(JsonObject(content, CONFIG))
+        stated = dataclasses.replace(stated, image_mean=config.image_mean, image_std=config.image_std)
+        if lost := config_differences(config, stated):
+            text = "warning: the export runs as stock SAM-2, because transformers has no other setting: %s"
+            logger.warning(text, "; ".join(f"{line} there" for line in lost))
     return out
 
 

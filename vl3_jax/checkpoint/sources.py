@@ -18,7 +18,7 @@ import tensorstore as ts
 
 from vl3_jax.checkpoint.name_specs import LeafSpec
 from vl3_jax.checkpoint.names import ALL_PARTS, LAYOUTS, is_droppable, name_map
-from vl3_jax.checkpoint.sam2_names import SAM2_LAYOUTS, SAM2_PARTS
+from vl3_jax.checkpoint.sam2_names import SA2VA, SAM2_LAYOUTS, SAM2_PARTS
 from vl3_jax.checkpoint.sidecar_files import sidecar_fingerprints
 from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, copy_view, same_bits, scratch
 from vl3_jax.errors import InputError
@@ -29,6 +29,8 @@ from vl3_jax.storage.paths import file_fingerprints
 logger = logging.getLogger(__name__)
 
 Reader = Callable[[tuple[slice, ...], np.ndarray], None]
+
+NOT_OF_SA2VA = "its language model is not VideoLLaMA3's, and text_hidden_fcs belong to that one"
 
 _BLOCK_BYTES = 16 * 2**20  # memory of one block of a large leaf
 
@@ -261,6 +263,8 @@ def chat_config(source: CheckpointSource) -> ModelConfig:
     """Returns the configuration of a language model; raises InputError for a checkpoint of SAM-2."""
     if isinstance(source.config, ModelConfig):
         return source.config
+    if source.kind == SA2VA:
+        raise InputError(f"{source.location}: a Sa2VA, of which only the SAM-2 can be read: {NOT_OF_SA2VA}")
     raise InputError(f"{source.location}: a checkpoint of SAM-2, which segments and does not chat; give a VideoLLaMA3")
 
 

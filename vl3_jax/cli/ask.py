@@ -11,8 +11,8 @@ from typing import Any
 from vl3_jax.cli import generation_flags
 from vl3_jax.errors import InputError, printable
 from vl3_jax.json_file import unique_keys
-from vl3_jax.processing import saved_frames
 from vl3_jax.processing.messages import Turn, parse_messages
+from vl3_jax.processing.output_files import empty_folder
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     messages = parse_messages(_messages(arguments))
     settings = generation_flags.settings(arguments)
     if arguments.save_frames is not None:
-        saved_frames.empty_folder(arguments.save_frames)  # before the model is loaded
+        empty_folder(arguments.save_frames)  # before the model is loaded
     model = generation_flags.load_model(arguments)
     streaming = not arguments.json and sys.stdout.isatty()
     with generation_flags.naming_flags():

@@ -100,7 +100,7 @@ def _ask_and_score(arguments: argparse.Namespace) -> None:
             raise InputError(f"give --{name}, or --score-only with a file of answers")
     protocol = EvalProtocol(arguments.system, **generation_flags.given(arguments, (*PROCESSOR, *DECODING)))
     selection = QuestionSelection(**settings_flags.given(arguments, QuestionSelection))
-    found = benchmarks.find(eval_offline.names(arguments.tasks), selection)
+    found = benchmarks.find(benchmarks.listed(arguments.tasks), selection)
     items = _items(arguments, found)
     settings = _settings(arguments, protocol, selection)
     identity = {name: value for name, value in settings.items() if name != "model"}

@@ -23,19 +23,29 @@ logger = logging.getLogger(__name__)
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds --model and the flags of its loading."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model",
-        required=required,
-        metavar="M",
-        help="nano (the package's own), an Orbax folder, a training workdir, a Hugging Face folder (read in place), "
-        "a Hub id owner/name@rev",
+    kinds = (
+        "nano (the package's own), an Orbax folder, a training workdir, a Hugging Face folder (read in place), "
+        "a Hub id owner/name@rev"
     )
-    group.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="type of weights and activations (default: float32 on a CPU)"
-    )
+    add_checkpoint(group, kinds, "float32 on a CPU", required)
     group.add_argument("--quantize", choices=["int8"], help="weights in int8: half of bfloat16's memory")
     group.add_argument(
         "--kv-cache", choices=["int8"], help="keys and values in int8: about half of bfloat16's memory for long prompts"
+    )
+
+
+def add_checkpoint(group: Any, kinds: str, dtype: str, required: bool = True) -> None:
+    """Adds --model, --dtype and --token, which any model has.
+
+    Args:
+      group: Parser or argument group.
+      kinds: What --model may be.
+      dtype: The default of --dtype, in words.
+      required: Whether --model must be given.
+    """
+    group.add_argument("--model", required=required, metavar="M", help=kinds)
+    group.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help=f"type of weights and activations (default: {dtype})"
     )
     group.add_argument("--token", metavar="TOKEN", help="token of a private Hub repository")
 

@@ -42,7 +42,7 @@ class TrainingBenchmarks:
     def __init__(self, config: EvalConfig):
         selection = QuestionSelection(count=config.questions) if config.questions else None
         self._items = {}
-        for benchmark in benchmarks.find(config.tasks, selection):
+        for benchmark in benchmarks.find(benchmarks.listed(config.tasks), selection):
             items = benchmark.load(config.data or None)
             self._items[benchmark] = items[: config.questions or None]
             if not items:
@@ -72,7 +72,8 @@ class TrainingBenchmarks:
         with jax.set_mesh(mesh):
             engine = Engine(model, params, generation.stop_ids, mesh=mesh)
             records = list(Runner(ChatModel(engine, processor, generation)).ask(own))
-        return _scores(results.score_tasks(processes.gathered(records), Scoring()))
+        items = {benchmark.task: items for benchmark, items in self._items.items()}
+        return _scores(results.score_tasks(processes.gathered(records), Scoring(), items))
 
 
 def local_params(model: VideoLLaMA3, params: Any, mesh: Mesh) -> tuple[Mesh, Any]:

@@ -14,7 +14,7 @@ from vl3_jax.inference.answer_text import AnswerText
 from vl3_jax.inference.buckets import power_of_two
 from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.generation_config import GenerationConfig
-from vl3_jax.inference.requests import Generation, Request
+from vl3_jax.inference.requests import LENGTH, Generation, Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.inference.token_constraint import ConstraintCompiler, TokenConstraint
 from vl3_jax.processing.media_cache import MediaCache
@@ -24,7 +24,8 @@ from vl3_jax.processing.remote_media import RemotePolicy, fetched
 
 logger = logging.getLogger(__name__)
 Messages = Sequence[Mapping[str, Any] | Turn]
-_CUT = "the answer is cut off by max_new_tokens and does not match its constraint; give it more tokens"
+_CUT = "max_new_tokens cuts the answer off before it matches its constraint; give it more tokens"
+_LED = "max_new_tokens ends the answer early, in a form that matches its constraint; give it more tokens"
 _MOST_ROWS = 8  # conversations of a batch that are answered side by side
 
 
@@ -40,7 +41,7 @@ class GenerationOutput:
       processed: The prompt as the model received it.
       logprobs: A list of (id, log-probability) for each generated token, most likely first; None if not requested.
       seconds: Seconds of loading, processing, compilation, prefill and decoding.
-      matches: Whether the text is what its constraint asks for; False where `max_new_tokens` cut it off before.
+      matches: Whether the text is what its constraint asks for, which `max_new_tokens` may prevent; None without one.
     """
 
     text: str
@@ -49,12 +50,13 @@ class GenerationOutput:
     processed: ProcessorOutput
     logprobs: list[list[tuple[int, float]]] | None
     seconds: dict[str, float]
-    matches: bool = True
+    matches: bool | None = None
 
     @property
     def warnings(self) -> list[str]:
         """What a person should know about the media and the answer, one line each."""
-        return self.processed.warnings + ([] if self.matches else [_CUT])
+        cut = [] if self.matches is None or self.finish_reason != LENGTH else [_LED if self.matches else _CUT]
+        return self.processed.warnings + cut
 
     @property
     def tokens_per_second(self) -> float:
@@ -99,7 +101,7 @@ class ChatModel:
         self.load_seconds = load_seconds
         self._media = MediaCache()
         vocab_size = engine.model.config.text.vocab_size
-        self._constraints = ConstraintCompiler(processor.tokenizer, engine.stop_ids, vocab_size)
+        self._constraints = ConstraintCompiler(processor.tokenizer, generation_config.stop_ids, vocab_size)
 
     def chat(
         self,
@@ -139,8 +141,7 @@ class ChatModel:
         if stream:
             return self._stream(messages, settings)
         answer = self.answer(messages, **settings)
-        if not answer.matches:
-            logger.warning(_CUT)
+        _log_cut(answer)
         return answer.text
 
     def answer(
@@ -196,7 +197,9 @@ class ChatModel:
         sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
         resolved = answer_settings.resolve(settings, sampling, self.processor.config)
         if resolved.adapter is not None:
-            self.engine.adapter_number(resolved.adapter)  # before the media are read
+            self.engine.adapter_number(resolved.adapter)
+        if not resolved.constraint.is_free:
+            self._constraints.compile(resolved.constraint)
         vocabulary = self.engine.model.config.text.vocab_size
         if resolved.sampling.logprobs > vocabulary:
             raise SettingError("logprobs", resolved.sampling.logprobs, f"the model has {vocabulary} tokens; give fewer")
@@ -220,7 +223,7 @@ class ChatModel:
 
     def constraint(self, settings: AnswerSettings) -> TokenConstraint | None:
         """Returns what one answer must match; None if it is free. It may be called from several threads."""
-        return self._constraints.compile(settings.constraint)
+        return self._constraints.constraint(settings.constraint, settings.sampling.max_new_tokens)
 
     def _answers(
         self, conversations: Sequence[Messages], settings: Mapping[str, Any], on_text: Callable | None = None
@@ -247,8 +250,7 @@ class ChatModel:
     def _stream(self, messages: Messages, settings: Mapping[str, Any]) -> Iterator[str]:
         answering = self.submit(messages, **settings)
         yield from answering
-        if not answering.matches:
-            logger.warning(_CUT)
+        _log_cut(answering.result())
 
     def _submit(self, prompt: ProcessorOutput, settings: AnswerSettings, seconds: float, streams: bool) -> "Answering":
         text = AnswerText(self.processor.tokenizer, settings.sampling.stop)
@@ -305,15 +307,9 @@ class Answering:
         """Ends the answer."""
         self.generation.cancel()
 
-    @property
-    def matches(self) -> bool:
-        """Whether the text so far is what its constraint asks for; True without one."""
-        constraint = self.generation.request.constraint
-        return constraint is None or constraint.matches
-
     def result(self) -> GenerationOutput:
         """Runs the engine until the answer is complete, and returns it."""
-        generation = self.generation.result()
+        generation, constraint = self.generation.result(), self.generation.request.constraint
         self.text.end()
         return GenerationOutput(
             text=self.text.whole,
@@ -322,8 +318,14 @@ class Answering:
             processed=self.processed,
             logprobs=generation.logprobs,
             seconds=self.seconds | dataclasses.asdict(generation.timings),
-            matches=self.matches,
+            matches=None if constraint is None else constraint.matches,
         )
+
+
+def _log_cut(answer: GenerationOutput) -> None:
+    """Logs that a constrained answer ended before its time, where only its text is returned."""
+    for warning in answer.warnings[len(answer.processed.warnings) :]:
+        logger.warning(warning)
 
 
 def _several(media: Any, dimensions: int) -> list[Any]:

@@ -60,6 +60,7 @@ class CompiledPrograms:
         self._params = jax.tree.map(lambda leaf: _array(leaf.shape, leaf.dtype, leaf.sharding), params)
         self._stop_ids = _array([num_stop_ids], jnp.int32)
         self._programs: dict[tuple, Program] = {}
+        self._ready: set[Call] = set()
         self._lock = threading.Lock()
         self.seconds = 0.0
 
@@ -77,9 +78,12 @@ class CompiledPrograms:
           calls: Method of this class and its arguments, for each program.
         """
         start, before = time.perf_counter(), self.count
-        missing = list(dict.fromkeys(calls))
+        missing = [call for call in dict.fromkeys(calls) if call not in self._ready]
+        if not missing:  # as nearly always; threads take longer than a small program
+            return
         with concurrent.futures.ThreadPoolExecutor(1 if self._is_large_on_cpu else os.cpu_count() or 1) as pool:
             list(pool.map(lambda call: call[0](*call[1:]), missing))
+        self._ready.update(missing)
         if self.count > before:
             self.seconds += time.perf_counter() - start
 
@@ -136,9 +140,9 @@ class CompiledPrograms:
                 with mesh, self._store.compiling() if self._store else contextlib.nullcontext():
                     lowered = function.lower(self._model, *static, *arguments())
                     program = self._compile(function.__name__, lowered)
-                return_freed_memory()
                 if self._store:
                     self._store.save(program, *signature)
+            return_freed_memory()
             with self._lock:
                 self._programs.setdefault(key, program)
         return self._programs[key]

@@ -1,15 +1,20 @@
 """What an answer must match: a JSON schema, a regular expression, or one of several texts."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vl3_jax.errors import SettingError, printable
 from vl3_jax.json_file import parse_json
 
 # A schema is answered on one line, as `json.dumps` writes: white space of its own choice would be without end.
-_JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_JSON_OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+_LARGEST_INTEGER = 2**53  # of those that a float holds
+Problem = tuple[str, Any, str]  # the arguments of a SettingError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,25 +32,33 @@ class ConstraintConfig:
     choices: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
+        given = self._given()
         if len(given) > 1:
-            raise SettingError(given[1], getattr(self, given[1]), f"{given[0]} is given too; leave one of them out")
+            raise SettingError(*given[1], f"{given[0][0]} is given too; leave one of them out")
         if self.choices is not None:
             is_list = isinstance(self.choices, list | tuple)
             if not is_list or not self.choices or not all(isinstance(text, str) and text for text in self.choices):
                 raise SettingError("choices", self.choices, "give at least one text, none of them empty")
             object.__setattr__(self, "choices", tuple(self.choices))
         if self.regex is not None and not (isinstance(self.regex, str) and self.regex):
-            raise SettingError("regex", self.regex, "give a regular expression")
+            raise SettingError("regex", self.regex, "give the text of a regular expression")
         if self.json_schema is not None:
             object.__setattr__(self, "json_schema", _schema(self.json_schema))
-        if given and (problem := self._problem()):
-            raise problem
+        if given and (problem := _problem(self)):
+            raise SettingError(*problem)
 
     @property
     def is_free(self) -> bool:
         """Whether nothing constrains the answer."""
-        return self.json_schema is None and self.regex is None and self.choices is None
+        return not self._given()
+
+    @property
+    def given(self) -> tuple[str, Any]:
+        """Name and value of what constrains the answer."""
+        return self._given()[0]
+
+    def _given(self) -> list[tuple[str, Any]]:
+        return [(name, value) for name, value in vars(self).items() if value is not None]
 
     def grammar(self) -> str:
         """Returns the grammar of the answer in the form of llguidance.
@@ -56,30 +69,38 @@ class ConstraintConfig:
         from llguidance import LLMatcher
 
         if self.json_schema is not None:
-            return LLMatcher.grammar_from_json_schema(str(self.json_schema), overrides=_JSON_OPTIONS)
+            schema = json.loads(str(self.json_schema))
+            narrow = schema if _combines_objects(schema) else _closed(schema)
+            return LLMatcher.grammar_from_json_schema(json.dumps(narrow), overrides=_JSON_OPTIONS)
         if self.regex is not None:
             return LLMatcher.grammar_from_regex(self.regex)
         if self.choices is not None:
             return LLMatcher.grammar_from_lark(f"start: {' | '.join(map(_quoted, self.choices))}")
         raise ValueError("a free answer has no grammar")
 
-    def _problem(self) -> SettingError | None:
-        """Returns what is wrong with the constraint, with its place in a schema."""
-        from llguidance import LLMatcher
 
-        schema = None if self.json_schema is None else json.loads(str(self.json_schema))
-        if schema is not None and (problem := _schema_problem(schema)):
-            return problem
-        error = LLMatcher.validate_grammar(self.grammar())
-        if not error:
-            return None
-        reason = " ".join(error.removeprefix("Lexer Error:").split())
-        if schema is not None:
-            place, part = _place_of(schema, error)
-            return SettingError(f"json_schema at {place}", part, f"it cannot be answered: {reason}")
-        if self.regex is not None:
-            return SettingError("regex", self.regex, f"that is not a regular expression that can be answered: {reason}")
-        return SettingError("choices", self.choices, reason)
+@functools.lru_cache(maxsize=64)
+def _problem(config: ConstraintConfig) -> Problem | None:
+    """Returns what is wrong with a constraint, with its place in a schema."""
+    from llguidance import LLMatcher
+
+    schema = None if config.json_schema is None else json.loads(str(config.json_schema))
+    if schema is not None and (problem := _schema_problem(schema)):
+        return problem
+    try:
+        error = LLMatcher.validate_grammar(config.grammar())
+    except ValueError as failure:  # half a character (a surrogate)
+        error = str(failure)
+    if not error:
+        return None
+    found = re.search(r"\berror: (.+)|lookarounds not supported|.+", error)
+    reason = error if found is None else found[1] or found[0]
+    if schema is not None:
+        place, part = _place_of(schema, error)
+        return f"json_schema at {place}", part, f"it cannot be answered: {reason}"
+    if config.regex is not None:
+        return "regex", config.regex, f"that is not a regular expression that can be answered: {reason}"
+    return "choices", config.choices, reason
 
 
 def _quoted(text: str) -> str:
@@ -90,7 +111,7 @@ def _schema(value: Any) -> str:
     """Returns a schema as JSON text.
 
     Raises:
-      InputError: The text is not JSON; names the line.
+      InputError: The text is not JSON, which names the line, or too large or too deep.
       SettingError: The value is no schema.
     """
     if hasattr(value, "model_json_schema"):  # a class of pydantic
@@ -100,32 +121,67 @@ def _schema(value: Any) -> str:
     if not isinstance(value, Mapping):
         raise SettingError("json_schema", value, 'give a JSON object, such as {"type": "object", "properties": {...}}')
     try:
-        return json.dumps(value, allow_nan=False)
+        text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise SettingError("json_schema", value, f"it is not JSON ({error})") from None
+    parse_json(text.encode(), "json_schema")  # refuses what is nested too deep
+    return text
 
 
-def _schema_problem(schema: Mapping[str, Any]) -> SettingError | None:
-    """Returns where a schema breaks the rules of JSON schemas."""
-    import jsonschema
+def _combines_objects(schema: Any) -> bool:
+    """Returns whether several parts of a schema say something about one object."""
+    if isinstance(schema, list):
+        return any(map(_combines_objects, schema))
+    if not isinstance(schema, Mapping):
+        return False
+    combined = "properties" in schema and schema.keys() & {"$ref", "$dynamicRef", "anyOf", "oneOf"}
+    return "allOf" in schema or bool(combined) or any(map(_combines_objects, schema.values()))
 
-    validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
-    error = jsonschema.exceptions.best_match(validator(validator.META_SCHEMA).iter_errors(schema))
-    if error is None:
-        return None
-    return SettingError(f"json_schema at {error.json_path}", error.instance, printable(error.message))
+
+def _closed(schema: Any) -> Any:
+    """Returns a schema whose objects have the properties that it names and no others, unless it says which."""
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    closed = {key: part if key in ("enum", "const") else _closed(part) for key, part in schema.items()}
+    properties, required = schema.get("properties"), schema.get("required", [])
+    is_named = isinstance(properties, Mapping) and isinstance(required, list) and set(required) <= set(properties)
+    if is_named and not schema.keys() & {"additionalProperties", "patternProperties", "unevaluatedProperties"}:
+        closed["additionalProperties"] = False
+    return closed
 
 
-def _place_of(schema: Any, error: str, place: str = "$") -> tuple[str, Any]:
-    """Returns the innermost part of a schema that an error of llguidance names by its keywords, or all of it."""
-    if isinstance(schema, Mapping):
-        for key, part in schema.items():
-            found = _place_of(part, error, f"{place}.{key}")
-            if found[0] != f"{place}.{key}" or f'"{key}"' in error:
-                return found
-    elif isinstance(schema, list):
-        for number, part in enumerate(schema):
-            found = _place_of(part, error, f"{place}[{number}]")
-            if found[0] != f"{place}[{number}]":
-                return found
-    return place, schema
+def _schema_problem(schema: Mapping[str, Any]) -> Problem | None:
+    """Returns where a schema breaks the rules of JSON schemas, or what llguidance would change without a word."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+    from jsonschema.validators import validator_for
+
+    validator = validator_for(schema, Draft202012Validator)
+    error = best_match(validator(validator.META_SCHEMA).iter_errors(schema))
+    if error is not None:
+        return f"json_schema at {error.json_path}", error.instance, printable(error.message)
+    for place, _, part in _parts(schema):
+        if isinstance(part, int) and abs(part) > _LARGEST_INTEGER and re.search(r"\.(const|enum)\b", place):
+            return f"json_schema at {place}", part, "an integer beyond 2^53 is not kept exactly; ask for a string"
+    return None
+
+
+def _parts(schema: Any, place: str = "$", key: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yields place, key and value of each part of a schema, the inner ones last."""
+    yield place, key, schema
+    for name, part in schema.items() if isinstance(schema, Mapping) else ():
+        yield from _parts(part, f"{place}.{name}", name)
+    for number, part in enumerate(schema) if isinstance(schema, list) else ():
+        yield from _parts(part, f"{place}[{number}]")
+
+
+def _place_of(schema: Any, error: str) -> tuple[str, Any]:
+    """Returns the part of a schema that an error of llguidance names by its keyword or value, or all of it."""
+
+    def is_named(key: str, part: Any) -> bool:
+        by_value = isinstance(part, str) and (error.endswith(f": {part}") or f"'{part.removeprefix('#')}'" in error)
+        return by_value or (bool(key) and f'"{key}"' in error)
+
+    return next(((place, part) for place, key, part in _parts(schema) if is_named(key, part)), ("$", schema))

@@ -1,6 +1,6 @@
 """What the engine asks of one call of the decoder.
 
-Rows without a constraint generate several tokens in a call. The tokens that a constraint allows are known one at a time:
+Rows without a constraint generate several tokens in a call. What a constraint allows is known one token at a time:
 the host masks the first one of a call, the row runs ahead freely, and the host takes back what the constraint refuses.
 Greedy, or with a temperature alone, a token that is likeliest of all is likeliest of those allowed, so what is kept is
 what masking each token would give. A row runs twice as far ahead after a call of which all was kept.
@@ -13,7 +13,7 @@ import numpy as np
 
 from vl3_jax.errors import RunError
 from vl3_jax.inference.programs import STEPS_PER_CALL, DecodeRows
-from vl3_jax.inference.requests import Generation
+from vl3_jax.inference.requests import LENGTH, STOP, Generation
 from vl3_jax.inference.rows import CacheRow
 from vl3_jax.inference.sampling import SamplingParams
 from vl3_jax.inference.sampling_config import SamplingConfig
@@ -88,15 +88,15 @@ def next_call(rows: Sequence[CacheRow], vocab_size: int) -> DecodeCall | None:
     )
 
 
-def keep_allowed(row: CacheRow, generation: Generation, new: Sequence[int]) -> tuple[int, bool]:
+def keep_allowed(row: CacheRow, generation: Generation, new: Sequence[int]) -> tuple[int, str | None]:
     """Lets the constraint of a row see its new tokens, and decides how far the row runs ahead in the next call.
 
     Returns:
-      How many of the tokens are kept, all of them without a constraint; and whether nothing may follow them.
+      How many of the tokens are kept, all of them without a constraint; and what ends the answer behind them, or None.
     """
     constraint, sampling = generation.request.constraint, generation.request.sampling
     if constraint is None:
-        return len(new), False
+        return len(new), None
     kept = constraint.accept(new)
     known = {*generation.tokens, *new[:kept]}
     row.taken_back = tuple(token for token in new[kept:] if token not in known)
@@ -106,4 +106,5 @@ def keep_allowed(row: CacheRow, generation: Generation, new: Sequence[int]) -> t
         row.ahead = 1
     else:
         row.ahead = max(kept, 1) if kept < len(new) else min(2 * kept, _MOST_AHEAD)
-    return kept, constraint.is_complete
+    end = (LENGTH if constraint.is_led else STOP) if constraint.is_complete else None
+    return kept, end

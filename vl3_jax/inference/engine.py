@@ -277,16 +277,18 @@ class Engine:
         for row, generation in call.decoding:
             row.fresh = False
             new = tokens[row.index, : counts[row.index]]
-            kept, is_complete = keep_allowed(row, generation, new.tolist())
+            kept, end = keep_allowed(row, generation, new.tolist())
             new = new[:kept]
-            # The newest token is not in the cache yet.
-            row.held = np.concatenate([row.held, call.rows.token[row.index, None], new[:-1]]).astype(np.int64)
+            if kept:  # the newest token is not in the cache yet
+                newest = np.asarray(call.rows.token)[row.index, None]
+                row.held = np.concatenate([row.held, newest, new[:-1]]).astype(np.int64)
             count = generation.request.sampling.logprobs
             for step, token_id in enumerate(new.tolist()):
                 if generation.done:  # a stop string; what follows is dropped
                     break
                 columns = [array[row.index, step, :count].tolist() for array in most_likely]
-                generation.add(token_id, list(zip(*columns, strict=True)), is_complete and step == kept - 1)
+                likely = list(zip(*columns, strict=True))
+                generation.add(token_id, likely, end if step == kept - 1 else None)
 
     def _add_seconds(self, phase: str, rows: Iterable[CacheRow], seconds: float) -> None:
         for row in rows:

@@ -25,7 +25,7 @@ class TrackedFrame:
 
     Attributes:
       index: Index of the frame.
-      objects: Number of each object.
+      objects: Number or name of each object.
       logits: Low-resolution logits of each object, [objects, low, low] float32.
       scores: Predicted IoU of each mask, [objects].
       presence: Logit of each object being in the frame, [objects].
@@ -34,7 +34,7 @@ class TrackedFrame:
     """
 
     index: int
-    objects: tuple[int, ...]
+    objects: tuple[int | str, ...]
     logits: np.ndarray
     scores: np.ndarray
     presence: np.ndarray
@@ -51,7 +51,7 @@ class ObjectTracker:
     """Follows objects through the frames of a video, in either direction.
 
     Frames are given one after another, or a few at once; what is remembered has a fixed size. The first prompt of an
-    object may come with any frame. All objects are followed in one batch, padded to a power of two.
+    object may come with any frame. All objects are followed in one batch, padded to one of few sizes.
     """
 
     def __init__(self, model: Sam2, params: dict, *, num_frames: int | None = None, reverse: bool = False):
@@ -66,15 +66,15 @@ class ObjectTracker:
         self._model, self._params, self._direction = model, params, -1 if reverse else 1
         pointers = model.config.num_pointers
         self._longest = np.float32(min(num_frames or pointers, pointers) - 1)
-        self._rows: dict[int, int] = {}
+        self._rows: dict[int | str, int] = {}
         self._entries: dict[int, dict[int, Any]] = collections.defaultdict(dict)  # by row, then by index of the frame
         self._conditioning: ConditioningFrames | None = None
         self._recent = self._before = RecentFrames.empty(model.config, 1, model.dtype)
         self._last: tuple[int, Image.Image] | None = None
 
     @property
-    def objects(self) -> tuple[int, ...]:
-        """The numbers of the objects, in the order of their first prompts."""
+    def objects(self) -> tuple[int | str, ...]:
+        """The numbers or names of the objects, in the order of their first prompts."""
         return tuple(self._rows)
 
     def prompt(self, frame: Any, prompts: Iterable[Prompt]) -> None:
@@ -156,8 +156,8 @@ class ObjectTracker:
         corrections = [dataclasses.replace(prompt, frame=index) for prompt in corrections]
         return self.step([image], [index], corrections)[0]
 
-    def _by_object(self, image: Image.Image, prompts: Iterable[Prompt]) -> dict[int, Prompt]:
-        own: dict[int, Prompt] = {}
+    def _by_object(self, image: Image.Image, prompts: Iterable[Prompt]) -> dict[int | str, Prompt]:
+        own: dict[int | str, Prompt] = {}
         for prompt in prompts:
             if prompt.obj in own:
                 raise InputError(
@@ -179,7 +179,7 @@ class ObjectTracker:
         ambiguous = [multimask and num_points(prompt) <= config.max_points for prompt in prompts]
         return ObjectPrompts(*map(jnp.asarray, (*arrays, ambiguous)))
 
-    def _inputs(self, images, indices, found: list[dict[int, Prompt]], length: int) -> FrameInputs:
+    def _inputs(self, images, indices, found: list[dict[int | str, Prompt]], length: int) -> FrameInputs:
         """Stacks clocks and corrections of the frames, padded to `length`."""
         config, rows = self._model.config, self._recent.valid.shape[0]
         listed: list[list[Prompt | None]] = [[None] * rows for _ in range(length)]
@@ -202,7 +202,7 @@ class ObjectTracker:
             self._recent = jax.tree.map(lambda old, more: jnp.concatenate([old, more]), self._recent, new)
 
     def _bank(self) -> ConditioningFrames:
-        """Returns the conditioning frames of all objects, padded to a power of two for each."""
+        """Returns the conditioning frames of all objects, padded to one of few numbers for each."""
         if self._conditioning is None:
             config, dtype = self._model.config, self._model.dtype
             rows, slots = self._recent.valid.shape[0], _padded(max(map(len, self._entries.values())))
@@ -233,5 +233,6 @@ class ObjectTracker:
 
 
 def _padded(count: int) -> int:
-    """Returns the smallest power of two that is not less than `count`."""
-    return 1 << max(count - 1, 0).bit_length()
+    """Returns the next of 1 to 8, 10, 12, 14, 16, 20, ...: few sizes, of which at most a quarter is padding."""
+    step = 1 << max((count - 1).bit_length() - 3, 0)
+    return max(-(-count // step) * step, 1)

@@ -60,7 +60,7 @@ class DecodeRows(NamedTuple):
       remaining: int32, the tokens that it may still generate.
       adapter: int32, its LoRA adapter; below 0 for none.
       sampling: Settings of sampling.
-      allowed: [R, ceil(V / 32)] uint32, the tokens that may come first, a bit each (`token_masks`); any may follow them.
+      allowed: [R, ceil(V / 32)] uint32, a bit for each token that may come first (`token_masks`); any may follow.
       taken_back: [R, STEPS_PER_CALL - 1] int32, tokens of the call before that the row does not keep; V for none.
     """
 
@@ -182,7 +182,8 @@ def decode_steps(model, max_steps, logprobs, all_greedy, params, state, rows, st
     generated = state.generated & ~rows.fresh[:, None]
     generated = generated.at[jnp.arange(num_rows)[:, None], rows.taken_back].set(False, mode="drop")
     state = state.replace(cache=cache, generated=generated)
-    allowed = unpack_masks(rows.allowed, generated.shape[1])
+    # Behind a barrier, because the TPU compiler would unpack a part of the masks again for each token.
+    allowed = jax.lax.optimization_barrier(unpack_masks(rows.allowed, generated.shape[1]))
     carry = (jnp.int32(0), state, rows.token, rows.active, jnp.zeros(num_rows, jnp.int32), jnp.zeros(shape, jnp.int32))
 
     def unfinished(carry):

@@ -118,19 +118,23 @@ class Generation:
         if self.error is not None:
             raise self.error
 
-    def add(self, token: int, logprobs: list[tuple[int, float]] | None, is_last: bool = False) -> None:
+    def add(self, token: int, logprobs: list[tuple[int, float]] | None, end: str | None = None) -> None:
         """Appends a token (for the engine) and notices the end of the answer.
 
         Args:
           token: The token.
           logprobs: The most likely tokens at its position.
-          is_last: Whether the constraint of the request allows nothing more.
+          end: The finish reason if the constraint of the request allows nothing more.
         """
         self.tokens.append(token)
         self.arrivals.append(time.perf_counter())
         if self.logprobs is not None and logprobs is not None:
             self.logprobs.append(logprobs)
-        if token in self.engine.stop_ids or (self.request.is_finished and self.request.is_finished(token)) or is_last:
+        if end is not None:
+            self.finish_reason = end
+            if self.request.is_finished and token not in self.engine.stop_ids:
+                self.request.is_finished(token)
+        elif token in self.engine.stop_ids or (self.request.is_finished and self.request.is_finished(token)):
             self.finish_reason = STOP
         elif len(self.tokens) >= self.request.sampling.max_new_tokens:
             self.finish_reason = LENGTH

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,8 +18,11 @@ from vl3_jax.checkpoint import open_source
 from vl3_jax.errors import InputError
 from vl3_jax.inference.object_tracker import ObjectTracker, TrackedFrame
 from vl3_jax.processing.images import open_image
-from vl3_jax.processing.object_prompts import Prompt, num_points, num_tokens, point_arrays
+from vl3_jax.processing.object_prompts import Prompt, check_prompts, num_points, num_tokens, point_arrays
 from vl3_jax.processing.segmentation_pixels import enlarge_masks, input_pixels
+from vl3_jax.processing.video_frames import VideoFrames
+from vl3_jax.processing.videos import open_video
+from vl3_jax.sam2.mask_decoder import choose_mask
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.sam2.sam2_model import ImageFeatures, ObjectPrompts, Sam2, apply
 
@@ -108,10 +112,10 @@ class Segmenter:
         prompts = ObjectPrompts(*map(jnp.asarray, (*arrays, [multimask])))
         mask = None if logits is None else np.asarray(logits, np.float32)[None]
         masks, scores, presence = jax.device_get(_segment(self.model, self.params, encoded.features, prompts, mask))
-        found, order = (masks[0], np.argsort(-scores[0, 1:]) + 1) if multimask else (masks[0], np.array([0]))
+        order = np.argsort(-scores[0, 1:]) + 1 if multimask else np.array([0])
         through = config.image_size if config.two_step_masks else None
-        full = enlarge_masks(found[order], encoded.size, through) > 0
-        return Segmentation(full, scores[0, order], found[order], float(presence[0]))
+        full = enlarge_masks(masks[0, order], encoded.size, through) > 0
+        return Segmentation(full, scores[0, order], masks[0, order], float(presence[0]))
 
     def tracker(self, *, num_frames: int | None = None, reverse: bool = False) -> ObjectTracker:
         """Starts tracking frames as they come, such as those of a camera."""
@@ -119,20 +123,21 @@ class Segmenter:
 
     def track(
         self,
-        frames: Iterable[Any],
+        frames: Any,
         prompts: Iterable[Prompt],
         *,
-        start: int = 0,
+        start: int | None = None,
         reverse: bool = False,
         chunk: int = CHUNK,
     ) -> Iterator[TrackedFrame]:
         """Tracks objects through a video.
 
         Args:
-          frames: Frames: PIL images, arrays [h, w, 3] or files. A sequence is read where it is needed. From an
-            iterator, one frame is read at a time; prompts of later frames then count from those frames on.
+          frames: A video: a file or a folder of frames. Or frames: PIL images, arrays [h, w, 3] or files. A sequence
+            is read where it is needed. From an iterator, one frame is read at a time; prompts of later frames then
+            count from those frames on.
           prompts: Prompts in any frame. Those that are corrections apply to frames in which the object is tracked.
-          start: Frame to begin with.
+          start: Frame to begin with; by default the first one, or with `reverse` the last one.
           reverse: Whether to go from `start` to the first frame.
           chunk: Frames that are encoded at once.
 
@@ -142,63 +147,73 @@ class Segmenter:
         Raises:
           InputError: There are no frames or prompts, or one of them cannot be used.
         """
-        new, corrections = [], []
-        for prompt in prompts:
-            (corrections if prompt.correction else new).append(prompt)
-        if not new:
-            raise InputError("no prompt to track; give a point, a box or a mask of an object")
+        prompts = list(prompts)
+        if isinstance(frames, str | os.PathLike | bytes):
+            frames = VideoFrames(open_video(frames))
         if isinstance(frames, Sequence | np.ndarray):
-            yield from self._track_sequence(frames, new, corrections, start, reverse, chunk)
+            yield from self._track_sequence(frames, prompts, start, reverse, chunk)
         elif reverse or start:
             raise InputError("frames of an iterator are tracked from the first one on; give a sequence")
         else:
-            yield from self._track_stream(frames, new, corrections)
+            yield from self._track_stream(frames, prompts)
 
-    def _track_sequence(self, frames, new: list[Prompt], corrections, start: int, reverse: bool, chunk: int):
+    def _track_sequence(self, frames, prompts: list[Prompt], start: int | None, reverse: bool, chunk: int):
         count = len(frames)
-        if not 0 <= start < count:
+        start = (count - 1 if reverse else 0) if start is None else start
+        if count and not 0 <= start < count:
             raise InputError(f"frame {start} to begin with, and the video has {count} frames; give another")
-        if outside := [prompt.frame for prompt in (*new, *corrections) if not 0 <= prompt.frame < count]:
-            raise InputError(f"a prompt in frame {outside[0]}, and the video has {count} frames, counted from 0")
+        order = range(start, -1, -1) if reverse else range(start, count)
+        check_prompts(prompts, count, order)
+        new, corrections = _divided(prompts)
         tracker = self.tracker(num_frames=count, reverse=reverse)
         for index, own in itertools.groupby(sorted(new, key=lambda prompt: prompt.frame), lambda prompt: prompt.frame):
             tracker.prompt(frames[index], own)
-        order = range(start, -1, -1) if reverse else range(start, count)
         length = min(chunk, len(order))
         for first in range(0, len(order), length):
             indices = order[first : first + length]
             own = [prompt for prompt in corrections if prompt.frame in indices]
             yield from tracker.step([frames[index] for index in indices], indices, own, pad_to=length)
 
-    def _track_stream(self, frames, new: list[Prompt], corrections) -> Iterator[TrackedFrame]:
-        tracker, index = self.tracker(), -1
+    def _track_stream(self, frames: Iterable[Any], prompts: list[Prompt]) -> Iterator[TrackedFrame]:
+        (new, corrections), tracker, index = _divided(prompts), self.tracker(), -1
+        check_prompts(prompts, sys.maxsize)
         for index, frame in enumerate(frames):
             tracker.prompt(frame, [prompt for prompt in new if prompt.frame == index])
             if tracker.objects:
                 yield from tracker.step([frame], [index], [prompt for prompt in corrections if prompt.frame == index])
-        if late := [prompt.frame for prompt in (*new, *corrections) if prompt.frame > index]:
-            raise InputError(f"a prompt in frame {late[0]}, and the video has {index + 1} frames, counted from 0")
+        check_prompts(prompts, index + 1)
 
 
 def load_segmenter(
-    source: str | os.PathLike, *, dtype: DTypeLike | None = None, mesh: Any = None, token: str | None = None
+    source: str | os.PathLike,
+    *,
+    dtype: DTypeLike | None = None,
+    mesh: Any = None,
+    token: str | None = None,
+    quiet: bool = True,
 ) -> Segmenter:
     """Loads SAM-2 from a checkpoint of any kind.
 
     Args:
-      source: Folder of transformers or of Meta, Orbax folder, or Hub id.
+      source: Folder of transformers or of Meta, file of Meta, Orbax folder, or Hub id.
       dtype: Dtype of weights and activations; by default that of the checkpoint.
       mesh: Mesh to shard the parameters over.
       token: Hub token.
+      quiet: Whether to hide the progress bar.
 
     Raises:
       InputError: There is no such checkpoint, or it is another model.
     """
     opened = open_source(source, token=token)
     if not isinstance(opened.config, Sam2Config):
-        raise InputError(f"{source}: holds a {opened.kind} model; give one of SAM-2")
-    params = load_checkpoint(opened, dtype=dtype, mesh=mesh).params
+        raise InputError(f"{source}: holds a model that chats ({opened.kind}); give one of SAM-2")
+    params = load_checkpoint(opened, dtype=dtype, mesh=mesh, quiet=quiet).params
     return Segmenter(Sam2(opened.config, dtype=jax.tree.leaves(params)[0].dtype), params)
+
+
+def _divided(prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Returns the prompts that make conditioning frames, and the corrections."""
+    return [p for p in prompts if not p.correction], [p for p in prompts if p.correction]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -208,5 +223,7 @@ def _encode(model: Sam2, params: dict, pixels) -> ImageFeatures:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _segment(model: Sam2, params: dict, features: ImageFeatures, prompts: ObjectPrompts, masks):
+    """Returns logits, IoUs and presence; those of the single mask, see `choose_mask`, come before the other three."""
     decoded = apply(model, params, "segment", features, prompts, masks)
-    return decoded.masks, decoded.scores, decoded.presence
+    single = choose_mask(model.config, decoded, jnp.zeros_like(prompts.ambiguous))
+    return decoded.masks.at[:, 0].set(single.mask), decoded.scores.at[:, 0].set(single.score), decoded.presence

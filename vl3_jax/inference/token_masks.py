@@ -1,4 +1,4 @@
-"""Masks of tokens: a bit for each token of the vocabulary, the lowest bit of a word first, as llguidance writes them."""
+"""Masks of tokens: a bit for each token of the vocabulary, the lowest bit of a word first, as in llguidance."""
 
 import jax
 import jax.numpy as jnp

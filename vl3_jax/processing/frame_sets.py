@@ -1,12 +1,11 @@
 """Readers of videos that are not video files: a folder of images, an animated GIF or WebP, frames in memory."""
 
-import collections
 import contextlib
 import itertools
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -39,9 +38,13 @@ class ImageSequenceReader(VideoReader):
         first = self._open(self.indices[0])
         self.height, self.width = first.height, first.width
 
-    def frames(self) -> Iterator[Image.Image]:
+    @property
+    def frame_times(self) -> Sequence[float]:
+        return [index / frame_selection.FOLDER_FPS for index in range(len(self._sources))]
+
+    def decode(self, indices: Sequence[int]) -> Generator[tuple[int, Image.Image]]:
         noted = set()
-        for index in self.indices:
+        for index in indices:
             reader = self._open(index)
             frame = reader.load()
             for warning in reader.warnings:
@@ -49,7 +52,7 @@ class ImageSequenceReader(VideoReader):
                 if remark not in noted and warning not in self.warnings:
                     self.warnings.append(warning)
                 noted.add(remark)
-            yield frame
+            yield index, frame
 
     def _open(self, index: int) -> images.ImageReader:
         return images.open_image(self._sources[index], f"video frame {index}", self._note_transparency)
@@ -132,6 +135,7 @@ class AnimationReader(VideoReader):
         if len(durations) != stated_frames:
             stated = "" if stated_frames is None else f" of {stated_frames}"
             self.warnings.append(f"{name}: damaged after frame {len(durations)}{stated}; the frames up to it are used")
+        self._ends = np.cumsum(durations) / 1000
         self.selection = self._select(durations, format_name, options)
 
     def _select(
@@ -153,18 +157,21 @@ class AnimationReader(VideoReader):
         )
         return selection if selection.indices else FrameSelection([(first + len(starts)) // 2], [window_start])
 
-    def frames(self) -> Iterator[Image.Image]:
-        repeats = collections.Counter(self.indices)
+    @property
+    def frame_times(self) -> Sequence[float]:
+        return [0.0, *self._ends[:-1].tolist()]
+
+    def decode(self, indices: Sequence[int]) -> Generator[tuple[int, Image.Image]]:
+        wanted = set(indices)
         for index, image in enumerate(self._all_frames()):
-            if repeats[index]:
+            if index in wanted:
                 with raster_file.refuse_unreadable(self.name, "animation"):
                     pixels, remark = rgb_pixels.to_rgb(image)
                     pixels = images.upright(pixels, self._orientation)
                 self._warn(remark)
-                yield from [pixels] * repeats[index]
-            if index == self.indices[-1]:
+                yield index, pixels
+            if index == indices[-1]:
                 return
-        raise InputError(f"{self.name}: decodes differently each time; replace the file")
 
     def _warn(self, remark: str | None) -> None:
         warning = f"{self.name}: {remark}"

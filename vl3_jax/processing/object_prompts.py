@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ class Prompt:
 
     Attributes:
       frame: Index of the frame, from 0.
-      obj: Number of the object, any that the caller chooses.
+      obj: Number or name of the object, any that the caller chooses.
       points: Column, row and label of each point; the label is 1 on the object and 0 beside it.
       box: Columns and rows of two opposite corners: x0, y0, x1, y1.
       mask: The object's mask, of the size of the frame: an array [h, w], or an image file whose brighter half is the
@@ -30,7 +30,7 @@ class Prompt:
     """
 
     frame: int = 0
-    obj: int = 1
+    obj: int | str = 1
     points: Sequence[tuple[float, float, int]] = ()
     box: Sequence[float] | None = None
     mask: Any = None
@@ -65,6 +65,46 @@ class Prompt:
             found = f"{mask.shape[1]} x {mask.shape[0]}"
             raise InputError(f"{name}: the mask has {found} pixels, the frame {size}; give one of the frame's size")
         return dataclasses.replace(self, mask=mask)
+
+
+def check_prompts(prompts: Iterable[Prompt], num_frames: int, order: Sequence[int] | None = None) -> None:
+    """Checks the prompts of a video against each other and against its length.
+
+    Args:
+      prompts: The prompts.
+      num_frames: Frames of the video.
+      order: The frames that are tracked, of which the first one is named in messages; None for all.
+
+    Raises:
+      InputError: There is none, or none but corrections; one is in a frame that does not exist; an object has two in a
+        frame; or a correction is in a frame that is not tracked, or of an object that is not prompted elsewhere.
+    """
+    prompts = list(prompts)
+    new = [prompt for prompt in prompts if not prompt.correction]
+    if not new:
+        raise InputError("no prompt to track; give a point, a box or a mask of an object")
+    if not num_frames:
+        raise InputError("the video has 0 frames; give one with frames")
+    prompted = {(prompt.frame, prompt.obj) for prompt in new}
+    seen: set[tuple[int, int | str]] = set()
+    for prompt in (*new, *(prompt for prompt in prompts if prompt.correction)):
+        if not 0 <= prompt.frame < num_frames:
+            raise InputError(f"a prompt in frame {prompt.frame}, and the video has {num_frames} frames, counted from 0")
+        place = prompt.frame, prompt.obj
+        if prompt.correction and place in prompted:
+            raise InputError(
+                f"object {prompt.obj} was prompted in frame {prompt.frame}; give all its points in that prompt"
+            )
+        if prompt.correction and all(prompt.obj != obj for _, obj in prompted):
+            raise InputError(f"correction of object {prompt.obj}, which was not prompted before; prompt it first")
+        if prompt.correction and order is not None and prompt.frame not in order:
+            raise InputError(
+                f"a correction in frame {prompt.frame}, which tracking from frame {order[0]} does not reach; give "
+                "another frame to begin with"
+            )
+        if place in seen:
+            raise InputError(f"object {prompt.obj} has two prompts in frame {prompt.frame}; give their points in one")
+        seen.add(place)
 
 
 def read_mask(source: Any) -> np.ndarray:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from vl3_jax.errors import InputError
 from vl3_jax.processing.frame_selection import FrameSelection
+from vl3_jax.processing.output_files import empty_folder, refuse_unwritable
 from vl3_jax.processing.packed_batch import Visual, block_coordinates
 from vl3_jax.processing.patchify import unpatchify
 
@@ -48,28 +48,6 @@ def save_frames(
     return paths
 
 
-def empty_folder(folder: str | os.PathLike) -> pathlib.Path:
-    """Creates a folder unless it exists, and checks that pictures can be written to it.
-
-    Raises:
-      InputError: It is not empty, it is a file or a URL, or it cannot be written.
-    """
-    path = pathlib.Path(os.path.expanduser(folder))
-    if "://" in os.fspath(folder):
-        raise InputError(f"{folder}: is a URL; give a folder of this machine for the pictures")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise InputError(f"{path}: the folder holds other files; give a new or an empty one for the pictures")
-    except FileExistsError:
-        raise InputError(f"{path}: is a file; give a new or an empty folder for the pictures") from None
-    except (OSError, ValueError) as error:
-        raise _not_writable(path, error) from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: not allowed to write there; give another folder for the pictures")
-    return path
-
-
 def frames_of(visual: Visual, dim_pruned: bool = False) -> Iterator[np.ndarray]:
     """Yields each frame as [h, w, 3] uint8, joined from its patches.
 
@@ -95,13 +73,6 @@ def _names(number: str, visual: Visual, selection: FrameSelection | None) -> lis
 
 
 def _write(path: pathlib.Path, pixels: np.ndarray) -> str:
-    try:
+    with refuse_unwritable(path):
         Image.fromarray(pixels).save(path, compress_level=1)
-    except OSError as error:
-        raise _not_writable(path, error) from None
     return str(path)
-
-
-def _not_writable(path: str | os.PathLike, error: Exception) -> InputError:
-    reason = getattr(error, "strerror", None) or error
-    return InputError(f"{path}: cannot be written ({reason}); give another folder for the pictures")

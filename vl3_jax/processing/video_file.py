@@ -1,12 +1,11 @@
 """Reads video files with FFmpeg (PyAV), yielding exactly the frames of the reference's `ffmpeg` process."""
 
-import collections
 import contextlib
 import itertools
 from collections.abc import Generator, Iterator, Sequence
+from typing import NoReturn
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from PIL import Image
@@ -49,22 +48,35 @@ class FileVideoReader(VideoReader):
         if self._table.complete and stated is not None and stated - seconds > _MAX_MISSING_SECONDS:
             self.warnings.append(f"{name}: cut off or damaged; the first {seconds:.2f} s of {stated:.2f} s are used")
 
-    def frames(self) -> Iterator[Image.Image]:
-        missing = collections.Counter(self.indices)
-        with media_errors(self.name), contextlib.closing(self._decode_frames(list(missing))) as decoded:
-            for index, frame in decoded:
-                if index != next(iter(missing)):
-                    break
-                yield from [Image.fromarray(frame)] * missing.pop(index)
-        if missing:
-            if self._table.packets is None:
-                raise InputError(f"{self.name}: decodes differently each time; replace the file")
-            with media_errors(self.name):
-                self._table = self._scan_by_decoding()
-                self.selection = self._select()
-            count = len(self._table.starts)
-            self.warnings.append(f"{self.name}: damaged; {count} frames could be decoded and are used")
-            raise PlanChangedError(self.name)
+    @property
+    def frame_times(self) -> Sequence[float]:
+        return [self._table.seconds_at(start) for start in self._table.starts]
+
+    def decode(self, indices: Sequence[int]) -> Generator[tuple[int, Image.Image]]:
+        table, wanted, to_rgb = self._table, set(indices), UprightRgb()
+        with media_errors(self.name), self._open_stream() as (container, stream):
+            if table.packets is None:
+                timed = enumerate(frame_table.timed_frames(container, stream))
+                numbered = ((index, frame) for index, (_, frame) in timed)
+            else:
+                index_at: dict[int | None, int] = {table.starts[index]: index for index in indices}
+                decoded = _decode_at(container, stream, table.packets, [table.starts[index] for index in indices])
+                numbered = ((index_at.get(frame.pts, -1), frame) for frame in decoded)
+            for index, frame in numbered:
+                if index in wanted:
+                    yield index, Image.fromarray(to_rgb(frame))
+                if index == indices[-1]:
+                    return
+
+    def _plan_anew(self) -> NoReturn:
+        if self._table.packets is None:
+            super()._plan_anew()
+        with media_errors(self.name):
+            self._table = self._scan_by_decoding()
+            self.selection = self._select()
+        count = len(self._table.starts)
+        self.warnings.append(f"{self.name}: damaged; {count} frames could be decoded and are used")
+        raise PlanChangedError(self.name)
 
     @contextlib.contextmanager
     def _open_stream(self, threads: int | None = None) -> Iterator[tuple[InputContainer, av.VideoStream]]:
@@ -89,23 +101,6 @@ class FileVideoReader(VideoReader):
 
     def _select(self) -> FrameSelection:
         return select_frames(self._table, self._options, self.name)
-
-    def _decode_frames(self, indices: list[int]) -> Generator[tuple[int, np.ndarray]]:
-        """Yields (index, [h, w, 3] uint8) for these ascending indices; stops early when one cannot be decoded."""
-        table, wanted, to_rgb = self._table, set(indices), UprightRgb()
-        with self._open_stream() as (container, stream):
-            if table.packets is None:
-                timed = enumerate(frame_table.timed_frames(container, stream))
-                numbered = ((index, frame) for index, (_, frame) in timed)
-            else:
-                index_at: dict[int | None, int] = {table.starts[index]: index for index in indices}
-                decoded = _decode_at(container, stream, table.packets, [table.starts[index] for index in indices])
-                numbered = ((index_at.get(frame.pts, -1), frame) for frame in decoded)
-            for index, frame in numbered:
-                if index in wanted:
-                    yield index, to_rgb(frame)
-                if index == indices[-1]:
-                    return
 
 
 def _decode_at(

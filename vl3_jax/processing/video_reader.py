@@ -1,9 +1,12 @@
 """The common interface of video readers: the selected frames and their times first, then the frames one by one."""
 
 import abc
+import collections
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from fractions import Fraction
+from typing import NoReturn
 
 from PIL import Image
 
@@ -123,7 +126,19 @@ class VideoReader(abc.ABC):
         """The number of selected frames."""
         return len(self.indices)
 
+    @property
     @abc.abstractmethod
+    def frame_times(self) -> Sequence[float]:
+        """The time in seconds of every frame of the source, selected or not, from the beginning of the source."""
+
+    @abc.abstractmethod
+    def decode(self, indices: Sequence[int]) -> Generator[tuple[int, Image.Image]]:
+        """Yields any frames of the source with their indices, upright and in RGB.
+
+        Args:
+          indices: Indices in the source, ascending, each once. Frames that cannot be decoded are left out.
+        """
+
     def frames(self) -> Iterator[Image.Image]:
         """Yields the selected frames, upright and in RGB, as many as `indices`; only a few are held at a time.
 
@@ -131,3 +146,15 @@ class VideoReader(abc.ABC):
           PlanChangedError: The video is damaged and the selection has changed.
           InputError: No frame can be read.
         """
+        missing = collections.Counter(self.indices)
+        with contextlib.closing(self.decode(list(missing))) as decoded:
+            for index, frame in decoded:
+                if index != next(iter(missing)):
+                    break
+                yield from [frame] * missing.pop(index)
+        if missing:
+            self._plan_anew()
+
+    def _plan_anew(self) -> NoReturn:
+        """Selects the frames anew after some of them could not be decoded, and raises `PlanChangedError`."""
+        raise InputError(f"{self.name}: decodes differently each time; replace the file")
