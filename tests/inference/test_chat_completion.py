@@ -36,7 +36,7 @@ def parsed(**body):
         ({"choices": ["yes", "no"], "fps": 2}, FREE | {"choices": ("yes", "no"), "fps": 2}),
         ({"adapter": "legal", "visual_budget": 0.5}, {"adapter": "legal", "visual_budget": 0.5}),
         ({"logprobs": True}, {"logprobs": MOST_LIKELY}),
-        ({"logprobs": False, "top_logprobs": None}, {}),
+        ({"logprobs": False, "top_logprobs": 0}, {}),
         ({"user": "me", "metadata": {"a": 1}, "store": False, "n": 1, "tools": [], "stream": False}, {}),
     ],
 )

@@ -137,7 +137,7 @@ def _top_logprobs(logprobs: Any, count: Any) -> int | None:
         raise SettingError("logprobs", logprobs, "give true or false, and their number as top_logprobs")
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MOST_LIKELY):
         raise SettingError("top_logprobs", count, f"give an integer from 0 to {MOST_LIKELY}")
-    if count is not None and not logprobs:
+    if count and not logprobs:
         raise SettingError("top_logprobs", count, 'it needs "logprobs": true')
     return (count or 0) if logprobs else None
 
