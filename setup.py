@@ -11,6 +11,8 @@ REQUIREMENTS = [
 ]
 # gs:// paths: gcsfs opens them; Orbax asks google-cloud-storage, and its control client where folders are real.
 GCS = ["gcsfs>=2025.2", "google-cloud-storage>=2.18", "google-cloud-storage-control>=1.3"]
+# launch/beam_batch.py, on Dataflow too.
+BEAM = ["apache-beam[gcp]>=2.66"]
 # Charts of `vl3 bench`.
 BENCH = ["matplotlib>=3.9"]
 
@@ -59,6 +61,7 @@ setup(
         "gcs": GCS,
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
         "bench": BENCH,
+        "beam": BEAM,
         "test": [
             *BENCH,
             *GCS,

@@ -19,7 +19,7 @@ LAYERS = (
     ("sam2",),
     ("checkpoint", "data_pipelines"),
     ("inference", "training"),
-    ("evaluation", "planning"),
+    ("batch", "evaluation", "planning"),
     ("bench",),
     ("cli",),
 )

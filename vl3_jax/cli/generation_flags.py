@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vl3_jax.cli import settings_flags
-from vl3_jax.errors import SettingError
+from vl3_jax.errors import InputError, SettingError
 from vl3_jax.inference import answer_settings
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.json_file import read_json
@@ -57,6 +57,19 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
         type=_adapter,
         metavar="NAME=DIR",
         help="answer with the LoRA adapter of a PEFT folder or Hub id, which stays apart from the weights",
+    )
+
+
+def add_adapters(parser: argparse.ArgumentParser) -> None:
+    """Adds --adapter for several adapters, of which each request chooses one."""
+    parser.add_argument(
+        "--adapter",
+        dest="adapters",
+        action="append",
+        default=[],
+        type=_adapter,
+        metavar="NAME=DIR",
+        help="a LoRA adapter that requests may choose by its name, from a PEFT folder or Hub id; may be repeated",
     )
 
 
@@ -130,8 +143,8 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
       SettingError: A value that its setting cannot have, under the name of the flag.
     """
     keywords = (*answer_settings.SAMPLING, *answer_settings.PROCESSOR, *answer_settings.VIDEO)
-    found = given(arguments, keywords) | ({answer_settings.ALLOW_REMOTE: True} if arguments.allow_remote else {})
-    found |= _constraint(arguments)
+    found = given(arguments, keywords) | _constraint(arguments)
+    found |= {answer_settings.ALLOW_REMOTE: True} if arguments.allow_remote else {}
     with naming_flags():  # now rather than after the model is loaded
         answer_settings.resolve(found, SamplingConfig(), ProcessorConfig())
     return found
@@ -141,7 +154,22 @@ def given(arguments: argparse.Namespace, keywords: Iterable[str]) -> dict[str, A
     """Returns those of some keywords that were given as flags, with --no-prune and --adapter."""
     found = {name: value for name in keywords if (value := getattr(arguments, name, None)) is not None}
     found |= {answer_settings.PRUNE: False} if arguments.no_prune else {}
-    return found | ({answer_settings.ADAPTER: arguments.adapter[0]} if arguments.adapter else {})
+    adapter = getattr(arguments, "adapter", None)
+    return found | ({answer_settings.ADAPTER: adapter[0]} if adapter else {})
+
+
+def adapters(arguments: argparse.Namespace) -> dict[str, str]:
+    """Returns the folders of the adapters that were given, by name.
+
+    Raises:
+      InputError: Two have the same name.
+    """
+    one = getattr(arguments, "adapter", None)
+    several = [one] if one else getattr(arguments, "adapters", [])
+    folders = dict(several)
+    if len(folders) < len(several):
+        raise InputError(f"--adapter gives {several[-1][0]} twice; give each adapter a name of its own")
+    return folders
 
 
 @contextlib.contextmanager
@@ -159,6 +187,26 @@ def file_argument(name: str) -> str:
     return "/dev/stdin" if name == "-" else os.path.expanduser(name)
 
 
+def model_identity(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what tells a loaded model from another one: its checkpoint, its numerics, its adapters.
+
+    Raises:
+      InputError: There is no such checkpoint or adapter.
+    """
+    from vl3_jax.checkpoint import open_source
+    from vl3_jax.checkpoint.hf_source import open_adapter
+    from vl3_jax.storage.paths import file_fingerprints
+
+    found: dict[str, Any] = {name: getattr(arguments, name) for name in ("dtype", "quantize", "kv_cache")}
+    found["checkpoint"] = open_source(arguments.model, token=arguments.token).fingerprint()
+    folders = adapters(arguments)
+    if folders:
+        found["adapter_files"] = {
+            name: file_fingerprints(open_adapter(folder, arguments.token).files) for name, folder in folders.items()
+        }
+    return found
+
+
 def load_model(arguments: argparse.Namespace):
     """Loads --model; on a terminal it shows progress of loading, decoding frames and compiling."""
     from vl3_jax.inference.open_model import load
@@ -170,7 +218,7 @@ def load_model(arguments: argparse.Namespace):
         dtype=arguments.dtype,
         quantize=arguments.quantize,
         kv_cache=arguments.kv_cache,
-        adapters=dict([arguments.adapter] if arguments.adapter else []),
+        adapters=adapters(arguments),
         token=arguments.token,
         **progress,
     )

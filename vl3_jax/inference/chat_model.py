@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vl3_jax.errors import InputError, SettingError
+from vl3_jax.errors import InputError, SettingError, TooLongError
 from vl3_jax.inference import answer_settings
+from vl3_jax.inference.answer_settings import AnswerSettings
 from vl3_jax.inference.answer_text import AnswerText
 from vl3_jax.inference.buckets import power_of_two
 from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.generation_config import GenerationConfig
 from vl3_jax.inference.requests import LENGTH, Generation, Request
 from vl3_jax.inference.sampling_config import SamplingConfig
-from vl3_jax.inference.token_constraint import ConstraintCompiler
+from vl3_jax.inference.token_constraint import ConstraintCompiler, TokenConstraint
 from vl3_jax.processing.media_cache import MediaCache
 from vl3_jax.processing.messages import MediaPart, Turn, parse_messages
 from vl3_jax.processing.processor import Processor, ProcessorOutput
@@ -174,7 +175,8 @@ class ChatModel:
           InputError: As `chat`.
         """
         start = time.perf_counter()
-        (prompt,), resolved = self._process([messages], settings)
+        resolved = self.resolve(**settings)
+        prompt = self.read(messages, resolved)
         return self._submit(prompt, resolved, time.perf_counter() - start, streams)
 
     def process(self, messages: Messages, **settings: Any) -> ProcessorOutput:
@@ -183,14 +185,53 @@ class ChatModel:
         Raises:
           InputError: As `chat`.
         """
-        return self._process([messages], settings)[0][0]
+        return self.read(messages, self.resolve(**settings))
+
+    def resolve(self, **settings: Any) -> AnswerSettings:
+        """Returns the settings of an answer: those that are given, else those of the checkpoint.
+
+        Raises:
+          InputError: An unknown setting or adapter.
+          SettingError: A value that a setting cannot have.
+        """
+        sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
+        resolved = answer_settings.resolve(settings, sampling, self.processor.config)
+        if resolved.adapter is not None:
+            self.engine.adapter_number(resolved.adapter)
+        if not resolved.constraint.is_free:
+            self._constraints.compile(resolved.constraint)
+        vocabulary = self.engine.model.config.text.vocab_size
+        if resolved.sampling.logprobs > vocabulary:
+            raise SettingError("logprobs", resolved.sampling.logprobs, f"the model has {vocabulary} tokens; give fewer")
+        return resolved
+
+    def read(self, messages: Messages, settings: AnswerSettings, media: MediaCache | None = None) -> ProcessorOutput:
+        """Fetches and decodes the media of a conversation and returns its prompt; several threads may do so at once.
+
+        Args:
+          messages: The conversation.
+          settings: The settings of its answer.
+          media: Where decoded media are kept and found; by default with those of the other answers of this model.
+
+        Raises:
+          InputError: A message or a medium that cannot be read; the error names it.
+          TooLongError: The text alone exceeds the context.
+        """
+        cache = self._media if media is None else media
+        processor = Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame, cache)
+        return processor(self._prepare(messages, settings))
+
+    def constraint(self, settings: AnswerSettings) -> TokenConstraint | None:
+        """Returns what one answer must match; None if it is free. It may be called from several threads."""
+        return self._constraints.constraint(settings.constraint, settings.sampling.max_new_tokens)
 
     def _answers(
         self, conversations: Sequence[Messages], settings: Mapping[str, Any], on_text: Callable | None = None
     ) -> list[GenerationOutput]:
         """Answers conversations; `on_text` is called with the pieces of the first one's text."""
         start = time.perf_counter()
-        processed, resolved = self._process(conversations, settings)
+        resolved = self.resolve(**settings)
+        processed = [self.read(messages, resolved) for messages in conversations]
         if not processed:
             return []
         seconds = time.perf_counter() - start
@@ -211,41 +252,23 @@ class ChatModel:
         yield from answering
         _log_cut(answering.result())
 
-    def _submit(
-        self, prompt: ProcessorOutput, settings: answer_settings.AnswerSettings, seconds: float, streams: bool
-    ) -> "Answering":
+    def _submit(self, prompt: ProcessorOutput, settings: AnswerSettings, seconds: float, streams: bool) -> "Answering":
         text = AnswerText(self.processor.tokenizer, settings.sampling.stop)
-        constraint = self._constraints.constraint(settings.constraint, settings.sampling.max_new_tokens)
+        constraint = self.constraint(settings)
         request = Request(prompt.sample, settings.sampling, text.add, streams, settings.adapter, constraint)
         generation = self.engine.submit(request)
         return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds})
 
-    def _process(
-        self, conversations: Sequence[Messages], keywords: Mapping[str, Any]
-    ) -> tuple[list[ProcessorOutput], answer_settings.AnswerSettings]:
-        """Processes the conversations with the settings of an answer, which it also returns."""
-        sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
-        settings = answer_settings.resolve(keywords, sampling, self.processor.config)
-        # What is wrong is told before the media are read.
-        if settings.adapter is not None:
-            self.engine.adapter_number(settings.adapter)
-        if not settings.constraint.is_free:
-            self._constraints.compile(settings.constraint)
-        vocabulary = self.engine.model.config.text.vocab_size
-        if settings.sampling.logprobs > vocabulary:
-            raise SettingError("logprobs", settings.sampling.logprobs, f"the model has {vocabulary} tokens; give fewer")
-        processor = Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame, self._media)
-        prepared = [self._prepare(messages, settings) for messages in conversations]
-        return [processor(turns) for turns in prepared], settings
-
-    def _prepare(self, messages: Messages, settings: answer_settings.AnswerSettings) -> list[Turn]:
+    def _prepare(self, messages: Messages, settings: AnswerSettings) -> list[Turn]:
         """Checks a conversation, measures its text, fetches what is remote and allowed, and fills in video options."""
         turns = parse_messages(messages)
         context = self.engine.model.config.text.max_position_embeddings
         texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
         if not self.processor.tokenizer.may_fit(texts, context):
             length = sum(map(len, texts))
-            raise InputError(f"{length:,} characters of text exceed the context of {context} tokens; shorten the text")
+            raise TooLongError(
+                f"{length:,} characters of text exceed the context of {context} tokens; shorten the text"
+            )
         policy = RemotePolicy() if settings.allow_remote else None
 
         def prepared(part: str | MediaPart) -> str | MediaPart:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vl3_jax.errors import InputError
+from vl3_jax.errors import InputError, TooLongError
 from vl3_jax.inference.buckets import SMALLEST_PART, bucket_sizes, part_sizes, round_up_to_bucket, slots_for
 from vl3_jax.inference.compiled_programs import CompiledPrograms
 from vl3_jax.inference.decode_call import keep_allowed, next_call
@@ -116,7 +116,7 @@ class Engine:
         prompt, new = len(request.sample.tokens), request.sampling.max_new_tokens
         context = self.model.config.text.max_position_embeddings
         if prompt + new > context:
-            raise InputError(
+            raise TooLongError(
                 f"a prompt of {prompt} tokens and {new} new ones exceed the model's context of {context}: lower "
                 "--max-visual-tokens, --max-frames or --max-new-tokens, or shorten the text"
             )
