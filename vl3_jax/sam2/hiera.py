@@ -25,7 +25,8 @@ from vl3_jax.processing.resampling import bicubic_matrix
 from vl3_jax.sam2.sam2_config import PATCH_KERNEL, PATCH_PADDING, PATCH_STRIDE, RGB, STAGES, HieraConfig
 from vl3_jax.sam2.sam2_layers import Conv, all_to_all_attention, gelu
 
-Map, Cells = Float[Array, "B H W C"], Float[Array, "B N C"]
+Map = Float[Array, "B H W C"]
+Cells = Float[Array, "B N C"]
 _MANY = 512  # cells, whose scores are not held in memory
 _ROW = 256  # cells of a row of windows, as in a block of the kernels
 
@@ -143,8 +144,8 @@ def _attention(q: jax.Array, k: jax.Array, v: jax.Array, cells: int) -> jax.Arra
     if cells < _MANY and not has_kernels:
         return all_to_all_attention(*rows).reshape(q.shape)
     numbers = (jnp.tile(window_numbers(joined, count), (windows // joined, 1)) for count in (queries, cells))
-    infos = (SegmentInfo(segments, segments) for segments in numbers)
-    inputs = AttentionInputs(*rows, *infos, causal=False, scale=q.shape[-1] ** -0.5)
+    q_info, kv_info = (SegmentInfo(segments, segments) for segments in numbers)
+    inputs = AttentionInputs(*rows, q_info=q_info, kv_info=kv_info, causal=False, scale=q.shape[-1] ** -0.5)
     return attention(inputs).reshape(q.shape)
 
 
