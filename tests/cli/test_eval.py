@@ -74,6 +74,7 @@ def test_asks_prints_saves_and_scores_again(capsys, checkpoint, tmp_path):
     assert "blind" in failure(capsys, *command[1:], "--tasks", "nano/digit", "--blind")
 
 
+@pytest.mark.slow
 def test_shards_are_scored_when_all_are_there(capsys, checkpoint, tmp_path):
     command = ["eval", "--model", checkpoint, "--tasks", "nano/digit,nano/when", "--count", "4"]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
@@ -91,6 +92,7 @@ def test_shards_are_scored_when_all_are_there(capsys, checkpoint, tmp_path):
     assert "0 answers in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_flags_of_the_model_and_its_media_reach_the_answers(capsys, checkpoint, tmp_path):
     """An adapter, an int8 cache and a budget of vision tokens, as `vl3 ask` takes them; the results record them."""
     model = vl3.load(checkpoint)

@@ -105,8 +105,7 @@ def tracked_frames(segmenter, frames, prompts, **arguments) -> dict[int, np.ndar
     ("version", "case"),
     [
         ("2.1", "correction"),
-        ("2.1", "mask"),
-        *(pytest.param("2.1", case, marks=pytest.mark.slow) for case in ("one click", "two frames, one of them later")),
+        *(pytest.param("2.1", case, marks=pytest.mark.slow) for case in CASES if case != "correction"),
         *(pytest.param("2.0", case, marks=pytest.mark.slow) for case in CASES),
     ],
 )

@@ -178,6 +178,7 @@ def test_adapters(whole, tmp_path, monkeypatch, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     changes = ("steps=8", "optimizer.learning_rates.llm=1000", "optimizer.weight_decay=1000", "optimizer.clip=0.0")
     assert run("stage3:2b", tmp_path / "run", *TINY, *changes) == 1
