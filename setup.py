@@ -13,6 +13,8 @@ REQUIREMENTS = [
 GCS = ["gcsfs>=2025.2", "google-cloud-storage>=2.18", "google-cloud-storage-control>=1.3"]
 # METEOR of captions.
 CAPTIONS = ["nltk>=3.9"]
+# launch/beam_batch.py, on Dataflow too.
+BEAM = ["apache-beam[gcp]>=2.66"]
 # Charts of `vl3 bench`.
 BENCH = ["matplotlib>=3.9"]
 
@@ -62,6 +64,7 @@ setup(
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
         "captions": CAPTIONS,
         "bench": BENCH,
+        "beam": BEAM,
         "test": [
             *BENCH,
             *CAPTIONS,
@@ -70,7 +73,6 @@ setup(
             "hypothesis>=6.100",
             "imageio-ffmpeg>=0.6",  # brings the ffmpeg program
             "ipykernel",
-            "jsonschema>=4.20",
             "kubernetes-validate>=1.30",
             "nbclient",
             "pytest>=8.0",

@@ -20,7 +20,7 @@ LAYERS = (
     ("sa2va",),
     ("checkpoint", "data_pipelines"),
     ("inference", "training"),
-    ("evaluation", "planning"),
+    ("batch", "evaluation", "planning"),
     ("bench",),
     ("cli",),
 )

@@ -7,6 +7,7 @@ from typing import Any
 from data_pipelines.mixture_dataset import DatasetSpec
 from vl3_jax import config_tree
 from vl3_jax.inference import answer_settings
+from vl3_jax.inference.constraint_config import ConstraintConfig
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.video_reader import FrameSamplingOptions
@@ -29,7 +30,8 @@ TRAINING = """## Training runs
 INFERENCE = """## Answers
 
 Keywords of `ChatModel.chat` and `ChatModel.answer`, and flags of `vl3 ask` and `vl3 chat` (`max_new_tokens` is
-`--max-new-tokens`). A checkpoint may have other defaults of its own.
+`--max-new-tokens`). A checkpoint may have other defaults of its own. `json_schema` (there a file), `regex` and
+`choices` are flags of `vl3 ask` alone.
 
 """
 
@@ -70,6 +72,7 @@ def keywords() -> list[tuple[str, str, str]]:
     table = []
     for cls, names in (
         (SamplingConfig, answer_settings.SAMPLING),
+        (ConstraintConfig, answer_settings.CONSTRAINT),
         (ProcessorConfig, answer_settings.PROCESSOR),
         (FrameSamplingOptions, answer_settings.VIDEO),
     ):

@@ -25,6 +25,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ or CACHE_PREFIX not in os.environ.get
 ROOT = pathlib.Path(__file__).parents[1]
 # The quick tier: modules, and single tests of slower ones, that touch every package in under a minute on two cores.
 QUICK = (
+    "tests/batch/test_answer_parts.py",
     "tests/bench/test_command.py::test_bad_input",
     "tests/checkpoint/test_name_map.py",
     "tests/data_pipelines/synthetic/test_scoring.py",

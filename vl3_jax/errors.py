@@ -25,6 +25,10 @@ class RunError(RuntimeError):
     """
 
 
+class TooLongError(InputError):
+    """A prompt that exceeds, together with its answer, the context of the model."""
+
+
 class SettingError(InputError):
     """A value that a setting cannot have.
 

@@ -126,8 +126,12 @@ class JsonObject(dict[str, Any]):
         return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
-def read_json(path: pathlib.Path | epath.Path) -> Any:
+def read_json(path: pathlib.Path | epath.Path, unique: bool = False) -> Any:
     """Reads a JSON file.
+
+    Args:
+      path: Path of the file.
+      unique: Whether a key that an object has twice is refused; otherwise its last value counts.
 
     Raises:
       InputError: The file cannot be read, is not valid JSON (the message names the line), or is too large or too deep.
@@ -141,7 +145,7 @@ def read_json(path: pathlib.Path | epath.Path) -> Any:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"{path}: cannot be read ({reason}); check the folder") from None
-    return parse_json(content, path)
+    return parse_json(content, path, unique=unique)
 
 
 def parse_json(content: bytes, path: str | os.PathLike, limit: int = _MAX_BYTES, unique: bool = False) -> Any:

@@ -33,7 +33,7 @@ ACCELERATORS = {
 SPOT = "cloud.google.com/gke-spot"
 _CHIPS_PER_HOST = 4
 _SINGLE_HOST = {(1, 1): 1, (2, 4): 8}  # slices of v5e and v6e on a single machine of another type: chips
-_NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
+NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
 def render(arguments: argparse.Namespace) -> str:
@@ -50,7 +50,7 @@ def render(arguments: argparse.Namespace) -> str:
     chips = _SINGLE_HOST.get(topology.shape, _CHIPS_PER_HOST)
     if topology.chips % chips:
         raise InputError(f"topology {topology.name}: its chips do not fill machines of {chips}")
-    if not _NAME.fullmatch(arguments.name):
+    if not NAME.fullmatch(arguments.name):
         raise InputError(
             f"--name {arguments.name}: use lower-case letters, digits and '-', at most 40, starting with a letter"
         )

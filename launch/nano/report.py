@@ -55,10 +55,10 @@ def collect(runs: pathlib.Path, second: pathlib.Path | None, goals: Mapping[str,
     Raises:
       InputError: A run is not complete.
     """
-    stages = [_scores(runs / f"eval{stage}") for stage in STAGES]
-    comparisons = {name: _scores(runs / name) for name in ("blind", "unpruned")}
+    stages = [scores(runs / f"eval{stage}") for stage in STAGES]
+    comparisons = {name: scores(runs / name) for name in ("blind", "unpruned")}
     if second is not None:
-        comparisons["second"] = _scores(second / f"eval{STAGES[-1]}")
+        comparisons["second"] = scores(second / f"eval{STAGES[-1]}")
     tasks = {}
     for name, values in stages[-1].items():
         tasks[name] = {key: values[key] for key in ("metric", "count", "score", "majority", "kept") if key in values}
@@ -133,7 +133,7 @@ def fill(path: pathlib.Path, sections: Mapping[str, str]) -> None:
     path.write_text(_SECTION.sub(replacement, text), encoding="utf-8")
 
 
-def _scores(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+def scores(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Returns metric, count, score, majority and kept of each task, shares of 1."""
     try:
         tasks = json.loads((folder / "results.json").read_text(encoding="utf-8"))["tasks"]

@@ -89,6 +89,7 @@ def test_all_parts_measure_in_miniature(out, capsys):
     assert all("of_copy" in row for row in results["parts"]["decode"]["measurements"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", PARTS)
 def test_a_killed_part_leaves_what_was_saved(victim, out, set_parts):
     """The victim is the real part, killed from outside after its first measurement."""

@@ -64,8 +64,11 @@ def longer(sample: Sample, token: int) -> Sample:
     )
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("layout", ["native", "official"])
+@pytest.mark.parametrize(
+    ("layout", "tied"),
+    [("native", True), ("official", False)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("native", False), ("official", True))],
+)
 def test_logits_and_text_equal_those_of_peft(tmp_path, layout, tied):
     config = tiny(tied)
     model = peft_models.write_base(tmp_path / "base", layout, config)

@@ -34,7 +34,7 @@ class CountingModel(ChatModel):
             raise KeyboardInterrupt
         answer = f"{len(messages)} messages, {processed.visual_tokens} tokens"
         on_text(answer)
-        return types.SimpleNamespace(text=answer, processed=processed)
+        return types.SimpleNamespace(text=answer, processed=processed, warnings=processed.warnings)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,12 @@ import json
 import pytest
 
 import vl3_jax as vl3
+from support.adapters import write_adapter
 from support.checkpoints import write_small_checkpoint
 from vl3_jax.checkpoint import opening
 from vl3_jax.cli.main import main
+from vl3_jax.evaluation.benchmarks import find
+from vl3_jax.evaluation.benchmarks.synthetic import QuestionSelection
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -71,6 +74,7 @@ def test_asks_prints_saves_and_scores_again(capsys, checkpoint, tmp_path):
     assert "blind" in failure(capsys, *command[1:], "--tasks", "nano/digit", "--blind")
 
 
+@pytest.mark.slow
 def test_shards_are_scored_when_all_are_there(capsys, checkpoint, tmp_path):
     command = ["eval", "--model", checkpoint, "--tasks", "nano/digit,nano/when", "--count", "4"]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
@@ -86,6 +90,33 @@ def test_shards_are_scored_when_all_are_there(capsys, checkpoint, tmp_path):
     # Without shards nothing is left to ask.
     assert main([*command, "--out", str(tmp_path / "parts")]) == 0
     assert "0 answers in" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_flags_of_the_model_and_its_media_reach_the_answers(capsys, checkpoint, tmp_path):
+    """An adapter, an int8 cache and a budget of vision tokens, as `vl3 ask` takes them; the results record them."""
+    model = vl3.load(checkpoint)
+    adapter = write_adapter(tmp_path / "adapter", model.engine.model.config)
+    command = ["eval", "--model", checkpoint, "--tasks", "nano/static", "--count", "2", "--out", str(tmp_path / "out")]
+    flags = ["--adapter", f"mine={adapter}", "--kv-cache", "int8", "--visual-budget", "13"]
+    assert main([*command, *flags]) == 0
+    model = vl3.load(checkpoint, kv_cache="int8", adapters={"mine": adapter})
+    (benchmark,) = find(["nano/static"], QuestionSelection(count=2))
+    for item, line in zip(
+        benchmark.items(), (tmp_path / "out" / "answers.jsonl").read_text().splitlines(), strict=True
+    ):
+        settings = {"adapter": "mine", "visual_budget": 13, "max_new_tokens": benchmark.max_new_tokens}
+        expected = model.answer(item.messages(None), **settings)
+        record = json.loads(line)
+        assert record["answer"] == expected.text.strip()
+        assert record["answer"] != model.answer(item.messages(None), **settings | {"adapter": None}).text.strip()
+        assert record["visual_tokens"] == expected.processed.visual_tokens
+    protocol = json.loads((tmp_path / "out" / "results.json").read_text())["protocol"]
+    used = [protocol[name] for name in ("adapter", "kv_cache", "visual_budget")]
+    assert used == ["mine", "int8", 13]
+    assert main([*command, *flags[2:]]) == 2, "answers of another adapter are not mixed"
+    assert main([*command[:-1], str(tmp_path / "few"), "--visual-budget", "0.1"]) == 2
+    assert "nano/static/0: visual_budget is 0.1" in capsys.readouterr().err
 
 
 def test_other_media_and_every_token(capsys, checkpoint, tmp_path):

@@ -25,7 +25,7 @@ class Model:
             except KeyboardInterrupt:  # as a library may
                 pass
         processed = types.SimpleNamespace(warnings=[])
-        return types.SimpleNamespace(text=text, processed=processed, as_json=lambda: {"text": text})
+        return types.SimpleNamespace(text=text, processed=processed, warnings=[], as_json=lambda: {"text": text})
 
 generation_flags.load_model = lambda arguments: Model()
 sys.exit(main.main(sys.argv[1:]))

@@ -203,6 +203,7 @@ def refusal(capsys, *words, **options) -> str:
         (["--prompt", "2:1:correction=1,1"], "no prompt to track"),
         ([*CLICK, "--prompt", "2:1:correction=1,1"], "correction of object 1, which was not prompted"),
         ([*CLICK, "--prompt", "0:cat:correction=1,1"], "give all its points in that prompt"),
+        ([*CLICK, "--prompt", "1:cat:correction=1,1", "--start-frame", "2"], "tracking from frame 2 does not reach"),
         ([*CLICK, "--start-frame", "5"], "--start-frame is 5, and the video has 5 frames"),
         ([*CLICK, "--start-frame", "x"], "argument --start-frame"),
         ([], "the following arguments are required: --prompt"),

@@ -1,8 +1,13 @@
 """Each benchmark on a made-up folder in its real layout: load, prompt, answer, score, table."""
 
 import json
+import os
 import pathlib
 import shutil
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -206,3 +211,61 @@ def test_a_model_is_asked_resumed_and_sharded(capsys, name, small, tmp_path):
         assert main([*command, "--out", str(tmp_path / "parts"), "--shard", f"{number}/4"]) == 0
     assert capsys.readouterr().out.endswith(printed.out)
     assert json.loads((tmp_path / "parts" / "results.json").read_text())["tasks"] == tasks
+
+
+PATIENCE = 300  # seconds for whatever must happen, on a machine with other work too
+
+
+def started(command):
+    """A process of its own."""
+    environment = os.environ | {"XLA_FLAGS": ""}
+    return subprocess.Popen([sys.executable, "-m", "vl3_jax.cli.main", *command], env=environment)
+
+
+@pytest.mark.slow
+def test_four_processes_of_a_job(small, tmp_path):
+    """They share the questions and the first one scores all; samples without an answer end all of them with 2."""
+    rows = [row | {"question_id": number} for number, row in enumerate(CASES["AI2D"].rows * 4)]
+    layouts.write("AI2D", rows, tmp_path / "data" / "AI2D")
+    command = ["eval", "--model", small, "--tasks", "AI2D", "--data", str(tmp_path / "data"), "--max-new-tokens", "3"]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+
+    def job():
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            flags = ["--coordinator", f"127.0.0.1:{server.getsockname()[1]}", "--processes", "4"]
+        processes = [
+            started([*command, "--out", str(tmp_path / "four"), *flags, "--process-id", str(number)])
+            for number in range(4)
+        ]
+        return [process.wait(PATIENCE) for process in processes]
+
+    assert job() == [0] * 4
+    files = sorted(path.name for path in (tmp_path / "four").glob("answers*.jsonl"))
+    assert files == [f"answers-{number}-of-4.jsonl" for number in range(1, 5)]
+    tasks = [json.loads((tmp_path / name / "results.json").read_text())["tasks"] for name in ("one", "four")]
+    assert tasks[0] == tasks[1]
+    for path in (tmp_path / "data").rglob("*.png"):
+        path.unlink()
+    shutil.rmtree(tmp_path / "four")
+    assert job() == [2] * 4
+
+
+@pytest.mark.slow
+def test_a_killed_process_has_lost_nothing(capsys, tmp_path):
+    command = ["eval", "--model", "nano", "--tasks", "nano/caption", "--count", "200", "--batch", "2"]
+    process = started([*command, "--out", str(tmp_path / "killed")])
+    file, deadline = tmp_path / "killed" / "answers.jsonl", time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and not (file.exists() and file.read_bytes().count(b"\n") > 4):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = [json.loads(line) for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    assert 4 < len(before) < 200
+    assert main([*command, "--out", str(tmp_path / "killed")]) == 0
+    assert f"{200 - len(before)} answers in" in capsys.readouterr().err
+    ids = [json.loads(line)["id"] for line in file.read_text().splitlines()]
+    assert len(ids) == len(set(ids)) == 200
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    tasks = [json.loads((tmp_path / name / "results.json").read_text())["tasks"] for name in ("killed", "whole")]
+    assert tasks[0] == tasks[1]

@@ -7,13 +7,14 @@ import pytest
 from support.benchmark_items import CASES
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation import layouts
-from vl3_jax.evaluation.answer_file import ANSWERS, QuestionShard, answered, is_valid, open_answers, read
+from vl3_jax.evaluation.answer_file import ANSWERS, answered, is_valid, open_answers, read
 from vl3_jax.evaluation.benchmarks import find
 from vl3_jax.evaluation.benchmarks.synthetic import QuestionSelection
 from vl3_jax.evaluation.prompts import media_groups, questions_of, swap_media
 from vl3_jax.evaluation.protocol import EvalProtocol
 from vl3_jax.evaluation.runner import Runner
 from vl3_jax.processing.processor import Processor
+from vl3_jax.storage.shards import Shard
 
 SELECTION = QuestionSelection(count=3, seed=1)
 SETTINGS = {"model": "small"}
@@ -93,8 +94,8 @@ def test_answers_of_another_run_are_not_mixed(tmp_path):
 
 
 def test_one_process_writes_a_shard(tmp_path):
-    with open_answers(tmp_path, SETTINGS, QuestionShard(1, 2)), open_answers(tmp_path, SETTINGS, QuestionShard(2, 2)):
-        with pytest.raises(InputError, match="another process"), open_answers(tmp_path, SETTINGS, QuestionShard(1, 2)):
+    with open_answers(tmp_path, SETTINGS, Shard(1, 2)), open_answers(tmp_path, SETTINGS, Shard(2, 2)):
+        with pytest.raises(InputError, match="is writing it"), open_answers(tmp_path, SETTINGS, Shard(1, 2)):
             pass
         assert sorted(path.name for path in tmp_path.glob("answers*")) == [
             "answers-1-of-2.jsonl",
@@ -105,13 +106,13 @@ def test_one_process_writes_a_shard(tmp_path):
 @pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/0", "a/b", "1/2/3"])
 def test_bad_shards(text):
     with pytest.raises(InputError, match="--shard"):
-        QuestionShard.parse(text)
+        Shard.parse(text)
 
 
 def test_shards_have_every_group_once():
     groups = media_groups(questions())
     for count in (1, 2, 4, 7):
-        parts = [QuestionShard.parse(f"{number}/{count}").of(groups) for number in range(1, count + 1)]
+        parts = [Shard.parse(f"{number}/{count}").of(groups) for number in range(1, count + 1)]
         assert sorted(id(group) for part in parts for group in part) == sorted(map(id, groups))
 
 

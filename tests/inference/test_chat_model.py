@@ -30,8 +30,8 @@ def model():
 
 
 def process(model, messages, **settings):
-    (processed,), sampling = model._process([messages], settings)
-    return processed, sampling
+    resolved = model.resolve(**settings)
+    return model.read(messages, resolved), resolved
 
 
 def video(source, **options):

@@ -2,10 +2,11 @@
 
 import itertools
 import threading
+import time
 
 import pytest
 
-from vl3_jax.errors import InputError
+from vl3_jax.errors import InputError, RunError
 from vl3_jax.inference.conversations import ConversationGroup, answer_ahead
 from vl3_jax.inference.requests import Generation
 
@@ -91,6 +92,59 @@ def test_a_refused_request_is_an_error_inside_its_conversation():
     assert sorted(answer_ahead(CountingEngine(), groups, 2)) == ["a: it does not fit", "b", "c: it does not fit"]
     with pytest.raises(InputError, match="does not fit"):
         list(answer_ahead(CountingEngine(), [ConversationGroup(1, lambda: [asking(REFUSED, result="d")])], 2))
+
+
+def test_what_is_ready_overtakes_what_is_not():
+    """Three rows, of which one waits for a file that comes last."""
+    is_last = threading.Event()
+
+    def group(number):
+        def prepare():
+            assert number or is_last.wait(PATIENCE)  # the first one waits
+            return [asking(1, result=number)]
+
+        return ConversationGroup(1, prepare)
+
+    order = []
+    for result in answer_ahead(CountingEngine(), map(group, range(6)), rows=3, threads=2):
+        order.append(result)
+        if len(order) == 5:
+            is_last.set()
+    assert sorted(order) == list(range(6))
+    assert order[-1] == 0
+
+
+def test_an_answer_that_ends_early_is_an_error_inside_its_conversation():
+    class FailingEngine(CountingEngine):
+        def step(self):
+            for generation in self.steps_left:
+                if generation.request == 2:
+                    generation.error = RunError("nothing matches")
+            return super().step()
+
+    def enduring():
+        try:
+            yield 2
+        except RunError as error:
+            return str(error)
+
+    def groups(*conversations):
+        return [ConversationGroup(1, lambda each=each: [each]) for each in conversations]
+
+    results = answer_ahead(FailingEngine(), groups(asking(3, result="a"), enduring(), asking(1, result="b")), 2)
+    assert sorted(results) == ["a", "b", "nothing matches"]
+    with pytest.raises(RunError, match="nothing matches"):
+        list(answer_ahead(FailingEngine(), groups(asking(2, result="a")), 2))
+
+
+def test_the_time_without_work_is_told():
+    waits = []
+
+    def group(delay):
+        return ConversationGroup(1, lambda: (time.sleep(delay), [asking(1, result=delay)])[1])
+
+    list(answer_ahead(CountingEngine(), [group(0.2), group(0)], 1, 1, on_wait=waits.append))
+    assert 0.15 < sum(waits) < PATIENCE
 
 
 def test_an_error_of_a_job_ends_everything():

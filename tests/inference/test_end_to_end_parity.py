@@ -60,7 +60,7 @@ CASES = {
         "What happens?",
     ),
 }
-SLOW = ("two images", "image")  # of which the other cases have each part
+SLOW = ("two images", "image", "video")  # of which the other cases have each part
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])

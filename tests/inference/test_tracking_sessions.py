@@ -22,6 +22,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_files_iterators_and_cameras(folder):
     model, path = sam2.load(folder / "sam2"), folder / "video.mp4"
     expected = [frame.masks for frame in model.track(path, [CLICK, CORRECTION], chunk=1)]
@@ -44,10 +45,14 @@ def test_files_iterators_and_cameras(folder):
     ("frames", "arguments", "text"),
     [
         ("nowhere.mp4", {}, "nowhere.mp4: no such video file or folder"),
-        (b"no video", {}, "video bytes: not a video file"),
+        (b"no video", {}, "video bytes: not a readable video"),
         (iter(()), {}, "0 frames"),
         (iter([np.zeros((4, 4, 3), np.uint8)]), {"reverse": True}, "give a sequence"),
-        ([np.zeros((48, 64, 3), np.uint8)] * 4, {"start": 3}, "a correction in frame 2, before which tracking begins"),
+        (
+            [np.zeros((48, 64, 3), np.uint8)] * 4,
+            {"start": 3},
+            "tracking from frame 3 does not reach",
+        ),
     ],
 )
 def test_frames_that_cannot_be_tracked(folder, frames, arguments, text):

@@ -77,7 +77,8 @@ def run(name, inputs):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize(
-    ("length", "heads", "kv_heads", "width", "slots"), [(1, 12, 2, 128, 1024), (3, 7, 1, 16, 768), (16, 4, 4, 128, 96)]
+    ("length", "heads", "kv_heads", "width", "slots"),
+    [(1, 12, 2, 128, 1024), (3, 7, 1, 16, 768), pytest.param(16, 4, 4, 128, 96, marks=pytest.mark.slow)],
 )
 def test_equal_to_dense(name, length, heads, kv_heads, width, slots):
     inputs = random_inputs(ragged_info([slots, 0, slots // 3, 1], slots, length), heads, kv_heads, width)

@@ -55,7 +55,7 @@ def test_target_device_is_that_of_the_mesh_or_the_default():
 @pytest.mark.parametrize(
     ("inputs", "reason"),
     [
-        (shapes(4096, 8, 8, 256), "heads of 256 channels"),
+        (shapes(4096, 8, 8, 192), "heads of 192 channels"),
         (shapes(4096, 64, 1, 128), "64 heads on 1"),
         (shapes(1_000_000, 2, 1, 128), "rows of 1000000 queries and 1000000 keys"),
         (shapes(4096, 2, 1, 128, jnp.float16), "operands of float16"),
@@ -87,6 +87,8 @@ def test_unsupported_operands_are_logged_once(inputs, reason, caplog):
         ),  # three blocks, 168 of padding
         ("TPU v5", shapes(513, 12, 2, 128), BlockSizes(384, 384, 1, 2)),  # two blocks, not 1024 tokens
         ("TPU v5", shapes(40_960, 6, 6, 72, causal=False), BlockSizes(256, 256, 6, 4)),
+        ("TPU v5 lite", shapes(4096, 1, 1, 256, causal=False), BlockSizes(512, 512, 1, 1)),
+        ("TPU v5 lite", shapes(4096, 8, 1, 256), BlockSizes(256, 512, 1, 1)),
     ],
 )
 def test_block_sizes(device_kind, inputs, blocks):

@@ -50,6 +50,8 @@ def assert_equal_to_dense(blocks, inputs):
     [
         (4, 4, 72, False, BlockSizes(128, 128, 2, 2)),  # two head groups
         (6, 2, 128, True, BlockSizes(256, 128, 1, 2)),  # groups of three heads, unrolled by two
+        (1, 1, 256, False, BlockSizes(128, 256, 1, 1)),  # a head that fills two registers
+        pytest.param(2, 2, 512, True, BlockSizes(128, 128, 2, 1), marks=pytest.mark.slow),
     ],
 )
 def test_equal_to_dense(heads, kv_heads, width, causal, blocks, dtype):

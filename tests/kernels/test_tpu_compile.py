@@ -21,6 +21,7 @@ pytestmark = needs_compiler
 SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # heads, key/value heads, channels, tokens, causal
 TOWER, TEXT_2B, TEXT_7B = (16, 16, 72, 40_960, False), (12, 2, 128, 16_384, True), (28, 4, 128, 16_384, True)
+WIDE = (8, 1, 256, 16_384, True)
 
 
 def compiled_text(generation, heads, kv_heads, width, length, causal, rows=1, context=1, dtype=jnp.bfloat16):
@@ -64,10 +65,11 @@ def assert_runs_kernels(text, times=1):
         ("v5e", TEXT_2B),
         pytest.param("v5e", TOWER, marks=pytest.mark.slow),
         pytest.param("v5e", TEXT_7B, marks=pytest.mark.slow),
+        pytest.param("v5e", WIDE, marks=pytest.mark.slow),
         *(
             pytest.param(generation, shape, marks=pytest.mark.slow)
             for generation in ("v5p", "v6e")
-            for shape in (TOWER, TEXT_2B, TEXT_7B)
+            for shape in (TOWER, TEXT_2B, TEXT_7B, WIDE)
         ),
     ],
 )

@@ -91,7 +91,7 @@ def test_a_cache_of_any_layout_and_rows(layout, rows):
     assert cache.length.tolist() == ([24, 24] if rows is None else [24, 0, 24])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["stacked", pytest.param("separate", marks=pytest.mark.slow)])
 def test_sharded_equals_unsharded(layout):
     model, params, rows = model_of(layout), params_of(layout), (2, 0)
     expected, _ = cached_logits(model, params)

@@ -48,7 +48,9 @@ def unsharded():
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(PARAMS, packed_rows())
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(sizes, marks=[pytest.mark.slow] * ("tensor" not in sizes)) for sizes in MESHES], ids=str
+)
 def test_sharded_equals_unsharded(sizes):
     (expected_loss, expected_logits), expected_gradients = unsharded()
     mesh = make_mesh(sizes)

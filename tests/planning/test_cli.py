@@ -27,6 +27,7 @@ def plan(*flags):
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUDGETS)
 def test_a_step_keeps_to_its_budget(name):
     """A change of the code that needs more memory, cycles or traffic must update the budget."""

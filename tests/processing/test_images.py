@@ -66,12 +66,13 @@ def test_files_are_converted_as_in_pillow(data, tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_orientation_is_applied(orientation, kind):
+def test_orientation_is_applied_once(orientation, kind):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(Image.fromarray(PIXELS[..., :3]), kind, exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     np.testing.assert_array_equal(load_pixels(data), np.asarray(expected))
+    np.testing.assert_array_equal(load_pixels(open_image(data).load()), np.asarray(expected))
 
 
 def test_sixteen_bit_grey_keeps_its_upper_byte():

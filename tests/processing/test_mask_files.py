@@ -59,7 +59,7 @@ def test_the_table_of_all_masks(tmp_path):
             for obj in (7, 'a "name"'):
                 table.add(obj, frame, np.full((2, 3), frame > 0), score=frame / 2)
         assert not list(tmp_path.iterdir())
-        table.print(out, {"out": "folder"})
+        table.write_json(out, {"out": "folder"})
     result = json.loads(out.getvalue())
     assert list(result) == ["out", "masks"]
     assert list(result["masks"]) == ["7", 'a "name"']

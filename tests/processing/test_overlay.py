@@ -68,11 +68,11 @@ def test_times_that_run_backwards_or_stand_still(tmp_path):
 def test_what_is_written_can_be_played_where_the_process_ends(tmp_path):
     """The file of a video that is not complete is copied away while it is written."""
     with VideoWriter(tmp_path / "video.mp4", (60, 80), rate=25) as writer:
-        for number in range(400):
-            writer.write(Image.effect_noise((80, 60), 50).convert("RGB"), number / 25)
+        for number in range(200):
+            writer.write(GREY, number / 25)
         (tmp_path / "part.mp4").write_bytes((tmp_path / "video.mp4").read_bytes())
     with av.open(str(tmp_path / "part.mp4")) as container:
-        assert len(list(container.decode(video=0))) > 50
+        assert len(list(container.decode(video=0))) >= 75
 
 
 @pytest.mark.parametrize(

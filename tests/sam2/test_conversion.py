@@ -9,12 +9,13 @@ from safetensors.numpy import load_file, save_file
 
 from support.sam2_folders import random_sam2_tensors, small_sam2, write_sam2_folder
 from support.tolerances import REORDERED, relative_error
+from vl3_jax import sam2
 from vl3_jax.checkpoint import load, name_map
 from vl3_jax.checkpoint.sam2_names import SAM2_LAYOUTS
 from vl3_jax.cli.main import main
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.sam2.sam2_config import SIZES, sam2_preset
-from vl3_jax.sam2.sam2_model import Sam2, abstract_sam2
+from vl3_jax.sam2.sam2_model import abstract_sam2
 
 PARAMETERS = {  # with the random frequencies of the prompt encoder, 2 x 128
     ("tiny", "2.0"): 38_945_986 + 256,
@@ -177,15 +178,20 @@ def test_no_chat_model(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast_compile")
 def test_sharded_equals_one_device(tmp_path):
-    config = small_sam2()
-    write_sam2_folder(tmp_path / "in", config)
-    pixels = np.random.default_rng(1).integers(0, 256, (4, 128, 128, 3), np.uint8)
-    encode = jax.jit(lambda params, pixels: Sam2(config).apply({"params": params}, pixels, method="encode_image"))
-    expected = encode(load(tmp_path / "in").params, pixels)
+    """Features of images, and masks of two objects in a video."""
+    write_sam2_folder(tmp_path / "in", small_sam2())
+    frames = np.random.default_rng(1).integers(0, 256, (4, 128, 128, 3), np.uint8)
+    prompts = [sam2.Prompt(0, 1, [(30, 40, 1)]), sam2.Prompt(1, 2, box=(5, 5, 90, 60))]
+
+    def results(model: sam2.Segmenter) -> list:
+        tracked = model.track(frames, prompts, chunk=4)
+        return [model.encode(frames[0]).features, [(frame.logits, frame.presence) for frame in tracked]]
+
+    expected = results(sam2.load(tmp_path / "in"))
     mesh = make_mesh({"fsdp": 4, "tensor": 2})
     with jax.set_mesh(mesh):
-        params = load(tmp_path / "in", mesh=mesh).params
-        assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
-        ours = encode(params, pixels)
+        model = sam2.load(tmp_path / "in", mesh=mesh)
+        assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(model.params))
+        ours = results(model)
     for first, second in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert relative_error(first, second) <= REORDERED

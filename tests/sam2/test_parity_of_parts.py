@@ -1,6 +1,7 @@
 """Each part of SAM-2 equals transformers' `sam2_video`, on random widened weights."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from support.sam2_reference import (  # noqa: E402
     tiny_sam2,
 )
 from vl3_jax.processing.object_prompts import NOT_A_POINT, PADDING  # noqa: E402
+from vl3_jax.sam2 import hiera  # noqa: E402
 from vl3_jax.sam2.memory_attention import MemoryTokens  # noqa: E402
 from vl3_jax.sam2.sam2_config import SIZES  # noqa: E402
 from vl3_jax.sam2.sam2_model import ObjectPrompts, Sam2  # noqa: E402
@@ -81,6 +83,17 @@ def test_image_encoder(name):
         key: (getattr(ours, key), channels_last(x)) for key, x in zip(("fine", "middle", "coarse"), maps, strict=True)
     }
     report(name, pairs)
+
+
+@pytest.mark.parametrize("name", ["tiny 2.1", *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES)])
+def test_windows_as_segments_of_rows(name, monkeypatch):
+    """So they are on a TPU, whose kernels take several windows in a row."""
+    _, model, params = both(name)
+    pixels = random_pixels(model.config)
+    monkeypatch.setattr(hiera, "target_device", lambda: types.SimpleNamespace(platform="tpu"))
+    rows = call(Sam2(model.config, name="as on a TPU"), params, trunk_stages, pixels)
+    windows = call(model, params, trunk_stages, pixels)
+    report(f"{name}, rows of windows", {f"stage {i}": pair for i, pair in enumerate(zip(rows, windows, strict=True))})
 
 
 def prompts_of(case: str, rng) -> tuple[dict, ObjectPrompts]:

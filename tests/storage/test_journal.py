@@ -5,7 +5,7 @@ import multiprocessing
 import pytest
 
 from vl3_jax.errors import InputError
-from vl3_jax.storage.journal import Journal, read_lines
+from vl3_jax.storage.journal import Journal, LineLog, read_lines, whole_lines
 
 
 def entry(line: dict) -> int:
@@ -66,3 +66,18 @@ def test_several_processes_append(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0, 0]
     values = read_lines(path, entry, "not a value")
     assert sorted(values) == [start + number for start in (0, 1000, 2000) for number in range(200)]
+
+
+def test_a_log_is_repaired_from_its_end_and_read_line_by_line(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for torn in ("", "x", "x" * 200_000):
+        path.write_bytes(b'{"value": 1}\n' + torn.encode())
+        assert list(whole_lines(path)) == [(1, b'{"value": 1}\n')]
+        log = LineLog(path, flush_seconds=60)
+        log.append({"value": 2})
+        assert [line for _, line in whole_lines(path)] == [b'{"value": 1}\n', b'{"value": 2}\n']
+        log.close()
+    path.write_bytes(b"x" * 70_000)  # a line that never ended
+    log = LineLog(path)
+    assert (log.empty, path.stat().st_size) == (False, 0)
+    log.close()

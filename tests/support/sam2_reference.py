@@ -15,8 +15,20 @@ from vl3_jax.checkpoint.names import name_map
 from vl3_jax.sam2.sam2_config import HieraConfig, Sam2Config, sam2_preset
 
 declare_operators()
-from transformers import Sam2VideoConfig, Sam2VideoInferenceSession, Sam2VideoModel  # noqa: E402
-from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig, Sam2VisionConfig  # noqa: E402
+from transformers import (  # noqa: E402
+    Sam2Config as ReferenceImageConfig,
+)
+from transformers import (  # noqa: E402
+    Sam2Model,
+    Sam2Processor,
+    Sam2VideoConfig,
+    Sam2VideoInferenceSession,
+    Sam2VideoModel,
+)
+from transformers.models.sam2.configuration_sam2 import (  # noqa: E402
+    Sam2HieraDetConfig,
+    Sam2VisionConfig,
+)
 from transformers.models.sam2.image_processing_sam2 import Sam2ImageProcessor  # noqa: E402
 from transformers.models.sam2_video.configuration_sam2_video import (  # noqa: E402
     Sam2VideoMaskDecoderConfig,
@@ -28,10 +40,12 @@ from transformers.models.sam2_video.video_processing_sam2_video import Sam2Video
 __all__ = [
     "PRESENT",
     "Sam2ImageProcessor",
+    "Sam2Processor",
     "Sam2VideoInferenceSession",
     "Sam2VideoProcessor",
     "Sam2VideoVideoProcessor",
     "channels_last",
+    "image_reference",
     "layout_of_size",
     "sam2_params",
     "sam2_reference",
@@ -149,6 +163,19 @@ def sam2_reference(config: Sam2Config, seed: int = 0, presence: float = PRESENT,
         if config.pointer_time:
             model.temporal_positional_encoding_projection_layer.weight.mul_(time_gain)
     return model
+
+
+def image_reference(model: Sam2VideoModel) -> Sam2Model:
+    """Returns the image predictor that has the weights of a video model."""
+    config = model.config
+    settings = {
+        name: ReferenceImageConfig.sub_configs[name](**getattr(config, name).to_dict())
+        for name in ("prompt_encoder_config", "mask_decoder_config")
+    }
+    predictor = Sam2Model(ReferenceImageConfig(vision_config=config.vision_config, **settings)).eval()
+    missing, _ = predictor.load_state_dict(model.state_dict(), strict=False)
+    assert not missing, missing
+    return predictor
 
 
 def sam2_tensors(model) -> dict[str, np.ndarray]:

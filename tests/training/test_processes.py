@@ -77,6 +77,20 @@ def test_sigterm_to_one_process_stops_both_after_the_same_step(tmp_path):
     assert reports(tmp_path / "run")[-1]["step"] == max(steps)
 
 
+@pytest.mark.slow
+def test_two_processes_ask_a_benchmark_together(tmp_path):
+    """Each asks a part of the questions on its own devices; the scores are those of one process."""
+    asked = ("eval.tasks=nano/when,nano/digit", "eval.questions=3", "steps=2")
+    one = start("stage3:2b", tmp_path / "one", *SETTINGS, *asked, devices=8, stderr=subprocess.DEVNULL)
+    assert finish([one, *pair(tmp_path / "two", *asked)]) == [0, 0, 0]
+    scores = [
+        {key: value for line in reports(tmp_path / name) for key, value in line.items() if key.startswith("eval/")}
+        for name in ("one", "two")
+    ]
+    assert list(scores[0]) == ["eval/nano/when", "eval/nano/digit"]
+    assert scores[1] == scores[0]
+
+
 @pytest.fixture
 def supervisor(tmp_path, fast_compile, request):
     """Makes supervisors of small jobs of two processes, whose processes end with the test."""

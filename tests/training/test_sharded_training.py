@@ -18,7 +18,7 @@ STEPS = 20
 MESHES = [
     pytest.param({"fsdp": 8}, short_batch, 1, marks=pytest.mark.slow, id="fsdp"),
     pytest.param({"data": 2, "fsdp": 4}, short_batch, 1, marks=pytest.mark.slow, id="data-fsdp"),
-    pytest.param({"fsdp": 4, "context": 2}, short_batch, 1, id="fsdp-context"),
+    pytest.param({"fsdp": 4, "context": 2}, short_batch, 1, marks=pytest.mark.slow, id="fsdp-context"),
     pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, split_batch, 2, id="data-fsdp-tensor"),
 ]
 

@@ -173,6 +173,7 @@ def test_a_first_moment_in_bfloat16():
     assert difference <= BFLOAT16_MOMENT
 
 
+@pytest.mark.slow
 def test_muon_reduces_the_loss():
     run = Run(optimizer_for(kind="muon"), short_batch())
     losses = run.steps(15)

@@ -35,7 +35,7 @@ Generate = Callable[
 def measure(settings: Settings) -> Table:
     """Measures greedy answers to short prompts of text; the model is the 2B unless another is given."""
     name = "2b" if settings.model == "mid" else settings.model
-    prompt, new = (16, 8) if settings.small else (128, 64)
+    prompt, new = (16, 8) if settings.small else (128, 32)
     sides = [OURS, INT8] + [REFERENCE] * (build_reference(lambda module: module)[0] is not None)
     rows = []
     with tempfile.TemporaryDirectory(prefix="vl3-released-") as folder:

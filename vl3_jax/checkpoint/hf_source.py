@@ -63,6 +63,7 @@ class HfFolder:
       names: Sorted names of the files in the folder.
       local: Local folder with the JSON and tokenizer files: the folder itself, or a temporary copy for a URL.
       name: What to find the folder by from anywhere: Hub id, URL or absolute path.
+      is_file: Whether it is a file of Meta, whatever its name.
     """
 
     def __init__(self, source: str | os.PathLike, token: str | None = None):
@@ -73,7 +74,8 @@ class HfFolder:
             self.name = text
             text = os.fspath(hub.download(text, token))
         self.location = text.rstrip("/")
-        if text.endswith(_PICKLE) and os.path.isfile(text):
+        self.is_file = text.endswith(_PICKLE) and os.path.isfile(text)
+        if self.is_file:
             self.location, name = os.path.split(text)
             self.location, self.names = self.location or os.curdir, [name]
             self.local = temporary_folder(self, "vl3-file-")  # what is beside it may be of another model
@@ -145,7 +147,7 @@ class HfFolder:
             if shards:
                 total = min(int(re.search(r"of-(\d+)", shards[0])[1]), _MAX_SHARDS)
                 return [f"{stem}-{number:05d}-of-{total:05d}.{ending}" for number in range(1, total + 1)], ""
-        of_meta = [name for name in self.names if _META_FILE.fullmatch(name) or self.names == [name]]
+        of_meta = [name for name in self.names if self.is_file or _META_FILE.fullmatch(name)]
         if len(of_meta) > 1:
             raise InputError(f"{self.location}: several models of SAM-2 ({listed(of_meta)}); give one of these files")
         return (of_meta, "") if of_meta else None

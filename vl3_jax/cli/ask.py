@@ -21,6 +21,8 @@ EPILOG = """examples:
   vl3 ask --model DIR --image a.jpg --image b.jpg "What differs?"
   vl3 ask --model DIR --video talk.mp4 --start 60 --end 90 --fps 2 --json "When does she point at the screen?"
   vl3 ask --model DIR --conversation messages.json
+  vl3 ask --model DIR --image receipt.jpg --json-schema receipt.json "What was bought? Answer in JSON."
+  vl3 ask --model DIR --image cat.jpg --choices yes,no "Is there a dog?"
 
 Media stand before the question, in the order of the flags: paths, file:// and data: references, - for stdin, and with
 --allow-remote http(s):// addresses. A conversation file holds a list of messages:
@@ -45,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     question.add_argument("--conversation", metavar="FILE", help="JSON list of messages instead of question and media")
     generation_flags.add_media(parser)
     generation_flags.add_decoding(parser)
+    generation_flags.add_constraint(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object with ids, frames and times")
     output.add_argument(
@@ -70,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         answer = model.answer(messages, on_text=generation_flags.show_text if streaming else None, **settings)
     if streaming:
         print()
-    for warning in answer.processed.warnings:
+    for warning in answer.warnings:
         logger.warning("vl3 ask: warning: %s", warning)
     if arguments.visual_budget is not None:
         logger.info("vl3 ask: %s", pruning(answer))

@@ -122,7 +122,7 @@ class ChatSession:
             self._media = [part for part in self._media if self._is_readable(part)]
             raise
         print()
-        for warning in output.processed.warnings:
+        for warning in output.warnings:
             logger.warning("vl3 chat: warning: %s", warning)
         self._history += [turn, {"role": "assistant", "content": output.text}]
         self._media = []

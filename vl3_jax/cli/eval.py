@@ -12,12 +12,12 @@ from vl3_jax.cli import eval_offline, generation_flags, process_flags, settings_
 from vl3_jax.config_tree import Limits
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation import answer_file, benchmarks
-from vl3_jax.evaluation.answer_file import QuestionShard
 from vl3_jax.evaluation.benchmark import Item
 from vl3_jax.evaluation.benchmarks.synthetic import FAMILY, QuestionSelection
 from vl3_jax.evaluation.prompts import Question, media_groups, questions_of, swap_media
 from vl3_jax.evaluation.protocol import DECODING, IMAGE_MERGE, PAPER, EvalProtocol
 from vl3_jax.inference.answer_settings import PROCESSOR
+from vl3_jax.storage.shards import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _ask_and_score(arguments: argparse.Namespace) -> None:
             raise InputError(f"give --{name}, or --score-only with a file of answers")
     protocol = EvalProtocol(arguments.system, **generation_flags.given(arguments, (*PROCESSOR, *DECODING)))
     selection = QuestionSelection(**settings_flags.given(arguments, QuestionSelection))
-    found = benchmarks.find(eval_offline.names(arguments.tasks), selection)
+    found = benchmarks.find(benchmarks.listed(arguments.tasks), selection)
     items = _items(arguments, found)
     settings = _settings(arguments, protocol, selection)
     identity = {name: value for name, value in settings.items() if name != "model"}
@@ -126,7 +126,7 @@ def _answers(
     protocol: EvalProtocol,
     settings: Mapping[str, Any],
     questions: Sequence[Question],
-    shard: QuestionShard,
+    shard: Shard,
 ) -> Mapping[str, Mapping[str, Any]]:
     """Asks the questions of a shard that have no valid answer, and returns the answers to all questions by id."""
     from vl3_jax.parallel import processes
@@ -192,27 +192,21 @@ def _items(arguments: argparse.Namespace, found: Sequence[benchmarks.Benchmark])
 def _settings(arguments: argparse.Namespace, protocol: EvalProtocol, selection: QuestionSelection) -> dict[str, Any]:
     """Returns what the answers depend on: the model and the protocol, as the result records them."""
     from vl3_jax.checkpoint import open_source
-    from vl3_jax.checkpoint.hf_source import open_adapter
     from vl3_jax.inference.generation_config import GenerationConfig
     from vl3_jax.processing.processor_config import ProcessorConfig
-    from vl3_jax.storage.paths import file_fingerprints
 
-    opened = open_source(arguments.model, token=arguments.token)
-    settings = {name: getattr(arguments, name) for name in ("model", "dtype", "quantize", "kv_cache", "blind")}
-    penalty = GenerationConfig.read(opened.files, ()).repetition_penalty
-    settings |= protocol.record(ProcessorConfig.from_folder(opened.files), penalty)
-    settings |= {name: getattr(selection, name) for name in ("seed", "split", "images")}
-    settings["checkpoint"] = opened.fingerprint()
-    if arguments.adapter:
-        settings["adapter_files"] = file_fingerprints(open_adapter(arguments.adapter[1], arguments.token).files)
-    return settings
+    files = open_source(arguments.model, token=arguments.token).files
+    settings = {"model": arguments.model, "blind": arguments.blind} | generation_flags.model_identity(arguments)
+    penalty = GenerationConfig.read(files, ()).repetition_penalty
+    settings |= protocol.record(ProcessorConfig.from_folder(files), penalty)
+    return settings | {name: getattr(selection, name) for name in ("seed", "split", "images")}
 
 
-def _shard(arguments: argparse.Namespace) -> QuestionShard:
+def _shard(arguments: argparse.Namespace) -> Shard:
     """Returns the part of the questions that this process asks: that of --shard, or of a process of a job."""
     if arguments.shard:
-        return QuestionShard.parse(arguments.shard)
+        return Shard.parse(arguments.shard)
     import jax
 
     process_flags.connect(arguments)
-    return QuestionShard(jax.process_index() + 1, jax.process_count())
+    return Shard(jax.process_index() + 1, jax.process_count())

@@ -57,7 +57,7 @@ def run_check_data(arguments: argparse.Namespace) -> int:
 
     if not arguments.data:
         raise InputError("--check-data needs --data, the folder of all benchmarks")
-    found = benchmarks.find(names(arguments.tasks or "paper"))
+    found = benchmarks.find(benchmarks.listed(arguments.tasks or "paper"))
     states = [data_check.check(benchmark, arguments.data) for benchmark in found]
     for line in data_check.report(states):
         print(line)
@@ -116,19 +116,22 @@ def score(
     print(result_tables.as_text(content, model))
     incomplete = [f"{task}: {result.missing}" for task, result in scored.items() if result.missing]
     if incomplete:
-        raise InputError(f"samples without a valid answer ({', '.join(incomplete)}); answer them and score again")
-
-
-def names(tasks: str) -> list[str]:
-    """Returns the names of a list with commas."""
-    return [name.strip() for name in tasks.split(",") if name.strip()]
+        errors = [sample for result in scored.values() for sample in result.samples if sample.get("error")]
+        reason = f"; {errors[0]['id']}: {errors[0]['error']}" if errors else ""
+        raise InputError(
+            f"samples without a valid answer ({', '.join(incomplete)}); answer them and score again{reason}"
+        )
 
 
 def _items(arguments: argparse.Namespace, records: Sequence[dict[str, Any]]) -> dict[str, list[Item]]:
     """Returns all items of the tasks whose data is given."""
     if not arguments.data:
         return {}
-    tasks = names(arguments.tasks) if arguments.tasks else list(dict.fromkeys(record["task"] for record in records))
+    tasks = (
+        benchmarks.listed(arguments.tasks)
+        if arguments.tasks
+        else list(dict.fromkeys(record["task"] for record in records))
+    )
     found = [benchmark for benchmark in benchmarks.find(tasks) if benchmark.needs_data]
     return {benchmark.task: benchmark.load(arguments.data) for benchmark in found}
 

@@ -4,14 +4,16 @@ import argparse
 import contextlib
 import logging
 import os
+import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vl3_jax.cli import settings_flags
-from vl3_jax.errors import SettingError
+from vl3_jax.errors import InputError, SettingError
 from vl3_jax.inference import answer_settings
 from vl3_jax.inference.sampling_config import SamplingConfig
+from vl3_jax.json_file import read_json
 from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.video_reader import FrameSamplingOptions
 from vl3_jax.sa2va.vision_budget import MOST_TOKENS
@@ -56,6 +58,19 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
         type=_adapter,
         metavar="NAME=DIR",
         help="answer with the LoRA adapter of a PEFT folder or Hub id, which stays apart from the weights",
+    )
+
+
+def add_adapters(parser: argparse.ArgumentParser) -> None:
+    """Adds --adapter for several adapters, of which each request chooses one."""
+    parser.add_argument(
+        "--adapter",
+        dest="adapters",
+        action="append",
+        default=[],
+        type=_adapter,
+        metavar="NAME=DIR",
+        help="a LoRA adapter that requests may choose by its name, from a PEFT folder or Hub id; may be repeated",
     )
 
 
@@ -106,6 +121,24 @@ def add_sampling(group: Any, keywords: Iterable[str], defaults: Mapping[str, str
     settings_flags.add(group, SamplingConfig, flags, {**own, **(defaults or {})})
 
 
+def add_constraint(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of what the answer must match."""
+    group = parser.add_argument_group("form of the answer (at most one)").add_mutually_exclusive_group()
+    group.add_argument("--json-schema", metavar="FILE", help="a JSON value that the schema in a file allows")
+    group.add_argument("--regex", metavar="R", help="a text that matches a regular expression as a whole")
+    group.add_argument("--choices", metavar="A,B", help="one of several texts, separated by commas")
+
+
+def _constraint(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the keywords of a constraint that were given as flags."""
+    given = {name: getattr(arguments, name, None) for name in answer_settings.CONSTRAINT}
+    if given["json_schema"] is not None:
+        given["json_schema"] = read_json(pathlib.Path(file_argument(given["json_schema"])), unique=True)
+    if given["choices"] is not None:
+        given["choices"] = tuple(text.strip() for text in given["choices"].split(","))
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _flags(keywords: dict[str, str]) -> dict[str, str]:
     return {field: f"--{keyword.replace('_', '-')}" for keyword, field in keywords.items()}
 
@@ -117,7 +150,8 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
       SettingError: A value that its setting cannot have, under the name of the flag.
     """
     keywords = (*answer_settings.SAMPLING, *answer_settings.PROCESSOR, *answer_settings.VIDEO)
-    found = given(arguments, keywords) | ({answer_settings.ALLOW_REMOTE: True} if arguments.allow_remote else {})
+    found = given(arguments, keywords) | _constraint(arguments)
+    found |= {answer_settings.ALLOW_REMOTE: True} if arguments.allow_remote else {}
     with naming_flags():  # now rather than after the model is loaded
         answer_settings.resolve(found, SamplingConfig(), ProcessorConfig())
     return found
@@ -127,7 +161,22 @@ def given(arguments: argparse.Namespace, keywords: Iterable[str]) -> dict[str, A
     """Returns those of some keywords that were given as flags, with --no-prune and --adapter."""
     found = {name: value for name in keywords if (value := getattr(arguments, name, None)) is not None}
     found |= {answer_settings.PRUNE: False} if arguments.no_prune else {}
-    return found | ({answer_settings.ADAPTER: arguments.adapter[0]} if arguments.adapter else {})
+    adapter = getattr(arguments, "adapter", None)
+    return found | ({answer_settings.ADAPTER: adapter[0]} if adapter else {})
+
+
+def adapters(arguments: argparse.Namespace) -> dict[str, str]:
+    """Returns the folders of the adapters that were given, by name.
+
+    Raises:
+      InputError: Two have the same name.
+    """
+    one = getattr(arguments, "adapter", None)
+    several = [one] if one else getattr(arguments, "adapters", [])
+    folders = dict(several)
+    if len(folders) < len(several):
+        raise InputError(f"--adapter gives {several[-1][0]} twice; give each adapter a name of its own")
+    return folders
 
 
 @contextlib.contextmanager
@@ -136,12 +185,33 @@ def naming_flags() -> Iterator[None]:
     try:
         yield
     except SettingError as error:
-        raise error.renamed(f"--{error.name.replace('_', '-')}") from None
+        name, *place = error.name.split(" ", 1)
+        raise error.renamed(" ".join([f"--{name.replace('_', '-')}", *place])) from None
 
 
 def file_argument(name: str) -> str:
     """Returns the path that a flag or a line means: `-` is stdin, `~` the home folder, where no shell replaced it."""
     return "/dev/stdin" if name == "-" else os.path.expanduser(name)
+
+
+def model_identity(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what tells a loaded model from another one: its checkpoint, its numerics, its adapters.
+
+    Raises:
+      InputError: There is no such checkpoint or adapter.
+    """
+    from vl3_jax.checkpoint import open_source
+    from vl3_jax.checkpoint.hf_source import open_adapter
+    from vl3_jax.storage.paths import file_fingerprints
+
+    found: dict[str, Any] = {name: getattr(arguments, name) for name in ("dtype", "quantize", "kv_cache")}
+    found["checkpoint"] = open_source(arguments.model, token=arguments.token).fingerprint()
+    folders = adapters(arguments)
+    if folders:
+        found["adapter_files"] = {
+            name: file_fingerprints(open_adapter(folder, arguments.token).files) for name, folder in folders.items()
+        }
+    return found
 
 
 def load_model(arguments: argparse.Namespace):
@@ -155,7 +225,7 @@ def load_model(arguments: argparse.Namespace):
         dtype=arguments.dtype,
         quantize=arguments.quantize,
         kv_cache=arguments.kv_cache,
-        adapters=dict([arguments.adapter] if arguments.adapter else []),
+        adapters=adapters(arguments),
         token=arguments.token,
         **progress,
     )

@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "the first command to try: asks the tiny model of this package six questions",
     "ask": "answer one question about images and videos",
     "chat": "a conversation about images and videos, in the terminal",
+    "batch": "answer a file of requests in OpenAI's batch form",
     "track": "masks of objects in a video or an image, by points, boxes and masks, with SAM-2",
     "segment": "masks of what a text names in an image or a video, and descriptions of regions, with Sa2VA",
     "eval": "questions with known answers, asked in batches and scored",

@@ -1,4 +1,4 @@
-"""`vl3 plan`: memory, traffic and speed of a training step or of inference on a TPU slice, without a TPU."""
+"""`vl3 plan`: memory and speed of a training step, of inference or of tracking on a TPU slice, without a TPU."""
 
 import argparse
 import json
@@ -17,6 +17,7 @@ EPILOG = """examples:
   vl3 plan --config stage4:2b --topology v5litepod-16 --config.mesh.fsdp=8 --config.mesh.data=2 --json
   vl3 plan --config stage4:2b --topology v5p-16 --search --record plans.jsonl
   vl3 plan --serve 7b --topology v5e:2x2 --rows 4 --prompt 16384 --new 1024
+  vl3 plan --track 2.1-large --topology v5e:1x1 --objects 5
 
 The real programs are compiled by the TPU compiler on this machine (pip install 'vl3_jax[plan]', Linux on x86),
 which takes minutes for the large models. Topologies are the compiler's names (v5e:8x8) or the cloud's (v5litepod-64,
@@ -26,11 +27,13 @@ exit codes: 0 it fits, 1 it does not, 2 bad input"""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from vl3_jax.planning.plan_serving import Workload
+    from vl3_jax.planning.plan_tracking import TrackingWorkload
 
     parser.epilog = EPILOG
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--config", metavar=CONFIG, help=f"a training step: {CONFIG_HELP}")
     subject.add_argument("--serve", metavar="MODEL", help="inference instead: 2b, 7b or another preset")
+    subject.add_argument("--track", metavar="MODEL", help="tracking by SAM-2: 2.1-large, 2.0-tiny or another size")
     parser.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:8x8 or v5litepod-64")
     parser.add_argument(
         "--slices",
@@ -40,9 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="slices, joined by a network (default: %(default)s)",
     )
     settings_flags.add_changes(parser)
-    parser.add_argument(
-        "--hlo", type=pathlib.Path, metavar="PATH", help="write optimised HLO text: a file, with --serve a folder"
-    )
+    hlo_help = "write optimised HLO text: a file, with --serve and --track a folder"
+    parser.add_argument("--hlo", type=pathlib.Path, metavar="PATH", help=hlo_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     group = parser.add_argument_group("more than one plan of a step")
     group.add_argument("--search", action="store_true", help="try meshes, rows at a time and remat policies: a table")
@@ -52,20 +54,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     settings_flags.add(group, Workload, {name: f"--{name}" for name in ("rows", "prompt", "new", "patches")})
     group.add_argument("--mesh", metavar="AXIS=N,...", help="such as data=2,tensor=4 (default: heads over chips)")
     group.add_argument("--quantize", choices=["int8"], help="weights in int8")
+    group = parser.add_argument_group("tracking")
+    settings_flags.add(group, TrackingWorkload, {name: f"--{name}" for name in ("objects", "prompted", "chunk")})
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a plan, a search, or the plan of inference."""
+    """Prints a plan, a search, or the plan of inference or of tracking."""
     from vl3_jax.errors import InputError
     from vl3_jax.parallel.topologies import parse_topology
 
     if arguments.hlo and arguments.search:
         raise InputError("--hlo: give it for one plan, without --search")
-    folder = arguments.hlo if arguments.serve else arguments.hlo and arguments.hlo.parent
+    is_step = arguments.config is not None
+    folder = arguments.hlo and arguments.hlo.parent if is_step else arguments.hlo
     if folder and not folder.is_dir():
         raise InputError(f"--hlo {arguments.hlo}: no folder {folder}; create it")
     topology = parse_topology(arguments.topology, arguments.slices)
-    return _serve(arguments, topology) if arguments.serve else _train(arguments, topology)
+    run_plan = _train if is_step else _serve if arguments.serve is not None else _track
+    return run_plan(arguments, topology)
 
 
 def _serve(arguments: argparse.Namespace, topology) -> int:
@@ -74,6 +80,16 @@ def _serve(arguments: argparse.Namespace, topology) -> int:
     with generation_flags.naming_flags():
         workload = Workload(**settings_flags.given(arguments, Workload))
     plan = plan_serving(arguments.serve, topology, workload, _mesh(arguments.mesh), arguments.quantize, arguments.hlo)
+    print(json.dumps(plan.as_json()) if arguments.json else plan)
+    return 0 if plan.fits else 1
+
+
+def _track(arguments: argparse.Namespace, topology) -> int:
+    from vl3_jax.planning.plan_tracking import TrackingWorkload, plan_tracking
+
+    with generation_flags.naming_flags():
+        workload = TrackingWorkload(**settings_flags.given(arguments, TrackingWorkload))
+    plan = plan_tracking(arguments.track, topology, workload, hlo=arguments.hlo)
     print(json.dumps(plan.as_json()) if arguments.json else plan)
     return 0 if plan.fits else 1
 

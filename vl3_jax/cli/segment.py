@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("--describe is about regions of an --image; leave it out for a video")
     frames = open_frames(arguments)
     if region is not None:
-        region = region.checked(frames.reader.height, frames.reader.width)
+        region = region.checked(frames[0].height, frames[0].width)
     settings = {name: getattr(arguments, name) for name in ("max_new_tokens", "max_visual_tokens")}
     output = SegmentationOutput(arguments, frames)  # before the model is loaded
 

@@ -69,7 +69,7 @@ class SegmentationOutput:
             head["out"] = str(self._folder)
             head |= {"overlay": str(self._overlay)} if self._overlay else {}
             head["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
-            self._table.print(sys.stdout, head)
+            self._table.write_json(sys.stdout, head)
             return
         for text in (said or {}).values():
             print(text)

@@ -5,7 +5,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from vl3_jax.cli import generation_flags, segmentation_flags, settings_flags
@@ -56,12 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Tracks the objects, and writes their masks as the frames come."""
     frames = open_frames(arguments)
-    prompts = _checked(segmentation_flags.joined(arguments.prompts), frames)
     start, reverse = arguments.start_frame, arguments.reverse
     if start is None:
         start = len(frames) - 1 if reverse else 0
     if start >= len(frames):
         raise InputError(f"--start-frame is {start}, and the video has {len(frames)} frames, counted from 0")
+    order = range(start, -1, -1) if reverse else range(start, len(frames))
+    prompts = _checked(segmentation_flags.joined(arguments.prompts), frames, order)
     output = SegmentationOutput(arguments, frames)  # before the model is loaded
 
     from vl3_jax.inference.segmenter import load_segmenter
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     loaded = time.perf_counter()
     with output:
         tracked = model.track(frames, prompts, start=start, reverse=reverse)
-        for frame in _with_progress(tracked, start + 1 if reverse else len(frames) - start):
+        for frame in _with_progress(tracked, len(order)):
             output.add(frame)
         for warning in frames.reader.warnings:
             logger.warning("vl3 track: warning: %s", warning)
@@ -86,10 +87,10 @@ def open_frames(arguments: argparse.Namespace) -> VideoFrames:
     return VideoFrames(open_video([generation_flags.file_argument(arguments.image)]))
 
 
-def _checked(prompts: list[Prompt], frames: VideoFrames) -> list[Prompt]:
-    """Returns the prompts with their masks read, each checked with its frame."""
-    check_prompts(prompts, len(frames))
-    return [prompt.checked(frames.reader.height, frames.reader.width) for prompt in prompts]
+def _checked(prompts: list[Prompt], frames: VideoFrames, order: Sequence[int]) -> list[Prompt]:
+    """Returns the prompts with their masks read, each checked with its frame: not all need be of one size."""
+    check_prompts(prompts, len(frames), order)
+    return [prompt.checked(frames[prompt.frame].height, frames[prompt.frame].width) for prompt in prompts]
 
 
 def _with_progress(frames: Iterable[Any], total: int) -> Iterator[Any]:

@@ -1,62 +1,24 @@
 """The answers of an evaluation run, one JSON object per line in a file for each shard, and the settings of the run."""
 
 import contextlib
-import dataclasses
-import json
 import os
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
-from vl3_jax.storage.durable import atomic_write
 from vl3_jax.storage.journal import Journal, read_lines
 from vl3_jax.storage.locks import hold
+from vl3_jax.storage.run_settings import check_settings
+from vl3_jax.storage.shards import Shard
 
 ANSWERS, SETTINGS = "answers.jsonl", "run.json"
 _REQUIRED = ("id", "task", "answer")
-_SHARD = re.compile(r"(\d+)/(\d+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class QuestionShard:
-    """A part of the questions, which one process asks.
-
-    Attributes:
-      number: Number of the part, from 1.
-      count: Number of parts.
-    """
-
-    number: int = 1
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "QuestionShard":
-        """Returns the shard of a text such as `2/4`.
-
-        Raises:
-          InputError: It is none.
-        """
-        found = _SHARD.fullmatch(text)
-        shard = cls(*map(int, found.groups())) if found else cls(0)
-        if not 1 <= shard.number <= shard.count:
-            raise InputError(f"--shard {text}: give I/N, the part I of N, from 1/N to N/N")
-        return shard
-
-    @property
-    def file(self) -> str:
-        """Name of the file of its answers."""
-        return ANSWERS if self.count == 1 else f"answers-{self.number}-of-{self.count}.jsonl"
-
-    def of(self, groups: Sequence[Any]) -> Sequence[Any]:
-        """Returns every `count`-th of some groups."""
-        return groups[self.number - 1 :: self.count]
 
 
 @contextlib.contextmanager
 def open_answers(
-    folder: str | os.PathLike, settings: Mapping[str, Any], shard: QuestionShard | None = None
+    folder: str | os.PathLike, settings: Mapping[str, Any], shard: Shard | None = None
 ) -> Iterator[Journal]:
     """Opens the file of answers of a run or of one of its shards, or creates it.
 
@@ -71,12 +33,13 @@ def open_answers(
     Raises:
       InputError: The folder has answers of other settings, cannot be written, or another process writes the file.
     """
-    folder, file = pathlib.Path(folder), (shard or QuestionShard()).file
+    folder = pathlib.Path(folder)
+    file = (shard or Shard()).file(folder / ANSWERS)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(hold(folder, f".{file}.lock"))
-            _check_settings(folder / SETTINGS, settings)
-            journal = stack.enter_context(contextlib.closing(Journal(folder / file, *_check(_REQUIRED))))
+            stack.enter_context(hold(folder, f".{file.name}.lock"))
+            check_settings(folder / SETTINGS, settings)
+            journal = stack.enter_context(contextlib.closing(Journal(file, *_check(_REQUIRED))))
         except OSError as error:
             raise InputError(f"{folder}: {error.strerror or error}; choose a folder that can be written") from None
         yield journal
@@ -136,17 +99,3 @@ def _check(required: Sequence[str]) -> tuple[Callable[[Any], dict[str, Any]], st
         return record
 
     return check, f"not an answer (a JSON object with {', '.join(required)}); remove it"
-
-
-def _check_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    if not path.exists():
-        atomic_write(path, (json.dumps(settings, indent=1) + "\n").encode())
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in sorted({*saved, *settings}) if saved.get(name) != settings.get(name)]
-    except (ValueError, TypeError, AttributeError):
-        raise InputError(f"{path}: not the settings of a run; give another --out") from None
-    if changed:
-        name, before, now = changed[0], saved.get(changed[0]), settings.get(changed[0])
-        difference = f"{name}: {before!r} there, {now!r} now"
-        raise InputError(f"{path.parent}: holds answers of another run ({difference}); give another --out")

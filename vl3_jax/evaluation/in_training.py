@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation import benchmarks, results
-from vl3_jax.evaluation.answer_file import QuestionShard
 from vl3_jax.evaluation.benchmark import OVERALL, Scoring
 from vl3_jax.evaluation.benchmarks.synthetic import QuestionSelection
 from vl3_jax.evaluation.prompts import media_groups, questions_of
@@ -23,6 +22,7 @@ from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import shardings
 from vl3_jax.processing.processor import Processor
 from vl3_jax.processing.processor_config import ProcessorConfig
+from vl3_jax.storage.shards import Shard
 from vl3_jax.training.lora import merge_adapters
 from vl3_jax.training.run_config import EvalConfig
 
@@ -42,7 +42,7 @@ class TrainingBenchmarks:
     def __init__(self, config: EvalConfig):
         selection = QuestionSelection(count=config.questions) if config.questions else None
         self._items = {}
-        for benchmark in benchmarks.find(config.tasks, selection):
+        for benchmark in benchmarks.find(benchmarks.listed(config.tasks), selection):
             items = benchmark.load(config.data or None)
             self._items[benchmark] = items[: config.questions or None]
             if not items:
@@ -67,12 +67,13 @@ class TrainingBenchmarks:
         questions = [
             question for benchmark, items in self._items.items() for question in questions_of(benchmark, items, {})
         ]
-        shard = QuestionShard(jax.process_index() + 1, jax.process_count())
+        shard = Shard(jax.process_index() + 1, jax.process_count())
         own = [question for group in shard.of(media_groups(questions)) for question in group]
         with jax.set_mesh(mesh):
             engine = Engine(model, params, generation.stop_ids, mesh=mesh)
             records = list(Runner(ChatModel(engine, processor, generation)).ask(own))
-        return _scores(results.score_tasks(processes.gathered(records), Scoring()))
+        items = {benchmark.task: items for benchmark, items in self._items.items()}
+        return _scores(results.score_tasks(processes.gathered(records), Scoring(), items))
 
 
 def local_params(model: VideoLLaMA3, params: Any, mesh: Mesh) -> tuple[Mesh, Any]:

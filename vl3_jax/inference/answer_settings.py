@@ -10,11 +10,13 @@ from typing import Any
 from vl3_jax import config_tree
 from vl3_jax.config_tree import LIMITS
 from vl3_jax.errors import InputError, SettingError
+from vl3_jax.inference.constraint_config import ConstraintConfig
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.processor_config import SECONDS, ProcessorConfig
 
 # Keyword: field of the dataclass.
 SAMPLING = {field.name: field.name for field in dataclasses.fields(SamplingConfig)}
+CONSTRAINT = {field.name: field.name for field in dataclasses.fields(ConstraintConfig)}
 PROCESSOR = {
     "fps": "fps",
     "max_frames": "max_frames",
@@ -41,6 +43,7 @@ class AnswerSettings:
       video: Options, as far as given, of videos without their own.
       allow_remote: Whether media may be fetched from http(s):// addresses.
       adapter: Name of the LoRA adapter that answers; None is the model without one.
+      constraint: What the answer must match.
     """
 
     sampling: SamplingConfig
@@ -48,6 +51,7 @@ class AnswerSettings:
     video: Mapping[str, Any]
     allow_remote: bool
     adapter: str | None
+    constraint: ConstraintConfig
 
 
 def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: ProcessorConfig) -> AnswerSettings:
@@ -63,7 +67,7 @@ def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: Pr
       SettingError: A value that its dataclass refuses, under the name of the keyword.
     """
     chosen = {name: value for name, value in keywords.items() if value is not None}
-    known = {*SAMPLING, *PROCESSOR, *VIDEO, PRUNE, ALLOW_REMOTE, ADAPTER}
+    known = {*SAMPLING, *CONSTRAINT, *PROCESSOR, *VIDEO, PRUNE, ALLOW_REMOTE, ADAPTER}
     for name in chosen:
         if name not in known:
             raise InputError(f"unknown setting {name!r}; known are {', '.join(sorted(known))}")
@@ -89,5 +93,9 @@ def resolve(keywords: Mapping[str, Any], sampling: SamplingConfig, processor: Pr
     except SettingError as error:
         keyword = {field: name for name, field in (SAMPLING | PROCESSOR).items()}
         raise error.renamed(keyword.get(error.name, error.name)) from None
+    constraint = ConstraintConfig(**fields(CONSTRAINT))
+    if sampling.stop and not constraint.is_free:
+        raise SettingError("stop", sampling.stop, "a constraint says where the answer ends; leave one of them out")
     video = fields(VIDEO) | {name: chosen[name] for name in _PER_VIDEO if name in chosen}
-    return AnswerSettings(sampling, processor, video, chosen.get(ALLOW_REMOTE, False), chosen.get(ADAPTER))
+    allow_remote, adapter = chosen.get(ALLOW_REMOTE, False), chosen.get(ADAPTER)
+    return AnswerSettings(sampling, processor, video, allow_remote, adapter, constraint)

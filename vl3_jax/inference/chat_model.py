@@ -1,26 +1,32 @@
 """The chat interface of a loaded model: messages in, text out. `vl3_jax.load` returns a `ChatModel`."""
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vl3_jax.errors import InputError, SettingError
+from vl3_jax.errors import InputError, SettingError, TooLongError
 from vl3_jax.inference import answer_settings
+from vl3_jax.inference.answer_settings import AnswerSettings
 from vl3_jax.inference.answer_text import AnswerText
 from vl3_jax.inference.buckets import power_of_two
 from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.generation_config import GenerationConfig
-from vl3_jax.inference.requests import Generation, Request
+from vl3_jax.inference.requests import LENGTH, Generation, Request
 from vl3_jax.inference.sampling_config import SamplingConfig
+from vl3_jax.inference.token_constraint import ConstraintCompiler, TokenConstraint
 from vl3_jax.processing.media_cache import MediaCache
 from vl3_jax.processing.messages import MediaPart, Region, Turn, parse_messages
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.remote_media import RemotePolicy, fetched
 
+logger = logging.getLogger(__name__)
 Messages = Sequence[Mapping[str, Any] | Turn]
+_CUT = "max_new_tokens cuts the answer off before it matches its constraint; give it more tokens"
+_LED = "max_new_tokens ends the answer early, in a form that matches its constraint; give it more tokens"
 MOST_ROWS = 8  # conversations of a batch that are answered side by side
 
 
@@ -31,10 +37,12 @@ class GenerationOutput:
     Attributes:
       text: The answer without its stop token.
       token_ids: The generated ids, the stop token included.
-      finish_reason: "stop" if a stop token or a stop string ended the answer, "length" if `max_new_tokens` did.
+      finish_reason: "stop" if a stop token, a stop string or the constraint ended the answer, "length" if
+        `max_new_tokens` did.
       processed: The prompt as the model received it.
       logprobs: A list of (id, log-probability) for each generated token, most likely first; None if not requested.
       seconds: Seconds of loading, processing, compilation, prefill and decoding.
+      matches: Whether the text is what its constraint asks for, which `max_new_tokens` may prevent; None without one.
     """
 
     text: str
@@ -43,6 +51,13 @@ class GenerationOutput:
     processed: ProcessorOutput
     logprobs: list[list[tuple[int, float]]] | None
     seconds: dict[str, float]
+    matches: bool | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know about the media and the answer, one line each."""
+        cut = [] if self.matches is None or self.finish_reason != LENGTH else [_LED if self.matches else _CUT]
+        return self.processed.warnings + cut
 
     @property
     def tokens_per_second(self) -> float:
@@ -86,6 +101,8 @@ class ChatModel:
         self.generation_config = generation_config
         self.load_seconds = load_seconds
         self._media = MediaCache()
+        vocab_size = engine.model.config.text.vocab_size
+        self._constraints = ConstraintCompiler(processor.tokenizer, generation_config.stop_ids, vocab_size)
 
     def chat(
         self,
@@ -109,14 +126,14 @@ class ChatModel:
           stream: Whether to return an iterator over pieces of text instead of the whole text.
           **settings: Fields of `SamplingConfig` (`max_new_tokens`, `temperature`, ...) and settings of the processor
             (`fps`, `max_frames`, ...); `allow_remote` allows http(s):// references; `adapter` names the LoRA adapter
-            that answers.
+            that answers; `json_schema`, `regex` or `choices` says what the answer must match (`ConstraintConfig`).
 
         Returns:
           The answer, or an iterator over its pieces.
 
         Raises:
-          InputError: Media that cannot be read, an unknown or invalid setting or adapter, or a prompt that exceeds the
-            context.
+          InputError: Media that cannot be read, an unknown or invalid setting, constraint or adapter, or a prompt that
+            exceeds the context.
         """
         if messages is None:
             messages = conversation(question, images=images, videos=videos, system=system)
@@ -124,7 +141,9 @@ class ChatModel:
             raise InputError("messages hold the question, the media and the system prompt; leave the others out")
         if stream:
             return self._stream(messages, settings)
-        return self.answer(messages, **settings).text
+        answer = self.answer(messages, **settings)
+        _log_cut(answer)
+        return answer.text
 
     def answer(
         self, messages: Messages, *, on_text: Callable[[str], None] | None = None, **settings: Any
@@ -157,7 +176,8 @@ class ChatModel:
           InputError: As `chat`.
         """
         start = time.perf_counter()
-        (prompt,), resolved = self._process([messages], settings)
+        resolved = self.resolve(**settings)
+        prompt = self.read(messages, resolved)
         return self._submit(prompt, resolved, time.perf_counter() - start, streams)
 
     def segment(self, *arguments: Any, **keywords: Any) -> Any:
@@ -176,14 +196,57 @@ class ChatModel:
         Raises:
           InputError: As `chat`.
         """
-        return self._process([messages], settings)[0][0]
+        return self.read(messages, self.resolve(**settings))
+
+    def resolve(self, config: ProcessorConfig | None = None, /, **settings: Any) -> AnswerSettings:
+        """Returns the settings of an answer: those that are given, else those of the checkpoint.
+
+        Args:
+          config: What takes the place of the checkpoint's settings of the processor; None leaves them.
+          **settings: The settings of `chat`.
+
+        Raises:
+          InputError: An unknown setting or adapter.
+          SettingError: A value that a setting cannot have.
+        """
+        sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
+        resolved = answer_settings.resolve(settings, sampling, config or self.processor.config)
+        if resolved.adapter is not None:
+            self.engine.adapter_number(resolved.adapter)
+        if not resolved.constraint.is_free:
+            self._constraints.compile(resolved.constraint)
+        vocabulary = self.engine.model.config.text.vocab_size
+        if resolved.sampling.logprobs > vocabulary:
+            raise SettingError("logprobs", resolved.sampling.logprobs, f"the model has {vocabulary} tokens; give fewer")
+        return resolved
+
+    def read(self, messages: Messages, settings: AnswerSettings, media: MediaCache | None = None) -> ProcessorOutput:
+        """Fetches and decodes the media of a conversation and returns its prompt; several threads may do so at once.
+
+        Args:
+          messages: The conversation.
+          settings: The settings of its answer.
+          media: Where decoded media are kept and found; by default with those of the other answers of this model.
+
+        Raises:
+          InputError: A message or a medium that cannot be read; the error names it.
+          TooLongError: The text alone exceeds the context.
+        """
+        cache = self._media if media is None else media
+        processor = Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame, cache)
+        return processor(self._prepare(messages, settings))
+
+    def constraint(self, settings: AnswerSettings) -> TokenConstraint | None:
+        """Returns what one answer must match; None if it is free. It may be called from several threads."""
+        return self._constraints.constraint(settings.constraint, settings.sampling.max_new_tokens)
 
     def _answers(
         self, conversations: Sequence[Messages], settings: Mapping[str, Any], on_text: Callable | None = None
     ) -> list[GenerationOutput]:
         """Answers conversations; `on_text` is called with the pieces of the first one's text."""
         start = time.perf_counter()
-        processed, resolved = self._process(conversations, settings)
+        resolved = self.resolve(**settings)
+        processed = [self.read(messages, resolved) for messages in conversations]
         if not processed:
             return []
         seconds = time.perf_counter() - start
@@ -200,45 +263,27 @@ class ChatModel:
                 answer.cancel()
 
     def _stream(self, messages: Messages, settings: Mapping[str, Any]) -> Iterator[str]:
-        yield from self.submit(messages, **settings)
+        answering = self.submit(messages, **settings)
+        yield from answering
+        _log_cut(answering.result())
 
-    def _submit(
-        self, prompt: ProcessorOutput, settings: answer_settings.AnswerSettings, seconds: float, streams: bool
-    ) -> "Answering":
+    def _submit(self, prompt: ProcessorOutput, settings: AnswerSettings, seconds: float, streams: bool) -> "Answering":
         text = AnswerText(self.processor.tokenizer, settings.sampling.stop)
-        request = Request(prompt.sample, settings.sampling, text.add, streams, settings.adapter)
+        constraint = self.constraint(settings)
+        request = Request(prompt.sample, settings.sampling, text.add, streams, settings.adapter, constraint)
         generation = self.engine.submit(request)
         return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds})
 
-    def _process(
-        self, conversations: Sequence[Messages], keywords: Mapping[str, Any], config: ProcessorConfig | None = None
-    ) -> tuple[list[ProcessorOutput], answer_settings.AnswerSettings]:
-        """Processes the conversations with the settings of an answer, which it also returns.
-
-        Args:
-          conversations: The conversations.
-          keywords: The settings that are given.
-          config: What applies to the others; None is the checkpoint's.
-        """
-        sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
-        settings = answer_settings.resolve(keywords, sampling, config or self.processor.config)
-        if settings.adapter is not None:
-            self.engine.adapter_number(settings.adapter)  # before the media are read
-        vocabulary = self.engine.model.config.text.vocab_size
-        if settings.sampling.logprobs > vocabulary:
-            raise SettingError("logprobs", settings.sampling.logprobs, f"the model has {vocabulary} tokens; give fewer")
-        processor = Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame, self._media)
-        prepared = [self._prepare(messages, settings) for messages in conversations]
-        return [processor(turns) for turns in prepared], settings
-
-    def _prepare(self, messages: Messages, settings: answer_settings.AnswerSettings) -> list[Turn]:
+    def _prepare(self, messages: Messages, settings: AnswerSettings) -> list[Turn]:
         """Checks a conversation, measures its text, fetches what is remote and allowed, and fills in video options."""
         turns = parse_messages(messages)
         context = self.engine.model.config.text.max_position_embeddings
         texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
         if not self.processor.tokenizer.may_fit(texts, context):
             length = sum(map(len, texts))
-            raise InputError(f"{length:,} characters of text exceed the context of {context} tokens; shorten the text")
+            raise TooLongError(
+                f"{length:,} characters of text exceed the context of {context} tokens; shorten the text"
+            )
         policy = RemotePolicy() if settings.allow_remote else None
 
         def prepared(part: str | MediaPart | Region) -> str | MediaPart | Region:
@@ -279,7 +324,7 @@ class Answering:
 
     def result(self) -> GenerationOutput:
         """Runs the engine until the answer is complete, and returns it."""
-        generation = self.generation.result()
+        generation, constraint = self.generation.result(), self.generation.request.constraint
         self.text.end()
         return GenerationOutput(
             text=self.text.whole,
@@ -288,7 +333,14 @@ class Answering:
             processed=self.processed,
             logprobs=generation.logprobs,
             seconds=self.seconds | dataclasses.asdict(generation.timings),
+            matches=None if constraint is None else constraint.matches,
         )
+
+
+def _log_cut(answer: GenerationOutput) -> None:
+    """Logs that a constrained answer ended before its time, where only its text is returned."""
+    for warning in answer.warnings[len(answer.processed.warnings) :]:
+        logger.warning(warning)
 
 
 def _several(media: Any, dimensions: int) -> list[Any]:

@@ -16,6 +16,7 @@ from vl3_jax.host_memory import return_freed_memory
 from vl3_jax.inference import programs
 from vl3_jax.inference.program_store import ProgramStore, tree_signature
 from vl3_jax.inference.sampling import SAMPLING_DTYPES, SamplingParams
+from vl3_jax.inference.token_masks import mask_words
 from vl3_jax.inference.vision_cache import batch_shapes
 from vl3_jax.model import VideoLLaMA3
 
@@ -115,7 +116,11 @@ class CompiledPrograms:
         """Generates a few tokens, see `decode_steps`."""
         integers, flags = _array([rows], jnp.int32), _array([rows], jnp.bool_)
         sampling = SamplingParams(*(_array([rows], dtype) for dtype in SAMPLING_DTYPES))
-        inputs = programs.DecodeRows(integers, integers, flags, flags, integers, integers, sampling)
+        allowed = _array([rows, mask_words(self._model.config.text.vocab_size)], jnp.uint32)
+        taken_back = _array([rows, programs.STEPS_PER_CALL - 1], jnp.int32)
+        inputs = programs.DecodeRows(
+            integers, integers, flags, flags, integers, integers, sampling, allowed, taken_back
+        )
         others = (inputs, self._stop_ids, _array([], jnp.int32))
         static = (programs.STEPS_PER_CALL, logprobs, all_greedy)
         arguments = lambda: (self._params, self._state(rows, slots), *others, self._with_hidden)  # noqa: E731
@@ -137,9 +142,9 @@ class CompiledPrograms:
                 with mesh, self._store.compiling() if self._store else contextlib.nullcontext():
                     lowered = function.lower(self._model, *static, *arguments())
                     program = self._compile(function.__name__, lowered)
-                return_freed_memory()
                 if self._store:
                     self._store.save(program, *signature)
+            return_freed_memory()
             with self._lock:
                 self._programs.setdefault(key, program)
         return self._programs[key]

@@ -15,7 +15,9 @@ A conversation is a generator: it yields what the engine is asked, gets the comp
 """
 
 import collections
+import concurrent.futures
 import dataclasses
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -25,6 +27,7 @@ from vl3_jax.inference.answer_settings import AnswerSettings
 from vl3_jax.inference.answer_text import AnswerText
 from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.requests import Generation, Request
+from vl3_jax.inference.token_constraint import TokenConstraint
 from vl3_jax.processing.packed_batch import Sample
 from vl3_jax.processing.tokenizer import Tokenizer
 
@@ -47,57 +50,72 @@ class ConversationGroup(Generic[Result]):
     prepare: Callable[[], Sequence[Conversation[Result]]]
 
 
-def reply(tokenizer: Tokenizer, sample: Sample, settings: AnswerSettings) -> Conversation[tuple[str, Generation]]:
+def reply(
+    tokenizer: Tokenizer, sample: Sample, settings: AnswerSettings, constraint: TokenConstraint | None = None
+) -> Conversation[tuple[str, Generation]]:
     """Asks for one answer.
 
     Args:
       tokenizer: Tokenizer of the model.
       sample: A prompt that ends where the answer begins.
       settings: Decoding, and the adapter that answers.
+      constraint: What the answer must match, for this request alone; None if it is free.
 
     Returns:
       The text without its stop token, and the tokens.
     """
     text = AnswerText(tokenizer, settings.sampling.stop)
-    generation = yield Request(sample, settings.sampling, text.add, streams=False, adapter=settings.adapter)
+    generation = yield Request(sample, settings.sampling, text.add, False, settings.adapter, constraint)
     text.end()
     return text.whole, generation
 
 
 def answer_ahead(
-    engine: Engine, groups: Iterable[ConversationGroup[Result]], rows: int, threads: int = THREADS
+    engine: Engine,
+    groups: Iterable[ConversationGroup[Result]],
+    rows: int,
+    threads: int = THREADS,
+    ahead: int | None = None,
+    on_wait: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[Result]:
     """Holds conversations side by side and yields the result of each as soon as it is complete, in any order.
 
-    As many conversations as are held wait with decoded media, so memory does not grow with the number of groups, which
-    are taken from their iterator when they are needed. Conversations of one group begin one after the other. A request
-    that the engine refuses raises its InputError inside the conversation, at the `yield`. Leaving early cancels the
-    rest.
+    A few conversations wait with decoded media, so memory does not grow with the number of groups, which are taken from
+    their iterator when they are needed. A group that is ready overtakes one that still decodes.
+    Conversations of one group begin one after the other. What the engine refuses a request with, and what ends its
+    answer early, is raised inside the conversation, at the `yield`. Leaving early cancels the rest.
 
     Args:
       engine: The model.
       groups: The conversations.
       rows: Conversations that are held side by side; the engine makes room for them.
       threads: Threads that prepare groups.
+      ahead: Conversations that are prepared, or wait, beside those that are held; by default as many as `rows`.
+      on_wait: Called with the seconds in which the devices had nothing to do, because no conversation was ready.
 
     Raises:
       InputError: The model has too little memory for so many rows, or a conversation lets an error of its own out.
-      Exception: What ended a request early, or was raised by a group.
+      Exception: What the devices failed with, or was raised by a group.
     """
     engine.reserve(rows=rows)
     coming = iter(groups)
-    preparing: collections.deque[tuple[int, Future[Sequence[Conversation[Result]]]]] = collections.deque()
+    preparing: dict[Future[Sequence[Conversation[Result]]], int] = {}
     ready: collections.deque[Conversation[Result]] = collections.deque()
     held: list[tuple[Conversation[Result], Generation]] = []
     pool = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
     try:
         while True:
-            while len(ready) + sum(size for size, _ in preparing) < rows and (group := next(coming, None)) is not None:
-                preparing.append((group.size, pool.submit(group.prepare)))
+            while len(ready) + sum(preparing.values()) < (ahead or rows) and (group := next(coming, None)) is not None:
+                preparing[pool.submit(group.prepare)] = group.size
             if not (preparing or ready or held):
                 return
-            while preparing and (preparing[0][1].done() or not (held or ready)):
-                ready.extend(preparing.popleft()[1].result())
+            if not (ready or held):
+                start = time.perf_counter()
+                concurrent.futures.wait(preparing, return_when=concurrent.futures.FIRST_COMPLETED)
+                on_wait(time.perf_counter() - start)
+            for prepared in [prepared for prepared in preparing if prepared.done()]:
+                del preparing[prepared]
+                ready.extend(prepared.result())
             while ready and len(held) < rows:
                 yield from _go_on(engine, ready.popleft(), None, held)
             if held:
@@ -123,7 +141,12 @@ def _go_on(
       The result, if the conversation is complete.
     """
     try:
-        request = next(conversation) if answered is None else conversation.send(answered.result())
+        if answered is None:
+            request = next(conversation)
+        elif answered.error is not None:
+            request = conversation.throw(answered.error)
+        else:
+            request = conversation.send(answered)
         while True:
             try:
                 held.append((conversation, engine.submit(request)))

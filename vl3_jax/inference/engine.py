@@ -21,24 +21,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vl3_jax.errors import InputError
+from vl3_jax.errors import InputError, TooLongError
 from vl3_jax.inference.buckets import SMALLEST_PART, bucket_sizes, part_sizes, round_up_to_bucket, slots_for
 from vl3_jax.inference.compiled_programs import CompiledPrograms
+from vl3_jax.inference.decode_call import keep_allowed, next_call
 from vl3_jax.inference.device_state import DeviceState
 from vl3_jax.inference.memory import ModelMemory
 from vl3_jax.inference.pace import Pace
 from vl3_jax.inference.program_store import ProgramStore
-from vl3_jax.inference.programs import STEPS_PER_CALL, DecodeRows
 from vl3_jax.inference.prompt_reader import PromptReader
 from vl3_jax.inference.requests import Generation, Request
 from vl3_jax.inference.rows import CacheRow, best_row
-from vl3_jax.inference.sampling import SamplingParams
-from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.inference.vision_cache import FeatureCache, frames_of, token_identities
 from vl3_jax.model import VideoLLaMA3
 from vl3_jax.processing.processor_config import MERGES
-
-_IDLE = SamplingConfig()
 
 
 class Engine:
@@ -125,7 +121,7 @@ class Engine:
         prompt, new = len(request.sample.tokens), request.sampling.max_new_tokens
         context = self.model.config.text.max_position_embeddings
         if prompt + new > context:
-            raise InputError(
+            raise TooLongError(
                 f"a prompt of {prompt} tokens and {new} new ones exceed the model's context of {context}: lower "
                 "--max-visual-tokens, --max-frames or --max-new-tokens, or shorten the text"
             )
@@ -237,6 +233,7 @@ class Engine:
             row, common = best_row(free, identities, adapter)
             self._clock += 1
             row.generation, row.adapter, row.used, row.fresh = generation, adapter, self._clock, True
+            row.ahead, row.taken_back = 1, ()
             generation.reused_tokens, row.held = common, row.held[:common]
             row.work = self._reader.work(row, generation, frames, identities)
 
@@ -274,41 +271,28 @@ class Engine:
 
     def _decode(self) -> None:
         """Generates a few tokens for every row whose prompt is read."""
-        decoding = [(row, row.generation) for row in self._rows if row.generation and row.decodes]
-        decoding = [(row, generation) for row, generation in decoding if not generation.done]
-        if not decoding:
+        call = next_call(self._rows, self.model.config.text.vocab_size)
+        if call is None:
             return
-        token, remaining = np.zeros((2, self.rows), np.int32)
-        active, fresh = np.zeros((2, self.rows), bool)
-        settings = [_IDLE] * self.rows
-        for row, generation in decoding:
-            sampling, written = generation.request.sampling, generation.tokens
-            token[row.index] = written[-1] if written else generation.request.sample.tokens[-1]
-            remaining[row.index] = 1 if generation.ending else sampling.max_new_tokens - len(written)
-            active[row.index], fresh[row.index], settings[row.index] = True, row.fresh, sampling
-        # Who reads along sees the first token at once.
-        begins = any(row.fresh and generation.request.streams for row, generation in decoding)
-        steps = 1 if begins else min(STEPS_PER_CALL, int(remaining.max()))
-        top = max(setting.logprobs for setting in settings)
-        greedy = all(setting.temperature == 0 for setting in settings)
         start = time.perf_counter()
-        length = np.array([len(row.held) for row in self._rows], np.int32)
-        adapter = np.array([row.adapter for row in self._rows], np.int32)
-        rows = DecodeRows(length, token, active, fresh, remaining, adapter, SamplingParams.of(settings))
         stop_ids = np.asarray(self.stop_ids, np.int32)
-        tokens, counts, hidden, most_likely = self._device.decode(rows, stop_ids, steps, top, greedy)
-        self._add_seconds("decode", (row for row, _ in decoding), time.perf_counter() - start)
-        for row, generation in decoding:
+        outputs = self._device.decode(call.rows, stop_ids, call.steps, call.logprobs, call.all_greedy)
+        tokens, counts, hidden, most_likely = outputs
+        self._add_seconds("decode", (row for row, _ in call.decoding), time.perf_counter() - start)
+        for row, generation in call.decoding:
             row.fresh = False
             new = tokens[row.index, : counts[row.index]]
-            read = np.concatenate([token[row.index, None], new[:-1]])  # the newest token is not in the cache yet
+            kept, end = keep_allowed(row, generation, new.tolist())
+            newest = np.asarray(call.rows.token)[row.index, None]
+            read = np.concatenate([newest, new])[:kept]  # the newest token is not in the cache yet
             row.held = np.concatenate([row.held, read]).astype(np.int64)
-            count, before = settings[row.index].logprobs, len(generation.tokens)
-            for step, token_id in enumerate(new.tolist()):
+            count, before = generation.request.sampling.logprobs, len(generation.tokens)
+            for step, token_id in enumerate(new[:kept].tolist()):
                 if generation.done or generation.ending:  # a stop string; what follows is dropped
                     break
                 columns = [array[row.index, step, :count].tolist() for array in most_likely]
-                generation.add(token_id, list(zip(*columns, strict=True)))
+                likely = list(zip(*columns, strict=True))
+                generation.add(token_id, likely, end if step == kept - 1 else None)
             if hidden is None:
                 continue
             for step in np.flatnonzero(read == self.watched).tolist():

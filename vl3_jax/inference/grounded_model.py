@@ -229,8 +229,8 @@ class GroundedModel(ChatModel):
         try:
             for turns, video in zip(conversations, of_videos, strict=True):
                 start = time.perf_counter()
-                config = drawing_processor(self.processor.config, video, most)
-                (prompt,), resolved = self._process([turns], settings, config)
+                resolved = self.resolve(drawing_processor(self.processor.config, video, most), **settings)
+                prompt = self.read(turns, resolved)
                 running.append(self._submit(prompt, resolved, time.perf_counter() - start, streams=False))
             return [(answering.result(), answering.generation.hidden) for answering in running]
         finally:

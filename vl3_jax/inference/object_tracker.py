@@ -51,7 +51,7 @@ class ObjectTracker:
     """Follows objects through the frames of a video, in either direction.
 
     Frames are given one after another, or a few at once; what is remembered has a fixed size. The first prompt of an
-    object may come with any frame. All objects are followed in one batch, padded to a power of two.
+    object may come with any frame. All objects are followed in one batch, padded to one of few sizes.
     """
 
     def __init__(self, model: Sam2, params: dict, *, num_frames: int | None = None, reverse: bool = False):
@@ -208,7 +208,7 @@ class ObjectTracker:
             self._recent = jax.tree.map(lambda old, more: jnp.concatenate([old, more]), self._recent, new)
 
     def _bank(self) -> ConditioningFrames:
-        """Returns the conditioning frames of all objects, padded to a power of two for each."""
+        """Returns the conditioning frames of all objects, padded to one of few numbers for each."""
         if self._conditioning is None:
             config, dtype = self._model.config, self._model.dtype
             rows, slots = self._recent.valid.shape[0], _padded(max(map(len, self._entries.values())))
@@ -239,5 +239,6 @@ class ObjectTracker:
 
 
 def _padded(count: int) -> int:
-    """Returns the smallest power of two that is not less than `count`."""
-    return 1 << max(count - 1, 0).bit_length()
+    """Returns the next of 1 to 8, 10, 12, 14, 16, 20, ...: few sizes, of which at most a quarter is padding."""
+    step = 1 << max((count - 1).bit_length() - 3, 0)
+    return max(-(-count // step) * step, 1)

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from vl3_jax.inference.sampling import SamplingParams, sample_tokens
+from vl3_jax.inference.token_masks import unpack_masks
 from vl3_jax.model import KVCache, VideoLLaMA3, decode, encode, unembed
 from vl3_jax.parallel.rules import constrain, partition_spec
 
@@ -49,7 +50,7 @@ Rows = jax.Array | np.ndarray | jax.ShapeDtypeStruct  # of the host, while traci
 
 
 class DecodeRows(NamedTuple):
-    """What the host says about each of R rows when it asks for tokens, [R] each.
+    """What the host says about each of R rows when it asks for tokens, [R] each unless another shape is given.
 
     Attributes:
       length: int32, the slots that are kept; the newest token follows them.
@@ -59,6 +60,8 @@ class DecodeRows(NamedTuple):
       remaining: int32, the tokens that it may still generate.
       adapter: int32, its LoRA adapter; below 0 for none.
       sampling: Settings of sampling.
+      allowed: [R, ceil(V / 32)] uint32, a bit for each token that may come first (`token_masks`); any may follow.
+      taken_back: [R, STEPS_PER_CALL - 1] int32, tokens of the call before that the row does not keep; V for none.
     """
 
     length: Rows
@@ -68,6 +71,8 @@ class DecodeRows(NamedTuple):
     remaining: Rows
     adapter: Rows
     sampling: SamplingParams
+    allowed: Rows
+    taken_back: Rows
 
 
 class PromptPart(NamedTuple):
@@ -177,7 +182,11 @@ def decode_steps(model, max_steps, logprobs, all_greedy, params, state, rows, st
     top = (jnp.zeros((*shape, logprobs), jnp.int32), jnp.zeros((*shape, logprobs))) if logprobs else (None, None)
     states = jnp.zeros((*shape, model.config.text.hidden_size), model.dtype) if with_hidden else None
     cache = state.cache.truncate(jnp.arange(num_rows), rows.length)
-    state = state.replace(cache=cache, generated=state.generated & ~rows.fresh[:, None])
+    generated = state.generated & ~rows.fresh[:, None]
+    generated = generated.at[jnp.arange(num_rows)[:, None], rows.taken_back].set(False, mode="drop")
+    state = state.replace(cache=cache, generated=generated)
+    # Behind a barrier, because the TPU compiler would unpack a part of the masks again for each token.
+    allowed = jax.lax.optimization_barrier(unpack_masks(rows.allowed, generated.shape[1]))
     carry = (jnp.int32(0), state, rows.token, rows.active, jnp.zeros(num_rows, jnp.int32), jnp.zeros(shape, jnp.int32))
 
     def unfinished(carry):
@@ -193,7 +202,8 @@ def decode_steps(model, max_steps, logprobs, all_greedy, params, state, rows, st
         if with_hidden:
             states = states.at[:, index].set(hidden[:, 0])
         logits = unembed(model, params, hidden[:, 0])
-        new = sample_tokens(logits, state.generated, position[:, 0] + 1, rows.sampling, all_greedy)
+        is_allowed = allowed | (index > 0)
+        new = sample_tokens(logits, state.generated, position[:, 0] + 1, rows.sampling, all_greedy, is_allowed)
         token = jnp.where(active, new, token)
         generated = state.generated.at[jnp.arange(num_rows), token].max(active)
         if logprobs:

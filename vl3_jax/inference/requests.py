@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vl3_jax.inference.sampling_config import SamplingConfig
+from vl3_jax.inference.token_constraint import TokenConstraint
 from vl3_jax.processing.packed_batch import Sample
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Request:
       streams: Whether somebody reads the tokens as they come. Then the prompts of others are read in small parts
         between its tokens; otherwise all prompts are read first, which answers many requests soonest.
       adapter: Name of the LoRA adapter that answers; None is the model without one.
+      constraint: What the answer must match, for this request alone; None if it is free.
     """
 
     sample: Sample
@@ -34,6 +36,7 @@ class Request:
     is_finished: Callable[[int], bool] | None = None
     streams: bool = True
     adapter: str | None = None
+    constraint: TokenConstraint | None = None
 
 
 @dataclasses.dataclass
@@ -59,8 +62,8 @@ class Generation:
       request: The request.
       tokens: Generated ids, the stop token included.
       logprobs: (id, log-probability) of the most likely tokens at each of them; None if not requested.
-      finish_reason: "stop" if a stop token or `is_finished` ended it, "length" if `max_new_tokens` did, "cancelled";
-        None while it is not complete.
+      finish_reason: "stop" if a stop token, `is_finished` or the constraint ended it, "length" if `max_new_tokens` did,
+        "cancelled"; None while it is not complete.
       timings: Seconds spent.
       reused_tokens: Tokens of the prompt whose keys and values were in the cache already.
       encoded_patches: Patches of the prompt that went through the tower.
@@ -122,17 +125,22 @@ class Generation:
         if self.error is not None:
             raise self.error
 
-    def add(self, token: int, logprobs: list[tuple[int, float]] | None) -> None:
-        """Appends a token (for the engine) and notices the end of the answer."""
+    def add(self, token: int, logprobs: list[tuple[int, float]] | None, end: str | None = None) -> None:
+        """Appends a token (for the engine) and notices the end of the answer.
+
+        Args:
+          token: The token.
+          logprobs: The most likely tokens at its position.
+          end: The finish reason if the constraint of the request allows nothing more.
+        """
         self.tokens.append(token)
         self.arrivals.append(time.perf_counter())
         if self.logprobs is not None and logprobs is not None:
             self.logprobs.append(logprobs)
-        reason = None
-        if token in self.engine.stop_ids or (self.request.is_finished and self.request.is_finished(token)):
-            reason = STOP
-        elif len(self.tokens) >= self.request.sampling.max_new_tokens:
-            reason = LENGTH
+        is_finished = self.request.is_finished
+        stops = token in self.engine.stop_ids or (is_finished is not None and is_finished(token))
+        is_last = len(self.tokens) >= self.request.sampling.max_new_tokens
+        reason = end or (STOP if stops else LENGTH if is_last else None)
         if reason and token == self.engine.watched:
             self.ending = reason
         else:

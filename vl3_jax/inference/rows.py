@@ -20,6 +20,8 @@ class CacheRow:
       generation: The request, None while the row is free.
       work: Encodes and reads the prompt, piece by piece; None when all is read.
       fresh: Whether no token has been asked for yet.
+      ahead: Tokens that a row with a constraint may generate in its next call of the decoder.
+      taken_back: Tokens of the last call that the constraint refused and the answer does not hold.
     """
 
     index: int
@@ -29,6 +31,8 @@ class CacheRow:
     generation: Generation | None = None
     work: Iterator[int] | None = None
     fresh: bool = False
+    ahead: int = 1
+    taken_back: tuple[int, ...] = ()
 
     @property
     def decodes(self) -> bool:

@@ -47,6 +47,7 @@ def sample_tokens(
     positions: jax.Array,
     sampling_params: SamplingParams,
     all_greedy: bool = False,
+    allowed: jax.Array | None = None,
 ) -> jax.Array:
     """Chooses the next token of each row.
 
@@ -56,6 +57,7 @@ def sample_tokens(
       positions: [R] int32, the position of the token that is chosen.
       sampling_params: Settings of each row.
       all_greedy: Whether no row has a temperature, which makes a smaller program.
+      allowed: [R, V] bool, the tokens that each row may generate, at least one; None allows all.
 
     Returns:
       [R] int32, token ids.
@@ -63,6 +65,8 @@ def sample_tokens(
     penalty = sampling_params.repetition_penalty[:, None]
     penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
     logits = jnp.where(generated, penalised, logits)
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, -jnp.inf)
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if all_greedy:
         return greedy

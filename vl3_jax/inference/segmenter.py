@@ -25,6 +25,7 @@ from vl3_jax.processing.segmentation_pixels import enlarge_masks, input_pixels
 from vl3_jax.processing.video_frames import VideoFrames
 from vl3_jax.processing.videos import open_video
 from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
+from vl3_jax.sam2.mask_decoder import choose_mask
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.sam2.sam2_model import ImageFeatures, ObjectPrompts, Sam2, apply
 
@@ -114,10 +115,10 @@ class Segmenter:
         prompts = ObjectPrompts(*map(jnp.asarray, (*arrays, [multimask])))
         mask = None if logits is None else np.asarray(logits, np.float32)[None]
         masks, scores, presence = jax.device_get(_segment(self.model, self.params, encoded.features, prompts, mask))
-        found, order = (masks[0], np.argsort(-scores[0, 1:]) + 1) if multimask else (masks[0], np.array([0]))
+        order = np.argsort(-scores[0, 1:]) + 1 if multimask else np.array([0])
         through = config.image_size if config.two_step_masks else None
-        full = enlarge_masks(found[order], encoded.size, through) > 0
-        return Segmentation(full, scores[0, order], found[order], float(presence[0]))
+        full = enlarge_masks(masks[0, order], encoded.size, through) > 0
+        return Segmentation(full, scores[0, order], masks[0, order], float(presence[0]))
 
     def tracker(self, *, num_frames: int | None = None, reverse: bool = False) -> ObjectTracker:
         """Starts tracking frames as they come, such as those of a camera."""
@@ -161,14 +162,12 @@ class Segmenter:
 
     def _track_sequence(self, frames, prompts: list[Prompt], start: int | None, reverse: bool, chunk: int):
         count = len(frames)
-        check_prompts(prompts, count)
         start = (count - 1 if reverse else 0) if start is None else start
-        if not 0 <= start < count:
+        if count and not 0 <= start < count:
             raise InputError(f"frame {start} to begin with, and the video has {count} frames; give another")
         order = range(start, -1, -1) if reverse else range(start, count)
+        check_prompts(prompts, count, order)
         new, corrections = _divided(prompts)
-        if left_out := [prompt.frame for prompt in corrections if prompt.frame not in order]:
-            raise InputError(f"a correction in frame {left_out[0]}, before which tracking begins; give another start")
         tracker = self.tracker(num_frames=count, reverse=reverse)
         for index, own in itertools.groupby(sorted(new, key=lambda prompt: prompt.frame), lambda prompt: prompt.frame):
             tracker.prompt(frames[index], own)
@@ -229,5 +228,7 @@ def _encode(model: Sam2, params: dict, pixels) -> ImageFeatures:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _segment(model: Sam2, params: dict, features: ImageFeatures, prompts: ObjectPrompts, masks):
+    """Returns logits, IoUs and presence; those of the single mask, see `choose_mask`, come before the other three."""
     decoded = apply(model, params, "segment", features, prompts, masks)
-    return decoded.masks, decoded.scores, decoded.presence
+    single = choose_mask(model.config, decoded, jnp.zeros_like(prompts.ambiguous))
+    return decoded.masks.at[:, 0].set(single.mask), decoded.scores.at[:, 0].set(single.score), decoded.presence

@@ -39,12 +39,14 @@ class TunedBlockSizes(NamedTuple):
     Attributes:
       frames: For attention that is not causal, with short segments, of which a larger block would hold several.
       text: For causal attention, with long segments.
-      max_q_bytes: Upper bound of query heads x queries x bytes of a channel in one step. Their accumulators and double
-        buffers fill VMEM, next to scores of 512 x 512.
+      wide: For heads of more than LANES channels, which are few and whose segments are long.
+      max_q_bytes: Upper bound of query heads x queries x bytes of a channel in one step, for heads of LANES channels.
+        Their accumulators and double buffers fill VMEM, next to scores of 512 x 512.
     """
 
     frames: BlockSizes = BlockSizes(256, 256, 8, 4)
     text: BlockSizes = BlockSizes(512, 512, 1, 2)
+    wide: BlockSizes = BlockSizes(512, 512, 1, 1)
     max_q_bytes: int = 8192
 
 
@@ -62,9 +64,10 @@ def tpu_blocks(inputs: AttentionInputs) -> BlockSizes | None:
       The block sizes, or None if no block of queries fits VMEM.
     """
     tuned = _TUNED.get(target_device().device_kind, TunedBlockSizes())
-    blocks = tuned.text if inputs.causal else tuned.frames
+    registers = -(-inputs.q.shape[3] // LANES)  # that the channels of a head fill
+    blocks = tuned.wide if registers > 1 else tuned.text if inputs.causal else tuned.frames
     kv_heads, group = inputs.k.shape[2], inputs.q.shape[2] // inputs.k.shape[2]
-    max_queries = tuned.max_q_bytes // inputs.q.dtype.itemsize // group
+    max_queries = tuned.max_q_bytes // inputs.q.dtype.itemsize // group // registers
     if max_queries < LANES:
         return None
     q_block = _fit(inputs.q.shape[1], min(blocks.q, max_queries // LANES * LANES))

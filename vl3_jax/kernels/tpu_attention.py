@@ -42,8 +42,8 @@ def tpu_unsupported_reason(inputs: AttentionInputs) -> str | None:
         return f"operands of {' and '.join(sorted(dtypes))}"
     _, length, heads, width = inputs.q.shape
     _, kv_length, kv_heads, _ = inputs.k.shape
-    if width > LANES:
-        return f"heads of {width} channels, more than {LANES}"
+    if width > LANES and width % (2 * LANES):
+        return f"heads of {width} channels, more than {LANES} and no multiple of {2 * LANES}"
     blocks = tpu_blocks(inputs)
     if blocks is None:
         return f"{heads} heads on {kv_heads}, too many to fit VMEM"
@@ -58,9 +58,9 @@ def _kernel_operands(
     """Brings the operands into the layout of the kernels, with lengths padded to whole blocks.
 
     Returns:
-      Rotated q [H, B * L, LANES] and k, and v [K, B * S, LANES], the segments and positions of the queries
-      [1, 2, B * L] and of the keys [1, 2, B * S]; and the mask of the active block pairs, [B, q blocks, kv blocks]
-      bool.
+      Rotated q [H, B * L, W] and k, and v [K, B * S, W], where W is D rounded up to whole registers; the segments and
+      positions of the queries [1, 2, B * L] and of the keys [1, 2, B * S]; and the mask of the active block pairs,
+      [B, q blocks, kv blocks] bool.
     """
     q_info, kv_info = pad_to_blocks(inputs.q_info, blocks.q), pad_to_blocks(inputs.kv_info, blocks.kv)
     active = active_blocks(q_info, kv_info, blocks.q, blocks.kv, inputs.causal)
@@ -89,7 +89,7 @@ def _flat(x: jax.Array, block: int) -> jax.Array:
 
 
 def _as_given(x: jax.Array, like: jax.Array, rotary: jax.Array | None, block: int, interpret: bool) -> jax.Array:
-    """[heads, B * padded length, LANES] -> [B, length, heads, D], rotated back."""
+    """[heads, B * padded length, W] -> [B, length, heads, D], rotated back."""
     rows, length, heads, width = like.shape
     table = None if rotary is None else _flat(rotary, block)
     return tokens_first(x, width, table, interpret).reshape(rows, -1, heads, width)[:, :length]
@@ -123,14 +123,14 @@ def _row_by_row_if_needed(run: Callable) -> Callable:
 def _forward(inputs: AttentionInputs, *, dtype, blocks: BlockSizes, interpret: bool):
     rows, length = inputs.q.shape[:2]
     (q, k, v, q_info, kv_info), active = _kernel_operands(inputs, blocks, interpret)
-    heads, tokens, _ = q.array.shape
+    heads, tokens, width = q.array.shape
     results = [
         q._replace(array=jax.ShapeDtypeStruct(q.array.shape, dtype)),
         q._replace(array=jax.ShapeDtypeStruct((heads, 1, tokens), jnp.float32), axis=2),
     ]
     kernel = functools.partial(forward_kernel, causal=inputs.causal, scale=inputs.scale, unroll=blocks.unroll)
     operands = q_info, kv_info, q, k, v
-    out, lse = run_schedule(kernel, active, operands, results, (LANES, LANES, LANES), interpret)
+    out, lse = run_schedule(kernel, active, operands, results, (LANES, LANES, width), interpret)
     # Exactly MASKED for a query without keys: numbers this large change with every rounding.
     lse = jnp.where(lse > MASKED / 2, lse / LOG2_E, MASKED)
     lse = lse.reshape(heads, rows, -1).transpose(1, 2, 0)[:, :length]
@@ -141,6 +141,7 @@ def _forward(inputs: AttentionInputs, *, dtype, blocks: BlockSizes, interpret: b
 def _backward(inputs: AttentionInputs, out, lse, d_out, *, dtype, blocks: BlockSizes, interpret: bool):
     heads = inputs.q.shape[2]
     (q, k, v, q_info, kv_info), active = _kernel_operands(inputs, blocks, interpret)
+    width = q.array.shape[2]
     lse = lse * LOG2_E
     lse = jnp.where(lse < MASKED / 2, -MASKED, lse)  # exp2(score - lse) is 0 for a query without keys
     lse = pad_to_blocks(lse, blocks.q).transpose(2, 0, 1).reshape(heads, 1, -1)
@@ -154,8 +155,8 @@ def _backward(inputs: AttentionInputs, out, lse, d_out, *, dtype, blocks: BlockS
         results = [x._replace(array=jax.ShapeDtypeStruct(x.array.shape, dtype)) for x in inputs_of_results]
         return run_schedule(kernel, active, (*info, *operands), results, scratch_widths, interpret)
 
-    [d_q] = gradients(d_q_kernel, (q_info, kv_info), [q], (LANES, LANES, LANES))
-    d_k, d_v = gradients(d_kv_kernel, (kv_info, q_info), [k, v], (LANES, LANES))
+    [d_q] = gradients(d_q_kernel, (q_info, kv_info), [q], (LANES, LANES, width))
+    d_k, d_v = gradients(d_kv_kernel, (kv_info, q_info), [k, v], (width, width))
     return (
         _as_given(d_q, inputs.q, inputs.rotary, blocks.q, interpret),
         _as_given(d_k, inputs.k, inputs.rotary, blocks.kv, interpret),

@@ -1,10 +1,11 @@
 """Pallas kernels for TPUs that bring heads into the layout of the attention kernels, and results back from it.
 
 A product of tokens and a projection is [T, heads * D]: a head is a window of D lanes of it, which begins anywhere in a
-register. The attention kernels take [heads, T, LANES], one head at a time, padded with zeros. The compiler's own way
-from one to the other passes through [T, heads, D], whose registers hold few channels each, several times over; these
-kernels read and write every array once. On the way they rotate queries and keys by their rotary tables, and add up
-what the backward pass needs of outputs and their gradients.
+register. The attention kernels take [heads, T, W], one head at a time, padded with zeros to whole registers: W is LANES
+or, of wider heads, D, a multiple of 2 * LANES. The compiler's own way from one to the other passes through
+[T, heads, D], whose registers hold few channels each, several times over; these kernels read and write every array
+once. On the way they rotate queries and keys by their rotary tables, and add up what the backward pass needs of outputs
+and their gradients.
 """
 
 import functools
@@ -26,25 +27,27 @@ def heads_first(x: jax.Array, heads: int, rotary: jax.Array | None, interpret: b
     """Brings heads into the layout of the attention kernels.
 
     Args:
-      x: Heads of D <= LANES channels side by side, [T, heads * D], where T is a multiple of LANES.
+      x: Heads of D channels side by side, [T, heads * D], where T is a multiple of LANES.
       heads: Number of heads.
       rotary: Rotary table by which the heads are rotated, [T, D] float32; None leaves them as they are.
       interpret: Whether to interpret the kernel.
 
     Returns:
-      The heads, [heads, T, LANES] in the dtype of `x`, with zeros behind their channels.
+      The heads, [heads, T, W] in the dtype of `x`, with zeros behind their channels.
     """
     width = x.shape[1] // heads
-    result = jax.ShapeDtypeStruct((heads, x.shape[0], LANES), x.dtype)
+    if heads == 1 and width % LANES == 0 and rotary is None:
+        return x[None]
+    result = jax.ShapeDtypeStruct((heads, x.shape[0], round_up(width, LANES)), x.dtype)
     kernel = functools.partial(_heads_first_kernel, width=width)
-    return _run(kernel, [_whole_lanes(x), *_tables(rotary)], [result], interpret)[0]
+    return _run(kernel, [x, *_tables(rotary)], [result], interpret)[0]
 
 
 def tokens_first(x: jax.Array, width: int, rotary: jax.Array | None, interpret: bool) -> jax.Array:
     """Brings heads back from the layout of the attention kernels; the transpose of `heads_first`.
 
     Args:
-      x: Heads, [heads, T, LANES], with zeros behind their channels.
+      x: Heads, [heads, T, W], with zeros behind their channels.
       width: Number of channels of a head, D.
       rotary: Rotary table against which the heads are rotated, [T, D] float32; None leaves them as they are.
       interpret: Whether to interpret the kernel.
@@ -53,9 +56,11 @@ def tokens_first(x: jax.Array, width: int, rotary: jax.Array | None, interpret: 
       The heads side by side, [T, heads * D] in the dtype of `x`.
     """
     heads, tokens, _ = x.shape
-    result = jax.ShapeDtypeStruct((tokens, round_up(heads * width, LANES)), x.dtype)
+    if heads == 1 and width % LANES == 0 and rotary is None:
+        return x[0]
+    result = jax.ShapeDtypeStruct((tokens, heads * width), x.dtype)
     kernel = functools.partial(_tokens_first_kernel, width=width)
-    return _run(kernel, [x, *_tables(rotary)], [result], interpret)[0][:, : heads * width]
+    return _run(kernel, [x, *_tables(rotary)], [result], interpret)[0]
 
 
 def heads_first_with_delta(
@@ -70,16 +75,16 @@ def heads_first_with_delta(
       interpret: Whether to interpret the kernel.
 
     Returns:
-      The gradient, [heads, T, LANES] in its dtype, and the sum over each head's channels of output times gradient,
+      The gradient, [heads, T, W] in its dtype, and the sum over each head's channels of output times gradient,
       [heads, 1, T] float32.
     """
     width, tokens = d_out.shape[1] // heads, d_out.shape[0]
     results = [
-        jax.ShapeDtypeStruct((heads, tokens, LANES), d_out.dtype),
+        jax.ShapeDtypeStruct((heads, tokens, round_up(width, LANES)), d_out.dtype),
         jax.ShapeDtypeStruct((heads, 1, tokens), jnp.float32),
     ]
     kernel = functools.partial(_heads_first_with_delta_kernel, width=width)
-    moved, delta = _run(kernel, [_whole_lanes(d_out), _whole_lanes(out)], results, interpret)
+    moved, delta = _run(kernel, [d_out, out], results, interpret)
     return moved, delta
 
 
@@ -96,6 +101,11 @@ def _tokens_first_kernel(x, *tables_and_result, width):
     factors = _factors(tables, width)
     if factors:
         factors = factors[0], -factors[1]
+    if width > LANES:
+        for head in range(x.shape[0]):
+            window = _rotated(x[head].astype(jnp.float32), factors, width)
+            result[:, head * width : (head + 1) * width] = window.astype(result.dtype)
+        return
     lane = _lane(result.shape[0])
     tiles = [jnp.zeros((result.shape[0], LANES), jnp.float32)]
     for head in range(x.shape[0]):
@@ -110,7 +120,8 @@ def _tokens_first_kernel(x, *tables_and_result, width):
             tiles[tile] += jnp.where(lane >= start, window, 0.0)
             tiles.append(jnp.where(lane < start, window, 0.0))
     for index, tile in enumerate(tiles):
-        result[:, index * LANES : (index + 1) * LANES] = tile.astype(result.dtype)
+        start, stop = index * LANES, min((index + 1) * LANES, result.shape[1])
+        result[:, start:stop] = tile[:, : stop - start].astype(result.dtype)
 
 
 def _heads_first_with_delta_kernel(d_out, out, result, delta, *, width):
@@ -118,25 +129,37 @@ def _heads_first_with_delta_kernel(d_out, out, result, delta, *, width):
         gradient = _window(d_out, head * width, width)
         result[head] = gradient.astype(result.dtype)
         products = (gradient * _window(out, head * width, width)).sum(-1, keepdims=True)
-        delta[head] = jnp.broadcast_to(products, gradient.shape).T[:1]
+        delta[head] = jnp.broadcast_to(products, (len(gradient), LANES)).T[:1]
 
 
 def _window(x, start: int, width: int) -> jax.Array:
-    """Returns x[:, start : start + width] in the first lanes of [tokens, LANES] float32, and zeros in the others."""
+    """Returns x[:, start : start + width] in the first lanes of [tokens, W] float32, and zeros in the others."""
+    if width > LANES:
+        return x[:, start : start + width].astype(jnp.float32)
     tile, offset = divmod(start, LANES)
-    window = _roll(x[:, tile * LANES : (tile + 1) * LANES].astype(jnp.float32), -offset)
+    window = _roll(_tile(x, tile), -offset)
     lane = _lane(window.shape[0])
     if offset + width > LANES:
-        rest = _roll(x[:, (tile + 1) * LANES : (tile + 2) * LANES].astype(jnp.float32), -offset)
+        rest = _roll(_tile(x, tile + 1), -offset)
         window = jnp.where(lane < LANES - offset, window, rest)
     return window if width == LANES else jnp.where(lane < width, window, 0.0)
 
 
+def _tile(x, index: int) -> jax.Array:
+    """Returns the channels of a register, [tokens, LANES] float32, with zeros behind the last ones."""
+    tile = x[:, index * LANES : min((index + 1) * LANES, x.shape[1])].astype(jnp.float32)
+    missing = jnp.zeros((tile.shape[0], LANES - tile.shape[1]), jnp.float32)
+    return jnp.concatenate([tile, missing], axis=1) if missing.shape[1] else tile
+
+
 def _factors(tables: Sequence, width: int) -> tuple[jax.Array, jax.Array] | None:
-    """Returns by what a channel and its partner are multiplied, [tokens, LANES] each; zeros behind the channels."""
+    """Returns by what a channel and its partner are multiplied, [tokens, W] each; zeros behind the channels."""
     if not tables:
         return None
     table, half = tables[0][...], width // 2
+    if width > LANES:
+        cos, sin = table[:, :half], table[:, half:]
+        return jnp.concatenate([cos, cos], axis=1), jnp.concatenate([-sin, sin], axis=1)
     lane = _lane(table.shape[0])
     cos = jnp.where(lane < half, table, _roll(table, half))
     sin = jnp.where(lane < half, -_roll(table, -half), table)
@@ -144,10 +167,14 @@ def _factors(tables: Sequence, width: int) -> tuple[jax.Array, jax.Array] | None
 
 
 def _rotated(x: jax.Array, factors: tuple[jax.Array, jax.Array] | None, width: int) -> jax.Array:
-    """Rotates the channels of a head, [tokens, LANES] float32."""
+    """Rotates the channels of a head, [tokens, W] float32."""
     if factors is None:
         return x
-    partner = jnp.where(_lane(x.shape[0]) < width // 2, _roll(x, -(width // 2)), _roll(x, width // 2))
+    half = width // 2
+    if width > LANES:
+        partner = jnp.concatenate([x[:, half:], x[:, :half]], axis=1)
+    else:
+        partner = jnp.where(_lane(x.shape[0]) < half, _roll(x, -half), _roll(x, half))
     return x * factors[0] + partner * factors[1]
 
 

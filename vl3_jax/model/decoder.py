@@ -285,7 +285,7 @@ def gate_groups(config: TextConfig) -> int:
 def _after(slots: Int32[Array, "B L"], last: jax.Array) -> Int32[Array, "B L"]:
     """Returns the slots, unchanged, which the compiler then takes to depend on what the last layer writes.
 
-    So every layer's cache is read before any is written. Where nothing says which comes first, XLA copies each whole cache
-    in front of the writes, which takes longer than reading a prompt of a small model.
+    So every layer's cache is read before any is written. Where nothing says which comes first, XLA copies each whole
+    cache in front of the writes, which takes longer than reading a prompt of a small model.
     """
     return slots + (last.reshape(-1)[0].astype(jnp.float32) * 0).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Initialises `jax.distributed` from flags or from the environment, and ends a process whose others are gone."""
+"""Initialises `jax.distributed` from flags or the environment, gathers, and ends a process whose others are gone."""
 
 import contextlib
 import itertools

@@ -125,7 +125,7 @@ def constrain_tokens(x: jax.Array, *axes: str | None) -> jax.Array:
     return _constrain_layout(x, lambda x: with_layout_constraint(x, Layout((1, 0, 2))), axes)
 
 
-def _constrain_layout(x: jax.Array, lay_out: Callable[[jax.Array], jax.Array], axes: Sequence[Axis]) -> jax.Array:
+def _constrain_layout(x: jax.Array, lay_out: Callable[[jax.Array], jax.Array], axes: Sequence[str | None]) -> jax.Array:
     if target_device().platform != "tpu":
         return constrain(x, *axes)
     mesh = current_mesh()

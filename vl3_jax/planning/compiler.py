@@ -15,7 +15,7 @@ from jax.experimental import topologies
 
 from vl3_jax.errors import InputError
 from vl3_jax.parallel.topologies import Topology
-from vl3_jax.planning.program_cost import NO_COST, ProgramCost, program_cost
+from vl3_jax.planning.program_cost import NO_COST, SCOPES, ProgramCost, program_cost
 
 # "Used 18.50G of 15.75G hbm", after placing buffers; "HLO temporaries (19.21G) exceeds available HBM", before.
 _OUT_OF_MEMORY = re.compile(r"(?:[Uu]sed |temporaries \()(?P<size>[\d.]+)(?P<unit>[KMGT])(?: of|\) exceeds)")
@@ -74,7 +74,10 @@ def topology_devices(topology: Topology) -> list[Any]:
 
 
 def compile_and_analyze(
-    lowered: Any, unknown_trips: Mapping[str, int] | None = None, hlo: pathlib.Path | None = None
+    lowered: Any,
+    unknown_trips: Mapping[str, int] | None = None,
+    hlo: pathlib.Path | None = None,
+    scopes: Mapping[str, str] = SCOPES,
 ) -> ProgramAnalysis:
     """Compiles a lowered program and returns its figures.
 
@@ -82,6 +85,7 @@ def compile_and_analyze(
       lowered: The program, from `jax.jit(...).lower(...)`.
       unknown_trips: Trips of loops whose number depends on data, see `Program.runs`.
       hlo: File that the optimised HLO text is written to, unless the program does not fit.
+      scopes: Parts of the program whose cycles are told apart.
     """
     started = time.perf_counter()
     with quiet():
@@ -100,7 +104,7 @@ def compile_and_analyze(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        cost=program_cost(text, unknown_trips),
+        cost=program_cost(text, unknown_trips, scopes),
         seconds=seconds,
     )
 

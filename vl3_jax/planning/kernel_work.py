@@ -46,23 +46,40 @@ def kernel_flops(
     }
     work = {}
     for scope, (name, layers, heads, kv_heads, width, segments) in towers.items():
-        pairs = _visited_pairs(mesh, segments, heads, kv_heads, width, causal=name == "text")
+        pairs = visited_pairs(mesh, (segments, segments), (heads, kv_heads), width, causal=name == "text")
         forwards = 1 + (trainable[name] and remat[name] == "full")
         products = forwards * _FORWARD_PRODUCTS + trainable[name] * _BACKWARD_PRODUCTS
         work[scope] = float(layers * heads * products * 2 * pairs * round_up(width, LANES))
     return work
 
 
-def _visited_pairs(mesh: Mesh, segments: np.ndarray, heads: int, kv_heads: int, width: int, causal: bool) -> int:
-    """Returns the number of pairs of tokens in the blocks that a kernel visits."""
-    index = np.arange(len(segments))
-    positions = index - np.maximum.accumulate(np.where(np.diff(segments, prepend=0) != 0, index, 0))
-    info = SegmentInfo(jnp.asarray(segments[None]), jnp.asarray(positions[None], jnp.int32))
-    q, kv = (jax.ShapeDtypeStruct((1, len(segments), count, width), jnp.bfloat16) for count in (heads, kv_heads))
-    inputs = AttentionInputs(q, kv, kv, info, info, causal=causal, scale=1.0)  # pyright: ignore[reportArgumentType]
+def visited_pairs(
+    mesh: Mesh, segments: tuple[np.ndarray, np.ndarray], heads: tuple[int, int], width: int, causal: bool
+) -> int:
+    """Returns the number of pairs of tokens in the blocks that a kernel visits.
+
+    Args:
+      mesh: Mesh whose devices decide the sizes of blocks.
+      segments: Segments of the queries and of the keys of a row, [L] and [S] int32; 0 = padding.
+      heads: Number of query heads and of key/value heads.
+      width: Channels of a head.
+      causal: Whether attention is causal.
+    """
+    infos = [_segment_info(side) for side in segments]
+    q, kv = (
+        jax.ShapeDtypeStruct((1, len(side), count, width), jnp.bfloat16)
+        for side, count in zip(segments, heads, strict=True)
+    )
+    inputs = AttentionInputs(q, kv, kv, *infos, causal=causal, scale=1.0)  # pyright: ignore[reportArgumentType]
     with jax.set_mesh(mesh):
         blocks = tpu_blocks(inputs)
     if blocks is None:
-        return len(segments) ** 2
-    sides = (pad_to_blocks(info, size) for size in (blocks.q, blocks.kv))
+        return len(segments[0]) * len(segments[1])
+    sides = (pad_to_blocks(info, size) for info, size in zip(infos, (blocks.q, blocks.kv), strict=True))
     return int(active_blocks(*sides, blocks.q, blocks.kv, causal).sum()) * blocks.q * blocks.kv
+
+
+def _segment_info(segments: np.ndarray) -> SegmentInfo:
+    index = np.arange(len(segments))
+    positions = index - np.maximum.accumulate(np.where(np.diff(segments, prepend=0) != 0, index, 0))
+    return SegmentInfo(jnp.asarray(segments[None]), jnp.asarray(positions[None], jnp.int32))

@@ -167,7 +167,7 @@ def plan_serving(
         "decode": compiled.decode(workload.rows, slots, 0, True),
     }
     state = described_state(module, workload.rows, slots, device_mesh)
-    weights, cache = _bytes_per_chip(params), _bytes_per_chip(state.cache)
+    weights, cache = bytes_per_chip(params), bytes_per_chip(state.cache)
     return ServingPlan(topology, dict(device_mesh.shape), workload, weights, cache, analyses, plan_loading(params))
 
 
@@ -182,5 +182,6 @@ def _params(model_config: ModelConfig, quantize: str | None, shard: Callable) ->
     return jax.tree.map(shard, abstract, serving_axes(model_config, _LAYOUT, quantize))
 
 
-def _bytes_per_chip(tree: Any) -> int:
+def bytes_per_chip(tree: Any) -> int:
+    """Returns the bytes on a chip of a tree of shapes with shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -47,7 +47,8 @@ class ProgramCost:
     """What one run of a program costs on a chip.
 
     Attributes:
-      cycles: The compiler's estimate of cycles by scope (`SCOPES` and "rest"), kernels and collectives not included.
+      cycles: The compiler's estimate of cycles by scope (such as those of `SCOPES`, and "rest"), kernels and
+        collectives not included.
       collectives: Traffic by kind.
       synchronous_bytes: Bytes of those collectives that nothing overlaps.
       kernel_bytes: Bytes that those kernels read and write which declare them; others multiply.
@@ -82,12 +83,15 @@ class ProgramCost:
 NO_COST = ProgramCost({}, {}, 0, 0, 0)  # of a program that does not fit
 
 
-def program_cost(text: str, unknown_trips: Mapping[str, int] | None = None) -> ProgramCost:
+def program_cost(
+    text: str, unknown_trips: Mapping[str, int] | None = None, scopes: Mapping[str, str] = SCOPES
+) -> ProgramCost:
     """Reads the cost of a program from its optimised HLO.
 
     Args:
       text: HLO text, from `compiled.as_text()`.
       unknown_trips: See `Program.runs`.
+      scopes: Parts of the program whose cycles are told apart, as `SCOPES`.
     """
     program = Program(text)
     runs = program.runs(unknown_trips)
@@ -98,7 +102,7 @@ def program_cost(text: str, unknown_trips: Mapping[str, int] | None = None) -> P
         counts[kind] += times
         sizes[kind] += times * size
     return ProgramCost(
-        cycles=_cycles(program, runs),
+        cycles=_cycles(program, runs, scopes),
         collectives={kind: Traffic(counts[kind], sizes[kind]) for kind in KINDS if counts[kind]},
         synchronous_bytes=sum(times * size for _, times, size, is_synchronous in traffic if is_synchronous),
         kernel_bytes=_kernel_bytes(program, runs),
@@ -110,15 +114,15 @@ def program_cost(text: str, unknown_trips: Mapping[str, int] | None = None) -> P
     )
 
 
-def _cycles(program: Program, runs: Mapping[str, int]) -> dict[str, int]:
+def _cycles(program: Program, runs: Mapping[str, int], scopes: Mapping[str, str]) -> dict[str, int]:
     """Returns the cycles of each scope."""
     cycles: collections.Counter[str] = collections.Counter()
     for name, times in runs.items():
         for instruction in program.computations[name].values():
             estimate = _CYCLES.search(instruction.attributes)
             if estimate:
-                cycles[_scope(program, name, instruction)] += times * int(estimate[1])
-    return {scope: cycles[scope] for scope in (*SCOPES, REST)}
+                cycles[_scope(program, name, instruction, scopes)] += times * int(estimate[1])
+    return {scope: cycles[scope] for scope in (*scopes, REST)}
 
 
 def _kernel_bytes(program: Program, runs: Mapping[str, int]) -> int:
@@ -131,12 +135,12 @@ def _kernel_bytes(program: Program, runs: Mapping[str, int]) -> int:
     )
 
 
-def _scope(program: Program, computation: str, instruction: Instruction) -> str:
+def _scope(program: Program, computation: str, instruction: Instruction, scopes: Mapping[str, str]) -> str:
     """Returns the scope of an instruction: by its path, or one inside of it, or that of the loop around it."""
     inside = (inner.op_name for called in instruction.called for inner in program.computations.get(called, {}).values())
     around = program.parents[computation][1].op_name if computation in program.parents else ""
     path = next((path for path in (instruction.op_name, *inside, around) if "/" in path), "")
-    return next((scope for scope, pattern in SCOPES.items() if re.search(pattern, path)), REST)
+    return next((scope for scope, pattern in scopes.items() if re.search(pattern, path)), REST)
 
 
 def _collectives(program: Program, runs: Mapping[str, int]) -> Iterator[tuple[str, int, int, bool]]:

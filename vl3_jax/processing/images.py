@@ -95,9 +95,13 @@ def open_image(source: Any, kind: str = "image", note_transparency: bool = True)
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Turns pixels as their EXIF orientation says."""
+    """Turns pixels as their EXIF orientation says, which does not go on with them: they could be turned once more."""
     transpose = _UPRIGHT.get(orientation)
-    return image if transpose is None else image.transpose(transpose)
+    if transpose is None:
+        return image
+    turned = image.transpose(transpose)
+    turned.info = {}
+    return turned
 
 
 def upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:

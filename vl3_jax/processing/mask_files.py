@@ -85,7 +85,7 @@ def check_object_name(name: str) -> None:
 
 
 class MaskTable:
-    """The run lengths of all masks as JSON, by object and frame, held on the disk until they are printed."""
+    """The run lengths of all masks as JSON, by object and frame, held on the disk until they are written."""
 
     def __init__(self, folder: str | os.PathLike):
         """Starts without masks.
@@ -116,7 +116,7 @@ class MaskTable:
             separator = ", " if file.tell() else ""
             file.write(f'{separator}"{frame}": {json.dumps(encode_rle(mask) | values)}')
 
-    def print(self, file: IO[str], head: Mapping[str, Any]) -> None:
+    def write_json(self, file: IO[str], head: Mapping[str, Any]) -> None:
         """Writes one JSON object, in one line: the values of `head`, and `masks` by object and frame."""
         file.write(json.dumps(head)[:-1] + ', "masks": {')
         for number, (obj, entries) in enumerate(self._entries.items()):

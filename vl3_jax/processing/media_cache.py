@@ -4,6 +4,7 @@ import collections
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ Key = tuple[Any, ...]
 
 
 class MediaCache:
-    """The media of the prompts that were used last.
+    """The media of the prompts that were used last. It may be used from several threads.
 
     A prompt's images and videos are kept together, because the size of each depends on the others. A file belongs to
     its entry as long as its size and its time of change stay the same.
@@ -34,6 +35,7 @@ class MediaCache:
     def __init__(self, most_bytes: int = CACHE_BYTES):
         self._most_bytes = most_bytes
         self._entries: collections.OrderedDict[Key, DecodedMedia] = collections.OrderedDict()
+        self._bytes, self._lock = 0, threading.Lock()
 
     def key(self, turns: Sequence[Turn], config: ProcessorConfig) -> Key | None:
         """Returns what identifies the media of a prompt; None if there are none, or a source can be read only once."""
@@ -43,15 +45,20 @@ class MediaCache:
 
     def get(self, key: Key) -> "DecodedMedia | None":
         """Returns the media of a key, or None if they are not there."""
-        if key in self._entries:
-            self._entries.move_to_end(key)
-        return self._entries.get(key)
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
 
     def put(self, key: Key, media: "DecodedMedia") -> None:
         """Keeps media, in place of those that were not used for longest."""
-        self._entries[key] = media
-        while len(self._entries) and sum(map(_size, self._entries.values())) > self._most_bytes:
-            self._entries.popitem(last=False)
+        with self._lock:
+            if key in self._entries:
+                self._bytes -= _size(self._entries.pop(key))
+            self._entries[key] = media
+            self._bytes += _size(media)
+            while self._entries and self._bytes > self._most_bytes:
+                self._bytes -= _size(self._entries.popitem(last=False)[1])
 
 
 def _size(media: "DecodedMedia") -> int:

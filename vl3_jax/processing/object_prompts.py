@@ -70,12 +70,17 @@ class Prompt:
         return dataclasses.replace(self, mask=mask)
 
 
-def check_prompts(prompts: Iterable[Prompt], num_frames: int) -> None:
+def check_prompts(prompts: Iterable[Prompt], num_frames: int, order: Sequence[int] | None = None) -> None:
     """Checks the prompts of a video against each other and against its length.
+
+    Args:
+      prompts: The prompts.
+      num_frames: Frames of the video.
+      order: The frames that are tracked, of which the first one is named in messages; None for all.
 
     Raises:
       InputError: There is none, or none but corrections; one is in a frame that does not exist; an object has two in a
-        frame; or a correction is of an object that is not prompted elsewhere.
+        frame; or a correction is in a frame that is not tracked, or of an object that is not prompted elsewhere.
     """
     prompts = list(prompts)
     new = [prompt for prompt in prompts if not prompt.correction]
@@ -95,6 +100,11 @@ def check_prompts(prompts: Iterable[Prompt], num_frames: int) -> None:
             )
         if prompt.correction and all(prompt.obj != obj for _, obj in prompted):
             raise InputError(f"correction of object {prompt.obj}, which was not prompted before; prompt it first")
+        if prompt.correction and order is not None and prompt.frame not in order:
+            raise InputError(
+                f"a correction in frame {prompt.frame}, which tracking from frame {order[0]} does not reach; give "
+                "another frame to begin with"
+            )
         if place in seen:
             raise InputError(f"object {prompt.obj} has two prompts in frame {prompt.frame}; give their points in one")
         seen.add(place)

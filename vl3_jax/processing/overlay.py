@@ -23,7 +23,8 @@ _LINES = 28  # and over the height of a name
 _MARGIN = 2  # pixels around it
 _TIME_BASE = Fraction(1, 90_000)
 _MAX_RATE = 240
-_QUALITY = {"crf": "20", "bf": "0"}  # without frames that refer to later ones, so that times begin with 0
+# No frame refers to a later one, so that times begin with 0; each key frame begins a part that can be played.
+_QUALITY = {"crf": "20", "bf": "0", "g": "25"}
 
 
 def object_colour(number: int) -> tuple[int, int, int]:
@@ -98,7 +99,9 @@ class VideoWriter:
           InputError: The file cannot be written.
         """
         self._path, self._size = path, size
-        options = {} if os.fspath(path).endswith(".mkv") else {"movflags": "frag_keyframe+hybrid_fragmented"}
+        options = {"flush_packets": "1"}
+        if not os.fspath(path).endswith(".mkv"):
+            options["movflags"] = "frag_keyframe+hybrid_fragmented"
         with self._errors():
             self._container = av.open(os.fspath(path), "w", options=options)
             codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"

@@ -104,6 +104,10 @@ class Tokenizer:
             raise InputError(f"{self._name}: has no token {token}; use the tokenizer of a VideoLLaMA3 checkpoint")
         return token_id
 
+    def to_json(self) -> str:
+        """Returns the content of its `tokenizer.json`."""
+        return self._backend.to_str()
+
     def placeholder(self, kind: str, native: bool = False) -> int:
         """Returns the placeholder id of vision tokens, whose embeddings the model replaces.
 

@@ -1,6 +1,9 @@
 """The Hiera trunk: attention in windows, a few blocks over the whole map, and pooling between four stages.
 
-Dimension names: B images, H and W rows and columns of a map, C channels.
+No block but those of windows depends on the order of the cells. They therefore stay in the order of windows from block
+to block, as long as these tile the map; a window that is pooled often is the next stage's.
+
+Dimension names: B images, H and W rows and columns of a map, N cells of a map, C channels.
 """
 
 import functools
@@ -8,19 +11,24 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.einsum import einsum
+from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
-from vl3_jax.model.layers import ACTIVATIONS, LayerNorm, Linear, partitioned_param
-from vl3_jax.parallel.rules import constrain
+from vl3_jax.model.layers import LayerNorm, Linear, partitioned_param
+from vl3_jax.parallel.rules import constrain_row_major, target_device
 from vl3_jax.processing.resampling import bicubic_matrix
 from vl3_jax.sam2.sam2_config import PATCH_KERNEL, PATCH_PADDING, PATCH_STRIDE, RGB, STAGES, HieraConfig
-from vl3_jax.sam2.sam2_layers import Conv, all_to_all_attention, all_tokens
+from vl3_jax.sam2.sam2_layers import Conv, all_to_all_attention, gelu
 
 Map = Float[Array, "B H W C"]
+Cells = Float[Array, "B N C"]
+_MANY = 512  # cells, whose scores are not held in memory
+_ROW = 256  # cells of a row of windows, as in a block of the kernels
 
 
 class Hiera(nn.Module):
@@ -36,16 +44,18 @@ class Hiera(nn.Module):
         shape = (PATCH_KERNEL, PATCH_KERNEL, RGB, config.widths[0])
         x = Conv(shape, PATCH_STRIDE, PATCH_PADDING, param_dtype=self.param_dtype, name="patch_embed")(pixels)
         x += self._positions(x.shape[1]).astype(x.dtype)
-        stages, number = [], 0
+        stages, number, side = [], 0, x.shape[1]
+        x, group = cells_of(x, side), side
         for stage in range(STAGES):
             for index in range(config.depths[stage]):
                 first = index == 0 and stage > 0
                 window = 0 if number in config.global_blocks else config.windows[stage - first]
-                x = HieraBlock(config, stage, window, pool=first, param_dtype=self.param_dtype, name=f"block{number}")(
-                    x
-                )
-                number += 1
-            stages.append(x)
+                wanted = group if window == 0 else side if side % window else window
+                if group != wanted:
+                    x, group = cells_of(map_of(x, side, group), wanted), wanted
+                block = HieraBlock(config, stage, side, group, window, first, self.param_dtype, name=f"block{number}")
+                x, number, side, group = block(x), number + 1, side >> first, group >> first
+            stages.append(map_of(x, side, group))
         return stages
 
     def _positions(self, side: int) -> Float[Array, "side side C"]:
@@ -60,78 +70,119 @@ class Hiera(nn.Module):
 
 
 class HieraBlock(nn.Module):
-    """Pre-norm transformer block over a map.
+    """Pre-norm transformer block over the cells of a map.
 
     Attributes:
       config: Configuration of the trunk.
       stage: Stage of the block, from 0.
-      window: Side of its windows; 0 attends to the whole map.
+      side: Rows, and columns, of the map.
+      group: Rows, and columns, of the squares in whose order the cells come, see `cells_of`.
+      window: Rows, and columns, of the windows of attention; 0 attends to the whole map.
       pool: Whether it begins a stage: it changes the width and halves the map.
       param_dtype: Dtype of the parameters.
     """
 
     config: HieraConfig
     stage: int
+    side: int
+    group: int
     window: int
     pool: bool
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Cells) -> Cells:
         width, inner = self.config.widths[self.stage], self.config.mlp_width(self.stage)
         norm = functools.partial(LayerNorm, self.config.layer_norm_eps, "vision_embed", self.param_dtype)
         linear = functools.partial(Linear, param_dtype=self.param_dtype)
         normed = norm(name="ln1")(x)
         if self.pool:
             shape, axes = (x.shape[-1], width), ("vision_embed", "vision_mlp")
-            x = max_pool(linear(shape, axes, name="shortcut")(normed))
+            x = max_pool(linear(shape, axes, name="shortcut")(normed), self.group)
         x += self._attend(normed)
         hidden = linear((width, inner), ("vision_embed", "vision_mlp"), name="fc1")(norm(name="ln2")(x))
-        x += linear((inner, width), ("vision_mlp", "vision_embed"), name="fc2")(ACTIVATIONS["gelu"](hidden))
-        return constrain(x, "batch", None, None, None)
+        x += linear((inner, width), ("vision_mlp", "vision_embed"), name="fc2")(gelu(hidden))
+        return constrain_row_major(x, "batch", None, None)
 
-    def _attend(self, x: Map) -> Map:
+    def _attend(self, x: Cells) -> Cells:
         """Attends within windows, whose padding takes part; queries are pooled after their projection."""
         width, heads = self.config.widths[self.stage], self.config.heads[self.stage]
-        side, stride = x.shape[1], 1 + self.pool
-        x = split_windows(x, self.window) if self.window else x
+        window, is_padded = self.window or self.side, self.window not in (0, self.group)
+        if is_padded:
+            x = cells_of(map_of(x, self.side, self.group), window)
         shape, axes = (x.shape[-1], 3, heads, width // heads), ("vision_embed", None, "vision_heads", "head_dim")
         qkv = Linear(shape, axes, param_dtype=self.param_dtype, name="qkv")(x)
-        q, k, v = (qkv[..., part, :, :] for part in range(3))
+        qkv = qkv.reshape(*x.shape[:2], 3 * width)
+        q, k, v = (qkv[..., part * width : (part + 1) * width] for part in range(3))
         if self.pool:
-            q = max_pool(q.reshape(*q.shape[:3], width)).reshape(-1, q.shape[1] // 2, q.shape[2] // 2, *q.shape[3:])
-        shape = q.shape[:3]
-        q, k, v = (part.reshape(part.shape[0], -1, *part.shape[3:]) for part in (q, k, v))
-        out = (all_to_all_attention if self.window else _map_attention)(q, k, v).reshape(*shape, *q.shape[2:])
+            q = max_pool(q, window if self.window else self.group)
+        q, k, v = (part.reshape(*part.shape[:2], heads, width // heads) for part in (q, k, v))
+        out = _attention(q, k, v, window**2)
         axes = ("vision_heads", "head_dim", "vision_embed")
-        out = Linear((*q.shape[2:], width), axes, num_in=2, param_dtype=self.param_dtype, name="out")(out)
-        return join_windows(out, side // stride) if self.window else out
+        out = Linear((*out.shape[2:], width), axes, num_in=2, param_dtype=self.param_dtype, name="out")(out)
+        side = self.side >> self.pool
+        return cells_of(map_of(out, side, window >> self.pool), side) if is_padded else out
 
 
-def _map_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attends between all cells of a map, [B, L, H, D], block by block."""
-    q_info, kv_info = all_tokens(q), all_tokens(k)
-    return attention(AttentionInputs(q, k, v, q_info, kv_info, causal=False, scale=q.shape[-1] ** -0.5))
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array, cells: int) -> jax.Array:
+    """Attends within windows.
+
+    Args:
+      q: Queries, [B, L, H, D], those of a window after those of another.
+      k: Keys, [B, S, H, D].
+      v: Values, likewise.
+      cells: Keys of a window.
+
+    Returns:
+      The outputs, in the shape of the queries.
+    """
+    windows = q.shape[0] * k.shape[1] // cells
+    queries = q.shape[0] * q.shape[1] // windows
+    has_kernels = target_device().platform == "tpu"
+    joined = joined_windows(windows, queries) if has_kernels else 1
+    rows = (x.reshape(windows // joined, -1, *x.shape[2:]) for x in (q, k, v))
+    if cells < _MANY and not has_kernels:
+        return all_to_all_attention(*rows).reshape(q.shape)
+    numbers = (jnp.tile(window_numbers(joined, count), (windows // joined, 1)) for count in (queries, cells))
+    q_info, kv_info = (SegmentInfo(segments, segments) for segments in numbers)
+    inputs = AttentionInputs(*rows, q_info=q_info, kv_info=kv_info, causal=False, scale=q.shape[-1] ** -0.5)
+    return attention(inputs).reshape(q.shape)
 
 
-def max_pool(x: Map) -> Map:
-    """Returns the largest value in each 2 x 2 cells."""
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
+def joined_windows(windows: int, queries: int) -> int:
+    """Returns how many windows of some queries share a row of the kernels, which want long rows: a divisor of all."""
+    return max(n for n in range(1, max(_ROW // queries, 1) + 1) if windows % n == 0)
 
 
-def split_windows(x: Map, window: int) -> Float[Array, "windows window window C"]:
-    """Splits square maps into windows, padded with zeros below and on the right."""
+def window_numbers(joined: int, cells: int) -> np.ndarray:
+    """Returns the segment of each cell of a row of `joined` windows of some cells each, int32 from 1."""
+    return np.repeat(np.arange(1, joined + 1, dtype=np.int32), cells)
+
+
+def max_pool(x: Cells, group: int) -> Cells:
+    """Returns the largest value in each 2 x 2 cells, which come in the order of squares of `group` rows and columns."""
+    batch, count, channels = x.shape
+    squares = x.reshape(batch, count // group**2, group // 2, 2, group // 2, 2, channels)
+    return squares.max((3, 5)).reshape(batch, count // 4, channels)
+
+
+def cells_of(x: Map, group: int) -> Cells:
+    """Lists the cells of square maps, square by square.
+
+    Args:
+      x: Maps, which are padded with zeros below and on the right where squares do not tile them.
+      group: Rows, and columns, of a square.
+    """
     batch, side, _, channels = x.shape
-    count = -(-side // window)
-    missing = count * window - side
+    count = -(-side // group)
+    missing = count * group - side
     x = jnp.pad(x, [(0, 0), (0, missing), (0, missing), (0, 0)])
-    return x.reshape(batch, count, window, count, window, channels).swapaxes(2, 3).reshape(-1, window, window, channels)
+    return x.reshape(batch, count, group, count, group, channels).swapaxes(2, 3).reshape(batch, -1, channels)
 
 
-def join_windows(windows: Float[Array, "windows window window C"], side: int) -> Map:
-    """Inverts `split_windows` for maps of `side` rows and columns."""
-    _, window, _, channels = windows.shape
-    count = -(-side // window)
-    x = windows.reshape(-1, count, count, window, window, channels).swapaxes(2, 3)
-    return x.reshape(-1, count * window, count * window, channels)[:, :side, :side]
+def map_of(x: Cells, side: int, group: int) -> Map:
+    """Inverts `cells_of` for maps of `side` rows and columns."""
+    batch, _, channels = x.shape
+    count = -(-side // group)
+    x = x.reshape(batch, count, count, group, group, channels).swapaxes(2, 3)
+    return x.reshape(batch, count * group, count * group, channels)[:, :side, :side]

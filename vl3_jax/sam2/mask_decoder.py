@@ -13,10 +13,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vl3_jax.kernels.einsum import einsum
-from vl3_jax.model.layers import ACTIVATIONS, LayerNorm, Linear, partitioned_param
+from vl3_jax.model.layers import LayerNorm, Linear, partitioned_param
 from vl3_jax.sam2.prompt_encoder import PromptTokens
 from vl3_jax.sam2.sam2_config import MASK_TOKENS, Sam2Config
-from vl3_jax.sam2.sam2_layers import LAYER_NORM_EPS, DoublingConv, Mlp, ProjectedAttention, map_norm
+from vl3_jax.sam2.sam2_layers import LAYER_NORM_EPS, DoublingConv, Mlp, ProjectedAttention, gelu, map_norm
 
 ABSENT_LOGIT = -1024.0
 
@@ -113,7 +113,6 @@ class MaskDecoder(nn.Module):
         return DecodedMasks(masks, scores, mask_tokens, self.presence(queries[:, 0])[:, 0].astype(jnp.float32))
 
     def _draw(self, keys: jax.Array, fine: jax.Array, middle: jax.Array, mask_tokens: jax.Array) -> jax.Array:
-        gelu = ACTIVATIONS["gelu"]
         x = gelu(self.upscale_norm(self.upscale1(keys) + middle))
         x = gelu(self.upscale2(x) + fine)
         return einsum("bmd,bhwd->bmhw", self.hyper(mask_tokens), x, out_dtype=jnp.float32)

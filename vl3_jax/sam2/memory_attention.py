@@ -16,9 +16,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32
 
 from vl3_jax.kernels.backend import AttentionInputs
-from vl3_jax.kernels.rotary import rotate
 from vl3_jax.model.attention import attention
-from vl3_jax.model.layers import LayerNorm, Linear
+from vl3_jax.model.layers import LayerNorm, Linear, partitioned_param
+from vl3_jax.model.linear import add_bias, linear
 from vl3_jax.model.remat import scan_layers
 from vl3_jax.model.rope import axial_rotary_table
 from vl3_jax.sam2.position_encoding import cell_coordinates
@@ -55,9 +55,13 @@ class MemoryAttention(nn.Module):
         coordinates = jnp.asarray(cell_coordinates(config.grid))
         rotary = axial_rotary_table(coordinates, config.width // config.memory_heads, config.rope_theta)
         layers = scan_layers(MemoryLayer, "none", config.memory_layers, nn.broadcast)
-        arrays = (memory.tokens + memory.positions, memory.tokens, memory.valid)
-        layers = layers(config, memory.maps, self.param_dtype, name="layers")
-        features, _ = layers(features, rotary, *(array.astype(features.dtype) for array in arrays[:2]), arrays[2])
+        arrays = (memory.tokens + memory.positions, memory.tokens)
+        key_rotary = jnp.tile(rotary, (memory.maps, 1))
+        others = memory.tokens.shape[1] - len(key_rotary)
+        key_rotary = jnp.concatenate([key_rotary, jnp.tile(_unrotated(rotary.shape[1]), (others, 1))])
+        layers = layers(config, self.param_dtype, name="layers")
+        arrays = (array.astype(features.dtype) for array in arrays)
+        features, _ = layers(features, rotary, key_rotary, *arrays, memory.valid)
         return LayerNorm(LAYER_NORM_EPS, "embed", self.param_dtype, name="norm")(features)
 
 
@@ -65,7 +69,6 @@ class MemoryLayer(nn.Module):
     """Pre-norm layer: self-attention, attention to the memory, MLP."""
 
     config: Sam2Config
-    maps: int
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -73,6 +76,7 @@ class MemoryLayer(nn.Module):
         self,
         x: Float[Array, "B N D"],
         rotary: Float32[Array, "N head_dim"],
+        key_rotary: Float32[Array, "S head_dim"],
         memory_keys: Float[Array, "B S m"],
         memory: Float[Array, "B S m"],
         valid: Bool[Array, "B S"],
@@ -81,31 +85,65 @@ class MemoryLayer(nn.Module):
         attend = functools.partial(RotaryAttention, self.config, param_dtype=self.param_dtype)
         normed = norm(name="ln1")(x)
         x += attend(name="self_attn")(normed, normed, normed, rotary, rotary, None)
-        key_rotary = jnp.tile(rotary, (self.maps, 1))
         x += attend(name="memory_attn")(norm(name="ln2")(x), memory_keys, memory, rotary, key_rotary, valid)
         widths = (self.config.width, self.config.memory_mlp, self.config.width)
         x += Mlp(widths, self.param_dtype, name="mlp")(norm(name="ln3")(x))
         return x, None
 
 
+class RotatedLinear(nn.Module):
+    """Linear layer of heads that are rotated by the positions of their tokens, as `vl3_jax.kernels.rotary` does it.
+
+    What each channel is rotated with is a second product, with the halves of the kernel exchanged: to exchange halves
+    of all tokens takes longer, on a TPU several times.
+
+    Attributes:
+      shape: Number of heads and of their channels.
+      param_dtype: Dtype of the parameters.
+    """
+
+    shape: tuple[int, int]
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L I"], rotary: Float32[Array, "L head_dim"]
+    ) -> Float[Array, "B L H head_dim"]:
+        width, axes = x.shape[-1], ("embed", "heads", "head_dim")
+        init, zeros = nn.initializers.normal(width**-0.5), nn.initializers.zeros
+        kernel = partitioned_param(self, "kernel", init, (width, *self.shape), axes, self.param_dtype)
+        bias = partitioned_param(self, "bias", zeros, self.shape, axes[1:], self.param_dtype)
+        half = self.shape[1] // 2
+        cos, sin = rotary[:, None, :half], rotary[:, None, half:]
+
+        def product(kernel: jax.Array, bias: jax.Array) -> jax.Array:
+            return add_bias(linear(x, kernel, axes), bias, axes[1:]).astype(jnp.float32)
+
+        own, partner = product(kernel, bias), product(jnp.roll(kernel, half, -1), jnp.roll(bias, half, -1))
+        cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+        return (own * cos + partner * sin).astype(x.dtype)
+
+
 class RotaryAttention(nn.Module):
-    """Attention with rotary positions of the queries and of the first keys."""
+    """Attention with rotary positions of queries and keys."""
 
     config: Sam2Config
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, q, k, v, q_rotary, k_rotary, valid: Bool[Array, "B S"] | None) -> Float[Array, "B N D"]:
-        """Attends; `k_rotary` [spatial keys, head_dim] rotates the keys at the front."""
+        """Attends; the rotary tables are [N, head_dim] and [S, head_dim]."""
         width, heads = self.config.width, self.config.memory_heads
         shape, axes = (heads, width // heads), ("heads", "head_dim")
-        project = lambda x, name: Linear(  # noqa: E731
-            (x.shape[-1], *shape), ("embed", *axes), param_dtype=self.param_dtype, name=name
-        )(x)
-        spatial = k_rotary.shape[0]
-        q, k, v = rotate(project(q, "q"), q_rotary), project(k, "k"), project(v, "v")
-        k = jnp.concatenate([rotate(k[:, :spatial], k_rotary), k[:, spatial:]], axis=1)
+        q = RotatedLinear(shape, self.param_dtype, name="q")(q, q_rotary)
+        k = RotatedLinear(shape, self.param_dtype, name="k")(k, k_rotary)
+        v = Linear((v.shape[-1], *shape), ("embed", *axes), param_dtype=self.param_dtype, name="v")(v)
         q_info, kv_info = all_tokens(q), all_tokens(k, valid)
         scale = (width // heads) ** -0.5
         out = attention(AttentionInputs(q, k, v, q_info, kv_info, causal=False, scale=scale))
         return Linear((*shape, width), (*axes, "embed"), num_in=2, param_dtype=self.param_dtype, name="out")(out)
+
+
+def _unrotated(width: int) -> Float32[Array, "1 head_dim"]:
+    """Returns the rotary table of a token that is not rotated."""
+    return jnp.concatenate([jnp.ones((1, width // 2)), jnp.zeros((1, width // 2))], axis=1)

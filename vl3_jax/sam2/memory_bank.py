@@ -15,6 +15,8 @@ from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.sam2.sam2_model import ObjectOutput, Sam2
 
 MEMORY_DTYPE = jnp.bfloat16  # of stored memories, as in the original
+# Tokens: what is longer than _LONG is padded to whole blocks, so that no kernel needs a padded copy of it.
+_BLOCK, _LONG = 512, 8192
 
 
 class ConditioningFrames(flax.struct.PyTreeNode):
@@ -81,7 +83,7 @@ def memory_tokens(
       longest: Longest distance of a tracked frame whose pointer counts; it is also the unit of distances.
 
     Returns:
-      Tokens of all slots, K + R memory maps and K + Q pointers, of which those in use are valid.
+      Tokens of all slots, K + R memory maps and K + Q pointers, of which those in use are valid, and padding.
     """
     config, (rows, slots) = module.config, conditioning.valid.shape
     cells, times = module.memory_positions()
@@ -102,9 +104,12 @@ def memory_tokens(
         jnp.repeat(maps_valid, cells.shape[0], axis=1),
         jnp.repeat(jnp.concatenate([past, near], 1), pieces, axis=1),
     ]
+    count = sum(part.shape[1] for part in valid)
+    missing = -count % _BLOCK if count > _LONG else 0
+    padding = jnp.zeros((rows, missing, config.memory_width), module.dtype)
     return MemoryTokens(
-        jnp.concatenate([flat(maps), flat(pointers)], axis=1),
-        jnp.concatenate([flat(positions), jnp.repeat(pointer_positions, pieces, axis=1)], axis=1),
-        jnp.concatenate(valid, axis=1),
+        jnp.concatenate([flat(maps), flat(pointers), padding], axis=1),
+        jnp.concatenate([flat(positions), jnp.repeat(pointer_positions, pieces, axis=1), padding], axis=1),
+        jnp.concatenate([*valid, jnp.zeros((rows, missing), bool)], axis=1),
         maps=maps.shape[1],
     )

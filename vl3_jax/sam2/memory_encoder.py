@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vl3_jax.model.layers import ACTIVATIONS, Linear, partitioned_param
+from vl3_jax.model.layers import Linear, partitioned_param
 from vl3_jax.sam2.sam2_config import STRIDE, Sam2Config
-from vl3_jax.sam2.sam2_layers import Conv, map_norm
+from vl3_jax.sam2.sam2_layers import Conv, gelu, map_norm
 
 
 class MemoryEncoder(nn.Module):
@@ -29,7 +29,7 @@ class MemoryEncoder(nn.Module):
         Returns:
           Memories, [B, G, G, memory_width].
         """
-        config, dtype, gelu = self.config, self.param_dtype, ACTIVATIONS["gelu"]
+        config, dtype = self.config, self.param_dtype
         x, channels = masks[..., None].astype(features.dtype), 1
         for number in range(1, STRIDE.bit_length()):  # each convolution halves the map and quadruples the channels
             conv = Conv((3, 3, channels, 4 * channels), stride=2, padding=1, param_dtype=dtype, name=f"conv{number}")
@@ -55,7 +55,7 @@ class FuserBlock(nn.Module):
         hidden = map_norm("norm", self.param_dtype)(conv(x))
         axes = ("vision_embed", "vision_mlp")
         hidden = Linear((width, inner), axes, param_dtype=self.param_dtype, name="fc1")(hidden)
-        hidden = ACTIVATIONS["gelu"](hidden)
+        hidden = gelu(hidden)
         hidden = Linear((inner, width), axes[::-1], param_dtype=self.param_dtype, name="fc2")(hidden)
         init = nn.initializers.constant(1e-6)
         scale = partitioned_param(self, "scale", init, (width,), ("vision_embed",), self.param_dtype)

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int32
 
-from vl3_jax.model.layers import ACTIVATIONS, partitioned_param
+from vl3_jax.model.layers import partitioned_param
 from vl3_jax.processing.object_prompts import NOT_A_POINT, PADDING
 from vl3_jax.sam2.position_encoding import as_array, cell_centres, fourier_features
 from vl3_jax.sam2.sam2_config import POINT_KINDS, Sam2Config
-from vl3_jax.sam2.sam2_layers import Conv, map_norm
+from vl3_jax.sam2.sam2_layers import Conv, gelu, map_norm
 
 
 class PromptTokens(NamedTuple):
@@ -83,7 +83,6 @@ class PromptEncoder(nn.Module):
 
     def mask(self, mask: Float[Array, "B 4G 4G"]) -> Float[Array, "B G G D"]:
         """Embeds low-resolution masks of logits."""
-        gelu = ACTIVATIONS["gelu"]
         x = gelu(self.mask_norm1(self.mask_conv1(mask[..., None])))
         return self.mask_conv3(gelu(self.mask_norm2(self.mask_conv2(x))))
 

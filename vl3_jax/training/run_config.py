@@ -129,7 +129,7 @@ class EvalConfig(CheckedSettings):
     """The loss on held-out data, and the scores of benchmarks.
 
     Attributes:
-      tasks: Benchmarks to ask, as `vl3 eval --tasks` names them.
+      tasks: Benchmarks to ask, as `vl3 eval --tasks` names them, with commas between them.
       data: Folder of all benchmarks, for tasks that need data.
       questions: Questions of each task; 0 is all, and 200 of a synthetic task.
       annotations: Annotation files of the held-out data; relative paths are below `data.root`, as in training.
@@ -139,7 +139,7 @@ class EvalConfig(CheckedSettings):
       steps: Batches of an evaluation; 0 is all of the data.
     """
 
-    tasks: tuple[str, ...] = ()
+    tasks: str = ""
     data: str = ""
     questions: int = dataclasses.field(default=0, metadata={LIMITS: AMOUNT})
     annotations: tuple[str, ...] = ()
@@ -151,9 +151,8 @@ class EvalConfig(CheckedSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, kind in (("annotations", "file"), ("tasks", "benchmark")):
-            if not all(getattr(self, name)):
-                raise SettingError(name, getattr(self, name), f"name each {kind}")
+        if not all(self.annotations):
+            raise SettingError("annotations", self.annotations, "name each file")
         held_out, asked = ("held-out data", "annotations"), ("benchmarks", "tasks")
         needs = {"media": (held_out,), "steps": (held_out,), "data": (asked,), "questions": (asked,)}
         for name, uses in (needs | {"every": (held_out, asked)}).items():

@@ -17,6 +17,7 @@ from vl3_jax.inference.buckets import round_up_to_bucket
 from vl3_jax.inference.programs import STEPS_PER_CALL, DecodeRows, DecodeState, decode_steps
 from vl3_jax.inference.sampling import SamplingParams
 from vl3_jax.inference.sampling_config import SamplingConfig
+from vl3_jax.inference.token_masks import free_masks
 from vl3_jax.model import KVCache, VideoLLaMA3, init_params, preset
 from vl3_jax.model.serving_layout import default_layout
 
@@ -53,6 +54,8 @@ def _measure(
         remaining,
         np.full(rows, -1, np.int32),
         sampling,
+        free_masks(rows, model.config.text.vocab_size),
+        np.full((rows, STEPS_PER_CALL - 1), model.config.text.vocab_size, np.int32),
     )
     inputs = (decode_rows, np.zeros(0, np.int32), np.int32(STEPS_PER_CALL))
     start = time.perf_counter()

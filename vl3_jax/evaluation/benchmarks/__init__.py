@@ -75,6 +75,11 @@ def names() -> list[str]:
     return [*BENCHMARKS, *MASK_BENCHMARKS, *_registered]
 
 
+def listed(tasks: str) -> list[str]:
+    """Returns the names of a list with commas."""
+    return [name.strip() for name in tasks.split(",") if name.strip()]
+
+
 def find(tasks: Iterable[str], selection: QuestionSelection | None = None) -> list[Benchmark]:
     """Returns the benchmarks of these names, in their order and without duplicates.
 

@@ -1,0 +1,1 @@
+"""Bulk answers: a file of requests in OpenAI's batch form, and a file of answers."""
