@@ -1,6 +1,7 @@
 """Hidden states of watched tokens: those of a forward pass, also where the answer ends with such a token."""
 
 import functools
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -77,6 +78,43 @@ def test_an_answer_that_ends_with_it(place):
         generation = engine.submit(request).result()
         assert (generation.tokens, generation.finish_reason) == (answer[: place + 1], reason)
         assert relative_error(generation.hidden[place], states[-1]) <= REORDERED
+
+
+class Dictated:
+    """A constraint that one answer alone matches."""
+
+    is_led = False
+
+    def __init__(self, answer: list[int]):
+        self._left = list(answer)
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._left
+
+    def write_mask(self, mask: np.ndarray) -> None:
+        mask[:] = 0
+        mask[self._left[0] // 32] = np.uint32(1 << self._left[0] % 32)
+
+    def accept(self, tokens: list[int]) -> int:
+        kept = 0
+        while self._left and kept < len(tokens) and tokens[kept] == self._left[0]:
+            del self._left[0]
+            kept += 1
+        return kept
+
+
+def test_a_constraint_may_end_with_it():
+    """What the row ran ahead in vain leaves no hidden state, and the row beside it says what it says alone."""
+    token, (sample, other) = 33, samples()
+    dictated = [token, 9, token, answers()[0][0], token]
+    constrained = Request(sample, GREEDY, constraint=cast(Any, Dictated(dictated)))
+    generation, free = watching(token).run([constrained, Request(other, GREEDY)])
+    assert (generation.tokens, generation.finish_reason, free.tokens) == (dictated, STOP, answers()[1])
+    assert sorted(generation.hidden) == [0, 2, 4]
+    states = forward(sample, dictated)
+    for place, hidden in generation.hidden.items():
+        assert relative_error(hidden, states[place]) <= REORDERED
 
 
 def test_a_conversation_goes_on_behind_it():
