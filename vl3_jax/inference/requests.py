@@ -143,11 +143,11 @@ class Generation:
         reason = end or (STOP if stops else LENGTH if is_last else None)
         if reason and token == self.engine.watched:
             self.ending = reason
-        else:
+        elif reason:
             self.finish_reason = reason
 
     def add_hidden(self, index: int, hidden: np.ndarray) -> None:
         """Keeps the hidden state of a watched token (for the engine), which may be what the answer's end waits for."""
         self.hidden[index] = hidden
-        if self.ending and index == len(self.tokens) - 1:
+        if self.ending and not self.done and index == len(self.tokens) - 1:
             self.finish_reason = self.ending
