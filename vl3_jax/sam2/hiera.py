@@ -20,6 +20,7 @@ from vl3_jax.kernels.einsum import einsum
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
 from vl3_jax.model.layers import LayerNorm, Linear, partitioned_param
+from vl3_jax.model.linear import add_bias, linear
 from vl3_jax.parallel.rules import constrain_row_major, target_device
 from vl3_jax.processing.resampling import bicubic_matrix
 from vl3_jax.sam2.sam2_config import PATCH_KERNEL, PATCH_PADDING, PATCH_STRIDE, RGB, STAGES, HieraConfig
@@ -93,14 +94,14 @@ class HieraBlock(nn.Module):
     def __call__(self, x: Cells) -> Cells:
         width, inner = self.config.widths[self.stage], self.config.mlp_width(self.stage)
         norm = functools.partial(LayerNorm, self.config.layer_norm_eps, "vision_embed", self.param_dtype)
-        linear = functools.partial(Linear, param_dtype=self.param_dtype)
+        dense = functools.partial(Linear, param_dtype=self.param_dtype)
         normed = norm(name="ln1")(x)
         if self.pool:
             shape, axes = (x.shape[-1], width), ("vision_embed", "vision_mlp")
-            x = max_pool(linear(shape, axes, name="shortcut")(normed), self.group)
+            x = max_pool(dense(shape, axes, name="shortcut")(normed), self.group)
         x += self._attend(normed)
-        hidden = linear((width, inner), ("vision_embed", "vision_mlp"), name="fc1")(norm(name="ln2")(x))
-        x += linear((inner, width), ("vision_mlp", "vision_embed"), name="fc2")(gelu(hidden))
+        hidden = dense((width, inner), ("vision_embed", "vision_mlp"), name="fc1")(norm(name="ln2")(x))
+        x += dense((inner, width), ("vision_mlp", "vision_embed"), name="fc2")(gelu(hidden))
         return constrain_row_major(x, "batch", None, None)
 
     def _attend(self, x: Cells) -> Cells:
@@ -109,10 +110,7 @@ class HieraBlock(nn.Module):
         window, is_padded = self.window or self.side, self.window not in (0, self.group)
         if is_padded:
             x = cells_of(map_of(x, self.side, self.group), window)
-        shape, axes = (x.shape[-1], 3, heads, width // heads), ("vision_embed", None, "vision_heads", "head_dim")
-        qkv = Linear(shape, axes, param_dtype=self.param_dtype, name="qkv")(x)
-        qkv = qkv.reshape(*x.shape[:2], 3 * width)
-        q, k, v = (qkv[..., part * width : (part + 1) * width] for part in range(3))
+        q, k, v = QueriesKeysValues((heads, width // heads), self.param_dtype, name="qkv")(x)
         if self.pool:
             q = max_pool(q, window if self.window else self.group)
         q, k, v = (part.reshape(*part.shape[:2], heads, width // heads) for part in (q, k, v))
@@ -121,6 +119,30 @@ class HieraBlock(nn.Module):
         out = Linear((*out.shape[2:], width), axes, num_in=2, param_dtype=self.param_dtype, name="out")(out)
         side = self.side >> self.pool
         return cells_of(map_of(out, side, window >> self.pool), side) if is_padded else out
+
+
+class QueriesKeysValues(nn.Module):
+    """Linear layer whose outputs are queries, keys and values, with the channels of all heads side by side.
+
+    Each is a product of its own, in the layout that the kernels read: parts of one product would be copied on a TPU.
+
+    Attributes:
+      shape: Number of heads and of their channels.
+      param_dtype: Dtype of the parameters.
+    """
+
+    shape: tuple[int, int]
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N C"]) -> list[Float[Array, "B N D"]]:
+        width, axes = x.shape[-1], ("vision_embed", None, "vision_heads", "head_dim")
+        init, zeros = nn.initializers.normal(width**-0.5), nn.initializers.zeros
+        kernel = partitioned_param(self, "kernel", init, (width, 3, *self.shape), axes, self.param_dtype)
+        bias = partitioned_param(self, "bias", zeros, (3, *self.shape), axes[1:], self.param_dtype)
+        axes = axes[:1] + axes[2:]
+        heads = (add_bias(linear(x, kernel[:, part], axes), bias[part], axes[1:]) for part in range(3))
+        return [constrain_row_major(part.reshape(*x.shape[:2], -1), "batch", None, None) for part in heads]
 
 
 def _attention(q: jax.Array, k: jax.Array, v: jax.Array, cells: int) -> jax.Array:
