@@ -7,6 +7,7 @@ Dimension names: B images, H and W rows and columns of a map, N cells of a map, 
 """
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -23,8 +24,8 @@ from vl3_jax.model.layers import LayerNorm, Linear, partitioned_param
 from vl3_jax.model.linear import add_bias, linear
 from vl3_jax.parallel.rules import constrain_row_major, target_device
 from vl3_jax.processing.resampling import bicubic_matrix
-from vl3_jax.sam2.sam2_config import PATCH_KERNEL, PATCH_PADDING, PATCH_STRIDE, RGB, STAGES, HieraConfig
-from vl3_jax.sam2.sam2_layers import Conv, all_to_all_attention, gelu
+from vl3_jax.sam2.sam2_config import PATCH_KERNEL, PATCH_STRIDE, RGB, STAGES, HieraConfig
+from vl3_jax.sam2.sam2_layers import all_to_all_attention, gelu
 
 Map, Cells = Float[Array, "B H W C"], Float[Array, "B N C"]
 _MANY = 512  # cells, whose scores are not held in memory
@@ -41,8 +42,7 @@ class Hiera(nn.Module):
     def __call__(self, pixels: Float[Array, "B height width 3"]) -> list[Map]:
         """Returns the output of each stage, with strides 4, 8, 16 and 32, for normalised pixels."""
         config = self.config
-        shape = (PATCH_KERNEL, PATCH_KERNEL, RGB, config.widths[0])
-        x = Conv(shape, PATCH_STRIDE, PATCH_PADDING, param_dtype=self.param_dtype, name="patch_embed")(pixels)
+        x = PatchEmbed(config.widths[0], self.param_dtype, name="patch_embed")(pixels)
         x += self._positions(x.shape[1]).astype(x.dtype)
         stages, number, side = [], 0, x.shape[1]
         x, group = cells_of(x, side), side
@@ -67,6 +67,42 @@ class Hiera(nn.Module):
         rows, columns = (jnp.asarray(bicubic_matrix(size, side)) for size in config.position_size)
         coarse = einsum("yi,ijc,xj->yxc", rows, coarse.astype(jnp.float32), columns)
         return coarse + jnp.tile(fine.astype(jnp.float32), (side // window, side // window, 1))
+
+
+class PatchEmbed(nn.Module):
+    """Convolution of pixels whose stride is the side of a patch; an output reads its patch and those before it.
+
+    It is a product of patches with each quarter of the kernel. A TPU lays few channels out as planes; a convolution
+    would first give each pixel a register. The columns of patches are gathered by a product too.
+
+    Attributes:
+      width: Channels of the outputs.
+      param_dtype: Dtype of the parameters.
+    """
+
+    width: int
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "B height columns 3"]) -> Map:
+        shape, axes = (PATCH_KERNEL, PATCH_KERNEL, RGB, self.width), (None, None, None, "vision_embed")
+        init, zeros = nn.initializers.normal(math.prod(shape[:3]) ** -0.5), nn.initializers.zeros
+        kernel = partitioned_param(self, "kernel", init, shape, axes, self.param_dtype).astype(pixels.dtype)
+        bias = partitioned_param(self, "bias", zeros, shape[3:], axes[3:], self.param_dtype)
+        batch, height, columns, _ = pixels.shape
+        side, rows, cells = PATCH_STRIDE, height // PATCH_STRIDE, columns // PATCH_STRIDE
+        order = np.arange(columns).reshape(cells, side).T.reshape(-1)  # the first columns of all patches come first
+        x = einsum("bhwc,sw->bchs", pixels, jax.nn.one_hot(order, columns, dtype=pixels.dtype))
+        x = x.reshape(batch, RGB, rows, side, side, cells).swapaxes(1, 2).reshape(batch, rows, -1, cells)
+        x = jnp.pad(x, [(0, 0), (1, 0), (0, 0), (1, 0)])
+        quarters = jnp.pad(kernel, [(1, 0), (1, 0), (0, 0), (0, 0)]).reshape(2, side, 2, side, RGB, self.width)
+        quarters = quarters.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, -1, self.width)
+        products = [
+            einsum("byix,io->byxo", x[:, i : i + rows, :, j : j + cells], quarters[i, j], out_dtype=jnp.float32)
+            for i in range(2)
+            for j in range(2)
+        ]
+        return sum(products, bias.astype(jnp.float32)).astype(pixels.dtype)
 
 
 class HieraBlock(nn.Module):
@@ -142,7 +178,7 @@ class QueriesKeysValues(nn.Module):
         bias = partitioned_param(self, "bias", zeros, (3, *self.shape), axes[1:], self.param_dtype)
         axes = axes[:1] + axes[2:]
         heads = (add_bias(linear(x, kernel[:, part], axes), bias[part], axes[1:]) for part in range(3))
-        return [constrain_row_major(part.reshape(*x.shape[:2], -1), "batch", None, None) for part in heads]
+        return [constrain_row_major(part.reshape(*x.shape[:2], -1), "batch", None, axes[1]) for part in heads]
 
 
 def _attention(q: jax.Array, k: jax.Array, v: jax.Array, cells: int) -> jax.Array:
