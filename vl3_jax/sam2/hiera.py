@@ -219,8 +219,8 @@ def window_numbers(joined: int, cells: int) -> np.ndarray:
 def max_pool(x: Cells, group: int) -> Cells:
     """Returns the largest value in each 2 x 2 cells, which come in the order of squares of `group` rows and columns."""
     batch, count, channels = x.shape
-    squares = x.reshape(batch, count // group**2, group // 2, 2, group // 2, 2, channels)
-    return squares.max((3, 5)).reshape(batch, count // 4, channels)
+    squares = x.reshape(-1, group, group, channels)
+    return nn.max_pool(squares, (2, 2), (2, 2)).reshape(batch, count // 4, channels)
 
 
 def cells_of(x: Map, group: int) -> Cells:
