@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from vl3_jax.batch import ROWS
 from vl3_jax.batch.request_file import RequestLine, check_envelope, is_name, parse_line, request_line
 from vl3_jax.errors import InputError, RunError, SettingError, TooLongError, printable
 from vl3_jax.inference.answer_settings import CONSTRAINT
@@ -18,7 +19,6 @@ from vl3_jax.processing.media_cache import MediaCache
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-ROWS = 8  # requests that are answered side by side
 _MESSAGE_LENGTH = 1000  # characters of what an unexpected exception says
 _CACHE_BYTES = 2**26  # of decoded media, for the next requests about the same ones
 # What an answer can fail with; `error.code` of its record.

@@ -28,7 +28,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class FileShard:
     """Layout of one safetensors file.
 
     Attributes:
@@ -104,7 +104,7 @@ def write_hf(
         job.commit()
 
 
-def plan_shards(tensors: Sequence[TensorSpec], dtypes: dict[str, np.dtype], shard_bytes: int) -> list[Shard]:
+def plan_shards(tensors: Sequence[TensorSpec], dtypes: dict[str, np.dtype], shard_bytes: int) -> list[FileShard]:
     """Assigns the tensors to files in order, starting a new file when the next tensor would exceed `shard_bytes`.
 
     Args:
@@ -128,7 +128,7 @@ def plan_shards(tensors: Sequence[TensorSpec], dtypes: dict[str, np.dtype], shar
     ]
 
 
-def _plan_shard(name: str, tensors: Sequence[TensorSpec], dtypes: dict[str, np.dtype]) -> Shard:
+def _plan_shard(name: str, tensors: Sequence[TensorSpec], dtypes: dict[str, np.dtype]) -> FileShard:
     # Wide types first: every tensor is then aligned to its item size, as readers that map the file need it.
     tensors = sorted(tensors, key=lambda spec: -dtypes[spec.leaf].itemsize)
     ends = list(itertools.accumulate((spec.size * dtypes[spec.leaf].itemsize for spec in tensors), initial=0))
@@ -140,14 +140,16 @@ def _plan_shard(name: str, tensors: Sequence[TensorSpec], dtypes: dict[str, np.d
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
-    return Shard(name, tuple(tensors), tuple(len(header) + end for end in ends[:-1]), header, len(header) + ends[-1])
+    return FileShard(
+        name, tuple(tensors), tuple(len(header) + end for end in ends[:-1]), header, len(header) + ends[-1]
+    )
 
 
-def _partial(job: Job, shard: Shard) -> pathlib.Path:
+def _partial(job: Job, shard: FileShard) -> pathlib.Path:
     return job.folder / f"{shard.name}.partial"
 
 
-def _allocate(job: Job, shard: Shard) -> None:
+def _allocate(job: Job, shard: FileShard) -> None:
     """Allocates the file at its full size to detect a full disk early; the file of an earlier run is kept."""
     path = _partial(job, shard)
     finished = job.folder / shard.name  # exists if the process was killed between two renames of `_finish`
@@ -167,7 +169,7 @@ def _allocate(job: Job, shard: Shard) -> None:
         file.write(shard.header)
 
 
-def _write_shards(source: CheckpointSource, job: Job, shards: Sequence[Shard], dtypes, quiet: bool) -> None:
+def _write_shards(source: CheckpointSource, job: Job, shards: Sequence[FileShard], dtypes, quiet: bool) -> None:
     nan_names = set()
 
     def write(key: tuple[str]) -> None:
@@ -217,7 +219,7 @@ def _pwrite(file: int, array: np.ndarray, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _finish(job: Job, shards: Sequence[Shard], files: Mapping[str, bytes]) -> None:
+def _finish(job: Job, shards: Sequence[FileShard], files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         (job.folder / name).write_bytes(content)
     if len(shards) > 1:

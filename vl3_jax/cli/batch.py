@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from vl3_jax.batch import ROWS
 from vl3_jax.cli import generation_flags, settings_flags
 from vl3_jax.config_tree import Limits
 from vl3_jax.errors import InputError, printable
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generation_flags.add_constraint(parser)
     speed = parser.add_argument_group("speed")
     for name, text in (
-        ("--batch", "requests that are answered side by side (default: 8)"),
+        ("--batch", f"requests that are answered side by side (default: {ROWS})"),
         ("--threads", "threads that decode media ahead (default: one for each core)"),
     ):
         speed.add_argument(name, type=settings_flags.number(int, Limits(1, 4096)), metavar="N", help=text)
@@ -85,7 +86,7 @@ def _answer(arguments: argparse.Namespace, requests, states, shard: Shard, setti
     pending = own[~is_done]
     if not len(pending):
         return
-    from vl3_jax.batch.answering import ROWS, BatchAnswerer
+    from vl3_jax.batch.answering import BatchAnswerer
 
     model = generation_flags.load_model(arguments)
     model.processor.on_frame = lambda name, done, total: None  # the bar stays on its line

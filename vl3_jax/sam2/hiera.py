@@ -7,6 +7,7 @@ Dimension names: B images, H and W rows and columns of a map, N cells of a map, 
 """
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -20,10 +21,11 @@ from vl3_jax.kernels.einsum import einsum
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
 from vl3_jax.model.layers import LayerNorm, Linear, partitioned_param
+from vl3_jax.model.linear import add_bias, linear
 from vl3_jax.parallel.rules import constrain_row_major, target_device
 from vl3_jax.processing.resampling import bicubic_matrix
-from vl3_jax.sam2.sam2_config import PATCH_KERNEL, PATCH_PADDING, PATCH_STRIDE, RGB, STAGES, HieraConfig
-from vl3_jax.sam2.sam2_layers import Conv, all_to_all_attention, gelu
+from vl3_jax.sam2.sam2_config import PATCH_KERNEL, PATCH_STRIDE, RGB, STAGES, HieraConfig
+from vl3_jax.sam2.sam2_layers import all_to_all_attention, gelu
 
 Map = Float[Array, "B H W C"]
 Cells = Float[Array, "B N C"]
@@ -41,8 +43,7 @@ class Hiera(nn.Module):
     def __call__(self, pixels: Float[Array, "B height width 3"]) -> list[Map]:
         """Returns the output of each stage, with strides 4, 8, 16 and 32, for normalised pixels."""
         config = self.config
-        shape = (PATCH_KERNEL, PATCH_KERNEL, RGB, config.widths[0])
-        x = Conv(shape, PATCH_STRIDE, PATCH_PADDING, param_dtype=self.param_dtype, name="patch_embed")(pixels)
+        x = PatchEmbed(config.widths[0], self.param_dtype, name="patch_embed")(pixels)
         x += self._positions(x.shape[1]).astype(x.dtype)
         stages, number, side = [], 0, x.shape[1]
         x, group = cells_of(x, side), side
@@ -67,6 +68,42 @@ class Hiera(nn.Module):
         rows, columns = (jnp.asarray(bicubic_matrix(size, side)) for size in config.position_size)
         coarse = einsum("yi,ijc,xj->yxc", rows, coarse.astype(jnp.float32), columns)
         return coarse + jnp.tile(fine.astype(jnp.float32), (side // window, side // window, 1))
+
+
+class PatchEmbed(nn.Module):
+    """Convolution of pixels whose stride is the side of a patch; an output reads its patch and those before it.
+
+    It is a product of patches with each quarter of the kernel. A TPU lays few channels out as planes; a convolution
+    would first give each pixel a register. The columns of patches are gathered by a product too.
+
+    Attributes:
+      width: Channels of the outputs.
+      param_dtype: Dtype of the parameters.
+    """
+
+    width: int
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "B height columns 3"]) -> Map:
+        shape, axes = (PATCH_KERNEL, PATCH_KERNEL, RGB, self.width), (None, None, None, "vision_embed")
+        init, zeros = nn.initializers.normal(math.prod(shape[:3]) ** -0.5), nn.initializers.zeros
+        kernel = partitioned_param(self, "kernel", init, shape, axes, self.param_dtype).astype(pixels.dtype)
+        bias = partitioned_param(self, "bias", zeros, shape[3:], axes[3:], self.param_dtype)
+        batch, height, columns, _ = pixels.shape
+        side, rows, cells = PATCH_STRIDE, height // PATCH_STRIDE, columns // PATCH_STRIDE
+        order = np.arange(columns).reshape(cells, side).T.reshape(-1)  # the first columns of all patches come first
+        x = einsum("bhwc,sw->bchs", pixels, jax.nn.one_hot(order, columns, dtype=pixels.dtype))
+        x = x.reshape(batch, RGB, rows, side, side, cells).swapaxes(1, 2).reshape(batch, rows, -1, cells)
+        x = jnp.pad(x, [(0, 0), (1, 0), (0, 0), (1, 0)])
+        quarters = jnp.pad(kernel, [(1, 0), (1, 0), (0, 0), (0, 0)]).reshape(2, side, 2, side, RGB, self.width)
+        quarters = quarters.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, -1, self.width)
+        products = [
+            einsum("byix,io->byxo", x[:, i : i + rows, :, j : j + cells], quarters[i, j], out_dtype=jnp.float32)
+            for i in range(2)
+            for j in range(2)
+        ]
+        return sum(products, bias.astype(jnp.float32)).astype(pixels.dtype)
 
 
 class HieraBlock(nn.Module):
@@ -94,14 +131,14 @@ class HieraBlock(nn.Module):
     def __call__(self, x: Cells) -> Cells:
         width, inner = self.config.widths[self.stage], self.config.mlp_width(self.stage)
         norm = functools.partial(LayerNorm, self.config.layer_norm_eps, "vision_embed", self.param_dtype)
-        linear = functools.partial(Linear, param_dtype=self.param_dtype)
+        dense = functools.partial(Linear, param_dtype=self.param_dtype)
         normed = norm(name="ln1")(x)
         if self.pool:
             shape, axes = (x.shape[-1], width), ("vision_embed", "vision_mlp")
-            x = max_pool(linear(shape, axes, name="shortcut")(normed), self.group)
+            x = max_pool(dense(shape, axes, name="shortcut")(normed), self.group)
         x += self._attend(normed)
-        hidden = linear((width, inner), ("vision_embed", "vision_mlp"), name="fc1")(norm(name="ln2")(x))
-        x += linear((inner, width), ("vision_mlp", "vision_embed"), name="fc2")(gelu(hidden))
+        hidden = dense((width, inner), ("vision_embed", "vision_mlp"), name="fc1")(norm(name="ln2")(x))
+        x += dense((inner, width), ("vision_mlp", "vision_embed"), name="fc2")(gelu(hidden))
         return constrain_row_major(x, "batch", None, None)
 
     def _attend(self, x: Cells) -> Cells:
@@ -110,10 +147,7 @@ class HieraBlock(nn.Module):
         window, is_padded = self.window or self.side, self.window not in (0, self.group)
         if is_padded:
             x = cells_of(map_of(x, self.side, self.group), window)
-        shape, axes = (x.shape[-1], 3, heads, width // heads), ("vision_embed", None, "vision_heads", "head_dim")
-        qkv = Linear(shape, axes, param_dtype=self.param_dtype, name="qkv")(x)
-        qkv = qkv.reshape(*x.shape[:2], 3 * width)
-        q, k, v = (qkv[..., part * width : (part + 1) * width] for part in range(3))
+        q, k, v = QueriesKeysValues((heads, width // heads), self.param_dtype, name="qkv")(x)
         if self.pool:
             q = max_pool(q, window if self.window else self.group)
         q, k, v = (part.reshape(*part.shape[:2], heads, width // heads) for part in (q, k, v))
@@ -122,6 +156,30 @@ class HieraBlock(nn.Module):
         out = Linear((*out.shape[2:], width), axes, num_in=2, param_dtype=self.param_dtype, name="out")(out)
         side = self.side >> self.pool
         return cells_of(map_of(out, side, window >> self.pool), side) if is_padded else out
+
+
+class QueriesKeysValues(nn.Module):
+    """Linear layer whose outputs are queries, keys and values, with the channels of all heads side by side.
+
+    Each is a product of its own, in the layout that the kernels read: parts of one product would be copied on a TPU.
+
+    Attributes:
+      shape: Number of heads and of their channels.
+      param_dtype: Dtype of the parameters.
+    """
+
+    shape: tuple[int, int]
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N C"]) -> list[Float[Array, "B N D"]]:
+        width, axes = x.shape[-1], ("vision_embed", None, "vision_heads", "head_dim")
+        init, zeros = nn.initializers.normal(width**-0.5), nn.initializers.zeros
+        kernel = partitioned_param(self, "kernel", init, (width, 3, *self.shape), axes, self.param_dtype)
+        bias = partitioned_param(self, "bias", zeros, (3, *self.shape), axes[1:], self.param_dtype)
+        axes = axes[:1] + axes[2:]
+        heads = (add_bias(linear(x, kernel[:, part], axes), bias[part], axes[1:]) for part in range(3))
+        return [constrain_row_major(part.reshape(*x.shape[:2], -1), "batch", None, axes[1]) for part in heads]
 
 
 def _attention(q: jax.Array, k: jax.Array, v: jax.Array, cells: int) -> jax.Array:
@@ -162,8 +220,8 @@ def window_numbers(joined: int, cells: int) -> np.ndarray:
 def max_pool(x: Cells, group: int) -> Cells:
     """Returns the largest value in each 2 x 2 cells, which come in the order of squares of `group` rows and columns."""
     batch, count, channels = x.shape
-    squares = x.reshape(batch, count // group**2, group // 2, 2, group // 2, 2, channels)
-    return squares.max((3, 5)).reshape(batch, count // 4, channels)
+    squares = x.reshape(-1, group, group, channels)
+    return nn.max_pool(squares, (2, 2), (2, 2)).reshape(batch, count // 4, channels)
 
 
 def cells_of(x: Map, group: int) -> Cells:

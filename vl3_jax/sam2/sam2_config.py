@@ -5,7 +5,7 @@ import math
 from typing import Literal
 
 STAGES = 4  # of the trunk, with strides 4, 8, 16 and 32
-PATCH_KERNEL, PATCH_STRIDE, PATCH_PADDING = 7, 4, 3
+PATCH_KERNEL, PATCH_STRIDE = 7, 4
 STRIDE = 16  # pixels of the input image in a cell of the feature map that prompts and memories meet
 MASK_STRIDE = 4  # pixels of the input image in a pixel of a low-resolution mask
 MASK_TOKENS = 4  # one mask alone, then three for an ambiguous prompt
