@@ -6,6 +6,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from support.dictated import Dictated
 from support.samples import random_sample, random_visual, shape_for
 from support.tolerances import REORDERED, relative_error
 from support.weights import random_params
@@ -78,30 +79,6 @@ def test_an_answer_that_ends_with_it(place):
         generation = engine.submit(request).result()
         assert (generation.tokens, generation.finish_reason) == (answer[: place + 1], reason)
         assert relative_error(generation.hidden[place], states[-1]) <= REORDERED
-
-
-class Dictated:
-    """A constraint that one answer alone matches."""
-
-    is_led = False
-
-    def __init__(self, answer: list[int]):
-        self._left = list(answer)
-
-    @property
-    def is_complete(self) -> bool:
-        return not self._left
-
-    def write_mask(self, mask: np.ndarray) -> None:
-        mask[:] = 0
-        mask[self._left[0] // 32] = np.uint32(1 << self._left[0] % 32)
-
-    def accept(self, tokens: list[int]) -> int:
-        kept = 0
-        while self._left and kept < len(tokens) and tokens[kept] == self._left[0]:
-            del self._left[0]
-            kept += 1
-        return kept
 
 
 def test_a_constraint_may_end_with_it():

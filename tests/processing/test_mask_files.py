@@ -17,6 +17,7 @@ from vl3_jax.processing.mask_files import (
     MaskTable,
     check_object_name,
     encode_rle,
+    mask_entry,
     save_mask,
 )
 
@@ -57,7 +58,7 @@ def test_the_table_of_all_masks(tmp_path):
     with MaskTable(tmp_path) as table:
         for frame in range(3):
             for obj in (7, 'a "name"'):
-                table.add(obj, frame, np.full((2, 3), frame > 0), score=frame / 2)
+                table.add(obj, frame, mask_entry(np.full((2, 3), frame > 0), frame / 2, 1))
         assert not list(tmp_path.iterdir())
         table.write_json(out, {"out": "folder"})
     result = json.loads(out.getvalue())

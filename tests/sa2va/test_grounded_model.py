@@ -5,12 +5,15 @@ import pytest
 from PIL import Image
 
 import vl3_jax as vl3
+from support.adapters import write_adapter
 from support.sa2va_models import write_small_sa2va
 from support.tolerances import REORDERED, relative_error
+from vl3_jax.checkpoint import open_source
 from vl3_jax.errors import InputError
 from vl3_jax.inference.grounded_model import GroundedModel, MaskRequest
 from vl3_jax.inference.mask_drawer import choose_key_frames
 from vl3_jax.processing.object_prompts import Prompt, input_mask
+from vl3_jax.sa2va.templates import GROUNDED_CAPTION
 
 SHORT = {"max_new_tokens": 3, "max_visual_tokens": 16}
 IMAGE = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
@@ -31,8 +34,8 @@ def model(folder) -> GroundedModel:
 
 def test_an_image(model):
     result = model.segment("the red car", image=IMAGE, **SHORT)
-    assert result.text == "[SEG][SEG][SEG]"
-    assert result.answer.finish_reason == "length"
+    assert result.grounded.text == "[SEG][SEG][SEG]"
+    assert result.finish_reason == "length"
     assert result.names == ["1", "2", "3"]
     assert result.vectors.shape == (3, 64)
     assert len({vector.tobytes() for vector in result.vectors}) == 3
@@ -51,27 +54,37 @@ def test_no_object_is_an_empty_mask(model):
     assert [frame.masks.shape for frame in frames] == [(0, 90, 70)] * 2
 
 
-def test_a_batch_equals_each_alone(model):
+def test_ten_in_a_batch_equal_each_alone(model):
+    """More than the engine has rows: images and videos in both ways, of several sizes, with and without objects."""
     requests = [
         MaskRequest("the red car", IMAGE),
         MaskRequest("a", GREY),
         MaskRequest("dogs?", IMAGE),
         MaskRequest("the dog", video=FRAMES[:2]),
+        MaskRequest("the dog", video=FRAMES[:3], mode="sa2va_i", key_frames=2),
+        MaskRequest(GROUNDED_CAPTION, IMAGE, verbatim=True),
+        MaskRequest("the red car", IMAGE[:, :80]),
+        MaskRequest("Please segment all cats.", FRAMES[3]),
+        MaskRequest("a", video=[GREY] * 2),
+        MaskRequest("the red car", IMAGE[40:]),
     ]
+    drawn = 0
     for request, together in zip(requests, model.segment_batch(requests, **SHORT), strict=True):
         (alone,) = model.segment_batch([request], **SHORT)
-        assert together.answer.token_ids == alone.answer.token_ids
+        assert together.token_ids == alone.token_ids
         if not len(alone.vectors):
             continue
         assert relative_error(together.vectors, alone.vectors) <= REORDERED
         for ours, theirs in zip(together.frames(), alone.frames(), strict=True):
             assert relative_error(ours.logits, theirs.logits) <= REORDERED
+        drawn += 1
+    assert 5 <= drawn < len(requests)
 
 
 def test_a_video_is_tracked_from_its_first_frames(model):
     result = model.segment("the red car", video=FRAMES, key_frames=2, **SHORT)
-    assert result.answer.processed.sample.visuals[1].grid[0] == 1, "frames are shown as images"
-    assert len(result.answer.processed.sample.visuals) == 2
+    assert result.processed.sample.visuals[1].grid[0] == 1, "frames are shown as images"
+    assert len(result.processed.sample.visuals) == 2
     frames = list(result.frames())
     assert [frame.index for frame in frames] == list(range(6))
     for frame in frames[:2]:
@@ -85,7 +98,7 @@ def test_a_video_is_tracked_from_its_first_frames(model):
 @pytest.mark.slow
 def test_the_other_way_prompts_the_untrained_half_with_masks(model):
     result = model.segment("the red car", video=FRAMES, key_frames=2, mode="sa2va_i", **SHORT)
-    assert result.request.seen == [0, 5]
+    assert result.canvas.key_frames == [0, 5]
     frames, size = list(result.frames()), model.drawer.stock.model.config.image_size
     for index in (0, 5):
         drawn = model.drawer.draw(FRAMES[index], result.vectors).masks
@@ -114,11 +127,19 @@ def test_masks_are_described(model):
         model.describe(IMAGE, [np.zeros((4, 4), bool)], **SHORT)
 
 
-def test_chat_is_that_of_the_base(folder, tmp_path):
-    silent = vl3.load(write_small_sa2va(tmp_path, draws=False))
-    base = vl3.load(tmp_path / "vl3")
-    question = {"question": "What is it?", "images": [IMAGE], "max_new_tokens": 8, "max_visual_tokens": 16}
-    assert silent.chat(**question) == base.chat(**question)
+def test_chat_is_that_of_the_base(tmp_path):
+    """Bit by bit, with the adapter of what was learned beside the weights, where a request does without it."""
+    folder = write_small_sa2va(tmp_path, draws=False, vocab_size=1280)
+    config = open_source(tmp_path / "vl3").config
+    adapter = write_adapter(tmp_path / "masks", config, base=tmp_path / "vl3")
+    joined, base = vl3.load(folder, adapters={"masks": adapter}), vl3.load(tmp_path / "vl3")
+    question = [{"role": "user", "content": [{"type": "image", "image": IMAGE}, "What is it?"]}]
+    settings = {"max_new_tokens": 8, "max_visual_tokens": 16, "logprobs": 5}
+    answers = [model.answer(question, **settings) for model in (base, joined)]
+    adapted = joined.answer(question, **settings, adapter="masks")
+    assert answers[0].token_ids == answers[1].token_ids
+    assert answers[0].logprobs == answers[1].logprobs
+    assert answers[0].logprobs != adapted.logprobs
     with pytest.raises(InputError, match="draws no masks"):
         base.segment("a car", image=IMAGE)
 

@@ -1,17 +1,21 @@
 """Answers with masks equal those of transformers' VideoLLaMA3 and `sam2_video`, joined as Sa2VA joins them."""
 
+import re
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import vl3_jax as vl3
 from support.checkpoints import config_with_real_vocabulary, write_reference_checkpoint
+from support.dictated import Dictated
 from support.sam2_folders import write_sam2_folder
 from support.tolerances import END_TO_END, GREEDY_MARGIN, relative_error
 from vl3_jax.checkpoint import Sa2vaInitSource, write_hf
 from vl3_jax.processing.object_prompts import Prompt
 from vl3_jax.processing.packed_batch import Sample
 from vl3_jax.processing.tokenizer import MASK
+from vl3_jax.sa2va.templates import GROUNDED_CAPTION
 
 pytest.importorskip("support.reference", reason="the reference is not installed: pip install -e '.[parity]'")
 from support.reference import model_inputs, reference_model, torch
@@ -131,7 +135,7 @@ def segmented(pair, **request):
       Our result, and the reference's vectors of its objects.
     """
     reference, model = pair
-    said = model.segment("the red car", **request, **SETTINGS).answer.token_ids
+    said = model.segment("the red car", **request, **SETTINGS).token_ids
     place, embedding = model.processor.tokenizer.id_of(MASK), model.engine.params["llm"]["embed"]
     row = 1.05 * embedding["embedding"][max(said, key=said.count)]
     embedding["embedding"] = embedding["embedding"].at[place].set(row)
@@ -139,21 +143,58 @@ def segmented(pair, **request):
         reference.chat.get_input_embeddings().weight[place] = torch.tensor(np.asarray(row))
     model.engine.forget()
     result = model.segment("the red car", **request, **SETTINGS)
-    vectors = compared_text(reference, result.answer, model.processor.tokenizer)
-    assert relative_error(result.vectors, vectors) <= END_TO_END
-    return result, vectors
+    compare_text(reference, result.processed.sample, result.token_ids)
+    return result, compared_vectors(pair, result)
 
 
-def compared_text(reference: Reference, answer, tokenizer) -> np.ndarray:
-    """Compares the tokens of an answer with the reference; returns its vectors of the objects."""
-    ids, sample = answer.token_ids, answer.processed.sample
-    hidden, logits = reference.hidden(sample, ids)
+def compare_text(reference: Reference, sample, ids) -> None:
+    """Compares the tokens of an answer with the likeliest ones of the reference."""
+    _, logits = reference.hidden(sample, ids)
     for token, row in zip(ids, logits, strict=True):
         if np.diff(np.sort(row)[-2:])[0] >= GREEDY_MARGIN:
             assert token == row.argmax()
-    places = [place for place, token in enumerate(ids) if token == tokenizer.id_of(MASK)]
-    assert places, "the answer has objects"
-    return reference.vectors(hidden[places])
+
+
+def compared_vectors(pair, result) -> np.ndarray:
+    """Compares the vectors of the objects of an answer with those of the reference, and returns these."""
+    reference, model = pair
+    hidden, _ = reference.hidden(result.processed.sample, result.token_ids)
+    places = np.flatnonzero(np.array(result.token_ids) == model.processor.tokenizer.id_of(MASK))
+    assert len(places), "the answer has objects"
+    vectors = reference.vectors(hidden[places])
+    assert relative_error(result.vectors, vectors) <= END_TO_END
+    return vectors
+
+
+def compare_description(pair, image, mask: np.ndarray, theirs: np.ndarray) -> None:
+    """Compares what is said of a region with the reference.
+
+    Args:
+      pair: The reference and our model.
+      image: The image.
+      mask: The region.
+      theirs: The region as the reference draws it; its vision tokens are those at which a nearest resize has it.
+    """
+    reference, model = pair
+    seen, submit = [], model.engine.submit
+    model.engine.submit = lambda request: seen.append(submit(request)) or seen[-1]
+    try:
+        model.describe(image, [mask], **SETTINGS)
+    finally:
+        model.engine.submit = submit
+    sample, ids = seen[0].request.sample, seen[0].tokens
+    _, *sides = sample.visuals[0].grid
+    grid = [side // 2 for side in sides]
+    cells = torch.nn.functional.interpolate(torch.tensor(theirs)[None, None].float(), grid, mode="nearest")
+    assert sample.repeated.tolist() == np.flatnonzero(cells).tolist()
+    assert 4 <= len(sample.repeated) <= 256, "neither filled up nor thinned"
+    compare_text(reference, sample, ids)
+
+
+def enlarged(logits: np.ndarray) -> np.ndarray:
+    """Returns low-resolution logits at the size of the image."""
+    size = {"size": (SIZE, SIZE), "mode": "bilinear", "align_corners": False}
+    return torch.nn.functional.interpolate(torch.tensor(logits)[None, None], **size)[0, 0].numpy()
 
 
 def test_an_image(pair):
@@ -181,33 +222,40 @@ def test_a_video_in_the_other_way(pair):
     (reference, _), images = pair, frames(6)
     result, vectors = segmented(pair, video=images, key_frames=3, mode="sa2va_i")
     drawn = {frame: reference.track([images[frame]], vectors[0], [0])[0] for frame in (0, 2, 5)}
-    full = {
-        frame: torch.nn.functional.interpolate(
-            torch.tensor(logits)[None, None], size=(SIZE, SIZE), mode="bilinear", align_corners=False
-        )[0, 0].numpy()
-        for frame, logits in drawn.items()
-    }
-    expected = reference.track_masks(images, {frame: logits > 0 for frame, logits in full.items()})
+    expected = reference.track_masks(images, {frame: enlarged(logits) > 0 for frame, logits in drawn.items()})
     ours = [frame.logits[0] for frame in result.frames()]
     for index in range(6):
         assert relative_error(ours[index], expected[index]) <= END_TO_END, index
 
 
+def test_a_grounded_caption(pair, monkeypatch):
+    """Phrases and their masks. The words are dictated: random weights do not put tags in order."""
+    (reference, model), (image,) = pair, frames(1)
+    said = "A <p> red car </p> [SEG] stands behind <p> two dogs </p> [SEG] and <p> a  cat </p> [SEG] ."
+    ids = model.processor.tokenizer.encode(said, special=True)
+    monkeypatch.setattr(model, "constraint", lambda settings: Dictated(ids))
+    limits = {"max_new_tokens": len(ids), "max_visual_tokens": 64}
+    result = model.segment(GROUNDED_CAPTION, image=image, verbatim=True, **limits)
+    assert result.token_ids == ids
+    assert result.grounded.caption == " ".join(re.sub(r"\[SEG\]|</?p>", "", said).split())
+    assert result.names == [" ".join(phrase.split()) for phrase in re.findall(r"<p>(.*?)</p> \[SEG\]", said)]
+    vectors = compared_vectors(pair, result)
+    (frame,) = result.frames()
+    for ours, vector in zip(frame.logits, vectors, strict=True):
+        assert relative_error(ours, reference.track([image], vector, [0])[0]) <= END_TO_END
+
+
 def test_a_region_is_described(pair):
-    reference, model = pair
     (image,) = frames(1)
     mask = np.zeros((SIZE, SIZE), bool)
     mask[20:90, 30:100] = True
-    seen = []
-    submit = model.engine.submit
-    model.engine.submit = lambda request: seen.append(submit(request)) or seen[-1]
-    try:
-        model.describe(image, [mask], **SETTINGS)
-    finally:
-        model.engine.submit = submit
-    sample, ids = seen[0].request.sample, seen[0].tokens
-    assert len(sample.repeated) > 4
-    _, logits = reference.hidden(sample, ids)
-    for token, row in zip(ids, logits, strict=True):
-        if np.diff(np.sort(row)[-2:])[0] >= GREEDY_MARGIN:
-            assert token == row.argmax()
+    compare_description(pair, image, mask, mask)
+
+
+def test_what_was_drawn_is_described(pair):
+    """The loop: a text gives a mask, which is the region of the next question."""
+    (reference, _), (image,) = pair, frames(1)
+    result, vectors = segmented(pair, image=image)
+    theirs = enlarged(reference.track([image], vectors[0], [0])[0]) > 0
+    assert (result.masks[0] == theirs).mean() > 0.999, "only where logits are nearly 0"
+    compare_description(pair, image, result.masks[0], theirs)

@@ -127,7 +127,7 @@ def _drawn(
         return
     source = {"image": frames[0]} if arguments.image is not None else {"video": frames}
     result = model.segment(arguments.text, **source, key_frames=arguments.key_frames, mode=arguments.mode, **settings)
-    said["text"] = result.text
+    said["text"] = result.grounded.text
     names = tuple(_folder_name(name, number) for number, name in enumerate(result.names, start=1))
     for frame in result.frames():
         yield dataclasses.replace(frame, objects=names)

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from vl3_jax.processing import overlay
-from vl3_jax.processing.mask_files import MaskTable, save_mask
+from vl3_jax.processing.mask_files import MaskTable, mask_entry, save_mask
 from vl3_jax.processing.output_files import empty_folder, refuse_unwritable
 from vl3_jax.processing.video_frames import VideoFrames
 
@@ -51,8 +51,7 @@ class SegmentationOutput:
             save_mask(self._folder, obj, found.index, mask, self._arguments.format)
             self._seen[obj] += int(mask.any())
             if self._arguments.json:
-                values = {"score": round(float(score), 6), "object_score": round(float(presence), 6)}
-                self._table.add(obj, found.index, mask, **values)
+                self._table.add(obj, found.index, mask_entry(mask, score, presence))
         if self._overlay:
             self._draw(found.index, masks, [str(obj) for obj in found.objects])
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from vl3_jax.errors import InputError, SettingError, TooLongError
 from vl3_jax.inference import answer_settings
 from vl3_jax.inference.answer_settings import AnswerSettings
@@ -18,6 +20,7 @@ from vl3_jax.inference.requests import LENGTH, Generation, Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.inference.token_constraint import ConstraintCompiler, TokenConstraint
 from vl3_jax.processing.media_cache import MediaCache
+from vl3_jax.processing.media_source import reopenable
 from vl3_jax.processing.messages import MediaPart, Region, Turn, parse_messages
 from vl3_jax.processing.processor import Processor, ProcessorOutput
 from vl3_jax.processing.processor_config import ProcessorConfig
@@ -43,6 +46,7 @@ class GenerationOutput:
       logprobs: A list of (id, log-probability) for each generated token, most likely first; None if not requested.
       seconds: Seconds of loading, processing, compilation, prefill and decoding.
       matches: Whether the text is what its constraint asks for, which `max_new_tokens` may prevent; None without one.
+      hidden: Hidden states of the tokens that the engine watches, [D] each, by their index in `token_ids`.
     """
 
     text: str
@@ -52,6 +56,7 @@ class GenerationOutput:
     logprobs: list[list[tuple[int, float]]] | None
     seconds: dict[str, float]
     matches: bool | None = None
+    hidden: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @property
     def warnings(self) -> list[str]:
@@ -158,11 +163,11 @@ class ChatModel:
         Raises:
           InputError: As `chat`.
         """
-        return self._answers([messages], settings, on_text)[0]
+        return self._answers([messages], [self.resolve(**settings)], on_text)[0]
 
     def answer_batch(self, conversations: Sequence[Messages], **settings: Any) -> list[GenerationOutput]:
         """Answers several conversations side by side; each output has the seconds of its own request."""
-        return self._answers(conversations, settings)
+        return self._answers(conversations, [self.resolve(**settings)] * len(conversations))
 
     def submit(self, messages: Messages, *, streams: bool = True, **settings: Any) -> "Answering":
         """Begins to answer a conversation beside others; iterate over the result for the pieces of its text.
@@ -232,35 +237,38 @@ class ChatModel:
           InputError: A message or a medium that cannot be read; the error names it.
           TooLongError: The text alone exceeds the context.
         """
-        cache = self._media if media is None else media
-        processor = Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame, cache)
-        return processor(self._prepare(messages, settings))
+        return self._process(self._prepare(messages, settings), settings, media)
 
     def constraint(self, settings: AnswerSettings) -> TokenConstraint | None:
         """Returns what one answer must match; None if it is free. It may be called from several threads."""
         return self._constraints.constraint(settings.constraint, settings.sampling.max_new_tokens)
 
     def _answers(
-        self, conversations: Sequence[Messages], settings: Mapping[str, Any], on_text: Callable | None = None
-    ) -> list[GenerationOutput]:
-        """Answers conversations; `on_text` is called with the pieces of the first one's text."""
+        self, conversations: Sequence[Messages], settings: Sequence[AnswerSettings], on_text: Callable | None = None
+    ) -> list[Any]:
+        """Answers conversations, each with its settings; `on_text` gets the pieces of the first one's text."""
         start = time.perf_counter()
-        resolved = self.resolve(**settings)
-        processed = [self.read(messages, resolved) for messages in conversations]
+        prepared = list(map(self._prepare, conversations, settings))
+        processed = list(map(self._process, prepared, settings))
         if not processed:
             return []
         seconds = time.perf_counter() - start
         self.engine.reserve(rows=min(power_of_two(len(processed)), MOST_ROWS))
         streams = on_text is not None
-        answers = [self._submit(prompt, resolved, seconds, streams) for prompt in processed]
+        answers = [self._submit(prompt, own, seconds, streams) for prompt, own in zip(processed, settings, strict=True)]
         try:
             if on_text is not None:
                 for piece in answers[0]:
                     on_text(piece)
-            return [answer.result() for answer in answers]
+            results = [answer.result() for answer in answers]
         finally:
             for answer in answers:  # after Ctrl-C or an error; the complete ones stay as they are
                 answer.cancel()
+        return list(map(self._completed, results, prepared, settings))
+
+    def _completed(self, answer: GenerationOutput, turns: Sequence[Turn], settings: AnswerSettings) -> GenerationOutput:
+        """Returns a complete answer as its user gets it."""
+        return answer
 
     def _stream(self, messages: Messages, settings: Mapping[str, Any]) -> Iterator[str]:
         answering = self.submit(messages, **settings)
@@ -274,8 +282,15 @@ class ChatModel:
         generation = self.engine.submit(request)
         return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds})
 
+    def _process(self, turns: list[Turn], settings: AnswerSettings, media: MediaCache | None = None) -> ProcessorOutput:
+        cache = self._media if media is None else media
+        return Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame, cache)(turns)
+
     def _prepare(self, messages: Messages, settings: AnswerSettings) -> list[Turn]:
-        """Checks a conversation, measures its text, fetches what is remote and allowed, and fills in video options."""
+        """Checks a conversation, measures its text, and fills in video options.
+
+        What is remote and allowed is fetched, and what can be read only once is read.
+        """
         turns = parse_messages(messages)
         context = self.engine.model.config.text.max_position_embeddings
         texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
@@ -290,7 +305,8 @@ class ChatModel:
             if not isinstance(part, MediaPart):
                 return part
             options = {**settings.video, **part.options} if part.kind == "video" else part.options
-            return dataclasses.replace(part, source=fetched(part.source, policy), options=options)
+            source = reopenable(fetched(part.source, policy), part.kind)
+            return dataclasses.replace(part, source=source, options=options)
 
         return [Turn(turn.role, [prepared(part) for part in turn.parts]) for turn in turns]
 
@@ -334,6 +350,7 @@ class Answering:
             logprobs=generation.logprobs,
             seconds=self.seconds | dataclasses.asdict(generation.timings),
             matches=None if constraint is None else constraint.matches,
+            hidden=generation.hidden,
         )
 
 

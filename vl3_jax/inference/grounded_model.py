@@ -3,26 +3,24 @@
 import dataclasses
 import functools
 import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from vl3_jax.errors import InputError
-from vl3_jax.inference.buckets import power_of_two
-from vl3_jax.inference.chat_model import MOST_ROWS, ChatModel, GenerationOutput
+from vl3_jax.inference.answer_settings import AnswerSettings
+from vl3_jax.inference.canvas import Canvas, canvas_of
+from vl3_jax.inference.chat_model import ChatModel, GenerationOutput
 from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.generation_config import GenerationConfig
+from vl3_jax.inference.grounded_output import GroundedOutput
 from vl3_jax.inference.mask_drawer import KeyFrames, MaskDrawer, TrackingMode, choose_key_frames
-from vl3_jax.inference.object_tracker import TrackedFrame
 from vl3_jax.processing.images import open_image
 from vl3_jax.processing.messages import MediaPart, Turn
-from vl3_jax.processing.object_prompts import Prompt, read_mask
+from vl3_jax.processing.object_prompts import read_mask
 from vl3_jax.processing.processor import Processor
 from vl3_jax.processing.video_frames import VideoFrames
 from vl3_jax.processing.videos import open_video
-from vl3_jax.sa2va.grounded_text import GroundedText, read_grounded
+from vl3_jax.sa2va.grounded_text import read_grounded
 from vl3_jax.sa2va.templates import DESCRIBE, mask_request, region_request
 from vl3_jax.sa2va.vision_budget import drawing_processor
 
@@ -67,73 +65,17 @@ class MaskRequest:
         """Indices of the frames that the language model sees."""
         return [0] if self.video is None else choose_key_frames(len(self.frames), self.key_frames, self.mode)
 
+    @property
+    def canvas(self) -> Canvas:
+        """What is drawn in."""
+        return Canvas(lambda: self.frames, None if self.video is None else self.seen, self.mode)
+
     def turn(self) -> Turn:
         """Returns the message: the key frames as images, then the text."""
         if not self.text.strip():
             raise InputError("nothing to draw: give a phrase or a request")
         text = self.text if self.verbatim else mask_request(self.text, self.video is not None)
         return Turn("user", [*(MediaPart("image", self.frames[index]) for index in self.seen), text])
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class GroundedOutput:
-    """An answer with its objects, which are drawn when they are asked for.
-
-    Attributes:
-      request: What was asked.
-      answer: The answer with the statistics of its generation.
-      grounded: Its text, and which objects it names in which words.
-      vectors: Vector of each object, [objects, W] float32.
-      drawer: What draws them.
-    """
-
-    request: MaskRequest
-    answer: GenerationOutput
-    grounded: GroundedText
-    vectors: np.ndarray
-    drawer: MaskDrawer
-
-    @property
-    def text(self) -> str:
-        """The answer with its tags."""
-        return self.grounded.text
-
-    @property
-    def names(self) -> list[str]:
-        """The phrase of each object; its number, from 1, where it has none, a number, or that of another object."""
-        phrases = [named.phrase for named in self.grounded.objects]
-        unique = [
-            phrase if phrase and phrases.count(phrase) == 1 and not phrase.isdecimal() else None for phrase in phrases
-        ]
-        return [phrase or str(number) for number, phrase in enumerate(unique, start=1)]
-
-    def frames(self, corrections: Sequence[Prompt] = ()) -> Iterator[TrackedFrame]:
-        """Yields the objects in the image, or in each frame of the video; they are numbered from 1.
-
-        Args:
-          corrections: Clicks in frames of the video that correct what is tracked.
-
-        Raises:
-          InputError: A correction cannot be used.
-        """
-        request = self.request
-        if request.video is None:
-            if corrections:
-                raise InputError("corrections belong to a video; prompt an image with points and logits")
-            yield self.drawer.draw(request.frames[0], self.vectors)
-            return
-        yield from self.drawer.track(request.frames, self.vectors, request.seen, request.mode, corrections)
-
-    @functools.cached_property
-    def masks(self) -> np.ndarray:
-        """Masks of the objects in an image, [objects, height, width] bool, or of a video, [frames, objects, ...]."""
-        masks = [frame.masks for frame in self.frames()]
-        return masks[0] if self.request.video is None else np.stack(masks)
-
-    @property
-    def mask(self) -> np.ndarray:
-        """All objects together, without their axis: an answer without `[SEG]` has an empty mask."""
-        return np.asarray(self.masks.any(-3))
 
 
 class GroundedModel(ChatModel):
@@ -191,17 +133,12 @@ class GroundedModel(ChatModel):
         Raises:
           InputError: As `segment`.
         """
-        answers = self._grounded_answers(
+        answers = self._answers(
             [[request.turn()] for request in requests],
-            [request.video is not None for request in requests],
-            settings,
+            [self._drawing_settings(settings, request.video is not None) for request in requests],
         )
-        results = []
-        for request, (answer, hidden) in zip(requests, answers, strict=True):
-            grounded = read_grounded(answer.token_ids, self.processor.tokenizer)
-            states = [hidden[named.place] for named in grounded.objects]
-            results.append(GroundedOutput(request, answer, grounded, self.drawer.vectors(states), self.drawer))
-        return results
+        pairs = zip(requests, answers, strict=True)
+        return [dataclasses.replace(answer, canvas=request.canvas) for request, answer in pairs]
 
     def describe(self, image: Any, masks: Sequence[Any], question: str = DESCRIBE, **settings: Any) -> str:
         """Answers a question about regions of an image.
@@ -217,22 +154,19 @@ class GroundedModel(ChatModel):
         """
         parts = region_request([read_mask(mask) for mask in masks], question)
         turn = Turn("user", [MediaPart("image", image), *parts])
-        return self._grounded_answers([[turn]], [False], settings)[0][0].text
+        return self._answers([[turn]], [self._drawing_settings(settings)])[0].text
 
-    def _grounded_answers(
-        self, conversations: Sequence[list[Turn]], of_videos: Sequence[bool], settings: dict[str, Any]
-    ) -> list[tuple[GenerationOutput, dict[int, np.ndarray]]]:
-        """Answers conversations side by side; returns the hidden states of each `[SEG]` beside each answer."""
-        most = settings.get("max_visual_tokens")
-        self.engine.reserve(rows=min(power_of_two(len(conversations)), MOST_ROWS))
-        running = []
-        try:
-            for turns, video in zip(conversations, of_videos, strict=True):
-                start = time.perf_counter()
-                resolved = self.resolve(drawing_processor(self.processor.config, video, most), **settings)
-                prompt = self.read(turns, resolved)
-                running.append(self._submit(prompt, resolved, time.perf_counter() - start, streams=False))
-            return [(answering.result(), answering.generation.hidden) for answering in running]
-        finally:
-            for answering in running:  # after Ctrl-C or an error; the complete ones stay as they are
-                answering.cancel()
+    def _drawing_settings(self, keywords: Mapping[str, Any], video: bool = False) -> AnswerSettings:
+        """Returns the settings of an answer about an image, or key frames of a video, from the keywords of `chat`."""
+        config = drawing_processor(self.processor.config, video, keywords.get("max_visual_tokens"))
+        return self.resolve(config, **keywords)
+
+    def _completed(self, answer: GenerationOutput, turns: Sequence[Turn], settings: AnswerSettings) -> GroundedOutput:
+        grounded = read_grounded(answer.token_ids, self.processor.tokenizer)
+        return GroundedOutput(
+            **vars(answer),
+            grounded=grounded,
+            vectors=self.drawer.vectors([answer.hidden[named.place] for named in grounded.objects]),
+            canvas=canvas_of(turns, answer.processed, settings.processor),
+            drawer=self.drawer,
+        )

@@ -65,10 +65,11 @@ class MaskDrawer:
           vectors: Vector of each object, [objects, W]; of none, there are no masks.
           index: What to call the frame.
         """
-        encoded, count, config = self.sam2.encode(image), len(vectors), self.config.sam2
+        count, config, pixels = len(vectors), self.config.sam2, open_image(image).load()
         through = config.image_size if config.two_step_masks else None
         if not count:
-            return _nothing(index, encoded.size, config.mask_size, through)
+            return _nothing(index, (pixels.height, pixels.width), config.mask_size, through)
+        encoded = self.sam2.encode(pixels)
         padded = np.concatenate([vectors, np.repeat(vectors[:1], power_of_two(count) - count, axis=0)])
         drawn = draw_objects(self.sam2.model, self.sam2.params, encoded.features, jnp.asarray(padded))
         logits, scores, presence = (np.asarray(array, np.float32)[:count] for array in drawn)

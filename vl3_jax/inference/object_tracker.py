@@ -44,7 +44,10 @@ class TrackedFrame:
     @property
     def masks(self) -> np.ndarray:
         """Masks at the size of the frame, [objects, height, width] bool."""
-        return enlarge_masks(self.logits, self.size, self.through) > 0
+        masks = np.empty((len(self.logits), *self.size), bool)
+        for mask, logits in zip(masks, self.logits, strict=True):  # one by one: logits of this size take much memory
+            np.greater(enlarge_masks(logits, self.size, self.through), 0, out=mask)
+        return masks
 
 
 class ObjectTracker:

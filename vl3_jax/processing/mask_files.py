@@ -43,6 +43,17 @@ def decode_rle(encoded: Mapping[str, Any]) -> np.ndarray:
     return mask.astype(bool)
 
 
+def mask_entry(mask: np.ndarray, score: float, presence: float) -> dict[str, Any]:
+    """Returns a mask, [h, w] bool, as JSON values.
+
+    Args:
+      mask: The mask.
+      score: Its predicted IoU.
+      presence: Logit of the object being there.
+    """
+    return encode_rle(mask) | {"score": round(float(score), 6), "object_score": round(float(presence), 6)}
+
+
 def _save_png(path: pathlib.Path, mask: np.ndarray) -> None:
     Image.fromarray(mask.astype(np.uint8) * 255).save(path, compress_level=1)
 
@@ -102,8 +113,8 @@ class MaskTable:
     def __exit__(self, *_: Any) -> None:
         self._files.close()
 
-    def add(self, obj: int | str, frame: int, mask: np.ndarray, **values: float) -> None:
-        """Adds a mask, [h, w] bool, and further values of it; each object has one mask in a frame.
+    def add(self, obj: int | str, frame: int, entry: Mapping[str, Any]) -> None:
+        """Adds a mask as `mask_entry` describes it; each object has one mask in a frame.
 
         Raises:
           InputError: The disk is full.
@@ -114,7 +125,7 @@ class MaskTable:
                 file = self._entries[str(obj)] = tempfile.TemporaryFile("w+", dir=self._folder, encoding="ascii")  # noqa: SIM115
                 self._files.enter_context(file)
             separator = ", " if file.tell() else ""
-            file.write(f'{separator}"{frame}": {json.dumps(encode_rle(mask) | values)}')
+            file.write(f'{separator}"{frame}": {json.dumps(entry)}')
 
     def write_json(self, file: IO[str], head: Mapping[str, Any]) -> None:
         """Writes one JSON object, in one line: the values of `head`, and `masks` by object and frame."""
