@@ -22,7 +22,7 @@ FRAMES, OBJECTS = 300, 3
 @pytest.mark.parametrize("mode", ["sa2va", "sa2va_i"])
 def test_a_long_video_with_three_objects(tmp_path, mode):
     """From frame 50 on, memory grows by less than 5 %."""
-    model = vl3.load(write_small_sa2va(tmp_path))
+    model = vl3.load(write_small_sa2va(tmp_path, draws="always"))
     write_video(tmp_path / "video.mp4", range(0, 40 * FRAMES, 40), 240, 320)
     limits = {"max_new_tokens": OBJECTS, "max_visual_tokens": 64}
     result = model.segment("the red car", video=tmp_path / "video.mp4", mode=mode, **limits)
@@ -38,7 +38,7 @@ def test_a_long_video_with_three_objects(tmp_path, mode):
 @pytest.mark.parametrize("command", ["segment", "ask"])
 def test_a_large_image(tmp_path, command):
     """An image of 12 megapixels is answered, with three masks of its size, within 4 GB of a process of its own."""
-    folder = write_small_sa2va(tmp_path, released="tiny")
+    folder = write_small_sa2va(tmp_path, draws="always", released="tiny")
     pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
     Image.fromarray(pixels).resize((4000, 3000)).save(tmp_path / "large.jpg")
     words = [command, "--model", folder, "--image", tmp_path / "large.jpg", "the red car", "--json"]

@@ -129,7 +129,7 @@ def test_masks_are_described(model):
 
 def test_chat_is_that_of_the_base(tmp_path):
     """Bit by bit, with the adapter of what was learned beside the weights, where a request does without it."""
-    folder = write_small_sa2va(tmp_path, draws=False, vocab_size=1280)
+    folder = write_small_sa2va(tmp_path, draws="new", vocab_size=1280)
     config = open_source(tmp_path / "vl3").config
     adapter = write_adapter(tmp_path / "masks", config, base=tmp_path / "vl3")
     joined, base = vl3.load(folder, adapters={"masks": adapter}), vl3.load(tmp_path / "vl3")
