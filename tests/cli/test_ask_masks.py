@@ -1,5 +1,6 @@
 """Masks in `vl3 ask --json`: of an image, several ones, a video, a pipe; and where there are none."""
 
+import dataclasses
 import json
 import os
 import threading
@@ -13,6 +14,7 @@ from support.media import MEDIA
 from support.sa2va_models import write_small_sa2va
 from vl3_jax.cli.main import main
 from vl3_jax.processing.mask_files import decode_rle
+from vl3_jax.processing.object_prompts import Prompt
 from vl3_jax.processing.video_frames import VideoFrames
 from vl3_jax.processing.videos import open_video
 
@@ -92,12 +94,18 @@ def test_a_video(ask, model):
     masks = decoded(answer["masks"])
     assert {tuple(frames) for frames in masks.values()} == {tuple(map(str, shown["indices"]))}
     content = [{"type": "video", "video": VIDEO, "start": 2, "fps": 2}, "What is it?"]
-    vectors = model.answer([{"role": "user", "content": content}], **LIMITS).vectors
+    result = model.submit([{"role": "user", "content": content}], **LIMITS).result()
     video = VideoFrames(open_video(VIDEO))
     frames = [video[index] for index in shown["indices"]]
-    for index, frame in zip(shown["indices"], model.drawer.track(frames, vectors, range(5)), strict=True):
+    for index, frame in zip(shown["indices"], model.drawer.track(frames, result.vectors, range(5)), strict=True):
         for name, mask in zip(masks, frame.masks, strict=True):
             assert (masks[name][str(index)] == mask).all()
+    click = Prompt(frame=shown["indices"][7], obj=1, points=[(10, 10, 0)], correction=True)
+    plain, corrected = (list(result.frames(clicks)) for clicks in ((), [click]))
+    assert (plain[6].logits == corrected[6].logits).all()
+    assert (plain[7].logits != corrected[7].logits).any()
+    with pytest.raises(vl3.InputError, match="which the model has not seen"):
+        list(result.frames([dataclasses.replace(click, frame=click.frame + 1)]))
 
 
 def test_a_pipe_is_read_once(ask, folder):

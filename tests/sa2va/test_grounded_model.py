@@ -54,6 +54,18 @@ def test_no_object_is_an_empty_mask(model):
     assert [frame.masks.shape for frame in frames] == [(0, 90, 70)] * 2
 
 
+def test_a_cancelled_answer_has_the_objects_that_were_read(model):
+    question = [{"role": "user", "content": [{"type": "image", "image": IMAGE}, "Please segment the car."]}]
+    whole = model.answer(question, **SHORT)
+    answering = model.submit(question, **SHORT)
+    while len(answering.generation.tokens) < 3:
+        model.engine.step()
+    answering.cancel()
+    result = answering.result()
+    assert result.token_ids == whole.token_ids
+    assert (len(whole.vectors), len(result.vectors)) == (len(whole.names), len(result.names)) == (3, 2)
+
+
 def test_ten_in_a_batch_equal_each_alone(model):
     """More than the engine has rows: images and videos in both ways, of several sizes, with and without objects."""
     requests = [

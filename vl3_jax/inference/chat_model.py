@@ -1,6 +1,7 @@
 """The chat interface of a loaded model: messages in, text out. `vl3_jax.load` returns a `ChatModel`."""
 
 import dataclasses
+import functools
 import logging
 import os
 import time
@@ -182,8 +183,9 @@ class ChatModel:
         """
         start = time.perf_counter()
         resolved = self.resolve(**settings)
-        prompt = self.read(messages, resolved)
-        return self._submit(prompt, resolved, time.perf_counter() - start, streams)
+        turns = self._prepare(messages, resolved)
+        prompt = self._process(turns, resolved)
+        return self._submit(turns, prompt, resolved, time.perf_counter() - start, streams)
 
     def segment(self, *arguments: Any, **keywords: Any) -> Any:
         """Draws objects; see `vl3_jax.inference.grounded_model.GroundedModel`, which is loaded from a Sa2VA.
@@ -255,19 +257,21 @@ class ChatModel:
         seconds = time.perf_counter() - start
         self.engine.reserve(rows=min(power_of_two(len(processed)), MOST_ROWS))
         streams = on_text is not None
-        answers = [self._submit(prompt, own, seconds, streams) for prompt, own in zip(processed, settings, strict=True)]
+        answers = [
+            self._submit(turns, prompt, own, seconds, streams)
+            for turns, prompt, own in zip(prepared, processed, settings, strict=True)
+        ]
         try:
             if on_text is not None:
                 for piece in answers[0]:
                     on_text(piece)
-            results = [answer.result() for answer in answers]
+            return [answer.result() for answer in answers]
         finally:
             for answer in answers:  # after Ctrl-C or an error; the complete ones stay as they are
                 answer.cancel()
-        return list(map(self._completed, results, prepared, settings))
 
-    def _completed(self, answer: GenerationOutput, turns: Sequence[Turn], settings: AnswerSettings) -> GenerationOutput:
-        """Returns a complete answer as its user gets it."""
+    def _completed(self, turns: Sequence[Turn], settings: AnswerSettings, answer: GenerationOutput) -> GenerationOutput:
+        """Returns a complete answer to a conversation as its user gets it."""
         return answer
 
     def _stream(self, messages: Messages, settings: Mapping[str, Any]) -> Iterator[str]:
@@ -275,12 +279,15 @@ class ChatModel:
         yield from answering
         _log_cut(answering.result())
 
-    def _submit(self, prompt: ProcessorOutput, settings: AnswerSettings, seconds: float, streams: bool) -> "Answering":
+    def _submit(
+        self, turns: list[Turn], prompt: ProcessorOutput, settings: AnswerSettings, seconds: float, streams: bool
+    ) -> "Answering":
         text = AnswerText(self.processor.tokenizer, settings.sampling.stop)
         constraint = self.constraint(settings)
         request = Request(prompt.sample, settings.sampling, text.add, streams, settings.adapter, constraint)
         generation = self.engine.submit(request)
-        return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds})
+        complete = functools.partial(self._completed, turns, settings)
+        return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds}, complete)
 
     def _process(self, turns: list[Turn], settings: AnswerSettings, media: MediaCache | None = None) -> ProcessorOutput:
         cache = self._media if media is None else media
@@ -320,12 +327,14 @@ class Answering:
       text: The text so far.
       generation: The tokens so far.
       seconds: Seconds of loading and processing.
+      complete: Makes of the complete answer what its user gets.
     """
 
     processed: ProcessorOutput
     text: AnswerText
     generation: Generation
     seconds: dict[str, float]
+    complete: Callable[[GenerationOutput], GenerationOutput]
 
     def __iter__(self) -> Iterator[str]:
         """Yields pieces of whole characters as they come, up to a stop string. Leaving early cancels the rest."""
@@ -342,7 +351,7 @@ class Answering:
         """Runs the engine until the answer is complete, and returns it."""
         generation, constraint = self.generation.result(), self.generation.request.constraint
         self.text.end()
-        return GenerationOutput(
+        answer = GenerationOutput(
             text=self.text.whole,
             token_ids=generation.tokens,
             finish_reason=generation.finish_reason or "",
@@ -352,6 +361,7 @@ class Answering:
             matches=None if constraint is None else constraint.matches,
             hidden=generation.hidden,
         )
+        return self.complete(answer)
 
 
 def _log_cut(answer: GenerationOutput) -> None:

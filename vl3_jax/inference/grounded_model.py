@@ -161,12 +161,15 @@ class GroundedModel(ChatModel):
         config = drawing_processor(self.processor.config, video, keywords.get("max_visual_tokens"))
         return self.resolve(config, **keywords)
 
-    def _completed(self, answer: GenerationOutput, turns: Sequence[Turn], settings: AnswerSettings) -> GroundedOutput:
+    def _completed(self, turns: Sequence[Turn], settings: AnswerSettings, answer: GenerationOutput) -> GroundedOutput:
         grounded = read_grounded(answer.token_ids, self.processor.tokenizer)
+        read = tuple(
+            named for named in grounded.objects if named.place in answer.hidden
+        )  # not all, if it was cancelled
         return GroundedOutput(
             **vars(answer),
-            grounded=grounded,
-            vectors=self.drawer.vectors([answer.hidden[named.place] for named in grounded.objects]),
+            grounded=dataclasses.replace(grounded, objects=read),
+            vectors=self.drawer.vectors([answer.hidden[named.place] for named in read]),
             canvas=canvas_of(turns, answer.processed, settings.processor),
             drawer=self.drawer,
         )
