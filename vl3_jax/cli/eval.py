@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generation_flags.add_model(parser, required=False)
     generation_flags.add_adapter(parser)
     questions = parser.add_argument_group("questions")
-    groups = f"{FAMILY}: the synthetic tasks; images, videos, paper: benchmarks; or their names, or FILE.py"
+    groups = f"{FAMILY}: the synthetic tasks; images, videos, paper, masks: benchmarks; or their names, or FILE.py"
     questions.add_argument("--tasks", metavar="A,B", help=groups)
     settings_flags.add(questions, QuestionSelection, _SELECTION)
     questions.add_argument("--blind", action="store_true", help="give each question the media of another one")
