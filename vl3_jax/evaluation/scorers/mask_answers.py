@@ -10,6 +10,7 @@ from vl3_jax.errors import InputError
 from vl3_jax.processing.mask_files import decode_rle
 
 RunLengths = Mapping[str, Any] | None  # None is a mask of nothing
+_FAR = 10**5  # pixels
 _FORM = 'a list with a list of run lengths, {"size": [height, width], "counts": "..."}, for each frame'
 
 
@@ -55,12 +56,18 @@ def stacks(*sides: Sequence[RunLengths]) -> tuple[np.ndarray, ...]:
     return tuple(np.stack(side) if side else np.zeros((0, *sizes[0]), bool) for side in decoded)
 
 
-def segmentation_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Returns the run lengths of the segmentation of an annotation of COCO: polygons, or run lengths in any form."""
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
+def segmentation_rle(segmentation: Any, height: int, width: int) -> Mapping[str, Any]:
+    """Returns the run lengths of the segmentation of an annotation of COCO, which may be polygons.
+
+    Raises:
+      ValueError: A polygon is none, or far outside the image.
+    """
+    if isinstance(segmentation, Mapping):
         return segmentation
-    encoded = coco.frPyObjects(segmentation, height, width)
-    merged = coco.merge(encoded) if isinstance(encoded, list) else encoded
+    for polygon in segmentation or [()]:
+        if len(polygon) < 6 or len(polygon) % 2 or not all(abs(number) <= _FAR for number in polygon):
+            raise ValueError(f"a polygon of {len(polygon)} numbers; expected x, y of three points, at most {_FAR}")
+    merged = coco.merge(coco.frPyObjects(segmentation, height, width))
     return {"size": [height, width], "counts": merged["counts"].decode("ascii")}
 
 
@@ -68,4 +75,5 @@ def _decoded(mask: Any) -> np.ndarray:
     try:
         return decode_rle(mask)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"a mask cannot be read ({error!r}); give {_FORM}") from None
+        reason = error if isinstance(error, ValueError) else repr(error)
+        raise InputError(f"a mask cannot be read ({reason}); give {_FORM}") from None
