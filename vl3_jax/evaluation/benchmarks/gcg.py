@@ -7,6 +7,7 @@ from typing import Any
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.benchmark import Benchmark, Item, PaperRow, ScoredAnswer, Scoring, Verdict, mean
 from vl3_jax.evaluation.data_folder import DataFolder
+from vl3_jax.evaluation.scorers.cider import cider
 from vl3_jax.evaluation.scorers.grounded_captions import GroundedImage, compare_grounding, grounding_metrics
 from vl3_jax.evaluation.scorers.mask_answers import masks_by_frame, stacks
 from vl3_jax.evaluation.scorers.meteor import NOT_AVAILABLE, available_meteor
@@ -17,7 +18,7 @@ _FOLDER = "annotations", "val_test"
 
 
 class GroundedCaptions(Benchmark):
-    """mIoU, recall, AP50 and METEOR.
+    """mIoU, recall and AP50 of the masks, METEOR and CIDEr of the captions.
 
     The original compares phrases by BERT (the mean over its last layer, cosine from 0.5 on). Set `similarity` to
     `vl3_jax.evaluation.scorers.phrases.embedding_similarity` of such a model for that; without it phrases are compared
@@ -64,9 +65,10 @@ class GroundedCaptions(Benchmark):
         if len(phrases) != len(drawn):
             raise InputError(f"the answer has {len(phrases)} phrases and {len(drawn)} masks; give a phrase for each")
         found = compare_grounding(phrases, drawn, reference["phrases"], wanted, self.similarity, scoring.official)
-        parsed, meteor = found._asdict(), available_meteor()
+        caption, meteor = response.get("caption") or "", available_meteor()
+        parsed = {**found._asdict(), "caption": caption}
         if meteor is not None:
-            parsed["METEOR"] = meteor.score(response.get("caption") or "", reference["target"])
+            parsed["METEOR"] = meteor.score(caption, reference["target"])
         return Verdict(found.paired, parsed, None if len(drawn) else "no mask")
 
     def metrics(self, answers):
@@ -74,10 +76,12 @@ class GroundedCaptions(Benchmark):
         values = grounding_metrics(map(_grounding, answers))
         if self.similarity is lemma_similarity:
             values = {f"{name} (lemmas)" if name == "Recall" else name: value for name, value in values.items()}
+        parsed = [answer.verdict.parsed or {} for answer in answers]
+        captions, references = [each.get("caption", "") for each in parsed], [a.reference["target"] for a in answers]
+        values["CIDEr"] = 100 * mean(cider(captions, references))
         if meteor is None:
             return {**values, NOT_AVAILABLE: None}
-        scores = [(answer.verdict.parsed or {}).get("METEOR", 0.0) for answer in answers]
-        return {**values, meteor.name: 100 * mean(scores)}
+        return {**values, meteor.name: 100 * mean([each.get("METEOR", 0.0) for each in parsed])}
 
     def details(self, answers):
         return {}

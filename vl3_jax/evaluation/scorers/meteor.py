@@ -49,11 +49,16 @@ class Meteor:
 
     def score(self, caption: str, references: Sequence[str]) -> float:
         """Returns the score of a caption, without its punctuation, against the closest reference; from 0 to 1."""
-        words, wanted = _WORD.findall(caption), [_WORD.findall(reference) for reference in references]
+        words, wanted = caption_words(caption), [caption_words(reference) for reference in references]
         if not words or not any(wanted):
             return 0.0
         score = _nltk("nltk.translate.meteor_score").meteor_score
         return float(score(wanted, words, stemmer=self._stemmer, wordnet=self._synonyms))
+
+
+def caption_words(text: str) -> list[str]:
+    """Returns the words of a caption in lower case, without punctuation."""
+    return _WORD.findall(text.lower())
 
 
 @functools.cache
