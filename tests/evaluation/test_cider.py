@@ -19,7 +19,7 @@ def test_cosines_of_rare_words():
 
 
 def test_words_of_every_image_do_not_count():
-    """ "a" stands in both references; its weight is 0."""
+    """The word that stands in both references has no weight."""
     first, _ = cider(["a", "x"], [["a box"], ["a dog"]])
     assert first == 0
 

@@ -236,6 +236,21 @@ def test_what_the_server_takes(name, folder, tmp_path):
         assert (picture == 255 * expected).all()
 
 
+def test_pictures_of_frames_that_are_gone(tmp_path, capsys):
+    """An answer without masks has the size of the frame, which must be there."""
+    benchmark, items = load("ref_ytvos", tmp_path)
+    answers = tmp_path / "answers.jsonl"
+    records = [answer_record(benchmark.task, item, answer([], [])) for item in items]
+    answers.write_text("".join(json.dumps(record) + "\n" for record in records))
+    for path in tmp_path.rglob("00005.jpg"):
+        path.unlink()
+    assert main(["eval", "--score-only", str(answers), "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ref_ytvos/v/0" in line
+    assert "00005.jpg" in line
+    assert not list((tmp_path / "out").glob("*.zip"))
+
+
 def test_masks_of_the_hidden_split_may_be_added(tmp_path):
     write_colours(tmp_path / "ref_ytvos", "valid")
     (benchmark,) = benchmarks.find(["ref_ytvos"])
@@ -343,6 +358,29 @@ def test_frames_that_are_tracked_must_be_there(tmp_path):
     assert before.hash != after.hash
 
 
+def test_key_frames_are_spread_in_the_other_mode(tmp_path):
+    folder = tmp_path / "mevis" / "valid_u"
+    write_mask_table(folder)
+    frames = [f"{number:05}" for number in range(9)]
+    change(folder / "meta_expressions.json", lambda content: content["videos"]["v"].update(frames=frames))
+    write_json(folder / "mask_dict.json", {number: [None] * 9 for number in ("3", "40")})
+    (benchmark,) = benchmarks.find(["mevis"])
+    seen, hashes = [], set()
+    for mode, count in (("sa2va", None), ("sa2va_i", None), ("sa2va_i", 2), ("sa2va", 9), ("sa2va_i", 9)):
+        benchmark.mode, benchmark.key_frames = mode, count
+        (question, _) = questions_of(benchmark, benchmark.load(tmp_path), {})
+        seen.append([int(part["image"][-9:-4]) for part in question.item.media])
+        hashes.add(question.hash)
+    assert seen == [[0, 1, 2, 3, 4], [0, 2, 4, 6, 8], [0, 8], [*range(9)], [*range(9)]]
+    assert len(hashes) == 5
+
+
+def test_flags_of_tracking_belong_to_videos(tmp_path, capsys):
+    command = ["eval", "--model", "nano", "--tasks", "nano/digit", "--mode", "sa2va_i", "--out", str(tmp_path)]
+    assert main(command) == 2
+    assert "--mode and --key-frames are of benchmarks that track objects" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["mevis", "region_captions"])
 def test_there_is_no_blind_check(name, tmp_path):
     pytest.importorskip("nltk")
@@ -364,6 +402,10 @@ def test_the_command(tmp_path):
     assert results["protocol"]["benchmarks of masks"] == {"image_merge": 2, "max_visual_tokens": 16}
     assert set(results["tasks"]["refcoco"]["metrics"]) == {"cIoU", "gIoU"}
     assert set(results["tasks"]["mevis"]["metrics"]) == {"J", "F", "Overall"}
+    other = ["eval", "--model", str(model), "--tasks", "mevis", *flags, "--mode", "sa2va_i", "--key-frames", "1"]
+    assert main([*other, "--out", str(out / "i")]) == 0
+    protocol = json.loads((out / "i" / "results.json").read_text())["protocol"]
+    assert (protocol["mode"], protocol["key_frames"]) == ("sa2va_i", 1)
     records = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert all(len(record["answer"]["masks"]) == 2 for record in records if record["task"] == "mevis")
     assert all(isinstance(record["answer"], str) for record in records if record["task"] == "region_captions")

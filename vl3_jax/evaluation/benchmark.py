@@ -9,12 +9,11 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.data_folder import DataFolder, read_medium
 from vl3_jax.evaluation.scorers.unparsed import UnparsedError
-from vl3_jax.evaluation.submission_files import SubmissionFiles
 from vl3_jax.processing.mask_files import decode_rle
 from vl3_jax.processing.messages import MediaPart, Turn
 from vl3_jax.sa2va.templates import region_request
@@ -40,10 +39,11 @@ class Item:
         needed, such as a `StoredImage`; a video may have `start` and `end` in seconds.
       text: The instruction. Where `compose` is set, what it makes instead of it depends on the media.
       reference: JSON values that the answer is scored against: "target", "task_type" and what the benchmark needs.
-      frames: Files of all frames of a video in which objects are drawn; its media are those that the model sees.
-      regions: Run lengths of the regions of its image that it is about; the text calls them region1, region2, ...
       compose: Makes the whole content of the user's turn, for benchmarks that interleave text and media or show
         subtitles; takes the times of the frames of a video.
+      frames: Files of all frames of a video in which objects are drawn; its media are those that the model sees.
+      mode: How that video is tracked; see `vl3_jax.inference.mask_drawer`.
+      regions: Run lengths of the regions of its image that it is about; the text calls them region1, region2, ...
     """
 
     id: str
@@ -52,6 +52,7 @@ class Item:
     reference: Mapping[str, Any]
     compose: Callable[[FrameTimes], list[dict[str, Any]]] | None = None
     frames: Sequence[str] = ()
+    mode: Literal["sa2va", "sa2va_i"] = "sa2va"
     regions: Sequence[Mapping[str, Any]] = ()
 
     def content(self, frame_times: FrameTimes) -> list[dict[str, Any]]:
@@ -258,8 +259,8 @@ class Benchmark(abc.ABC):
         """Returns further metrics, among them the mean over the groups."""
         return macro_averages(self.metrics(answers))
 
-    def submit(self, answers: Mapping[str, Any], items: Sequence[Item]) -> "SubmissionFiles | Any":
-        """Returns what the benchmark's server takes, a JSON value or files; None where there is no server.
+    def submit(self, answers: Mapping[str, Any], items: Sequence[Item]) -> Any:
+        """Returns what the benchmark's server takes, a JSON value or `SubmissionFiles`; None where there is none.
 
         Args:
           answers: Responses by the ids of their items: texts, or masks.

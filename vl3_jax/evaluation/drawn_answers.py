@@ -44,7 +44,7 @@ def drawn_answer(
     vectors = model.drawer.vectors([generation.hidden[named.place] for named in grounded.objects])
     if item.frames:
         seen = [item.frames.index(part["image"]) for part in item.media]
-        frames = model.drawer.track(item.frames, vectors, seen)
+        frames = model.drawer.track(item.frames, vectors, seen, item.mode)
     else:
         frames = iter([model.drawer.draw(item.content(lambda part: ())[0]["image"], vectors)])
     masks = [[encode_rle(mask) for mask in frame.masks] for frame in frames]

@@ -139,7 +139,7 @@ def _digest(base: str, item: Item) -> str:
     ]
     content = [base, item.text, media, item.compose is not None]
     if item.frames or item.regions:
-        content += [[pathlib.Path(frame).parts[-2:] for frame in item.frames], item.regions]
+        content += [[pathlib.Path(frame).parts[-2:] for frame in item.frames], item.mode, item.regions]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 

@@ -24,7 +24,8 @@ from vl3_jax.evaluation.scorers.boundary import boundary_similarity
 from vl3_jax.evaluation.scorers.mask_answers import RunLengths, masks_by_frame, unions
 from vl3_jax.evaluation.scorers.mask_overlap import Overlap
 from vl3_jax.evaluation.submission_files import SubmissionFiles
-from vl3_jax.inference.mask_drawer import choose_key_frames
+from vl3_jax.inference.mask_drawer import TrackingMode, choose_key_frames
+from vl3_jax.processing.images import open_image
 from vl3_jax.sa2va.templates import video_expression
 
 _IMAGE_FOLDERS = ("JPEGImages", "videos")  # of frames, where they do not lie beside the annotations
@@ -55,15 +56,19 @@ class VideoExpression(NamedTuple):
 class ReferringVideos(Benchmark):
     """J, F and J&F: means over the frames of an expression, then over expressions, then over groups.
 
-    The model sees the first five frames.
+    The model sees the key frames of each video.
 
     Attributes:
+      mode: How videos are tracked; see `vl3_jax.inference.mask_drawer`.
+      key_frames: Number of frames that the model sees; None is 5.
       measures: What is reported beside J&F.
       archive: Folder in the archive of a submission.
     """
 
     kind, draws = "video", True
     max_new_tokens = 512
+    mode: TrackingMode = "sa2va"
+    key_frames: int | None = None
     measures: ClassVar[tuple[str, ...]] = ("J", "F")
     archive: ClassVar[str] = ""
 
@@ -76,11 +81,11 @@ class ReferringVideos(Benchmark):
         for each in self.expressions(data):
             if not each.frames:
                 raise InputError(f"{data.root}: video {each.video} has no frames; download its annotations again")
-            seen = choose_key_frames(len(each.frames), None, "sa2va")
+            seen = choose_key_frames(len(each.frames), self.key_frames, self.mode)
             media = [{"type": "image", "image": each.frames[index]} for index in seen]
             reference = {"target": each.target, "task_type": each.group, **each.others}
             name, text = f"{each.video}/{each.name}", video_expression(each.text)
-            items.append(Item(name, media, text, reference, frames=each.frames))
+            items.append(Item(name, media, text, reference, frames=each.frames, mode=self.mode))
         return items
 
     def verdict(self, response: Any, reference: Mapping[str, Any], scoring: Scoring) -> Verdict:
@@ -140,8 +145,8 @@ def _picture(objects: Sequence[RunLengths], frame: str) -> bytes:
     """Returns a PNG of the union of masks; where there are none, it is as large as the frame."""
     (mask,) = unions(objects)
     if not objects:
-        with Image.open(frame) as image:
-            mask = np.zeros((image.height, image.width), bool)
+        image = open_image(frame)
+        mask = np.zeros((image.height, image.width), bool)
     out = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * 255).save(out, "png", compress_level=1)
     return out.getvalue()

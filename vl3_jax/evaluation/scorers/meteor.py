@@ -32,8 +32,7 @@ class Meteor:
           stages: Those of `STAGES` to use, in order; None is all that are available.
 
         Raises:
-          InputError: NLTK is not installed, or the WordNet of the synonyms that are asked for. Where nobody asks for
-            them, a warning says that they are missing.
+          InputError: NLTK is not installed, or the WordNet of the synonyms that are asked for.
         """
         wordnet = _wordnet()
         self.stages = tuple(stages or STAGES[: 2 if wordnet is None else 3])
@@ -44,8 +43,6 @@ class Meteor:
         self._synonyms = wordnet if "synonym" in self.stages else _Nothing()
         self._stemmer = _nltk("nltk.stem.porter").PorterStemmer() if "stem" in self.stages else _Nothing()
         self.name = "METEOR" if self.stages == STAGES else f"METEOR ({', '.join(self.stages)})"
-        if stages is None and wordnet is None:
-            logger.warning("%s is without synonyms: %s", self.name, _NO_WORDNET)
 
     def score(self, caption: str, references: Sequence[str]) -> float:
         """Returns the score of a caption, without its punctuation, against the closest reference; from 0 to 1."""
@@ -90,10 +87,11 @@ def _nltk(module: str) -> Any:
 
 @functools.cache
 def _wordnet() -> Any:
-    """Returns NLTK's WordNet, or None if its data is not on this machine."""
+    """Returns NLTK's WordNet, or None, with a warning, if its data is not on this machine."""
     wordnet = _nltk("nltk.corpus").wordnet
     try:
         wordnet.synsets("word")
     except LookupError:
+        logger.warning("METEOR goes without synonyms: %s", _NO_WORDNET)
         return None
     return wordnet
