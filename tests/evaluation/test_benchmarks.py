@@ -246,18 +246,19 @@ def started(command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("AI2D", 4), ("masks", 2)])
-def test_processes_of_a_job(name, count, request, tmp_path):
+@pytest.mark.parametrize(("names", "count"), [("AI2D", 4), ("refcoco,mevis", 2)])
+def test_processes_of_a_job(names, count, request, tmp_path):
     """They share the questions and the first one scores all; samples without an answer end all of them with 2."""
-    data, ending = tmp_path / "data", "png" if name == "AI2D" else "jpg"
-    if name == "AI2D":
+    data, ending = tmp_path / "data", "png" if names == "AI2D" else "jpg"
+    if names == "AI2D":
         rows = [row | {"question_id": number} for number, row in enumerate(CASES["AI2D"].rows * 4)]
         layouts.write("AI2D", rows, data / "AI2D")
     else:
-        for case in MASKS:
-            case.write(data)
-    model = request.getfixturevalue("small" if name == "AI2D" else "sa2va")
-    command = ["eval", "--model", model, "--tasks", name, "--data", str(data), "--max-new-tokens", "3"]
+        for name in names.split(","):
+            MASK_CASES[name].write(data)
+    model = request.getfixturevalue("small" if names == "AI2D" else "sa2va")
+    command = ["eval", "--model", model, "--tasks", names, "--data", str(data)]
+    command += ["--max-new-tokens", "3", "--max-visual-tokens", "64"]
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
 
     def job():

@@ -27,10 +27,12 @@ from vl3_jax.cli.main import main
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation import benchmarks
 from vl3_jax.evaluation.benchmark import ScoredAnswer, Scoring
+from vl3_jax.evaluation.in_training import TrainingBenchmarks
 from vl3_jax.evaluation.prompts import questions_of, swap_media
 from vl3_jax.evaluation.results import answer_record, score_tasks
 from vl3_jax.processing.mask_files import decode_rle, encode_rle
 from vl3_jax.processing.messages import Region
+from vl3_jax.training.run_config import EvalConfig
 
 BOTH = LEFT | RIGHT
 
@@ -248,7 +250,7 @@ def test_pictures_of_frames_that_are_gone(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "ref_ytvos/v/0" in line
     assert "00005.jpg" in line
-    assert not list((tmp_path / "out").glob("*.zip"))
+    assert not list((tmp_path / "out").glob("*.zip*"))
 
 
 def test_masks_of_the_hidden_split_may_be_added(tmp_path):
@@ -276,6 +278,7 @@ def test_questions_of_videos_ask_for_masks(tmp_path):
         ("mevis", answer([LEFT], [LEFT.T]), "60 x 40 and 40 x 60 pixels"),
         ("revos", answer([LEFT], [LEFT.T]), "60 x 40 and 40 x 60 pixels"),
         ("ref_ytvos", answer([LEFT]), "the masks of 1 frames, expected 2"),
+        ("ref_ytvos", answer([LEFT.T], [LEFT.T]), "a mask of 60 x 40 pixels, and"),
         ("gcg", answer([LEFT], phrases=["a", "b"]), "2 phrases and 1 masks"),
         ("gcg", answer([LEFT[:30]], phrases=["a"]), "30 x 60 and 40 x 60 pixels"),
     ],
@@ -309,6 +312,7 @@ def without_frames(content):
         ("mevis", "valid_u/mask_dict.json", lambda content: content["40"].pop(), "expression 1 of video v has masks"),
         ("mevis", "valid_u/mask_dict.json", lambda content: content.pop("40"), "lacks what it needs (KeyError('40'))"),
         ("revos", "mask_dict_foreground.json", dict.clear, "lacks what it needs"),
+        ("revos", "mask_dict_foreground.json", lambda c: c["v"]["masks_rle"].pop(), "video v has masks of other"),
         ("refcoco", "instances.json", lambda content: content["images"].clear(), "lacks what it needs"),
         ("gcg", "annotations/val_test/val_gcg_coco_caption_gt.json", lambda c: c["annotations"].clear(), "lacks what"),
     ],
@@ -379,6 +383,11 @@ def test_flags_of_tracking_belong_to_videos(tmp_path, capsys):
     command = ["eval", "--model", "nano", "--tasks", "nano/digit", "--mode", "sa2va_i", "--out", str(tmp_path)]
     assert main(command) == 2
     assert "--mode and --key-frames are of benchmarks that track objects" in capsys.readouterr().err
+
+
+def test_a_model_in_training_is_not_asked():
+    with pytest.raises(InputError, match="eval.tasks: mevis takes a Sa2VA"):
+        TrainingBenchmarks(EvalConfig(tasks="mevis"))
 
 
 @pytest.mark.parametrize("name", ["mevis", "region_captions"])

@@ -28,7 +28,10 @@ class SubmissionFiles:
           OSError: It cannot be written.
         """
         partial = path.with_name(f"{path.name}.partial")
-        with zipfile.ZipFile(partial, "w") as archive:
-            for name, content in self.files():
-                archive.writestr(zipfile.ZipInfo(name), content)
-        rename(partial, path)
+        try:
+            with zipfile.ZipFile(partial, "w") as archive:
+                for name, content in self.files():
+                    archive.writestr(zipfile.ZipInfo(name), content)
+            rename(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -93,6 +93,11 @@ class ReVOS(_MaskTable):
         foreground = data.json("mask_dict_foreground.json")
         for each in super().expressions(data):
             masks = [[mask] for mask in foreground[each.video]["masks_rle"]]
+            if len(masks) != len(each.frames):
+                raise InputError(
+                    f"{data.path('mask_dict_foreground.json')}: video {each.video} has masks of other than its "
+                    f"{len(each.frames)} frames; download it again"
+                )
             yield each._replace(others={"foreground": masks})
 
     def sides(self, reference: Mapping[str, Any]):

@@ -142,11 +142,14 @@ def frame_files(data: DataFolder, video: str, frames: Sequence[str], *parts: str
 
 
 def _picture(objects: Sequence[RunLengths], frame: str) -> bytes:
-    """Returns a PNG of the union of masks; where there are none, it is as large as the frame."""
-    (mask,) = unions(objects)
-    if not objects:
-        image = open_image(frame)
-        mask = np.zeros((image.height, image.width), bool)
+    """Returns a PNG of the union of masks, which has the size of the frame."""
+    image = open_image(frame)
+    (mask,) = unions(objects) if objects else (np.zeros((image.height, image.width), bool),)
+    if mask.shape != (image.height, image.width):
+        raise InputError(
+            f"a mask of {mask.shape[0]} x {mask.shape[1]} pixels, and {frame} has {image.height} x {image.width}; give "
+            "masks at the size of the frame"
+        )
     out = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * 255).save(out, "png", compress_level=1)
     return out.getvalue()
