@@ -386,7 +386,7 @@ def test_flags_of_tracking_belong_to_videos(tmp_path, capsys):
 
 
 def test_a_model_in_training_is_not_asked():
-    with pytest.raises(InputError, match="eval.tasks: mevis takes a Sa2VA"):
+    with pytest.raises(InputError, match=r"eval\.tasks: mevis takes a Sa2VA"):
         TrainingBenchmarks(EvalConfig(tasks="mevis"))
 
 
