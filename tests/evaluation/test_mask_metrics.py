@@ -5,13 +5,14 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy import ndimage
 
-from vl3_jax.evaluation.scorers.boundary import boundary_similarity, video_similarity
+from vl3_jax.evaluation.scorers.boundary import boundary_similarity
 from vl3_jax.evaluation.scorers.grounded_captions import compare_grounding, grounding_metrics
 from vl3_jax.evaluation.scorers.mask_overlap import (
     Detections,
@@ -22,6 +23,8 @@ from vl3_jax.evaluation.scorers.mask_overlap import (
     greedy_pairs,
     paired_iou,
     pairwise_iou,
+    pixel_accuracy,
+    robustness,
 )
 from vl3_jax.evaluation.scorers.phrases import embedding_similarity, lemma_similarity
 
@@ -99,12 +102,14 @@ def ap50_of_coco(predicted, targets, scores) -> float:
     return float(precision.mean())
 
 
-@given(SEEDS)
-def test_average_precision_is_that_of_coco(seed):
+@given(SEEDS, st.booleans())
+def test_average_precision_is_that_of_coco(seed, ties):
+    """With ties, as where no prediction has a score, the order of images and predictions decides."""
     rng = np.random.default_rng(seed)
     targets = [blobs(rng, count) for count in rng.integers(1, 4, 3)]
     predicted = [np.concatenate([masks, blobs(rng, 2)])[rng.permutation(len(masks) + 2)] for masks in targets]
     scores = [rng.permutation(100)[: len(masks)] / 100 + image / 1000 for image, masks in enumerate(predicted)]
+    scores = [np.ones(len(each)) for each in scores] if ties else scores
     tables = [pairwise_iou(*pair) for pair in zip(predicted, targets, strict=True)]
     ours = average_precision([Detections(*pair) for pair in zip(tables, scores, strict=True)])
     assert ours == pytest.approx(ap50_of_coco(predicted, targets, scores))
@@ -139,12 +144,43 @@ def test_boundary_pixels_by_hand():
     assert boundary_similarity(*large) == 1
 
 
-def test_video_similarity():
-    similarity = video_similarity([(SQUARE, SQUARE), (EMPTY, SQUARE), (SHIFTED, SQUARE)])
-    assert similarity.region == pytest.approx((1 + 0 + 1 / 3) / 3)
-    assert similarity.boundary == pytest.approx((1 + boundary_similarity(SHIFTED, SQUARE)) / 3)
-    assert similarity.both == pytest.approx((similarity.region + similarity.boundary) / 2)
-    assert video_similarity([]) == (0, 0)
+def davis(predicted: np.ndarray, target: np.ndarray) -> float:
+    """Returns F by the rule of DAVIS as it is written: boundaries pixel by pixel, widened by a disk."""
+    height, width = target.shape
+    radius = int(np.ceil(0.008 * np.linalg.norm(target.shape)))
+    disk = [[y * y + x * x <= radius * radius for x in range(-radius, radius + 1)] for y in range(-radius, radius + 1)]
+    edges = np.zeros((2, height, width), bool)
+    for edge, mask in zip(edges, (predicted, target), strict=True):
+        for y, x in np.ndindex(height, width):
+            below, right = min(y + 1, height - 1), min(x + 1, width - 1)
+            edge[y, x] = len({mask[y, x], mask[below, x], mask[y, right], mask[below, right]}) == 2
+    counts = edges.sum(axis=(1, 2))
+    if not counts.all():
+        return float(not counts.any())
+    wide = [ndimage.binary_dilation(edge, disk) for edge in edges]
+    precision, recall = ((edge & other).sum() / edge.sum() for edge, other in zip(edges, wide[::-1], strict=True))
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS)
+def test_boundaries_are_those_of_davis(seed):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 30, 2)
+    target = np.kron(rng.random((height, width)) < rng.random(), np.ones((8, 8), bool)).astype(bool)
+    predicted = np.roll(target, rng.integers(-6, 7, 2), (0, 1)) ^ (rng.random(target.shape) < 0.1 * rng.random() ** 4)
+    assert boundary_similarity(predicted, target) == pytest.approx(davis(predicted, target), abs=1e-12)
+
+
+def test_accuracy_and_robustness():
+    """Of 600 pixels 50 are too many and 50 too few; all objects are 200."""
+    assert pixel_accuracy(SHIFTED, SQUARE) == pytest.approx(1 - 100 / 600)
+    assert pixel_accuracy(EMPTY, EMPTY) == 1
+    objects = SQUARE | box(slice(0, 10), slice(20, 30))
+    assert robustness(SHIFTED, SQUARE, objects) == pytest.approx(1 - 50 / 200)
+    assert robustness(SQUARE, SQUARE, objects) == robustness(EMPTY, EMPTY, EMPTY) == 1
+    assert robustness(~EMPTY, SQUARE, objects) == 0, "not below"
+    assert robustness(SQUARE, EMPTY, EMPTY) == 0
 
 
 def test_phrases_by_lemma():

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vl3_jax.cli import settings_flags
+from vl3_jax.config_tree import Limits
 from vl3_jax.errors import InputError, SettingError
 from vl3_jax.inference import answer_settings
 from vl3_jax.inference.sampling_config import SamplingConfig
@@ -105,6 +106,21 @@ def add_visual_limit(group: Any) -> None:
     """Adds --max-visual-tokens alone, for answers with masks."""
     keyword, field = "max_visual_tokens", answer_settings.PROCESSOR["max_visual_tokens"]
     settings_flags.add(group, ProcessorConfig, _flags({keyword: field}), {field: str(MOST_TOKENS)})
+
+
+def add_tracking(group: Any) -> None:
+    """Adds the flags of how objects are tracked that an answer names; those that are not given are None."""
+    group.add_argument(
+        "--key-frames",
+        type=settings_flags.number(int, Limits(1, 1024)),
+        metavar="N",
+        help="frames of a video in which objects are drawn that the language model sees (default: 5)",
+    )
+    group.add_argument(
+        "--mode",
+        choices=("sa2va", "sa2va_i"),
+        help="sa2va: the first frames are seen and tracked from; sa2va_i: evenly spaced ones (default: sa2va)",
+    )
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:

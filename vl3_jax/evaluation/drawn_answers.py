@@ -3,13 +3,10 @@
     {"text": "It is [SEG].", "caption": "It is .", "phrases": [null], "masks": [[{"size": [9, 9], "counts": "..."}]]}
 
 `masks` has for each frame, an image being one, the run lengths of each object; `phrases` has the words of each, and
-`caption` is the text without tags.
+`caption` is the text without tags. `vl3_jax.evaluation.scorers.mask_answers` reads them.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.benchmark import Item
@@ -18,7 +15,7 @@ from vl3_jax.inference.chat_model import ChatModel
 from vl3_jax.inference.conversations import Conversation, reply
 from vl3_jax.inference.grounded_model import GroundedModel
 from vl3_jax.inference.requests import Generation
-from vl3_jax.processing.mask_files import decode_rle, encode_rle
+from vl3_jax.processing.mask_files import encode_rle
 from vl3_jax.processing.packed_batch import Sample
 from vl3_jax.sa2va.grounded_text import read_grounded
 
@@ -47,18 +44,9 @@ def drawn_answer(
     vectors = model.drawer.vectors([generation.hidden[named.place] for named in grounded.objects])
     if item.frames:
         seen = [item.frames.index(part["image"]) for part in item.media]
-        frames = model.drawer.track(item.frames, vectors, seen)
+        frames = model.drawer.track(item.frames, vectors, seen, item.mode)
     else:
         frames = iter([model.drawer.draw(item.content(lambda part: ())[0]["image"], vectors)])
     masks = [[encode_rle(mask) for mask in frame.masks] for frame in frames]
     phrases = [named.phrase for named in grounded.objects]
     return {"text": grounded.text, "caption": grounded.caption, "phrases": phrases, "masks": masks}, generation
-
-
-def union(encoded: Sequence[Mapping[str, Any] | None], size: Sequence[int]) -> np.ndarray:
-    """Returns the union of masks in run lengths, [h, w] bool; None is an empty one."""
-    whole = np.zeros(tuple(size), bool)
-    for mask in encoded:
-        if mask is not None:
-            whole |= decode_rle(mask)
-    return whole

@@ -53,7 +53,7 @@ class EvalProtocol:
         keywords = PAPER | ({"image_merge": IMAGE_MERGE} if is_image else {}) | self._changes
         if benchmark is not None and benchmark.max_new_tokens:
             keywords["max_new_tokens"] = min(keywords["max_new_tokens"], benchmark.max_new_tokens)
-        if benchmark is not None and benchmark.draws:
+        if benchmark is not None and (benchmark.draws or benchmark.shows_regions):
             keywords |= {"image_merge": DRAWING_MERGE, "max_visual_tokens": MOST_TOKENS, **self._changes}
             checkpoint = drawing_processor(checkpoint, not is_image, keywords["max_visual_tokens"])
         sampling = SamplingConfig(repetition_penalty=repetition_penalty)
@@ -66,5 +66,7 @@ class EvalProtocol:
         media = {name: getattr(used.processor, field) for name, field in fields.items()}
         others = self._changes.get("image_merge", checkpoint.image_merge)
         media["image_merge"] = {"image benchmarks": media["image_merge"], "others": others}
+        masks = {"image_merge": DRAWING_MERGE, "max_visual_tokens": MOST_TOKENS, **self._changes}
+        media["benchmarks of masks"] = {name: masks[name] for name in ("image_merge", "max_visual_tokens")}
         decoding = {name: getattr(used.sampling, name) for name in DECODING}
         return {"system": self.system, "decoding": "greedy", **media, **decoding, ADAPTER: used.adapter}

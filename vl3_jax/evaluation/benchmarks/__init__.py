@@ -43,16 +43,18 @@ VIDEO_BENCHMARKS = {
     "charades_sta": "charades_sta:CharadesSTA",
 }
 BENCHMARKS = {**IMAGE_BENCHMARKS, **VIDEO_BENCHMARKS}
-# Of masks, which only a Sa2VA draws.
+# Of masks in answers or in questions, which only a Sa2VA takes.
 MASK_BENCHMARKS = {
     "refcoco": "referring_images:RefCOCO",
     "refcoco+": "referring_images:RefCOCOPlus",
     "refcocog": "referring_images:RefCOCOg",
-    "mevis": "referring_videos:MeViS",
-    "revos": "referring_videos:ReVOS",
-    "ref_sav": "referring_videos:RefSAV",
-    "ref_davis17": "referring_videos:RefDAVIS17",
+    "mevis": "mevis:MeViS",
+    "ref_ytvos": "ref_ytvos:RefYTVOS",
+    "ref_davis17": "ref_ytvos:RefDAVIS17",
+    "revos": "mevis:ReVOS",
+    "ref_sav": "mevis:RefSAV",
     "gcg": "gcg:GroundedCaptions",
+    "region_captions": "region_captions:RegionCaptions",
 }
 _GROUPS = {
     "images": IMAGE_BENCHMARKS,

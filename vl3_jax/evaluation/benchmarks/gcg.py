@@ -1,26 +1,24 @@
 """GCG of Grand-f: a caption of an image whose phrases have masks."""
 
 import collections
-import functools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from vl3_jax.errors import InputError
-from vl3_jax.evaluation.benchmark import Benchmark, Item, PaperRow, Scoring, Verdict, mean
+from vl3_jax.evaluation.benchmark import Benchmark, Item, PaperRow, ScoredAnswer, Scoring, Verdict, mean
 from vl3_jax.evaluation.data_folder import DataFolder
+from vl3_jax.evaluation.scorers.cider import cider
 from vl3_jax.evaluation.scorers.grounded_captions import GroundedImage, compare_grounding, grounding_metrics
-from vl3_jax.evaluation.scorers.meteor import Meteor
+from vl3_jax.evaluation.scorers.mask_answers import masks_by_frame, stacks
+from vl3_jax.evaluation.scorers.meteor import NOT_AVAILABLE, available_meteor
 from vl3_jax.evaluation.scorers.phrases import PhraseSimilarity, lemma_similarity
-from vl3_jax.processing.mask_files import decode_rle
 from vl3_jax.sa2va.templates import GROUNDED_CAPTION
 
 _FOLDER = "annotations", "val_test"
 
 
 class GroundedCaptions(Benchmark):
-    """mIoU, recall, AP50 and METEOR.
+    """mIoU, recall and AP50 of the masks, METEOR and CIDEr of the captions.
 
     The original compares phrases by BERT (the mean over its last layer, cosine from 0.5 on). Set `similarity` to
     `vl3_jax.evaluation.scorers.phrases.embedding_similarity` of such a model for that; without it phrases are compared
@@ -31,7 +29,7 @@ class GroundedCaptions(Benchmark):
     """
 
     name, title, kind, size, draws = "gcg", "GCG", "image", 2500, True
-    rows = (PaperRow("AP50", ("AP50",)),)
+    rows = (PaperRow("GCG", ("AP50",)),)
     splits = ("val", "test")
     source = "huggingface.co/datasets/MBZUAI/GranD-f, annotations/val_test; images of SA-1B (GranDf_HA_images)"
     layout = (
@@ -51,7 +49,7 @@ class GroundedCaptions(Benchmark):
         for entry in captions["annotations"]:
             entries[entry["image_id"]].append(entry)
         items = []
-        for image in captions["images"]:
+        for image in sorted(captions["images"], key=lambda image: str(image["id"])):  # as COCO breaks ties
             number, own = image["id"], entries[image["id"]]
             path = data.path("GranDf_HA_images", "val_test", f"{number}.jpg")
             captions_of_image = [entry["caption"] for entry in own]
@@ -61,41 +59,37 @@ class GroundedCaptions(Benchmark):
         return items
 
     def verdict(self, response: Any, reference: Mapping[str, Any], scoring: Scoring) -> Verdict:
-        drawn, wanted = (_stacked(masks) for masks in (response["masks"][0], reference["masks"]))
-        phrases = [phrase or "" for phrase in response["phrases"]]
-        if not len(drawn):
-            drawn = np.zeros((0, *wanted.shape[1:]), bool)
-        targets = reference["phrases"][: len(wanted)]
-        found = compare_grounding(phrases, drawn, targets, wanted[: len(targets)], self.similarity, scoring.official)
-        meteor = _meteor()
-        score = None if meteor is None else meteor.score(response["caption"], reference["target"])
-        parsed = {**found._asdict(), "METEOR": score}
-        return Verdict(found.paired, parsed, None if response["phrases"] else "no mask")
+        drawn, wanted = stacks(*masks_by_frame(response, 1), reference["masks"])
+        response = {"caption": response} if isinstance(response, str) else response
+        phrases = [phrase or "" for phrase in response.get("phrases") or []]
+        if len(phrases) != len(drawn):
+            raise InputError(f"the answer has {len(phrases)} phrases and {len(drawn)} masks; give a phrase for each")
+        found = compare_grounding(phrases, drawn, reference["phrases"], wanted, self.similarity, scoring.official)
+        caption, meteor = response.get("caption") or "", available_meteor()
+        parsed = {**found._asdict(), "caption": caption}
+        if meteor is not None:
+            parsed["METEOR"] = meteor.score(caption, reference["target"])
+        return Verdict(found.paired, parsed, None if len(drawn) else "no mask")
 
     def metrics(self, answers):
-        parsed = [answer.verdict.parsed for answer in answers if answer.verdict.parsed]
-        values = grounding_metrics(
-            GroundedImage(**{name: each[name] for name in GroundedImage._fields}) for each in parsed
-        )
+        meteor = available_meteor()
+        values = grounding_metrics(map(_grounding, answers))
         if self.similarity is lemma_similarity:
             values = {f"{name} (lemmas)" if name == "Recall" else name: value for name, value in values.items()}
-        meteor = _meteor()
-        if meteor is not None:
-            values[meteor.name] = 100 * mean([each["METEOR"] for each in parsed if each["METEOR"] is not None])
-        return values
+        parsed = [answer.verdict.parsed or {} for answer in answers]
+        captions, references = [each.get("caption", "") for each in parsed], [a.reference["target"] for a in answers]
+        values["CIDEr"] = 100 * mean(cider(captions, references))
+        if meteor is None:
+            return {**values, NOT_AVAILABLE: None}
+        return {**values, meteor.name: 100 * mean([each.get("METEOR", 0.0) for each in parsed])}
 
     def details(self, answers):
         return {}
 
 
-def _stacked(masks: Any) -> np.ndarray:
-    return np.stack([decode_rle(mask) for mask in masks]) if masks else np.zeros((0, 1, 1), bool)
-
-
-@functools.cache
-def _meteor() -> Meteor | None:
-    """Returns METEOR with the stages that this machine has, or None without NLTK."""
-    try:
-        return Meteor()
-    except InputError:
-        return None
+def _grounding(answer: ScoredAnswer) -> GroundedImage:
+    """Returns what was found in an image; nothing where there is no answer."""
+    found = answer.verdict.parsed
+    if not found:
+        return GroundedImage([], len(answer.reference["masks"]), 0)
+    return GroundedImage(**{name: found[name] for name in GroundedImage._fields})

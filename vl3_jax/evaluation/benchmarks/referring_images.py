@@ -5,12 +5,10 @@ import pickle
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pycocotools import mask as coco
-
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.benchmark import Benchmark, Item, PaperRow, Scoring, Verdict
 from vl3_jax.evaluation.data_folder import DataFolder
-from vl3_jax.evaluation.drawn_answers import union
+from vl3_jax.evaluation.scorers.mask_answers import masks_by_frame, segmentation_rle, unions
 from vl3_jax.evaluation.scorers.mask_overlap import Overlap, cumulative_iou, generalised_iou
 
 _TEMPLATE = " Please segment {} in this image."
@@ -20,7 +18,6 @@ class ReferringImages(Benchmark):
     """cIoU and gIoU; all masks of an answer count as one, and an answer without any as an empty one."""
 
     kind, draws = "image", True
-    rows = (PaperRow("cIoU", ("cIoU",)),)
     source = "github.com/lichengunc/refer (the file `refs` of a split set and instances.json); images of COCO train2014"
     licence = "annotations: Apache-2.0; images: the terms of COCO and Flickr"
     max_new_tokens = 512
@@ -35,8 +32,8 @@ class ReferringImages(Benchmark):
             if ref["split"] != self.split:
                 continue
             image, shape = images[ref["image_id"]], shapes[ref["ann_id"]]
-            size = [image["height"], image["width"]]
-            reference = {"target": _run_lengths(shape["segmentation"], *size), "size": size, "task_type": None}
+            target = segmentation_rle(shape["segmentation"], image["height"], image["width"])
+            reference = {"target": target, "task_type": None}
             path = data.path("images", image["file_name"])
             for sentence in ref["sentences"]:
                 media = [{"type": "image", "image": path}]
@@ -44,8 +41,8 @@ class ReferringImages(Benchmark):
         return items
 
     def verdict(self, response: Any, reference: Mapping[str, Any], scoring: Scoring) -> Verdict:
-        masks = response["masks"][0]
-        overlap = Overlap.of(union(masks, reference["size"]), union([reference["target"]], reference["size"]))
+        (masks,) = masks_by_frame(response, 1)
+        overlap = Overlap.of(*unions(masks, [reference["target"]]))
         return Verdict(overlap.iou, list(overlap), None if masks else "no mask")
 
     def metrics(self, answers):
@@ -56,15 +53,16 @@ class ReferringImages(Benchmark):
         return {}
 
 
-def _missed(reference: Mapping[str, Any]) -> tuple[int, int]:
+def _missed(reference: Mapping[str, Any]) -> Overlap:
     """Returns the overlap of a target with the mask of a question that was not answered."""
-    return 0, int(union([reference["target"]], reference["size"]).sum())
+    return Overlap.of(*unions([], [reference["target"]]))
 
 
 class RefCOCO(ReferringImages):
     """Phrases of a game for two, with places in the image."""
 
     name, title, size, by = "refcoco", "RefCOCO", 10_834, "unc"
+    rows = (PaperRow("RefCOCO", ("cIoU",)),)
     splits = ("val", "testA", "testB")
     layout = "refs(unc).p\ninstances.json\nimages/{file_name of instances.json}"
 
@@ -73,6 +71,7 @@ class RefCOCOPlus(ReferringImages):
     """Phrases of the same game without places."""
 
     name, title, size, by = "refcoco+", "RefCOCO+", 10_758, "unc"
+    rows = (PaperRow("RefCOCO+", ("cIoU",)),)
     splits = ("val", "testA", "testB")
     layout = RefCOCO.layout
 
@@ -81,6 +80,7 @@ class RefCOCOg(ReferringImages):
     """Longer phrases, written without a game; the split of the University of Maryland."""
 
     name, title, size, by = "refcocog", "RefCOCOg", 4896, "umd"
+    rows = (PaperRow("RefCOCOg", ("cIoU",)),)
     splits = ("val", "test")
     layout = "refs(umd).p\ninstances.json\nimages/{file_name of instances.json}"
 
@@ -102,12 +102,3 @@ def _read_refs(data: DataFolder, name: str) -> list[dict[str, Any]]:
     if not isinstance(refs, list):
         raise InputError(f"{data.path(name)}: holds no list of references; download it again")
     return refs
-
-
-def _run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Returns the run lengths of polygons, or of run lengths in any form."""
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
-        return segmentation
-    encoded = coco.frPyObjects(segmentation, height, width)
-    merged = coco.merge(encoded) if isinstance(encoded, list) else encoded
-    return {"size": [height, width], "counts": merged["counts"].decode("ascii")}

@@ -56,14 +56,16 @@ def compare_grounding(
     Args:
       phrases: Phrase of each predicted mask.
       masks: [predictions, h, w] bool.
-      wanted_phrases: Phrase of each target.
+      wanted_phrases: Phrase of each target, of all or of the first ones.
       wanted_masks: [targets, h, w] bool.
       similarity: Compares phrases.
       official: Whether the search for pairs ends, as that of the original, at the first pair of masks whose phrases
         differ, though there are others.
     """
-    ious = pairwise_iou(masks, wanted_masks)
-    admissible = (similarity(phrases, wanted_phrases) >= _LEAST_SIMILARITY) & (ious >= _LEAST_IOU)
+    ious, alike = pairwise_iou(masks, wanted_masks), np.zeros((len(masks), len(wanted_masks)), bool)
+    named = wanted_phrases[: len(wanted_masks)]
+    alike[:, : len(named)] = similarity(phrases, named) >= _LEAST_SIMILARITY
+    admissible = alike & (ious >= _LEAST_IOU)
     if official:
         fits = [admissible[pair] for pair in greedy_pairs(ious)]
         recalled = fits.index(False) if False in fits else len(fits)

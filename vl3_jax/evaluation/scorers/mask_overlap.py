@@ -42,6 +42,23 @@ def generalised_iou(overlaps: Iterable[Overlap]) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
+def pixel_accuracy(predicted: np.ndarray, target: np.ndarray) -> float:
+    """Returns A, the share of pixels that are right, inside and outside."""
+    return float(np.mean(predicted == target))
+
+
+def robustness(predicted: np.ndarray, target: np.ndarray, foreground: np.ndarray) -> float:
+    """Returns R, 1 less what is drawn outside the target as a multiple of all objects; at least 0.
+
+    Args:
+      predicted: Mask, [h, w] bool.
+      target: Mask of what is asked for, [h, w] bool.
+      foreground: Mask of all objects, [h, w] bool.
+    """
+    wrong = np.count_nonzero(predicted & ~target)
+    return max(0.0, 1 - wrong / (np.count_nonzero(foreground) + 1e-6))
+
+
 def pairwise_iou(predicted: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Returns the IoU of each prediction with each target, [predictions, targets] float64; 0 for two empty masks."""
     pairs = [[Overlap.of(mask, target) for target in targets] for mask in predicted]

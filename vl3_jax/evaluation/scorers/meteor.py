@@ -2,14 +2,19 @@
 
 import functools
 import importlib
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 STAGES = ("exact", "stem", "synonym")
-_TOKEN = re.compile(r"\w+(?:['\u2019-]\w+)*|[^\w\s]")
+NOT_AVAILABLE = "METEOR (not available)"
+_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
+_NO_WORDNET = "WordNet is not installed; run `python -m nltk.downloader wordnet`"
 
 
 class Meteor:
@@ -34,20 +39,33 @@ class Meteor:
         if self.stages != STAGES[: len(self.stages)]:
             raise ValueError(f"stages {self.stages}; expected the first of {STAGES}")
         if "synonym" in self.stages and wordnet is None:
-            raise InputError(
-                "METEOR's synonyms are not available: WordNet is not installed; run `python -m nltk.downloader wordnet`"
-            )
+            raise InputError(f"METEOR's synonyms are not available: {_NO_WORDNET}")
         self._synonyms = wordnet if "synonym" in self.stages else _Nothing()
         self._stemmer = _nltk("nltk.stem.porter").PorterStemmer() if "stem" in self.stages else _Nothing()
         self.name = "METEOR" if self.stages == STAGES else f"METEOR ({', '.join(self.stages)})"
 
     def score(self, caption: str, references: Sequence[str]) -> float:
-        """Returns the score of a caption against the reference that is closest, from 0 to 1."""
-        words, wanted = _TOKEN.findall(caption), [_TOKEN.findall(reference) for reference in references]
+        """Returns the score of a caption, without its punctuation, against the closest reference; from 0 to 1."""
+        words, wanted = caption_words(caption), [caption_words(reference) for reference in references]
         if not words or not any(wanted):
             return 0.0
         score = _nltk("nltk.translate.meteor_score").meteor_score
         return float(score(wanted, words, stemmer=self._stemmer, wordnet=self._synonyms))
+
+
+def caption_words(text: str) -> list[str]:
+    """Returns the words of a caption in lower case, without punctuation."""
+    return _WORD.findall(text.lower())
+
+
+@functools.cache
+def available_meteor() -> Meteor | None:
+    """Returns METEOR with the stages that this machine has, or None without NLTK; a warning says what is missing."""
+    try:
+        return Meteor()
+    except InputError as error:
+        logger.warning("%s", error)
+        return None
 
 
 class _Nothing:
@@ -69,10 +87,11 @@ def _nltk(module: str) -> Any:
 
 @functools.cache
 def _wordnet() -> Any:
-    """Returns NLTK's WordNet, or None if its data is not on this machine."""
+    """Returns NLTK's WordNet, or None, with a warning, if its data is not on this machine."""
     wordnet = _nltk("nltk.corpus").wordnet
     try:
         wordnet.synsets("word")
     except LookupError:
+        logger.warning("METEOR goes without synonyms: %s", _NO_WORDNET)
         return None
     return wordnet
