@@ -1,5 +1,6 @@
 """Reads prompts into the rows of the cache, piece by piece: images and frames through the tower, then the tokens."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
@@ -26,29 +27,27 @@ class PromptReader:
     def __init__(self, device: DeviceState, features: FeatureCache, pace: Pace):
         self._device, self._features, self._pace = device, features, pace
 
-    def work(
-        self, row: CacheRow, generation: Generation, frames: Sequence[Frame], identities: np.ndarray
-    ) -> Iterator[int]:
+    def work(self, row: CacheRow, generation: Generation) -> Iterator[int]:
         """Encodes what a prompt shows and reads the prompt into a row, in pieces; yields the cost of each in tokens.
 
         Args:
           row: The row, which holds the first `generation.reused_tokens` tokens already.
           generation: The request.
-          frames: What its sample shows (`frames_of`).
-          identities: [n] int64, the identities of its tokens (`token_identities`).
         """
-        device, sample = self._device, generation.request.sample
+        device, request = self._device, generation.request
+        sample, frames, identities = request.sample, request.frames, request.identities
         start, end = generation.reused_tokens, len(identities) - 1
         vision = np.cumsum(sample.is_vision) - 1  # vision tokens up to each position
         first_new = vision[start - 1] + 1 if start else 0
         kept = np.cumsum([0, *(int(frame.keep.sum()) for frame in frames)])
         needed = [frame for frame, last in zip(frames, kept[1:], strict=True) if last > first_new]
-        limit = lambda position: self._pace.part_limit(device.rows, position)  # noqa: E731
+        awaited = device.rows > 1 and request.streams
+        limit = functools.partial(self._pace.part_limit, awaited)
         parts = list(prompt_parts(start, end, limit, self._pace.overhead))
         found = {frame.digest: self._features.get(frame.digest) for frame in needed}
         features = {digest: values for digest, values in found.items() if values is not None}
         missing = {frame.digest: frame for frame in needed if frame.digest not in features}
-        batches = list(frame_batches(list(missing.values()), self._pace.most_patches(device.rows)))
+        batches = list(frame_batches(list(missing.values()), self._pace.most_patches(awaited)))
         self._compile(generation, batches, [size for _, size in parts])
         for batch in batches:
             features |= self._encode(batch)
@@ -56,21 +55,17 @@ class PromptReader:
             generation.encoded_patches += patches
             yield self._pace.patch_cost(patches)
         width, dtype = device.model.config.text.hidden_size, jnp.dtype(device.model.dtype)
-        shown = [features[frame.digest][frame.keep] for frame in needed]
+        kept_features = [features[frame.digest][frame.keep] for frame in needed]
         skipped = int(kept[len(frames) - len(needed)])  # vision tokens of the frames in front of them
-        values = np.concatenate(shown) if shown else np.zeros((0, width), dtype)
+        values = np.concatenate(kept_features or [np.zeros((0, width), dtype)])
         for begin, size in parts:
             span = slice(begin, min(begin + size, end))
             count = span.stop - span.start
-            tokens, segment_ids, slot = (np.zeros((1, size), np.int32) for _ in range(3))
-            tokens[0, :count], segment_ids[0, :count] = sample.tokens[span], 1
-            is_vision = np.zeros(size, bool)
-            is_vision[:count] = sample.is_vision[span]
-            slot[0] = np.where(is_vision, np.arange(size), -1)
-            part = np.zeros((1, size, width), dtype)
-            part[0, is_vision] = values[vision[span][is_vision[:count]] - skipped]
-            positions = begin + np.arange(size, dtype=np.int32)[None]
-            device.prefill(PromptPart(tokens, part, slot, segment_ids, positions), row.index, begin, row.adapter)
+            is_vision, tokens = sample.is_vision[span], np.zeros((1, size), np.int32)
+            tokens[0, :count] = np.where(is_vision, -1, sample.tokens[span])
+            shown = np.zeros((1, size, width), dtype)
+            shown[0, :count][is_vision] = values[vision[span][is_vision] - skipped]
+            device.prefill(PromptPart(tokens, shown, np.array([row.index, begin, count, row.adapter], np.int32)))
             row.held = identities[: span.stop]
             yield size
 
