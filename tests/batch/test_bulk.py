@@ -129,7 +129,10 @@ def speeds(folder: pathlib.Path, count: int, tasks, runs: int = 3) -> tuple[floa
 @pytest.mark.slow
 @pytest.mark.parametrize("tasks", [TASKS, ("digit", "colour")], ids=["all", "images"])
 def test_the_engine_is_kept_busy(tmp_path, tasks):
-    """Files, JSON and waiting take at most a tenth beyond preparing prompts and the engine, which share the cores."""
+    """Files, JSON and waiting take at most a tenth beyond preparing prompts and the engine, which share the cores.
+
+    On two cores the engine is slowed down as much by a process of its own that prepares as many requests.
+    """
     preparing, alone, whole, waited = speeds(tmp_path, 300, tasks)
     print(f"requests a second: {preparing:.1f} prepared, {alone:.1f} by the engine alone, {whole:.1f} of all")
     print(f"{waited:.1%} of the time waiting for media")

@@ -87,6 +87,28 @@ def test_jobs_are_prepared_ahead_and_no_further():
     results.close()
 
 
+def test_the_next_is_prepared_while_the_devices_work():
+    prepared, count = threading.Semaphore(0), 4
+
+    class WaitingEngine(CountingEngine):
+        waits = count - 1
+
+        def step(self):
+            self.waits -= 1
+            assert self.waits < 0 or prepared.acquire(timeout=PATIENCE), "nothing is prepared during a step"
+            return super().step()
+
+    def group(number):
+        def prepare():
+            if number:
+                prepared.release()
+            return [asking(1, result=number)]
+
+        return ConversationGroup(1, prepare)
+
+    assert list(answer_ahead(WaitingEngine(), map(group, range(count)), rows=1, threads=1)) == [0, 1, 2, 3]
+
+
 def test_a_refused_request_is_an_error_inside_its_conversation():
     groups = [ConversationGroup(3, lambda: [tolerant("a"), asking(1, result="b"), tolerant("c")])]
     assert sorted(answer_ahead(CountingEngine(), groups, 2)) == ["a: it does not fit", "b", "c: it does not fit"]

@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -35,7 +34,7 @@ class BatchAnswerer:
       settings: Keywords of `ChatModel.answer` for requests that do not set them.
       name: Name of the model in the responses.
       rows: Requests that are answered side by side.
-      threads: Threads that read requests and decode media ahead; by default one for each core.
+      threads: Threads that read requests and decode media ahead; by default as `answer_ahead` says.
 
     Attributes:
       seconds_waited: Seconds in which the devices had nothing to do because no request was ready.
@@ -51,7 +50,7 @@ class BatchAnswerer:
         threads: int | None = None,
     ):
         self._model, self._settings, self._name = model, dict(settings or {}), name
-        self._rows, self._threads = rows, threads or os.cpu_count() or 1
+        self._rows, self._threads = rows, threads
         self._media = MediaCache(_CACHE_BYTES)
         self.seconds_waited = 0.0
         self.other_name: str | None = None
@@ -70,8 +69,7 @@ class BatchAnswerer:
           RunError: A line cannot be read again.
         """
         groups = (ConversationGroup(1, functools.partial(self._prepare, read)) for read in lines)
-        ahead = max(self._rows, self._threads)
-        yield from answer_ahead(self._model.engine, groups, self._rows, self._threads, ahead, self._wait)
+        yield from answer_ahead(self._model.engine, groups, self._rows, self._threads, self._wait)
 
     def _wait(self, seconds: float) -> None:
         self.seconds_waited += seconds

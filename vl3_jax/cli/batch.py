@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     speed = parser.add_argument_group("speed")
     for name, text in (
         ("--batch", f"requests that are answered side by side (default: {ROWS})"),
-        ("--threads", "threads that decode media ahead (default: one for each core)"),
+        ("--threads", "threads that decode media ahead (default: one for each core, on a CPU for every second one)"),
     ):
         speed.add_argument(name, type=settings_flags.number(int, Limits(1, 4096)), metavar="N", help=text)
 

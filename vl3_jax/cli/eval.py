@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=settings_flags.number(int, Limits(1, 1024)),
         metavar="N",
-        help="threads that decode media ahead",
+        help="threads that decode media ahead (default: one for each core, on a CPU for every second one)",
     )
     speed.add_argument("--shard", metavar="I/N", help="ask part I of N; the last one to finish scores all")
     process_flags.add(parser)
@@ -165,7 +165,7 @@ def _ask(
     model = generation_flags.load_model(arguments)
     small = all(question.benchmark.kind == "synthetic" for question in pending)
     batch_size = min(arguments.batch or (_LARGE_BATCH if small else _SMALL_BATCH), power_of_two(len(pending)))
-    runner = Runner(model, protocol, batch_size, **({"threads": arguments.threads} if arguments.threads else {}))
+    runner = Runner(model, protocol, batch_size, arguments.threads)
     interval = 0.5 if sys.stderr.isatty() else 10.0
     started = time.perf_counter()
     with tqdm(total=total, initial=total - len(pending), unit=" answers", file=sys.stderr, mininterval=interval) as bar:

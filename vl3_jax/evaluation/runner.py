@@ -10,7 +10,7 @@ from vl3_jax.evaluation.prompts import PreparedQuestion, Prompter, Question, med
 from vl3_jax.evaluation.protocol import EvalProtocol
 from vl3_jax.evaluation.results import answer_record
 from vl3_jax.inference.chat_model import ChatModel
-from vl3_jax.inference.conversations import THREADS, Conversation, ConversationGroup, answer_ahead, reply
+from vl3_jax.inference.conversations import Conversation, ConversationGroup, answer_ahead, reply
 from vl3_jax.processing.packed_batch import Visual
 
 Record = dict[str, Any]
@@ -24,14 +24,14 @@ class Runner:
       model: The model.
       protocol: How to ask; the paper's if None.
       batch_size: Number of questions that are answered side by side.
-      threads: Number of threads that decode media ahead.
+      threads: Number of threads that decode media ahead; by default as `answer_ahead` says.
 
     Attributes:
       prompter: Makes the prompts.
     """
 
     def __init__(
-        self, model: ChatModel, protocol: EvalProtocol | None = None, batch_size: int = 8, threads: int = THREADS
+        self, model: ChatModel, protocol: EvalProtocol | None = None, batch_size: int = 8, threads: int | None = None
     ):
         self._model, self._protocol = model, protocol or EvalProtocol()
         self.prompter = Prompter(model.processor, self._protocol)

@@ -106,10 +106,9 @@ class CompiledPrograms:
 
     def prefill(self, rows: int, slots: int, tokens: int) -> Program:
         """Reads a part of a prompt, see `prefill`."""
-        ids, number = _array([1, tokens], jnp.int32), _array([], jnp.int32)
         features = _array([1, tokens, self._model.config.text.hidden_size], self._model.dtype)
-        part = programs.PromptPart(ids, features, ids, ids, ids)
-        arguments = lambda: (self._params, self._state(rows, slots), part, number, number, number)  # noqa: E731
+        part = programs.PromptPart(_array([1, tokens], jnp.int32), features, _array([4], jnp.int32))
+        arguments = lambda: (self._params, self._state(rows, slots), part)  # noqa: E731
         return self._get((rows, slots, tokens), programs.prefill, (), arguments)
 
     def decode(self, rows: int, slots: int, logprobs: int, all_greedy: bool) -> Program:

@@ -17,10 +17,13 @@ A conversation is a generator: it yields what the engine is asked, gets the comp
 import collections
 import concurrent.futures
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
+
+import jax
 
 from vl3_jax.errors import InputError
 from vl3_jax.inference.answer_settings import AnswerSettings
@@ -33,7 +36,7 @@ from vl3_jax.processing.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
 Conversation = Generator[Request, Generation, Result]
-THREADS = 4
+_MOST_THREADS = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,12 +45,21 @@ class ConversationGroup(Generic[Result]):
 
     Attributes:
       size: Their number.
-      prepare: Decodes the media and returns the conversations; called in a thread. What it raises ends everything, so a
-        conversation that cannot be prepared is one that returns at once what is to be said of it.
+      prepare: Decodes the media and returns the conversations; called in a thread, in which they begin, too. What it
+        raises ends everything, so a conversation that cannot be prepared is one that returns at once what is to be said
+        of it.
     """
 
     size: int
     prepare: Callable[[], Sequence[Conversation[Result]]]
+
+
+class _Begun(NamedTuple, Generic[Result]):
+    """A conversation with its first request, or its result if it has none."""
+
+    conversation: Conversation[Result]
+    request: Request | None
+    result: Result | None
 
 
 def reply(
@@ -74,8 +86,7 @@ def answer_ahead(
     engine: Engine,
     groups: Iterable[ConversationGroup[Result]],
     rows: int,
-    threads: int = THREADS,
-    ahead: int | None = None,
+    threads: int | None = None,
     on_wait: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[Result]:
     """Holds conversations side by side and yields the result of each as soon as it is complete, in any order.
@@ -89,8 +100,8 @@ def answer_ahead(
       engine: The model.
       groups: The conversations.
       rows: Conversations that are held side by side; the engine makes room for them.
-      threads: Threads that prepare groups.
-      ahead: Conversations that are prepared, or wait, beside those that are held; by default as many as `rows`.
+      threads: Threads that prepare groups; by default one for each core, and on a CPU, whose cores answer too, for
+        every second one. As many conversations wait beside those that are held, at least as many as `rows`.
       on_wait: Called with the seconds in which the devices had nothing to do, because no conversation was ready.
 
     Raises:
@@ -98,60 +109,84 @@ def answer_ahead(
       Exception: What the devices failed with, or was raised by a group.
     """
     engine.reserve(rows=rows)
-    coming = iter(groups)
-    preparing: dict[Future[Sequence[Conversation[Result]]], int] = {}
-    ready: collections.deque[Conversation[Result]] = collections.deque()
+    if threads is None:
+        cores = os.cpu_count() or 1
+        threads = min(max(cores // 2, 1) if jax.default_backend() == "cpu" else cores, _MOST_THREADS)
+    ahead, coming = max(rows, threads), iter(groups)
+    preparing: dict[Future[list[_Begun[Result]]], int] = {}
+    ready: collections.deque[_Begun[Result]] = collections.deque()
     held: list[tuple[Conversation[Result], Generation]] = []
     pool = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
     try:
         while True:
-            while len(ready) + sum(preparing.values()) < (ahead or rows) and (group := next(coming, None)) is not None:
-                preparing[pool.submit(group.prepare)] = group.size
-            if not (preparing or ready or held):
-                return
-            if not (ready or held):
-                start = time.perf_counter()
-                concurrent.futures.wait(preparing, return_when=concurrent.futures.FIRST_COMPLETED)
-                on_wait(time.perf_counter() - start)
             for prepared in [prepared for prepared in preparing if prepared.done()]:
                 del preparing[prepared]
                 ready.extend(prepared.result())
             while ready and len(held) < rows:
-                yield from _go_on(engine, ready.popleft(), None, held)
+                conversation, request, result = ready.popleft()
+                if request is None:
+                    yield result  # pyright: ignore[reportReturnType]
+                else:
+                    yield from _ask(engine, conversation, request, held)
+            while len(ready) + sum(preparing.values()) < ahead and (group := next(coming, None)) is not None:
+                preparing[pool.submit(_begin, group)] = group.size
             if held:
                 engine.step()
-            for entry in [entry for entry in held if entry[1].done]:
-                held.remove(entry)
-                yield from _go_on(engine, *entry, held)
+                for entry in [entry for entry in held if entry[1].done]:
+                    held.remove(entry)
+                    yield from _go_on(engine, *entry, held)
+            elif preparing:
+                start = time.perf_counter()
+                concurrent.futures.wait(preparing, return_when=concurrent.futures.FIRST_COMPLETED)
+                on_wait(time.perf_counter() - start)
+            else:
+                return
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for _, generation in held:  # after Ctrl-C or an error
             generation.cancel()
 
 
+def _begin(group: ConversationGroup[Result]) -> list[_Begun[Result]]:
+    """Prepares conversations as far as the devices take no part."""
+    begun = []
+    for conversation in group.prepare():
+        try:
+            begun.append(_Begun(conversation, next(conversation), None))
+        except StopIteration as end:
+            begun.append(_Begun(conversation, None, end.value))
+    return begun
+
+
 def _go_on(
     engine: Engine,
     conversation: Conversation[Result],
-    answered: Generation | None,
+    answered: Generation,
     held: list[tuple[Conversation[Result], Generation]],
 ) -> Iterator[Result]:
-    """Gives a conversation what the engine has answered, if anything, and the engine its next request.
-
-    Yields:
-      The result, if the conversation is complete.
-    """
+    """Gives a conversation what the engine has answered, and the engine its next request; yields its result, if any."""
     try:
-        if answered is None:
-            request = next(conversation)
-        elif answered.error is not None:
-            request = conversation.throw(answered.error)
-        else:
-            request = conversation.send(answered)
-        while True:
-            try:
-                held.append((conversation, engine.submit(request)))
-                return
-            except InputError as error:
-                request = conversation.throw(error)
+        request = conversation.throw(answered.error) if answered.error is not None else conversation.send(answered)
     except StopIteration as end:
         yield end.value
+    else:
+        yield from _ask(engine, conversation, request, held)
+
+
+def _ask(
+    engine: Engine,
+    conversation: Conversation[Result],
+    request: Request,
+    held: list[tuple[Conversation[Result], Generation]],
+) -> Iterator[Result]:
+    """Gives the engine a request, or the conversation the reason why it is refused; yields its result, if any."""
+    while True:
+        try:
+            held.append((conversation, engine.submit(request)))
+            return
+        except InputError as error:
+            try:
+                request = conversation.throw(error)
+            except StopIteration as end:
+                yield end.value
+                return

@@ -59,11 +59,10 @@ class DeviceState:
         program = self.programs.encode(batch["patches"].shape[-2], merge)
         return np.asarray(program(self.params, *(batch[name] for name in VISION_ARRAYS)))[0]
 
-    def prefill(self, part: PromptPart, row: int, start: int, adapter: int) -> None:
-        """Writes a part of a prompt, read with an adapter, into a row of the cache behind its first `start` slots."""
+    def prefill(self, part: PromptPart) -> None:
+        """Writes a part of a prompt into the cache."""
         program = self.programs.prefill(self.rows, self.slots, part.tokens.shape[1])
-        arguments = part, np.int32(row), np.int32(start), np.int32(adapter)
-        self._state = jax.block_until_ready(program(self.params, self._ready_state(), *arguments))
+        self._state = jax.block_until_ready(program(self.params, self._ready_state(), part))
 
     def decode(
         self, rows: DecodeRows, stop_ids: np.ndarray, steps: int, logprobs: int, all_greedy: bool

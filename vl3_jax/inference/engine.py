@@ -32,7 +32,7 @@ from vl3_jax.inference.program_store import ProgramStore
 from vl3_jax.inference.prompt_reader import PromptReader
 from vl3_jax.inference.requests import Generation, Request
 from vl3_jax.inference.rows import CacheRow, best_row
-from vl3_jax.inference.vision_cache import FeatureCache, frames_of, token_identities
+from vl3_jax.inference.vision_cache import FeatureCache
 from vl3_jax.model import VideoLLaMA3
 from vl3_jax.processing.processor_config import MERGES
 
@@ -173,8 +173,9 @@ class Engine:
         """
         with self._lock:
             self.reserve(slots=slots_for(tokens, self.model.config.text.max_position_embeddings))
-            device, limit = self._device, functools.partial(self._pace.part_limit, self.rows)
-            sizes = {part for start in range(0, tokens, SMALLEST_PART) for part in part_sizes(start, limit)}
+            device, starts = self._device, range(0, tokens, SMALLEST_PART)
+            limits = [functools.partial(self._pace.part_limit, awaited) for awaited in (False, True)]
+            sizes = {part for limit in limits for start in starts for part in part_sizes(start, limit)}
             calls = [*device.state_calls(), *map(device.prefill_call, sizes)]
             calls += [device.decode_call(count, greedy) for count in range(logprobs + 1) for greedy in (True, False)]
             if patches:
@@ -223,9 +224,7 @@ class Engine:
             generation = self._waiting.popleft()
             if generation.done:  # cancelled
                 continue
-            sample = generation.request.sample
-            frames = list(frames_of(sample))
-            identities = token_identities(sample, frames)
+            identities = generation.request.identities
             needed = len(identities) + generation.request.sampling.max_new_tokens
             self.reserve(slots=slots_for(needed, self.model.config.text.max_position_embeddings))
             free = [row for row in self._rows if row.generation is None]
@@ -235,7 +234,7 @@ class Engine:
             row.generation, row.adapter, row.used, row.fresh = generation, adapter, self._clock, True
             row.ahead, row.taken_back = 1, ()
             generation.reused_tokens, row.held = common, row.held[:common]
-            row.work = self._reader.work(row, generation, frames, identities)
+            row.work = self._reader.work(row, generation)
 
     def _abandon(self, error: BaseException) -> None:
         """Ends the requests that have a row with an error that came from the devices or from outside (Ctrl-C)."""

@@ -11,7 +11,7 @@ from vl3_jax.parallel.rules import target_device
 # tokens: a CPU computes few numbers in the time in which it reads one of the weights.
 _CPU_TOKENS, _CPU_OVERHEAD = 64, 32
 _TOKENS, _OVERHEAD = 1024, 256
-_CPU_LONE_TOKENS = 256  # of a part where nobody waits: more are hardly faster, and need more memory
+_CPU_MOST_TOKENS = 256  # of a part where nobody waits: more are hardly faster, and need more memory
 _PATCHES_PER_TOKEN = 4  # patches that the tower takes in the time of a token of the decoder
 
 
@@ -31,22 +31,22 @@ class Pace:
         with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
             on_cpu = target_device().platform == "cpu"
         self.step_tokens, self.overhead = (_CPU_TOKENS, _CPU_OVERHEAD) if on_cpu else (_TOKENS, _OVERHEAD)
-        self._lone_tokens = _CPU_LONE_TOKENS if on_cpu else _TOKENS
+        self._most_tokens = _CPU_MOST_TOKENS if on_cpu else _TOKENS
         # Arithmetic of attention to one token, relative to that of the weights for one token.
         per_layer = text.hidden_size * (2 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim
         per_layer += 3 * text.hidden_size * text.intermediate_size
         self._attention_share = 2 * text.num_heads * text.head_dim / per_layer
 
-    def part_limit(self, rows: int, start: int) -> float:
-        """Returns the tokens, behind `start` others, that are read in about the time of a call of the decoder.
+    def part_limit(self, awaited: bool, start: int) -> float:
+        """Returns the most tokens, behind `start` others, of a part of a prompt.
 
-        A single row has nobody to wait for it.
+        Where others are `awaited` meanwhile, a part takes about as long as a call of the decoder.
         """
-        return self._lone_tokens if rows == 1 else self.step_tokens / (1 + self._attention_share * start)
+        return self.step_tokens / (1 + self._attention_share * start) if awaited else self._most_tokens
 
-    def most_patches(self, rows: int) -> int:
-        """Returns the patches that the tower takes at once."""
-        return _PATCHES_PER_TOKEN * (self.step_tokens if rows > 1 else _TOKENS)
+    def most_patches(self, awaited: bool) -> int:
+        """Returns the most patches that the tower takes at once, where others are `awaited` meanwhile or not."""
+        return _PATCHES_PER_TOKEN * (self.step_tokens if awaited else _TOKENS)
 
     def patch_cost(self, patches: int) -> int:
         """Returns the tokens of a prompt that take as long as so many patches."""

@@ -76,21 +76,18 @@ class DecodeRows(NamedTuple):
 
 
 class PromptPart(NamedTuple):
-    """C tokens of a prompt, [1, C] each.
+    """C tokens of a prompt, and where they belong, in few arrays, because each is sent to the devices on its own.
 
     Attributes:
-      tokens: int32 token ids, ignored at vision tokens.
-      features: The vision features of these tokens, [1, C, D]; anything at other tokens.
-      vision_slot: int32, index of each vision token within `features`, -1 at other tokens.
-      segment_ids: int32, 1; 0 = padding.
-      positions: int32, positions in the prompt.
+      tokens: [1, C] int32 token ids, below 0 at vision tokens; anything behind the last token of the prompt.
+      features: [1, C, D], the vision features of these tokens; anything at other tokens.
+      place: [4] int32: the row of the cache, the slots of the row that are kept, which the part follows, the tokens of
+        the part that are no padding, and the LoRA adapter of the prompt, below 0 for none.
     """
 
     tokens: Rows
     features: Rows
-    vision_slot: Rows
-    segment_ids: Rows
-    positions: Rows
+    place: Rows
 
 
 def _axes(*names: str | None) -> Any:
@@ -136,7 +133,7 @@ def grow_state(model, rows, slots, state):
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2, keep_unused=True)
-def prefill(model, params, state, part, row, start, adapter):
+def prefill(model, params, state, part):
     """Writes a part of a prompt into a row of the cache.
 
     Args:
@@ -144,15 +141,15 @@ def prefill(model, params, state, part, row, start, adapter):
       params: Parameters.
       state: The `DecodeState`, which is updated in place.
       part: The `PromptPart`.
-      row: [] int32, the row of the cache.
-      start: [] int32, the slots of the row that are kept; the part follows them.
-      adapter: [] int32, the LoRA adapter of the prompt; below 0 for none.
 
     Returns:
       The new `DecodeState`.
     """
-    cache = state.cache.truncate(row, start)
-    _, cache = decode(model, params, *part, cache=cache, rows=row[None], adapter=adapter[None])
+    row, start, count, adapter = part.place
+    cache, index = state.cache.truncate(row, start), jnp.arange(part.tokens.shape[1])[None]
+    vision_slot, segment_ids = jnp.where(part.tokens < 0, index, -1), (index < count).astype(jnp.int32)
+    tokens = part.tokens, part.features, vision_slot, segment_ids, start + index
+    _, cache = decode(model, params, *tokens, cache=cache, rows=row[None], adapter=adapter[None])
     return state.replace(cache=cache).constrained()
 
 

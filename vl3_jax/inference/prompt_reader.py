@@ -1,5 +1,6 @@
 """Reads prompts into the rows of the cache, piece by piece: images and frames through the tower, then the tokens."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
@@ -26,18 +27,15 @@ class PromptReader:
     def __init__(self, device: DeviceState, features: FeatureCache, pace: Pace):
         self._device, self._features, self._pace = device, features, pace
 
-    def work(
-        self, row: CacheRow, generation: Generation, frames: Sequence[Frame], identities: np.ndarray
-    ) -> Iterator[int]:
+    def work(self, row: CacheRow, generation: Generation) -> Iterator[int]:
         """Encodes what a prompt shows and reads the prompt into a row, in pieces; yields the cost of each in tokens.
 
         Args:
           row: The row, which holds the first `generation.reused_tokens` tokens already.
           generation: The request.
-          frames: What its sample shows (`frames_of`).
-          identities: [n] int64, the identities of its tokens (`token_identities`).
         """
-        device, sample = self._device, generation.request.sample
+        device, request = self._device, generation.request
+        sample, frames, identities = request.sample, request.frames, request.identities
         start, end = generation.reused_tokens, len(identities) - 1
         shown = np.full(len(identities), -1)  # the vision token at each position
         shown[sample.is_vision] = sample.vision_order
@@ -45,12 +43,13 @@ class PromptReader:
         frame_of = np.repeat(np.arange(len(frames)), sizes)  # each vision token's
         new = np.unique(frame_of[shown[start:][sample.is_vision[start:]]])
         needed = [frames[number] for number in new]
-        limit = lambda position: self._pace.part_limit(device.rows, position)  # noqa: E731
+        awaited = device.rows > 1 and request.streams
+        limit = functools.partial(self._pace.part_limit, awaited)
         parts = list(prompt_parts(start, end, limit, self._pace.overhead))
         found = {frame.digest: self._features.get(frame.digest) for frame in needed}
         features = {digest: values for digest, values in found.items() if values is not None}
         missing = {frame.digest: frame for frame in needed if frame.digest not in features}
-        batches = list(frame_batches(list(missing.values()), self._pace.most_patches(device.rows)))
+        batches = list(frame_batches(list(missing.values()), self._pace.most_patches(awaited)))
         self._compile(generation, batches, [size for _, size in parts])
         for batch in batches:
             features |= self._encode(batch)
@@ -59,20 +58,16 @@ class PromptReader:
             yield self._pace.patch_cost(patches)
         width, dtype = device.model.config.text.hidden_size, jnp.dtype(device.model.dtype)
         values = [features[frame.digest][frame.keep] for frame in needed]
-        values = np.concatenate(values) if values else np.zeros((0, width), dtype)
+        values = np.concatenate(values or [np.zeros((0, width), dtype)])
         place = np.cumsum(np.isin(frame_of, new)) - 1  # of each vision token among the values
         for begin, size in parts:
             span = slice(begin, min(begin + size, end))
             count = span.stop - span.start
-            tokens, segment_ids, slot = (np.zeros((1, size), np.int32) for _ in range(3))
-            tokens[0, :count], segment_ids[0, :count] = sample.tokens[span], 1
-            is_vision = np.zeros(size, bool)
-            is_vision[:count] = sample.is_vision[span]
-            slot[0] = np.where(is_vision, np.arange(size), -1)
+            is_vision, tokens = sample.is_vision[span], np.zeros((1, size), np.int32)
+            tokens[0, :count] = np.where(is_vision, -1, sample.tokens[span])
             part = np.zeros((1, size, width), dtype)
-            part[0, is_vision] = values[place[shown[span][is_vision[:count]]]]
-            positions = begin + np.arange(size, dtype=np.int32)[None]
-            device.prefill(PromptPart(tokens, part, slot, segment_ids, positions), row.index, begin, row.adapter)
+            part[0, :count][is_vision] = values[place[shown[span][is_vision]]]
+            device.prefill(PromptPart(tokens, part, np.array([row.index, begin, count, row.adapter], np.int32)))
             row.held = identities[: span.stop]
             yield size
 

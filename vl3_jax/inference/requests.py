@@ -9,6 +9,7 @@ import numpy as np
 
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.inference.token_constraint import TokenConstraint
+from vl3_jax.inference.vision_cache import Frame, frames_of, token_identities
 from vl3_jax.processing.packed_batch import Sample
 
 if TYPE_CHECKING:
@@ -25,10 +26,12 @@ class Request:
       sample: The prompt, which ends with a token of text, where the answer starts.
       sampling: Decoding settings.
       is_finished: Called with each new token but a stop token; True ends the answer behind it (a stop string).
-      streams: Whether somebody reads the tokens as they come. Then the prompts of others are read in small parts
-        between its tokens; otherwise all prompts are read first, which answers many requests soonest.
+      streams: Whether somebody reads the tokens as they come. Then prompts are read in small parts between its tokens;
+        otherwise all prompts are read first, in large parts, which answers many requests soonest.
       adapter: Name of the LoRA adapter that answers; None is the model without one.
       constraint: What the answer must match, for this request alone; None if it is free.
+      frames: What the sample shows.
+      identities: [n] int64, the identities of its tokens (`token_identities`).
     """
 
     sample: Sample
@@ -37,6 +40,13 @@ class Request:
     streams: bool = True
     adapter: str | None = None
     constraint: TokenConstraint | None = None
+    frames: list[Frame] = dataclasses.field(init=False)
+    identities: np.ndarray = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        frames = list(frames_of(self.sample))  # hashes the media here, and not where the devices wait
+        object.__setattr__(self, "frames", frames)
+        object.__setattr__(self, "identities", token_identities(self.sample, frames))
 
 
 @dataclasses.dataclass
