@@ -48,10 +48,9 @@ def all_region_tokens(turns: Sequence[Turn], visuals: Sequence[Visual]) -> list[
       InputError: As `region_tokens`, or an image or video comes behind a region.
     """
     parts = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
-    count = sum(isinstance(part, Region) for part in parts)
-    if any(isinstance(part, Region) for part in parts[: len(parts) - count]):
+    regions = [part for part in parts if isinstance(part, Region)]
+    if any(isinstance(part, Region) for part in parts[: len(parts) - len(regions)]):
         raise InputError("a region is in front of an image or video; put all regions behind the last of them")
-    regions = parts[len(parts) - count :]
     return [region_tokens(region, visuals, f"region {number}") for number, region in enumerate(regions, start=1)]
 
 
