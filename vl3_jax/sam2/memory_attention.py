@@ -7,20 +7,24 @@ Dimension names: B objects, N cells of the stride-16 map, S memory tokens, D wid
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32
 
 from vl3_jax.kernels.backend import AttentionInputs
+from vl3_jax.kernels.rotary import rotate
 from vl3_jax.model.attention import attention
 from vl3_jax.model.layers import LayerNorm, Linear, partitioned_param
 from vl3_jax.model.linear import add_bias, linear
 from vl3_jax.model.remat import scan_layers
 from vl3_jax.model.rope import axial_rotary_table
+from vl3_jax.parallel.rules import constrain_row_major, current_mesh, partition_spec, target_device
 from vl3_jax.sam2.position_encoding import cell_coordinates
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.sam2.sam2_layers import LAYER_NORM_EPS, Mlp, all_tokens
@@ -56,19 +60,23 @@ class MemoryAttention(nn.Module):
         rotary = axial_rotary_table(coordinates, config.width // config.memory_heads, config.rope_theta)
         layers = scan_layers(MemoryLayer, "none", config.memory_layers, nn.broadcast)
         arrays = (memory.tokens + memory.positions, memory.tokens)
-        key_rotary = jnp.tile(rotary, (memory.maps, 1))
-        others = memory.tokens.shape[1] - len(key_rotary)
-        key_rotary = jnp.concatenate([key_rotary, jnp.tile(_unrotated(rotary.shape[1]), (others, 1))])
-        layers = layers(config, self.param_dtype, name="layers")
+        layers = layers(config, memory.maps, self.param_dtype, name="layers")
         arrays = (array.astype(features.dtype) for array in arrays)
-        features, _ = layers(features, rotary, key_rotary, *arrays, memory.valid)
+        features, _ = layers(features, rotary, *arrays, memory.valid)
         return LayerNorm(LAYER_NORM_EPS, "embed", self.param_dtype, name="norm")(features)
 
 
 class MemoryLayer(nn.Module):
-    """Pre-norm layer: self-attention, attention to the memory, MLP."""
+    """Pre-norm layer: self-attention, attention to the memory, MLP.
+
+    Attributes:
+      config: Configuration.
+      maps: Number of memory maps, at the front of the memory.
+      param_dtype: Dtype of the parameters.
+    """
 
     config: Sam2Config
+    maps: int
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -76,26 +84,23 @@ class MemoryLayer(nn.Module):
         self,
         x: Float[Array, "B N D"],
         rotary: Float32[Array, "N head_dim"],
-        key_rotary: Float32[Array, "S head_dim"],
         memory_keys: Float[Array, "B S m"],
         memory: Float[Array, "B S m"],
         valid: Bool[Array, "B S"],
     ) -> tuple[jax.Array, None]:
+        x = constrain_row_major(x, "batch", None, None)
         norm = functools.partial(LayerNorm, LAYER_NORM_EPS, "embed", self.param_dtype)
         attend = functools.partial(RotaryAttention, self.config, param_dtype=self.param_dtype)
         normed = norm(name="ln1")(x)
-        x += attend(name="self_attn")(normed, normed, normed, rotary, rotary, None)
-        x += attend(name="memory_attn")(norm(name="ln2")(x), memory_keys, memory, rotary, key_rotary, valid)
+        x += attend(name="self_attn")(normed, normed, normed, rotary, 1, None)
+        x += attend(name="memory_attn")(norm(name="ln2")(x), memory_keys, memory, rotary, self.maps, valid)
         widths = (self.config.width, self.config.memory_mlp, self.config.width)
         x += Mlp(widths, self.param_dtype, name="mlp")(norm(name="ln3")(x))
         return x, None
 
 
-class RotatedLinear(nn.Module):
+class ProjectedHeads(nn.Module):
     """Linear layer of heads that are rotated by the positions of their tokens, as `vl3_jax.kernels.rotary` does it.
-
-    What each channel is rotated with is a second product, with the halves of the kernel exchanged: to exchange halves
-    of all tokens takes longer, on a TPU several times.
 
     Attributes:
       shape: Number of heads and of their channels.
@@ -107,21 +112,36 @@ class RotatedLinear(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L I"], rotary: Float32[Array, "L head_dim"]
+        self, x: Float[Array, "B L I"], rotary: Float32[Array, "N head_dim"] | None = None, maps: int = 1
     ) -> Float[Array, "B L H head_dim"]:
+        """Projects tokens: `maps` times N of them are rotated by the table, the others of a row are not."""
         width, axes = x.shape[-1], ("embed", "heads", "head_dim")
         init, zeros = nn.initializers.normal(width**-0.5), nn.initializers.zeros
         kernel = partitioned_param(self, "kernel", init, (width, *self.shape), axes, self.param_dtype)
         bias = partitioned_param(self, "bias", zeros, self.shape, axes[1:], self.param_dtype)
-        half = self.shape[1] // 2
-        cos, sin = rotary[:, None, :half], rotary[:, None, half:]
+        if target_device().platform == "tpu":
+            from vl3_jax.kernels.tpu_projection import tpu_projection, tpu_projection_unsupported_reason
 
-        def product(kernel: jax.Array, bias: jax.Array) -> jax.Array:
-            return add_bias(linear(x, kernel, axes), bias, axes[1:]).astype(jnp.float32)
+            if tpu_projection_unsupported_reason(x, kernel, rotary) is None:
+                return _on_each_device(functools.partial(tpu_projection, maps=maps), x, kernel, bias, rotary)
+        heads = add_bias(linear(x, kernel, axes), bias, axes[1:])
+        if rotary is None:
+            return heads
+        rotated = rotate(heads[:, : maps * len(rotary)], jnp.tile(rotary, (maps, 1))[None])
+        return jnp.concatenate([rotated, heads[:, maps * len(rotary) :]], axis=1)
 
-        own, partner = product(kernel, bias), product(jnp.roll(kernel, half, -1), jnp.roll(bias, half, -1))
-        cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
-        return (own * cos + partner * sin).astype(x.dtype)
+
+def _on_each_device(project: Callable, x: jax.Array, kernel: jax.Array, bias: jax.Array, rotary: jax.Array | None):
+    """Projects the rows and the heads of a device on that device."""
+    mesh = current_mesh()
+    if mesh is None:
+        return project(x, kernel, bias, rotary)
+    batch, heads = partition_spec(("batch", "heads"), (x.shape[0], kernel.shape[1]), mesh)
+    rows, split, everywhere = PartitionSpec(batch), PartitionSpec(None, heads), PartitionSpec()
+    specs = rows, split, PartitionSpec(heads), everywhere
+    return jax.shard_map(project, in_specs=specs, out_specs=PartitionSpec(batch, None, heads), check_vma=False)(
+        x, kernel, bias, rotary
+    )
 
 
 class RotaryAttention(nn.Module):
@@ -131,19 +151,14 @@ class RotaryAttention(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, q, k, v, q_rotary, k_rotary, valid: Bool[Array, "B S"] | None) -> Float[Array, "B N D"]:
-        """Attends; the rotary tables are [N, head_dim] and [S, head_dim]."""
+    def __call__(self, q, k, v, rotary, maps: int, valid: Bool[Array, "B S"] | None) -> Float[Array, "B N D"]:
+        """Attends; the rotary table, [N, head_dim], is that of the queries and of each of the `maps` of keys."""
         width, heads = self.config.width, self.config.memory_heads
         shape, axes = (heads, width // heads), ("heads", "head_dim")
-        q = RotatedLinear(shape, self.param_dtype, name="q")(q, q_rotary)
-        k = RotatedLinear(shape, self.param_dtype, name="k")(k, k_rotary)
-        v = Linear((v.shape[-1], *shape), ("embed", *axes), param_dtype=self.param_dtype, name="v")(v)
+        q = ProjectedHeads(shape, self.param_dtype, name="q")(q, rotary)
+        k = ProjectedHeads(shape, self.param_dtype, name="k")(k, rotary, maps)
+        v = ProjectedHeads(shape, self.param_dtype, name="v")(v)
         q_info, kv_info = all_tokens(q), all_tokens(k, valid)
         scale = (width // heads) ** -0.5
         out = attention(AttentionInputs(q, k, v, q_info, kv_info, causal=False, scale=scale))
         return Linear((*shape, width), (*axes, "embed"), num_in=2, param_dtype=self.param_dtype, name="out")(out)
-
-
-def _unrotated(width: int) -> Float32[Array, "1 head_dim"]:
-    """Returns the rotary table of a token that is not rotated."""
-    return jnp.concatenate([jnp.ones((1, width // 2)), jnp.zeros((1, width // 2))], axis=1)

@@ -6,8 +6,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vl3_jax.model.layers import Linear, partitioned_param
+from vl3_jax.sam2.packed_maps import HalvingConv, PackedNorm, packed
 from vl3_jax.sam2.sam2_config import STRIDE, Sam2Config
-from vl3_jax.sam2.sam2_layers import Conv, gelu, map_norm
+from vl3_jax.sam2.sam2_layers import MAP_NORM_EPS, Conv, gelu, map_norm
 
 
 class MemoryEncoder(nn.Module):
@@ -30,11 +31,11 @@ class MemoryEncoder(nn.Module):
           Memories, [B, G, G, memory_width].
         """
         config, dtype = self.config, self.param_dtype
-        x, channels = masks[..., None].astype(features.dtype), 1
+        x, side, channels = packed(masks[..., None].astype(features.dtype), config.grid), STRIDE, 1
         for number in range(1, STRIDE.bit_length()):  # each convolution halves the map and quadruples the channels
-            conv = Conv((3, 3, channels, 4 * channels), stride=2, padding=1, param_dtype=dtype, name=f"conv{number}")
-            channels *= 4
-            x = gelu(map_norm(f"norm{number}", dtype)(conv(x)))
+            x = HalvingConv((channels, 4 * channels), side, dtype, name=f"conv{number}")(x)
+            side, channels = side // 2, 4 * channels
+            x = gelu(PackedNorm(channels, MAP_NORM_EPS, dtype, name=f"norm{number}")(x))
         linear = lambda width, out, name: Linear((width, out), ("vision_embed", None), param_dtype=dtype, name=name)  # noqa: E731
         x = linear(channels, config.width, "masks")(x) + linear(config.width, config.width, "features")(features)
         for number in range(config.fuser_layers):

@@ -1,0 +1,119 @@
+"""Pallas kernel for TPUs that projects tokens to heads and rotates them by the positions of repeated maps.
+
+The compiler would multiply once for each channel and once for the one that it is rotated with, write both to memory, and
+read them again. Here the two halves of a head are whole registers of one product, which is written once, rotated.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Float32
+
+from vl3_jax.kernels.block_sizes import LANES
+from vl3_jax.kernels.einsum import einsum
+
+_BLOCKS = (512, 256, 128)  # tokens of a grid step, the first that divides their number
+_MAX_WIDTH = 1024  # channels of tokens and of all heads, whose matrix stays in VMEM
+
+
+def tpu_projection_unsupported_reason(
+    x: jax.Array, kernel: jax.Array, rotary: jax.Array | None
+) -> str | None:
+    """Returns why the kernel does not support these operands, in a few words; None if it does."""
+    if x.dtype.name not in ("float32", "bfloat16"):
+        return f"tokens of {x.dtype.name}"
+    width, heads, head_dim = kernel.shape
+    if head_dim % (2 * LANES) or max(width, heads * head_dim) > _MAX_WIDTH:
+        return f"{width} channels to {heads} heads of {head_dim}"
+    if _block(x, rotary) is None:
+        return f"rows of {x.shape[1]} tokens"
+    return None
+
+
+def tpu_projection(
+    x: Float[Array, "B L I"],
+    kernel: Float[Array, "I H D"],
+    bias: Float[Array, "H D"],
+    rotary: Float32[Array, "N D"] | None = None,
+    maps: int = 1,
+    interpret: bool = False,
+) -> Float[Array, "B L H D"]:
+    """Projects tokens to heads and rotates them as `vl3_jax.kernels.rotary.rotate` does.
+
+    Args:
+      x: Tokens of a row: `maps` times N tokens, then others, which are not rotated.
+      kernel: Kernel of the projection, cast to the dtype of `x`.
+      bias: Bias of the projection.
+      rotary: Rotary table of the tokens of a map; None rotates nothing.
+      maps: Number of maps at the front of a row.
+      interpret: Whether to interpret the kernel, which works on any device but is slow.
+
+    Returns:
+      The heads in the dtype of `x`.
+    """
+    (rows, length, width), (_, heads, head_dim) = x.shape, kernel.shape
+    block = _block(x, rotary)
+    assert block is not None, tpu_projection_unsupported_reason(x, kernel, rotary)
+    steps = length // block
+    in_map, in_maps = (0, 0) if rotary is None else (len(rotary) // block, maps * len(rotary) // block)
+
+    def token_block(step, row):
+        # The blocks of all maps and rows at the same positions follow each other, so that their table is read once.
+        other = step if in_map == 0 else jnp.where(step < in_maps, step % maps * in_map + step // maps, step)
+        return row * steps + other, 0
+
+    def table_block(step, row):
+        return jnp.where(step < in_maps, step // maps, in_map), 0
+
+    whole = lambda *shape: pl.BlockSpec(shape, lambda step, row: (0, 0))  # noqa: E731
+    channels = heads * head_dim
+    operands = [x.reshape(-1, width), kernel.reshape(width, -1).astype(x.dtype)]
+    operands += [bias.reshape(1, -1).astype(jnp.float32)]
+    specs = [pl.BlockSpec((block, width), token_block), whole(width, channels), whole(1, channels)]
+    if rotary is not None:
+        operands.append(jnp.concatenate([rotary, jnp.tile(_unrotated(head_dim), (block, 1))]))
+        specs.append(pl.BlockSpec((block, head_dim), table_block))
+    result = jax.ShapeDtypeStruct((rows * length, channels), x.dtype)
+    nbytes = sum(math.prod(array.shape) * array.dtype.itemsize for array in (*operands, result))
+    flops = 2 * rows * length * width * channels
+    projected = pl.pallas_call(
+        functools.partial(projection_kernel, head_dim=head_dim),
+        grid=(steps, rows),
+        in_specs=specs,
+        out_specs=pl.BlockSpec((block, channels), token_block),
+        out_shape=result,
+        cost_estimate=pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=nbytes),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        interpret=interpret,
+        name=projection_kernel.__name__,
+    )(*operands)
+    return projected.reshape(rows, length, heads, head_dim)
+
+
+def projection_kernel(x, kernel, bias, *table_and_result, head_dim: int):
+    """Projects a block of tokens, [block, I] -> [block, H * D]."""
+    *tables, result = table_and_result
+    half = head_dim // 2
+    product = einsum("ti,io->to", x[...], kernel[...], out_dtype=jnp.float32) + bias[...]
+    for start in range(0, product.shape[1], head_dim):
+        first, second = product[:, start : start + half], product[:, start + half : start + head_dim]
+        if tables:
+            cos, sin = tables[0][:, :half], tables[0][:, half:]
+            first, second = first * cos - second * sin, second * cos + first * sin
+        result[:, start : start + half] = first.astype(result.dtype)
+        result[:, start + half : start + head_dim] = second.astype(result.dtype)
+
+
+def _block(x: jax.Array, rotary: jax.Array | None) -> int | None:
+    """Returns the tokens of a grid step, which divide the rows and the maps; None if there is no such number."""
+    counts = [x.shape[1]] if rotary is None else [x.shape[1], len(rotary)]
+    return next((block for block in _BLOCKS if not any(count % block for count in counts)), None)
+
+
+def _unrotated(width: int) -> Float32[Array, "1 D"]:
+    """Returns the rotary table of a token that is not rotated."""
+    return jnp.concatenate([jnp.ones((1, width // 2)), jnp.zeros((1, width // 2))], axis=1)
