@@ -7,13 +7,11 @@ Dimension names: B objects, N cells of the stride-16 map, S memory tokens, D wid
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32
 
@@ -24,7 +22,7 @@ from vl3_jax.model.layers import LayerNorm, Linear, partitioned_param
 from vl3_jax.model.linear import add_bias, linear
 from vl3_jax.model.remat import scan_layers
 from vl3_jax.model.rope import axial_rotary_table
-from vl3_jax.parallel.rules import constrain_row_major, current_mesh, partition_spec, target_device
+from vl3_jax.parallel.rules import constrain_row_major, on_each_device, target_device
 from vl3_jax.sam2.position_encoding import cell_coordinates
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.sam2.sam2_layers import LAYER_NORM_EPS, Mlp, all_tokens
@@ -123,25 +121,15 @@ class ProjectedHeads(nn.Module):
             from vl3_jax.kernels.tpu_projection import tpu_projection, tpu_projection_unsupported_reason
 
             if tpu_projection_unsupported_reason(x, kernel, rotary) is None:
-                return _on_each_device(functools.partial(tpu_projection, maps=maps), x, kernel, bias, rotary)
+                project = functools.partial(tpu_projection, maps=maps)
+                arrays = (x, kernel, bias) if rotary is None else (x, kernel, bias, rotary)
+                array_axes = ("batch", None, None), (None, "heads", None), ("heads", None), (None, None)
+                return on_each_device(project, arrays, array_axes[: len(arrays)], ("batch", None, "heads", None))
         heads = add_bias(linear(x, kernel, axes), bias, axes[1:])
         if rotary is None:
             return heads
         rotated = rotate(heads[:, : maps * len(rotary)], jnp.tile(rotary, (maps, 1))[None])
         return jnp.concatenate([rotated, heads[:, maps * len(rotary) :]], axis=1)
-
-
-def _on_each_device(project: Callable, x: jax.Array, kernel: jax.Array, bias: jax.Array, rotary: jax.Array | None):
-    """Projects the rows and the heads of a device on that device."""
-    mesh = current_mesh()
-    if mesh is None:
-        return project(x, kernel, bias, rotary)
-    batch, heads = partition_spec(("batch", "heads"), (x.shape[0], kernel.shape[1]), mesh)
-    rows, split, everywhere = PartitionSpec(batch), PartitionSpec(None, heads), PartitionSpec()
-    specs = rows, split, PartitionSpec(heads), everywhere
-    return jax.shard_map(project, in_specs=specs, out_specs=PartitionSpec(batch, None, heads), check_vma=False)(
-        x, kernel, bias, rotary
-    )
 
 
 class RotaryAttention(nn.Module):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from vl3_jax.model.layers import Linear, partitioned_param
 from vl3_jax.sam2.packed_maps import HalvingConv, PackedNorm, packed
 from vl3_jax.sam2.sam2_config import STRIDE, Sam2Config
-from vl3_jax.sam2.sam2_layers import MAP_NORM_EPS, Conv, gelu, map_norm
+from vl3_jax.sam2.sam2_layers import MAP_NORM_EPS, DepthwiseConv, gelu, map_norm
 
 
 class MemoryEncoder(nn.Module):
@@ -51,8 +51,8 @@ class FuserBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B G G D"]) -> Float[Array, "B G G D"]:
-        width, size, inner = self.config.width, self.config.fuser_kernel, self.config.fuser_mlp
-        conv = Conv((size, size, 1, width), 1, size // 2, groups=width, param_dtype=self.param_dtype, name="conv")
+        width, inner = self.config.width, self.config.fuser_mlp
+        conv = DepthwiseConv(self.config.fuser_kernel, self.param_dtype, name="conv")
         hidden = map_norm("norm", self.param_dtype)(conv(x))
         axes = ("vision_embed", "vision_mlp")
         hidden = Linear((width, inner), axes, param_dtype=self.param_dtype, name="fc1")(hidden)
