@@ -39,14 +39,27 @@ class Hiera(nn.Module):
     config: HieraConfig
     param_dtype: DTypeLike = jnp.float32
 
+    def setup(self):
+        width, window, init = self.config.widths[0], self.config.windows[0], nn.initializers.normal(0.02)
+        parameter = lambda name, *shape: partitioned_param(  # noqa: E731
+            self, name, init, (*shape, width), (None, None, "vision_embed"), self.param_dtype
+        )
+        self.position = parameter("position", *self.config.position_size)
+        self.window_position = parameter("window_position", window, window)
+
     @nn.compact
-    def __call__(self, pixels: Float[Array, "B height width 3"]) -> list[Map]:
-        """Returns the output of each stage, with strides 4, 8, 16 and 32, for normalised pixels."""
+    def __call__(self, pixels: Float[Array, "B height width 3"], positions: Float[Array, "N C"]) -> list[Map]:
+        """Returns the output of each stage, with strides 4, 8, 16 and 32.
+
+        Args:
+          pixels: Normalised pixels.
+          positions: From `positions`, which do not depend on the images.
+        """
         config = self.config
         x = PatchEmbed(config.widths[0], self.param_dtype, name="patch_embed")(pixels)
-        x += self._positions(x.shape[1]).astype(x.dtype)
-        stages, number, side = [], 0, x.shape[1]
-        x, group = cells_of(x, side), side
+        stages, number, side, group = [], 0, x.shape[1], config.windows[0]
+        x = cells_of(x, group) + positions.astype(x.dtype)
+        x = constrain_row_major(x, "batch", None, None)
         for stage in range(STAGES):
             for index in range(config.depths[stage]):
                 first = index == 0 and stage > 0
@@ -59,22 +72,27 @@ class Hiera(nn.Module):
             stages.append(map_of(x, side, group))
         return stages
 
-    def _positions(self, side: int) -> Float[Array, "side side C"]:
-        """Returns the interpolated position embedding of the map plus that of each window of the first stage."""
-        config, width, init = self.config, self.config.widths[0], nn.initializers.normal(0.02)
-        shape, window, axes = (*config.position_size, width), config.windows[0], (None, None, "vision_embed")
-        coarse = partitioned_param(self, "position", init, shape, axes, self.param_dtype)
-        fine = partitioned_param(self, "window_position", init, (window, window, width), axes, self.param_dtype)
-        rows, columns = (jnp.asarray(bicubic_matrix(size, side)) for size in config.position_size)
-        coarse = einsum("yi,ijc,xj->yxc", rows, coarse.astype(jnp.float32), columns)
-        return coarse + jnp.tile(fine.astype(jnp.float32), (side // window, side // window, 1))
+    def positions(self, side: int) -> Float[Array, "N C"]:
+        """Returns the interpolated position embedding of a map plus that of each window of the first stage.
+
+        Args:
+          side: Rows, and columns, of the map.
+
+        Returns:
+          The positions of the cells, window by window.
+        """
+        window = self.config.windows[0]
+        rows, columns = (jnp.asarray(bicubic_matrix(size, side)) for size in self.config.position_size)
+        coarse = einsum("yi,ijc,xj->yxc", rows, self.position.astype(jnp.float32), columns)
+        fine = self.window_position.astype(jnp.float32).reshape(window**2, -1)
+        return cells_of(coarse[None], window)[0] + jnp.tile(fine, ((side // window) ** 2, 1))
 
 
 class PatchEmbed(nn.Module):
     """Convolution of pixels whose stride is the side of a patch; an output reads its patch and those before it.
 
-    It is a product of patches with each quarter of the kernel. A TPU lays few channels out as planes; a convolution
-    would first give each pixel a register. The columns of patches are gathered by a product too.
+    It is a product of patches, with what they read of the patches before them. A TPU lays few channels out as planes; a
+    convolution would first give each pixel a register. The columns of patches are gathered by a product too.
 
     Attributes:
       width: Channels of the outputs.
@@ -92,18 +110,18 @@ class PatchEmbed(nn.Module):
         bias = partitioned_param(self, "bias", zeros, shape[3:], axes[3:], self.param_dtype)
         batch, height, columns, _ = pixels.shape
         side, rows, cells = PATCH_STRIDE, height // PATCH_STRIDE, columns // PATCH_STRIDE
-        order = np.arange(columns).reshape(cells, side).T.reshape(-1)  # the first columns of all patches come first
-        x = einsum("bhwc,sw->bchs", pixels, jax.nn.one_hot(order, columns, dtype=pixels.dtype))
-        x = x.reshape(batch, RGB, rows, side, side, cells).swapaxes(1, 2).reshape(batch, rows, -1, cells)
-        x = jnp.pad(x, [(0, 0), (1, 0), (0, 0), (1, 0)])
-        quarters = jnp.pad(kernel, [(1, 0), (1, 0), (0, 0), (0, 0)]).reshape(2, side, 2, side, RGB, self.width)
-        quarters = quarters.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, -1, self.width)
-        products = [
-            einsum("byix,io->byxo", x[:, i : i + rows, :, j : j + cells], quarters[i, j], out_dtype=jnp.float32)
-            for i in range(2)
-            for j in range(2)
-        ]
-        return sum(products, bias.astype(jnp.float32)).astype(pixels.dtype)
+        # Columns of the patch before each patch, zeros at first, and of the patch itself; those of all patches that are
+        # first in theirs come before the second ones.
+        read = np.arange(-side, columns).reshape(-1, side)
+        read = np.stack([read[:-1], read[1:]]).transpose(0, 2, 1).reshape(-1)
+        chosen = jnp.asarray(read[:, None] == np.arange(columns), pixels.dtype)
+        x = einsum("bhwc,sw->bchs", pixels, chosen)
+        x = x.reshape(batch, RGB, rows, side, 2 * side, cells).swapaxes(1, 2).reshape(batch, rows, -1, cells)
+        above = jnp.pad(x, [(0, 0), (1, 0), (0, 0), (0, 0)])[:, :-1]
+        kernel = jnp.pad(kernel, [(1, 0), (1, 0), (0, 0), (0, 0)]).reshape(2, side, 2 * side, RGB, self.width)
+        kernel = kernel.transpose(0, 3, 1, 2, 4).reshape(-1, self.width)
+        product = einsum("byix,io->byxo", jnp.concatenate([above, x], axis=2), kernel, out_dtype=jnp.float32)
+        return (product + bias.astype(jnp.float32)).astype(pixels.dtype)
 
 
 class HieraBlock(nn.Module):

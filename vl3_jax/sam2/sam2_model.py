@@ -25,7 +25,7 @@ from vl3_jax.sam2.memory_attention import MemoryAttention, MemoryTokens
 from vl3_jax.sam2.memory_encoder import MemoryEncoder
 from vl3_jax.sam2.position_encoding import as_array, sine_distances, sine_grid
 from vl3_jax.sam2.prompt_encoder import PromptEncoder
-from vl3_jax.sam2.sam2_config import MASK_STRIDE, STAGES, Sam2Config
+from vl3_jax.sam2.sam2_config import MASK_STRIDE, PATCH_STRIDE, STAGES, Sam2Config
 from vl3_jax.sam2.sam2_layers import Conv, Mlp
 
 _MASK_LOGIT = 10.0  # the logits of a mask that is given are plus and minus this
@@ -125,14 +125,25 @@ class Sam2(nn.Module):
         if config.pointer_time:
             self.pointer_time = Linear((width, config.memory_width), ("embed", None), param_dtype=dtype)
 
-    def encode_image(self, pixels: UInt8[Array, "F size size 3"] | Float[Array, "F size size 3"]) -> ImageFeatures:
+    def image_positions(self) -> Float[Array, "cells C"]:
+        """Returns what the trunk adds to the patches of every image."""
+        with jax.named_scope("trunk"):
+            return self.trunk.positions(self.config.image_size // PATCH_STRIDE).astype(self.dtype)
+
+    def encode_image(
+        self,
+        pixels: UInt8[Array, "F size size 3"] | Float[Array, "F size size 3"],
+        positions: Float[Array, "cells C"] | None = None,
+    ) -> ImageFeatures:
         """Encodes images.
 
         Args:
           pixels: Pixels at the size of the input, uint8; or already normalised floats.
+          positions: From `image_positions`; None computes them.
         """
+        positions = self.image_positions() if positions is None else positions
         with jax.named_scope("trunk"):
-            stages = self.trunk(self._normalise(pixels).astype(self.dtype))
+            stages = self.trunk(self._normalise(pixels).astype(self.dtype), positions)
         with jax.named_scope("neck"):
             lateral = [self.laterals[STAGES - 1 - stage](x) for stage, x in enumerate(stages)]
             top_down = lateral[3].repeat(2, axis=1).repeat(2, axis=2)

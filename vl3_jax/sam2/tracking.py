@@ -126,7 +126,8 @@ def track_frames(
     """
     together = _frames_at_once(len(pixels))
     groups = pixels.reshape(-1, together, *pixels.shape[1:])
-    features = jax.lax.map(lambda group: apply(model, params, "encode_image", group), groups)
+    positions = apply(model, params, "image_positions")
+    features = jax.lax.map(lambda group: apply(model, params, "encode_image", group, positions), groups)
     features = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), features)
 
     def step(recent, frame):
