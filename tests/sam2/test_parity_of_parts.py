@@ -69,7 +69,7 @@ def image(name: str):
 
 
 def trunk_stages(module, pixels):
-    return module.trunk(pixels, module.image_positions())
+    return [stage.maps() for stage in module.trunk(pixels, module.image_positions())]
 
 
 @pytest.mark.parametrize("name", ["tiny 2.1", *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES)])

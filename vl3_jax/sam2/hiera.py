@@ -8,6 +8,7 @@ Dimension names: B images, H and W rows and columns of a map, N cells of a map, 
 
 import functools
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,6 +34,24 @@ _MANY = 512  # cells, whose scores are not held in memory
 _ROW = 256  # cells of a row of windows, as in a block of the kernels
 
 
+class Stage(NamedTuple):
+    """Output of a stage.
+
+    Attributes:
+      cells: Features of each cell, [B, N, C].
+      side: Rows, and columns, of the map.
+      group: Rows, and columns, of the squares in whose order the cells come.
+    """
+
+    cells: Cells
+    side: int
+    group: int
+
+    def maps(self, cells: Cells | None = None) -> Map:
+        """Returns the maps of these cells, or of what was made of each of them."""
+        return map_of(self.cells if cells is None else cells, self.side, self.group)
+
+
 class Hiera(nn.Module):
     """Trunk of the image encoder."""
 
@@ -48,7 +67,7 @@ class Hiera(nn.Module):
         self.window_position = parameter("window_position", window, window)
 
     @nn.compact
-    def __call__(self, pixels: Float[Array, "B height width 3"], positions: Float[Array, "N C"]) -> list[Map]:
+    def __call__(self, pixels: Float[Array, "B height width 3"], positions: Float[Array, "N C"]) -> list["Stage"]:
         """Returns the output of each stage, with strides 4, 8, 16 and 32.
 
         Args:
@@ -69,7 +88,7 @@ class Hiera(nn.Module):
                     x, group = cells_of(map_of(x, side, group), wanted), wanted
                 block = HieraBlock(config, stage, side, group, window, first, self.param_dtype, name=f"block{number}")
                 x, number, side, group = block(x), number + 1, side >> first, group >> first
-            stages.append(map_of(x, side, group))
+            stages.append(Stage(x, side, group))
         return stages
 
     def positions(self, side: int) -> Float[Array, "N C"]:

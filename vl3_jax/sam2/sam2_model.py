@@ -145,9 +145,11 @@ class Sam2(nn.Module):
         with jax.named_scope("trunk"):
             stages = self.trunk(self._normalise(pixels).astype(self.dtype), positions)
         with jax.named_scope("neck"):
-            lateral = [self.laterals[STAGES - 1 - stage](x) for stage, x in enumerate(stages)]
-            top_down = lateral[3].repeat(2, axis=1).repeat(2, axis=2)
-            return ImageFeatures(*self.decoder.high_resolution(lateral[0], lateral[1]), lateral[2] + top_down)
+            lateral = [self.laterals[STAGES - 1 - stage](x.cells) for stage, x in enumerate(stages)]
+            # Cells are put in order when they have the fewest channels.
+            fine, middle = self.decoder.high_resolution(lateral[0], lateral[1])
+            top_down = stages[3].maps(lateral[3]).repeat(2, axis=1).repeat(2, axis=2)
+            return ImageFeatures(stages[0].maps(fine), stages[1].maps(middle), stages[2].maps(lateral[2]) + top_down)
 
     def segment(
         self, features: ImageFeatures, prompts: ObjectPrompts, masks: Float[Array, "B 4G 4G"] | None = None
