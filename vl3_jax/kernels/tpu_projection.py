@@ -20,9 +20,7 @@ _BLOCKS = (512, 256, 128)  # tokens of a grid step, the first that divides their
 _MAX_WIDTH = 1024  # channels of tokens and of all heads, whose matrix stays in VMEM
 
 
-def tpu_projection_unsupported_reason(
-    x: jax.Array, kernel: jax.Array, rotary: jax.Array | None
-) -> str | None:
+def tpu_projection_unsupported_reason(x: jax.Array, kernel: jax.Array, rotary: jax.Array | None) -> str | None:
     """Returns why the kernel does not support these operands, in a few words; None if it does."""
     if x.dtype.name not in ("float32", "bfloat16"):
         return f"tokens of {x.dtype.name}"
@@ -39,17 +37,20 @@ def tpu_projection(
     kernel: Float[Array, "I H D"],
     bias: Float[Array, "H D"],
     rotary: Float32[Array, "N D"] | None = None,
-    maps: int = 1,
+    map_positions: Float[Array, "M I"] | None = None,
+    other_positions: Float[Array, "B O I"] | None = None,
+    *,
     interpret: bool = False,
 ) -> Float[Array, "B L H D"]:
     """Projects tokens to heads and rotates them as `vl3_jax.kernels.rotary.rotate` does.
 
     Args:
-      x: Tokens of a row: `maps` times N tokens, then others, which are not rotated.
+      x: Tokens of a row: maps of N tokens, then others, which are not rotated.
       kernel: Kernel of the projection, cast to the dtype of `x`.
       bias: Bias of the projection.
       rotary: Rotary table of the tokens of a map; None rotates nothing.
-      maps: Number of maps at the front of a row.
+      map_positions: What is added to the tokens of the maps, in all rows alike; M = maps * N.
+      other_positions: What is added to the other tokens; without both, a row is one map.
       interpret: Whether to interpret the kernel, which works on any device but is slow.
 
     Returns:
@@ -58,33 +59,46 @@ def tpu_projection(
     (rows, length, width), (_, heads, head_dim) = x.shape, kernel.shape
     block = _block(x, rotary)
     assert block is not None, tpu_projection_unsupported_reason(x, kernel, rotary)
-    steps = length // block
-    in_map, in_maps = (0, 0) if rotary is None else (len(rotary) // block, maps * len(rotary) // block)
+    steps, channels = length // block, heads * head_dim
+    in_map = steps if rotary is None else len(rotary) // block
+    in_maps = in_map if map_positions is None else len(map_positions) // block
 
-    def token_block(step, row):
-        # The blocks of all maps and rows at the same positions follow each other, so that their table is read once.
-        other = step if in_map == 0 else jnp.where(step < in_maps, step % maps * in_map + step // maps, step)
-        return row * steps + other, 0
+    def in_row(step):
+        # The blocks of all maps at the same positions follow each other, so that their table is read once.
+        maps = in_maps // in_map
+        return step if maps == 1 else jnp.where(step < in_maps, step % maps * in_map + step // maps, step)
 
     def table_block(step, row):
-        return jnp.where(step < in_maps, step // maps, in_map), 0
+        return jnp.where(step < in_maps, step // (in_maps // in_map), in_map), 0
 
+    token_spec = pl.BlockSpec((block, width), lambda step, row: (row * steps + in_row(step), 0))
     whole = lambda *shape: pl.BlockSpec(shape, lambda step, row: (0, 0))  # noqa: E731
-    channels = heads * head_dim
     operands = [x.reshape(-1, width), kernel.reshape(width, -1).astype(x.dtype)]
     operands += [bias.reshape(1, -1).astype(jnp.float32)]
-    specs = [pl.BlockSpec((block, width), token_block), whole(width, channels), whole(1, channels)]
+    specs = [token_spec, whole(width, channels), whole(1, channels)]
     if rotary is not None:
         operands.append(jnp.concatenate([rotary, jnp.tile(_unrotated(head_dim), (block, 1))]))
         specs.append(pl.BlockSpec((block, head_dim), table_block))
+    if map_positions is not None:
+        others = steps - in_maps
+        elsewhere = other_positions.reshape(-1, width) if others else jnp.zeros((block, width))
+        operands += [map_positions.astype(x.dtype), elsewhere.astype(x.dtype)]
+        specs.append(pl.BlockSpec((block, width), lambda step, row: (jnp.minimum(in_row(step), in_maps - 1), 0)))
+        other = lambda step, row: (jnp.where(step < in_maps, 0, row * others + step - in_maps), 0)  # noqa: E731
+        specs.append(pl.BlockSpec((block, width), other))
     result = jax.ShapeDtypeStruct((rows * length, channels), x.dtype)
     nbytes = sum(math.prod(array.shape) * array.dtype.itemsize for array in (*operands, result))
     flops = 2 * rows * length * width * channels
     projected = pl.pallas_call(
-        functools.partial(projection_kernel, head_dim=head_dim),
+        functools.partial(
+            projection_kernel,
+            head_dim=head_dim,
+            is_rotated=rotary is not None,
+            in_maps=None if map_positions is None else in_maps,
+        ),
         grid=(steps, rows),
         in_specs=specs,
-        out_specs=pl.BlockSpec((block, channels), token_block),
+        out_specs=pl.BlockSpec((block, channels), token_spec.index_map),
         out_shape=result,
         cost_estimate=pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=nbytes),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
@@ -94,15 +108,21 @@ def tpu_projection(
     return projected.reshape(rows, length, heads, head_dim)
 
 
-def projection_kernel(x, kernel, bias, *table_and_result, head_dim: int):
-    """Projects a block of tokens, [block, I] -> [block, H * D]."""
-    *tables, result = table_and_result
-    half = head_dim // 2
-    product = einsum("ti,io->to", x[...], kernel[...], out_dtype=jnp.float32) + bias[...]
+def projection_kernel(x, kernel, bias, *others, head_dim: int, is_rotated: bool, in_maps: int | None):
+    """Projects a block of tokens, [block, I] -> [block, H * D].
+
+    The other references are the rotary table, what is added to a token of a map or of none, and the result.
+    """
+    *others, result = others
+    half, tokens = head_dim // 2, x[...]
+    if in_maps is not None:
+        in_map, elsewhere = others[-2:]
+        tokens += jnp.where(pl.program_id(0) < in_maps, in_map[...], elsewhere[...])
+    product = einsum("ti,io->to", tokens, kernel[...], out_dtype=jnp.float32) + bias[...]
     for start in range(0, product.shape[1], head_dim):
         first, second = product[:, start : start + half], product[:, start + half : start + head_dim]
-        if tables:
-            cos, sin = tables[0][:, :half], tables[0][:, half:]
+        if is_rotated:
+            cos, sin = others[0][:, :half], others[0][:, half:]
             first, second = first * cos - second * sin, second * cos + first * sin
         result[:, start : start + half] = first.astype(result.dtype)
         result[:, start + half : start + head_dim] = second.astype(result.dtype)

@@ -33,15 +33,15 @@ class MemoryTokens(NamedTuple):
 
     Attributes:
       tokens: Tokens, [B, S, m].
-      positions: Their positions, which are added to the keys, [B, S, m].
+      map_positions: What is added to the keys of each memory map, [maps, N, m].
+      other_positions: What is added to the other keys, [B, S - maps * N, m].
       valid: Tokens that may be attended to, [B, S] bool; the others may hold any finite values.
-      maps: Number of memory maps, of N tokens each, at the front.
     """
 
     tokens: Float[Array, "B S m"]
-    positions: Float[Array, "B S m"]
+    map_positions: Float[Array, "maps N m"]
+    other_positions: Float[Array, "B O m"]
     valid: Bool[Array, "B S"]
-    maps: int
 
 
 class MemoryAttention(nn.Module):
@@ -57,24 +57,16 @@ class MemoryAttention(nn.Module):
         coordinates = jnp.asarray(cell_coordinates(config.grid))
         rotary = axial_rotary_table(coordinates, config.width // config.memory_heads, config.rope_theta)
         layers = scan_layers(MemoryLayer, "none", config.memory_layers, nn.broadcast)
-        arrays = (memory.tokens + memory.positions, memory.tokens)
-        layers = layers(config, memory.maps, self.param_dtype, name="layers")
-        arrays = (array.astype(features.dtype) for array in arrays)
-        features, _ = layers(features, rotary, *arrays, memory.valid)
+        layers = layers(config, self.param_dtype, name="layers")
+        *arrays, valid = memory
+        features, _ = layers(features, rotary, MemoryTokens(*(x.astype(features.dtype) for x in arrays), valid))
         return LayerNorm(LAYER_NORM_EPS, "embed", self.param_dtype, name="norm")(features)
 
 
 class MemoryLayer(nn.Module):
-    """Pre-norm layer: self-attention, attention to the memory, MLP.
-
-    Attributes:
-      config: Configuration.
-      maps: Number of memory maps, at the front of the memory.
-      param_dtype: Dtype of the parameters.
-    """
+    """Pre-norm layer: self-attention, attention to the memory, MLP."""
 
     config: Sam2Config
-    maps: int
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -82,16 +74,15 @@ class MemoryLayer(nn.Module):
         self,
         x: Float[Array, "B N D"],
         rotary: Float32[Array, "N head_dim"],
-        memory_keys: Float[Array, "B S m"],
-        memory: Float[Array, "B S m"],
-        valid: Bool[Array, "B S"],
+        memory: MemoryTokens,
     ) -> tuple[jax.Array, None]:
         x = constrain_row_major(x, "batch", None, None)
         norm = functools.partial(LayerNorm, LAYER_NORM_EPS, "embed", self.param_dtype)
         attend = functools.partial(RotaryAttention, self.config, param_dtype=self.param_dtype)
         normed = norm(name="ln1")(x)
-        x += attend(name="self_attn")(normed, normed, normed, rotary, 1, None)
-        x += attend(name="memory_attn")(norm(name="ln2")(x), memory_keys, memory, rotary, self.maps, valid)
+        x += attend(name="self_attn")(normed, normed, rotary)
+        positions = memory.map_positions.reshape(-1, memory.tokens.shape[-1]), memory.other_positions
+        x += attend(name="memory_attn")(norm(name="ln2")(x), memory.tokens, rotary, positions, memory.valid)
         widths = (self.config.width, self.config.memory_mlp, self.config.width)
         x += Mlp(widths, self.param_dtype, name="mlp")(norm(name="ln3")(x))
         return x, None
@@ -110,9 +101,19 @@ class ProjectedHeads(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L I"], rotary: Float32[Array, "N head_dim"] | None = None, maps: int = 1
+        self,
+        x: Float[Array, "B L I"],
+        rotary: Float32[Array, "N head_dim"] | None = None,
+        positions: tuple[Float[Array, "M I"], Float[Array, "B O I"]] | None = None,
     ) -> Float[Array, "B L H head_dim"]:
-        """Projects tokens: `maps` times N of them are rotated by the table, the others of a row are not."""
+        """Projects tokens.
+
+        Args:
+          x: Tokens of a row: maps of N tokens, which are rotated, then others.
+          rotary: Rotary table of a map; None rotates nothing.
+          positions: What is added to the tokens of all maps, alike in all rows, and to the others; without it, a row is
+            one map.
+        """
         width, axes = x.shape[-1], ("embed", "heads", "head_dim")
         init, zeros = nn.initializers.normal(width**-0.5), nn.initializers.zeros
         kernel = partitioned_param(self, "kernel", init, (width, *self.shape), axes, self.param_dtype)
@@ -121,15 +122,21 @@ class ProjectedHeads(nn.Module):
             from vl3_jax.kernels.tpu_projection import tpu_projection, tpu_projection_unsupported_reason
 
             if tpu_projection_unsupported_reason(x, kernel, rotary) is None:
-                project = functools.partial(tpu_projection, maps=maps)
-                arrays = (x, kernel, bias) if rotary is None else (x, kernel, bias, rotary)
-                array_axes = ("batch", None, None), (None, "heads", None), ("heads", None), (None, None)
-                return on_each_device(project, arrays, array_axes[: len(arrays)], ("batch", None, "heads", None))
+                arrays = (x, kernel, bias, *(() if rotary is None else (rotary,)), *(positions or ()))
+                array_axes = [("batch", None, None), (None, "heads", None), ("heads", None), (None, None)]
+                array_axes += [(None, None), ("batch", None, None)]
+                return on_each_device(
+                    tpu_projection, arrays, array_axes[: len(arrays)], ("batch", None, "heads", None)
+                )
+        if positions is not None:
+            in_maps = jnp.broadcast_to(positions[0], (len(x), *positions[0].shape))
+            x += jnp.concatenate([in_maps, positions[1]], axis=1)
         heads = add_bias(linear(x, kernel, axes), bias, axes[1:])
         if rotary is None:
             return heads
-        rotated = rotate(heads[:, : maps * len(rotary)], jnp.tile(rotary, (maps, 1))[None])
-        return jnp.concatenate([rotated, heads[:, maps * len(rotary) :]], axis=1)
+        count = len(rotary) if positions is None else len(positions[0])
+        rotated = rotate(heads[:, :count], jnp.tile(rotary, (count // len(rotary), 1))[None])
+        return jnp.concatenate([rotated, heads[:, count:]], axis=1)
 
 
 class RotaryAttention(nn.Module):
@@ -139,13 +146,20 @@ class RotaryAttention(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, q, k, v, rotary, maps: int, valid: Bool[Array, "B S"] | None) -> Float[Array, "B N D"]:
-        """Attends; the rotary table, [N, head_dim], is that of the queries and of each of the `maps` of keys."""
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        tokens: Float[Array, "B S I"],
+        rotary: Float32[Array, "N head_dim"],
+        positions: tuple[jax.Array, jax.Array] | None = None,
+        valid: Bool[Array, "B S"] | None = None,
+    ) -> Float[Array, "B N D"]:
+        """Attends from `x` to tokens, with the positions of keys, see `ProjectedHeads`; to the valid ones, or all."""
         width, heads = self.config.width, self.config.memory_heads
         shape, axes = (heads, width // heads), ("heads", "head_dim")
-        q = ProjectedHeads(shape, self.param_dtype, name="q")(q, rotary)
-        k = ProjectedHeads(shape, self.param_dtype, name="k")(k, rotary, maps)
-        v = ProjectedHeads(shape, self.param_dtype, name="v")(v)
+        q = ProjectedHeads(shape, self.param_dtype, name="q")(x, rotary)
+        k = ProjectedHeads(shape, self.param_dtype, name="k")(tokens, rotary, positions)
+        v = ProjectedHeads(shape, self.param_dtype, name="v")(tokens)
         q_info, kv_info = all_tokens(q), all_tokens(k, valid)
         scale = (width // heads) ** -0.5
         out = attention(AttentionInputs(q, k, v, q_info, kv_info, causal=False, scale=scale))

@@ -237,8 +237,8 @@ class Sam2(nn.Module):
         output = self.condition_on_mask(features, masks)
         memory = self.remember(features, masks, output.presence, jnp.ones(1, bool))
         positions, _ = self.memory_positions()
-        self.pointer_positions(jnp.zeros((1, 1)), jnp.ones(()))
-        tokens = MemoryTokens(memory, positions[None], jnp.ones(memory.shape[:2], bool), maps=1)
+        pointers = self.pointer_positions(jnp.zeros((1, 0)), jnp.ones(()))
+        tokens = MemoryTokens(memory, positions[None], pointers, jnp.ones(memory.shape[:2], bool))
         return self.track(features, tokens, ObjectPrompts.nothing(1, True)).mask
 
     def _normalise(self, pixels: jax.Array) -> jax.Array:

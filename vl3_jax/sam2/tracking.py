@@ -102,8 +102,7 @@ def track_step(
     stored = jax.tree.map(lambda x: jax.vmap(lambda row, slot: row[slot])(x, here.argmax(1)), conditioning.output)
     full = enlarge(tracked.mask, module.config.image_size)
     memory = module.remember(features, full, tracked.presence, inputs.corrected)
-    pushed = recent.push(memory, tracked.pointer, known & ~here.any(1))
-    recent = jax.tree.map(lambda new, old: jnp.where(inputs.real, new, old), pushed, recent)
+    recent = recent.push(memory, tracked.pointer, known & ~here.any(1), inputs.real)
     return recent, _select(here.any(1), stored, tracked)
 
 
