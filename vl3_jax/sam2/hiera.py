@@ -1,7 +1,8 @@
 """The Hiera trunk: attention in windows, a few blocks over the whole map, and pooling between four stages.
 
 No block but those of windows depends on the order of the cells. They therefore stay in the order of windows from block
-to block, as long as these tile the map; a window that is pooled often is the next stage's.
+to block, as long as these tile the map; a window that is pooled often is the next stage's. Windows come in the order of
+larger ones, if a later stage has these: then no cell is moved between the first block and the last.
 
 Dimension names: B images, H and W rows and columns of a map, N cells of a map, C channels.
 """
@@ -30,6 +31,7 @@ from vl3_jax.sam2.sam2_layers import all_to_all_attention, gelu
 
 Map = Float[Array, "B H W C"]
 Cells = Float[Array, "B N C"]
+Groups = tuple[int, ...]
 _MANY = 512  # cells, whose scores are not held in memory
 _ROW = 256  # cells of a row of windows, as in a block of the kernels
 
@@ -40,16 +42,16 @@ class Stage(NamedTuple):
     Attributes:
       cells: Features of each cell, [B, N, C].
       side: Rows, and columns, of the map.
-      group: Rows, and columns, of the squares in whose order the cells come.
+      groups: Order of the cells, see `cells_of`.
     """
 
     cells: Cells
     side: int
-    group: int
+    groups: Groups
 
     def maps(self, cells: Cells | None = None) -> Map:
         """Returns the maps of these cells, or of what was made of each of them."""
-        return map_of(self.cells if cells is None else cells, self.side, self.group)
+        return map_of(self.cells if cells is None else cells, self.side, self.groups)
 
 
 class Hiera(nn.Module):
@@ -76,19 +78,25 @@ class Hiera(nn.Module):
         """
         config = self.config
         x = PatchEmbed(config.widths[0], self.param_dtype, name="patch_embed")(pixels)
-        stages, number, side, group = [], 0, x.shape[1], config.windows[0]
-        x = cells_of(x, group) + positions.astype(x.dtype)
+        stages, number, side = [], 0, x.shape[1]
+        groups = self._first_groups(side)
+        x = cells_of(x, groups) + positions.astype(x.dtype)
         x = constrain_row_major(x, "batch", None, None)
         for stage in range(STAGES):
             for index in range(config.depths[stage]):
                 first = index == 0 and stage > 0
                 window = 0 if number in config.global_blocks else config.windows[stage - first]
-                wanted = group if window == 0 else side if side % window else window
-                if group != wanted:
-                    x, group = cells_of(map_of(x, side, group), wanted), wanted
-                block = HieraBlock(config, stage, side, group, window, first, self.param_dtype, name=f"block{number}")
-                x, number, side, group = block(x), number + 1, side >> first, group >> first
-            stages.append(Stage(x, side, group))
+                wanted = groups if window == 0 or window in groups else (window,)
+                if window and side % window:
+                    wanted = (side,)
+                if groups != wanted:
+                    x, groups = cells_of(map_of(x, side, groups), wanted), wanted
+                block = HieraBlock(config, stage, side, groups, window, first, self.param_dtype, name=f"block{number}")
+                x, number = block(x), number + 1
+                if first:
+                    side //= 2
+                    groups = tuple(group // 2 for group in groups if group > 2) or (side,)
+            stages.append(Stage(x, side, groups))
         return stages
 
     def positions(self, side: int) -> Float[Array, "N C"]:
@@ -98,13 +106,18 @@ class Hiera(nn.Module):
           side: Rows, and columns, of the map.
 
         Returns:
-          The positions of the cells, window by window.
+          The positions of the cells, in the order of the trunk.
         """
-        window = self.config.windows[0]
+        window, groups = self.config.windows[0], self._first_groups(side)
         rows, columns = (jnp.asarray(bicubic_matrix(size, side)) for size in self.config.position_size)
         coarse = einsum("yi,ijc,xj->yxc", rows, self.position.astype(jnp.float32), columns)
         fine = self.window_position.astype(jnp.float32).reshape(window**2, -1)
-        return cells_of(coarse[None], window)[0] + jnp.tile(fine, ((side // window) ** 2, 1))
+        return cells_of(coarse[None], groups)[0] + jnp.tile(fine, ((side // window) ** 2, 1))
+
+    def _first_groups(self, side: int) -> Groups:
+        """Returns the order of the cells at first: by the windows of the first stage, within those of the third one."""
+        window, later = self.config.windows[0], 4 * self.config.windows[2]  # it has a quarter of the rows
+        return (window,) if side % later or later % window or later == window else (later, window)
 
 
 class PatchEmbed(nn.Module):
@@ -150,7 +163,7 @@ class HieraBlock(nn.Module):
       config: Configuration of the trunk.
       stage: Stage of the block, from 0.
       side: Rows, and columns, of the map.
-      group: Rows, and columns, of the squares in whose order the cells come, see `cells_of`.
+      groups: Order of the cells, see `cells_of`.
       window: Rows, and columns, of the windows of attention; 0 attends to the whole map.
       pool: Whether it begins a stage: it changes the width and halves the map.
       param_dtype: Dtype of the parameters.
@@ -159,7 +172,7 @@ class HieraBlock(nn.Module):
     config: HieraConfig
     stage: int
     side: int
-    group: int
+    groups: Groups
     window: int
     pool: bool
     param_dtype: DTypeLike = jnp.float32
@@ -172,7 +185,7 @@ class HieraBlock(nn.Module):
         normed = norm(name="ln1")(x)
         if self.pool:
             shape, axes = (x.shape[-1], width), ("vision_embed", "vision_mlp")
-            x = max_pool(dense(shape, axes, name="shortcut")(normed), self.group)
+            x = max_pool(dense(shape, axes, name="shortcut")(normed), self.groups[-1])
         x += self._attend(normed)
         hidden = dense((width, inner), ("vision_embed", "vision_mlp"), name="fc1")(norm(name="ln2")(x))
         x += dense((inner, width), ("vision_mlp", "vision_embed"), name="fc2")(gelu(hidden))
@@ -181,18 +194,18 @@ class HieraBlock(nn.Module):
     def _attend(self, x: Cells) -> Cells:
         """Attends within windows, whose padding takes part; queries are pooled after their projection."""
         width, heads = self.config.widths[self.stage], self.config.heads[self.stage]
-        window, is_padded = self.window or self.side, self.window not in (0, self.group)
+        window, is_padded = self.window or self.side, self.window not in (0, *self.groups)
         if is_padded:
-            x = cells_of(map_of(x, self.side, self.group), window)
+            x = cells_of(map_of(x, self.side, self.groups), (window,))
         q, k, v = QueriesKeysValues((heads, width // heads), self.param_dtype, name="qkv")(x)
         if self.pool:
-            q = max_pool(q, window if self.window else self.group)
+            q = max_pool(q, window if is_padded else self.groups[-1])
         q, k, v = (part.reshape(*part.shape[:2], heads, width // heads) for part in (q, k, v))
         out = _attention(q, k, v, window**2)
         axes = ("vision_heads", "head_dim", "vision_embed")
         out = Linear((*out.shape[2:], width), axes, num_in=2, param_dtype=self.param_dtype, name="out")(out)
         side = self.side >> self.pool
-        return cells_of(map_of(out, side, window >> self.pool), side) if is_padded else out
+        return cells_of(map_of(out, side, (window >> self.pool,)), (side,)) if is_padded else out
 
 
 class QueriesKeysValues(nn.Module):
@@ -261,23 +274,31 @@ def max_pool(x: Cells, group: int) -> Cells:
     return nn.max_pool(squares, (2, 2), (2, 2)).reshape(batch, count // 4, channels)
 
 
-def cells_of(x: Map, group: int) -> Cells:
+def cells_of(x: Map, groups: Groups) -> Cells:
     """Lists the cells of square maps, square by square.
 
     Args:
       x: Maps, which are padded with zeros below and on the right where squares do not tile them.
-      group: Rows, and columns, of a square.
+      groups: Rows, and columns, of the squares; of those within each of them, by which its cells are listed; and so on.
     """
     batch, side, _, channels = x.shape
-    count = -(-side // group)
-    missing = count * group - side
+    counts = _counts(side, groups)
+    missing = math.prod(counts) - side
     x = jnp.pad(x, [(0, 0), (0, missing), (0, missing), (0, 0)])
-    return x.reshape(batch, count, group, count, group, channels).swapaxes(2, 3).reshape(batch, -1, channels)
+    axes = 1 + np.arange(2 * len(counts)).reshape(2, -1)  # rows, and columns
+    x = x.reshape(batch, *counts, *counts, channels).transpose(0, *axes.T.flat, 2 * len(counts) + 1)
+    return x.reshape(batch, -1, channels)
 
 
-def map_of(x: Cells, side: int, group: int) -> Map:
+def map_of(x: Cells, side: int, groups: Groups) -> Map:
     """Inverts `cells_of` for maps of `side` rows and columns."""
     batch, _, channels = x.shape
-    count = -(-side // group)
-    x = x.reshape(batch, count, count, group, group, channels).swapaxes(2, 3)
-    return x.reshape(batch, count * group, count * group, channels)[:, :side, :side]
+    counts = _counts(side, groups)
+    axes = 1 + np.arange(2 * len(counts)).reshape(-1, 2)
+    x = x.reshape(batch, *np.repeat(counts, 2), channels).transpose(0, *axes.T.flat, 2 * len(counts) + 1)
+    return x.reshape(batch, math.prod(counts), math.prod(counts), channels)[:, :side, :side]
+
+
+def _counts(side: int, groups: Groups) -> list[int]:
+    """Returns how many squares are side by side in a map, in each of them, and so on; the last ones are cells."""
+    return [-(-side // groups[0]), *(outer // inner for outer, inner in zip(groups, (*groups[1:], 1), strict=True))]

@@ -237,7 +237,7 @@ class Sam2(nn.Module):
         output = self.condition_on_mask(features, masks)
         memory = self.remember(features, masks, output.presence, jnp.ones(1, bool))
         positions, _ = self.memory_positions()
-        pointers = self.pointer_positions(jnp.zeros((1, 0)), jnp.ones(()))
+        pointers = self.pointer_positions(jnp.zeros((1, 1)), jnp.ones(()))[:, :0]
         tokens = MemoryTokens(memory, positions[None], pointers, jnp.ones(memory.shape[:2], bool))
         return self.track(features, tokens, ObjectPrompts.nothing(1, True)).mask
 
