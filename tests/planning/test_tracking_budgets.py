@@ -1,5 +1,6 @@
 """Tests what a tracked frame costs on a TPU, by the compiler's estimate, and what its kernels do for nothing."""
 
+import itertools
 import math
 import re
 
@@ -16,7 +17,7 @@ from vl3_jax.sam2.sam2_model import abstract_sam2
 
 CHIP = parse_topology("v5e:1x1")
 OBJECTS, SMALL = 5, 2**16  # elements of an array
-MILLION_CYCLES = {1: 80, 5: 90}  # a frame, by the conditioning frames of each object
+PROMPTED = 1, 5  # conditioning frames of each object
 ENCODER_GMAC = {"tiny": 146, "small": 179, "base-plus": 323, "large": 912}  # counted on the original
 
 
@@ -26,7 +27,10 @@ def test_products_of_the_image_encoder(size):
 
 
 def arrays(program: Program):
-    """Yields the element types and sizes of the arrays that a program keeps in memory, outside of fusions."""
+    """Yields the element types and sizes of the arrays that a program keeps in memory, outside of fusions.
+
+    Those of the loops' state and of constants are left out: the instructions that make them are there too, or nothing does.
+    """
     fused = {
         called
         for instructions in program.computations.values()
@@ -34,32 +38,49 @@ def arrays(program: Program):
         if instruction.opcode == "fusion"
         for called in instruction.called
     }
+    carried = ("parameter", "constant", "tuple", "get-tuple-element", "while", "bitcast")
     for name, instructions in program.computations.items():
         for instruction in instructions.values() if name not in fused else ():
             for dtype, sizes in re.findall(r"\b([a-z]+\d+|pred)\[([\d,]+)\]", instruction.shape):
-                yield dtype, tuple(map(int, sizes.split(",")))
+                if instruction.opcode not in carried:
+                    yield dtype, tuple(map(int, sizes.split(",")))
+
+
+def shapes_of_copies(shape: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """Returns the sorted shapes that a weight of this shape, or a layer or part of it, has as an array or a matrix."""
+    found = set()
+    for part in (shape, *(shape[:i] + shape[i + 1 :] for i in range(len(shape)) if shape[i] <= 4)):
+        matrices = ((math.prod(part[:i]), math.prod(part[i:])) for i in range(1, len(part)))
+        found |= {tuple(sorted(size for size in sizes if size > 1)) for sizes in itertools.chain([part], matrices)}
+    return {sizes for sizes in found if math.prod(sizes) >= SMALL and len(sizes) > 1}
 
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("prompted", MILLION_CYCLES)
+@pytest.mark.parametrize("prompted", PROMPTED)
 def test_a_tracked_frame_of_the_large_model(prompted, tmp_path):
     """Five objects, images of 1,024 pixels, on one chip."""
     plan = plan_tracking("2.1-large", CHIP, TrackingWorkload(OBJECTS, prompted), hlo=tmp_path)
     print(plan)
     assert plan.fits
-    assert plan.peak < 0.6 * CHIP.chip.hbm_bytes
-    assert sum(plan.cycles.values()) <= MILLION_CYCLES[prompted] * 1e6
+    assert plan.peak < 0.1 * CHIP.chip.hbm_bytes
+    assert sum(plan.cycles.values()) <= 2.5 * plan.encoder_cycles
     assert plan.kernels.executed <= 1.15 * plan.kernels.useful
     config = tracked_model("2.1-large")
-    weights = {math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_sam2(config))}
+    weights = set().union(*(shapes_of_copies(leaf.shape) for leaf in jax.tree.leaves(abstract_sam2(config))))
     queries, keys = config.grid**2, (prompted + config.num_memories - 1) * config.grid**2
     for name in ("condition", "track"):
         for dtype, sizes in arrays(Program((tmp_path / f"{name}.hlo").read_text())):
-            count = math.prod(sizes)
-            assert dtype != "f32" or count < SMALL or count not in weights, (name, sizes)
+            assert dtype != "f32" or tuple(sorted(size for size in sizes if size > 1)) not in weights, (name, sizes)
             *_, second, largest = sorted((1, *sizes))
             assert largest < keys or second < queries, (name, sizes)
+
+
+def test_copies_of_weights_are_known_by_their_shapes():
+    assert {(144, 576), (144, 2, 72 * 3)} & shapes_of_copies((144, 3, 2, 72)) == set()
+    assert (144, 432) in shapes_of_copies((144, 3, 2, 72))
+    assert (2, 72, 144) not in shapes_of_copies((144, 3, 2, 72))  # small
+    assert (256, 2048) in shapes_of_copies((4, 2048, 256))
 
 
 def test_bad_input_is_one_line(capsys):

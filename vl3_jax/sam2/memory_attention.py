@@ -59,7 +59,8 @@ class MemoryAttention(nn.Module):
         layers = scan_layers(MemoryLayer, "none", config.memory_layers, nn.broadcast)
         layers = layers(config, self.param_dtype, name="layers")
         *arrays, valid = memory
-        features, _ = layers(features, rotary, MemoryTokens(*(x.astype(features.dtype) for x in arrays), valid))
+        arrays = jax.lax.optimization_barrier([x.astype(features.dtype) for x in arrays])  # or each layer makes them anew
+        features, _ = layers(features, rotary, MemoryTokens(*arrays, valid))
         return LayerNorm(LAYER_NORM_EPS, "embed", self.param_dtype, name="norm")(features)
 
 

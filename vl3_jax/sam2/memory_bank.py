@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int32
 
+from vl3_jax.kernels.segment_info import round_up
 from vl3_jax.sam2.memory_attention import MemoryTokens
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.sam2.sam2_model import ObjectOutput, Sam2
@@ -107,7 +108,6 @@ def memory_tokens(
     """
     config, (rows, slots) = module.config, conditioning.valid.shape
     cells, times = module.memory_positions()
-    maps = jnp.concatenate([conditioning.memory, recent.memory], axis=1).astype(module.dtype)
     times = jnp.concatenate([jnp.broadcast_to(times[-1], (slots, times.shape[1])), times[recent.ages]])
     maps_valid = jnp.concatenate([conditioning.valid, recent.valid[:, recent.ages]], axis=1)
 
@@ -124,11 +124,17 @@ def memory_tokens(
         jnp.repeat(jnp.concatenate([past, near], 1), pieces, axis=1),
     ]
     count = sum(part.shape[1] for part in valid)
-    missing = -count % _BLOCK if count > _LONG else 0
+    missing = padded_tokens(count) - count
     padding = jnp.zeros((rows, missing, config.memory_width), module.dtype)
+    tokens = (flat(x).astype(module.dtype) for x in (conditioning.memory, recent.memory, pointers))
     return MemoryTokens(
-        jnp.concatenate([flat(maps), flat(pointers), padding], axis=1),
+        jnp.concatenate([*tokens, padding], axis=1),
         cells + times[:, None],
         jnp.concatenate([jnp.repeat(pointer_positions, pieces, axis=1), padding], axis=1),
         jnp.concatenate([*valid, jnp.zeros((rows, missing), bool)], axis=1),
     )
+
+
+def padded_tokens(count: int) -> int:
+    """Returns how many tokens a number of them is padded to."""
+    return round_up(count, _BLOCK) if count > _LONG else count
