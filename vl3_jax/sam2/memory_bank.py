@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int32
 
 from vl3_jax.kernels.segment_info import round_up
+from vl3_jax.parallel.rules import constrain_row_major
 from vl3_jax.sam2.memory_attention import MemoryTokens
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.sam2.sam2_model import ObjectOutput, Sam2
@@ -83,6 +84,7 @@ class RecentFrames(flax.struct.PyTreeNode):
         slot = count % self.memory.shape[1]
         old = jax.lax.dynamic_index_in_dim(self.memory, slot, 1, keepdims=False)
         memories = jax.lax.dynamic_update_index_in_dim(self.memory, keep(memory, old), slot, 1)
+        memories = constrain_row_major(memories, "batch", None, None, None)
         count = jnp.full_like(self.count, count + jnp.asarray(real))
         return RecentFrames(memories, shift(self.pointer, pointer), shift(self.valid, valid), count)
 
