@@ -58,6 +58,4 @@ def test_orders_of_cells(groups):
         np.testing.assert_array_equal(cells, cells_of(outer, groups[1:]).reshape(cells.shape))
     if groups[-1] % 2 == 0:
         pooled = tuple(group // 2 for group in groups if group > 2)
-        np.testing.assert_array_equal(
-            map_of(max_pool(cells, groups[-1]), 12, pooled), nn.max_pool(x, (2, 2), (2, 2))
-        )
+        np.testing.assert_array_equal(map_of(max_pool(cells, groups[-1]), 12, pooled), nn.max_pool(x, (2, 2), (2, 2)))

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
 
 from vl3_jax.kernels.block_sizes import LANES
 from vl3_jax.kernels.segment_info import round_up
@@ -29,14 +28,12 @@ def tpu_depthwise_unsupported_reason(x: jax.Array, kernel: jax.Array) -> str | N
     return None
 
 
-def tpu_depthwise(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "k k 1 C"], interpret: bool = False
-) -> Float[Array, "B H W C"]:
+def tpu_depthwise(x: jax.Array, kernel: jax.Array, interpret: bool = False) -> jax.Array:
     """Convolves each channel with its own kernel of an odd size; the maps are padded with zeros and keep their size.
 
     Args:
-      x: Maps.
-      kernel: Kernels.
+      x: Maps, [B, H, W, C].
+      kernel: Kernels, [k, k, 1, C].
       interpret: Whether to interpret the kernel, which works on any device but is slow.
 
     Returns:
@@ -53,9 +50,7 @@ def tpu_depthwise(
         out_specs=spec,
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
         scratch_shapes=[pltpu.VMEM(_padded(x.shape, size), jnp.float32)],
-        cost_estimate=pl.CostEstimate(
-            flops=0, transcendentals=0, bytes_accessed=2 * x.size * x.dtype.itemsize
-        ),
+        cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=2 * x.size * x.dtype.itemsize),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         interpret=interpret,
         name=depthwise_kernel.__name__,

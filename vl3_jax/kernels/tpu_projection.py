@@ -1,7 +1,7 @@
 """Pallas kernel for TPUs that projects tokens to heads and rotates them by the positions of repeated maps.
 
-The compiler would multiply once for each channel and once for the one that it is rotated with, write both to memory, and
-read them again. Here the two halves of a head are whole registers of one product, which is written once, rotated.
+The compiler would multiply once for each channel and once for the one that it is rotated with, write both to memory,
+and read them again. Here the two halves of a head are whole registers of one product, which is written once, rotated.
 """
 
 import functools
@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Float32
 
 from vl3_jax.kernels.block_sizes import LANES
 from vl3_jax.kernels.einsum import einsum
@@ -33,28 +32,28 @@ def tpu_projection_unsupported_reason(x: jax.Array, kernel: jax.Array, rotary: j
 
 
 def tpu_projection(
-    x: Float[Array, "B L I"],
-    kernel: Float[Array, "I H D"],
-    bias: Float[Array, "H D"],
-    rotary: Float32[Array, "N D"] | None = None,
-    map_positions: Float[Array, "M I"] | None = None,
-    other_positions: Float[Array, "B O I"] | None = None,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    rotary: jax.Array | None = None,
+    map_positions: jax.Array | None = None,
+    other_positions: jax.Array | None = None,
     *,
     interpret: bool = False,
-) -> Float[Array, "B L H D"]:
+) -> jax.Array:
     """Projects tokens to heads and rotates them as `vl3_jax.kernels.rotary.rotate` does.
 
     Args:
-      x: Tokens of a row: maps of N tokens, then others, which are not rotated.
-      kernel: Kernel of the projection, cast to the dtype of `x`.
-      bias: Bias of the projection.
-      rotary: Rotary table of the tokens of a map; None rotates nothing.
-      map_positions: What is added to the tokens of the maps, in all rows alike; M = maps * N.
-      other_positions: What is added to the other tokens; without both, a row is one map.
+      x: Tokens of rows, [B, L, I]: maps of N tokens, then others, which are not rotated.
+      kernel: Kernel of the projection, [I, H, D], cast to the dtype of `x`.
+      bias: Bias of the projection, [H, D].
+      rotary: Rotary table of the tokens of a map, [N, D] float32; None rotates nothing.
+      map_positions: What is added to the tokens of the maps, in all rows alike, [M, I], where M is a multiple of N.
+      other_positions: What is added to the other tokens, [B, L - M, I]; without both, a row is one map.
       interpret: Whether to interpret the kernel, which works on any device but is slow.
 
     Returns:
-      The heads in the dtype of `x`.
+      The heads, [B, L, H, D] in the dtype of `x`.
     """
     (rows, length, width), (_, heads, head_dim) = x.shape, kernel.shape
     block = _block(x, rotary)
@@ -79,7 +78,7 @@ def tpu_projection(
     if rotary is not None:
         operands.append(jnp.concatenate([rotary, jnp.tile(_unrotated(head_dim), (block, 1))]))
         specs.append(pl.BlockSpec((block, head_dim), table_block))
-    if map_positions is not None:
+    if map_positions is not None and other_positions is not None:
         others = steps - in_maps
         elsewhere = other_positions.reshape(-1, width) if others else jnp.zeros((block, width))
         operands += [map_positions.astype(x.dtype), elsewhere.astype(x.dtype)]
@@ -134,6 +133,6 @@ def _block(x: jax.Array, rotary: jax.Array | None) -> int | None:
     return next((block for block in _BLOCKS if not any(count % block for count in counts)), None)
 
 
-def _unrotated(width: int) -> Float32[Array, "1 D"]:
-    """Returns the rotary table of a token that is not rotated."""
+def _unrotated(width: int) -> jax.Array:
+    """Returns the rotary table of a token that is not rotated, [1, width] float32."""
     return jnp.concatenate([jnp.ones((1, width // 2)), jnp.zeros((1, width // 2))], axis=1)

@@ -58,9 +58,10 @@ class MemoryAttention(nn.Module):
         rotary = axial_rotary_table(coordinates, config.width // config.memory_heads, config.rope_theta)
         layers = scan_layers(MemoryLayer, "none", config.memory_layers, nn.broadcast)
         layers = layers(config, self.param_dtype, name="layers")
-        *arrays, valid = memory
-        arrays = jax.lax.optimization_barrier([x.astype(features.dtype) for x in arrays])  # or each layer makes them anew
-        features, _ = layers(features, rotary, MemoryTokens(*arrays, valid))
+        arrays = {name: x.astype(features.dtype) for name, x in memory._asdict().items() if name != "valid"}
+        # Without the barrier, each layer would compute the positions of its keys.
+        memory = memory._replace(**jax.lax.optimization_barrier(arrays))
+        features, _ = layers(features, rotary, memory)
         return LayerNorm(LAYER_NORM_EPS, "embed", self.param_dtype, name="norm")(features)
 
 
@@ -126,9 +127,7 @@ class ProjectedHeads(nn.Module):
                 arrays = (x, kernel, bias, *(() if rotary is None else (rotary,)), *(positions or ()))
                 array_axes = [("batch", None, None), (None, "heads", None), ("heads", None), (None, None)]
                 array_axes += [(None, None), ("batch", None, None)]
-                return on_each_device(
-                    tpu_projection, arrays, array_axes[: len(arrays)], ("batch", None, "heads", None)
-                )
+                return on_each_device(tpu_projection, arrays, array_axes[: len(arrays)], ("batch", None, "heads", None))
         if positions is not None:
             in_maps = jnp.broadcast_to(positions[0], (len(x), *positions[0].shape))
             x += jnp.concatenate([in_maps, positions[1]], axis=1)

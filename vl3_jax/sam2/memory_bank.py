@@ -45,7 +45,7 @@ class RecentFrames(flax.struct.PyTreeNode):
       memory: Memories, [B, R, N, m]; one after another, a new one takes the place of the oldest.
       pointer: Object pointers, [B, Q, D].
       valid: Frames that were tracked, [B, Q] bool; the others may hold any finite values.
-      count: Number of frames so far, [B] int32; an object that came later counts those before it once there is one more.
+      count: Number of frames so far, [B] int32; the largest of all objects holds for those that came later.
     """
 
     memory: Float[Array, "B R N m"]
