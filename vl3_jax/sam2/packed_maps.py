@@ -110,5 +110,7 @@ class PackedNorm(nn.Module):
         sums = lambda x: einsum("bhwi,io->bhwo", x, same, out_dtype=jnp.float32)  # noqa: E731
         squares = x.astype(jnp.float32) ** 2
         high = squares.astype(x.dtype)
-        low = (squares - high.astype(jnp.float32)).astype(x.dtype)
-        return sums(x) / self.channels, (sums(high) + sums(low)) / self.channels
+        of_squares = sums(high)
+        if x.dtype != jnp.float32:
+            of_squares += sums((squares - high.astype(jnp.float32)).astype(x.dtype))
+        return sums(x) / self.channels, of_squares / self.channels

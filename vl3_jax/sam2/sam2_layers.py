@@ -25,13 +25,11 @@ class Conv(nn.Module):
     Attributes:
       shape: Shape of the kernel, (rows, columns, in, out).
       stride: Rows, and columns, from one output to the next.
-      padding: Rows, and columns, of zeros on each side.
       param_dtype: Dtype of the parameters.
     """
 
     shape: tuple[int, int, int, int]
     stride: int = 1
-    padding: int = 0
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -39,7 +37,7 @@ class Conv(nn.Module):
         init, axes = nn.initializers.normal(math.prod(self.shape[:3]) ** -0.5), (None, None, None, "vision_embed")
         kernel = partitioned_param(self, "kernel", init, self.shape, axes, self.param_dtype)
         bias = partitioned_param(self, "bias", nn.initializers.zeros, self.shape[3:], axes[3:], self.param_dtype)
-        return convolve(x, kernel, self.stride, self.padding) + bias.astype(x.dtype)
+        return convolve(x, kernel, self.stride) + bias.astype(x.dtype)
 
 
 class DepthwiseConv(nn.Module):
