@@ -9,7 +9,7 @@ import pytest
 from support.tolerances import REORDERED, relative_error
 from vl3_jax.kernels.einsum import convolve
 from vl3_jax.model.layers import LayerNorm
-from vl3_jax.sam2.hiera import cells_of, map_of, max_pool
+from vl3_jax.sam2.cell_order import cells_of, map_of, max_pool
 from vl3_jax.sam2.packed_maps import HalvingConv, PackedNorm, packed
 
 GRID = 4

@@ -1,4 +1,4 @@
-"""Arithmetic of SAM-2: what its image encoder multiplies, and what the TPU attention kernels execute.
+"""Arithmetic of SAM-2: what its image encoder multiplies, and what its TPU kernels execute.
 
 A multiply-add is 2 FLOPs. Useful work leaves out what kernels multiply only because blocks and registers are whole.
 """
