@@ -1,5 +1,7 @@
 """Maps whose pixels are channels of cells: the same convolutions and normalisations; and orders of cells."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,9 @@ from support.tolerances import REORDERED, relative_error
 from vl3_jax.kernels.einsum import convolve
 from vl3_jax.model.layers import LayerNorm
 from vl3_jax.sam2.cell_order import cells_of, map_of, max_pool
+from vl3_jax.sam2.hiera import Hiera
 from vl3_jax.sam2.packed_maps import HalvingConv, PackedNorm, packed
+from vl3_jax.sam2.sam2_config import HieraConfig
 
 GRID = 4
 
@@ -58,3 +62,18 @@ def test_orders_of_cells(groups):
     if groups[-1] % 2 == 0:
         pooled = tuple(group // 2 for group in groups if group > 2)
         np.testing.assert_array_equal(map_of(max_pool(cells, groups[-1]), 12, pooled), nn.max_pool(x, (2, 2), (2, 2)))
+
+
+@pytest.mark.slow
+def test_windows_within_those_of_a_later_stage(monkeypatch):
+    """The order of the trunk's cells changes nothing."""
+    trunk = Hiera(HieraConfig((8, 16, 32, 64), (1, 2, 4, 8), (1, 2, 2, 1), (8, 4, 6, 3), (4,)))
+    pixels = random_map(192, 3)
+    features = lambda trunk, pixels: [stage.maps() for stage in trunk(pixels, trunk.positions(48))]  # noqa: E731
+    params = nn.unbox(trunk.init(jax.random.key(0), pixels, method=features))
+    nested = jax.jit(functools.partial(trunk.apply, method=features))(params, pixels)
+    assert Hiera._first_groups(trunk, 48) == (24, 8)
+    monkeypatch.setattr(Hiera, "_first_groups", lambda *_: (8,))
+    plain = jax.jit(functools.partial(trunk.apply, method=features))(params, pixels)
+    for first, second in zip(nested, plain, strict=True):
+        assert relative_error(first, second) <= REORDERED

@@ -31,6 +31,8 @@ def tpu_depthwise_unsupported_reason(x: jax.Array, kernel: jax.Array) -> str | N
 def tpu_depthwise(x: jax.Array, kernel: jax.Array, interpret: bool = False) -> jax.Array:
     """Convolves each channel with its own kernel of an odd size; the maps are padded with zeros and keep their size.
 
+    It has no gradient.
+
     Args:
       x: Maps, [B, H, W, C].
       kernel: Kernels, [k, k, 1, C].

@@ -41,7 +41,7 @@ def tpu_projection(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """Projects tokens to heads and rotates them as `vl3_jax.kernels.rotary.rotate` does.
+    """Projects tokens to heads and rotates them as `vl3_jax.kernels.rotary.rotate` does; it has no gradient.
 
     Args:
       x: Tokens of rows, [B, L, I]: maps of N tokens, then others, which are not rotated.
