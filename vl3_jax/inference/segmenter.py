@@ -29,7 +29,7 @@ from vl3_jax.sam2.mask_decoder import choose_mask
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.sam2.sam2_model import ImageFeatures, ObjectPrompts, Sam2, apply
 
-CHUNK = 8  # frames that are encoded at once
+CHUNK = 8  # frames that one call of the program tracks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Segmenter:
           prompts: Prompts in any frame. Those that are corrections apply to frames in which the object is tracked.
           start: Frame to begin with; by default the first one, or with `reverse` the last one.
           reverse: Whether to go from `start` to the first frame.
-          chunk: Frames that are encoded at once.
+          chunk: Frames that one call of the program tracks.
 
         Yields:
           The objects in each frame.
