@@ -60,7 +60,7 @@ def load(
     from vl3_jax.checkpoint.tensors import float_dtype
     from vl3_jax.inference.memory import Demand, ModelMemory, weight_shards
     from vl3_jax.model import VideoLLaMA3
-    from vl3_jax.model.serving_layout import default_layout
+    from vl3_jax.model.serving_layout import DEFAULT_LAYOUT
     from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 
     start = time.perf_counter()
@@ -68,7 +68,7 @@ def load(
         if value not in (None, *QUANTIZATIONS):
             raise InputError(f"{name} is {value!r}: use {' or '.join(QUANTIZATIONS)}, or leave it out")
     demand = Demand(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"), quantize, kv_cache)
-    opened, layout = open_source(source, token=token), default_layout(jax.default_backend())
+    opened, layout = open_source(source, token=token), DEFAULT_LAYOUT
     config = chat_config(opened)
     processor = Processor.from_folder(opened.files)
     memory = ModelMemory(opened, demand, weight_shards(mesh))
