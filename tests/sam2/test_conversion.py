@@ -150,6 +150,7 @@ def test_wrong_tensors_are_listed_at_once(tmp_path, capsys):
         ({"memory_fuser_embed_dim": 32}, "memory_fuser_embed_dim is 32; expected 64"),
         ({"vision_config": {"backbone_config": {"blocks_per_stage": "x"}}}, "blocks_per_stage"),
         ({"num_maskmem": -1}, "num_maskmem is -1"),
+        ({"max_object_pointers_in_encoder": 5}, "num_pointers is 5, less than num_memories 7"),
         ({"enable_occlusion_spatial_embedding": False}, "unexpected: occlusion_spatial_embedding_parameter"),
     ],
 )

@@ -67,7 +67,7 @@ class Hiera(nn.Module):
         self.window_position = parameter("window_position", window, window)
 
     @nn.compact
-    def __call__(self, pixels: Float[Array, "B height width 3"], positions: Float[Array, "N C"]) -> list["Stage"]:
+    def __call__(self, pixels: Float[Array, "B height width 3"], positions: Float[Array, "N C"]) -> list[Stage]:
         """Returns the output of each stage, with strides 4, 8, 16 and 32.
 
         Args:
