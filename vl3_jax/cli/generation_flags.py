@@ -17,7 +17,7 @@ from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.json_file import read_json
 from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.video_reader import FrameSamplingOptions
-from vl3_jax.sa2va.vision_budget import MOST_TOKENS
+from vl3_jax.sa2va.vision_budget import KEY_FRAMES, MOST_TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def add_tracking(group: Any) -> None:
         "--key-frames",
         type=settings_flags.number(int, Limits(1, 1024)),
         metavar="N",
-        help="frames of a video in which objects are drawn that the language model sees (default: 5)",
+        help=f"frames of a video in which objects are drawn that the language model sees (default: {KEY_FRAMES})",
     )
     group.add_argument(
         "--mode",

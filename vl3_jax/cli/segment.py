@@ -8,10 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from vl3_jax.cli import generation_flags, segmentation_flags, settings_flags
+from vl3_jax.cli import generation_flags, segmentation_flags
 from vl3_jax.cli.segmentation_output import SegmentationOutput
 from vl3_jax.cli.track import open_frames
-from vl3_jax.config_tree import Limits
 from vl3_jax.errors import InputError
 from vl3_jax.processing.mask_files import check_object_name
 from vl3_jax.processing.object_prompts import Prompt
@@ -53,18 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="QUESTION",
         help="say what the regions of an image show, or answer a question that calls them region1, region2, ...",
     )
-    parser.add_argument(
-        "--key-frames",
-        type=settings_flags.number(int, Limits(1, 1024)),
-        metavar="N",
-        help="frames of a video that the language model sees (default: 5)",
-    )
-    parser.add_argument(
-        "--mode",
-        choices=("sa2va", "sa2va_i"),
-        default="sa2va",
-        help="sa2va: the first frames are seen and tracked from; sa2va_i: evenly spaced ones (default: %(default)s)",
-    )
+    generation_flags.add_tracking(parser)
     group = parser.add_argument_group("answer")
     generation_flags.add_sampling(group, ["max_new_tokens"])
     generation_flags.add_visual_limit(group)
@@ -126,7 +114,8 @@ def _drawn(
         yield from model.drawer.stock.track(frames, [region])
         return
     source = {"image": frames[0]} if arguments.image is not None else {"video": frames}
-    result = model.segment(arguments.text, **source, key_frames=arguments.key_frames, mode=arguments.mode, **settings)
+    tracking = {"key_frames": arguments.key_frames, "mode": arguments.mode or "sa2va"}
+    result = model.segment(arguments.text, **source, **tracking, **settings)
     said["text"] = result.grounded.text
     names = tuple(_folder_name(name, number) for number, name in enumerate(result.names, start=1))
     for frame in result.frames():

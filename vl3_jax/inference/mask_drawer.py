@@ -25,12 +25,12 @@ from vl3_jax.processing.images import open_image
 from vl3_jax.processing.object_prompts import Prompt
 from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 from vl3_jax.sa2va.sa2va_model import draw_objects, object_vectors
+from vl3_jax.sa2va.vision_budget import KEY_FRAMES
 from vl3_jax.sam2.sam2_model import Sam2
 
 TrackingMode = Literal["sa2va", "sa2va_i"]
 KeyFrames = int | Sequence[int]
 MODES = ("sa2va", "sa2va_i")
-_KEY_FRAMES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ def choose_key_frames(count: int, chosen: KeyFrames | None, mode: TrackingMode) 
     Raises:
       InputError: There is no such frame, or there are none.
     """
-    chosen = _KEY_FRAMES if chosen is None else chosen
+    chosen = KEY_FRAMES if chosen is None else chosen
     if isinstance(chosen, int):
         if chosen < 1 or count < 1:
             raise InputError(f"{chosen} key frames of {count} frames; give at least one")

@@ -5,6 +5,7 @@ import dataclasses
 from vl3_jax.processing.processor_config import ProcessorConfig
 
 DRAWING_MERGE = 2
+KEY_FRAMES = 5  # of a video
 LEAST_OF_IMAGE, LEAST_OF_FRAME = 512, 128  # vision tokens of an image, and of each key frame of a video
 MOST_TOKENS = 2048  # of all of them together
 
