@@ -17,7 +17,6 @@ from vl3_jax.model import KVCache, VideoLLaMA3, abstract_params, decode, preset,
 from vl3_jax.model.quantize import TIED_HEAD, quantize_leaf
 from vl3_jax.model.serving_layout import (
     abstract_serving_params,
-    default_layout,
     serving_axes,
     serving_leaves,
     to_serving,
@@ -139,10 +138,6 @@ def test_an_int8_cache_agrees():
     assert 0 < error <= INT8_CACHE_LOGITS
     assert agreement >= 0.9
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(cache.keys_values)) < 0.4 * 2 * cache.keys_values.keys.size * 4
-
-
-def test_the_default_layout_is_scanned_on_tpus_only():
-    assert [default_layout(platform) for platform in ("tpu", "gpu", "cpu")] == ["stacked", "separate", "separate"]
 
 
 def test_a_truncated_row_keeps_its_first_slots():

@@ -52,6 +52,7 @@ class Engine:
       programs_folder: Where compiled programs are kept for later processes; None keeps none.
       memory: Refuses requests for which there is too little memory; None refuses none.
       adapters: Names of the LoRA adapters that the parameters have (`vl3_jax.model.adapters`), in order.
+      watched: Token whose hidden states answers keep, wherever it is generated; None for none, which costs nothing.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Engine:
         programs_folder: str | os.PathLike | None = None,
         memory: ModelMemory | None = None,
         adapters: Sequence[str] = (),
+        watched: int | None = None,
     ):
         self.model = model
         self.params = jax.tree.map(jnp.asarray, params)
@@ -73,7 +75,10 @@ class Engine:
         self.adapters = tuple(adapters)
         self.features = FeatureCache()
         store = ProgramStore(programs_folder) if programs_folder is not None else None
-        self._programs = CompiledPrograms(model, self.params, len(self.stop_ids), mesh, on_status, store)
+        self.watched = watched
+        self._programs = CompiledPrograms(
+            model, self.params, len(self.stop_ids), mesh, on_status, store, with_hidden=watched is not None
+        )
         self._device = DeviceState(model, self.params, self._programs, rows, slots or 0)
         self._pace = Pace(model.config.text, mesh)
         self._reader = PromptReader(self._device, self.features, self._pace)
@@ -271,23 +276,27 @@ class Engine:
         start = time.perf_counter()
         stop_ids = np.asarray(self.stop_ids, np.int32)
         outputs = self._device.decode(call.rows, stop_ids, call.steps, call.logprobs, call.all_greedy)
-        tokens, counts, most_likely = outputs
+        tokens, counts, hidden, most_likely = outputs
         self._add_seconds("decode", (row for row, _ in call.decoding), time.perf_counter() - start)
         for row, generation in call.decoding:
             row.fresh = False
             new = tokens[row.index, : counts[row.index]]
             kept, end = keep_allowed(row, generation, new.tolist())
-            new = new[:kept]
-            if kept:  # the newest token is not in the cache yet
-                newest = np.asarray(call.rows.token)[row.index, None]
-                row.held = np.concatenate([row.held, newest, new[:-1]]).astype(np.int64)
-            count = generation.request.sampling.logprobs
-            for step, token_id in enumerate(new.tolist()):
-                if generation.done:  # a stop string; what follows is dropped
+            newest = np.asarray(call.rows.token)[row.index, None]
+            read = np.concatenate([newest, new])[:kept]  # the newest token is not in the cache yet
+            row.held = np.concatenate([row.held, read]).astype(np.int64)
+            count, before = generation.request.sampling.logprobs, len(generation.tokens)
+            for step, token_id in enumerate(new[:kept].tolist()):
+                if generation.done or generation.ending:  # a stop string; what follows is dropped
                     break
                 columns = [array[row.index, step, :count].tolist() for array in most_likely]
                 likely = list(zip(*columns, strict=True))
                 generation.add(token_id, likely, end if step == kept - 1 else None)
+            if hidden is None:
+                continue
+            for step in np.flatnonzero(read == self.watched).tolist():
+                if 0 <= (index := before + step - 1) < len(generation.tokens):
+                    generation.add_hidden(index, np.asarray(hidden[row.index, step], np.float32))
 
     def _add_seconds(self, phase: str, rows: Iterable[CacheRow], seconds: float) -> None:
         for row in rows:

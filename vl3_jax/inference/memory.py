@@ -16,7 +16,7 @@ from vl3_jax.errors import InputError
 from vl3_jax.host_memory import free_host_memory
 from vl3_jax.inference.buckets import LARGEST_PART
 from vl3_jax.model.config import ModelConfig
-from vl3_jax.model.serving_layout import default_layout
+from vl3_jax.model.serving_layout import DEFAULT_LAYOUT
 from vl3_jax.storage.progress import human_bytes
 
 _NARROW = "bfloat16"  # the narrower of the types of activations
@@ -89,7 +89,7 @@ def memory_plan(source: CheckpointSource, demand: Demand, free: int | None = Non
       shards: Devices that weights and cache are split over.
     """
     device, dtype = jax.local_devices()[0], float_dtype(demand.dtype)
-    leaves = leaves_to_load(source, dtype, default_layout(device.platform), demand.quantize)
+    leaves = leaves_to_load(source, dtype, DEFAULT_LAYOUT, demand.quantize)
     if device.platform == "cpu":
         parts = [leaf.largest_slice(source) for leaf in leaves]
     else:  # of a stacked leaf, a layer is placed beside it

@@ -29,11 +29,12 @@ from jax.typing import DTypeLike
 from vl3_jax.model.config import ModelConfig, TextConfig
 from vl3_jax.model.decoder import gate_groups
 from vl3_jax.model.quantize import TIED_HEAD, TRANSPOSED, QuantizedKernel, contracted_dimensions, quantize_leaf
-from vl3_jax.model.remat import SEPARATE, STACKED
+from vl3_jax.model.remat import SEPARATE
 from vl3_jax.model.vl3 import abstract_params, param_axes
 from vl3_jax.parallel.rules import Axis
 
 EMBEDDING = "llm/embed/embedding"
+DEFAULT_LAYOUT = SEPARATE  # faster everywhere: a scan copies or waits for the weights of each layer
 _SEPARATE_LAYER = re.compile(r"/layers_(\d+)/")
 _FUSED_LEAF = re.compile(r"/(qkv|gate_up)/(kernel|bias)$")
 
@@ -78,11 +79,6 @@ class ServingLeaf:
     def split_shape(self) -> tuple[int, ...]:
         """Shape of the leaf with its dimensions split."""
         return tuple(itertools.chain.from_iterable(self.splits))
-
-
-def default_layout(platform: str) -> str:
-    """Returns the layout that serves fastest on a platform, "tpu", "gpu" or "cpu"."""
-    return STACKED if platform == "tpu" else SEPARATE
 
 
 @functools.lru_cache

@@ -17,7 +17,7 @@ from vl3_jax.inference.buckets import part_sizes
 from vl3_jax.inference.compiled_programs import CompiledPrograms
 from vl3_jax.inference.programs import described_state
 from vl3_jax.model import ModelConfig, VideoLLaMA3, preset
-from vl3_jax.model.serving_layout import abstract_serving_params, default_layout, serving_axes
+from vl3_jax.model.serving_layout import DEFAULT_LAYOUT, abstract_serving_params, serving_axes
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import partition_spec
 from vl3_jax.parallel.topologies import GIB, Topology
@@ -25,7 +25,6 @@ from vl3_jax.planning import report
 from vl3_jax.planning.compiler import ProgramAnalysis, compile_and_analyze, topology_devices
 from vl3_jax.planning.plan_loading import LoadingPlan, plan_loading
 
-_LAYOUT = default_layout("tpu")
 _PROGRAMS = {"encode_vision": "encode", "prefill": "prefill", "decode_steps": "decode"}  # names in a plan
 
 
@@ -154,7 +153,7 @@ def plan_serving(
     device_mesh = make_mesh(mesh or mesh_for(model, topology), topology_devices(topology))
     shard = functools.partial(_with_sharding, device_mesh)
     params = _params(model_config, quantize, shard)
-    module = VideoLLaMA3(model_config, jnp.bfloat16, serving=_LAYOUT)
+    module = VideoLLaMA3(model_config, jnp.bfloat16, serving=DEFAULT_LAYOUT)
 
     def analyze(name: str, lowered: jax.stages.Lowered) -> ProgramAnalysis:
         return compile_and_analyze(lowered, hlo=hlo and hlo / f"{_PROGRAMS[name]}.hlo")
@@ -178,8 +177,8 @@ def _with_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct, axes: tuple[str | Non
 
 def _params(model_config: ModelConfig, quantize: str | None, shard: Callable) -> dict:
     """Returns the shapes of the parameters with the shardings that `vl3_jax.load` gives them."""
-    abstract = abstract_serving_params(model_config, _LAYOUT, "bfloat16", quantize)
-    return jax.tree.map(shard, abstract, serving_axes(model_config, _LAYOUT, quantize))
+    abstract = abstract_serving_params(model_config, DEFAULT_LAYOUT, "bfloat16", quantize)
+    return jax.tree.map(shard, abstract, serving_axes(model_config, DEFAULT_LAYOUT, quantize))
 
 
 def bytes_per_chip(tree: Any) -> int:
