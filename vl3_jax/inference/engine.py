@@ -36,6 +36,9 @@ from vl3_jax.inference.vision_cache import FeatureCache
 from vl3_jax.model import VideoLLaMA3
 from vl3_jax.processing.processor_config import MERGES
 
+_END = object()  # of a prompt's work
+_READING_SHARE = 0.75  # of the time of a call of the decoder that reading may take before the next one
+
 
 class Engine:
     """A model with its parameters, ready to answer requests. It may be used from several threads.
@@ -87,6 +90,7 @@ class Engine:
         self._waiting: collections.deque[Generation] = collections.deque()
         self._lock = threading.RLock()
         self._clock = 0
+        self._call_seconds = 0.0  # of the last call of the decoder
 
     @property
     def rows(self) -> int:
@@ -249,21 +253,24 @@ class Engine:
     # Prompts
 
     def _read_prompts(self) -> None:
-        """Encodes and reads prompts: a little where somebody waits for the next token, else those of all rows."""
+        """Encodes and reads prompts: those of all rows, or a part where somebody waits for the next token.
+
+        Such a part takes less time than the call of the decoder before, so that the token is at most twice as late.
+        """
         streamed = any(row.decodes and row.generation.request.streams for row in self._rows if row.generation)
-        budget = self._pace.step_tokens
+        spent = 0.0
         for row in sorted((row for row in self._rows if row.work is not None), key=lambda row: row.used):
             while row.work is not None and row.generation is not None and not row.generation.done:
                 start, compiled = time.perf_counter(), self._programs.seconds
-                cost = next(row.work, None)
-                compiled = self._programs.seconds - compiled
-                self._add_seconds("compile", self._rows, compiled)
-                self._add_seconds("prefill", [row], time.perf_counter() - start - compiled)
-                if cost is None:
+                if next(row.work, _END) is _END:
                     row.work = None
-                    continue
-                budget -= cost
-                if streamed and budget <= 0:
+                compiled = self._programs.seconds - compiled
+                seconds = time.perf_counter() - start - compiled
+                self._add_seconds("compile", self._rows, compiled)
+                self._add_seconds("prefill", [row], seconds)
+                spent += seconds
+                # The next piece takes about as long as this one.
+                if streamed and spent + seconds > _READING_SHARE * self._call_seconds:
                     return
 
     # Tokens
@@ -277,7 +284,8 @@ class Engine:
         stop_ids = np.asarray(self.stop_ids, np.int32)
         outputs = self._device.decode(call.rows, stop_ids, call.steps, call.logprobs, call.all_greedy)
         tokens, counts, hidden, most_likely = outputs
-        self._add_seconds("decode", (row for row, _ in call.decoding), time.perf_counter() - start)
+        self._call_seconds = time.perf_counter() - start
+        self._add_seconds("decode", (row for row, _ in call.decoding), self._call_seconds)
         for row, generation in call.decoding:
             row.fresh = False
             new = tokens[row.index, : counts[row.index]]

@@ -27,8 +27,8 @@ class PromptReader:
     def __init__(self, device: DeviceState, features: FeatureCache, pace: Pace):
         self._device, self._features, self._pace = device, features, pace
 
-    def work(self, row: CacheRow, generation: Generation) -> Iterator[int]:
-        """Encodes what a prompt shows and reads the prompt into a row, in pieces; yields the cost of each in tokens.
+    def work(self, row: CacheRow, generation: Generation) -> Iterator[None]:
+        """Encodes what a prompt shows and reads the prompt into a row, in pieces; yields after each.
 
         Args:
           row: The row, which holds the first `generation.reused_tokens` tokens already.
@@ -55,7 +55,7 @@ class PromptReader:
             features |= self._encode(batch)
             patches = sum(len(frame.visual.patches) for frame in batch)
             generation.encoded_patches += patches
-            yield self._pace.patch_cost(patches)
+            yield
         width, dtype = device.model.config.text.hidden_size, jnp.dtype(device.model.dtype)
         values = [features[frame.digest][frame.keep] for frame in needed]
         values = np.concatenate(values or [np.zeros((0, width), dtype)])
@@ -69,7 +69,7 @@ class PromptReader:
             part[0, :count][is_vision] = values[place[shown[span][is_vision]]]
             device.prefill(PromptPart(tokens, part, np.array([row.index, begin, count, row.adapter], np.int32)))
             row.held = identities[: span.stop]
-            yield size
+            yield
 
     def _compile(self, generation: Generation, batches: Sequence[Sequence[Frame]], sizes: Sequence[int]) -> None:
         """Compiles what a request needs, before its first token and in parallel."""
