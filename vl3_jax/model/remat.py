@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.extend import core
 
 # Layouts of the parameters for serving: those of all layers in one array, scanned; or arrays of each layer, one after
 # another. `vl3_jax.model.serving_layout` describes both.
@@ -53,9 +54,14 @@ def apply_layer(layer: nn.Module, *arguments: Any) -> Any:
     """Applies one of several equal layers, which are traced and lowered once for all of them."""
     if layer.is_initializing():
         return layer(*arguments)
-    return _apply(layer.clone(parent=None, name=None), layer.variables["params"], *arguments)
+    return _apply_layer(layer.clone(parent=None, name=None), layer.variables["params"], *arguments)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(layer: nn.Module, params: Any, *arguments: Any) -> Any:
+def _apply_layer(layer: nn.Module, params: Any, *arguments: Any) -> Any:
     return layer.apply({"params": params}, *arguments)
+
+
+def is_layer(equation: core.JaxprEqn) -> bool:
+    """Returns whether an equation of a traced function is a call of `apply_layer`."""
+    return equation.params.get("name") == _apply_layer.__name__
