@@ -115,11 +115,11 @@ class _Compilation:
           made: The results of the equations, and constants.
           needed: What is needed afterwards.
         """
-        made, needed = _by_id(made), _by_id(needed)
-        outputs = [atom for key, atom in made.items() if key in needed]
+        found, wanted = _by_id(made), _by_id(needed)
+        outputs = [atom for key, atom in found.items() if key in wanted]
         if outputs:
-            inputs = [atom for key, atom in _by_id(_inputs(equations)).items() if key not in made]
-            freed = [atom for atom in inputs if id(atom) in self._donated and id(atom) not in needed]
+            inputs = [atom for key, atom in _by_id(_inputs(equations)).items() if key not in found]
+            freed = [atom for atom in inputs if id(atom) in self._donated and id(atom) not in wanted]
             self._add_call(self._compile(equations, inputs, outputs, freed), inputs, outputs)
 
     def _add_layer(self, layer: core.JaxprEqn) -> None:
@@ -149,7 +149,8 @@ class _Compilation:
         names, values = [name for name, _ in constants], [value for _, value in constants]
         part = jaxpr.replace(constvars=names, invars=[*inputs], outvars=[*outputs], eqns=[*equations])
         function = core.jaxpr_as_fun(core.ClosedJaxpr(part, values))
-        shapes = (jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in inputs)
+        types: Any = (atom.aval for atom in inputs)
+        shapes = (jax.ShapeDtypeStruct(array.shape, array.dtype) for array in types)
         program = jax.jit(function, donate_argnums=[inputs.index(atom) for atom in donated]).lower(*shapes).compile()
         self._programs.append(program)
         return len(self._programs) - 1
