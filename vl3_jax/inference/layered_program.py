@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend import core
-from jax.tree_util import PyTreeDef
 
 from vl3_jax.model.remat import is_layer
 
@@ -50,7 +49,7 @@ class LayeredProgram:
     programs: tuple[jax.stages.Compiled, ...]
     calls: tuple[Call, ...]
     outputs: tuple[int, ...]
-    out_tree: PyTreeDef
+    out_tree: Any
 
     def __call__(self, *arguments: Any) -> Any:
         values = jax.tree.leaves(arguments)
