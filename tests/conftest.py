@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -16,7 +17,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 CACHE_PREFIX = "vl3_jax_tests_"
 # The workers of pytest-xdist inherit the variables of the process that starts them.
 if "PYTEST_XDIST_WORKER" not in os.environ or CACHE_PREFIX not in os.environ.get("JAX_COMPILATION_CACHE_DIR", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    if os.environ.get("VL3_SLOW") != "1" and importlib.metadata.version("jaxlib").startswith("0.10."):
+        # Compiles in two thirds of the time. The slow tier runs what users run; later versions have no choice.
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
     # Modules, workers and the commands that tests start compile the same small programs, each of them once.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix=CACHE_PREFIX)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
