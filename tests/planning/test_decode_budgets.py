@@ -14,7 +14,7 @@ from vl3_jax.planning.program_cost import program_cost
 LARGE = 2**20  # bytes of an array, as a layer's weights and cache are
 # Millions of cycles a token, of which the weights' bytes take most. A call of several tokens does some things once,
 # such as unpacking the masks of constraints.
-BUDGETS = [("2b", 8, 5120, None, 9), ("2b", 1, 17_408, None, 10), ("7b", 8, 5120, "int8", 20.1)]
+BUDGETS = [("2b", 8, 5120, None, 6.5), ("2b", 1, 17_408, None, 10), ("7b", 8, 5120, "int8", 16.3)]
 
 
 @needs_compiler
@@ -32,10 +32,12 @@ def test_decoding_stays_at_the_bandwidth_of_the_memory(model, rows, slots, quant
     # The arguments, which are updated in place, and little else.
     decode = plan.programs["decode"]
     assert decode.temporaries < 0.05 * decode.arguments
-    program = Program(text)
-    for name, times in program.runs().items():
-        for instruction in program.computations[name].values():
-            if times > 1 and re.search(r"/llm._run_layers/while/body", instruction.op_name):
-                assert instruction.opcode != "sort"
-                is_copy = instruction.opcode == "copy" and "estimated_cycles" in instruction.attributes
-                assert not is_copy or sum(instruction.array_bytes) < LARGE, instruction
+    in_layers = 0
+    for instructions in Program(text).computations.values():
+        for instruction in instructions.values():
+            is_copy = instruction.opcode == "copy" and "estimated_cycles" in instruction.attributes
+            assert not is_copy or sum(instruction.array_bytes) < LARGE, instruction
+            if re.search(r"/llm._run_layers/layers_\d+/", instruction.op_name):
+                in_layers += 1
+                assert instruction.opcode != "sort", instruction
+    assert in_layers  # what is looked at is there

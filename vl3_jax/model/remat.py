@@ -1,13 +1,9 @@
-"""Scanned layers with named rematerialisation policies, and where the parameters of layers lie."""
+"""Scanned layers with named rematerialisation policies."""
 
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-
-# Layouts of the parameters for serving: those of all layers in one array, scanned; or arrays of each layer, one after
-# another. `vl3_jax.model.serving_layout` describes both.
-STACKED, SEPARATE = "stacked", "separate"
 
 POLICIES: dict[str, Callable | None] = {
     "none": None,  # keeps every intermediate
