@@ -66,8 +66,8 @@ def load(
     """Loads a checkpoint onto any mesh and in any dtype.
 
     What is read is cast or quantised part by part and transposed into the buffer of its leaf, which is then transferred
-    to its device. Besides the model, host and devices hold at most one layer of a stacked leaf, or a few other leaves; on
-    the CPU backend the buffer itself becomes the array.
+    to its device. Besides the model, host and devices hold at most one layer of a stacked leaf, or a few other leaves;
+    on the CPU backend the buffer itself becomes the array.
 
     Args:
       source: Orbax folder, training workdir or Hugging Face folder (on a disk or under gs://), Hub id, or "nano"; or
