@@ -11,6 +11,8 @@ REQUIREMENTS = [
 ]
 # gs:// paths: gcsfs opens them; Orbax asks google-cloud-storage, and its control client where folders are real.
 GCS = ["gcsfs>=2025.2", "google-cloud-storage>=2.18", "google-cloud-storage-control>=1.3"]
+# METEOR of captions.
+CAPTIONS = ["nltk>=3.9"]
 # launch/beam_batch.py, on Dataflow too.
 BEAM = ["apache-beam[gcp]>=2.66"]
 # Charts of `vl3 bench`.
@@ -60,10 +62,12 @@ setup(
         "plan": ["libtpu==0.0.42.1; python_version < '3.12'", "libtpu; python_version >= '3.12'"],
         "gcs": GCS,
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
+        "captions": CAPTIONS,
         "bench": BENCH,
         "beam": BEAM,
         "test": [
             *BENCH,
+            *CAPTIONS,
             *GCS,
             "basedpyright>=1.31",
             "hypothesis>=6.100",

@@ -177,6 +177,7 @@ def truncate(sample: Sample, length: int) -> Sample:
     if len(sample.tokens) <= length:
         return sample
     left = int(sample.is_vision[:length].sum())
+    repeated = sample.repeated[: max(left - sample.num_vision_tokens, 0)]
     visuals = []
     for visual in sample.visuals:
         keep = visual.keep & (np.cumsum(visual.keep) <= left)
@@ -184,7 +185,8 @@ def truncate(sample: Sample, length: int) -> Sample:
         frames = int(np.flatnonzero(keep)[-1]) // visual.tokens_per_frame + 1 if keep.any() else 0
         if frames:
             visuals.append(dataclasses.replace(visual, keep=keep).first_frames(frames))
-    return Sample(sample.tokens[:length], sample.is_vision[:length], visuals, sample.loss_weight[:length], sample.task)
+    kept = sample.tokens[:length], sample.is_vision[:length], visuals, sample.loss_weight[:length]
+    return Sample(*kept, sample.task, repeated)
 
 
 def placeholder_sample(size: SampleSize, vision_rows: int) -> Sample:

@@ -17,6 +17,7 @@ LAYERS = (
     ("kernels",),
     ("model",),
     ("sam2",),
+    ("sa2va",),
     ("checkpoint", "data_pipelines"),
     ("inference", "training"),
     ("batch", "evaluation", "planning"),

@@ -15,7 +15,7 @@ import re
 import shlex
 import string
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import yaml
 
@@ -109,10 +109,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not re.match(r"--config\.[\w.]+=", change):
             parser.error(f"unknown argument {change}; settings are --config.key=value")
     arguments.changes, arguments.argv = changes, argv
+    return print_manifest(render, arguments, "render.py")
+
+
+def print_manifest(render: Callable[[argparse.Namespace], str], arguments: argparse.Namespace, program: str) -> int:
+    """Prints a manifest, or why there is none, and returns the exit code."""
     try:
         print(render(arguments), end="")
     except InputError as error:
-        print(f"render.py: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 
 import yaml
-from render import ACCELERATORS, NAME, SPOT
+from render import ACCELERATORS, NAME, SPOT, print_manifest
 
 from vl3_jax.errors import InputError
 
@@ -104,12 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = argv.index("--") if "--" in argv else len(argv)
     arguments = parser.parse_args(argv[:end])
     arguments.batch, arguments.argv = argv[end + 1 :], argv
-    try:
-        print(render(arguments), end="")
-    except InputError as error:
-        print(f"render_batch.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_manifest(render, arguments, "render_batch.py")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Adapters beside their base give what each gives merged into it, whatever the layout of the parameters."""
+"""Adapters beside their base give what each gives merged into it."""
 
 import functools
 

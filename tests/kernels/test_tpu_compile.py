@@ -11,8 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from support.compiler import needs_compiler
 from vl3_jax.kernels.backend import AttentionInputs
 from vl3_jax.kernels.segment_info import SegmentInfo
+from vl3_jax.kernels.tpu_depthwise import tpu_depthwise
+from vl3_jax.kernels.tpu_projection import tpu_projection
 from vl3_jax.model.attention import attention
 from vl3_jax.parallel.mesh import make_mesh
+from vl3_jax.parallel.rules import on_each_device
 from vl3_jax.parallel.topologies import parse_topology
 from vl3_jax.planning import compiler
 
@@ -93,3 +96,29 @@ def test_the_longest_schedule_fits_scalar_memory():
 def test_ring_attention():
     """The kernels occur in the loop over slices and after it, with float32 results of bfloat16 operands."""
     assert_runs_kernels(compiled_text("v5e", *TEXT_7B, context=2), times=2)
+
+
+@pytest.mark.parametrize(
+    "generation", [name if name == "v5e" else pytest.param(name, marks=pytest.mark.slow) for name in SLICES]
+)
+def test_kernels_of_tracking(generation):
+    """Heads of a memory and depthwise convolutions, of four objects on four chips."""
+    mesh = make_mesh({"fsdp": 4}, compiler.topology_devices(parse_topology(SLICES[generation])))
+    rows = ("batch", None, None)
+
+    def shape(*sizes, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    def run(x, kernel, bias, rotary, in_maps, elsewhere, maps, taps):
+        arrays, axes = (x, kernel, bias, rotary, in_maps, elsewhere), (rows, *[(None,) * n for n in (3, 2, 2, 2)], rows)
+        heads = on_each_device(tpu_projection, arrays, axes, (*rows, None))
+        convolved = on_each_device(tpu_depthwise, (maps, taps), ((*rows, None), (None,) * 4), (*rows, None))
+        return heads, convolved
+
+    memory = shape(4, 7 * 4096 + 512, 64), shape(64, 1, 256), shape(1, 256), shape(4096, 256, dtype=jnp.float32)
+    positions = shape(7 * 4096, 64), shape(4, 512, 64)
+    with jax.set_mesh(mesh), compiler.quiet():
+        lowered = jax.jit(run).lower(*memory, *positions, shape(4, 64, 64, 256), shape(7, 7, 1, 256))
+        text = lowered.compile().as_text()
+    assert sum('custom_call_target="tpu_custom_call"' in line for line in text.splitlines()) == 2
+    assert "bf16[1,64,64,256]" in text  # an object on each chip

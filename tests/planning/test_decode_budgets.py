@@ -1,7 +1,5 @@
 """Tests what a decoded token costs on a TPU, by the compiler's estimate: cycles outside the attention kernel."""
 
-import re
-
 import pytest
 
 from support.compiler import needs_compiler
@@ -14,7 +12,7 @@ from vl3_jax.planning.program_cost import program_cost
 LARGE = 2**20  # bytes of an array, as a layer's weights and cache are
 # Millions of cycles a token, of which the weights' bytes take most. A call of several tokens does some things once,
 # such as unpacking the masks of constraints.
-BUDGETS = [("2b", 8, 5120, None, 6.5), ("2b", 1, 17_408, None, 10), ("7b", 8, 5120, "int8", 16.3)]
+BUDGETS = [("2b", 8, 5120, None, 6.4), ("2b", 1, 17_408, None, 4.6), ("7b", 8, 5120, "int8", 16.2)]
 
 
 @needs_compiler
@@ -37,7 +35,7 @@ def test_decoding_stays_at_the_bandwidth_of_the_memory(model, rows, slots, quant
         for instruction in instructions.values():
             is_copy = instruction.opcode == "copy" and "estimated_cycles" in instruction.attributes
             assert not is_copy or sum(instruction.array_bytes) < LARGE, instruction
-            if re.search(r"/llm._run_layers/layers_\d+/", instruction.op_name):
+            if "/llm._run_layers/" in instruction.op_name:
                 in_layers += 1
                 assert instruction.opcode != "sort", instruction
     assert in_layers  # what is looked at is there

@@ -1,6 +1,8 @@
 """Masks in files, and their run lengths."""
 
+import contextlib
 import io
+import itertools
 import json
 
 import numpy as np
@@ -16,7 +18,9 @@ from vl3_jax.processing.mask_files import (
     MASK_FORMATS,
     MaskTable,
     check_object_name,
+    decode_rle,
     encode_rle,
+    mask_entry,
     save_mask,
 )
 
@@ -28,6 +32,44 @@ def test_run_lengths_hold_a_mask(mask):
     rle = json.loads(json.dumps(encode_rle(mask)))
     assert rle["size"] == [*mask.shape]
     np.testing.assert_array_equal(decode(rle), mask)
+    np.testing.assert_array_equal(decode_rle(rle), mask)
+    runs = [len(list(group)) for _, group in itertools.groupby(mask.T.ravel())]
+    numbers = [0] * bool(mask[0, 0]) + runs
+    np.testing.assert_array_equal(decode_rle({"size": rle["size"], "counts": numbers}), mask)
+
+
+@given(MASKS, st.data())
+def test_run_lengths_from_anywhere(mask, data):
+    """Text that was changed is a mask of its size, or it is refused."""
+    rle = encode_rle(mask)
+    text, other = list(rle["counts"]), st.characters() | st.sampled_from("0PQ_`ol")
+    for place in data.draw(st.lists(st.integers(0, len(text) - 1), max_size=4)):
+        text[place] = data.draw(other)
+    with contextlib.suppress(ValueError):
+        assert (
+            decode_rle({"size": rle["size"], "counts": "".join(text[: data.draw(st.integers(0, 99))])}).size
+            == mask.size
+        )
+
+
+@pytest.mark.parametrize(
+    ("size", "counts"),
+    [
+        ([3, 4], [4, 1, 1, 3]),
+        ([3, 4], [4, 1, 1, 3, 4]),
+        ([3, 4], [13, -1]),
+        ([3, 4], [12.0]),
+        ([3, 4], [[12]]),
+        ([3, 4], "oooooooooooooooo"),
+        ([3, 4], ""),
+        ([3, -4], [12]),
+        ([3.0, 4], [12]),
+        ([2**20, 2**20], [2**40]),
+    ],
+)
+def test_run_lengths_that_are_none(size, counts):
+    with pytest.raises(ValueError, match=r"run lengths|a mask of"):
+        decode_rle({"size": size, "counts": counts})
 
 
 def test_run_lengths_are_those_of_coco():
@@ -57,7 +99,7 @@ def test_the_table_of_all_masks(tmp_path):
     with MaskTable(tmp_path) as table:
         for frame in range(3):
             for obj in (7, 'a "name"'):
-                table.add(obj, frame, np.full((2, 3), frame > 0), score=frame / 2)
+                table.add(obj, frame, mask_entry(np.full((2, 3), frame > 0), frame / 2, 1))
         assert not list(tmp_path.iterdir())
         table.write_json(out, {"out": "folder"})
     result = json.loads(out.getvalue())

@@ -5,10 +5,12 @@ import io
 import os
 import threading
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vl3_jax.errors import InputError, printable
-from vl3_jax.processing.media_source import MediaBytes, path_or_bytes
+from vl3_jax.processing.media_source import MediaBytes, path_or_bytes, reopenable
 
 CONTENT = bytes(range(256))
 
@@ -62,8 +64,19 @@ def test_a_pipe_is_read_once(folder):
     os.mkfifo("pipe")
     writer = threading.Thread(target=lambda: (folder / "pipe").write_bytes(CONTENT * 5000))
     writer.start()
-    assert read("pipe") == (CONTENT * 5000, "pipe")
+    held = reopenable("pipe", "image")
     writer.join()
+    assert read(held) == read(held) == (CONTENT * 5000, "pipe")
+
+
+def test_what_can_be_opened_again_stays_as_it_is(folder):
+    with open("~", "rb") as file:
+        held = reopenable(file, "image")
+    assert read(held) == read(held) == (CONTENT, "~")
+    image = Image.new("RGB", (2, 2))
+    for source in ("~", folder / "~", f"file://{folder}/~", CONTENT, image, np.zeros(3), "", "a\0b", "x" * 10**6):
+        assert reopenable(source, "image") is source
+    assert reopenable(("~", image), "video") == ["~", image]
 
 
 @pytest.mark.parametrize(

@@ -97,3 +97,11 @@ def test_damaged_frames_keep_their_place(tmp_path):
     assert shown[-3:] == [COUNT - 3, COUNT - 2, COUNT - 1]
     assert frames.reader.warnings
     assert all("is damaged; a frame beside it" in warning for warning in frames.reader.warnings)
+
+
+def test_some_frames(video):
+    """Those between them are not there, and each is called by its index in the video."""
+    chosen = [3, 4, 17, 39]
+    frames = VideoFrames(open_video(video), chosen)
+    assert (len(frames), frames.times) == (4, pytest.approx([0.04 * index for index in chosen]))
+    assert numbers(frames, [0, 2, 1, 3]) == [3, 17, 4, 39]

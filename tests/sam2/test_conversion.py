@@ -150,6 +150,7 @@ def test_wrong_tensors_are_listed_at_once(tmp_path, capsys):
         ({"memory_fuser_embed_dim": 32}, "memory_fuser_embed_dim is 32; expected 64"),
         ({"vision_config": {"backbone_config": {"blocks_per_stage": "x"}}}, "blocks_per_stage"),
         ({"num_maskmem": -1}, "num_maskmem is -1"),
+        ({"max_object_pointers_in_encoder": 5}, "num_pointers is 5, less than num_memories 7"),
         ({"enable_occlusion_spatial_embedding": False}, "unexpected: occlusion_spatial_embedding_parameter"),
     ],
 )
@@ -178,8 +179,10 @@ def test_no_chat_model(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast_compile")
 def test_sharded_equals_one_device(tmp_path):
-    """Features of images, and masks of two objects in a video."""
-    write_sam2_folder(tmp_path / "in", small_sam2())
+    """Features of images, and masks of two objects that are there in a video."""
+    weights = {name: 0.1 * tensor for name, tensor in random_sam2_tensors(small_sam2()).items()}
+    weights["mask_decoder.pred_obj_score_head.proj_out.bias"] += 10
+    write_sam2_folder(tmp_path / "in", small_sam2(), **weights)
     frames = np.random.default_rng(1).integers(0, 256, (4, 128, 128, 3), np.uint8)
     prompts = [sam2.Prompt(0, 1, [(30, 40, 1)]), sam2.Prompt(1, 2, box=(5, 5, 90, 60))]
 
@@ -188,6 +191,9 @@ def test_sharded_equals_one_device(tmp_path):
         return [model.encode(frames[0]).features, [(frame.logits, frame.presence) for frame in tracked]]
 
     expected = results(sam2.load(tmp_path / "in"))
+    for logits, presence in expected[1]:
+        assert presence.min() > 0
+        assert all(0 < (mask > 0).mean() < 1 for mask in logits)
     mesh = make_mesh({"fsdp": 4, "tensor": 2})
     with jax.set_mesh(mesh):
         model = sam2.load(tmp_path / "in", mesh=mesh)

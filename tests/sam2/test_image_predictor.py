@@ -64,7 +64,8 @@ def test_an_image(case):
         prompts = {"input_boxes": [[corners]]} if corners else {}
         if own:
             prompts |= {"input_points": [[[list(point[:2]) for point in own]]], "input_labels": [[[p[2] for p in own]]]}
-        inputs = processor(image, return_tensors="pt", **prompts)
+        # Otherwise transformers takes an image of one row for one of one channel.
+        inputs = processor(image, return_tensors="pt", input_data_format="channels_last", **prompts)
         sizes = inputs.pop("original_sizes")
         inputs["pixel_values"] = torch.tensor(pixels).permute(2, 0, 1)[None]
         masks = None if low is None else torch.tensor(low)[None, None]

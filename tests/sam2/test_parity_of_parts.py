@@ -69,7 +69,7 @@ def image(name: str):
 
 
 def trunk_stages(module, pixels):
-    return module.trunk(pixels)
+    return [stage.maps() for stage in module.trunk(pixels, module.image_positions())]
 
 
 @pytest.mark.parametrize("name", ["tiny 2.1", *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES)])
@@ -281,8 +281,10 @@ def test_memory_attention(maps, pointers):
         )
     valid = np.arange(length + 5)[None] < length
     garbage = lambda x: np.pad(x, ((0, 0), (0, 5), (0, 0)), constant_values=1e4)  # noqa: E731
-    run = lambda module, *arrays: module.memory_attention(coarse, MemoryTokens(*arrays, maps))  # noqa: E731
-    ours = call(model, params, run, garbage(memory), garbage(positions), valid)
+    count = maps * model.config.grid**2
+    in_maps = positions[0, :count].reshape(maps, -1, model.config.memory_width)
+    run = lambda module, *arrays: module.memory_attention(coarse, MemoryTokens(*arrays))  # noqa: E731
+    ours = call(model, params, run, garbage(memory), in_maps, garbage(positions[:, count:]), valid)
     report(f"{maps} maps, {pointers} pointers", {"features": (ours, expected[0].numpy())})
 
 

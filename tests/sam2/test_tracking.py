@@ -206,7 +206,7 @@ def follow(segmenter, features, maps, pointers, cells, longest, corrections):
 
     model, params, config = segmenter.model, segmenter.params, segmenter.model.config
     tokens = [memory.astype(jnp.float32) for memory, _ in maps]
-    positions = [cells + time for _, time in maps]
+    map_positions, positions = jnp.stack([cells + time for _, time in maps]), [jnp.zeros((0, config.memory_width))]
     if pointers:
         distances = np.array([[distance for _, distance in pointers]], np.float32)
         placed = apply(model, params, "pointer_positions", distances, np.float32(max(longest, 1)))[0]
@@ -218,14 +218,14 @@ def follow(segmenter, features, maps, pointers, cells, longest, corrections):
     prompts = ObjectPrompts(*arrays, np.array([prompt is None or len(prompt.points) <= 1]))
     valid = np.ones(tokens.shape[:2], bool)
 
-    def run(module, tokens, positions, valid):
-        output = module.track(features, MemoryTokens(tokens, positions, valid, len(maps)), prompts)
+    def run(module, *arrays):
+        output = module.track(features, MemoryTokens(*arrays), prompts)
         memory = module.remember(
             features, enlarge(output.mask, config.image_size), output.presence, np.array([bool(prompt)])
         )
         return memory.astype(jnp.bfloat16)[0], output.pointer[0], output.mask[0]
 
-    return apply(model, params, run, tokens, positions, valid)
+    return apply(model, params, run, tokens, map_positions, positions, valid)
 
 
 PLAIN = {  # number of frames, prompts, whether backwards

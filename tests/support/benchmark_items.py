@@ -5,7 +5,10 @@ them.
 """
 
 import dataclasses
+import pathlib
 from typing import Any
+
+from vl3_jax.evaluation import layouts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,12 +17,16 @@ class Case:
 
     task: str
     rows: list[dict[str, Any]]
-    responses: list[str]
+    responses: list[Any]
     headline: dict[str, float]
 
     @property
     def benchmark(self) -> str:
         return self.task.partition("@")[0]
+
+    def write(self, root: pathlib.Path) -> None:
+        """Writes the data below the folder of all benchmarks."""
+        layouts.write(self.benchmark, self.rows, root / self.benchmark)
 
 
 def _choices(*pairs: tuple[str, str]) -> list[dict[str, Any]]:

@@ -41,16 +41,19 @@ def write_random_checkpoint(folder: pathlib.Path, seed: int = 0, **generation) -
     return _add_files(folder, generation)
 
 
-def write_small_checkpoint(folder: pathlib.Path, seed: int = 0, size: str = "tiny") -> pathlib.Path:
+def write_small_checkpoint(
+    folder: pathlib.Path, seed: int = 0, size: str = "tiny", vocab_size: int = 1024
+) -> pathlib.Path:
     """Writes a checkpoint with the tokenizer and settings of the synthetic data, in the official layout.
 
     Args:
       folder: Folder to create.
       seed: Seed of the parameters.
       size: Name of a preset.
+      vocab_size: Rows of the table of embeddings; the tokenizer has 1,024 tokens.
     """
     config = preset(size)
-    config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=1024))
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=vocab_size))
     params = flatten_dict(random_params(config, seed), sep="/")
     params["llm/embed/embedding"] *= _EMBEDDING_SCALE
     tokenizer = Tokenizer.from_folder(TOKENIZER)

@@ -8,6 +8,7 @@ imports modules of its own layer and of those above it:
             `torch_pickle`     PyTorch files, read without running their code
   meaning   `name_specs`       a tensor of a layout and the slice of a leaf that it fills
             `sam2_names`       those of SAM-2: a table
+            `sa2va_names`      those of both, and of what joins them
             `names`            those of VideoLLaMA3: a table
             `sam2_hf_config`   config.json and `Sam2Config`
             `hf_config`        config.json and `ModelConfig`
@@ -25,6 +26,7 @@ imports modules of its own layer and of those above it:
             `loading`          load it onto devices
             `adapter_stacks`   load adapters beside it
             `init_source`      combine the initial checkpoint of stage 1
+            `sa2va_init`       join a VideoLLaMA3 and a SAM-2
             `orbax_write`      write an Orbax folder
             `export`           write a Hugging Face folder
             `peft_export`      write the adapters of a run
@@ -41,6 +43,7 @@ from vl3_jax.checkpoint.names import LAYOUTS, name_map
 from vl3_jax.checkpoint.opening import find_tree, open_source, open_tokenizer
 from vl3_jax.checkpoint.orbax_write import write_model_info, write_orbax
 from vl3_jax.checkpoint.run_files import export_run_files
+from vl3_jax.checkpoint.sa2va_init import Sa2vaInitSource
 from vl3_jax.checkpoint.sources import CheckpointSource, chat_config
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointSource",
     "InitSource",
+    "Sa2vaInitSource",
     "chat_config",
     "checkpoint_overview",
     "compare",

@@ -13,10 +13,11 @@ import numpy as np
 from vl3_jax.checkpoint.name_specs import TensorSpec
 from vl3_jax.checkpoint.names import name_map
 from vl3_jax.checkpoint.sam2_hf_config import export_layout
-from vl3_jax.checkpoint.sidecar_files import export_sam2_files, export_sidecar_files
-from vl3_jax.checkpoint.sources import CheckpointSource
+from vl3_jax.checkpoint.sidecar_files import CONFIG, export_sam2_files, export_sidecar_files, with_sam2_section
+from vl3_jax.checkpoint.sources import CheckpointSource, chat_config
 from vl3_jax.checkpoint.tensors import SAFETENSORS_DTYPES, contains_nan, copy_view, scratch
 from vl3_jax.errors import InputError
+from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.storage.jobs import Job, open_job, write_pieces
 from vl3_jax.storage.paths import is_url
@@ -73,7 +74,11 @@ def write_hf(
             f"{source.location}: contains only {', '.join(source.parts)}, and an export needs a complete model; "
             "combine it with `vl3 convert init`"
         )
-    layout = export_layout(layout) if isinstance(source.config, Sam2Config) else layout
+    chat_layout = layout
+    if isinstance(source.config, Sam2Config):
+        layout = export_layout(layout)
+    elif isinstance(source.config, Sa2vaConfig):
+        layout = f"sa2va-{layout}"
     dtypes = {path: np.dtype(dtype or source.dtypes[path]) for path in source.leaves}
     shards = plan_shards(list(name_map(layout, source.config).tensors.values()), dtypes, shard_bytes)
     options = {"to": layout, "dtype": str(dtype), "shard": shard_bytes}
@@ -82,7 +87,10 @@ def write_hf(
         files = export_sam2_files(source.files, source.config, dtypes["no_memory"].name)
     else:
         stated_dtype = dtypes["llm/embed/embedding"].name
-        files = export_sidecar_files(source.files, source.files_kind, source.config, layout, stated_dtype)
+        config = chat_config(source)
+        files = export_sidecar_files(source.files, source.files_kind, config, chat_layout, stated_dtype)
+        if isinstance(source.config, Sa2vaConfig):
+            files[CONFIG] = with_sam2_section(files.get(CONFIG, b"{}"), source.config.sam2)
     names = {*files, _INDEX, *(name for shard in shards for name in (shard.name, f"{shard.name}.partial"))}
     with open_job(target, fingerprint, names) as job:
         if job.finished:

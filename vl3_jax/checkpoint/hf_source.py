@@ -25,15 +25,16 @@ from vl3_jax.checkpoint.peft_merge import (
 )
 from vl3_jax.checkpoint.run_files import has_run_files, write_joined_files
 from vl3_jax.checkpoint.safetensors_file import SafetensorsFile
-from vl3_jax.checkpoint.sam2_hf_config import infer_sam2_config, parse_sam2_config, sam2_layout
+from vl3_jax.checkpoint.sam2_hf_config import infer_sam2_config, parse_sam2_config, sam2_from_dict, sam2_layout
 from vl3_jax.checkpoint.sam2_names import SA2VA, SAM2_LAYOUTS
-from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG, CONFIG, download_sidecar_files
+from vl3_jax.checkpoint.sidecar_files import ADAPTER_CONFIG, CONFIG, SAM2_SECTION, download_sidecar_files
 from vl3_jax.checkpoint.sources import NOT_OF_SA2VA, Origin, TensorSource, fold_names, listed
 from vl3_jax.checkpoint.tensors import Overlay, Renamed, TensorFiles, same_bits
 from vl3_jax.checkpoint.torch_pickle import TorchFile
 from vl3_jax.errors import InputError
 from vl3_jax.json_file import JsonObject, read_object
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 from vl3_jax.sam2.sam2_config import sa2va_settings
 from vl3_jax.storage.paths import is_url, list_dir, temporary_folder
 
@@ -209,6 +210,9 @@ def open_hf(
     if "head" in parts and not _is_tied(folder, layout, model_config, tensors):
         text = dataclasses.replace(model_config.text, tie_word_embeddings=False)
         model_config = dataclasses.replace(model_config, text=text)
+    if config.get(SAM2_SECTION) is not None:
+        joined = Sa2vaConfig(model_config, sam2_from_dict(config.section(SAM2_SECTION)))
+        return TensorSource(f"sa2va-{layout}", tensors, joined, folder.location, folder.local, layout, keep=folder)
     opened = TensorSource(layout, tensors, model_config, folder.location, folder.local, parts=parts, keep=folder)
     opened.origin = Origin(folder.name, layout)
     return opened

@@ -75,8 +75,18 @@ class RandomProjector(TensorFiles):
 
     def array(self, name: str) -> np.ndarray:
         spec = self._specs[name]
-        leaf_hash = int.from_bytes(hashlib.sha256(spec.leaf.encode()).digest()[:8], "little")
-        rng = np.random.default_rng([self._seed, leaf_hash])
-        bound = 1 / math.sqrt(spec.sizes["W" if "/fc1/" in spec.leaf else "D"])
-        values = rng.uniform(-bound, bound, spec.slice_shape).astype(np.float32)
+        fan_in = spec.sizes["W" if "/fc1/" in spec.leaf else "D"]
+        values = uniform_like_torch(spec.leaf, spec.slice_shape, fan_in, self._seed)
         return spec.to_tensor(values.astype(self.infos[name].dtype))
+
+
+def leaf_generator(leaf: str, seed: int) -> np.random.Generator:
+    """Returns the random numbers of a leaf, which depend on no other leaf."""
+    leaf_hash = int.from_bytes(hashlib.sha256(leaf.encode()).digest()[:8], "little")
+    return np.random.default_rng([seed, leaf_hash])
+
+
+def uniform_like_torch(leaf: str, shape: tuple[int, ...], fan_in: int, seed: int) -> np.ndarray:
+    """Returns a kernel or bias as torch.nn.Linear creates it, float32: uniform within 1 / sqrt(fan-in)."""
+    bound = 1 / math.sqrt(fan_in)
+    return leaf_generator(leaf, seed).uniform(-bound, bound, shape).astype(np.float32)

@@ -12,9 +12,10 @@ import numpy as np
 from vl3_jax.checkpoint.loading import load
 from vl3_jax.checkpoint.name_specs import LeafSpec
 from vl3_jax.checkpoint.sam2_hf_config import config_differences
-from vl3_jax.checkpoint.sources import CheckpointSource
+from vl3_jax.checkpoint.sources import CheckpointSource, chat_config
 from vl3_jax.checkpoint.tensors import bits
 from vl3_jax.model import ModelConfig, VideoLLaMA3, decode, encode, unembed
+from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.storage.progress import human_bytes, progress_bar
 from vl3_jax.text_table import text_table
@@ -25,6 +26,8 @@ _MODULES = {
     "projector": "projector",
     "llm": "llm",
     "head": "llm (lm_head)",
+    "joint": "text_hidden_fcs",
+    "stock": "stock mask decoder",
 }  # others have the name of their part
 
 # Configuration fields that neither the parameters nor the forward pass depend on.
@@ -48,8 +51,8 @@ def checkpoint_overview(source: CheckpointSource) -> str:
     summary += [row(_MODULES.get(part, part), members) for part, members in modules.items() if members]
     summary.append(row("total", leaves, dtype=", ".join(sorted(set(dtypes.values())))))
     title = f"{source.location}: {source.kind} checkpoint"
-    if isinstance(source.config, ModelConfig) and "llm" in source.parts:
-        title += f", embeddings {'tied' if source.config.text.tie_word_embeddings else 'untied'}"
+    if "llm" in source.parts:
+        title += f", embeddings {'tied' if chat_config(source).text.tie_word_embeddings else 'untied'}"
     return "\n".join([title, "", *text_table(rows, _ALIGN), "", *text_table(summary, _ALIGN)])
 
 
@@ -100,7 +103,7 @@ def compare(
     if casts := [path for path in same_shape if a.dtypes[path] != b.dtypes[path]]:
         pair = f"{a.dtypes[casts[0]].name} and {b.dtypes[casts[0]].name}"
         summary.append(f"{len(casts)} leaves have different dtypes ({pair}); compared as float32")
-    if isinstance(a.config, Sam2Config):
+    if not isinstance(a.config, ModelConfig):
         summary.append("masks: not compared, values and settings say all")
     elif logits and same_structure and a.complete and b.complete:
         same, text = _compare_logits(a, b, tolerance)
@@ -112,13 +115,19 @@ def compare(
 
 
 def _config_differences(a: CheckpointSource, b: CheckpointSource) -> Iterator[str]:
-    if isinstance(a.config, Sam2Config) or isinstance(b.config, Sam2Config):
-        same_kind = isinstance(a.config, Sam2Config) and isinstance(b.config, Sam2Config)
-        yield from config_differences(a.config, b.config) if same_kind else ["one of them is SAM-2"]
+    kinds = {type(source.config) for source in (a, b)}
+    if len(kinds) > 1:
+        yield f"they are of different models, {' and '.join(sorted(kind.__name__ for kind in kinds))}"
         return
+    if isinstance(a.config, Sam2Config):
+        yield from config_differences(a.config, b.config)
+        return
+    if isinstance(a.config, Sa2vaConfig):
+        yield from config_differences(a.config.sam2, b.config.sam2)
+    configs = [chat_config(source) for source in (a, b)]
     for section, part in (("text", "llm"), ("vision", "vision")):
         if part in a.parts and part in b.parts:
-            first, second = (dataclasses.asdict(getattr(source.config, section)) for source in (a, b))
+            first, second = (dataclasses.asdict(getattr(config, section)) for config in configs)
             for name in first:
                 if name not in _IGNORED_FIELDS and first[name] != second[name]:
                     yield f"{section}.{name} is {first[name]} and {second[name]}"

@@ -15,16 +15,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from vl3_jax.checkpoint.leaf_filling import Bounds, Leaf, Run, fill, fill_quantized
+from vl3_jax.checkpoint.names import AnyConfig
 from vl3_jax.checkpoint.opening import open_source
-from vl3_jax.checkpoint.sources import CheckpointSource
+from vl3_jax.checkpoint.sources import CheckpointSource, chat_config
 from vl3_jax.checkpoint.tensors import float_dtype, release_pages
 from vl3_jax.checkpoint.tokenizer_files import check_token_ids
 from vl3_jax.errors import InputError
 from vl3_jax.model import abstract_params, param_axes
-from vl3_jax.model.config import ModelConfig
 from vl3_jax.model.quantize import TIED_HEAD, QuantizedKernel, contracted_dimensions, outputs_first
 from vl3_jax.model.serving_layout import EMBEDDING, Piece, serving_leaves
 from vl3_jax.parallel import rules
+from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
+from vl3_jax.sa2va.sa2va_model import abstract_sa2va, sa2va_axes
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.sam2.sam2_model import abstract_sam2, sam2_axes
 from vl3_jax.storage.jobs import WORKERS
@@ -46,7 +48,7 @@ class Checkpoint:
     """
 
     params: dict[str, Any]
-    config: ModelConfig | Sam2Config
+    config: AnyConfig
     files: pathlib.Path
     source: CheckpointSource
 
@@ -79,8 +81,9 @@ def load(
       base: Base model of an adapter or of a projector-only run, in place of the one that its files name.
       token: Hub token.
       quiet: Whether to hide the progress bar.
-      serving: Whether to load the layout for serving (`vl3_jax.model.serving_layout`) in place of that of training.
-        Embeddings that are stored in bfloat16 then stay so in a wider `dtype`: that changes no result.
+      serving: Whether to load the layout for serving (`vl3_jax.model.serving_layout`) in place of that of training; of
+        a Sa2VA its language model. Embeddings that are stored in bfloat16 then stay so in a wider `dtype`: that changes
+        no result.
       quantize: "int8" quantises the kernels (see `vl3_jax.model.quantize`); for serving only.
 
     Raises:
@@ -89,7 +92,7 @@ def load(
     """
     opened = source if isinstance(source, CheckpointSource) else open_source(source, base=base, token=token)
     if "llm" in opened.parts:
-        check_token_ids(opened.files, opened.config)
+        check_token_ids(opened.files, chat_config(opened))
     target = None if dtype is None else float_dtype(dtype if isinstance(dtype, str) else np.dtype(dtype).name)
     leaves = leaves_to_load(opened, target, serving, quantize)
     leaf_shardings = _leaf_shardings(opened, leaves, serving, mesh, shardings)
@@ -124,7 +127,7 @@ def leaves_to_load(
             parts = ", ".join(source.parts)
             raise InputError(f"{source.location}: holds only {parts}; make a whole model of it: vl3 convert init")
         leaves = []
-        for path, leaf in serving_leaves(source.config, quantize).items():
+        for path, leaf in serving_leaves(chat_config(source), quantize).items():
             stored = source.dtypes[leaf.pieces[0].path]
             kept = path == EMBEDDING and stored.name == "bfloat16"
             contracted = contracted_dimensions(path, len(leaf.shape)) if quantize else ()
@@ -144,8 +147,11 @@ def _leaf_shardings(source: CheckpointSource, leaves: list[Leaf], serving, mesh,
     if shardings is None and mesh is not None:
         if isinstance(source.config, Sam2Config):
             abstract, axes = abstract_sam2(source.config), sam2_axes(source.config)
+        elif isinstance(source.config, Sa2vaConfig) and not serving:
+            abstract, axes = abstract_sa2va(source.config), sa2va_axes(source.config)
         else:
-            abstract, axes = abstract_params(source.config, serving=serving), param_axes(source.config, serving)
+            config = chat_config(source)
+            abstract, axes = abstract_params(config, serving=serving), param_axes(config, serving)
         shardings = rules.shardings(abstract, axes, mesh)
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

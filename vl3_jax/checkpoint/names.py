@@ -12,8 +12,10 @@ import functools
 import re
 
 from vl3_jax.checkpoint.name_specs import LeafSpec, NameMap, TensorSpec, groups, merged_shape
+from vl3_jax.checkpoint.sa2va_names import GROUNDED_LAYOUTS, SA2VA_PARTS, with_sa2va
 from vl3_jax.checkpoint.sam2_names import SAM2_PARTS, sam2_name_map
 from vl3_jax.model.config import ModelConfig
+from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 from vl3_jax.sam2.sam2_config import Sam2Config
 
 # Part, leaf, tensor name after the prefix of the part, axes of the tensor -> axes of the leaf.
@@ -60,7 +62,8 @@ TABLE: tuple[tuple[str, str, str, str], ...] = (
 )
 
 PARTS = ("vision", "projector", "llm", "head")
-ALL_PARTS = (*PARTS, *SAM2_PARTS)
+ALL_PARTS = (*PARTS, *SAM2_PARTS, *SA2VA_PARTS)
+AnyConfig = ModelConfig | Sam2Config | Sa2vaConfig
 
 _OFFICIAL = {
     "vision": "model.vision_encoder.",
@@ -97,18 +100,20 @@ DROPPABLE: dict[str, tuple[str, ...]] = {"siglip": _SIGLIP_EXTRAS, "siglip-bare"
 
 
 @functools.lru_cache(maxsize=32)
-def name_map(layout: str, config: ModelConfig | Sam2Config, parts: tuple[str, ...] = ALL_PARTS) -> NameMap:
+def name_map(layout: str, config: AnyConfig, parts: tuple[str, ...] = ALL_PARTS) -> NameMap:
     """Builds the name map of a layout.
 
     With tied embeddings the map has no head, so none is expected and none is written.
 
     Args:
-      layout: Key of `LAYOUTS`.
+      layout: Key of `LAYOUTS`, or of those of SAM-2 or Sa2VA.
       config: Model configuration, which determines the shapes.
       parts: Parts of the model to include.
     """
     if isinstance(config, Sam2Config):
         return sam2_name_map(layout, config)
+    if isinstance(config, Sa2vaConfig):
+        return with_sa2va(name_map(GROUNDED_LAYOUTS[layout], config.chat), config)
     prefixes, sizes, leaves = LAYOUTS[layout], _axis_sizes(config), {}
     for part, leaf, suffix, axes in TABLE:
         if part not in prefixes or part not in parts or (part == "head" and config.text.tie_word_embeddings):
@@ -125,15 +130,19 @@ def name_map(layout: str, config: ModelConfig | Sam2Config, parts: tuple[str, ..
     return NameMap(tensors, leaves)
 
 
-def canonical_layout(config: ModelConfig | Sam2Config) -> str:
+def canonical_layout(config: AnyConfig) -> str:
     """Returns the layout after which the leaves of an Orbax folder are listed."""
+    if isinstance(config, Sa2vaConfig):
+        return "sa2va-official"
     return "sam2" if isinstance(config, Sam2Config) else "official"
 
 
-def is_droppable(name: str, layout: str, config: ModelConfig | Sam2Config) -> bool:
+def is_droppable(name: str, layout: str, config: AnyConfig) -> bool:
     """Returns whether a checkpoint of `layout` may contain the tensor `name` although the model does not use it."""
     if isinstance(config, Sam2Config):
         return False
+    if isinstance(config, Sa2vaConfig):
+        return is_droppable(name, GROUNDED_LAYOUTS[layout], config.chat)
     is_tied_head = name == "lm_head.weight" and config.text.tie_word_embeddings and "head" in LAYOUTS[layout]
     return is_tied_head or any(re.fullmatch(pattern, name) for pattern in DROPPABLE.get(layout, ()))
 

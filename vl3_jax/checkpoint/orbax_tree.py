@@ -15,16 +15,15 @@ import tensorstore as ts
 from etils import epath
 
 from vl3_jax.checkpoint.hf_config import from_dict
-from vl3_jax.checkpoint.names import ALL_PARTS, LAYOUTS, canonical_layout, name_map
+from vl3_jax.checkpoint.names import ALL_PARTS, LAYOUTS, AnyConfig, canonical_layout, name_map
 from vl3_jax.checkpoint.sam2_hf_config import sam2_from_dict
 from vl3_jax.checkpoint.sam2_names import SAM2_LAYOUTS
 from vl3_jax.checkpoint.sidecar_files import download_sidecar_files, sidecar_fingerprints
 from vl3_jax.checkpoint.sources import CheckpointSource, Origin, check_arrays
 from vl3_jax.checkpoint.step_folders import METADATA
 from vl3_jax.errors import InputError
-from vl3_jax.json_file import read_object
-from vl3_jax.model.config import ModelConfig
-from vl3_jax.sam2.sam2_config import Sam2Config
+from vl3_jax.json_file import JsonObject, read_object
+from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 from vl3_jax.storage.paths import (
     exists,
     file_fingerprints,
@@ -62,7 +61,7 @@ class OrbaxSource(CheckpointSource):
         self.info_path = self._find_info()
         info = read_object(self.info_path, missing_ok=False)
         config = info.section("config")
-        self.config = sam2_from_dict(config) if "hiera" in config else from_dict(config)
+        self.config = _parsed(config)
         self.parts = info.choices("parts", ALL_PARTS)
         assets = self.info_path.parent / ASSETS
         self.files = download_sidecar_files(self, assets, list_dir(assets)) if is_url(assets) else pathlib.Path(assets)
@@ -150,9 +149,14 @@ def split_axis(store: ts.TensorStore) -> tuple[int, int]:
     return axis, chunk[axis]
 
 
-def model_info(
-    config: ModelConfig | Sam2Config, parts: Sequence[str], files_kind: str, origin: Origin | None = None
-) -> str:
+def _parsed(values: JsonObject) -> AnyConfig:
+    """Inverts `dataclasses.asdict` of the configuration of any model."""
+    if "sam2" in values:
+        return Sa2vaConfig(from_dict(values.section("chat")), sam2_from_dict(values.section("sam2")))
+    return sam2_from_dict(values) if "hiera" in values else from_dict(values)
+
+
+def model_info(config: AnyConfig, parts: Sequence[str], files_kind: str, origin: Origin | None = None) -> str:
     """Returns the content of `vl3.json`.
 
     Args:

@@ -27,7 +27,7 @@ from vl3_jax.checkpoint.digests import (
 from vl3_jax.checkpoint.name_specs import LeafSpec
 from vl3_jax.checkpoint.orbax_tree import ASSETS, MODEL_INFO, model_info, split_axis
 from vl3_jax.checkpoint.sidecar_files import copy_sidecar_files
-from vl3_jax.checkpoint.sources import CheckpointSource
+from vl3_jax.checkpoint.sources import CheckpointSource, chat_config
 from vl3_jax.checkpoint.step_folders import COMMITTED, METADATA, STEP_METADATA
 from vl3_jax.checkpoint.tensors import contains_nan
 from vl3_jax.checkpoint.tokenizer_files import check_token_ids
@@ -59,7 +59,7 @@ def write_orbax(
       InputError: `target` exists or is not writable, or its disk is too small.
     """
     if "llm" in source.parts:
-        check_token_ids(source.files, source.config)
+        check_token_ids(source.files, chat_config(source))
     dtypes = {path: np.dtype(dtype or source.dtypes[path]) for path in source.leaves}
     options = {"to": "orbax", "dtype": str(dtype), "layout": 1}
     names = [*map(_array_name, source.leaves), ASSETS, MODEL_INFO, METADATA, COMMITTED, STEP_METADATA]

@@ -5,6 +5,7 @@ the native layout store in different places, and `_CONSTANTS` what every file of
 """
 
 import dataclasses
+import json
 import logging
 import os
 import pathlib
@@ -47,6 +48,7 @@ SIDECAR_FILES: dict[str, bool] = {
     "special_tokens_map.json": True,
 }
 ADAPTER_CONFIG = "adapter_config.json"
+SAM2_SECTION = "sam2_config"  # of config.json, where a language model has a SAM-2
 
 # Setting, its default, its file and key in the official layout, its file and key in the native layout.
 SETTINGS: tuple[tuple[str, Any, tuple[str, str], tuple[str, str]], ...] = (
@@ -194,7 +196,7 @@ def export_sidecar_files(
         out["chat_template.jinja"] = tokenizer_files.NATIVE_TEMPLATE.encode()
         out |= tokenizer_files.end_token_files(files)
     else:
-        ids, changed = tokenizer_files.add_official_tokens(files)
+        ids, changed = tokenizer_files.add_tokens(files, tokenizer_files.OFFICIAL_TOKENS)
         if changed and (last := max(ids.values())) >= config.text.vocab_size:
             raise InputError(
                 f"{files}: the special tokens of the official layout get ids up to {last}, and the embedding table has "
@@ -238,6 +240,11 @@ def export_sam2_files(files: pathlib.Path, config: Sam2Config, dtype: str) -> di
             text = "warning: the export runs as stock SAM-2, because transformers has no other setting: %s"
             logger.warning(text, "; ".join(f"{line} there" for line in lost))
     return out
+
+
+def with_sam2_section(content: bytes, sam2: Sam2Config) -> bytes:
+    """Returns the config.json of a language model with the section that makes it that of a Sa2VA."""
+    return tokenizer_files.dump({**json.loads(content), SAM2_SECTION: dataclasses.asdict(sam2)})
 
 
 def _read_files(files: pathlib.Path, names: Iterable[str]) -> dict[str, bytes]:

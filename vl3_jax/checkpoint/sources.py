@@ -17,13 +17,13 @@ import numpy as np
 import tensorstore as ts
 
 from vl3_jax.checkpoint.name_specs import LeafSpec
-from vl3_jax.checkpoint.names import ALL_PARTS, LAYOUTS, is_droppable, name_map
+from vl3_jax.checkpoint.names import ALL_PARTS, LAYOUTS, AnyConfig, is_droppable, name_map
 from vl3_jax.checkpoint.sam2_names import SA2VA, SAM2_LAYOUTS, SAM2_PARTS
 from vl3_jax.checkpoint.sidecar_files import sidecar_fingerprints
 from vl3_jax.checkpoint.tensors import FLOATS, TensorFiles, copy_view, same_bits, scratch
 from vl3_jax.errors import InputError
 from vl3_jax.model.config import ModelConfig
-from vl3_jax.sam2.sam2_config import Sam2Config
+from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 from vl3_jax.storage.paths import file_fingerprints
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class CheckpointSource(abc.ABC):
 
     kind: str
     location: str
-    config: ModelConfig | Sam2Config
+    config: AnyConfig
     parts: tuple[str, ...]
     files: pathlib.Path
     files_kind: str
@@ -180,6 +180,42 @@ class CheckpointSource(abc.ABC):
             )
 
 
+class SourcePart(CheckpointSource):
+    """Some leaves of a checkpoint as one of their own."""
+
+    def __init__(self, whole: CheckpointSource, config: AnyConfig, prefix: str, renamed: str = ""):
+        """Takes the leaves whose path begins with `prefix`, in place of which `renamed` stands.
+
+        Args:
+          whole: The checkpoint.
+          config: Configuration of the part.
+          prefix: Beginning of the paths.
+          renamed: What they begin with here.
+        """
+        self._whole, self._prefix, self._renamed = whole, prefix, renamed
+        self.kind, self.location, self.config = whole.kind, whole.location, config
+        self.files, self.files_kind = whole.files, whole.files_kind
+        found = {path: spec for path, spec in whole.leaves.items() if path.startswith(prefix)}
+        self.leaves = {renamed + path.removeprefix(prefix): spec for path, spec in found.items()}
+        self.dtypes = {path: whole.dtypes[self._path(path)] for path in self.leaves}
+        self.parts = tuple(part for part in ALL_PARTS if any(spec.part == part for spec in found.values()))
+
+    def _path(self, leaf: str) -> str:
+        return self._prefix + leaf.removeprefix(self._renamed)
+
+    def slice(self, leaf: str, layer: int | None) -> ts.TensorStore:
+        return self._whole.slice(self._path(leaf), layer)
+
+    def split(self, leaf: str, layer: int | None) -> tuple[int, int]:
+        return self._whole.split(self._path(leaf), layer)
+
+    def reader(self, leaf: str, layer: int | None) -> Reader:
+        return self._whole.reader(self._path(leaf), layer)
+
+    def file_fingerprints(self) -> list:
+        return [self._prefix, *self._whole.file_fingerprints()]
+
+
 class TensorSource(CheckpointSource):
     """Hugging Face tensors as leaves of the parameter tree, through the name map."""
 
@@ -187,7 +223,7 @@ class TensorSource(CheckpointSource):
         self,
         layout: str,
         tensors: TensorFiles,
-        config: ModelConfig | Sam2Config,
+        config: AnyConfig,
         location: str,
         files: pathlib.Path,
         files_kind: str | None = None,
@@ -263,6 +299,8 @@ def chat_config(source: CheckpointSource) -> ModelConfig:
     """Returns the configuration of a language model; raises InputError for a checkpoint of SAM-2."""
     if isinstance(source.config, ModelConfig):
         return source.config
+    if isinstance(source.config, Sa2vaConfig):
+        return source.config.chat
     if source.kind == SA2VA:
         raise InputError(f"{source.location}: a Sa2VA, of which only the SAM-2 can be read: {NOT_OF_SA2VA}")
     raise InputError(f"{source.location}: a checkpoint of SAM-2, which segments and does not chat; give a VideoLLaMA3")

@@ -7,7 +7,7 @@ never runs them. In the native layout the processor writes the frame times, in t
 import json
 import pathlib
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
@@ -113,14 +113,15 @@ def check_token_ids(files: pathlib.Path, config: ModelConfig) -> None:
         )
 
 
-def add_official_tokens(files: pathlib.Path) -> tuple[dict[str, int], dict[str, bytes]]:
-    """Adds the special tokens of the official layout to a tokenizer.
+def add_tokens(files: pathlib.Path, tokens: Sequence[str]) -> tuple[dict[str, int], dict[str, bytes]]:
+    """Adds special tokens to a tokenizer.
 
-    Existing tokens keep their ids; missing ones get the next free ids in the trainer's order. Without a vocabulary
-    nothing is added.
+    Existing tokens keep their ids; missing ones get the next free ids in their order. Without a vocabulary nothing is
+    added.
 
     Args:
       files: Folder with the tokenizer files, which are not changed.
+      tokens: The tokens.
 
     Returns:
       The ids of all added tokens by their text, and the new content of the files that change, by name.
@@ -128,7 +129,7 @@ def add_official_tokens(files: pathlib.Path) -> tuple[dict[str, int], dict[str, 
     known, others = _token_ids(files)
     if not any((files / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         return known, {}
-    missing = [name for name in OFFICIAL_TOKENS if name not in known]
+    missing = [name for name in tokens if name not in known]
     next_id = max([*known.values(), *others], default=-1) + 1
     new = {name: i for i, name in enumerate(missing, start=next_id)}
     ids, changed = known | new, {}

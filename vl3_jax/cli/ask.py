@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generation_flags.add_decoding(parser)
     generation_flags.add_constraint(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print one JSON object with ids, frames and times")
+    output.add_argument("--json", action="store_true", help="print one JSON object: ids, frames, times, masks if any")
     output.add_argument(
         "--save-frames",
         metavar="DIR",

@@ -40,15 +40,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="peft: layout of the base, where --base is a Hub id",
     )
 
-    action = actions.add_parser("init", help="SigLIP + Qwen2.5 -> the Orbax folder that stage 1 is initialised from")
-    action.add_argument("--vision", required=True, metavar="DIR", help="SigLIP, its tower, SigLIP-NaViT; folder or id")
-    action.add_argument("--llm", required=True, metavar="DIR", help="Qwen2.5; folder or Hub id")
+    action = actions.add_parser(
+        "init",
+        help="SigLIP + Qwen2.5 -> the Orbax folder that stage 1 is initialised from; VideoLLaMA3 + SAM-2 -> Sa2VA",
+    )
+    action.add_argument("--vision", metavar="DIR", help="SigLIP, its tower, SigLIP-NaViT; folder or id")
+    action.add_argument("--llm", metavar="DIR", help="Qwen2.5; folder or Hub id")
+    action.add_argument("--base", metavar="DIR", help="VideoLLaMA3 that is to draw masks; any checkpoint")
+    action.add_argument("--sam2", metavar="DIR", help="SAM-2, which --base is joined with; any checkpoint")
     action.add_argument("target", metavar="DST", help="Orbax folder to write, local or gs://; the same command resumes")
     action.add_argument(
         "--seed",
         type=settings_flags.number(int, SEED),
         default=0,
-        help="seed of the random projector (default: %(default)s)",
+        help="seed of the random projector, or of the layers before SAM-2 (default: %(default)s)",
     )
     action.add_argument("--dtype", choices=_DTYPES, help="stored type (default: as in the inputs)")
     action.add_argument("--token", help="Hub token (default: HF_TOKEN or `hf auth login`)")
@@ -97,9 +102,13 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    from vl3_jax.checkpoint import InitSource, write_orbax
+    from vl3_jax.checkpoint import InitSource, Sa2vaInitSource, write_orbax
 
-    source = InitSource(arguments.vision, arguments.llm, arguments.seed, arguments.token)
+    parts, joined = (arguments.vision, arguments.llm), (arguments.base, arguments.sam2)
+    if (all(parts), any(joined)) != (True, False) and (any(parts), all(joined)) != (False, True):
+        raise InputError("give --vision and --llm for a VideoLLaMA3, or --base and --sam2 for a Sa2VA; give one pair")
+    kind, models = (InitSource, parts) if all(parts) else (Sa2vaInitSource, joined)
+    source = kind(*models, arguments.seed, arguments.token)
     write_orbax(source, arguments.target, _dtype(arguments))
 
 

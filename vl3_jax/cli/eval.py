@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generation_flags.add_model(parser, required=False)
     generation_flags.add_adapter(parser)
     questions = parser.add_argument_group("questions")
-    groups = f"{FAMILY}: the synthetic tasks; images, videos, paper: benchmarks; or their names, or FILE.py"
+    groups = f"{FAMILY}: the synthetic tasks; images, videos, paper, masks: benchmarks; or their names, or FILE.py"
     questions.add_argument("--tasks", metavar="A,B", help=groups)
     settings_flags.add(questions, QuestionSelection, _SELECTION)
     questions.add_argument("--blind", action="store_true", help="give each question the media of another one")
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generation_flags.add_processing(protocol, f"{IMAGE_MERGE} for image benchmarks, else the checkpoint's")
     generation_flags.add_sampling(protocol, DECODING, {"max_new_tokens": str(PAPER["max_new_tokens"])})
     protocol.add_argument("--system", metavar="TEXT", help="a system prompt")
+    generation_flags.add_tracking(protocol)
     speed = parser.add_argument_group("speed")
     speed.add_argument(
         "--batch",
@@ -101,8 +102,9 @@ def _ask_and_score(arguments: argparse.Namespace) -> None:
     protocol = EvalProtocol(arguments.system, **generation_flags.given(arguments, (*PROCESSOR, *DECODING)))
     selection = QuestionSelection(**settings_flags.given(arguments, QuestionSelection))
     found = benchmarks.find(benchmarks.listed(arguments.tasks), selection)
+    tracking = _tracking(arguments, found)
     items = _items(arguments, found)
-    settings = _settings(arguments, protocol, selection)
+    settings = _settings(arguments, protocol, selection) | tracking
     identity = {name: value for name, value in settings.items() if name != "model"}
     asked = [benchmark for benchmark in found if benchmark.task in items]
     questions = [
@@ -173,6 +175,18 @@ def _ask(
             bar.update()
     seconds = time.perf_counter() - started
     logger.info("%d answers in %.0f s, %.1f a second", len(pending), seconds, len(pending) / max(seconds, 1e-9))
+
+
+def _tracking(arguments: argparse.Namespace, found: Sequence[benchmarks.Benchmark]) -> dict[str, Any]:
+    """Returns the flags of how objects are tracked that are given, once the benchmarks know them."""
+    given = {name: getattr(arguments, name) for name in ("mode", "key_frames")}
+    given = {name: value for name, value in given.items() if value is not None}
+    tracked = [benchmark for benchmark in found if benchmark.draws and benchmark.kind == "video"]
+    if given and not tracked:
+        raise InputError("--mode and --key-frames are of benchmarks that track objects in videos; leave them out")
+    for benchmark in tracked:
+        vars(benchmark).update(given)
+    return given
 
 
 def _items(arguments: argparse.Namespace, found: Sequence[benchmarks.Benchmark]) -> dict[str, list[Item]]:

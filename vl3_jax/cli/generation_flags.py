@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vl3_jax.cli import settings_flags
+from vl3_jax.config_tree import Limits
 from vl3_jax.errors import InputError, SettingError
 from vl3_jax.inference import answer_settings
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.json_file import read_json
 from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.video_reader import FrameSamplingOptions
+from vl3_jax.sa2va.vision_budget import KEY_FRAMES, MOST_TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +100,27 @@ def add_processing(group: Any, image_merge: str = "the checkpoint's") -> None:
     pruning = group.add_mutually_exclusive_group()
     settings_flags.add(pruning, ProcessorConfig, threshold)
     pruning.add_argument("--no-prune", action="store_true", help="keep every video token")
+
+
+def add_visual_limit(group: Any) -> None:
+    """Adds --max-visual-tokens alone, for answers with masks."""
+    keyword, field = "max_visual_tokens", answer_settings.PROCESSOR["max_visual_tokens"]
+    settings_flags.add(group, ProcessorConfig, _flags({keyword: field}), {field: str(MOST_TOKENS)})
+
+
+def add_tracking(group: Any) -> None:
+    """Adds the flags of how objects are tracked that an answer names; those that are not given are None."""
+    group.add_argument(
+        "--key-frames",
+        type=settings_flags.number(int, Limits(1, 1024)),
+        metavar="N",
+        help=f"frames of a video in which objects are drawn that the language model sees (default: {KEY_FRAMES})",
+    )
+    group.add_argument(
+        "--mode",
+        choices=("sa2va", "sa2va_i"),
+        help="sa2va: the first frames are seen and tracked from; sa2va_i: evenly spaced ones (default: sa2va)",
+    )
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:

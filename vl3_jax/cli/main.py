@@ -23,6 +23,7 @@ COMMANDS = {
     "chat": "a conversation about images and videos, in the terminal",
     "batch": "answer a file of requests in OpenAI's batch form",
     "track": "masks of objects in a video or an image, by points, boxes and masks, with SAM-2",
+    "segment": "masks of what a text names in an image or a video, and descriptions of regions, with Sa2VA",
     "eval": "questions with known answers, asked in batches and scored",
     "train": "train a stage, or fine-tune; the same command resumes an interrupted run",
     "plan": "memory, traffic and speed of a training step on a TPU slice, without a TPU",

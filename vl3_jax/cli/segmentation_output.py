@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from vl3_jax.processing import overlay
-from vl3_jax.processing.mask_files import MaskTable, save_mask
+from vl3_jax.processing.mask_files import MaskTable, mask_entry, save_mask
 from vl3_jax.processing.output_files import empty_folder, refuse_unwritable
 from vl3_jax.processing.video_frames import VideoFrames
 
@@ -51,24 +51,27 @@ class SegmentationOutput:
             save_mask(self._folder, obj, found.index, mask, self._arguments.format)
             self._seen[obj] += int(mask.any())
             if self._arguments.json:
-                values = {"score": round(float(score), 6), "object_score": round(float(presence), 6)}
-                self._table.add(obj, found.index, mask, **values)
+                self._table.add(obj, found.index, mask_entry(mask, score, presence))
         if self._overlay:
             self._draw(found.index, masks, [str(obj) for obj in found.objects])
 
-    def report(self, seconds: Mapping[str, float]) -> None:
+    def report(self, seconds: Mapping[str, float], said: Mapping[str, str] | None = None) -> None:
         """Prints what was written: with --json one JSON object, otherwise a line for each object.
 
         Args:
           seconds: Duration of each stage.
+          said: What a language model has said, by its name in the JSON object; printed first otherwise.
         """
         if self._arguments.json:
             times = [self._frames.times[index] for index in self._indices]
-            head = {"frames": {"indices": self._indices, "timestamps": times}, "out": str(self._folder)}
+            head = {**(said or {}), "frames": {"indices": self._indices, "timestamps": times}}
+            head["out"] = str(self._folder)
             head |= {"overlay": str(self._overlay)} if self._overlay else {}
             head["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
             self._table.write_json(sys.stdout, head)
             return
+        for text in (said or {}).values():
+            print(text)
         for obj, count in self._seen.items():
             print(f"{obj}: in {count} of {len(self._indices)} frames, {self._folder / str(obj)}")
 

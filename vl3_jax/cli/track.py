@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Tracks the objects, and writes their masks as the frames come."""
-    frames = _open(arguments)
+    frames = open_frames(arguments)
     start, reverse = arguments.start_frame, arguments.reverse
     if start is None:
         start = len(frames) - 1 if reverse else 0
@@ -80,7 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
         output.report({"load": loaded - began, "track": time.perf_counter() - loaded})
 
 
-def _open(arguments: argparse.Namespace) -> VideoFrames:
+def open_frames(arguments: argparse.Namespace) -> VideoFrames:
+    """Opens the frames of --video, or the one of --image."""
     if arguments.video is not None:
         return VideoFrames(open_video(generation_flags.file_argument(arguments.video)))
     return VideoFrames(open_video([generation_flags.file_argument(arguments.image)]))

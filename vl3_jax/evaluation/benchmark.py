@@ -9,11 +9,14 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from vl3_jax.errors import InputError
 from vl3_jax.evaluation.data_folder import DataFolder, read_medium
 from vl3_jax.evaluation.scorers.unparsed import UnparsedError
+from vl3_jax.processing.mask_files import decode_rle
+from vl3_jax.processing.messages import MediaPart, Turn
+from vl3_jax.sa2va.templates import region_request
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,9 @@ class Item:
       reference: JSON values that the answer is scored against: "target", "task_type" and what the benchmark needs.
       compose: Makes the whole content of the user's turn, for benchmarks that interleave text and media or show
         subtitles; takes the times of the frames of a video.
+      frames: Files of all frames of a video in which objects are drawn; its media are those that the model sees.
+      mode: How that video is tracked; see `vl3_jax.inference.mask_drawer`.
+      regions: Run lengths of the regions of its image that it is about; the text calls them region1, region2, ...
     """
 
     id: str
@@ -45,15 +51,22 @@ class Item:
     text: str
     reference: Mapping[str, Any]
     compose: Callable[[FrameTimes], list[dict[str, Any]]] | None = None
+    frames: Sequence[str] = ()
+    mode: Literal["sa2va", "sa2va_i"] = "sa2va"
+    regions: Sequence[Mapping[str, Any]] = ()
 
     def content(self, frame_times: FrameTimes) -> list[dict[str, Any]]:
         """Returns the parts of the user's turn: the media, then the instruction, unless the item composes them."""
         parts = self.compose(frame_times) if self.compose else [*self.media, {"type": "text", "text": self.text}]
         return [{key: read_medium(value) for key, value in part.items()} for part in parts]
 
-    def messages(self, frame_times: FrameTimes) -> list[dict[str, Any]]:
+    def messages(self, frame_times: FrameTimes) -> list[dict[str, Any] | Turn]:
         """Returns the conversation up to where the answer begins; there is no system prompt."""
-        return [{"role": "user", "content": self.content(frame_times)}]
+        content = self.content(frame_times)
+        if not self.regions:
+            return [{"role": "user", "content": content}]
+        media = [MediaPart(part["type"], part[part["type"]]) for part in content if part["type"] != "text"]
+        return [Turn("user", [*media, *region_request([decode_rle(region) for region in self.regions], self.text)])]
 
     @property
     def media_key(self) -> tuple[Any, ...]:
@@ -62,7 +75,7 @@ class Item:
 
     def missing_media(self) -> list[str]:
         """Returns the paths of media that do not exist."""
-        paths = [part[part["type"]] for part in self.media]
+        paths = dict.fromkeys([*(part[part["type"]] for part in self.media), *self.frames])
         return [path for path in paths if isinstance(path, str) and not pathlib.Path(path).exists()]
 
 
@@ -140,6 +153,8 @@ class Benchmark(abc.ABC):
       size: Usual number of items; 0 if there is none.
       needs_data: Whether the items come from a folder of data.
       is_stream: Whether the items are live streams, in which the model decides when to speak (see `live_streams`).
+      draws: Whether answers are masks: objects of the form of `vl3_jax.evaluation.drawn_answers`.
+      shows_regions: Whether questions are about regions of images.
       max_new_tokens: Tokens that an answer has at most; None for no limit of the benchmark's own.
       judge_prompts: Names of the judge's prompts it uses.
       variants: Variants of scoring that are reported beside the default one.
@@ -161,6 +176,8 @@ class Benchmark(abc.ABC):
     licence: ClassVar[str]
     needs_data: ClassVar[bool] = True
     is_stream: bool = False
+    draws: ClassVar[bool] = False
+    shows_regions: ClassVar[bool] = False
     max_new_tokens: int | None = None
     judge_prompts: ClassVar[tuple[str, ...]] = ()
     variants: ClassVar[tuple[str, ...]] = ()
@@ -242,11 +259,11 @@ class Benchmark(abc.ABC):
         """Returns further metrics, among them the mean over the groups."""
         return macro_averages(self.metrics(answers))
 
-    def submit(self, answers: Mapping[str, str], items: Sequence[Item]) -> Any:
-        """Returns what the benchmark's server takes, a JSON value; None where there is no server.
+    def submit(self, answers: Mapping[str, Any], items: Sequence[Item]) -> Any:
+        """Returns what the benchmark's server takes, a JSON value or `SubmissionFiles`; None where there is none.
 
         Args:
-          answers: Responses by the ids of their items.
+          answers: Responses by the ids of their items: texts, or masks.
           items: The items.
         """
         return None

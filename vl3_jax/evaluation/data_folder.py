@@ -106,6 +106,10 @@ class DataFolder:
         """Returns the text of a file; bytes that are not UTF-8 are replaced."""
         return self._read(*parts).decode("utf-8-sig", "replace")
 
+    def content(self, *parts: str) -> bytes:
+        """Returns the bytes of a file."""
+        return self._read(*parts)
+
     def video(self, *parts: str, endings: tuple[str, ...] = VIDEO_ENDINGS[:4]) -> str:
         """Returns the path of a video given without its ending: the first that exists, else that of an mp4 file."""
         found = (self.path(*parts) + ending for ending in endings if self.root.joinpath(*parts[:-1]).exists())

@@ -36,13 +36,15 @@ class TrainingBenchmarks:
       config: Names the benchmarks.
 
     Raises:
-      InputError: A benchmark is unknown, or its data is missing.
+      InputError: A benchmark is unknown or of masks, or its data is missing.
     """
 
     def __init__(self, config: EvalConfig):
         selection = QuestionSelection(count=config.questions) if config.questions else None
         self._items = {}
         for benchmark in benchmarks.find(benchmarks.listed(config.tasks), selection):
+            if benchmark.draws or benchmark.shows_regions:
+                raise InputError(f"eval.tasks: {benchmark.task} takes a Sa2VA; leave it out, and ask by `vl3 eval`")
             items = benchmark.load(config.data or None)
             self._items[benchmark] = items[: config.questions or None]
             if not items:

@@ -75,8 +75,10 @@ def swap_media(benchmark: Benchmark, items: Sequence[Item]) -> list[Item]:
     """Gives each item the media of the next one with others, to measure what can be answered without the right ones.
 
     Raises:
-      InputError: All items have the same media, or their prompts depend on them.
+      InputError: All items have the same media, or their prompts or answers depend on them.
     """
+    if benchmark.draws or benchmark.shows_regions:
+        raise InputError(f"a blind check swaps media, and the masks of {benchmark.task} belong to theirs")
     if any(item.compose for item in items):
         raise InputError(f"a blind check swaps media, and the prompts of {benchmark.task} are made of theirs")
     swapped = []
@@ -135,8 +137,10 @@ def _digest(base: str, item: Item) -> str:
     media = [
         {key: _identity(value) if key == part["type"] else value for key, value in part.items()} for part in item.media
     ]
-    content = json.dumps([base, item.text, media, item.compose is not None], sort_keys=True)
-    return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
+    content = [base, item.text, media, item.compose is not None]
+    if item.frames or item.regions:
+        content += [[pathlib.Path(frame).parts[-2:] for frame in item.frames], item.mode, item.regions]
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 def _identity(medium: Any) -> Any:

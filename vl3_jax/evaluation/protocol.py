@@ -8,6 +8,7 @@ from vl3_jax.inference import answer_settings
 from vl3_jax.inference.answer_settings import ADAPTER, PROCESSOR, PRUNE, AnswerSettings
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.processing.processor_config import ProcessorConfig
+from vl3_jax.sa2va.vision_budget import DRAWING_MERGE, MOST_TOKENS, drawing_processor
 
 # What the paper asked with, whatever a checkpoint says, whose are the merge size of videos, pruning and penalty.
 PAPER = {"preprocess": "official", "fps": 1.0, "max_frames": 180, "max_visual_tokens": 16384, "max_new_tokens": 2048}
@@ -52,6 +53,9 @@ class EvalProtocol:
         keywords = PAPER | ({"image_merge": IMAGE_MERGE} if is_image else {}) | self._changes
         if benchmark is not None and benchmark.max_new_tokens:
             keywords["max_new_tokens"] = min(keywords["max_new_tokens"], benchmark.max_new_tokens)
+        if benchmark is not None and (benchmark.draws or benchmark.shows_regions):
+            keywords |= {"image_merge": DRAWING_MERGE, "max_visual_tokens": MOST_TOKENS, **self._changes}
+            checkpoint = drawing_processor(checkpoint, not is_image, keywords["max_visual_tokens"])
         sampling = SamplingConfig(repetition_penalty=repetition_penalty)
         return answer_settings.resolve(keywords, sampling, checkpoint)
 
@@ -62,5 +66,7 @@ class EvalProtocol:
         media = {name: getattr(used.processor, field) for name, field in fields.items()}
         others = self._changes.get("image_merge", checkpoint.image_merge)
         media["image_merge"] = {"image benchmarks": media["image_merge"], "others": others}
+        masks = {"image_merge": DRAWING_MERGE, "max_visual_tokens": MOST_TOKENS, **self._changes}
+        media["benchmarks of masks"] = {name: masks[name] for name in ("image_merge", "max_visual_tokens")}
         decoding = {name: getattr(used.sampling, name) for name in DECODING}
         return {"system": self.system, "decoding": "greedy", **media, **decoding, ADAPTER: used.adapter}

@@ -1,10 +1,11 @@
 """Results of benchmarks: scores answers, and counts what is missing or could not be read."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,11 +13,12 @@ from vl3_jax.errors import InputError
 from vl3_jax.evaluation import benchmarks
 from vl3_jax.evaluation.benchmark import HARNESS, OFFLINE, Benchmark, Item, ScoredAnswer, Scoring, Verdict
 from vl3_jax.evaluation.judges import JudgeError
+from vl3_jax.evaluation.submission_files import SubmissionFiles
 from vl3_jax.storage.durable import atomic_write
 
 logger = logging.getLogger(__name__)
 
-RESULTS, SAMPLES, SUBMISSION = "results.json", "samples.jsonl", "submission.json"
+RESULTS, SAMPLES, SUBMISSION = "results.json", "samples.jsonl", "submission"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class TaskResult:
     Attributes:
       summary: What `results.json` holds of it.
       samples: The answers with their scores, in the form of `samples.jsonl`.
-      submission: What the benchmark's server takes, or None.
+      submission: What the benchmark's server takes, a JSON value or files, or None.
     """
 
     summary: dict[str, Any]
@@ -104,9 +106,13 @@ def save(results: Mapping[str, TaskResult], folder: pathlib.Path, protocol: Mapp
     write(folder / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     write(folder / SAMPLES, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
     for task, result in results.items():
-        if result.submission is not None:
+        path = folder / f"{task.replace('@', '-')}.{SUBMISSION}"
+        if isinstance(result.submission, SubmissionFiles):
+            with _writing(path.with_name(f"{path.name}.zip")) as archive:
+                result.submission.write(archive)
+        elif result.submission is not None:
             text = json.dumps(result.submission, indent=1, ensure_ascii=False)
-            write(folder / f"{task.replace('@', '-')}.{SUBMISSION}", text + "\n")
+            write(path.with_name(f"{path.name}.json"), text + "\n")
     return content
 
 
@@ -116,9 +122,16 @@ def write(path: pathlib.Path, text: str) -> None:
     Raises:
       InputError: It cannot be written.
     """
+    with _writing(path):
+        atomic_write(path, text.encode(errors="backslashreplace"))
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Makes the folder of a file that is written, and raises InputError if either cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, text.encode(errors="backslashreplace"))
+        yield path
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; choose a folder that can be written") from None
 
@@ -143,12 +156,15 @@ def _score_task(
         except JudgeError as error:
             return error
 
-    scored_ids = [id_ for id_ in records if references[id_].get("target") is not None]
+    # In the order of the items, whatever that of the file: sums of floats and ties depend on it.
+    places = {id_: place for place, id_ in enumerate(known)}
+    order = sorted(records, key=lambda id_: (places.get(id_, len(places)), id_))
+    scored_ids = [id_ for id_ in order if references[id_].get("target") is not None]
     with ThreadPoolExecutor(judge_threads if effective.judge else 1) as pool:
         verdicts = dict(zip(scored_ids, pool.map(judge, scored_ids), strict=True))
     answers = [ScoredAnswer(v, references[id_]) for id_, v in verdicts.items() if isinstance(v, Verdict)]
     prefix = f"{benchmark.task}/"
-    responses = {id_.removeprefix(prefix): str(record["answer"]) for id_, record in records.items() if record["answer"]}
+    responses = {id_.removeprefix(prefix): _response(record) for id_, record in records.items() if record["answer"]}
     described = {id_: answer_record(benchmark.task, item, None) for id_, item in known.items()}
     samples = [_sample({**described.get(id_, {}), **record}, verdicts.get(id_)) for id_, record in records.items()]
     counts = {
@@ -183,10 +199,16 @@ def _verdict(
     if record.get("missing_media") or record["answer"] is None:
         return Verdict(0.0, unparsed="missing media" if record.get("missing_media") else "no answer")
     try:
-        answer = record["answer"]
-        return benchmark.score(answer if isinstance(answer, list) else str(answer), reference, scoring)
+        return benchmark.score(_response(record), reference, scoring)
+    except InputError as error:
+        raise InputError(f"{record['id']}: {error}") from None
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise InputError(f"{record['id']}: the reference is not of {benchmark.name} ({error!r}); correct it") from None
+
+
+def _response(record: Mapping[str, Any]) -> Any:
+    """Returns an answer: a text, the words of a live stream, or masks."""
+    return record["answer"] if isinstance(record["answer"], list | dict) else str(record["answer"])
 
 
 def _kept(records: Iterable[Mapping[str, Any]]) -> float | None:

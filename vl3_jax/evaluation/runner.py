@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vl3_jax.errors import InputError
+from vl3_jax.evaluation.drawn_answers import drawn_answer
 from vl3_jax.evaluation.live_streams import watch
 from vl3_jax.evaluation.prompts import PreparedQuestion, Prompter, Question, media_groups
 from vl3_jax.evaluation.protocol import EvalProtocol
@@ -79,6 +80,10 @@ class Runner:
             counts = _counts(state.new_tokens, len(state.tokens), [state.visual])
             return _record(prompt.question, state.words, counts)
         sample = processed.sample
+        if benchmark.draws:
+            answer, generation = yield from drawn_answer(self._model, prompt.question.item, sample, settings)
+            counts = _counts(len(generation.tokens), len(sample.tokens), sample.visuals)
+            return _record(prompt.question, answer, counts)
         text, generation = yield from reply(self.prompter.tokenizer, sample, settings)
         counts = _counts(len(generation.tokens), len(sample.tokens), sample.visuals)
         counts["finish_reason"] = generation.finish_reason

@@ -60,13 +60,13 @@ def write(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike, count
 
 
 def _section(sample: Mapping[str, Any], folder: pathlib.Path) -> str:
-    reference = sample.get("reference", {})
+    reference, answer = sample.get("reference", {}), sample.get("answer") or ""
     read = f"unread: {sample['unparsed']}" if "unparsed" in sample else f"read as {json.dumps(sample.get('parsed'))}"
-    texts = [
-        ("Question", sample.get("question", "")),
-        ("Answer", sample.get("answer") or ""),
-        ("Reference", json.dumps(reference.get("target"), ensure_ascii=False)),
-    ]
+    texts = [("Question", sample.get("question", ""))]
+    if isinstance(answer, Mapping):  # of masks, which nobody could read
+        texts.append(("Answer", answer.get("text", "")))
+    else:
+        texts += [("Answer", answer), ("Reference", json.dumps(reference.get("target"), ensure_ascii=False))]
     blocks = "".join(f"<b>{name}</b><pre>{html.escape(str(text))}</pre>\n" for name, text in texts)
     title = f"<h2>{html.escape(str(sample['id']))}: {sample['score']:.2f}</h2>\n<p>{html.escape(read)}</p>"
     return f"<section>\n{title}\n<p>{_pictures(sample, folder)}</p>\n{blocks}</section>"

@@ -1,11 +1,14 @@
 """The chat interface of a loaded model: messages in, text out. `vl3_jax.load` returns a `ChatModel`."""
 
 import dataclasses
+import functools
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from vl3_jax.errors import InputError, SettingError, TooLongError
 from vl3_jax.inference import answer_settings
@@ -18,15 +21,17 @@ from vl3_jax.inference.requests import LENGTH, Generation, Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.inference.token_constraint import ConstraintCompiler, TokenConstraint
 from vl3_jax.processing.media_cache import MediaCache
-from vl3_jax.processing.messages import MediaPart, Turn, parse_messages
+from vl3_jax.processing.media_source import reopenable
+from vl3_jax.processing.messages import MediaPart, Region, Turn, parse_messages
 from vl3_jax.processing.processor import Processor, ProcessorOutput
+from vl3_jax.processing.processor_config import ProcessorConfig
 from vl3_jax.processing.remote_media import RemotePolicy, fetched
 
 logger = logging.getLogger(__name__)
 Messages = Sequence[Mapping[str, Any] | Turn]
 _CUT = "max_new_tokens cuts the answer off before it matches its constraint; give it more tokens"
 _LED = "max_new_tokens ends the answer early, in a form that matches its constraint; give it more tokens"
-_MOST_ROWS = 8  # conversations of a batch that are answered side by side
+MOST_ROWS = 8  # conversations of a batch that are answered side by side
 
 
 @dataclasses.dataclass
@@ -42,6 +47,7 @@ class GenerationOutput:
       logprobs: A list of (id, log-probability) for each generated token, most likely first; None if not requested.
       seconds: Seconds of loading, processing, compilation, prefill and decoding.
       matches: Whether the text is what its constraint asks for, which `max_new_tokens` may prevent; None without one.
+      hidden: Hidden states of the tokens that the engine watches, [D] each, by their index in `token_ids`.
     """
 
     text: str
@@ -51,6 +57,7 @@ class GenerationOutput:
     logprobs: list[list[tuple[int, float]]] | None
     seconds: dict[str, float]
     matches: bool | None = None
+    hidden: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @property
     def warnings(self) -> list[str]:
@@ -157,11 +164,11 @@ class ChatModel:
         Raises:
           InputError: As `chat`.
         """
-        return self._answers([messages], settings, on_text)[0]
+        return self._answers([messages], [self.resolve(**settings)], on_text)[0]
 
     def answer_batch(self, conversations: Sequence[Messages], **settings: Any) -> list[GenerationOutput]:
         """Answers several conversations side by side; each output has the seconds of its own request."""
-        return self._answers(conversations, settings)
+        return self._answers(conversations, [self.resolve(**settings)] * len(conversations))
 
     def submit(self, messages: Messages, *, streams: bool = True, **settings: Any) -> "Answering":
         """Begins to answer a conversation beside others; iterate over the result for the pieces of its text.
@@ -176,8 +183,19 @@ class ChatModel:
         """
         start = time.perf_counter()
         resolved = self.resolve(**settings)
-        prompt = self.read(messages, resolved)
-        return self._submit(prompt, resolved, time.perf_counter() - start, streams)
+        turns = self._prepare(messages, resolved)
+        prompt = self._process(turns, resolved)
+        return self._submit(turns, prompt, resolved, time.perf_counter() - start, streams)
+
+    def segment(self, *arguments: Any, **keywords: Any) -> Any:
+        """Draws objects; see `vl3_jax.inference.grounded_model.GroundedModel`, which is loaded from a Sa2VA.
+
+        Raises:
+          InputError: This model has no SAM-2.
+        """
+        raise InputError(
+            "this model draws no masks; `vl3 convert init --base MODEL --sam2 SAM2 DST` makes one that can learn it"
+        )
 
     def process(self, messages: Messages, **settings: Any) -> ProcessorOutput:
         """Returns the prompt that `answer` gives to the model.
@@ -187,15 +205,19 @@ class ChatModel:
         """
         return self.read(messages, self.resolve(**settings))
 
-    def resolve(self, **settings: Any) -> AnswerSettings:
+    def resolve(self, config: ProcessorConfig | None = None, /, **settings: Any) -> AnswerSettings:
         """Returns the settings of an answer: those that are given, else those of the checkpoint.
+
+        Args:
+          config: What takes the place of the checkpoint's settings of the processor; None leaves them.
+          **settings: The settings of `chat`.
 
         Raises:
           InputError: An unknown setting or adapter.
           SettingError: A value that a setting cannot have.
         """
         sampling = SamplingConfig(repetition_penalty=self.generation_config.repetition_penalty)
-        resolved = answer_settings.resolve(settings, sampling, self.processor.config)
+        resolved = answer_settings.resolve(settings, sampling, config or self.processor.config)
         if resolved.adapter is not None:
             self.engine.adapter_number(resolved.adapter)
         if not resolved.constraint.is_free:
@@ -217,27 +239,28 @@ class ChatModel:
           InputError: A message or a medium that cannot be read; the error names it.
           TooLongError: The text alone exceeds the context.
         """
-        cache = self._media if media is None else media
-        processor = Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame, cache)
-        return processor(self._prepare(messages, settings))
+        return self._process(self._prepare(messages, settings), settings, media)
 
     def constraint(self, settings: AnswerSettings) -> TokenConstraint | None:
         """Returns what one answer must match; None if it is free. It may be called from several threads."""
         return self._constraints.constraint(settings.constraint, settings.sampling.max_new_tokens)
 
     def _answers(
-        self, conversations: Sequence[Messages], settings: Mapping[str, Any], on_text: Callable | None = None
-    ) -> list[GenerationOutput]:
-        """Answers conversations; `on_text` is called with the pieces of the first one's text."""
+        self, conversations: Sequence[Messages], settings: Sequence[AnswerSettings], on_text: Callable | None = None
+    ) -> list[Any]:
+        """Answers conversations, each with its settings; `on_text` gets the pieces of the first one's text."""
         start = time.perf_counter()
-        resolved = self.resolve(**settings)
-        processed = [self.read(messages, resolved) for messages in conversations]
+        prepared = list(map(self._prepare, conversations, settings))
+        processed = list(map(self._process, prepared, settings))
         if not processed:
             return []
         seconds = time.perf_counter() - start
-        self.engine.reserve(rows=min(power_of_two(len(processed)), _MOST_ROWS))
+        self.engine.reserve(rows=min(power_of_two(len(processed)), MOST_ROWS))
         streams = on_text is not None
-        answers = [self._submit(prompt, resolved, seconds, streams) for prompt in processed]
+        answers = [
+            self._submit(turns, prompt, own, seconds, streams)
+            for turns, prompt, own in zip(prepared, processed, settings, strict=True)
+        ]
         try:
             if on_text is not None:
                 for piece in answers[0]:
@@ -247,20 +270,34 @@ class ChatModel:
             for answer in answers:  # after Ctrl-C or an error; the complete ones stay as they are
                 answer.cancel()
 
+    def _completed(self, turns: Sequence[Turn], settings: AnswerSettings, answer: GenerationOutput) -> GenerationOutput:
+        """Returns a complete answer to a conversation as its user gets it."""
+        return answer
+
     def _stream(self, messages: Messages, settings: Mapping[str, Any]) -> Iterator[str]:
         answering = self.submit(messages, **settings)
         yield from answering
         _log_cut(answering.result())
 
-    def _submit(self, prompt: ProcessorOutput, settings: AnswerSettings, seconds: float, streams: bool) -> "Answering":
+    def _submit(
+        self, turns: list[Turn], prompt: ProcessorOutput, settings: AnswerSettings, seconds: float, streams: bool
+    ) -> "Answering":
         text = AnswerText(self.processor.tokenizer, settings.sampling.stop)
         constraint = self.constraint(settings)
         request = Request(prompt.sample, settings.sampling, text.add, streams, settings.adapter, constraint)
         generation = self.engine.submit(request)
-        return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds})
+        complete = functools.partial(self._completed, turns, settings)
+        return Answering(prompt, text, generation, {"load": self.load_seconds, "process": seconds}, complete)
+
+    def _process(self, turns: list[Turn], settings: AnswerSettings, media: MediaCache | None = None) -> ProcessorOutput:
+        cache = self._media if media is None else media
+        return Processor(self.processor.tokenizer, settings.processor, self.processor.on_frame, cache)(turns)
 
     def _prepare(self, messages: Messages, settings: AnswerSettings) -> list[Turn]:
-        """Checks a conversation, measures its text, fetches what is remote and allowed, and fills in video options."""
+        """Checks a conversation, measures its text, and fills in video options.
+
+        What is remote and allowed is fetched, and what can be read only once is read.
+        """
         turns = parse_messages(messages)
         context = self.engine.model.config.text.max_position_embeddings
         texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
@@ -271,11 +308,12 @@ class ChatModel:
             )
         policy = RemotePolicy() if settings.allow_remote else None
 
-        def prepared(part: str | MediaPart) -> str | MediaPart:
-            if isinstance(part, str):
+        def prepared(part: str | MediaPart | Region) -> str | MediaPart | Region:
+            if not isinstance(part, MediaPart):
                 return part
             options = {**settings.video, **part.options} if part.kind == "video" else part.options
-            return dataclasses.replace(part, source=fetched(part.source, policy), options=options)
+            source = reopenable(fetched(part.source, policy), part.kind)
+            return dataclasses.replace(part, source=source, options=options)
 
         return [Turn(turn.role, [prepared(part) for part in turn.parts]) for turn in turns]
 
@@ -289,12 +327,14 @@ class Answering:
       text: The text so far.
       generation: The tokens so far.
       seconds: Seconds of loading and processing.
+      complete: Makes of the complete answer what its user gets.
     """
 
     processed: ProcessorOutput
     text: AnswerText
     generation: Generation
     seconds: dict[str, float]
+    complete: Callable[[GenerationOutput], GenerationOutput]
 
     def __iter__(self) -> Iterator[str]:
         """Yields pieces of whole characters as they come, up to a stop string. Leaving early cancels the rest."""
@@ -311,7 +351,7 @@ class Answering:
         """Runs the engine until the answer is complete, and returns it."""
         generation, constraint = self.generation.result(), self.generation.request.constraint
         self.text.end()
-        return GenerationOutput(
+        answer = GenerationOutput(
             text=self.text.whole,
             token_ids=generation.tokens,
             finish_reason=generation.finish_reason or "",
@@ -319,7 +359,9 @@ class Answering:
             logprobs=generation.logprobs,
             seconds=self.seconds | dataclasses.asdict(generation.timings),
             matches=None if constraint is None else constraint.matches,
+            hidden=generation.hidden,
         )
+        return self.complete(answer)
 
 
 def _log_cut(answer: GenerationOutput) -> None:

@@ -43,6 +43,7 @@ class CompiledPrograms:
         on_status: Callable[[str], None] = lambda line: None,
         store: ProgramStore | None = None,
         compile_lowered: Callable[[str, jax.stages.Lowered], Any] = lambda name, lowered: lowered.compile(),
+        with_hidden: bool = False,
     ):
         """Initialises the programs; nothing is compiled yet.
 
@@ -54,9 +55,10 @@ class CompiledPrograms:
           on_status: Called with a line of text before something is compiled.
           store: Where compiled programs are kept for later processes.
           compile_lowered: Compiles a program of this name, or does with it what else there is to do.
+          with_hidden: Whether decoding returns hidden states.
         """
         self._model, self._mesh, self._on_status, self._store = model, mesh, on_status, store
-        self._compile = compile_lowered
+        self._compile, self._with_hidden = compile_lowered, with_hidden
         self._params = jax.tree.map(lambda leaf: _array(leaf.shape, leaf.dtype, leaf.sharding), params)
         self._stop_ids = _array([num_stop_ids], jnp.int32)
         self._programs: dict[tuple, Program] = {}
@@ -120,7 +122,7 @@ class CompiledPrograms:
         )
         others = (inputs, self._stop_ids, _array([], jnp.int32))
         static = (programs.STEPS_PER_CALL, logprobs, all_greedy)
-        arguments = lambda: (self._params, self._state(rows, slots), *others)  # noqa: E731
+        arguments = lambda: (self._params, self._state(rows, slots), *others, self._with_hidden)  # noqa: E731
         return self._get((rows, slots), programs.decode_steps, static, arguments)
 
     def _state(self, rows: int, slots: int) -> programs.DecodeState:
@@ -159,7 +161,7 @@ class CompiledPrograms:
     def _signature(self) -> str:
         model = self._model
         types = jnp.dtype(model.dtype), model.cache_dtype
-        described = [model.config, *types, model.serving, self._mesh, self._stop_ids.shape]
+        described = [model.config, *types, model.serving, self._mesh, self._stop_ids.shape, self._with_hidden]
         return "\n".join([*map(str, described), tree_signature(self._params)])
 
 

@@ -4,6 +4,8 @@ Rows without a constraint generate several tokens in a call. What a constraint a
 the host masks the first one of a call, the row runs ahead freely, and the host takes back what the constraint refuses.
 Greedy, or with a temperature alone, a token that is likeliest of all is likeliest of those allowed, so what is kept is
 what masking each token would give. A row runs twice as far ahead after a call of which all was kept.
+
+An answer that ends with a watched token takes one more step, which reads that token; what it generates is dropped.
 """
 
 from collections.abc import Sequence
@@ -52,13 +54,14 @@ def next_call(rows: Sequence[CacheRow], vocab_size: int) -> DecodeCall | None:
     taken_back = np.full((len(rows), STEPS_PER_CALL - 1), vocab_size, np.int32)
     settings = [_IDLE] * len(rows)
     decoding: list[tuple[CacheRow, Generation]] = []
+    masked = []
     for row in rows:
         generation, index = row.generation, row.index
         if generation is None or generation.done or not row.decodes:
             continue
         request, written = generation.request, generation.tokens
-        remaining[index] = request.sampling.max_new_tokens - len(written)
-        if request.constraint is not None:
+        remaining[index] = 1 if generation.ending else request.sampling.max_new_tokens - len(written)
+        if request.constraint is not None and not generation.ending:
             try:
                 request.constraint.write_mask(allowed[index])
             except RunError as error:
@@ -66,16 +69,15 @@ def next_call(rows: Sequence[CacheRow], vocab_size: int) -> DecodeCall | None:
                 continue
             remaining[index] = min(remaining[index], row.ahead)
             taken_back[index, : len(row.taken_back)] = row.taken_back
+            masked.append(index)
         token[index] = written[-1] if written else request.sample.tokens[-1]
         active[index], fresh[index], settings[index] = True, row.fresh, request.sampling
         decoding.append((row, generation))
     if not decoding:
         return None
-    requests = {row.index: generation.request for row, generation in decoding}
     # Who reads along sees the first token at once, and a constrained row does not wait for the others.
-    begins = any(fresh[index] and request.streams for index, request in requests.items())
-    masked = [index for index, request in requests.items() if request.constraint is not None]
-    steps = 1 if begins else min(STEPS_PER_CALL, int(remaining[masked or list(requests)].max()))
+    begins = any(row.fresh and generation.request.streams for row, generation in decoding)
+    steps = 1 if begins else min(STEPS_PER_CALL, int(remaining[masked or active].max()))
     length = np.array([len(row.held) for row in rows], np.int32)
     adapter = np.array([row.adapter for row in rows], np.int32)
     sampling = SamplingParams.of(settings)
@@ -92,10 +94,11 @@ def keep_allowed(row: CacheRow, generation: Generation, new: Sequence[int]) -> t
     """Lets the constraint of a row see its new tokens, and decides how far the row runs ahead in the next call.
 
     Returns:
-      How many of the tokens are kept, all of them without a constraint; and what ends the answer behind them, or None.
+      How many of the tokens are kept, all of them without a constraint or behind its end; and what ends the answer
+      behind them, or None.
     """
     constraint, sampling = generation.request.constraint, generation.request.sampling
-    if constraint is None:
+    if constraint is None or generation.ending:
         return len(new), None
     kept = constraint.accept(new)
     known = {*generation.tokens, *new[:kept]}

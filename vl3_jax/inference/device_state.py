@@ -66,17 +66,18 @@ class DeviceState:
 
     def decode(
         self, rows: DecodeRows, stop_ids: np.ndarray, steps: int, logprobs: int, all_greedy: bool
-    ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    ) -> tuple[np.ndarray, np.ndarray, jax.Array | None, list[np.ndarray]]:
         """Generates tokens for all active rows.
 
         Returns:
-          The results of `decode_steps` behind the state, with ids and values of the most likely tokens in a list, which
-          is empty if `logprobs` is 0.
+          The results of `decode_steps` behind the state: the hidden states stay on the devices; ids and values of the
+          most likely tokens are in a list, which is empty if `logprobs` is 0.
         """
         program = self.programs.decode(self.rows, self.slots, self._top(logprobs), all_greedy)
-        self._state, *outputs = program(self.params, self._ready_state(), rows, stop_ids, np.int32(steps))
-        tokens, counts, *most_likely = (np.asarray(output) for output in outputs if output is not None)
-        return tokens, counts, most_likely
+        arguments = self.params, self._ready_state(), rows, stop_ids, np.int32(steps)
+        self._state, tokens, counts, hidden, *most_likely = program(*arguments)
+        listed = [np.asarray(output) for output in most_likely if output is not None]
+        return np.asarray(tokens), np.asarray(counts), hidden, listed
 
     def _ready_state(self) -> DecodeState:
         if self._state is None:

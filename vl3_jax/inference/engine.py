@@ -36,6 +36,9 @@ from vl3_jax.inference.vision_cache import FeatureCache
 from vl3_jax.model import VideoLLaMA3
 from vl3_jax.processing.processor_config import MERGES
 
+_END = object()  # of a prompt's work
+_READING_SHARE = 0.75  # of the time of a call of the decoder that reading may take before the next one
+
 
 class Engine:
     """A model with its parameters, ready to answer requests. It may be used from several threads.
@@ -52,6 +55,7 @@ class Engine:
       programs_folder: Where compiled programs are kept for later processes; None keeps none.
       memory: Refuses requests for which there is too little memory; None refuses none.
       adapters: Names of the LoRA adapters that the parameters have (`vl3_jax.model.adapters`), in order.
+      watched: Token whose hidden states answers keep, wherever it is generated; None for none, which costs nothing.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Engine:
         programs_folder: str | os.PathLike | None = None,
         memory: ModelMemory | None = None,
         adapters: Sequence[str] = (),
+        watched: int | None = None,
     ):
         self.model = model
         self.params = jax.tree.map(jnp.asarray, params)
@@ -73,7 +78,10 @@ class Engine:
         self.adapters = tuple(adapters)
         self.features = FeatureCache()
         store = ProgramStore(programs_folder) if programs_folder is not None else None
-        self._programs = CompiledPrograms(model, self.params, len(self.stop_ids), mesh, on_status, store)
+        self.watched = watched
+        self._programs = CompiledPrograms(
+            model, self.params, len(self.stop_ids), mesh, on_status, store, with_hidden=watched is not None
+        )
         self._device = DeviceState(model, self.params, self._programs, rows, slots or 0)
         self._pace = Pace(model.config.text, mesh)
         self._reader = PromptReader(self._device, self.features, self._pace)
@@ -82,6 +90,7 @@ class Engine:
         self._waiting: collections.deque[Generation] = collections.deque()
         self._lock = threading.RLock()
         self._clock = 0
+        self._call_seconds = 0.0  # of the last call of the decoder
 
     @property
     def rows(self) -> int:
@@ -244,21 +253,24 @@ class Engine:
     # Prompts
 
     def _read_prompts(self) -> None:
-        """Encodes and reads prompts: a little where somebody waits for the next token, else those of all rows."""
+        """Encodes and reads prompts: those of all rows, or a part where somebody waits for the next token.
+
+        Such a part takes less time than the call of the decoder before, so that the token is at most twice as late.
+        """
         streamed = any(row.decodes and row.generation.request.streams for row in self._rows if row.generation)
-        budget = self._pace.step_tokens
+        spent = 0.0
         for row in sorted((row for row in self._rows if row.work is not None), key=lambda row: row.used):
             while row.work is not None and row.generation is not None and not row.generation.done:
                 start, compiled = time.perf_counter(), self._programs.seconds
-                cost = next(row.work, None)
-                compiled = self._programs.seconds - compiled
-                self._add_seconds("compile", self._rows, compiled)
-                self._add_seconds("prefill", [row], time.perf_counter() - start - compiled)
-                if cost is None:
+                if next(row.work, _END) is _END:
                     row.work = None
-                    continue
-                budget -= cost
-                if streamed and budget <= 0:
+                compiled = self._programs.seconds - compiled
+                seconds = time.perf_counter() - start - compiled
+                self._add_seconds("compile", self._rows, compiled)
+                self._add_seconds("prefill", [row], seconds)
+                spent += seconds
+                # The next piece takes about as long as this one.
+                if streamed and spent + seconds > _READING_SHARE * self._call_seconds:
                     return
 
     # Tokens
@@ -271,23 +283,28 @@ class Engine:
         start = time.perf_counter()
         stop_ids = np.asarray(self.stop_ids, np.int32)
         outputs = self._device.decode(call.rows, stop_ids, call.steps, call.logprobs, call.all_greedy)
-        tokens, counts, most_likely = outputs
-        self._add_seconds("decode", (row for row, _ in call.decoding), time.perf_counter() - start)
+        tokens, counts, hidden, most_likely = outputs
+        self._call_seconds = time.perf_counter() - start
+        self._add_seconds("decode", (row for row, _ in call.decoding), self._call_seconds)
         for row, generation in call.decoding:
             row.fresh = False
             new = tokens[row.index, : counts[row.index]]
             kept, end = keep_allowed(row, generation, new.tolist())
-            new = new[:kept]
-            if kept:  # the newest token is not in the cache yet
-                newest = np.asarray(call.rows.token)[row.index, None]
-                row.held = np.concatenate([row.held, newest, new[:-1]]).astype(np.int64)
-            count = generation.request.sampling.logprobs
-            for step, token_id in enumerate(new.tolist()):
-                if generation.done:  # a stop string; what follows is dropped
+            newest = np.asarray(call.rows.token)[row.index, None]
+            read = np.concatenate([newest, new])[:kept]  # the newest token is not in the cache yet
+            row.held = np.concatenate([row.held, read]).astype(np.int64)
+            count, before = generation.request.sampling.logprobs, len(generation.tokens)
+            for step, token_id in enumerate(new[:kept].tolist()):
+                if generation.done or generation.ending:  # a stop string; what follows is dropped
                     break
                 columns = [array[row.index, step, :count].tolist() for array in most_likely]
                 likely = list(zip(*columns, strict=True))
                 generation.add(token_id, likely, end if step == kept - 1 else None)
+            if hidden is None:
+                continue
+            for step in np.flatnonzero(read == self.watched).tolist():
+                if 0 <= (index := before + step - 1) < len(generation.tokens):
+                    generation.add_hidden(index, np.asarray(hidden[row.index, step], np.float32))
 
     def _add_seconds(self, phase: str, rows: Iterable[CacheRow], seconds: float) -> None:
         for row in rows:

@@ -44,7 +44,10 @@ class TrackedFrame:
     @property
     def masks(self) -> np.ndarray:
         """Masks at the size of the frame, [objects, height, width] bool."""
-        return enlarge_masks(self.logits, self.size, self.through) > 0
+        masks = np.empty((len(self.logits), *self.size), bool)
+        for mask, logits in zip(masks, self.logits, strict=True):  # one by one: logits of this size take much memory
+            np.greater(enlarge_masks(logits, self.size, self.through), 0, out=mask)
+        return masks
 
 
 class ObjectTracker:
@@ -177,7 +180,13 @@ class ObjectTracker:
         length = max(tokens, num_tokens(prompts))
         arrays = point_arrays(prompts, (image.height, image.width), config.image_size, length)
         ambiguous = [multimask and num_points(prompt) <= config.max_points for prompt in prompts]
-        return ObjectPrompts(*map(jnp.asarray, (*arrays, ambiguous)))
+        made = ObjectPrompts(*map(jnp.asarray, (*arrays, ambiguous)))
+        said = [None if prompt is None else prompt.vector for prompt in prompts]
+        if all(vector is None for vector in said):
+            return made
+        vectors = [np.zeros(config.width, np.float32) if vector is None else vector for vector in said]
+        valid = np.array([[vector is not None] for vector in said])
+        return made.replace(vectors=jnp.asarray(np.stack(vectors)[:, None]), vectors_valid=jnp.asarray(valid))
 
     def _inputs(self, images, indices, found: list[dict[int | str, Prompt]], length: int) -> FrameInputs:
         """Stacks clocks and corrections of the frames, padded to `length`."""

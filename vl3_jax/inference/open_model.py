@@ -11,6 +11,7 @@ from vl3_jax.inference.chat_model import ChatModel
 from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.generation_config import GenerationConfig
 from vl3_jax.processing.processor import Processor
+from vl3_jax.processing.tokenizer import MASK
 
 if TYPE_CHECKING:
     import jax
@@ -30,7 +31,7 @@ def load(
     quiet: bool = True,
     on_status: Callable[[str], None] = lambda line: None,
 ) -> ChatModel:
-    """Loads a checkpoint of any format for inference.
+    """Loads a checkpoint of any format for inference. A Sa2VA is loaded as a `GroundedModel`, which draws objects too.
 
     Args:
       source: An Orbax folder, a training workdir, a Hugging Face folder (read in place), or a Hub id.
@@ -59,6 +60,7 @@ def load(
     from vl3_jax.checkpoint.tensors import float_dtype
     from vl3_jax.inference.memory import Demand, ModelMemory, weight_shards
     from vl3_jax.model import VideoLLaMA3
+    from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 
     start = time.perf_counter()
     for name, value in (("quantize", quantize), ("kv_cache", kv_cache)):
@@ -82,6 +84,7 @@ def load(
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, **normalisation))
     cache_dtype = None if kv_cache is None else jnp.int8
     model = VideoLLaMA3(config, dtype=demand.dtype, serving=True, cache_dtype=cache_dtype)
+    joined = isinstance(opened.config, Sa2vaConfig)
     engine = Engine(
         model,
         with_adapters(checkpoint.params, stacks),
@@ -91,5 +94,12 @@ def load(
         programs_folder=compilation_cache.programs_folder(),
         memory=memory,
         adapters=tuple(adapters or ()),
+        watched=processor.tokenizer.id_of(MASK) if joined else None,
     )
-    return ChatModel(engine, processor, generation_config, time.perf_counter() - start)
+    if not joined:
+        return ChatModel(engine, processor, generation_config, time.perf_counter() - start)
+    from vl3_jax.inference.grounded_model import GroundedModel
+    from vl3_jax.inference.mask_drawer import load_drawer
+
+    drawer = load_drawer(opened, demand.dtype, mesh)
+    return GroundedModel(engine, processor, generation_config, drawer, time.perf_counter() - start)

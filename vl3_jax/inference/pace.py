@@ -47,7 +47,3 @@ class Pace:
     def most_patches(self, awaited: bool) -> int:
         """Returns the most patches that the tower takes at once, where others are `awaited` meanwhile or not."""
         return _PATCHES_PER_TOKEN * (self.step_tokens if awaited else _TOKENS)
-
-    def patch_cost(self, patches: int) -> int:
-        """Returns the tokens of a prompt that take as long as so many patches."""
-        return -(-patches // _PATCHES_PER_TOKEN)

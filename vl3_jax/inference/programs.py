@@ -153,8 +153,8 @@ def prefill(model, params, state, part):
     return state.replace(cache=cache).constrained()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5, keep_unused=True)
-def decode_steps(model, max_steps, logprobs, all_greedy, params, state, rows, stop_ids, num_steps):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 9), donate_argnums=5, keep_unused=True)
+def decode_steps(model, max_steps, logprobs, all_greedy, params, state, rows, stop_ids, num_steps, with_hidden=False):
     """Decodes `num_steps` <= `max_steps` tokens, or fewer once every row has stopped.
 
     Args:
@@ -167,14 +167,17 @@ def decode_steps(model, max_steps, logprobs, all_greedy, params, state, rows, st
       rows: The `DecodeRows`.
       stop_ids: [n] int32, the tokens that end an answer.
       num_steps: [] int32.
+      with_hidden: Whether hidden states are returned.
 
     Returns:
-      The new `DecodeState`; the tokens [R, max_steps] int32; the number of them that each row generated [R] int32; and
-      ids and values of the most likely tokens, [R, max_steps, logprobs] each, or None twice.
+      The new `DecodeState`; the tokens [R, max_steps] int32; the number of them that each row generated [R] int32; the
+      hidden state [R, max_steps, D] after the final norm of what each step read, the token before the generated one, or
+      None; and ids and values of the most likely tokens, [R, max_steps, logprobs] each, or None twice.
     """
     num_rows = rows.token.shape[0]
     shape = (num_rows, max_steps)
     top = (jnp.zeros((*shape, logprobs), jnp.int32), jnp.zeros((*shape, logprobs))) if logprobs else (None, None)
+    states = jnp.zeros((*shape, model.config.text.hidden_size), model.dtype) if with_hidden else None
     cache = state.cache.truncate(jnp.arange(num_rows), rows.length)
     generated = state.generated & ~rows.fresh[:, None]
     generated = generated.at[jnp.arange(num_rows)[:, None], rows.taken_back].set(False, mode="drop")
@@ -188,11 +191,13 @@ def decode_steps(model, max_steps, logprobs, all_greedy, params, state, rows, st
         return (index < num_steps) & jnp.any(active)
 
     def one_step(carry):
-        (index, state, token, active, counts, tokens), top = carry
+        (index, state, token, active, counts, tokens), states, top = carry
         position = state.cache.length[:, None]
         segment_ids = active.astype(jnp.int32)[:, None]
         text = (token[:, None], None, jnp.full_like(segment_ids, -1), segment_ids, position)
         hidden, cache = decode(model, params, *text, cache=state.cache, adapter=rows.adapter)
+        if with_hidden:
+            states = states.at[:, index].set(hidden[:, 0])
         logits = unembed(model, params, hidden[:, 0])
         is_allowed = allowed | (index > 0)
         new = sample_tokens(logits, state.generated, position[:, 0] + 1, rows.sampling, all_greedy, is_allowed)
@@ -204,7 +209,7 @@ def decode_steps(model, max_steps, logprobs, all_greedy, params, state, rows, st
         counts = counts + active
         tokens = tokens.at[:, index].set(token)
         active = active & ~jnp.isin(token, stop_ids) & (counts < rows.remaining)
-        return (index + 1, state.replace(cache=cache, generated=generated), token, active, counts, tokens), top
+        return (index + 1, state.replace(cache=cache, generated=generated), token, active, counts, tokens), states, top
 
-    (_, state, _, _, counts, tokens), top = jax.lax.while_loop(unfinished, one_step, (carry, top))
-    return state.constrained(), tokens, counts, *top
+    (_, state, _, _, counts, tokens), states, top = jax.lax.while_loop(unfinished, one_step, (carry, states, top))
+    return state.constrained(), tokens, counts, states, *top

@@ -27,8 +27,8 @@ class PromptReader:
     def __init__(self, device: DeviceState, features: FeatureCache, pace: Pace):
         self._device, self._features, self._pace = device, features, pace
 
-    def work(self, row: CacheRow, generation: Generation) -> Iterator[int]:
-        """Encodes what a prompt shows and reads the prompt into a row, in pieces; yields the cost of each in tokens.
+    def work(self, row: CacheRow, generation: Generation) -> Iterator[None]:
+        """Encodes what a prompt shows and reads the prompt into a row, in pieces; yields after each.
 
         Args:
           row: The row, which holds the first `generation.reused_tokens` tokens already.
@@ -37,10 +37,12 @@ class PromptReader:
         device, request = self._device, generation.request
         sample, frames, identities = request.sample, request.frames, request.identities
         start, end = generation.reused_tokens, len(identities) - 1
-        vision = np.cumsum(sample.is_vision) - 1  # vision tokens up to each position
-        first_new = vision[start - 1] + 1 if start else 0
-        kept = np.cumsum([0, *(int(frame.keep.sum()) for frame in frames)])
-        needed = [frame for frame, last in zip(frames, kept[1:], strict=True) if last > first_new]
+        shown = np.full(len(identities), -1)  # the vision token at each position
+        shown[sample.is_vision] = sample.vision_order
+        sizes = [int(frame.keep.sum()) for frame in frames]
+        frame_of = np.repeat(np.arange(len(frames)), sizes)  # each vision token's
+        new = np.unique(frame_of[shown[start:][sample.is_vision[start:]]])
+        needed = [frames[number] for number in new]
         awaited = device.rows > 1 and request.streams
         limit = functools.partial(self._pace.part_limit, awaited)
         parts = list(prompt_parts(start, end, limit, self._pace.overhead))
@@ -53,21 +55,21 @@ class PromptReader:
             features |= self._encode(batch)
             patches = sum(len(frame.visual.patches) for frame in batch)
             generation.encoded_patches += patches
-            yield self._pace.patch_cost(patches)
+            yield
         width, dtype = device.model.config.text.hidden_size, jnp.dtype(device.model.dtype)
-        kept_features = [features[frame.digest][frame.keep] for frame in needed]
-        skipped = int(kept[len(frames) - len(needed)])  # vision tokens of the frames in front of them
-        values = np.concatenate(kept_features or [np.zeros((0, width), dtype)])
+        values = [features[frame.digest][frame.keep] for frame in needed]
+        values = np.concatenate(values or [np.zeros((0, width), dtype)])
+        place = np.cumsum(np.isin(frame_of, new)) - 1  # of each vision token among the values
         for begin, size in parts:
             span = slice(begin, min(begin + size, end))
             count = span.stop - span.start
             is_vision, tokens = sample.is_vision[span], np.zeros((1, size), np.int32)
             tokens[0, :count] = np.where(is_vision, -1, sample.tokens[span])
-            shown = np.zeros((1, size, width), dtype)
-            shown[0, :count][is_vision] = values[vision[span][is_vision] - skipped]
-            device.prefill(PromptPart(tokens, shown, np.array([row.index, begin, count, row.adapter], np.int32)))
+            part = np.zeros((1, size, width), dtype)
+            part[0, :count][is_vision] = values[place[shown[span][is_vision]]]
+            device.prefill(PromptPart(tokens, part, np.array([row.index, begin, count, row.adapter], np.int32)))
             row.held = identities[: span.stop]
-            yield size
+            yield
 
     def _compile(self, generation: Generation, batches: Sequence[Sequence[Frame]], sizes: Sequence[int]) -> None:
         """Compiles what a request needs, before its first token and in parallel."""

@@ -78,6 +78,9 @@ class Generation:
       reused_tokens: Tokens of the prompt whose keys and values were in the cache already.
       encoded_patches: Patches of the prompt that went through the tower.
       error: What ended it early, or None.
+      hidden: Hidden states after the final norm of the tokens that the engine watches, [D] each, by their index in
+        `tokens`.
+      ending: The `finish_reason` of an answer whose last token is watched and was not read by the model yet.
     """
 
     request: Request
@@ -90,6 +93,8 @@ class Generation:
     encoded_patches: int = 0
     error: BaseException | None = None
     arrivals: list[float] = dataclasses.field(default_factory=list)
+    hidden: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    ending: str | None = None
 
     @property
     def done(self) -> bool:
@@ -142,11 +147,17 @@ class Generation:
         self.arrivals.append(time.perf_counter())
         if self.logprobs is not None and logprobs is not None:
             self.logprobs.append(logprobs)
-        if end is not None:
-            self.finish_reason = end
-            if self.request.is_finished and token not in self.engine.stop_ids:
-                self.request.is_finished(token)
-        elif token in self.engine.stop_ids or (self.request.is_finished and self.request.is_finished(token)):
-            self.finish_reason = STOP
-        elif len(self.tokens) >= self.request.sampling.max_new_tokens:
-            self.finish_reason = LENGTH
+        is_finished = self.request.is_finished
+        stops = token in self.engine.stop_ids or (is_finished is not None and is_finished(token))
+        is_last = len(self.tokens) >= self.request.sampling.max_new_tokens
+        reason = end or (STOP if stops else LENGTH if is_last else None)
+        if reason and token == self.engine.watched:
+            self.ending = reason
+        elif reason:
+            self.finish_reason = reason
+
+    def add_hidden(self, index: int, hidden: np.ndarray) -> None:
+        """Keeps the hidden state of a watched token (for the engine), which may be what the answer's end waits for."""
+        self.hidden[index] = hidden
+        if self.ending and not self.done and index == len(self.tokens) - 1:
+            self.finish_reason = self.ending

@@ -29,7 +29,7 @@ class CacheRow:
     adapter: int = -1
     used: int = 0
     generation: Generation | None = None
-    work: Iterator[int] | None = None
+    work: Iterator[None] | None = None
     fresh: bool = False
     ahead: int = 1
     taken_back: tuple[int, ...] = ()

@@ -15,6 +15,8 @@ from jax.typing import DTypeLike
 
 from vl3_jax.checkpoint import load as load_checkpoint
 from vl3_jax.checkpoint import open_source
+from vl3_jax.checkpoint.sa2va_names import SAM2_LEAVES
+from vl3_jax.checkpoint.sources import SourcePart
 from vl3_jax.errors import InputError
 from vl3_jax.inference.object_tracker import ObjectTracker, TrackedFrame
 from vl3_jax.processing.images import open_image
@@ -22,11 +24,12 @@ from vl3_jax.processing.object_prompts import Prompt, check_prompts, num_points,
 from vl3_jax.processing.segmentation_pixels import enlarge_masks, input_pixels
 from vl3_jax.processing.video_frames import VideoFrames
 from vl3_jax.processing.videos import open_video
+from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 from vl3_jax.sam2.mask_decoder import choose_mask
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.sam2.sam2_model import ImageFeatures, ObjectPrompts, Sam2, apply
 
-CHUNK = 8  # frames that are encoded at once
+CHUNK = 8  # frames that one call of the program tracks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Segmenter:
           prompts: Prompts in any frame. Those that are corrections apply to frames in which the object is tracked.
           start: Frame to begin with; by default the first one, or with `reverse` the last one.
           reverse: Whether to go from `start` to the first frame.
-          chunk: Frames that are encoded at once.
+          chunk: Frames that one call of the program tracks.
 
         Yields:
           The objects in each frame.
@@ -195,7 +198,7 @@ def load_segmenter(
     """Loads SAM-2 from a checkpoint of any kind.
 
     Args:
-      source: Folder of transformers or of Meta, file of Meta, Orbax folder, or Hub id.
+      source: Folder of transformers or of Meta, file of Meta, Orbax folder, or Hub id; of a Sa2VA its SAM-2 is taken.
       dtype: Dtype of weights and activations; by default that of the checkpoint.
       mesh: Mesh to shard the parameters over.
       token: Hub token.
@@ -205,6 +208,8 @@ def load_segmenter(
       InputError: There is no such checkpoint, or it is another model.
     """
     opened = open_source(source, token=token)
+    if isinstance(opened.config, Sa2vaConfig):
+        opened = SourcePart(opened, opened.config.sam2, SAM2_LEAVES)
     if not isinstance(opened.config, Sam2Config):
         raise InputError(f"{source}: holds a model that chats ({opened.kind}); give one of SAM-2")
     params = load_checkpoint(opened, dtype=dtype, mesh=mesh, quiet=quiet).params

@@ -52,7 +52,7 @@ def token_identities(sample: Sample, frames: Sequence[Frame]) -> np.ndarray:
     """
     identities = sample.tokens.astype(np.int64)
     if frames:
-        identities[sample.is_vision] = np.concatenate([frame.identities for frame in frames])
+        identities[sample.is_vision] = np.concatenate([frame.identities for frame in frames])[sample.vision_order]
     return identities
 
 

@@ -25,7 +25,7 @@ from vl3_jax.model.cache import KVCache
 from vl3_jax.model.config import TextConfig
 from vl3_jax.model.layers import ACTIVATIONS, Linear, RMSNorm, partitioned_param
 from vl3_jax.model.lookup import TABLE_AXES, lookup
-from vl3_jax.model.remat import scan_layers
+from vl3_jax.model.remat import apply_layer, scan_layers
 from vl3_jax.model.rope import rotary_table
 from vl3_jax.parallel.rules import Grouped, constrain, constrain_tokens
 
@@ -126,7 +126,7 @@ class Decoder(nn.Module):
         layer_cache = cached if isinstance(cached, tuple) else (None,) * len(self.layers)
         new = []
         for layer, own in zip(self.layers, layer_cache, strict=True):
-            (x, _), written = layer((x, jnp.int32(0)), shared._replace(cached=own))
+            (x, _), written = apply_layer(layer, (x, jnp.int32(0)), shared._replace(cached=own))
             new.append(None if written is None else written[None])
         return x, new
 

@@ -1,6 +1,8 @@
 """Scanned layers with named rematerialisation policies."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -41,3 +43,15 @@ def scan_layers(layer: type[nn.Module], policy: str, length: int, in_axes) -> Ca
         length=length,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
+
+
+def apply_layer(layer: nn.Module, *arguments: Any) -> Any:
+    """Applies one of several equal layers, which are traced and lowered once for all of them."""
+    if layer.is_initializing():
+        return layer(*arguments)
+    return _apply(layer.clone(parent=None, name=None), layer.variables["params"], *arguments)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(layer: nn.Module, params: Any, *arguments: Any) -> Any:
+    return layer.apply({"params": params}, *arguments)

@@ -16,7 +16,7 @@ from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
 from vl3_jax.model.config import ModelConfig, VisionConfig
 from vl3_jax.model.layers import ACTIVATIONS, LayerNorm, Linear
-from vl3_jax.model.remat import scan_layers
+from vl3_jax.model.remat import apply_layer, scan_layers
 from vl3_jax.model.rope import axial_rotary_table
 from vl3_jax.parallel.rules import constrain, constrain_row_major
 
@@ -63,7 +63,8 @@ class VisionTower(nn.Module):
         rotary = axial_rotary_table(patch_hw, config.head_dim, config.rope_theta)
         if self.serving:
             for index in range(config.num_layers):
-                x, _ = VisionLayer(config, self.param_dtype, name=f"layers_{index}")(x, rotary, patch_segment)
+                layer = VisionLayer(config, self.param_dtype, name=f"layers_{index}")
+                x, _ = apply_layer(layer, x, rotary, patch_segment)
         else:
             layers = scan_layers(VisionLayer, self.remat, config.num_layers, nn.broadcast)
             x, _ = layers(config, self.param_dtype, name="layers")(x, rotary, patch_segment)

@@ -19,8 +19,6 @@ from vl3_jax.model.decoder import Decoder
 from vl3_jax.model.vision import Projector, VisionTower, merge_patches
 from vl3_jax.private_files import kept
 
-STACKED_LAYERS = "layers"  # name of the layers in the parameter tree; separate ones have their number behind it
-
 
 class VideoLLaMA3(nn.Module):
     """The model as a Linen module, which holds no parameters itself.
@@ -163,12 +161,11 @@ def _boxed_shapes(config: ModelConfig, serving: bool) -> dict:
     boxed = dict(jax.eval_shape(init, jax.random.key(0))["params"])
     for part, layers in (("vision", config.vision.num_layers), ("llm", config.text.num_layers)):
         tree = dict(boxed[part])
-        if STACKED_LAYERS in tree:
-            stack = functools.partial(_stacked, layers)
-            tree[STACKED_LAYERS] = jax.tree.map(stack, tree[STACKED_LAYERS])
+        if serving:
+            layer = tree.pop("layers_0")
+            tree |= {f"layers_{index}": layer for index in range(layers)}
         else:
-            layer = tree.pop(f"{STACKED_LAYERS}_0")
-            tree |= {f"{STACKED_LAYERS}_{index}": layer for index in range(layers)}
+            tree["layers"] = jax.tree.map(functools.partial(_stacked, layers), tree["layers"])
         boxed[part] = tree
     return boxed
 

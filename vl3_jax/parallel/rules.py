@@ -107,6 +107,28 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
 
 
+def on_each_device(
+    function: Callable[..., jax.Array],
+    arrays: Sequence[jax.Array],
+    axes: Sequence[Sequence[str | None]],
+    result_axes: Sequence[str | None],
+) -> jax.Array:
+    """Calls a function of arrays, such as a kernel that no partitioner can split, with the parts of each device.
+
+    Args:
+      function: The function, which treats the dimensions that are split independently.
+      arrays: Its arguments.
+      axes: Logical axes of each of them; a mesh axis that is not among those of the result is gathered.
+      result_axes: Logical axes of the result.
+    """
+    mesh = current_mesh()
+    if mesh is None:
+        return function(*arrays)
+    specs = tuple(partition_spec(names, array.shape, mesh) for names, array in zip(axes, arrays, strict=True))
+    result = partition_spec(result_axes, jax.eval_shape(function, *arrays).shape, mesh)
+    return jax.shard_map(function, in_specs=specs, out_specs=result, check_vma=False)(*arrays)
+
+
 def constrain_row_major(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrains the sharding of `x` as `constrain` does, and on TPUs its layout to the order of its dimensions.
 

@@ -43,7 +43,7 @@ class TrackingWorkload(CheckedSettings):
     Attributes:
       objects: Number of objects, which are tracked side by side.
       prompted: Conditioning frames of each object.
-      chunk: Frames that are encoded at once.
+      chunk: Frames that one call of the program tracks.
     """
 
     objects: int = dataclasses.field(default=1, metadata={LIMITS: Limits(1, 1024)})
@@ -62,7 +62,7 @@ class TrackingPlan:
       workload: What is tracked at once.
       weights, bank: Bytes on a chip: of the parameters, and of what is remembered of all objects.
       encoder_flops: FLOPs of the products of the image encoder for a frame.
-      kernels: FLOPs of the attention kernels for a frame.
+      kernels: FLOPs of the kernels that multiply, for a frame.
       programs: The compiler's figures of "condition", a frame with prompts, and "track", a chunk of frames.
     """
 

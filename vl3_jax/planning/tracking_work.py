@@ -1,4 +1,4 @@
-"""Arithmetic of SAM-2: what its image encoder multiplies, and what the TPU attention kernels execute.
+"""Arithmetic of SAM-2: what its image encoder multiplies, and what its TPU kernels execute.
 
 A multiply-add is 2 FLOPs. Useful work leaves out what kernels multiply only because blocks and registers are whole.
 """
@@ -12,13 +12,14 @@ from vl3_jax.kernels.block_sizes import LANES
 from vl3_jax.kernels.segment_info import round_up
 from vl3_jax.planning.kernel_work import visited_pairs
 from vl3_jax.sam2.hiera import joined_windows, window_numbers
+from vl3_jax.sam2.memory_bank import padded_tokens
 from vl3_jax.sam2.sam2_config import PATCH_KERNEL, PATCH_STRIDE, RGB, STAGES, Sam2Config
 
 _PRODUCTS = 2  # of a pair of tokens: its score, and its part of the output
 
 
 class KernelWork(NamedTuple):
-    """FLOPs of attention kernels.
+    """FLOPs of kernels that multiply.
 
     Attributes:
       useful: Those of pairs of tokens that may attend to each other.
@@ -78,7 +79,7 @@ def encoder_kernel_work(config: Sam2Config, mesh: Mesh) -> KernelWork:
 
 
 def memory_kernel_work(config: Sam2Config, mesh: Mesh, conditioning: int) -> KernelWork:
-    """Returns the work of the memory attention for an object in a frame whose memory is full.
+    """Returns the work of the memory attention, with the projections of its heads, for an object whose memory is full.
 
     Args:
       config: The model.
@@ -92,7 +93,11 @@ def memory_kernel_work(config: Sam2Config, mesh: Mesh, conditioning: int) -> Ker
     keys = np.ones(maps * cells + pointers * config.tokens_per_pointer, np.int32)
     heads, width = config.memory_heads, config.width // config.memory_heads
     work = _work(mesh, heads, width, (queries, queries)) + _work(mesh, heads, width, (queries, keys))
-    return work * config.memory_layers
+    own = 8 * cells * config.width**2  # the queries of both, keys and values of the features
+    of_token = 4 * config.width  # its key and its value, for each of its channels
+    useful = own + len(keys) * of_token * config.memory_width
+    executed = own + padded_tokens(len(keys)) * of_token * round_up(config.memory_width, LANES)
+    return (work + KernelWork(useful, executed)) * config.memory_layers
 
 
 def _work(mesh: Mesh, heads: int, width: int, row: tuple[np.ndarray, np.ndarray]) -> KernelWork:

@@ -12,8 +12,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vl3_jax.processing.messages import MediaPart, Turn
-from vl3_jax.processing.tokenizer import IM_END, IM_START, STREAM_END, STREAM_START, Tokenizer
+from vl3_jax.processing.messages import MediaPart, Region, Turn
+from vl3_jax.processing.tokenizer import (
+    IM_END,
+    IM_START,
+    REGION_END,
+    REGION_START,
+    STREAM_END,
+    STREAM_START,
+    Tokenizer,
+)
 
 _Piece = str | tuple[list[int], bool]  # text, or token ids and whether they are placeholders of vision tokens
 
@@ -78,6 +86,7 @@ def render(
     token_counts: Sequence[VisualTokenCounts],
     tokenizer: Tokenizer,
     style: PromptStyle | None = None,
+    region_tokens: Sequence[int] = (),
 ) -> list[RenderedTurn]:
     """Converts each message to token ids.
 
@@ -86,6 +95,7 @@ def render(
       token_counts: One entry for each image and video, in order of appearance.
       tokenizer: Tokenizer of the checkpoint.
       style: Variant of the template; defaults to that of the released processor.
+      region_tokens: Number of vision tokens of each region, in order of appearance.
 
     Returns:
       One rendered turn for each message.
@@ -94,8 +104,8 @@ def render(
       InputError: The tokenizer lacks a special token that this conversation needs.
     """
     style = style or PromptStyle()
-    remaining = iter(token_counts)
-    return [_render_turn(turn, remaining, tokenizer, style) for turn in turns]
+    remaining, regions = iter(token_counts), iter(region_tokens)
+    return [_render_turn(turn, remaining, regions, tokenizer, style) for turn in turns]
 
 
 def generation_prompt(tokenizer: Tokenizer) -> list[int]:
@@ -109,7 +119,11 @@ def time_label(seconds: float) -> str:
 
 
 def _render_turn(
-    turn: Turn, token_counts: Iterator[VisualTokenCounts], tokenizer: Tokenizer, style: PromptStyle
+    turn: Turn,
+    token_counts: Iterator[VisualTokenCounts],
+    region_tokens: Iterator[int],
+    tokenizer: Tokenizer,
+    style: PromptStyle,
 ) -> RenderedTurn:
     is_stream = turn.role == "stream"
     opening, closing = (STREAM_START, STREAM_END) if is_stream else (IM_START, IM_END)
@@ -118,6 +132,10 @@ def _render_turn(
     for part in turn.parts:
         if isinstance(part, str):
             pieces.append(part)
+        elif isinstance(part, Region):
+            placeholders = [tokenizer.placeholder("image", style.native_placeholders)] * next(region_tokens)
+            opening_tag, closing_tag = ([tokenizer.id_of(name)] for name in (REGION_START, REGION_END))
+            pieces += [(opening_tag, False), (placeholders, True), (closing_tag, False)]
         else:
             placeholder = tokenizer.placeholder(part.kind, style.native_placeholders)
             with_times = not (is_stream and style.trainer_streams)

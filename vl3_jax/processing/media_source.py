@@ -5,6 +5,7 @@
     path_or_bytes("data:image/png;base64,iVBO...", ...)        the bytes
     path_or_bytes(MediaBytes(content, "https://..."), ...)     the bytes, with their name for messages
     path_or_bytes("/dev/stdin", ...)                           the bytes, where it is a pipe
+    reopenable("/dev/stdin", "image")                          `MediaBytes` of it, to be opened more than once
 
 References on other machines are refused here, because nothing is fetched that was not asked for. Whoever allows them
 passes sources through `remote_media.fetched` first, which turns http(s):// into `MediaBytes`.
@@ -12,6 +13,7 @@ passes sources through `remote_media.fetched` first, which turns http(s):// into
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import io
 import os
@@ -97,6 +99,24 @@ def path_or_bytes(source: Any, kind: str, files: str, forms: str) -> tuple[str |
     return _readable(path, files), printable(path)
 
 
+def reopenable(source: Any, kind: str) -> Any:
+    """Returns a source that can be opened any number of times: of a pipe or an open file its content, else itself.
+
+    Args:
+      source: Any source of an image or video; in a list or tuple, each of its sources.
+      kind: "image" or "video", for messages.
+
+    Raises:
+      InputError: As `path_or_bytes`.
+    """
+    if isinstance(source, list | tuple):
+        return [reopenable(item, kind) for item in source]
+    if not hasattr(source, "read") and not _is_pipe(source):
+        return source
+    content, name = path_or_bytes(source, kind, f"{kind} file", "a path or bytes")
+    return MediaBytes(content, name) if isinstance(content, bytes) else content
+
+
 def file_path(reference: str) -> str:
     """Returns the path of a `file://` reference.
 
@@ -139,6 +159,16 @@ def first_bytes(data: str | bytes, count: int) -> bytes:
         return data[:count]
     with open(data, "rb") as file:
         return file.read(count)
+
+
+def _is_pipe(source: Any) -> bool:
+    scheme = scheme_of(source)
+    if not isinstance(source, str | os.PathLike) or scheme not in (None, "file"):
+        return False
+    path = file_path(str(source)) if scheme else os.fsdecode(source)
+    with contextlib.suppress(OSError, ValueError):  # opening it says what is wrong
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    return False
 
 
 def _readable(path: str, files: str) -> str | bytes:

@@ -15,6 +15,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from vl3_jax.config_tree import Limits
 from vl3_jax.errors import InputError, printable, repr_of
 from vl3_jax.processing.processor_config import COUNT, FPS, SECONDS
@@ -63,18 +65,31 @@ class MediaPart:
     inserts: Sequence[tuple[int, str]] = ()
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Region:
+    """A part of an image that comes before it in the conversation: what the image shows there is repeated.
+
+    Attributes:
+      mask: The region, [h, w] bool, at any size.
+      medium: Number of the image among all images and videos of the conversation, from 0.
+    """
+
+    mask: np.ndarray
+    medium: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Turn:
     """One message.
 
     Attributes:
       role: One of `ROLES`.
-      parts: Texts and media in order.
+      parts: Texts, media and regions in order.
       learned: Whether training learns the message, if it is one of the assistant.
     """
 
     role: str
-    parts: list[str | MediaPart]
+    parts: list[str | MediaPart | Region]
     learned: bool = True
 
     @property

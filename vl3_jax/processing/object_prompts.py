@@ -27,6 +27,7 @@ class Prompt:
       mask: The object's mask, of the size of the frame: an array [h, w], or an image file whose brighter half is the
         object. It stands alone.
       correction: Whether the points correct what is tracked from other frames. Otherwise the object is seen anew.
+      vector: What a language model says of the object, [width] float32; alone, or with points and a box.
     """
 
     frame: int = 0
@@ -35,6 +36,7 @@ class Prompt:
     box: Sequence[float] | None = None
     mask: Any = None
     correction: bool = False
+    vector: np.ndarray | None = None
 
     def checked(self, height: int, width: int) -> "Prompt":
         """Returns the prompt with its mask as an array [height, width] bool.
@@ -44,9 +46,10 @@ class Prompt:
             another size, or there is nothing or too much in the prompt.
         """
         name, size = f"prompt of object {self.obj} in frame {self.frame}", f"{width} x {height} pixels"
-        if self.mask is not None and (self.points or self.box is not None or self.correction):
+        others = self.points or self.box is not None or self.correction or self.vector is not None
+        if self.mask is not None and others:
             raise InputError(f"{name}: a mask stands alone; leave out points, box and correction")
-        if self.mask is None and not self.points and self.box is None:
+        if self.mask is None and not self.points and self.box is None and self.vector is None:
             raise InputError(f"{name}: has no point, box or mask; give one")
         if self.box is not None and len(self.box) != 4:
             raise InputError(f"{name}: a box of {len(self.box)} numbers; give four, x0, y0, x1, y1")

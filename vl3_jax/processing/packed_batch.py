@@ -98,11 +98,13 @@ class Sample:
 
     Attributes:
       tokens: [n] int32 token ids; the ids at placeholder positions do not matter.
-      is_vision: [n] bool; the placeholders, one for each token that the visuals keep, in the same order; created with
-        None, none.
+      is_vision: [n] bool; the placeholders, one for each token that the visuals keep, in the same order, and then one
+        for each that is repeated; created with None, none.
       visuals: Images and videos in order of appearance.
       loss_weight: [n] float32; loss weight of predicting tokens[i] (0: not supervised); created with None, 0.
       task: Task id of the sample, for a loss per task.
+      repeated: [m] int32; the vision tokens, counted over all that the visuals keep, that stand in the prompt once
+        more, behind them; created with None, none.
     """
 
     tokens: np.ndarray
@@ -110,22 +112,28 @@ class Sample:
     visuals: Sequence[Visual] = ()
     loss_weight: np.ndarray = _FILLED
     task: int = 0
+    repeated: np.ndarray = _FILLED
 
     def __post_init__(self):
+        self.repeated = np.zeros(0, np.int32) if self.repeated is None else np.asarray(self.repeated, np.int32)
         self.tokens = np.asarray(self.tokens, np.int32)
         self.is_vision = np.zeros(self.tokens.shape, bool) if self.is_vision is None else self.is_vision
         self.loss_weight = np.zeros(self.tokens.shape, np.float32) if self.loss_weight is None else self.loss_weight
         for name in ("is_vision", "loss_weight"):
             if getattr(self, name).shape != self.tokens.shape:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}, tokens {self.tokens.shape}")
-        if self.is_vision.sum() != self.num_vision_tokens:
-            raise ValueError(
-                f"{int(self.is_vision.sum())} placeholders for {self.num_vision_tokens} vision tokens in one sample"
-            )
+        expected = self.num_vision_tokens + len(self.repeated)
+        if self.is_vision.sum() != expected:
+            raise ValueError(f"{int(self.is_vision.sum())} placeholders for {expected} vision tokens in one sample")
 
     @property
     def num_vision_tokens(self) -> int:
         return sum(visual.num_tokens for visual in self.visuals)
+
+    @property
+    def vision_order(self) -> np.ndarray:
+        """[placeholders] int32, the vision token that each placeholder stands for."""
+        return np.concatenate([np.arange(self.num_vision_tokens, dtype=np.int32), self.repeated])
 
 
 def block_coordinates(height: int, width: int, merge: int) -> np.ndarray:
@@ -189,7 +197,7 @@ def _fill_text(row: dict[str, np.ndarray], samples: Sequence[Sample], shape: Bat
         row["positions"][span] = np.arange(length)
         row["targets"][predicting] = sample.tokens[1:]
         row["loss_weight"][predicting] = sample.loss_weight[1:]
-        row["vision_slot"][span][sample.is_vision] = slot + np.arange(sample.num_vision_tokens)
+        row["vision_slot"][span][sample.is_vision] = slot + sample.vision_order
         row["sample_task"][segment - 1] = sample.task
         start, slot = start + length, slot + sample.num_vision_tokens
 

@@ -23,6 +23,7 @@ from vl3_jax.processing import (
     messages,
     patchify,
     pruning,
+    region_cells,
     resize,
     saved_frames,
     videos,
@@ -162,10 +163,12 @@ class Processor:
             turns = chat_template.with_default_system(turns)
         media = self.read_media(turns)
         style = chat_template.PromptStyle(self.config.native_placeholders)
-        rendered = chat_template.render(turns, media.token_counts, self.tokenizer, style)
+        regions = region_cells.all_region_tokens(turns, media.visuals)
+        sizes = list(map(len, regions))
+        rendered = chat_template.render(turns, media.token_counts, self.tokenizer, style, sizes)
         weights = loss_weights.token_loss_weights(rendered, self.tokenizer) if supervise else None
         suffix = chat_template.generation_prompt(self.tokenizer) if add_generation_prompt else []
-        sample = assemble_sample(rendered, media.visuals, weights, suffix)
+        sample = assemble_sample(rendered, media.visuals, weights, suffix, regions)
         return ProcessorOutput(sample, media.selections, media.warnings, media.prune_threshold)
 
     def read_media(self, turns: Sequence[messages.Turn]) -> DecodedMedia:
@@ -265,6 +268,7 @@ def assemble_sample(
     visuals: Sequence[Visual],
     weights: Sequence[np.ndarray] | None = None,
     suffix: Sequence[int] = (),
+    regions: Sequence[np.ndarray] = (),
 ) -> Sample:
     """Joins rendered messages to one sample.
 
@@ -273,12 +277,14 @@ def assemble_sample(
       visuals: Their images and videos in order of appearance.
       weights: [n] float32, the loss weights of each message; None is 0 everywhere.
       suffix: Token ids that follow the last message, with loss weight 0.
+      regions: The vision tokens of each region of the messages, which come behind all images and videos.
     """
     tokens = np.concatenate([*(turn.tokens for turn in turns), np.array(suffix, np.int32)])
     is_vision = np.concatenate([*(turn.is_vision for turn in turns), np.zeros(len(suffix), bool)])
     weights = [np.zeros(len(turn.tokens), np.float32) for turn in turns] if weights is None else weights
     loss_weight = np.concatenate([*weights, np.zeros(len(suffix), np.float32)])
-    return Sample(tokens, is_vision, visuals, loss_weight)
+    repeated = np.concatenate([np.zeros(0, np.int32), *regions])
+    return Sample(tokens, is_vision, visuals, loss_weight, repeated=repeated)
 
 
 def _grid(item: resize.ResizeItem, size: tuple[int, int]) -> tuple[int, int, int]:

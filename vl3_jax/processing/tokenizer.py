@@ -19,6 +19,9 @@ _MOST_CHARACTERS = 64  # of a token on average; only runs of white space have mo
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 IMAGE, IMAGE_PAD, VIDEO_PAD = "<image>", "<|image_pad|>", "<|video_pad|>"
 STREAM_START, STREAM_END = "<|stream_start|>", "<|stream_end|>"
+# Of a model whose answers have masks: a mask, the phrase that it is of, and a region that a question is about.
+MASK, PHRASE_START, PHRASE_END, REGION_START, REGION_END = "[SEG]", "<p>", "</p>", "<vp>", "</vp>"
+GROUNDING_TOKENS = (MASK, PHRASE_START, PHRASE_END, REGION_START, REGION_END)
 
 
 class Tokenizer:

@@ -1,4 +1,4 @@
-"""All frames of a video as a sequence, of which a few are in memory."""
+"""Frames of a video as a sequence, of which a few are in memory."""
 
 import collections
 from collections.abc import Generator, Sequence
@@ -14,18 +14,27 @@ _BLOCK = KEPT_FRAMES // 2  # frames that are decoded together on the way back
 
 
 class VideoFrames(Sequence[Image.Image]):
-    """The frames of a video by index, upright and in RGB.
+    """The frames of a video, or some of them, upright and in RGB.
 
     Frames that are asked for in ascending order are decoded once; in descending order, several are decoded together. In
     the place of a damaged frame is one beside it, with a warning, so that all others keep their index.
 
     Attributes:
       reader: Reader of the video; its selection of frames does not matter.
+      indices: Index of each frame in the video.
       times: Time of each frame in seconds from the beginning of the video.
     """
 
-    def __init__(self, reader: VideoReader):
-        self.reader, self.times = reader, reader.frame_times
+    def __init__(self, reader: VideoReader, indices: Sequence[int] | None = None):
+        """Decodes nothing yet.
+
+        Args:
+          reader: Reader of the video.
+          indices: Indices of the frames, ascending, each once; None for all frames.
+        """
+        times = reader.frame_times
+        self.reader, self.indices = reader, range(len(times)) if indices is None else indices
+        self.times = times if indices is None else [times[index] for index in indices]
         self._kept: collections.OrderedDict[int, Image.Image] = collections.OrderedDict()
         self._decoded: Generator[tuple[int, Image.Image]] | None = None
         self._coming: tuple[int, Image.Image] | None = None  # decoded, and not asked for yet
@@ -54,20 +63,21 @@ class VideoFrames(Sequence[Image.Image]):
         """Starts decoding at a frame."""
         if self._decoded is not None:
             self._decoded.close()
-        self._decoded, self._coming, self._next = self.reader.decode(range(first, len(self))), None, first
+        self._decoded, self._coming, self._next = self.reader.decode(self.indices[first:]), None, first
 
     def _keep_next(self) -> None:
         """Keeps the next frame, and forgets the oldest one."""
         assert self._decoded is not None
         index = self._next
+        name = f"{self.reader.name}: frame {self.indices[index]}"
         self._coming = self._coming or next(self._decoded, None)
-        if self._coming is not None and self._coming[0] == index:
+        if self._coming is not None and self._coming[0] == self.indices[index]:
             frame, self._coming = self._coming[1], None
         else:
             frame = self._kept.get(index - 1) or (self._coming and self._coming[1])
             if frame is None:
-                raise InputError(f"{self.reader.name}: frame {index} cannot be decoded; replace the file")
-            warning = f"{self.reader.name}: frame {index} is damaged; a frame beside it is used in its place"
+                raise InputError(f"{name} cannot be decoded; replace the file")
+            warning = f"{name} is damaged; a frame beside it is used in its place"
             if warning not in self.reader.warnings:
                 self.reader.warnings.append(warning)
         self._kept.pop(index, None)

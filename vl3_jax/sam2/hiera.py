@@ -1,13 +1,15 @@
 """The Hiera trunk: attention in windows, a few blocks over the whole map, and pooling between four stages.
 
 No block but those of windows depends on the order of the cells. They therefore stay in the order of windows from block
-to block, as long as these tile the map; a window that is pooled often is the next stage's.
+to block, as long as these tile the map; a window that is pooled often is the next stage's. Windows come in the order of
+larger ones, if a later stage has these: then no cell is moved between the first block and the last.
 
 Dimension names: B images, H and W rows and columns of a map, N cells of a map, C channels.
 """
 
 import functools
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,13 +26,30 @@ from vl3_jax.model.layers import LayerNorm, Linear, partitioned_param
 from vl3_jax.model.linear import add_bias, linear
 from vl3_jax.parallel.rules import constrain_row_major, target_device
 from vl3_jax.processing.resampling import bicubic_matrix
+from vl3_jax.sam2.cell_order import Cells, Groups, Map, cells_of, map_of, max_pool
 from vl3_jax.sam2.sam2_config import PATCH_KERNEL, PATCH_STRIDE, RGB, STAGES, HieraConfig
 from vl3_jax.sam2.sam2_layers import all_to_all_attention, gelu
 
-Map = Float[Array, "B H W C"]
-Cells = Float[Array, "B N C"]
 _MANY = 512  # cells, whose scores are not held in memory
 _ROW = 256  # cells of a row of windows, as in a block of the kernels
+
+
+class Stage(NamedTuple):
+    """Output of a stage.
+
+    Attributes:
+      cells: Features of each cell, [B, N, C].
+      side: Rows, and columns, of the map.
+      groups: Order of the cells, see `cells_of`.
+    """
+
+    cells: Cells
+    side: int
+    groups: Groups
+
+    def maps(self, cells: Cells | None = None) -> Map:
+        """Returns the maps of these cells, or of what was made of each of them."""
+        return map_of(self.cells if cells is None else cells, self.side, self.groups)
 
 
 class Hiera(nn.Module):
@@ -39,42 +58,71 @@ class Hiera(nn.Module):
     config: HieraConfig
     param_dtype: DTypeLike = jnp.float32
 
+    def setup(self):
+        width, window, init = self.config.widths[0], self.config.windows[0], nn.initializers.normal(0.02)
+        parameter = lambda name, *shape: partitioned_param(  # noqa: E731
+            self, name, init, (*shape, width), (None, None, "vision_embed"), self.param_dtype
+        )
+        self.position = parameter("position", *self.config.position_size)
+        self.window_position = parameter("window_position", window, window)
+
     @nn.compact
-    def __call__(self, pixels: Float[Array, "B height width 3"]) -> list[Map]:
-        """Returns the output of each stage, with strides 4, 8, 16 and 32, for normalised pixels."""
+    def __call__(self, pixels: Float[Array, "B height width 3"], positions: Float[Array, "N C"]) -> list[Stage]:
+        """Returns the output of each stage, with strides 4, 8, 16 and 32.
+
+        Args:
+          pixels: Normalised pixels.
+          positions: From `positions`, which do not depend on the images.
+        """
         config = self.config
         x = PatchEmbed(config.widths[0], self.param_dtype, name="patch_embed")(pixels)
-        x += self._positions(x.shape[1]).astype(x.dtype)
         stages, number, side = [], 0, x.shape[1]
-        x, group = cells_of(x, side), side
+        groups = self._first_groups(side)
+        x = cells_of(x, groups) + positions.astype(x.dtype)
+        x = constrain_row_major(x, "batch", None, None)
         for stage in range(STAGES):
             for index in range(config.depths[stage]):
                 first = index == 0 and stage > 0
                 window = 0 if number in config.global_blocks else config.windows[stage - first]
-                wanted = group if window == 0 else side if side % window else window
-                if group != wanted:
-                    x, group = cells_of(map_of(x, side, group), wanted), wanted
-                block = HieraBlock(config, stage, side, group, window, first, self.param_dtype, name=f"block{number}")
-                x, number, side, group = block(x), number + 1, side >> first, group >> first
-            stages.append(map_of(x, side, group))
+                wanted = groups if window == 0 or window in groups else (window,)
+                if window and side % window:
+                    wanted = (side,)
+                if groups != wanted:
+                    x, groups = cells_of(map_of(x, side, groups), wanted), wanted
+                block = HieraBlock(config, stage, side, groups, window, first, self.param_dtype, name=f"block{number}")
+                x, number = block(x), number + 1
+                if first:
+                    side //= 2
+                    groups = tuple(group // 2 for group in groups if group > 2) or (side,)
+            stages.append(Stage(x, side, groups))
         return stages
 
-    def _positions(self, side: int) -> Float[Array, "side side C"]:
-        """Returns the interpolated position embedding of the map plus that of each window of the first stage."""
-        config, width, init = self.config, self.config.widths[0], nn.initializers.normal(0.02)
-        shape, window, axes = (*config.position_size, width), config.windows[0], (None, None, "vision_embed")
-        coarse = partitioned_param(self, "position", init, shape, axes, self.param_dtype)
-        fine = partitioned_param(self, "window_position", init, (window, window, width), axes, self.param_dtype)
-        rows, columns = (jnp.asarray(bicubic_matrix(size, side)) for size in config.position_size)
-        coarse = einsum("yi,ijc,xj->yxc", rows, coarse.astype(jnp.float32), columns)
-        return coarse + jnp.tile(fine.astype(jnp.float32), (side // window, side // window, 1))
+    def positions(self, side: int) -> Float[Array, "N C"]:
+        """Returns the interpolated position embedding of a map plus that of each window of the first stage.
+
+        Args:
+          side: Rows, and columns, of the map.
+
+        Returns:
+          The positions of the cells, in the order of the trunk.
+        """
+        window, groups = self.config.windows[0], self._first_groups(side)
+        rows, columns = (jnp.asarray(bicubic_matrix(size, side)) for size in self.config.position_size)
+        coarse = einsum("yi,ijc,xj->yxc", rows, self.position.astype(jnp.float32), columns)
+        fine = self.window_position.astype(jnp.float32).reshape(window**2, -1)
+        return cells_of(coarse[None], groups)[0] + jnp.tile(fine, ((side // window) ** 2, 1))
+
+    def _first_groups(self, side: int) -> Groups:
+        """Returns the order of the cells at first: by the windows of the first stage, within those of the third one."""
+        window, later = self.config.windows[0], 4 * self.config.windows[2]  # it has a quarter of the rows
+        return (window,) if side % later or later % window or later == window else (later, window)
 
 
 class PatchEmbed(nn.Module):
     """Convolution of pixels whose stride is the side of a patch; an output reads its patch and those before it.
 
-    It is a product of patches with each quarter of the kernel. A TPU lays few channels out as planes; a convolution
-    would first give each pixel a register. The columns of patches are gathered by a product too.
+    It is a product of patches, with what they read of the patches before them. A TPU lays few channels out as planes; a
+    convolution would first give each pixel a register. The columns of patches are gathered by a product too.
 
     Attributes:
       width: Channels of the outputs.
@@ -92,18 +140,18 @@ class PatchEmbed(nn.Module):
         bias = partitioned_param(self, "bias", zeros, shape[3:], axes[3:], self.param_dtype)
         batch, height, columns, _ = pixels.shape
         side, rows, cells = PATCH_STRIDE, height // PATCH_STRIDE, columns // PATCH_STRIDE
-        order = np.arange(columns).reshape(cells, side).T.reshape(-1)  # the first columns of all patches come first
-        x = einsum("bhwc,sw->bchs", pixels, jax.nn.one_hot(order, columns, dtype=pixels.dtype))
-        x = x.reshape(batch, RGB, rows, side, side, cells).swapaxes(1, 2).reshape(batch, rows, -1, cells)
-        x = jnp.pad(x, [(0, 0), (1, 0), (0, 0), (1, 0)])
-        quarters = jnp.pad(kernel, [(1, 0), (1, 0), (0, 0), (0, 0)]).reshape(2, side, 2, side, RGB, self.width)
-        quarters = quarters.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, -1, self.width)
-        products = [
-            einsum("byix,io->byxo", x[:, i : i + rows, :, j : j + cells], quarters[i, j], out_dtype=jnp.float32)
-            for i in range(2)
-            for j in range(2)
-        ]
-        return sum(products, bias.astype(jnp.float32)).astype(pixels.dtype)
+        # Columns of the patch before each patch, zeros at first, and of the patch itself; those of all patches that are
+        # first in theirs come before the second ones.
+        read = np.arange(-side, columns).reshape(-1, side)
+        read = np.stack([read[:-1], read[1:]]).transpose(0, 2, 1).reshape(-1)
+        chosen = jnp.asarray(read[:, None] == np.arange(columns), pixels.dtype)
+        x = einsum("bhwc,sw->bchs", pixels, chosen)
+        x = x.reshape(batch, RGB, rows, side, 2 * side, cells).swapaxes(1, 2).reshape(batch, rows, -1, cells)
+        above = jnp.pad(x, [(0, 0), (1, 0), (0, 0), (0, 0)])[:, :-1]
+        kernel = jnp.pad(kernel, [(1, 0), (1, 0), (0, 0), (0, 0)]).reshape(2, side, 2 * side, RGB, self.width)
+        kernel = kernel.transpose(0, 3, 1, 2, 4).reshape(-1, self.width)
+        product = einsum("byix,io->byxo", jnp.concatenate([above, x], axis=2), kernel, out_dtype=jnp.float32)
+        return (product + bias.astype(jnp.float32)).astype(pixels.dtype)
 
 
 class HieraBlock(nn.Module):
@@ -113,7 +161,7 @@ class HieraBlock(nn.Module):
       config: Configuration of the trunk.
       stage: Stage of the block, from 0.
       side: Rows, and columns, of the map.
-      group: Rows, and columns, of the squares in whose order the cells come, see `cells_of`.
+      groups: Order of the cells, see `cells_of`.
       window: Rows, and columns, of the windows of attention; 0 attends to the whole map.
       pool: Whether it begins a stage: it changes the width and halves the map.
       param_dtype: Dtype of the parameters.
@@ -122,7 +170,7 @@ class HieraBlock(nn.Module):
     config: HieraConfig
     stage: int
     side: int
-    group: int
+    groups: Groups
     window: int
     pool: bool
     param_dtype: DTypeLike = jnp.float32
@@ -135,7 +183,7 @@ class HieraBlock(nn.Module):
         normed = norm(name="ln1")(x)
         if self.pool:
             shape, axes = (x.shape[-1], width), ("vision_embed", "vision_mlp")
-            x = max_pool(dense(shape, axes, name="shortcut")(normed), self.group)
+            x = max_pool(dense(shape, axes, name="shortcut")(normed), self.groups[-1])
         x += self._attend(normed)
         hidden = dense((width, inner), ("vision_embed", "vision_mlp"), name="fc1")(norm(name="ln2")(x))
         x += dense((inner, width), ("vision_mlp", "vision_embed"), name="fc2")(gelu(hidden))
@@ -144,18 +192,18 @@ class HieraBlock(nn.Module):
     def _attend(self, x: Cells) -> Cells:
         """Attends within windows, whose padding takes part; queries are pooled after their projection."""
         width, heads = self.config.widths[self.stage], self.config.heads[self.stage]
-        window, is_padded = self.window or self.side, self.window not in (0, self.group)
+        window, is_padded = self.window or self.side, self.window not in (0, *self.groups)
         if is_padded:
-            x = cells_of(map_of(x, self.side, self.group), window)
+            x = cells_of(map_of(x, self.side, self.groups), (window,))
         q, k, v = QueriesKeysValues((heads, width // heads), self.param_dtype, name="qkv")(x)
         if self.pool:
-            q = max_pool(q, window if self.window else self.group)
+            q = max_pool(q, window if is_padded else self.groups[-1])
         q, k, v = (part.reshape(*part.shape[:2], heads, width // heads) for part in (q, k, v))
         out = _attention(q, k, v, window**2)
         axes = ("vision_heads", "head_dim", "vision_embed")
         out = Linear((*out.shape[2:], width), axes, num_in=2, param_dtype=self.param_dtype, name="out")(out)
         side = self.side >> self.pool
-        return cells_of(map_of(out, side, window >> self.pool), side) if is_padded else out
+        return cells_of(map_of(out, side, (window >> self.pool,)), (side,)) if is_padded else out
 
 
 class QueriesKeysValues(nn.Module):
@@ -215,32 +263,3 @@ def joined_windows(windows: int, queries: int) -> int:
 def window_numbers(joined: int, cells: int) -> np.ndarray:
     """Returns the segment of each cell of a row of `joined` windows of some cells each, int32 from 1."""
     return np.repeat(np.arange(1, joined + 1, dtype=np.int32), cells)
-
-
-def max_pool(x: Cells, group: int) -> Cells:
-    """Returns the largest value in each 2 x 2 cells, which come in the order of squares of `group` rows and columns."""
-    batch, count, channels = x.shape
-    squares = x.reshape(-1, group, group, channels)
-    return nn.max_pool(squares, (2, 2), (2, 2)).reshape(batch, count // 4, channels)
-
-
-def cells_of(x: Map, group: int) -> Cells:
-    """Lists the cells of square maps, square by square.
-
-    Args:
-      x: Maps, which are padded with zeros below and on the right where squares do not tile them.
-      group: Rows, and columns, of a square.
-    """
-    batch, side, _, channels = x.shape
-    count = -(-side // group)
-    missing = count * group - side
-    x = jnp.pad(x, [(0, 0), (0, missing), (0, missing), (0, 0)])
-    return x.reshape(batch, count, group, count, group, channels).swapaxes(2, 3).reshape(batch, -1, channels)
-
-
-def map_of(x: Cells, side: int, group: int) -> Map:
-    """Inverts `cells_of` for maps of `side` rows and columns."""
-    batch, _, channels = x.shape
-    count = -(-side // group)
-    x = x.reshape(batch, count, count, group, group, channels).swapaxes(2, 3)
-    return x.reshape(batch, count * group, count * group, channels)[:, :side, :side]

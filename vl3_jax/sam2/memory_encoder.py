@@ -6,8 +6,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vl3_jax.model.layers import Linear, partitioned_param
+from vl3_jax.sam2.packed_maps import HalvingConv, PackedNorm, packed
 from vl3_jax.sam2.sam2_config import STRIDE, Sam2Config
-from vl3_jax.sam2.sam2_layers import Conv, gelu, map_norm
+from vl3_jax.sam2.sam2_layers import MAP_NORM_EPS, DepthwiseConv, gelu, map_norm
 
 
 class MemoryEncoder(nn.Module):
@@ -30,11 +31,11 @@ class MemoryEncoder(nn.Module):
           Memories, [B, G, G, memory_width].
         """
         config, dtype = self.config, self.param_dtype
-        x, channels = masks[..., None].astype(features.dtype), 1
+        x, side, channels = packed(masks[..., None].astype(features.dtype), config.grid), STRIDE, 1
         for number in range(1, STRIDE.bit_length()):  # each convolution halves the map and quadruples the channels
-            conv = Conv((3, 3, channels, 4 * channels), stride=2, padding=1, param_dtype=dtype, name=f"conv{number}")
-            channels *= 4
-            x = gelu(map_norm(f"norm{number}", dtype)(conv(x)))
+            x = HalvingConv((channels, 4 * channels), side, dtype, name=f"conv{number}")(x)
+            side, channels = side // 2, 4 * channels
+            x = gelu(PackedNorm(channels, MAP_NORM_EPS, dtype, name=f"norm{number}")(x))
         linear = lambda width, out, name: Linear((width, out), ("vision_embed", None), param_dtype=dtype, name=name)  # noqa: E731
         x = linear(channels, config.width, "masks")(x) + linear(config.width, config.width, "features")(features)
         for number in range(config.fuser_layers):
@@ -50,8 +51,8 @@ class FuserBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B G G D"]) -> Float[Array, "B G G D"]:
-        width, size, inner = self.config.width, self.config.fuser_kernel, self.config.fuser_mlp
-        conv = Conv((size, size, 1, width), 1, size // 2, groups=width, param_dtype=self.param_dtype, name="conv")
+        width, inner = self.config.width, self.config.fuser_mlp
+        conv = DepthwiseConv(self.config.fuser_kernel, self.param_dtype, name="conv")
         hidden = map_norm("norm", self.param_dtype)(conv(x))
         axes = ("vision_embed", "vision_mlp")
         hidden = Linear((width, inner), axes, param_dtype=self.param_dtype, name="fc1")(hidden)

@@ -162,6 +162,8 @@ class Sam2Config:
             raise ValueError(f"width {self.width} does not divide over the attention heads")
         if self.num_memories < 2 or self.num_pointers < 2 or self.iou_layers < 2:
             raise ValueError("num_memories, num_pointers and iou_layers must be at least 2")
+        if self.num_pointers < self.num_memories:
+            raise ValueError(f"num_pointers is {self.num_pointers}, less than num_memories {self.num_memories}")
 
     @property
     def grid(self) -> int:

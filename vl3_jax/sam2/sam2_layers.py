@@ -13,6 +13,7 @@ from vl3_jax.kernels.dense import dense_attention
 from vl3_jax.kernels.einsum import convolve, einsum
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.layers import LayerNorm, Linear, partitioned_param
+from vl3_jax.parallel.rules import on_each_device, target_device
 
 LAYER_NORM_EPS = 1e-5  # of the transformers; `MAP_NORM_EPS` of the layer normalisations between convolutions
 MAP_NORM_EPS = 1e-6
@@ -22,17 +23,13 @@ class Conv(nn.Module):
     """Convolution of maps [B, H, W, I] with a bias.
 
     Attributes:
-      shape: Shape of the kernel, (rows, columns, in / groups, out).
+      shape: Shape of the kernel, (rows, columns, in, out).
       stride: Rows, and columns, from one output to the next.
-      padding: Rows, and columns, of zeros on each side.
-      groups: Number of groups of channels that do not mix.
       param_dtype: Dtype of the parameters.
     """
 
     shape: tuple[int, int, int, int]
     stride: int = 1
-    padding: int = 0
-    groups: int = 1
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -40,7 +37,36 @@ class Conv(nn.Module):
         init, axes = nn.initializers.normal(math.prod(self.shape[:3]) ** -0.5), (None, None, None, "vision_embed")
         kernel = partitioned_param(self, "kernel", init, self.shape, axes, self.param_dtype)
         bias = partitioned_param(self, "bias", nn.initializers.zeros, self.shape[3:], axes[3:], self.param_dtype)
-        return convolve(x, kernel, self.stride, self.padding, self.groups) + bias.astype(x.dtype)
+        return convolve(x, kernel, self.stride) + bias.astype(x.dtype)
+
+
+class DepthwiseConv(nn.Module):
+    """Convolution of each channel of maps on its own, with a bias; the maps keep their size.
+
+    Attributes:
+      size: Rows, and columns, of the kernels; odd.
+      param_dtype: Dtype of the parameters.
+    """
+
+    size: int
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        shape, axes = (self.size, self.size, 1, x.shape[-1]), (None, None, None, "vision_embed")
+        init, zeros = nn.initializers.normal(1 / self.size), nn.initializers.zeros
+        kernel = partitioned_param(self, "kernel", init, shape, axes, self.param_dtype)
+        bias = partitioned_param(self, "bias", zeros, shape[3:], axes[3:], self.param_dtype)
+        return self._convolve(x, kernel) + bias.astype(x.dtype)
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if target_device().platform == "tpu":
+            from vl3_jax.kernels.tpu_depthwise import tpu_depthwise, tpu_depthwise_unsupported_reason
+
+            if tpu_depthwise_unsupported_reason(x, kernel) is None:
+                batch = ("batch", None, None, None)
+                return on_each_device(tpu_depthwise, (x, kernel), (batch, (None,) * 4), batch)
+        return convolve(x, kernel, padding=self.size // 2, groups=x.shape[-1])
 
 
 class DoublingConv(nn.Module):

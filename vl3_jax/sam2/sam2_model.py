@@ -25,7 +25,7 @@ from vl3_jax.sam2.memory_attention import MemoryAttention, MemoryTokens
 from vl3_jax.sam2.memory_encoder import MemoryEncoder
 from vl3_jax.sam2.position_encoding import as_array, sine_distances, sine_grid
 from vl3_jax.sam2.prompt_encoder import PromptEncoder
-from vl3_jax.sam2.sam2_config import MASK_STRIDE, STAGES, Sam2Config
+from vl3_jax.sam2.sam2_config import MASK_STRIDE, PATCH_STRIDE, STAGES, Sam2Config
 from vl3_jax.sam2.sam2_layers import Conv, Mlp
 
 _MASK_LOGIT = 10.0  # the logits of a mask that is given are plus and minus this
@@ -125,18 +125,31 @@ class Sam2(nn.Module):
         if config.pointer_time:
             self.pointer_time = Linear((width, config.memory_width), ("embed", None), param_dtype=dtype)
 
-    def encode_image(self, pixels: UInt8[Array, "F size size 3"] | Float[Array, "F size size 3"]) -> ImageFeatures:
+    def image_positions(self) -> Float[Array, "cells C"]:
+        """Returns what the trunk adds to the patches of every image."""
+        with jax.named_scope("trunk"):
+            return self.trunk.positions(self.config.image_size // PATCH_STRIDE).astype(self.dtype)
+
+    def encode_image(
+        self,
+        pixels: UInt8[Array, "F size size 3"] | Float[Array, "F size size 3"],
+        positions: Float[Array, "cells C"] | None = None,
+    ) -> ImageFeatures:
         """Encodes images.
 
         Args:
           pixels: Pixels at the size of the input, uint8; or already normalised floats.
+          positions: From `image_positions`; None computes them.
         """
+        positions = self.image_positions() if positions is None else positions
         with jax.named_scope("trunk"):
-            stages = self.trunk(self._normalise(pixels).astype(self.dtype))
+            stages = self.trunk(self._normalise(pixels).astype(self.dtype), positions)
         with jax.named_scope("neck"):
-            lateral = [self.laterals[STAGES - 1 - stage](x) for stage, x in enumerate(stages)]
-            top_down = lateral[3].repeat(2, axis=1).repeat(2, axis=2)
-            return ImageFeatures(*self.decoder.high_resolution(lateral[0], lateral[1]), lateral[2] + top_down)
+            lateral = [self.laterals[STAGES - 1 - stage](x.cells) for stage, x in enumerate(stages)]
+            # Cells are put in order when they have the fewest channels.
+            fine, middle = self.decoder.high_resolution(lateral[0], lateral[1])
+            top_down = stages[3].maps(lateral[3]).repeat(2, axis=1).repeat(2, axis=2)
+            return ImageFeatures(stages[0].maps(fine), stages[1].maps(middle), stages[2].maps(lateral[2]) + top_down)
 
     def segment(
         self, features: ImageFeatures, prompts: ObjectPrompts, masks: Float[Array, "B 4G 4G"] | None = None
@@ -224,8 +237,8 @@ class Sam2(nn.Module):
         output = self.condition_on_mask(features, masks)
         memory = self.remember(features, masks, output.presence, jnp.ones(1, bool))
         positions, _ = self.memory_positions()
-        self.pointer_positions(jnp.zeros((1, 1)), jnp.ones(()))
-        tokens = MemoryTokens(memory, positions[None], jnp.ones(memory.shape[:2], bool), maps=1)
+        pointers = self.pointer_positions(jnp.zeros((1, 1)), jnp.ones(()))[:, :0]
+        tokens = MemoryTokens(memory, positions[None], pointers, jnp.ones(memory.shape[:2], bool))
         return self.track(features, tokens, ObjectPrompts.nothing(1, True)).mask
 
     def _normalise(self, pixels: jax.Array) -> jax.Array:

@@ -4,12 +4,14 @@ Dimension names: F frames, B objects; the others are those of `vl3_jax.sam2.memo
 """
 
 import functools
+import math
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
+from vl3_jax.parallel.rules import current_mesh, mesh_axes, partition_spec
 from vl3_jax.sam2.mask_decoder import ABSENT_LOGIT
 from vl3_jax.sam2.memory_bank import MEMORY_DTYPE, ConditioningFrames, RecentFrames, memory_tokens
 from vl3_jax.sam2.sam2_model import ImageFeatures, ObjectOutput, ObjectPrompts, Sam2, apply, enlarge, mask_logits
@@ -100,8 +102,7 @@ def track_step(
     stored = jax.tree.map(lambda x: jax.vmap(lambda row, slot: row[slot])(x, here.argmax(1)), conditioning.output)
     full = enlarge(tracked.mask, module.config.image_size)
     memory = module.remember(features, full, tracked.presence, inputs.corrected)
-    pushed = recent.push(memory, tracked.pointer, known & ~here.any(1))
-    recent = jax.tree.map(lambda new, old: jnp.where(inputs.real, new, old), pushed, recent)
+    recent = recent.push(memory, tracked.pointer, known & ~here.any(1), inputs.real)
     return recent, _select(here.any(1), stored, tracked)
 
 
@@ -115,18 +116,31 @@ def track_frames(
     inputs: FrameInputs,
     longest: Float[Array, ""],
 ) -> tuple[RecentFrames, ObjectOutput]:
-    """Finds objects in consecutive frames: encodes all frames at once, then scans them.
+    """Finds objects in consecutive frames: encodes all frames, then scans them.
+
+    A chip encodes one frame after another: an encoder of several takes longer to compile, and longer to run on a TPU,
+    which holds the activations of one in its fast memory.
 
     The arguments and results are those of `track_step`, with a leading dimension F.
     """
-    features = apply(model, params, "encode_image", pixels)
+    together = _frames_at_once(len(pixels))
+    groups = pixels.reshape(-1, together, *pixels.shape[1:])
+    positions = apply(model, params, "image_positions")
+    features = jax.lax.map(lambda group: apply(model, params, "encode_image", group, positions), groups)
+    features = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), features)
 
     def step(recent, frame):
         one, inputs = frame
-        one = jax.tree.map(lambda x: x[None], one)
         return apply(model, params, track_step, one, conditioning, recent, inputs, longest)
 
     return jax.lax.scan(step, recent, (features, inputs))
+
+
+def _frames_at_once(count: int) -> int:
+    """Returns how many of some frames the chips of the mesh encode side by side."""
+    mesh = current_mesh()
+    axes = mesh_axes(partition_spec(("batch",), (count,), mesh)[0]) if mesh else ()
+    return math.prod(mesh.shape[axis] for axis in axes) if mesh else 1
 
 
 def _select(first: Bool[Array, " B"], x: ObjectOutput, y: ObjectOutput) -> ObjectOutput:

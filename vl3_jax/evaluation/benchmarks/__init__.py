@@ -1,4 +1,4 @@
-"""The benchmarks by name: those of the paper's tables 5 to 8, and the synthetic tasks of nano.
+"""The benchmarks by name: those of the paper's tables 5 to 8, of masks, and the synthetic tasks of nano.
 
 find(["videomme", "BLINK@test"])         two benchmarks, the second with another split than its default
 find(["nano/digit"])                     a synthetic task; find(["nano"]) are all of them
@@ -43,7 +43,26 @@ VIDEO_BENCHMARKS = {
     "charades_sta": "charades_sta:CharadesSTA",
 }
 BENCHMARKS = {**IMAGE_BENCHMARKS, **VIDEO_BENCHMARKS}
-_GROUPS = {"images": IMAGE_BENCHMARKS, "videos": VIDEO_BENCHMARKS, "paper": BENCHMARKS, FAMILY: SYNTHETIC}
+# Of masks in answers or in questions, which only a Sa2VA takes.
+MASK_BENCHMARKS = {
+    "refcoco": "referring_images:RefCOCO",
+    "refcoco+": "referring_images:RefCOCOPlus",
+    "refcocog": "referring_images:RefCOCOg",
+    "mevis": "mevis:MeViS",
+    "ref_ytvos": "ref_ytvos:RefYTVOS",
+    "ref_davis17": "ref_ytvos:RefDAVIS17",
+    "revos": "mevis:ReVOS",
+    "ref_sav": "mevis:RefSAV",
+    "gcg": "gcg:GroundedCaptions",
+    "region_captions": "region_captions:RegionCaptions",
+}
+_GROUPS = {
+    "images": IMAGE_BENCHMARKS,
+    "videos": VIDEO_BENCHMARKS,
+    "paper": BENCHMARKS,
+    "masks": MASK_BENCHMARKS,
+    FAMILY: SYNTHETIC,
+}
 _registered: dict[str, type[Benchmark]] = {}
 
 
@@ -55,7 +74,7 @@ def register(benchmark: type[Benchmark]) -> type[Benchmark]:
 
 def names() -> list[str]:
     """Returns the names of all benchmarks."""
-    return [*BENCHMARKS, *_registered]
+    return [*BENCHMARKS, *MASK_BENCHMARKS, *_registered]
 
 
 def listed(tasks: str) -> list[str]:
@@ -67,8 +86,8 @@ def find(tasks: Iterable[str], selection: QuestionSelection | None = None) -> li
     """Returns the benchmarks of these names, in their order and without duplicates.
 
     Args:
-      tasks: Names, each with `@` and a split if it is not the default one; "images", "videos", "paper" and "nano" are
-        groups; a Python file stands for the benchmarks that it defines.
+      tasks: Names, each with `@` and a split if it is not the default one; "images", "videos", "paper", "masks" and
+        "nano" are groups; a Python file stands for the benchmarks that it defines.
       selection: Questions of the synthetic tasks; the default ones if None.
 
     Raises:
@@ -104,5 +123,5 @@ def _open(task: str) -> Benchmark:
         return _registered[name](split or None)
     if name is None:
         raise InputError(f"task {task!r} is unknown; use {', '.join([*_GROUPS, *names(), *SYNTHETIC])}")
-    module, cls = BENCHMARKS[name].split(":")
+    module, cls = (BENCHMARKS | MASK_BENCHMARKS)[name].split(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), cls)(split or None)
