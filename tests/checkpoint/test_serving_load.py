@@ -1,6 +1,7 @@
 """Leaves for serving are filled from a checkpoint as if the whole model had been loaded, converted and quantised."""
 
 import functools
+import threading
 
 import jax
 import numpy as np
@@ -55,6 +56,59 @@ def test_stacks_are_filled_layer_by_layer_on_the_device(folders, monkeypatch, me
     mesh = make_mesh(MESHES[mesh]) if MESHES[mesh] else None
     assert_same(load(folders / "hf", mesh=mesh).params, load(folders / "orbax").params)
     assert filled
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_chip_needs_nothing_besides_the_weights(folders, monkeypatch, quantize, mesh):
+    """As on an accelerator: arrays are copied to their places, and no program runs, which could need more."""
+    monkeypatch.setattr(loading, "is_layerwise", lambda leaf, sharding: leaf.stacked)
+    mesh = make_mesh(MESHES[mesh]) if MESHES[mesh] else None
+    assert not _compiled(lambda: load(folders / "hf", serving=True, quantize=quantize, mesh=mesh))
+    assert _compiled(lambda: load(folders / "hf", mesh=mesh))  # as the stacks of training do
+
+
+def _compiled(run) -> int:
+    """Returns the number of programs that are compiled while a function runs."""
+    found = []
+
+    def listen(event, duration, **_):
+        found.extend([event] * (event == "/jax/core/compile/backend_compile_duration"))
+
+    jax.clear_caches()
+    loading.layer_setter.cache_clear()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        run()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return len(found)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_what_a_host_holds_at_a_time(folders, monkeypatch, quantize):
+    """Each thread holds one leaf; the largest are held together, because they are the first."""
+    sizes = [leaf.nbytes for leaf in loading.leaves_to_load(open_source(folders / "hf"), None, True, quantize)]
+    held, most, lock, arrays = [], [], threading.Lock(), loading._arrays
+    first = threading.Barrier(loading.MOST_WORKERS, timeout=60)
+
+    def watched(source, leaf, *others):
+        with lock:
+            held.append(leaf.nbytes)
+            most.append(sum(held))
+            is_first = len(most) <= loading.MOST_WORKERS
+        if is_first:
+            first.wait()
+        result = arrays(source, leaf, *others)
+        with lock:
+            held.remove(leaf.nbytes)
+        return result
+
+    monkeypatch.setattr(loading, "WORKERS", loading.MOST_WORKERS)
+    monkeypatch.setattr(loading, "_arrays", watched)
+    params = load(folders / "hf", serving=True, quantize=quantize).params
+    assert max(most) == loading.most_on_host(sizes)
+    assert sum(sizes) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
 def test_embeddings_stay_in_a_narrower_type(tmp_path):

@@ -7,10 +7,14 @@ import subprocess
 import sys
 
 import pytest
+from flax.traverse_util import flatten_dict
 
 from planning.fake_plans import FakePlanner
 from support.compiler import needs_compiler
+from vl3_jax.checkpoint.loading import most_on_host
 from vl3_jax.cli.main import main
+from vl3_jax.model import preset
+from vl3_jax.model.serving_layout import abstract_serving_params
 from vl3_jax.planning import compiler, plan_cache
 from vl3_jax.planning.program_cost import program_cost
 
@@ -81,6 +85,9 @@ def test_a_plan_of_inference(tmp_path):
         assert (cost.windowed_products, program["cycles"]["total"] > 0) == (0, True)
         assert memory["weights"] < program["arguments"] < program["peak"] <= memory["peak"] < memory["limit"]
     assert found["programs"]["decode"]["arguments"] >= memory["weights"] + memory["cache"]
+    # A chip needs nothing besides the weights; tests/checkpoint/test_serving_load.py shows what a host holds.
+    sizes = [2 * leaf.size for leaf in flatten_dict(abstract_serving_params(preset("tiny"))).values()]
+    assert found["loading"] == {"peak": memory["weights"], "transient": 0, "host": most_on_host(sizes)}
 
 
 def test_a_step_that_does_not_fit_names_the_excess_and_a_remedy(monkeypatch, capsys):

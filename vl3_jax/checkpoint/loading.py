@@ -3,9 +3,10 @@
 import concurrent.futures
 import dataclasses
 import functools
+import heapq
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 from vl3_jax.sa2va.sa2va_model import abstract_sa2va, sa2va_axes
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.sam2.sam2_model import abstract_sam2, sam2_axes
-from vl3_jax.storage.jobs import WORKERS
+from vl3_jax.storage.jobs import MOST_WORKERS, WORKERS
 from vl3_jax.storage.progress import progress_bar
 
 # A stacked leaf of more bytes is put on an accelerator layer by layer: the host then holds one layer of it at a time.
@@ -134,6 +135,17 @@ def leaves_to_load(
             leaf_dtype = stored if kept else dtype or stored
             leaves.append(Leaf(path, leaf.shape, leaf_dtype, leaf.pieces, contracted, leaf.splits, leaf.transposed))
     return sorted(leaves, key=lambda leaf: -leaf.nbytes)
+
+
+def most_on_host(sizes: Iterable[int]) -> int:
+    """Returns the most bytes of a model for serving that a host with an accelerator holds at a time while it loads it.
+
+    Each thread fills a leaf, and copies it to where it stays on its devices: there, nothing is needed besides.
+
+    Args:
+      sizes: Bytes of each leaf.
+    """
+    return sum(heapq.nlargest(MOST_WORKERS, sizes))
 
 
 def _leaf_of_training(source: CheckpointSource, path: str, dtype: np.dtype) -> Leaf:

@@ -120,7 +120,7 @@ class Decoder(nn.Module):
         self, x: Float[Array, "B L D"], shared: DecoderLayerInputs, cached: KeysValues | tuple[KeysValues, ...] | None
     ) -> tuple[Float[Array, "B L D"], Any]:
         """Returns the output of the last layer; with a cache also the keys and values that `KVCache.write` takes."""
-        if not self.serving:
+        if not isinstance(self.layers, tuple | list):
             (x, _), new = self.layers((x, jnp.int32(0)), shared._replace(cached=cached))
             return x, new
         layer_cache = cached if isinstance(cached, tuple) else (None,) * len(self.layers)

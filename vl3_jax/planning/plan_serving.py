@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding
 
+from vl3_jax.checkpoint.loading import most_on_host
 from vl3_jax.config_tree import LIMITS, CheckedSettings, Limits
 from vl3_jax.errors import InputError
 from vl3_jax.inference.buckets import part_sizes
@@ -53,6 +55,7 @@ class ServingPlan:
       mesh: Size of each mesh axis.
       workload: Conversations answered at once.
       weights, cache: Bytes on a chip.
+      host: Most bytes of the weights that a host holds at a time while it loads them.
       programs: The compiler's figures of "encode", "prefill" and "decode"; their arguments include weights and cache.
         The cycles of "decode" are those of one token of each row, chosen greedily.
     """
@@ -62,6 +65,7 @@ class ServingPlan:
     workload: Workload
     weights: int
     cache: int
+    host: int
     programs: dict[str, ProgramAnalysis]
 
     @property
@@ -93,6 +97,8 @@ class ServingPlan:
                 "peak": self.peak,
                 "limit": self.topology.chip.hbm_bytes,
             },
+            # No program runs: each array is copied from the host to where it stays.
+            "loading": {"peak": self.weights, "transient": 0, "host": self.host},
             "programs": {name: program.as_json() for name, program in self.programs.items()},
             "tokens_per_second_bound": self.tokens_per_second,
         }
@@ -106,6 +112,8 @@ class ServingPlan:
             f"HBM a chip    {self.peak / GIB:.2f} of {chip.hbm_bytes / GIB:.2f} GiB: {verdict}",
             f"  weights     {self.weights / GIB:6.2f} GiB",
             f"  cache       {self.cache / GIB:6.2f} GiB",
+            f"  loading     {self.weights / GIB:6.2f} GiB at its peak, nothing besides the weights; of a host "
+            f"{self.host / GIB:.2f} GiB",
         ]
         lines += [f"  {name:10}{program.peak / GIB:8.2f} GiB at its peak" for name, program in self.programs.items()]
         rate = f"at {chip.hbm_bandwidth / 1e12:.2f} TB/s of a chip"
@@ -162,7 +170,8 @@ def plan_serving(
     }
     state = described_state(module, workload.rows, slots, device_mesh)
     weights, cache = bytes_per_chip(params), bytes_per_chip(state.cache)
-    return ServingPlan(topology, dict(device_mesh.shape), workload, weights, cache, analyses)
+    host = most_on_host(map(_num_bytes, flatten_dict(params).values()))
+    return ServingPlan(topology, dict(device_mesh.shape), workload, weights, cache, host, analyses)
 
 
 def _with_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
@@ -174,6 +183,10 @@ def _params(model_config: ModelConfig, quantize: str | None, shard: Callable) ->
     """Returns the shapes of the parameters with the shardings that `vl3_jax.load` gives them."""
     abstract = abstract_serving_params(model_config, "bfloat16", quantize)
     return jax.tree.map(shard, abstract, serving_axes(model_config, quantize))
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def bytes_per_chip(tree: Any) -> int:
