@@ -32,8 +32,8 @@ def test_every_channel_has_its_own_scale():
     kernel = rng.standard_normal((4, 8, 16)).astype(np.float32) * np.geomspace(0.01, 100, 16, dtype=np.float32)
     result = quantize_leaf("vision/layers_0/attn/out/kernel", jax.device_put(kernel))
     assert isinstance(result, QuantizedKernel)
-    assert (result.values.shape, result.scale.shape) == ((16, 4, 8), (16,))
-    error = np.abs(np.moveaxis(np.asarray(result.values), 0, -1) * np.asarray(result.scale) - kernel)
+    assert (result.values.shape, result.scale.shape) == ((16, 4, 8), (16, 1, 1))
+    error = np.abs(result.values * np.asarray(result.scale) - np.moveaxis(kernel, -1, 0))
     assert np.all(error <= np.asarray(result.scale) * 0.5001)
 
 

@@ -36,8 +36,7 @@ def dequantized(path, leaf):
     if not isinstance(leaf, QuantizedKernel) or path == TIED_HEAD:
         return leaf
     order = outputs_first(leaf.values.ndim, contracted_dimensions(path, leaf.values.ndim))
-    inputs = range(leaf.scale.ndim, leaf.values.ndim)
-    return (leaf.values * jnp.expand_dims(leaf.scale, tuple(inputs))).transpose(np.argsort(order))
+    return (leaf.values * leaf.scale).transpose(np.argsort(order))
 
 
 def packed_batch():

@@ -161,7 +161,7 @@ def fill_quantized(source: CheckpointSource, leaf: Leaf, run: Run = map) -> tupl
 
     list(run(quantize, leaf.pieces))
     values = values.transpose(outputs_first(values.ndim, contracted)).reshape(value_shape, copy=False)
-    return values, scales.reshape(value_shape[:-inputs], copy=False)
+    return values, scales.reshape(*value_shape[:-inputs], *(1,) * inputs, copy=False)
 
 
 def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

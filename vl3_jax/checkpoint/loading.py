@@ -181,14 +181,13 @@ def _load_leaf(source: CheckpointSource, leaf: Leaf, sharding: Sharding, run: Ru
     """Loads a leaf, reading each distinct shard that this process holds once; a quantised one is read whole."""
     if not is_layerwise(leaf, sharding):
         return _arrays(source, leaf, sharding, leaf.whole, run)
-    stacks = None
+    stack = None
     for layer in range(leaf.shape[0]):
-        parts = _arrays(source, leaf, sharding, ((layer, layer + 1), *leaf.whole[1:]), run)
-        if stacks is None:
-            stacks = jax.tree.map(lambda part: _empty_stack(part, leaf.shape[0]), parts)
-        stacks = jax.tree.map(functools.partial(_set_layer, layer), stacks, parts)
-        jax.block_until_ready(stacks)
-    return stacks  # pyright: ignore[reportReturnType]  # there is a layer
+        part = _arrays(source, leaf, sharding, ((layer, layer + 1), *leaf.whole[1:]), run)
+        if stack is None:
+            stack = jnp.zeros(leaf.shape, part.dtype, device=part.sharding)
+        stack = jax.block_until_ready(layer_setter(stack.sharding)(stack, part, layer))
+    return stack  # pyright: ignore[reportReturnType]  # there is a layer
 
 
 def is_layerwise(leaf: Leaf, sharding: Sharding) -> bool:
@@ -207,22 +206,15 @@ def layer_setter(sharding: Sharding) -> Any:
     return jax.jit(set_layer, donate_argnums=0, out_shardings=sharding)
 
 
-def _set_layer(layer: int, stack: jax.Array, part: jax.Array) -> jax.Array:
-    return layer_setter(stack.sharding)(stack, part, layer)
-
-
-def _empty_stack(part: jax.Array, layers: int) -> jax.Array:
-    return jnp.zeros((layers, *part.shape[1:]), part.dtype, device=part.sharding)
-
-
 def _arrays(source: CheckpointSource, leaf: Leaf, sharding: Sharding, bounds: Bounds, run: Run) -> Any:
     """Loads some layers of a leaf, or the whole leaf."""
     if leaf.contracted:
         values, scales = fill_quantized(source, leaf, run)
         order = outputs_first(values.ndim, leaf.contracted)
+        outputs = order[: -len(leaf.contracted)]
         return QuantizedKernel(
             _array(values.shape, _reordered(sharding, order), lambda shard: values[_region(shard)]),
-            _array(scales.shape, _reordered(sharding, order[: scales.ndim]), lambda shard: scales[_region(shard)]),
+            _array(scales.shape, _reordered(sharding, outputs), lambda shard: scales[_region(shard)]),
         )
     first = [start for start, _ in bounds]
 
@@ -240,7 +232,7 @@ def _array(shape: Sequence[int], sharding: Sharding, read: Callable[[Bounds], np
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         return read(tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True)))
 
-    # Transfers are asynchronous; waiting keeps at most one leaf or layer of one in host memory.
+    # Transfers are asynchronous; waiting keeps at most one leaf of each thread, or a layer of one, in host memory.
     return jax.block_until_ready(jax.make_array_from_callback(tuple(shape), sharding, shard))
 
 

@@ -136,7 +136,7 @@ class Decoder(nn.Module):
             return self.lm_head(hidden).astype(jnp.float32)
         if self.has_variable("params", "tied_head"):
             head = self.get_variable("params", "tied_head")
-            return int8_product(hidden, head.values, 1) * head.scale
+            return int8_product(hidden, head.values, 1) * head.scale.squeeze(-1)
         return tied_product(hidden, self.embed.embedding)
 
 

@@ -90,7 +90,7 @@ def _int8_product(x: jax.Array, kernel: QuantizedKernel, axes: Axes, num_in: int
     """Returns the product with a quantised kernel; `axes` are those of its values."""
     is_split = any(_gathered_spec(kernel.values, axes)[-num_in:])
     product = int8_product(x, _gathered(kernel.values, axes), num_in, whole_inputs=not is_split)
-    return (product * kernel.scale).astype(x.dtype)
+    return (product * kernel.scale.squeeze(range(-num_in, 0))).astype(x.dtype)
 
 
 def add_bias(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:

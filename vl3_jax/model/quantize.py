@@ -24,7 +24,8 @@ class QuantizedKernel:
 
     Attributes:
       values: Quantised values, [*out_shape, *in_shape] int8, whatever the order in the kernel.
-      scale: Scale of each output channel, [*out_shape] float32.
+      scale: Scale of each output channel, [*out_shape, 1, ...] float32, with as many dimensions. Vectors would keep the
+        TPU compiler from fetching the next weights while a product runs.
     """
 
     values: jax.Array
@@ -68,7 +69,8 @@ def _quantize(kernel: jax.Array, contracted: tuple[int, ...]) -> QuantizedKernel
     kernel = kernel.astype(jnp.float32)
     scale = channel_scale(jnp.max(jnp.abs(kernel), axis=contracted, keepdims=True))
     values = jnp.round(kernel * (1 / jnp.where(scale == 0, 1, scale))).astype(jnp.int8)
-    return QuantizedKernel(values.transpose(outputs_first(kernel.ndim, contracted)), scale.squeeze(contracted))
+    order = outputs_first(kernel.ndim, contracted)
+    return QuantizedKernel(values.transpose(order), scale.transpose(order))
 
 
 # The same in NumPy, for what is quantised while it is read. Both multiply by reciprocals, as the compiler does where

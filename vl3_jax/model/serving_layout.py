@@ -211,4 +211,4 @@ def _quantized_axes(path: str, axes: tuple[Axis, ...]) -> Any:
     if not contracted:
         return axes
     ordered = tuple(axes[dimension] for dimension in outputs_first(len(axes), contracted))
-    return QuantizedKernel(ordered, ordered[: -len(contracted)])  # pyright: ignore[reportArgumentType]
+    return QuantizedKernel(ordered, ordered)  # pyright: ignore[reportArgumentType]
