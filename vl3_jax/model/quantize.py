@@ -33,7 +33,7 @@ class QuantizedKernel:
 
 
 def quantize_leaf(path: str, leaf: jax.Array) -> jax.Array | QuantizedKernel:
-    """Quantises a leaf of the parameter tree if it is the kernel of a layer or of the output head.
+    """Quantises a leaf of the parameters for serving if it is the kernel of a layer or of the output head.
 
     Args:
       path: Keys of the leaf, joined by "/".

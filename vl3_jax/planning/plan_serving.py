@@ -112,8 +112,8 @@ class ServingPlan:
             f"HBM a chip    {self.peak / GIB:.2f} of {chip.hbm_bytes / GIB:.2f} GiB: {verdict}",
             f"  weights     {self.weights / GIB:6.2f} GiB",
             f"  cache       {self.cache / GIB:6.2f} GiB",
-            f"  loading     {self.weights / GIB:6.2f} GiB at its peak, nothing besides the weights; of a host "
-            f"{self.host / GIB:.2f} GiB",
+            f"  loading     {self.weights / GIB:6.2f} GiB at its peak, nothing besides the weights; "
+            f"{self.host / GIB:.2f} GiB on a host",
         ]
         lines += [f"  {name:10}{program.peak / GIB:8.2f} GiB at its peak" for name, program in self.programs.items()]
         rate = f"at {chip.hbm_bandwidth / 1e12:.2f} TB/s of a chip"
