@@ -14,13 +14,14 @@ import jax.numpy as jnp
 
 from vl3_jax.host_memory import return_freed_memory
 from vl3_jax.inference import programs
+from vl3_jax.inference.layered_program import compile_by_layers
 from vl3_jax.inference.program_store import ProgramStore, tree_signature
 from vl3_jax.inference.sampling import SAMPLING_DTYPES, SamplingParams
 from vl3_jax.inference.token_masks import mask_words
 from vl3_jax.inference.vision_cache import batch_shapes
 from vl3_jax.model import VideoLLaMA3
 
-_LARGE_BYTES = 2**30  # of weights
+_LARGE_BYTES = 2**28  # of weights, which take far longer to read than calls of the layers
 Program = Callable[..., Any]
 Call = tuple  # a method of `CompiledPrograms` and its arguments
 
@@ -54,7 +55,8 @@ class CompiledPrograms:
           mesh: The mesh over which the parameters are sharded; None on one device.
           on_status: Called with a line of text before something is compiled.
           store: Where compiled programs are kept for later processes.
-          compile_lowered: Compiles a program of this name, or does with it what else there is to do.
+          compile_lowered: Compiles a program of this name, or does with it what else there is to do; not called for
+            what is compiled by layers.
           with_hidden: Whether decoding returns hidden states.
         """
         self._model, self._mesh, self._on_status, self._store = model, mesh, on_status, store
@@ -74,7 +76,8 @@ class CompiledPrograms:
     def make_ready(self, calls: Iterable[Call]) -> None:
         """Makes programs ready side by side, because most of compiling needs no Python.
 
-        Those of a large model on a CPU are compiled one after the other, because each takes memory beside the weights.
+        Those of a large model on a CPU are made ready one after the other, because each takes memory beside the
+        weights.
 
         Args:
           calls: Method of this class and its arguments, for each program.
@@ -139,8 +142,12 @@ class CompiledPrograms:
                 self._on_status(f"compiling {function.__name__} for this size")
                 mesh = jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
                 with mesh, self._store.compiling() if self._store else contextlib.nullcontext():
-                    lowered = function.lower(self._model, *static, *arguments())
-                    program = self._compile(function.__name__, lowered)
+                    traced = function.trace(self._model, *static, *arguments())
+                    # Not decoding: a product of few rows is prepared anew where its weights are others than before.
+                    if self._is_large_on_cpu and function is not programs.decode_steps:
+                        program = compile_by_layers(traced)
+                    else:
+                        program = self._compile(function.__name__, traced.lower())
                 if self._store:
                     self._store.save(program, *signature)
             return_freed_memory()
@@ -148,10 +155,10 @@ class CompiledPrograms:
                 self._programs.setdefault(key, program)
         return self._programs[key]
 
-    @property
+    @functools.cached_property
     def _is_large_on_cpu(self) -> bool:
         weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._params))
-        return self._devices[0].platform == "cpu" and weights > _LARGE_BYTES
+        return self._mesh is None and self._devices[0].platform == "cpu" and weights > _LARGE_BYTES
 
     @property
     def _devices(self) -> list[Any]:

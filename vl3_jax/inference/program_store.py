@@ -6,8 +6,10 @@ another version of the library behind the same name) is compiled anew and replac
 """
 
 import contextlib
+import io
 import os
 import pathlib
+import pickle
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -52,20 +54,40 @@ class ProgramStore:
                     jax.config.update(option, cls._enabled)
 
     def load(self, devices: Sequence[Any], *signature: str) -> Any | None:
-        """Returns the compiled program with this signature for some devices, or None if none can be used."""
-        program = private_files.read(self._path(signature))
+        """Returns the program with this signature for some devices, or None if none can be used."""
+        content = private_files.read(self._path(signature))
         try:
-            return program and serialize_executable.deserialize_and_load(*program, execution_devices=devices)
+            return content and _Unpickler(content, devices).load()
         except Exception:  # of any type: the libraries have changed
             return None
 
-    def save(self, compiled: Any, *signature: str) -> None:
-        """Writes a compiled program, if its devices allow that and the folder can be written."""
+    def save(self, program: Any, *signature: str) -> None:
+        """Writes what consists of compiled programs, if their devices allow that and the folder can be written."""
         with contextlib.suppress(Exception):  # answers do not depend on it
-            private_files.write(self._path(signature), serialize_executable.serialize(compiled))
+            content = io.BytesIO()
+            _Pickler(content).dump(program)
+            private_files.write(self._path(signature), content.getvalue())
 
     def _path(self, signature: tuple[str, ...]) -> pathlib.Path:
         return self._folder / f"{private_files.name_of(*signature, _environment())}{_SUFFIX}"
+
+
+class _Pickler(pickle.Pickler):
+    """Writes compiled programs as their devices give them away."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        return serialize_executable.serialize(obj) if isinstance(obj, jax.stages.Compiled) else None
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what `_Pickler` wrote, for some devices."""
+
+    def __init__(self, content: bytes, devices: Sequence[Any]):
+        super().__init__(io.BytesIO(content))
+        self._devices = devices
+
+    def persistent_load(self, pid: Any) -> Any:
+        return serialize_executable.deserialize_and_load(*pid, execution_devices=self._devices)
 
 
 def tree_signature(tree: Any) -> str:

@@ -74,10 +74,10 @@ class PromptReader:
     def _compile(self, generation: Generation, batches: Sequence[Sequence[Frame]], sizes: Sequence[int]) -> None:
         """Compiles what a request needs, before its first token and in parallel."""
         device, sampling = self._device, generation.request.sampling
-        calls = device.state_calls()
-        calls += [(device.programs.encode, _bucket(batch), batch[0].visual.merge) for batch in batches]
+        calls = [device.decode_call(sampling.logprobs, sampling.temperature == 0)]  # what takes longest begins first
         calls += [device.prefill_call(size) for size in sizes]
-        calls.append(device.decode_call(sampling.logprobs, sampling.temperature == 0))
+        calls += [(device.programs.encode, _bucket(batch), batch[0].visual.merge) for batch in batches]
+        calls += device.state_calls()
         device.programs.make_ready(calls)
 
     def _encode(self, frames: Sequence[Frame]) -> dict[bytes, np.ndarray]:

@@ -18,6 +18,7 @@ from vl3_jax.parallel.rules import target_device
 
 # Up to this many queries, the scores are no larger than the activations of a few keys.
 FEW_QUERIES = 16
+_CPU_QUERIES = 256  # up to which blocks of a cache are read in place sooner than a copy of the layer is made
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,17 @@ def local_attention(inputs: AttentionInputs, backend: Backend | None = None) -> 
     return attend(backend or select_backend(inputs), inputs)
 
 
+def most_decode_queries(cached: KeysValues) -> int:
+    """Returns the most queries of a row for which `decode_attention` is faster than attention to a copy of a layer."""
+    return _CPU_QUERIES if _reads_blocks(cached) else FEW_QUERIES
+
+
+def _reads_blocks(cached: KeysValues) -> bool:
+    # On a GPU, each iteration of a loop of unknown length waits for the host. On a CPU, XLA converts all layers of a
+    # bfloat16 cache to float32 before it slices them.
+    return target_device().platform == "cpu" and cached.keys.dtype != jnp.bfloat16
+
+
 def decode_schedule_for(q_info: SegmentInfo, kv_info: SegmentInfo, cached: KeysValues) -> DecodeSchedule:
     """Returns the schedule of `decode_attention`, with the blocks of the platform's implementation."""
     max_block = BLOCK
@@ -101,8 +113,4 @@ def decode_attention(inputs: DecodeInputs) -> DecodeOutputs:
         if unsupported_reason is None:
             return tpu_decode_attention(inputs)
         _warn_once(platform, unsupported_reason)
-    # On a GPU, each iteration of a loop of unknown length waits for the host. On a CPU, XLA converts all layers of a
-    # bfloat16 cache to float32 before it slices them.
-    if platform == "cpu" and inputs.keys_values.keys.dtype != jnp.bfloat16:
-        return blockwise_decode_attention(inputs)
-    return dense_decode_attention(inputs)
+    return (blockwise_decode_attention if _reads_blocks(inputs.keys_values) else dense_decode_attention)(inputs)

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Float32, Int32
 from vl3_jax.kernels.backend import AttentionInputs, Backend
 from vl3_jax.kernels.decode_inputs import DecodeInputs, DecodeOutputs, DecodeSchedule, flat, split_heads
 from vl3_jax.kernels.dispatch import (
-    FEW_QUERIES,
     decode_attention,
     decode_schedule_for,
     local_attention,
+    most_decode_queries,
     select_backend,
 )
 from vl3_jax.kernels.keys_values import KeysValues
@@ -90,7 +90,7 @@ def cache_schedule(
 
     On a mesh, which may split the rows of a cache, it is also None of queries of other rows than the cache has.
     """
-    if q_info.segment_ids.shape[1] > FEW_QUERIES or (rows is not None and current_mesh() is not None):
+    if q_info.segment_ids.shape[1] > most_decode_queries(cached) or (rows is not None and current_mesh() is not None):
         return None
     return decode_schedule_for(q_info, kv_info, cached)
 

@@ -1,4 +1,4 @@
-"""Scanned layers with named rematerialisation policies."""
+"""Layers that are scanned, with named rematerialisation policies, or applied one after another."""
 
 import functools
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.extend import core
 
 POLICIES: dict[str, Callable | None] = {
     "none": None,  # keeps every intermediate
@@ -49,9 +50,14 @@ def apply_layer(layer: nn.Module, *arguments: Any) -> Any:
     """Applies one of several equal layers, which are traced and lowered once for all of them."""
     if layer.is_initializing():
         return layer(*arguments)
-    return _apply(layer.clone(parent=None, name=None), layer.variables["params"], *arguments)
+    return _apply_layer(layer.clone(parent=None, name=None), layer.variables["params"], *arguments)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(layer: nn.Module, params: Any, *arguments: Any) -> Any:
+def _apply_layer(layer: nn.Module, params: Any, *arguments: Any) -> Any:
     return layer.apply({"params": params}, *arguments)
+
+
+def is_layer(equation: core.JaxprEqn) -> bool:
+    """Returns whether an equation of a traced function is a call of `apply_layer`."""
+    return equation.params.get("name") == "_apply_layer"
