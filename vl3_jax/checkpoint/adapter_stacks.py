@@ -49,6 +49,8 @@ def load_adapters(
       InputError: A folder holds no adapter, or one that does not fit the model, or one of other modules than the linear
         layers of the decoder.
     """
+    if not folders:  # the shapes of the parameters take a while to find out
+        return {}
     leaves = {path: leaf for path, leaf in name_map("official", config).leaves.items() if path.startswith(_LAYERS)}
     axes: Any = flatten_dict(param_axes(config), sep="/")
     adapters = [_checked(source, open_adapter(source, token), config) for source in folders.values()]
