@@ -1,4 +1,4 @@
-"""Adapters beside their base give what each gives merged into it, whatever the layout of the parameters."""
+"""Adapters beside their base give what each gives merged into it."""
 
 import functools
 
@@ -57,23 +57,22 @@ def merged(base, folders):
     return np.stack([rows[number][row] for row, number in enumerate(ADAPTER)])
 
 
-@pytest.mark.parametrize("layout", ["stacked", "separate"])
-def test_each_row_equals_the_merged_model(base, folders, merged, layout):
-    loaded = load(base, layout=layout)
-    stacks = load_adapters(folders, loaded.config, dtype=np.float32, layout=layout)
-    model, params = VideoLLaMA3(loaded.config, serving=layout), with_adapters(loaded.params, stacks)
+def test_each_row_equals_the_merged_model(base, folders, merged):
+    loaded = load(base, serving=True)
+    stacks = load_adapters(folders, loaded.config, dtype=np.float32)
+    model, params = VideoLLaMA3(loaded.config, serving=True), with_adapters(loaded.params, stacks)
     assert relative_error(logits(model, params, TOKENS, ADAPTER), merged) <= PARITY
     np.testing.assert_array_equal(logits(model, params, TOKENS), logits(model, loaded.params, TOKENS))
 
 
 def test_sharded_as_the_kernels_are(base, folders, merged):
-    loaded, mesh = load(base, layout="separate"), make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    axes = serving_axes(loaded.config, "separate")
+    loaded, mesh = load(base, serving=True), make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    axes = serving_axes(loaded.config)
     params = jax.device_put(loaded.params, shardings(loaded.params, axes, mesh))
-    stacks = load_adapters(folders, loaded.config, dtype=np.float32, layout="separate", mesh=mesh)
+    stacks = load_adapters(folders, loaded.config, dtype=np.float32, mesh=mesh)
     q = stacks["llm"]["layers_0"]["attn"]["adapters"]["q"]
     assert "tensor" in q.b.sharding.spec
-    model = VideoLLaMA3(loaded.config, serving="separate")
+    model = VideoLLaMA3(loaded.config, serving=True)
     with jax.set_mesh(mesh):
         assert relative_error(logits(model, with_adapters(params, stacks), TOKENS, ADAPTER), merged) <= PARITY
 
@@ -101,11 +100,11 @@ def test_what_cannot_stay_apart_is_refused(tmp_path, base, change, message):
     config = load(base).config
     folder = write_adapter(tmp_path / "adapter", config, **change)
     with pytest.raises(InputError, match=message) as refused:
-        load_adapters({"a": folder}, config, dtype=np.float32, layout="separate")
+        load_adapters({"a": folder}, config, dtype=np.float32)
     assert "\n" not in str(refused.value)
     assert str(folder) in str(refused.value)
 
 
 def test_a_folder_without_an_adapter_is_refused(base):
     with pytest.raises(InputError, match=r"no adapter_config\.json, so no adapter of PEFT"):
-        load_adapters({"a": base}, load(base).config, dtype=np.float32, layout="separate")
+        load_adapters({"a": base}, load(base).config, dtype=np.float32)

@@ -112,7 +112,7 @@ def test_seed(models, joined, tmp_path):
 def test_it_loads_whole_and_as_a_chat_model(models, joined):
     params = load(joined).params
     assert {"vision", "projector", "llm", "sam2", "stock_decoder", "text_hidden_fcs"} == set(params)
-    chat = load(joined, layout="separate").params
+    chat = load(joined, serving=True).params
     assert {"vision", "projector", "llm"} == set(chat)
 
 

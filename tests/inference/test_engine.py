@@ -18,7 +18,6 @@ from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.requests import Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import KVCache, VideoLLaMA3, abstract_params, decode, encode, param_axes, preset, unembed
-from vl3_jax.model.remat import SEPARATE
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import shardings
 from vl3_jax.processing.packed_batch import Sample, pack
@@ -157,8 +156,8 @@ def test_nothing_compiles_after_warm_up():
 
 
 def test_tokens_are_written_into_the_cache_in_place():
-    model = VideoLLaMA3(MODEL.config, serving=SEPARATE)
-    params = abstract_params(model.config, serving=SEPARATE)
+    model = VideoLLaMA3(MODEL.config, serving=True)
+    params = abstract_params(model.config, serving=True)
     text, rows, slots = model.config.text, 4, 4096
     compiled = {}
     on_cpu = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=CPU), params)

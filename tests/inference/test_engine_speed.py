@@ -15,16 +15,15 @@ from vl3_jax.inference.engine import Engine
 from vl3_jax.inference.requests import Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import VideoLLaMA3, preset
-from vl3_jax.model.remat import SEPARATE
 from vl3_jax.model.serving_layout import to_serving
 
 pytestmark = pytest.mark.slow
-MODEL = VideoLLaMA3(preset("mid"), serving=SEPARATE)
+MODEL = VideoLLaMA3(preset("mid"), serving=True)
 
 
 @pytest.fixture(scope="module")
 def params():
-    return to_serving(random_params(MODEL.config), MODEL.config, SEPARATE)
+    return to_serving(random_params(MODEL.config), MODEL.config)
 
 
 def test_sixteen_requests_side_by_side(params):

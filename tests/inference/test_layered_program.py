@@ -18,11 +18,11 @@ from vl3_jax.inference.programs import DecodeState, PromptPart, empty_state, pre
 from vl3_jax.inference.requests import Request
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.model import VideoLLaMA3, preset
-from vl3_jax.model.remat import SEPARATE, is_layer
+from vl3_jax.model.remat import is_layer
 from vl3_jax.model.serving_layout import to_serving
 
-MODEL = VideoLLaMA3(preset("tiny"), serving=SEPARATE)
-PARAMS = to_serving(random_params(MODEL.config), MODEL.config, SEPARATE)
+MODEL = VideoLLaMA3(preset("tiny"), serving=True)
+PARAMS = to_serving(random_params(MODEL.config), MODEL.config)
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
 

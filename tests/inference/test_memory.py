@@ -25,7 +25,7 @@ def source(tmp_path_factory):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_are_those_that_are_loaded(source, dtype, quantize):
     plan = memory_plan(source, Demand(dtype, quantize))
-    params = load(source, dtype=dtype, quantize=quantize, layout="separate").params
+    params = load(source, dtype=dtype, quantize=quantize, serving=True).params
     assert plan.weights == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 

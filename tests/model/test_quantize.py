@@ -2,21 +2,20 @@
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from support.forward import forward
 from support.samples import random_sample, random_visual, shape_for
 from support.weights import random_params
 from vl3_jax.model import VideoLLaMA3, preset
 from vl3_jax.model.quantize import QuantizedKernel, quantize_leaf
+from vl3_jax.model.serving_layout import to_serving
 from vl3_jax.processing.packed_batch import pack
 
 
 def test_logits_stay_close_and_memory_shrinks():
-    model = VideoLLaMA3(preset("mid"))
-    params = random_params(model.config)
-    leaves = {path: quantize_leaf(path, jax.device_put(leaf)) for path, leaf in flatten_dict(params, sep="/").items()}
-    quantized = unflatten_dict(leaves, sep="/")
+    model = VideoLLaMA3(preset("mid"), serving=True)
+    weights = random_params(model.config)
+    params, quantized = (to_serving(weights, model.config, quantize) for quantize in (None, "int8"))
     rng = np.random.default_rng(0)
     rows = [[random_sample(rng, [random_visual(rng, (2, 4, 6), 2)], text=20)]]
     batch = pack(rows, shape_for(rows))
@@ -30,11 +29,11 @@ def test_logits_stay_close_and_memory_shrinks():
 
 def test_every_channel_has_its_own_scale():
     rng = np.random.default_rng(0)
-    kernel = rng.standard_normal((2, 4, 8, 16)).astype(np.float32) * np.geomspace(0.01, 100, 16, dtype=np.float32)
-    result = quantize_leaf("llm/layers/attn/out/kernel", jax.device_put(kernel))
+    kernel = rng.standard_normal((4, 8, 16)).astype(np.float32) * np.geomspace(0.01, 100, 16, dtype=np.float32)
+    result = quantize_leaf("vision/layers_0/attn/out/kernel", jax.device_put(kernel))
     assert isinstance(result, QuantizedKernel)
-    assert result.scale.shape == (2, 1, 1, 16)
-    error = np.abs(result.values * np.asarray(result.scale) - kernel)
+    assert (result.values.shape, result.scale.shape) == ((16, 4, 8), (16, 1, 1))
+    error = np.abs(result.values * np.asarray(result.scale) - np.moveaxis(kernel, -1, 0))
     assert np.all(error <= np.asarray(result.scale) * 0.5001)
 
 

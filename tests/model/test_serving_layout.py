@@ -1,4 +1,4 @@
-"""Tests that the layouts for serving give what the layout of training gives, with a cache and without, in float32."""
+"""Tests that the layout for serving gives what the layout of training gives, with a cache and without, in float32."""
 
 import functools
 import math
@@ -14,36 +14,29 @@ from support.samples import random_sample, random_visual, shape_for
 from support.tolerances import END_TO_END, INT8_CACHE_LOGITS, REORDERED, relative_error, relative_norm
 from support.weights import random_params
 from vl3_jax.model import KVCache, VideoLLaMA3, abstract_params, decode, preset, unembed
-from vl3_jax.model.quantize import TIED_HEAD, quantize_leaf
-from vl3_jax.model.serving_layout import (
-    abstract_serving_params,
-    serving_axes,
-    serving_leaves,
-    to_serving,
-)
+from vl3_jax.model.quantize import TIED_HEAD, QuantizedKernel, contracted_dimensions, outputs_first
+from vl3_jax.model.serving_layout import abstract_serving_params, serving_axes, serving_leaves, to_serving
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import shardings
 from vl3_jax.processing.packed_batch import pack
 
 MODEL = VideoLLaMA3(preset("tiny"))
 PARAMS = random_params(MODEL.config)
-LAYOUTS = ("stacked", "separate")
+SERVING_MODEL = VideoLLaMA3(MODEL.config, serving=True)
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
-def model_of(layout):
-    return VideoLLaMA3(MODEL.config, serving=layout)
-
-
 @functools.cache
-def params_of(layout, quantize=False):
-    if layout is not None:
-        return to_serving(PARAMS, MODEL.config, layout, "int8" if quantize else None)
-    if not quantize:
-        return PARAMS
-    leaves = flatten_dict(PARAMS, sep="/")
-    leaves[TIED_HEAD] = leaves["llm/embed/embedding"]
-    return unflatten_dict({path: quantize_leaf(path, jnp.asarray(leaf)) for path, leaf in leaves.items()}, sep="/")
+def serving_params(quantize=None):
+    return to_serving(PARAMS, MODEL.config, quantize)
+
+
+def dequantized(path, leaf):
+    """Returns the float32 values of a quantised kernel, in the order of the kernel."""
+    if not isinstance(leaf, QuantizedKernel) or path == TIED_HEAD:
+        return leaf
+    order = outputs_first(leaf.values.ndim, contracted_dimensions(path, leaf.values.ndim))
+    return (leaf.values * leaf.scale).transpose(np.argsort(order))
 
 
 def packed_batch():
@@ -55,13 +48,17 @@ def packed_batch():
     return pack(rows, shape_for(rows))
 
 
-@pytest.mark.parametrize("quantize", [False, True], ids=["float32", "int8"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_logits_equal_those_of_training(layout, quantize):
+def test_logits_equal_those_of_training():
     batch = packed_batch()
-    expected = forward(MODEL, params_of(None, quantize), batch)
-    tolerance = END_TO_END if quantize else REORDERED  # on a CPU activations have 16 bits there
-    assert relative_error(forward(model_of(layout), params_of(layout, quantize), batch), expected) <= tolerance
+    expected = forward(MODEL, PARAMS, batch)
+    assert relative_error(forward(SERVING_MODEL, serving_params(), batch), expected) <= REORDERED
+
+
+def test_logits_of_int8_weights_equal_those_of_the_same_values():
+    batch, leaves = packed_batch(), flatten_dict(serving_params("int8"), sep="/")
+    values = unflatten_dict({path: dequantized(path, leaf) for path, leaf in leaves.items()}, sep="/")
+    expected = forward(SERVING_MODEL, values, batch)  # on a CPU activations have 16 bits in products with int8
+    assert relative_error(forward(SERVING_MODEL, serving_params("int8"), batch), expected) <= END_TO_END
 
 
 def cached_logits(model, params, rows=None, dtype=jnp.float32):
@@ -79,44 +76,38 @@ def cached_logits(model, params, rows=None, dtype=jnp.float32):
     return unembed(model, params, jnp.concatenate(parts, axis=1)), cache
 
 
-@pytest.mark.parametrize(
-    ("layout", "rows"),
-    [(None, (2, 0)), ("stacked", None), ("stacked", (2, 0)), ("separate", None), ("separate", (2, 0))],
-)
-def test_a_cache_of_any_layout_and_rows(layout, rows):
+@pytest.mark.parametrize(("serving", "rows"), [(False, (2, 0)), (True, None), (True, (2, 0))])
+def test_a_cache_of_any_layout_and_rows(serving, rows):
     expected, _ = cached_logits(MODEL, PARAMS)
-    logits, cache = cached_logits(model_of(layout), params_of(layout), rows)
+    logits, cache = cached_logits(*((SERVING_MODEL, serving_params()) if serving else (MODEL, PARAMS)), rows)
     assert relative_error(logits, expected) <= REORDERED
     assert cache.length.tolist() == ([24, 24] if rows is None else [24, 0, 24])
 
 
-@pytest.mark.parametrize("layout", ["stacked", pytest.param("separate", marks=pytest.mark.slow)])
-def test_sharded_equals_unsharded(layout):
-    model, params, rows = model_of(layout), params_of(layout), (2, 0)
+def test_sharded_equals_unsharded():
+    model, params, rows = SERVING_MODEL, serving_params(), (2, 0)
     expected, _ = cached_logits(model, params)
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    sharded = jax.device_put(params, shardings(params, serving_axes(model.config, layout), mesh))
+    sharded = jax.device_put(params, shardings(params, serving_axes(model.config), mesh))
     with jax.set_mesh(mesh):
         for cache_rows in (None, rows):
             assert relative_error(cached_logits(model, sharded, cache_rows)[0], expected) <= REORDERED
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_shapes_and_axes_are_those_of_the_parameters(layout, quantize):
-    found = params_of(layout, quantize is not None)
-    abstract = abstract_serving_params(MODEL.config, layout, quantize=quantize)
+def test_shapes_and_axes_are_those_of_the_parameters(quantize):
+    found = serving_params(quantize)
+    abstract = abstract_serving_params(MODEL.config, quantize=quantize)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), found) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), abstract
     )
-    shardings(abstract, serving_axes(MODEL.config, layout, quantize), make_mesh({"fsdp": 8}))
+    shardings(abstract, serving_axes(MODEL.config, quantize), make_mesh({"fsdp": 8}))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["tiny", "7b"])
-def test_pieces_fill_every_leaf_once_from_every_parameter(layout, name):
+def test_pieces_fill_every_leaf_once_from_every_parameter(name):
     config, used = preset(name), set()
-    for path, leaf in serving_leaves(config, layout).items():
+    for path, leaf in serving_leaves(config).items():
         size = 0
         for piece in leaf.pieces:
             part = np.broadcast_to(np.int8(0), leaf.split_shape)[piece.index]

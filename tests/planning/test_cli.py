@@ -7,12 +7,18 @@ import subprocess
 import sys
 
 import pytest
+from flax.traverse_util import flatten_dict
 
 from planning.fake_plans import FakePlanner
 from support.compiler import needs_compiler
+from vl3_jax.checkpoint.loading import most_on_host
 from vl3_jax.cli.main import main
+from vl3_jax.model import preset
+from vl3_jax.model.serving_layout import abstract_serving_params
+from vl3_jax.parallel.topologies import GIB, parse_topology
 from vl3_jax.planning import compiler, plan_cache
-from vl3_jax.planning.program_cost import program_cost
+from vl3_jax.planning.plan_serving import ServingPlan, Workload
+from vl3_jax.planning.program_cost import NO_COST, program_cost
 
 BUDGETS = json.loads(pathlib.Path(__file__).with_name("budgets.json").read_text())
 STAGE_FOUR = ["--config", "stage4:2b", "--topology", "v5e:4x4"]
@@ -81,6 +87,15 @@ def test_a_plan_of_inference(tmp_path):
         assert (cost.windowed_products, program["cycles"]["total"] > 0) == (0, True)
         assert memory["weights"] < program["arguments"] < program["peak"] <= memory["peak"] < memory["limit"]
     assert found["programs"]["decode"]["arguments"] >= memory["weights"] + memory["cache"]
+    # A chip needs nothing besides the weights; tests/checkpoint/test_serving_load.py shows what a host holds.
+    sizes = [2 * leaf.size for leaf in flatten_dict(abstract_serving_params(preset("tiny"))).values()]
+    assert found["loading"] == {"peak": memory["weights"], "transient": 0, "host": most_on_host(sizes)}
+
+
+def test_a_plan_of_inference_tells_what_loading_needs():
+    programs = {"decode": compiler.ProgramAnalysis(True, 0, 0, 9 * GIB, NO_COST, 1.0)}
+    plan = ServingPlan(parse_topology("v5e:1x1"), {"data": 1}, Workload(), 8 * GIB, GIB, 2 * GIB, programs)
+    assert "loading       8.00 GiB at its peak, nothing besides the weights; 2.00 GiB on a host\n" in str(plan)
 
 
 def test_a_step_that_does_not_fit_names_the_excess_and_a_remedy(monkeypatch, capsys):

@@ -30,10 +30,12 @@ def test_decoding_stays_at_the_bandwidth_of_the_memory(model, rows, slots, quant
     # The arguments, which are updated in place, and little else.
     decode = plan.programs["decode"]
     assert decode.temporaries < 0.05 * decode.arguments
-    program = Program(text)
-    for name, times in program.runs().items():
-        for instruction in program.computations[name].values():
-            if times > 1 and "/llm._run_layers/" in instruction.op_name:
-                assert instruction.opcode != "sort"
-                is_copy = instruction.opcode == "copy" and "estimated_cycles" in instruction.attributes
-                assert not is_copy or sum(instruction.array_bytes) < LARGE, instruction
+    in_layers = 0
+    for instructions in Program(text).computations.values():
+        for instruction in instructions.values():
+            is_copy = instruction.opcode == "copy" and "estimated_cycles" in instruction.attributes
+            assert not is_copy or sum(instruction.array_bytes) < LARGE, instruction
+            if "/llm._run_layers/" in instruction.op_name:
+                in_layers += 1
+                assert instruction.opcode != "sort", instruction
+    assert in_layers  # what is looked at is there

@@ -149,8 +149,9 @@ CONSTANT, STATE = "u32[] constant(10)", "u32[] get-tuple-element(%state), index=
         (STATE, "u32[] copy(%n)", 3),  # depends on data: what the caller says
     ],
 )
-def test_loops_chains_and_scopes(limit, bound, trips):
-    text = LOOPS.replace("LIMIT", limit).replace("BOUND", bound).replace("PATH", PATH)
+@pytest.mark.parametrize("layers", ["layers", "VisionLayer"])
+def test_loops_chains_and_scopes(limit, bound, trips, layers):
+    text = LOOPS.replace("LIMIT", limit).replace("BOUND", bound).replace("PATH", PATH.replace("layers", layers))
     cost = program_cost(text, {r"loss\)/while$": 3})
     assert Program(text).runs({r"loss\)/while$": 3})["body"] == trips
     assert cost.collectives == {"all-gather": Traffic(trips, trips * 8 * 8 * 2)}

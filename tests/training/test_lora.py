@@ -4,7 +4,6 @@ import json
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -14,11 +13,10 @@ from support.hf_folders import write_folder
 from support.tolerances import REORDERED, relative_error
 from vl3_jax.checkpoint import load, name_map, write_adapters
 from vl3_jax.errors import InputError
-from vl3_jax.model.linear import LoraKernel, linear
-from vl3_jax.model.quantize import quantize_leaf
+from vl3_jax.model.linear import LoraKernel
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import batch_shardings
-from vl3_jax.training.groups import WITH_LORA, flatten, map_paths
+from vl3_jax.training.groups import WITH_LORA, flatten
 from vl3_jax.training.lora import LLM, TOWER, add_adapters, merge_adapters, remove_adapters
 from vl3_jax.training.state import new_state, state_shardings
 from vl3_jax.training.step import batch_loss
@@ -95,19 +93,6 @@ def test_a_peft_folder_loads_as_the_merged_model(trained, tmp_path, layout):
     assert len(adapted) == 2 * 7 + 2 * 3  # layers of decoder and tower
     assert len(content["modules_to_save"]) == 2  # the projector's linear layers
     assert all(stored[name].dtype == np.float32 for name in stored)
-
-
-def test_adapters_work_over_int8(trained):
-    kernel = trained[0].state.params["llm"]["layers"]["mlp"]["up"]["kernel"]
-    quantized = kernel.replace(base=quantize_leaf("llm/layers/mlp/up/kernel", jnp.asarray(kernel.base)))
-    layer = jax.tree.map(lambda leaf: leaf[0], quantized)
-    x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
-    merged = merge_adapters({"kernel": layer})["kernel"]
-    assert merged.dtype == np.float32
-    assert relative_error(linear(x, layer, ("embed", "mlp")), x @ np.asarray(merged)) <= REORDERED
-    params = map_paths(lambda path, leaf: quantize_leaf(path, jnp.asarray(leaf)), PARAMS)
-    adapted = add_adapters(params, jax.random.key(0), rank=2)
-    assert np.isfinite(run_jitted(lambda p: batch_loss(MODEL, p, short_batch(2)).loss, adapted))
 
 
 @pytest.mark.slow

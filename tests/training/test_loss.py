@@ -16,13 +16,10 @@ from tiny import FAST_COMPILE
 
 from support.compiler import needs_compiler
 from support.tolerances import REORDERED, relative_norm
-from vl3_jax.errors import InputError
-from vl3_jax.model import preset
-from vl3_jax.model.quantize import QuantizedKernel
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import partition_spec
 from vl3_jax.training.cross_entropy import token_losses
-from vl3_jax.training.loss import loss_sums, token_tasks, unembedding
+from vl3_jax.training.loss import loss_sums, token_tasks
 
 
 def inputs(rows, length, width, vocab, vocab_axis, share, seed=0):
@@ -150,13 +147,6 @@ def test_losses_are_summed_by_task():
         np.testing.assert_allclose(sums.task_weight[task], weight[in_task].sum(), rtol=1e-6)
     np.testing.assert_allclose(sums.loss, (losses * weight).sum(), rtol=1e-5)
     np.testing.assert_allclose(sums.weight, weight.sum(), rtol=1e-6)
-
-
-def test_a_quantised_head_is_refused():
-    config = preset("7b").text
-    params = {"llm": {"lm_head": {"kernel": QuantizedKernel(jnp.zeros((2, 2), jnp.int8), jnp.ones((1, 2)))}}}
-    with pytest.raises(InputError, match="llm/lm_head/kernel is int8"):
-        unembedding(params, config)
 
 
 AHEAD_OF_TIME = """

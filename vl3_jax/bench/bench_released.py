@@ -22,7 +22,7 @@ from vl3_jax.bench.table import OURS, REFERENCE, Row, Table
 from vl3_jax.bench.timing import run_python
 from vl3_jax.inference.engine import Engine
 from vl3_jax.model import ModelConfig, VideoLLaMA3, preset
-from vl3_jax.model.serving_layout import DEFAULT_LAYOUT, EMBEDDING, abstract_serving_params
+from vl3_jax.model.serving_layout import EMBEDDING, abstract_serving_params
 from vl3_jax.processing.packed_batch import Sample
 
 INT8 = f"{OURS} int8"
@@ -53,7 +53,7 @@ def measure(settings: Settings) -> Table:
 
 def _ours(config: ModelConfig, dtype: str, quantize: str | None) -> Generate:
     """Returns a side with random weights in the layout in which they are loaded, embeddings in bfloat16."""
-    layout, rng = DEFAULT_LAYOUT, np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def weights(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if leaf.dtype == jnp.int8:
@@ -61,8 +61,8 @@ def _ours(config: ModelConfig, dtype: str, quantize: str | None) -> Generate:
         stored = jnp.bfloat16 if "/".join(key.key for key in path if hasattr(key, "key")) == EMBEDDING else leaf.dtype
         return jnp.asarray(rng.standard_normal(leaf.shape, dtype=np.float32) * 0.02, stored)
 
-    params = jax.tree_util.tree_map_with_path(weights, abstract_serving_params(config, layout, dtype, quantize))
-    engine = Engine(VideoLLaMA3(config, jnp.dtype(dtype), serving=layout), params, stop_ids=())
+    params = jax.tree_util.tree_map_with_path(weights, abstract_serving_params(config, dtype, quantize))
+    engine = Engine(VideoLLaMA3(config, jnp.dtype(dtype), serving=True), params, stop_ids=())
 
     def generate(samples: list[Sample], new: int) -> float:
         engine.reserve(len(samples))

@@ -1,4 +1,4 @@
-"""Adapters of PEFT folders beside their base model: stacked, for a layout of the parameters for serving."""
+"""Adapters of PEFT folders beside their base model: stacked, for serving."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,6 @@ from vl3_jax.errors import InputError
 from vl3_jax.model.adapters import ADAPTERS, FUSED, AdapterStack
 from vl3_jax.model.config import ModelConfig
 from vl3_jax.model.quantize import contracted_dimensions
-from vl3_jax.model.remat import SEPARATE
 from vl3_jax.model.vl3 import param_axes
 from vl3_jax.parallel.rules import Axis, shardings
 
@@ -29,7 +28,6 @@ def load_adapters(
     config: ModelConfig,
     *,
     dtype: Any,
-    layout: str,
     mesh: jax.sharding.Mesh | None = None,
     token: str | None = None,
 ) -> dict[str, Any]:
@@ -41,12 +39,11 @@ def load_adapters(
       folders: PEFT folders or Hub ids by the name of the adapter.
       config: Configuration of the model.
       dtype: Type of the stacks.
-      layout: "stacked" or "separate" (see `vl3_jax.model.serving_layout`).
       mesh: Mesh over which they are sharded as the kernels are.
       token: Hub token.
 
     Returns:
-      Nested dict of `AdapterStack`s with the structure of the parameters; empty without adapters.
+      Nested dict of `AdapterStack`s with the structure of the parameters for serving; empty without adapters.
 
     Raises:
       InputError: A folder holds no adapter, or one that does not fit the model, or one of other modules than the linear
@@ -61,18 +58,14 @@ def load_adapters(
     for path in _adapted(adapters, leaves):
         stack, names = _stack(leaves[path], adapters, dtype), _stack_axes(path, axes[path])
         module, name, _ = path.removeprefix(_LAYERS).split("/")
-        if layout == SEPARATE:
-            names = AdapterStack(names.a[1:], names.b[1:])
-            for layer in range(config.text.num_layers):
-                part = AdapterStack(stack.a[layer], stack.b[layer])
-                loaded[f"llm/layers_{layer}/{module}/{ADAPTERS}/{name}"] = _placed(part, names, mesh)
-        else:
-            loaded[f"{_LAYERS}{module}/{ADAPTERS}/{name}"] = _placed(stack, names, mesh)
+        for layer in range(config.text.num_layers):
+            part = AdapterStack(stack.a[layer], stack.b[layer])
+            loaded[f"llm/layers_{layer}/{module}/{ADAPTERS}/{name}"] = _placed(part, names, mesh)
     return unflatten_dict(loaded, sep="/")
 
 
 def with_adapters(params: Mapping[str, Any], adapters: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns parameters with adapters of the same layout beside their kernels."""
+    """Returns parameters for serving with adapters beside their kernels."""
     return unflatten_dict(flatten_dict(params) | flatten_dict(adapters))
 
 
@@ -128,12 +121,13 @@ def _stack(leaf: LeafSpec, adapters: list[AdapterPairs], dtype: Any) -> AdapterS
 
 
 def _stack_axes(path: str, axes: tuple[Axis, ...]) -> AdapterStack:
-    """Returns the logical axes of the arrays of `_stack`: those of the adapted kernel."""
+    """Returns the logical axes of the adapters of one layer: those of the adapted kernel."""
     inputs, outputs = _sides(path, axes)
-    return AdapterStack((axes[0], None, *inputs, None), (axes[0], None, None, *outputs))  # pyright: ignore[reportArgumentType]
+    return AdapterStack((None, *inputs, None), (None, None, *outputs))  # pyright: ignore[reportArgumentType]
 
 
 def _sides(path: str, of_dimensions: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Returns what there is of the dimensions of a layer's input, and of those of its output."""
-    inputs = len(contracted_dimensions(path, len(of_dimensions)))
-    return of_dimensions[1 : 1 + inputs], of_dimensions[1 + inputs :]
+    """Returns what there is of the dimensions of a layer's input, and of those of its output, of a stacked kernel."""
+    _, *of_layer = of_dimensions
+    inputs = len(contracted_dimensions(path, len(of_layer)))
+    return of_layer[:inputs], of_layer[inputs:]

@@ -1,6 +1,6 @@
 """Fills leaves of the parameters on the host, from the slices of a checkpoint.
 
-A leaf consists of pieces: layers of stacked leaves, or parts of fused ones (`vl3_jax.model.serving_layout`). Each is
+A leaf consists of pieces: layers of a stacked one, or parts of a fused one (`vl3_jax.model.serving_layout`). Each is
 read, cast or quantised, and transposed part by part into the buffer of the leaf, so that besides it there are only a
 few parts in memory.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from vl3_jax.checkpoint.sources import CheckpointSource
 from vl3_jax.checkpoint.tensors import scratch
-from vl3_jax.model.quantize import channel_scale, largest_magnitude, rounded
+from vl3_jax.model.quantize import channel_scale, largest_magnitude, outputs_first, rounded
 from vl3_jax.model.serving_layout import Piece
 
 Bounds = Sequence[tuple[int, int]]  # first index, and the one after the last, of each dimension
@@ -36,8 +36,7 @@ class Leaf:
       pieces: What it consists of.
       contracted: Dimensions that a product contracts, if the leaf is quantised; () if it is not.
       splits: Sizes that each dimension is split into before pieces are found in it, see `ServingLeaf`; () if none is.
-      transposed: Whether the last two dimensions are in the other order than in the pieces.
-      inputs_last: Whether the contracted dimensions, which are first, come last in the values of the quantised leaf.
+      transposed: Whether the two dimensions are in the other order than in the pieces.
     """
 
     path: str
@@ -47,16 +46,13 @@ class Leaf:
     contracted: tuple[int, ...] = ()
     splits: tuple[tuple[int, ...], ...] = ()
     transposed: bool = False
-    inputs_last: bool = False
 
     def split(self, bounds: Bounds) -> tuple["Leaf", Bounds]:
         """Returns the leaf with its dimensions in the order of its pieces and split, and the bounds of a region."""
         if not self.splits:
             return self, bounds
         shape, regions, contracted = [], [], []
-        order = list(range(len(bounds)))
-        if self.transposed:
-            order[-2:] = order[:-3:-1]
+        order = range(len(bounds))[:: -1 if self.transposed else 1]
         for axis, sizes in zip(order, self.splits, strict=True):
             start, stop = bounds[axis]
             inner = math.prod(sizes[1:])
@@ -79,16 +75,11 @@ class Leaf:
         return tuple((0, size) for size in self.shape)
 
     @property
-    def scale_shape(self) -> tuple[int, ...]:
-        """Shape of the scales of a quantised leaf."""
-        return _scale_shape(self.shape, self.contracted)
-
-    @property
     def nbytes(self) -> int:
         """Bytes that the leaf takes once it is loaded."""
         if not self.contracted:
             return math.prod(self.shape) * self.dtype.itemsize
-        return math.prod(self.shape) + 4 * math.prod(self.scale_shape)
+        return math.prod(self.shape) + 4 * math.prod(_scale_shape(self.shape, self.contracted))
 
     def largest_slice(self, source: CheckpointSource) -> int:
         """Returns the stored bytes of the largest slice that the leaf is filled from."""
@@ -111,7 +102,7 @@ def fill(source: CheckpointSource, leaf: Leaf, bounds: Bounds, run: Run = map) -
       InputError: A slice of the checkpoint is damaged or cannot be read.
     """
     whole = aligned([stop - start for start, stop in bounds], leaf.dtype)
-    ordered = whole.swapaxes(-1, -2) if leaf.transposed else whole
+    ordered = whole.T if leaf.transposed else whole
     leaf, bounds = leaf.split(bounds)
     buffer = ordered.reshape([stop - start for start, stop in bounds], copy=False)
 
@@ -133,37 +124,26 @@ def fill(source: CheckpointSource, leaf: Leaf, bounds: Bounds, run: Run = map) -
     return whole
 
 
-def fill_quantized(
-    source: CheckpointSource, leaf: Leaf, bounds: Bounds, run: Run = map
-) -> tuple[np.ndarray, np.ndarray]:
-    """Quantises a leaf, or some layers of it, into aligned buffers; the results are those of `quantize_leaf`.
+def fill_quantized(source: CheckpointSource, leaf: Leaf, run: Run = map) -> tuple[np.ndarray, np.ndarray]:
+    """Quantises a leaf into aligned buffers; the results are those of `quantize_leaf`.
 
     Args:
       source: The checkpoint.
       leaf: The leaf, which has contracted dimensions.
-      bounds: The region, which divides no other dimension than that of the layers.
       run: Applies a function to each piece.
 
     Returns:
-      The values, int8, in the order of the dimensions that the leaf asks for, and their scales, float32.
+      The values and scales of a `QuantizedKernel`.
 
     Raises:
       InputError: A slice of the checkpoint is damaged or cannot be read.
     """
-    shape = [stop - start for start, stop in bounds]
-    inputs = len(leaf.contracted) if leaf.inputs_last else 0
-    values = aligned((*shape[inputs:], *shape[:inputs]), np.dtype(np.int8))
-    whole = values, aligned(_scale_shape(shape, leaf.contracted), np.dtype(np.float32))
-    ordered = [each.swapaxes(-1, -2) for each in whole] if leaf.transposed else whole
-    transposed = leaf.transposed
-    leaf, bounds = leaf.split(bounds)
-    shape = [stop - start for start, stop in bounds]
-    inputs = len(leaf.contracted) if leaf.inputs_last else 0
-    values = ordered[0].reshape((*shape[inputs:], *shape[:inputs]), copy=False)
-    values = values.transpose(*range(len(shape) - inputs, len(shape)), *range(len(shape) - inputs))
-    scales = ordered[1].reshape(_scale_shape(shape, leaf.contracted), copy=False)
-    contracted = tuple(axis - leaf.stacked for axis in leaf.contracted)
-    inputs = len(contracted) if leaf.inputs_last or transposed else 0  # parts are read in the order of their values
+    value_shape = [leaf.shape[axis] for axis in outputs_first(len(leaf.shape), leaf.contracted)]
+    inputs = len(leaf.contracted)
+    leaf, bounds = leaf.split(leaf.whole)
+    contracted = leaf.contracted
+    values = _inputs_last(aligned, leaf.shape, np.dtype(np.int8), contracted)
+    scales = aligned(_scale_shape(leaf.shape, contracted), np.dtype(np.float32))
 
     def quantize(piece: Piece) -> None:
         found = _overlap(piece, leaf, bounds)
@@ -172,15 +152,16 @@ def fill_quantized(
         targets = values[found[0]], scales[found[0]]
         shape = source.leaves[piece.path].tensor(piece.layer).slice_shape
         if targets[0].shape == shape:
-            _quantize_slice(source, piece, contracted, inputs, *targets)
+            _quantize_slice(source, piece, contracted, *targets)
             return
-        own = _inputs_last(np.empty, shape, np.int8, inputs), np.empty(_scale_shape(shape, contracted), np.float32)
-        _quantize_slice(source, piece, contracted, inputs, *own)
+        own = _inputs_last(np.empty, shape, np.int8, contracted), np.empty(_scale_shape(shape, contracted), np.float32)
+        _quantize_slice(source, piece, contracted, *own)
         for target, part in zip(targets, own, strict=True):
             target[...] = part.reshape(target.shape)
 
     list(run(quantize, leaf.pieces))
-    return whole
+    values = values.transpose(outputs_first(values.ndim, contracted)).reshape(value_shape, copy=False)
+    return values, scales.reshape(*value_shape[:-inputs], *(1,) * inputs, copy=False)
 
 
 def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
@@ -191,10 +172,10 @@ def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
-def _inputs_last(allocate: Callable, shape: Sequence[int], dtype: Any, inputs: int) -> np.ndarray:
-    """Returns an array of a shape whose first `inputs` dimensions come last in memory."""
-    array = allocate((*shape[inputs:], *shape[:inputs]), dtype)
-    return array.transpose(*range(len(shape) - inputs, len(shape)), *range(len(shape) - inputs))
+def _inputs_last(allocate: Callable, shape: Sequence[int], dtype: Any, contracted: Sequence[int]) -> np.ndarray:
+    """Returns an array of a shape whose contracted dimensions come last in memory, as in quantised values."""
+    order = outputs_first(len(shape), contracted)
+    return allocate([shape[axis] for axis in order], dtype).transpose(np.argsort(order))
 
 
 def _scale_shape(shape: Sequence[int], contracted: Sequence[int]) -> tuple[int, ...]:
@@ -205,7 +186,6 @@ def _quantize_slice(
     source: CheckpointSource,
     piece: Piece,
     contracted: Sequence[int],
-    inputs: int,
     values: np.ndarray,
     scales: np.ndarray,
 ) -> None:
@@ -216,7 +196,7 @@ def _quantize_slice(
     def parts() -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...], np.ndarray]]:
         for region in _regions(values.shape, axis, step):
             size = [each.stop - each.start for each in region]
-            part = _inputs_last(functools.partial(scratch, "quantize"), size, np.dtype(np.float32), inputs)
+            part = _inputs_last(functools.partial(scratch, "quantize"), size, np.dtype(np.float32), contracted)
             read(region, part)
             channels = tuple(slice(None) if i in contracted else each for i, each in enumerate(region))
             yield region, channels, part

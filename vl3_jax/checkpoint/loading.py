@@ -3,9 +3,10 @@
 import concurrent.futures
 import dataclasses
 import functools
+import heapq
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,15 +23,14 @@ from vl3_jax.checkpoint.tensors import float_dtype, release_pages
 from vl3_jax.checkpoint.tokenizer_files import check_token_ids
 from vl3_jax.errors import InputError
 from vl3_jax.model import abstract_params, param_axes
-from vl3_jax.model.quantize import QuantizedKernel, contracted_dimensions
-from vl3_jax.model.remat import SEPARATE
+from vl3_jax.model.quantize import TIED_HEAD, QuantizedKernel, contracted_dimensions, outputs_first
 from vl3_jax.model.serving_layout import EMBEDDING, Piece, serving_leaves
 from vl3_jax.parallel import rules
 from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 from vl3_jax.sa2va.sa2va_model import abstract_sa2va, sa2va_axes
 from vl3_jax.sam2.sam2_config import Sam2Config
 from vl3_jax.sam2.sam2_model import abstract_sam2, sam2_axes
-from vl3_jax.storage.jobs import WORKERS
+from vl3_jax.storage.jobs import MOST_WORKERS, WORKERS
 from vl3_jax.storage.progress import progress_bar
 
 # A stacked leaf of more bytes is put on an accelerator layer by layer: the host then holds one layer of it at a time.
@@ -63,14 +63,14 @@ def load(
     base: str | None = None,
     token: str | None = None,
     quiet: bool = True,
-    layout: str | None = None,
+    serving: bool = False,
     quantize: str | None = None,
 ) -> Checkpoint:
     """Loads a checkpoint onto any mesh and in any dtype.
 
     What is read is cast or quantised part by part and transposed into the buffer of its leaf, which is then transferred
-    to its device. Besides the model, host and devices hold at most one layer, or one leaf that is not a layer's; on the
-    CPU backend the buffer itself becomes the array.
+    to its device. Besides the model, host and devices hold at most one layer of a stacked leaf, or a few other leaves;
+    on the CPU backend the buffer itself becomes the array.
 
     Args:
       source: Orbax folder, training workdir or Hugging Face folder (on a disk or under gs://), Hub id, or "nano"; or
@@ -82,21 +82,21 @@ def load(
       base: Base model of an adapter or of a projector-only run, in place of the one that its files name.
       token: Hub token.
       quiet: Whether to hide the progress bar.
-      layout: A layout of `vl3_jax.model.serving_layout`, in which a language model is loaded, and of a Sa2VA its own;
-        by default that of training. For serving, embeddings that are
-        stored in bfloat16 stay so in a wider `dtype`: that changes no result.
-      quantize: "int8" quantises the kernels of a layout for serving (see `vl3_jax.model.quantize`).
+      serving: Whether to load the layout for serving (`vl3_jax.model.serving_layout`) in place of that of training; of
+        a Sa2VA its language model. Embeddings that are stored in bfloat16 then stay so in a wider `dtype`: that changes
+        no result.
+      quantize: "int8" quantises the kernels (see `vl3_jax.model.quantize`); for serving only.
 
     Raises:
-      InputError: There is no checkpoint, its tensors do not fit its configuration, or an array is damaged; or a part of
-        the model is missing that its layout for serving has.
+      InputError: There is no checkpoint, its tensors do not fit its configuration, or an array is damaged; a part of
+        the model is missing that the layout for serving has; or `quantize` is not for serving.
     """
     opened = source if isinstance(source, CheckpointSource) else open_source(source, base=base, token=token)
     if "llm" in opened.parts:
         check_token_ids(opened.files, chat_config(opened))
     target = None if dtype is None else float_dtype(dtype if isinstance(dtype, str) else np.dtype(dtype).name)
-    leaves = leaves_to_load(opened, target, layout, quantize)
-    leaf_shardings = _leaf_shardings(opened, leaves, layout, mesh, shardings)
+    leaves = leaves_to_load(opened, target, serving, quantize)
+    leaf_shardings = _leaf_shardings(opened, leaves, serving, mesh, shardings)
     arrays: dict[str, Any] = {}
     total = sum(leaf.nbytes for leaf in leaves)
     with progress_bar(total, "load", quiet=quiet) as bar, concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
@@ -116,24 +116,36 @@ def load(
 
 
 def leaves_to_load(
-    source: CheckpointSource, dtype: np.dtype | None = None, layout: str | None = None, quantize: str | None = None
+    source: CheckpointSource, dtype: np.dtype | None = None, serving: bool = False, quantize: str | None = None
 ) -> list[Leaf]:
     """Returns the leaves that `load`, which describes the arguments, makes of a checkpoint, the largest first."""
-    if layout is None:
+    if not serving:
+        if quantize:
+            raise InputError(f"quantize is {quantize!r}: weights are quantised for serving only; add serving=True")
         leaves = [_leaf_of_training(source, path, dtype or source.dtypes[path]) for path in source.leaves]
     else:
         if not source.complete:
             parts = ", ".join(source.parts)
             raise InputError(f"{source.location}: holds only {parts}; make a whole model of it: vl3 convert init")
         leaves = []
-        for path, leaf in serving_leaves(chat_config(source), layout, quantize).items():
+        for path, leaf in serving_leaves(chat_config(source), quantize).items():
             stored = source.dtypes[leaf.pieces[0].path]
             kept = path == EMBEDDING and stored.name == "bfloat16"
             contracted = contracted_dimensions(path, len(leaf.shape)) if quantize else ()
-            leaf_dtype, inputs_last = stored if kept else dtype or stored, layout == SEPARATE and contracted[:1] == (0,)
-            order = leaf.splits, leaf.transposed, inputs_last
-            leaves.append(Leaf(path, leaf.shape, leaf_dtype, leaf.pieces, contracted, *order))
+            leaf_dtype = stored if kept else dtype or stored
+            leaves.append(Leaf(path, leaf.shape, leaf_dtype, leaf.pieces, contracted, leaf.splits, leaf.transposed))
     return sorted(leaves, key=lambda leaf: -leaf.nbytes)
+
+
+def most_on_host(sizes: Iterable[int]) -> int:
+    """Returns the most bytes of a model for serving that a host with an accelerator holds at a time while it loads it.
+
+    Each thread fills a leaf, and copies it to where it stays on its devices: there, nothing is needed besides.
+
+    Args:
+      sizes: Bytes of each leaf.
+    """
+    return sum(heapq.nlargest(MOST_WORKERS, sizes))
 
 
 def _leaf_of_training(source: CheckpointSource, path: str, dtype: np.dtype) -> Leaf:
@@ -143,21 +155,23 @@ def _leaf_of_training(source: CheckpointSource, path: str, dtype: np.dtype) -> L
     return Leaf(path, spec.shape, dtype, pieces)
 
 
-def _leaf_shardings(source: CheckpointSource, leaves: list[Leaf], layout, mesh, shardings) -> dict[str, Sharding]:
+def _leaf_shardings(source: CheckpointSource, leaves: list[Leaf], serving, mesh, shardings) -> dict[str, Sharding]:
     if shardings is None and mesh is not None:
         if isinstance(source.config, Sam2Config):
             abstract, axes = abstract_sam2(source.config), sam2_axes(source.config)
-        elif isinstance(source.config, Sa2vaConfig) and layout is None:
+        elif isinstance(source.config, Sa2vaConfig) and not serving:
             abstract, axes = abstract_sa2va(source.config), sa2va_axes(source.config)
         else:
             config = chat_config(source)
-            abstract, axes = abstract_params(config, serving=layout), param_axes(config, serving=layout)
+            abstract, axes = abstract_params(config, serving=serving), param_axes(config, serving)
         shardings = rules.shardings(abstract, axes, mesh)
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if not isinstance(shardings, Mapping):
         return {leaf.path: shardings for leaf in leaves}
     by_path = flatten_dict(shardings, sep="/")
+    if EMBEDDING in by_path:
+        by_path.setdefault(TIED_HEAD, by_path[EMBEDDING])
     if missing := [leaf.path for leaf in leaves if leaf.path not in by_path]:
         raise InputError(f"shardings: no entry for {missing[0]}; give one for each parameter")
     return by_path
@@ -167,14 +181,13 @@ def _load_leaf(source: CheckpointSource, leaf: Leaf, sharding: Sharding, run: Ru
     """Loads a leaf, reading each distinct shard that this process holds once; a quantised one is read whole."""
     if not is_layerwise(leaf, sharding):
         return _arrays(source, leaf, sharding, leaf.whole, run)
-    stacks = None
+    stack = None
     for layer in range(leaf.shape[0]):
-        parts = _arrays(source, leaf, sharding, ((layer, layer + 1), *leaf.whole[1:]), run)
-        if stacks is None:
-            stacks = jax.tree.map(lambda part: _empty_stack(part, leaf.shape[0]), parts)
-        stacks = jax.tree.map(functools.partial(_set_layer, layer), stacks, parts)
-        jax.block_until_ready(stacks)
-    return stacks  # pyright: ignore[reportReturnType]  # there is a layer
+        part = _arrays(source, leaf, sharding, ((layer, layer + 1), *leaf.whole[1:]), run)
+        if stack is None:
+            stack = jnp.zeros(leaf.shape, part.dtype, device=part.sharding)
+        stack = jax.block_until_ready(layer_setter(stack.sharding)(stack, part, layer))
+    return stack  # pyright: ignore[reportReturnType]  # there is a layer
 
 
 def is_layerwise(leaf: Leaf, sharding: Sharding) -> bool:
@@ -193,24 +206,15 @@ def layer_setter(sharding: Sharding) -> Any:
     return jax.jit(set_layer, donate_argnums=0, out_shardings=sharding)
 
 
-def _set_layer(layer: int, stack: jax.Array, part: jax.Array) -> jax.Array:
-    return layer_setter(stack.sharding)(stack, part, layer)
-
-
-def _empty_stack(part: jax.Array, layers: int) -> jax.Array:
-    return jnp.zeros((layers, *part.shape[1:]), part.dtype, device=part.sharding)
-
-
 def _arrays(source: CheckpointSource, leaf: Leaf, sharding: Sharding, bounds: Bounds, run: Run) -> Any:
     """Loads some layers of a leaf, or the whole leaf."""
     if leaf.contracted:
-        values, scales = fill_quantized(source, leaf, bounds, run)
-        scale_sharding = unsplit(sharding, leaf.contracted)
-        inputs = len(leaf.contracted) if leaf.inputs_last else 0
+        values, scales = fill_quantized(source, leaf, run)
+        order = outputs_first(values.ndim, leaf.contracted)
+        outputs = order[: -len(leaf.contracted)]
         return QuantizedKernel(
-            _array(values.shape, rotated(sharding, inputs, values.ndim), lambda shard: values[_region(shard)]),
-            _array(scales.shape, scale_sharding, lambda shard: scales[_region(shard)]),
-            inputs,
+            _array(values.shape, _reordered(sharding, order), lambda shard: values[_region(shard)]),
+            _array(scales.shape, _reordered(sharding, outputs), lambda shard: scales[_region(shard)]),
         )
     first = [start for start, _ in bounds]
 
@@ -228,7 +232,7 @@ def _array(shape: Sequence[int], sharding: Sharding, read: Callable[[Bounds], np
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         return read(tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True)))
 
-    # Transfers are asynchronous; waiting keeps at most one leaf or layer of one in host memory.
+    # Transfers are asynchronous; waiting keeps at most one leaf of each thread, or a layer of one, in host memory.
     return jax.block_until_ready(jax.make_array_from_callback(tuple(shape), sharding, shard))
 
 
@@ -236,17 +240,9 @@ def _region(bounds: Bounds) -> tuple[slice, ...]:
     return tuple(slice(start, stop) for start, stop in bounds)
 
 
-def rotated(sharding: Sharding, count: int, dimensions: int) -> Sharding:
-    """Returns the sharding of an array of `dimensions` dimensions whose first `count` are moved behind the others."""
+def _reordered(sharding: Sharding, dimensions: Sequence[int]) -> Sharding:
+    """Returns the sharding of an array that has these dimensions of the one that `sharding` is for."""
     if not isinstance(sharding, NamedSharding):
         return sharding
-    spec = (*sharding.spec, *(None,) * (dimensions - len(sharding.spec)))
-    return NamedSharding(sharding.mesh, PartitionSpec(*spec[count:], *spec[:count]))
-
-
-def unsplit(sharding: Sharding, dimensions: Sequence[int]) -> Sharding:
-    """Returns a sharding that does not split these dimensions."""
-    if not isinstance(sharding, NamedSharding):
-        return sharding
-    entries = (None if axis in dimensions else entry for axis, entry in enumerate(sharding.spec))
-    return NamedSharding(sharding.mesh, PartitionSpec(*entries))
+    entries = dict(enumerate(sharding.spec))
+    return NamedSharding(sharding.mesh, PartitionSpec(*(entries.get(axis) for axis in dimensions)))

@@ -16,7 +16,6 @@ from vl3_jax.errors import InputError
 from vl3_jax.host_memory import free_host_memory
 from vl3_jax.inference.buckets import LARGEST_PART
 from vl3_jax.model.config import ModelConfig
-from vl3_jax.model.serving_layout import DEFAULT_LAYOUT
 from vl3_jax.storage.progress import human_bytes
 
 _NARROW = "bfloat16"  # the narrower of the types of activations
@@ -30,7 +29,7 @@ class MemoryPlan:
 
     Attributes:
       weights: All parameters in the types that they are loaded in.
-      loading: What loading needs besides them: the largest part that is read or placed at a time.
+      loading: What loading needs besides them: the largest part that is read at a time.
       cache: Keys and values of every slot.
       activations: Estimated peak: the larger of what the tower and the decoder hold.
       free: Bytes that the device has left, and on a CPU the machine; None if it does not report them.
@@ -89,15 +88,12 @@ def memory_plan(source: CheckpointSource, demand: Demand, free: int | None = Non
       shards: Devices that weights and cache are split over.
     """
     device, dtype = jax.local_devices()[0], float_dtype(demand.dtype)
-    leaves = leaves_to_load(source, dtype, DEFAULT_LAYOUT, demand.quantize)
-    if device.platform == "cpu":
-        parts = [leaf.largest_slice(source) for leaf in leaves]
-    else:  # of a stacked leaf, a layer is placed beside it
-        parts = [leaf.nbytes // leaf.shape[0] if leaf.stacked else 0 for leaf in leaves]
+    leaves = leaves_to_load(source, dtype, serving=True, quantize=demand.quantize)
+    is_cpu = device.platform == "cpu"  # elsewhere slices are in the memory of the host
     cache, activations = _cache_and_activations(chat_config(source), demand)
     return MemoryPlan(
         weights=sum(leaf.nbytes for leaf in leaves) // shards,
-        loading=max(parts) // shards,
+        loading=max(leaf.largest_slice(source) for leaf in leaves) if is_cpu else 0,
         cache=cache // shards,
         activations=activations,
         free=free_memory() if free is None else free,

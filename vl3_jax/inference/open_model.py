@@ -60,7 +60,6 @@ def load(
     from vl3_jax.checkpoint.tensors import float_dtype
     from vl3_jax.inference.memory import Demand, ModelMemory, weight_shards
     from vl3_jax.model import VideoLLaMA3
-    from vl3_jax.model.serving_layout import DEFAULT_LAYOUT
     from vl3_jax.sa2va.sa2va_config import Sa2vaConfig
 
     start = time.perf_counter()
@@ -68,17 +67,15 @@ def load(
         if value not in (None, *QUANTIZATIONS):
             raise InputError(f"{name} is {value!r}: use {' or '.join(QUANTIZATIONS)}, or leave it out")
     demand = Demand(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"), quantize, kv_cache)
-    opened, layout = open_source(source, token=token), DEFAULT_LAYOUT
+    opened = open_source(source, token=token)
     config = chat_config(opened)
     processor = Processor.from_folder(opened.files)
     memory = ModelMemory(opened, demand, weight_shards(mesh))
-    stacks = load_adapters(
-        adapters or {}, config, dtype=float_dtype(demand.dtype), layout=layout, mesh=mesh, token=token
-    )
+    stacks = load_adapters(adapters or {}, config, dtype=float_dtype(demand.dtype), mesh=mesh, token=token)
     memory.check_loading()
     try:
         checkpoint = load_checkpoint(
-            opened, dtype=demand.dtype, mesh=mesh, quiet=quiet, layout=layout, quantize=quantize
+            opened, dtype=demand.dtype, mesh=mesh, quiet=quiet, serving=True, quantize=quantize
         )
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         raise memory.explained(error) from error
@@ -86,7 +83,7 @@ def load(
     normalisation = {"image_mean": processor.config.image_mean, "image_std": processor.config.image_std}
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, **normalisation))
     cache_dtype = None if kv_cache is None else jnp.int8
-    model = VideoLLaMA3(config, dtype=demand.dtype, serving=layout, cache_dtype=cache_dtype)
+    model = VideoLLaMA3(config, dtype=demand.dtype, serving=True, cache_dtype=cache_dtype)
     joined = isinstance(opened.config, Sa2vaConfig)
     engine = Engine(
         model,

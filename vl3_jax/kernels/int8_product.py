@@ -23,34 +23,29 @@ _TPU_ROWS = 32  # rows of activations up to which a TPU multiplies two parts soo
 _INT8_TPU = re.compile("TPU v[456]")  # generations whose matrix units take int8
 
 
-def int8_product(
-    x: jax.Array, values: jax.Array, num_in: int, output_first: bool, whole_inputs: bool = True
-) -> jax.Array:
+def int8_product(x: jax.Array, values: jax.Array, num_in: int, whole_inputs: bool = True) -> jax.Array:
     """Multiplies activations with an int8 kernel.
 
     Args:
       x: Activations, [..., *in_shape] of any float type.
-      values: Kernel, int8; [*out_shape, *in_shape] if `output_first`, else [*in_shape, *out_shape].
+      values: Kernel, [*out_shape, *in_shape] int8.
       num_in: Number of dimensions of `in_shape`.
-      output_first: Order of the dimensions of the kernel.
       whole_inputs: Whether each device has all inputs of its outputs. Where it has not, a TPU converts the kernel,
         because the largest magnitude of a row would have to be agreed on first.
 
     Returns:
       The product, [..., *out_shape] float32.
     """
-    rows, split = x.shape[: x.ndim - num_in], values.ndim - num_in if output_first else num_in
-    out_shape = values.shape[:split] if output_first else values.shape[split:]
-    matrix = values.reshape(math.prod(values.shape[:split]), -1)
-    flat = x.reshape(math.prod(rows), -1)
-    device, matrix_axes = target_device(), "oi" if output_first else "io"
-    if output_first and device.platform == "cpu":
+    rows, out_shape = x.shape[: x.ndim - num_in], values.shape[: values.ndim - num_in]
+    matrix = values.reshape(math.prod(out_shape), -1)
+    flat, device = x.reshape(math.prod(rows), -1), target_device()
+    if device.platform == "cpu":
         product = _split_product(flat, lambda parts: _cpu_product(matrix, parts))
     elif whole_inputs and len(flat) <= _TPU_ROWS and _INT8_TPU.match(device.device_kind):
-        product = _split_product(flat, lambda parts: _int32_product(f"pni,{matrix_axes}->pno", parts, matrix))
+        product = _split_product(flat, lambda parts: _int32_product("pni,oi->pno", parts, matrix))
     else:
         unmerged = x.reshape(*rows, -1)  # rows and tokens may be sharded
-        product = einsum(f"...i,{matrix_axes}->...o", unmerged, matrix.astype(x.dtype), out_dtype=jnp.float32)
+        product = einsum("...i,oi->...o", unmerged, matrix.astype(x.dtype), out_dtype=jnp.float32)
     return product.reshape(*rows, *out_shape)
 
 

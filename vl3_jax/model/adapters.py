@@ -1,7 +1,7 @@
 """LoRA adapters beside the weights that they adapt: several at once, one chosen for each row.
 
-They lie in the parameter tree beside the kernels of a module, whether these are fused or not:
-`attn/adapters/{q,k,v,out}` and `mlp/adapters/{gate,up,down}`. A tree without them computes nothing more.
+They lie in the parameters for serving, beside the kernels of a module: `attn/adapters/{q,k,v,out}` and
+`mlp/adapters/{gate,up,down}`. A tree without them computes nothing more.
 """
 
 from collections.abc import Callable, Sequence

@@ -12,7 +12,6 @@ from jaxtyping import Array, Int32
 from vl3_jax.kernels.keys_values import KeysValues, row_numbers
 from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.config import TextConfig
-from vl3_jax.model.remat import SEPARATE
 from vl3_jax.parallel.rules import current_mesh, partition_spec
 
 
@@ -24,8 +23,8 @@ class KVCache(flax.struct.PyTreeNode):
     its segment to 0.
 
     Attributes:
-      keys_values: Keys and values of all layers, arrays of [layers, R, K, S, D]; for separate layers a tuple with
-        those of each layer, [1, R, K, S, D].
+      keys_values: Keys and values of all layers, arrays of [layers, R, K, S, D]; for serving a tuple with those of each
+        layer, [1, R, K, S, D].
       segment_ids: Segment of each slot, [R, S] int32; nothing attends to a slot of segment 0.
       positions: Position of the token in each slot, [R, S] int32.
       length: Number of slots written, [R] int32. Tokens that do not fit after a row's last slot are dropped.
@@ -43,7 +42,7 @@ class KVCache(flax.struct.PyTreeNode):
         rows: int,
         slots: int,
         dtype: DTypeLike = jnp.float32,
-        layout: str | None = None,
+        serving: bool = False,
     ) -> "KVCache":
         """Creates an empty cache.
 
@@ -53,7 +52,7 @@ class KVCache(flax.struct.PyTreeNode):
           slots: Tokens of a row.
           dtype: Type of keys and values. int8 takes about half of the memory of bfloat16, with a scale for each token
             and head.
-          layout: Layout of the parameters, see `vl3_jax.model.serving_layout`; the arrays are separate as the layers'.
+          serving: As of the model: each layer then has arrays of its own.
         """
 
         def zeros(layers: int) -> KeysValues:
@@ -64,7 +63,7 @@ class KVCache(flax.struct.PyTreeNode):
 
         layers = config.num_layers
         return cls(
-            keys_values=tuple(zeros(1) for _ in range(layers)) if layout == SEPARATE else zeros(layers),
+            keys_values=tuple(zeros(1) for _ in range(layers)) if serving else zeros(layers),
             segment_ids=jnp.zeros((rows, slots), jnp.int32),
             positions=jnp.zeros((rows, slots), jnp.int32),
             length=jnp.zeros(rows, jnp.int32),
@@ -115,7 +114,7 @@ class KVCache(flax.struct.PyTreeNode):
         Args:
           rows: As `reserve_slots`.
           slots: Slots from `reserve_slots`.
-          new: Key and value of each head, [layers, B, L, K * 2 * D]; of separate layers a list of [1, ...].
+          new: Key and value of each head, [layers, B, L, K * 2 * D]; for serving a list of [1, ...].
         """
         if isinstance(self.keys_values, tuple):
             written = tuple(_write(*each, rows, slots) for each in zip(self.keys_values, new, strict=True))

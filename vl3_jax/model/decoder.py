@@ -25,7 +25,7 @@ from vl3_jax.model.cache import KVCache
 from vl3_jax.model.config import TextConfig
 from vl3_jax.model.layers import ACTIVATIONS, Linear, RMSNorm, partitioned_param
 from vl3_jax.model.lookup import TABLE_AXES, lookup
-from vl3_jax.model.remat import SEPARATE, apply_layer, scan_layers
+from vl3_jax.model.remat import apply_layer, scan_layers
 from vl3_jax.model.rope import rotary_table
 from vl3_jax.parallel.rules import Grouped, constrain, constrain_tokens
 
@@ -40,7 +40,7 @@ class DecoderLayerInputs(NamedTuple):
       q_info: Segments and positions of the tokens, [B, L].
       kv_info: Segments and positions of what the tokens attend to: [B, L], the tokens themselves, or [B, S], the slots
         of the cache.
-      cached: Keys and values of all layers, or of a separate layer; None without a cache.
+      cached: Keys and values of all layers, or of a layer for serving; None without a cache.
       rows: Row of the cache of each row of tokens, [B] int32; None where they are the same.
       schedule: Which slots a few tokens attend to; None of many tokens, and without a cache.
       adapter: LoRA adapter of each row, [B] int32, below 0 for none; None for no row.
@@ -58,20 +58,20 @@ class DecoderLayerInputs(NamedTuple):
 class Decoder(nn.Module):
     """Token embedding, transformer layers, final norm and output head.
 
-    `serving` is the layout of the parameters, see `vl3_jax.model.serving_layout`; None is that of training.
+    `serving` is whether the parameters are in the layout for serving, see `vl3_jax.model.serving_layout`.
     """
 
     config: TextConfig
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     remat: str = "none"
-    serving: str | None = None
+    serving: bool = False
 
     def setup(self):
         config = self.config
         self.embed = Embedding(config, self.param_dtype)
-        layer = functools.partial(DecoderLayer, config, self.param_dtype, self.serving is not None)
-        if self.serving == SEPARATE:
+        layer = functools.partial(DecoderLayer, config, self.param_dtype, self.serving)
+        if self.serving:
             self.layers = [layer() for _ in range(config.num_layers)]
         else:
             scanned = scan_layers(DecoderLayer, self.remat, config.num_layers, nn.broadcast)
@@ -136,7 +136,7 @@ class Decoder(nn.Module):
             return self.lm_head(hidden).astype(jnp.float32)
         if self.has_variable("params", "tied_head"):
             head = self.get_variable("params", "tied_head")
-            return int8_product(hidden, head.values, 1, output_first=True) * head.scale[:, 0]
+            return int8_product(hidden, head.values, 1) * head.scale.squeeze(-1)
         return tied_product(hidden, self.embed.embedding)
 
 
@@ -228,8 +228,7 @@ class DecoderAttention(nn.Module):
             return qkv if joined else split_heads(qkv, kv_heads, group, head_dim)
 
         def projected(name: str, heads: int, axis: str) -> jax.Array:
-            product = linear((config.hidden_size, heads, head_dim), ("embed", axis, "head_dim"), name=name)(x)
-            return add_adapter_products(self, product, x, adapter, [name])
+            return linear((config.hidden_size, heads, head_dim), ("embed", axis, "head_dim"), name=name)(x)
 
         parts = projected("q", config.num_heads, "heads"), *(projected(name, kv_heads, "kv_heads") for name in "kv")
         return join_heads(*parts) if joined else parts
@@ -258,10 +257,7 @@ class DecoderMLP(nn.Module):
                 [act(gate) * up for gate, up in zip(parts[::2], parts[1::2], strict=True)], axis=-1
             )
         else:
-            gate, up = (
-                add_adapter_products(self, linear((width, inner), ("embed", "mlp"), name=name)(x), x, adapter, [name])
-                for name in ("gate", "up")
-            )
+            gate, up = (linear((width, inner), ("embed", "mlp"), name=name)(x) for name in ("gate", "up"))
             hidden = act(gate) * up
         product = linear((inner, width), ("mlp", "embed"), name="down")(hidden)
         return add_adapter_products(self, product, hidden, adapter, ["down"])

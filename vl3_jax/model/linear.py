@@ -36,7 +36,7 @@ class LoraKernel:
       scale: Factor of the product of `a` and `b`, alpha / rank.
     """
 
-    base: jax.Array | QuantizedKernel
+    base: jax.Array
     a: jax.Array
     b: jax.Array
     scale: float = flax.struct.field(pytree_node=False, default=1.0)
@@ -75,33 +75,22 @@ def _any_product(
     x: jax.Array, kernel: jax.Array | QuantizedKernel | LoraKernel, axes: Axes, num_in: int, transposed: bool
 ) -> jax.Array:
     """Implements `linear`."""
+    if isinstance(kernel, QuantizedKernel):
+        return _int8_product(x, kernel, axes if transposed else (*axes[num_in:], *axes[:num_in]), num_in)
     if transposed:
         assert not isinstance(kernel, LoraKernel)
-        return _transposed_product(x, kernel, axes)
+        return _rows_product(x, _gathered(kernel.astype(x.dtype), axes), "oi")
     if isinstance(kernel, LoraKernel):
         down = linear(x, kernel.a, (*axes[:num_in], None), num_in)
         return linear(x, kernel.base, axes, num_in) + kernel.scale * linear(down, kernel.b, (None, *axes[num_in:]))
-    if isinstance(kernel, QuantizedKernel):
-        if kernel.inputs_last:
-            axes = (*axes[num_in:], *axes[:num_in])
-        product = _int8_product(x, kernel.values, axes, num_in, output_first=kernel.inputs_last > 0)
-        product = (product * kernel.scale.reshape(kernel.shape[num_in:])).astype(x.dtype)
-        return checkpoint_name(product, "product")
     return checkpoint_name(_trainable_product(x, kernel, axes, num_in), "product")
 
 
-def _transposed_product(x: jax.Array, kernel: jax.Array | QuantizedKernel, axes: Axes) -> jax.Array:
-    """Returns the product with the transpose of a matrix."""
-    if isinstance(kernel, QuantizedKernel):
-        product = _int8_product(x, kernel.values, axes, 1, output_first=True)
-        return (product * kernel.scale[:, 0]).astype(x.dtype)
-    return _rows_product(x, _gathered(kernel.astype(x.dtype), axes), "oi")
-
-
-def _int8_product(x: jax.Array, values: jax.Array, axes: Axes, num_in: int, output_first: bool) -> jax.Array:
-    spec = _gathered_spec(values, axes)
-    inputs = spec[values.ndim - num_in :] if output_first else spec[:num_in]
-    return int8_product(x, _gathered(values, axes), num_in, output_first, whole_inputs=not any(inputs))
+def _int8_product(x: jax.Array, kernel: QuantizedKernel, axes: Axes, num_in: int) -> jax.Array:
+    """Returns the product with a quantised kernel; `axes` are those of its values."""
+    is_split = any(_gathered_spec(kernel.values, axes)[-num_in:])
+    product = int8_product(x, _gathered(kernel.values, axes), num_in, whole_inputs=not is_split)
+    return (product * kernel.scale.squeeze(range(-num_in, 0))).astype(x.dtype)
 
 
 def add_bias(y: jax.Array, bias: jax.Array, axes: Axes) -> jax.Array:

@@ -1,8 +1,8 @@
 """int8 weight quantisation for inference, which halves the memory of bfloat16 weights.
 
 Quantisation is symmetric, with one scale for each output channel. Only the kernels of the layers and the output head
-are quantised. These are nearly all parameters; the ones to which the result is sensitive (embeddings, norms, patch
-embedding) keep their dtype.
+are quantised, in the layout for serving. These are nearly all parameters; the ones to which the result is sensitive
+(embeddings, norms, patch embedding) keep their dtype.
 """
 
 import functools
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 TIED_HEAD = "llm/tied_head"  # the output head of a model with tied embeddings, [V, D]
-TRANSPOSED = ("qkv", "gate_up")  # modules whose kernels are [out, in], those of the layouts for serving
+TRANSPOSED = ("qkv", "gate_up")  # modules whose kernels are [out, in], for serving
 
 
 @flax.struct.dataclass
@@ -23,42 +23,27 @@ class QuantizedKernel:
     """An int8 kernel, usable in place of a plain array.
 
     Attributes:
-      values: Quantised values, int8 in the shape of the kernel; or with the dimensions of the input last.
-      scale: Scale of each output channel, float32, in the shape of the kernel with size 1 in the contracted dimensions.
-      inputs_last: Number of the input's dimensions, if they come last in `values`; 0 if they come first.
+      values: Quantised values, [*out_shape, *in_shape] int8, whatever the order in the kernel.
+      scale: Scale of each output channel, [*out_shape, 1, ...] float32, with as many dimensions. Vectors would keep the
+        TPU compiler from fetching the next weights while a product runs.
     """
 
     values: jax.Array
     scale: jax.Array
-    inputs_last: int = flax.struct.field(pytree_node=False, default=0)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the kernel."""
-        outputs = self.values.ndim - self.inputs_last
-        return (*self.values.shape[outputs:], *self.values.shape[:outputs])
 
 
-def quantize_leaf(path: str, leaf: jax.Array, inputs_last: bool = False) -> jax.Array | QuantizedKernel:
-    """Quantises a leaf of the parameter tree if it is the kernel of a layer or of the output head.
+def quantize_leaf(path: str, leaf: jax.Array) -> jax.Array | QuantizedKernel:
+    """Quantises a leaf of the parameters for serving if it is the kernel of a layer or of the output head.
 
     Args:
       path: Keys of the leaf, joined by "/".
       leaf: The array.
-      inputs_last: Whether the dimensions of the input, where they are first, come last in the values.
 
     Returns:
       The quantised kernel, or `leaf` itself.
     """
     contracted = contracted_dimensions(path, leaf.ndim)
-    if not contracted:
-        return leaf
-    kernel = _quantize(leaf, contracted)
-    if inputs_last and contracted[0] == 0:
-        inputs = len(contracted)
-        order = (*range(inputs, leaf.ndim), *range(inputs))
-        return QuantizedKernel(kernel.values.transpose(order), kernel.scale, inputs)
-    return kernel
+    return _quantize(leaf, contracted) if contracted else leaf
 
 
 def contracted_dimensions(path: str, dimensions: int) -> tuple[int, ...]:
@@ -71,8 +56,12 @@ def contracted_dimensions(path: str, dimensions: int) -> tuple[int, ...]:
         return ()
     if module in TRANSPOSED:
         return (dimensions - 1,)
-    first = int("layers" in modules)  # the dimension of stacked layers comes first and is never contracted
-    return (first, first + 1) if module == "out" and dimensions == first + 3 else (first,)
+    return (0, 1) if module == "out" and dimensions == 3 else (0,)
+
+
+def outputs_first(dimensions: int, contracted: Sequence[int]) -> tuple[int, ...]:
+    """Returns the dimensions of a kernel in their order in quantised values."""
+    return (*(axis for axis in range(dimensions) if axis not in contracted), *contracted)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -80,7 +69,8 @@ def _quantize(kernel: jax.Array, contracted: tuple[int, ...]) -> QuantizedKernel
     kernel = kernel.astype(jnp.float32)
     scale = channel_scale(jnp.max(jnp.abs(kernel), axis=contracted, keepdims=True))
     values = jnp.round(kernel * (1 / jnp.where(scale == 0, 1, scale))).astype(jnp.int8)
-    return QuantizedKernel(values, scale)
+    order = outputs_first(kernel.ndim, contracted)
+    return QuantizedKernel(values.transpose(order), scale.transpose(order))
 
 
 # The same in NumPy, for what is quantised while it is read. Both multiply by reciprocals, as the compiler does where

@@ -1,4 +1,4 @@
-"""Scanned layers with named rematerialisation policies, and where the parameters of layers lie."""
+"""Layers that are scanned, with named rematerialisation policies, or applied one after another."""
 
 import functools
 from collections.abc import Callable
@@ -7,10 +7,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 from jax.extend import core
-
-# Layouts of the parameters for serving: those of all layers in one array, scanned; or arrays of each layer, one after
-# another. `vl3_jax.model.serving_layout` describes both.
-STACKED, SEPARATE = "stacked", "separate"
 
 POLICIES: dict[str, Callable | None] = {
     "none": None,  # keeps every intermediate

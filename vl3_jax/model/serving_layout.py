@@ -1,9 +1,9 @@
-"""Layouts of the parameters for serving, and where their pieces come from.
+"""The layout of the parameters for serving, and where its pieces come from.
 
 Checkpoints and training hold each kernel of the layers in one stacked array. For serving, the products of one input are
-one: q, k and v (`qkv`), and gate and up (`gate_up`). The layers are either "stacked", as in training, and scanned; or
-"separate": their parameters are arrays of their own ("llm/layers_0/..." in place of "llm/layers/..."), and the layers
-run one after another, because on some platforms a scan copies the parameters of a layer before each product.
+one: q, k and v (`qkv`), and gate and up (`gate_up`). Each layer has arrays of its own ("llm/layers_0/..." in place of
+"llm/layers/..."), and the layers run one after another. In a scan, a CPU or GPU would copy the parameters of a layer
+before each product, and a TPU could not read those of the next product while one runs.
 
 The embeddings keep their dtype. Where they are the output head too, an int8 copy of them, `llm/tied_head`, is that of
 a quantised model.
@@ -28,14 +28,19 @@ from jax.typing import DTypeLike
 
 from vl3_jax.model.config import ModelConfig, TextConfig
 from vl3_jax.model.decoder import gate_groups
-from vl3_jax.model.quantize import TIED_HEAD, TRANSPOSED, QuantizedKernel, contracted_dimensions, quantize_leaf
-from vl3_jax.model.remat import SEPARATE
+from vl3_jax.model.quantize import (
+    TIED_HEAD,
+    TRANSPOSED,
+    QuantizedKernel,
+    contracted_dimensions,
+    outputs_first,
+    quantize_leaf,
+)
 from vl3_jax.model.vl3 import abstract_params, param_axes
 from vl3_jax.parallel.rules import Axis
 
 EMBEDDING = "llm/embed/embedding"
-DEFAULT_LAYOUT = SEPARATE  # faster everywhere: a scan copies or waits for the weights of each layer
-_SEPARATE_LAYER = re.compile(r"/layers_(\d+)/")
+_LAYER = re.compile(r"/layers_(\d+)/")
 _FUSED_LEAF = re.compile(r"/(qkv|gate_up)/(kernel|bias)$")
 
 Index = tuple[slice | int, ...]
@@ -64,8 +69,8 @@ class ServingLeaf:
       shape: Its shape.
       axes: Logical axis of each dimension (see `vl3_jax.parallel.rules`).
       splits: Sizes that each dimension is split into where pieces are found in it, (n,) for one that is not split. The
-        last dimension of a transposed leaf comes first in it, after that of layers.
-      transposed: Whether the last dimension of the leaf is the input, which comes first in its pieces.
+        second dimension of a transposed leaf comes first in it.
+      transposed: Whether the leaf is a matrix [out, in]; the input comes first in its pieces.
       pieces: What it consists of. They do not overlap, and leave nothing out.
     """
 
@@ -82,21 +87,20 @@ class ServingLeaf:
 
 
 @functools.lru_cache
-def serving_leaves(config: ModelConfig, layout: str, quantize: str | None = None) -> Mapping[str, ServingLeaf]:
-    """Returns the leaves of a layout by path.
+def serving_leaves(config: ModelConfig, quantize: str | None = None) -> Mapping[str, ServingLeaf]:
+    """Returns the leaves of the layout by path.
 
     Args:
       config: Sizes of the model.
-      layout: "stacked" or "separate".
       quantize: "int8" adds the output head of a model with tied embeddings as a leaf of its own.
     """
-    shapes: dict[str, jax.ShapeDtypeStruct] = _flat(abstract_params(config, serving=layout))
-    axes: dict[str, tuple[Axis, ...]] = _flat(param_axes(config, layout))
+    shapes: dict[str, jax.ShapeDtypeStruct] = _flat(abstract_params(config, serving=True))
+    axes: dict[str, tuple[Axis, ...]] = _flat(param_axes(config, serving=True))
     leaves = {}
     for path, leaf in shapes.items():
         splits = _splits(config.text, path, leaf.shape)
         dimensions = sum(map(len, splits))
-        pieces = tuple(_pieces(config, path, leaf.shape, dimensions))
+        pieces = tuple(_pieces(config.text, path, dimensions))
         leaves[path] = ServingLeaf(leaf.shape, axes[path], splits, _is_transposed(path), pieces)
     if quantize and config.text.tie_word_embeddings:
         table = Piece(EMBEDDING, None, (slice(None), slice(None)))
@@ -114,13 +118,13 @@ def _splits(text: TextConfig, path: str, shape: tuple[int, ...]) -> tuple[tuple[
     found = _FUSED_LEAF.search(path)
     splits: list[tuple[int, ...]] = [(size,) for size in shape]
     if _is_transposed(path):
-        splits = [*splits[:-2], splits[-1], splits[-2]]
+        splits.reverse()
     if found and found[1] == "qkv":
         splits[-1] = (text.num_kv_heads, text.num_heads // text.num_kv_heads + 2, text.head_dim)
     elif found:
         splits[-1] = (gate_groups(text), 2, text.intermediate_size // gate_groups(text))
     elif path.startswith("llm/") and path.endswith("/attn/out/kernel"):
-        splits[-2] = (text.num_heads, text.head_dim)
+        splits[0] = (text.num_heads, text.head_dim)
     return tuple(splits)
 
 
@@ -129,22 +133,16 @@ def _is_transposed(path: str) -> bool:
     return module in TRANSPOSED and kind == "kernel"
 
 
-def _pieces(config: ModelConfig, path: str, shape: tuple[int, ...], dimensions: int) -> Iterator[Piece]:
+def _pieces(text: TextConfig, path: str, dimensions: int) -> Iterator[Piece]:
     """Yields the pieces of a leaf that has so many dimensions once they are split."""
-    found = _SEPARATE_LAYER.search(path)
-    source = _SEPARATE_LAYER.sub("/layers/", path)
-    layers: list[tuple[int | None, Index]] = [(None, ())]
-    if "/layers/" in path:
-        layers = [(layer, (layer,)) for layer in range(shape[0])]
-    elif found:
-        layers = [(int(found[1]), ())]
-    for layer, first in layers:
-        for name, part in _parts(config.text, path, dimensions - len(first)):
-            yield Piece(_FUSED_LEAF.sub(rf"/{name}/\2", source), layer, (*first, *part))
+    found = _LAYER.search(path)
+    source = _LAYER.sub("/layers/", path)
+    for name, index in _parts(text, path, dimensions):
+        yield Piece(_FUSED_LEAF.sub(rf"/{name}/\2", source), int(found[1]) if found else None, index)
 
 
 def _parts(text: TextConfig, path: str, dimensions: int) -> Iterator[tuple[str, Index]]:
-    """Yields the name of each module that a leaf of one layer combines, and its part of the leaf."""
+    """Yields the name of each module that a leaf combines, and its part of the leaf."""
     found = _FUSED_LEAF.search(path)
     if not found:
         yield "", (slice(None),) * dimensions
@@ -157,15 +155,12 @@ def _parts(text: TextConfig, path: str, dimensions: int) -> Iterator[tuple[str, 
         yield name, (*inputs, slice(None), part, slice(None))
 
 
-def to_serving(
-    params: Mapping[str, Any], config: ModelConfig, layout: str, quantize: str | None = None
-) -> dict[str, Any]:
-    """Copies parameters of the layout of training into one for serving.
+def to_serving(params: Mapping[str, Any], config: ModelConfig, quantize: str | None = None) -> dict[str, Any]:
+    """Copies parameters of the layout of training into that for serving.
 
     Args:
       params: Nested dict of arrays; none is quantised.
       config: Sizes of the model.
-      layout: "stacked" or "separate".
       quantize: "int8" quantises the kernels of layers and output head.
 
     Returns:
@@ -180,44 +175,40 @@ def to_serving(
         array = jnp.zeros(leaf.split_shape, pieces[0].dtype)
         for piece, values in zip(leaf.pieces, pieces, strict=True):
             array = array.at[piece.index].set(jnp.reshape(values, array[piece.index].shape))
-        array = array.reshape(*leaf.shape[:-2], leaf.shape[-1], -1).mT if leaf.transposed else array.reshape(leaf.shape)
-        return quantize_leaf(path, array, inputs_last=layout == SEPARATE) if quantize else array
+        array = array.reshape(leaf.shape[::-1]).T if leaf.transposed else array.reshape(leaf.shape)
+        return quantize_leaf(path, array) if quantize else array
 
-    leaves = serving_leaves(config, layout, quantize)
+    leaves = serving_leaves(config, quantize)
     return unflatten_dict({path: filled(path, leaf) for path, leaf in leaves.items()}, sep="/")
 
 
 def abstract_serving_params(
-    config: ModelConfig, layout: str, dtype: DTypeLike = jnp.float32, quantize: str | None = None
+    config: ModelConfig, dtype: DTypeLike = jnp.float32, quantize: str | None = None
 ) -> dict[str, Any]:
-    """Returns the parameters of a layout as `jax.ShapeDtypeStruct` leaves.
+    """Returns the parameters of the layout as `jax.ShapeDtypeStruct` leaves.
 
     Args:
       config: Sizes of the model.
-      layout: "stacked" or "separate".
       dtype: Dtype of what is not quantised.
       quantize: "int8" makes the kernels of layers and output head a `QuantizedKernel` of shapes; None keeps them.
     """
-    leaves = {
-        path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in serving_leaves(config, layout, quantize).items()
-    }
+    leaves = {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in serving_leaves(config, quantize).items()}
     if quantize:
-        quantized = functools.partial(quantize_leaf, inputs_last=layout == SEPARATE)
-        leaves = {path: jax.eval_shape(functools.partial(quantized, path), leaf) for path, leaf in leaves.items()}
+        leaves = {path: jax.eval_shape(functools.partial(quantize_leaf, path), leaf) for path, leaf in leaves.items()}
     return unflatten_dict(leaves, sep="/")
 
 
-def serving_axes(config: ModelConfig, layout: str, quantize: str | None = None) -> dict[str, Any]:
+def serving_axes(config: ModelConfig, quantize: str | None = None) -> dict[str, Any]:
     """Returns the logical axes of each leaf of `abstract_serving_params`."""
-    leaves: dict[str, Any] = {path: leaf.axes for path, leaf in serving_leaves(config, layout, quantize).items()}
+    leaves: dict[str, Any] = {path: leaf.axes for path, leaf in serving_leaves(config, quantize).items()}
     if quantize:
-        leaves = {path: _quantized_axes(path, axes, layout) for path, axes in leaves.items()}
+        leaves = {path: _quantized_axes(path, axes) for path, axes in leaves.items()}
     return unflatten_dict(leaves, sep="/")
 
 
-def _quantized_axes(path: str, axes: tuple[Axis, ...], layout: str) -> Any:
+def _quantized_axes(path: str, axes: tuple[Axis, ...]) -> Any:
     contracted = contracted_dimensions(path, len(axes))
     if not contracted:
         return axes
-    last = len(contracted) if layout == SEPARATE and contracted[0] == 0 else 0
-    return QuantizedKernel((*axes[last:], *axes[:last]), axes, last)  # pyright: ignore[reportArgumentType]
+    ordered = tuple(axes[dimension] for dimension in outputs_first(len(axes), contracted))
+    return QuantizedKernel(ordered, ordered)  # pyright: ignore[reportArgumentType]

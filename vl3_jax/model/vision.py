@@ -16,7 +16,7 @@ from vl3_jax.kernels.segment_info import SegmentInfo
 from vl3_jax.model.attention import attention
 from vl3_jax.model.config import ModelConfig, VisionConfig
 from vl3_jax.model.layers import ACTIVATIONS, LayerNorm, Linear
-from vl3_jax.model.remat import SEPARATE, apply_layer, scan_layers
+from vl3_jax.model.remat import apply_layer, scan_layers
 from vl3_jax.model.rope import axial_rotary_table
 from vl3_jax.parallel.rules import constrain, constrain_row_major
 
@@ -30,14 +30,14 @@ Rotary = Float32[Array, "B R N head_dim"]
 class VisionTower(nn.Module):
     """Vision transformer over packed patches; attention stays within a frame.
 
-    `serving` is the layout of the parameters, see `vl3_jax.model.serving_layout`; None is that of training.
+    `serving` is whether the parameters are in the layout for serving, see `vl3_jax.model.serving_layout`.
     """
 
     config: VisionConfig
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     remat: str = "none"
-    serving: str | None = None
+    serving: bool = False
 
     @nn.compact
     def __call__(
@@ -61,7 +61,7 @@ class VisionTower(nn.Module):
             x = constrain(embed(pixels), *ROW_AXES, None, None)
             self.sow("intermediates", "embedded", x)
         rotary = axial_rotary_table(patch_hw, config.head_dim, config.rope_theta)
-        if self.serving == SEPARATE:
+        if self.serving:
             for index in range(config.num_layers):
                 layer = VisionLayer(config, self.param_dtype, name=f"layers_{index}")
                 x, _ = apply_layer(layer, x, rotary, patch_segment)

@@ -19,8 +19,6 @@ from vl3_jax.model.decoder import Decoder
 from vl3_jax.model.vision import Projector, VisionTower, merge_patches
 from vl3_jax.private_files import kept
 
-STACKED_LAYERS = "layers"  # name of the layers in the parameter tree; separate ones have their number behind it
-
 
 class VideoLLaMA3(nn.Module):
     """The model as a Linen module, which holds no parameters itself.
@@ -31,7 +29,7 @@ class VideoLLaMA3(nn.Module):
       param_dtype: Dtype of the parameters that `init_params` creates.
       vision_remat: Rematerialisation policy of the tower's layers, a key of `vl3_jax.model.remat.POLICIES`.
       text_remat: Rematerialisation policy of the decoder's layers, a key of the same table.
-      serving: Layout of the parameters, "stacked" or "separate" (`vl3_jax.model.serving_layout`); None is that of
+      serving: Whether the parameters are in the layout for serving (`vl3_jax.model.serving_layout`), not in that of
         training and of checkpoints.
       cache_dtype: Dtype of the keys and values that inference caches; None is `dtype`.
     """
@@ -41,7 +39,7 @@ class VideoLLaMA3(nn.Module):
     param_dtype: DTypeLike = jnp.float32
     vision_remat: str = "none"
     text_remat: str = "none"
-    serving: str | None = None
+    serving: bool = False
     cache_dtype: DTypeLike | None = None
 
     def setup(self):
@@ -152,7 +150,7 @@ def init_params(model: VideoLLaMA3, key: jax.Array) -> dict:
 
 
 @kept  # tracing takes as long as much of a warm start
-def _boxed_shapes(config: ModelConfig, serving: str | None = None) -> dict:
+def _boxed_shapes(config: ModelConfig, serving: bool) -> dict:
     """Returns the parameter tree with the axes of each parameter, from a model with one layer of each kind."""
     one = dataclasses.replace(
         config,
@@ -163,12 +161,11 @@ def _boxed_shapes(config: ModelConfig, serving: str | None = None) -> dict:
     boxed = dict(jax.eval_shape(init, jax.random.key(0))["params"])
     for part, layers in (("vision", config.vision.num_layers), ("llm", config.text.num_layers)):
         tree = dict(boxed[part])
-        if STACKED_LAYERS in tree:
-            stack = functools.partial(_stacked, layers)
-            tree[STACKED_LAYERS] = jax.tree.map(stack, tree[STACKED_LAYERS])
+        if serving:
+            layer = tree.pop("layers_0")
+            tree |= {f"layers_{index}": layer for index in range(layers)}
         else:
-            layer = tree.pop(f"{STACKED_LAYERS}_0")
-            tree |= {f"{STACKED_LAYERS}_{index}": layer for index in range(layers)}
+            tree["layers"] = jax.tree.map(functools.partial(_stacked, layers), tree["layers"])
         boxed[part] = tree
     return boxed
 
@@ -181,13 +178,13 @@ def _shape(shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.ShapeD
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def abstract_params(config: ModelConfig, param_dtype: DTypeLike = jnp.float32, serving: str | None = None) -> dict:
+def abstract_params(config: ModelConfig, param_dtype: DTypeLike = jnp.float32, serving: bool = False) -> dict:
     """Returns the parameter tree as `jax.ShapeDtypeStruct` leaves, without allocating anything.
 
     Args:
       config: Sizes of the model.
       param_dtype: Dtype of the parameters.
-      serving: Layout of the parameters, see `VideoLLaMA3`.
+      serving: See `VideoLLaMA3`.
     """
     return jax.tree.map(lambda leaf: _shape(leaf.shape, param_dtype), nn.unbox(_boxed_shapes(config, serving)))
 
@@ -197,12 +194,12 @@ def num_parameters(params: dict) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def param_axes(config: ModelConfig, serving: str | None = None) -> dict:
+def param_axes(config: ModelConfig, serving: bool = False) -> dict:
     """Returns the parameter tree with the logical axis names of each parameter (see `vl3_jax.parallel.rules`).
 
     Args:
       config: Sizes of the model.
-      serving: Layout of the parameters, see `VideoLLaMA3`.
+      serving: See `VideoLLaMA3`.
     """
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
     return jax.tree.map(lambda leaf: leaf.names, _boxed_shapes(config, serving), is_leaf=is_box)

@@ -9,21 +9,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding
 
+from vl3_jax.checkpoint.loading import most_on_host
 from vl3_jax.config_tree import LIMITS, CheckedSettings, Limits
 from vl3_jax.errors import InputError
 from vl3_jax.inference.buckets import part_sizes
 from vl3_jax.inference.compiled_programs import CompiledPrograms
 from vl3_jax.inference.programs import described_state
 from vl3_jax.model import ModelConfig, VideoLLaMA3, preset
-from vl3_jax.model.serving_layout import DEFAULT_LAYOUT, abstract_serving_params, serving_axes
+from vl3_jax.model.serving_layout import abstract_serving_params, serving_axes
 from vl3_jax.parallel.mesh import make_mesh
 from vl3_jax.parallel.rules import partition_spec
 from vl3_jax.parallel.topologies import GIB, Topology
 from vl3_jax.planning import report
 from vl3_jax.planning.compiler import ProgramAnalysis, compile_and_analyze, topology_devices
-from vl3_jax.planning.plan_loading import LoadingPlan, plan_loading
 
 _PROGRAMS = {"encode_vision": "encode", "prefill": "prefill", "decode_steps": "decode"}  # names in a plan
 
@@ -54,6 +55,7 @@ class ServingPlan:
       mesh: Size of each mesh axis.
       workload: Conversations answered at once.
       weights, cache: Bytes on a chip.
+      host: Most bytes of the weights that a host holds at a time while it loads them.
       programs: The compiler's figures of "encode", "prefill" and "decode"; their arguments include weights and cache.
         The cycles of "decode" are those of one token of each row, chosen greedily.
     """
@@ -63,19 +65,18 @@ class ServingPlan:
     workload: Workload
     weights: int
     cache: int
+    host: int
     programs: dict[str, ProgramAnalysis]
-    loading: LoadingPlan
 
     @property
     def fits(self) -> bool:
-        """Whether every program compiled, and the weights can be placed."""
-        placed = self.loading.peak <= self.topology.chip.hbm_bytes
-        return placed and all(program.fits for program in self.programs.values())
+        """Whether every program compiled."""
+        return all(program.fits for program in self.programs.values())
 
     @property
     def peak(self) -> int:
         """Bytes of HBM on a chip that the largest program needs."""
-        return max(self.loading.peak, *(program.peak for program in self.programs.values()))
+        return max(program.peak for program in self.programs.values())
 
     @property
     def tokens_per_second(self) -> float:
@@ -96,7 +97,8 @@ class ServingPlan:
                 "peak": self.peak,
                 "limit": self.topology.chip.hbm_bytes,
             },
-            "loading": self.loading.as_json(),
+            # No program runs: each array is copied from the host to where it stays.
+            "loading": {"peak": self.weights, "transient": 0, "host": self.host},
             "programs": {name: program.as_json() for name, program in self.programs.items()},
             "tokens_per_second_bound": self.tokens_per_second,
         }
@@ -110,9 +112,10 @@ class ServingPlan:
             f"HBM a chip    {self.peak / GIB:.2f} of {chip.hbm_bytes / GIB:.2f} GiB: {verdict}",
             f"  weights     {self.weights / GIB:6.2f} GiB",
             f"  cache       {self.cache / GIB:6.2f} GiB",
+            f"  loading     {self.weights / GIB:6.2f} GiB at its peak, nothing besides the weights; "
+            f"{self.host / GIB:.2f} GiB on a host",
         ]
         lines += [f"  {name:10}{program.peak / GIB:8.2f} GiB at its peak" for name, program in self.programs.items()]
-        lines.insert(len(lines) - len(self.programs), f"  loading     {self.loading}")
         rate = f"at {chip.hbm_bandwidth / 1e12:.2f} TB/s of a chip"
         lines.append(f"decoding      at most {self.tokens_per_second:,.0f} tokens/s, {rate}")
         lines.append(f"compiled in {sum(program.seconds for program in self.programs.values()):.0f} s")
@@ -153,7 +156,7 @@ def plan_serving(
     device_mesh = make_mesh(mesh or mesh_for(model, topology), topology_devices(topology))
     shard = functools.partial(_with_sharding, device_mesh)
     params = _params(model_config, quantize, shard)
-    module = VideoLLaMA3(model_config, jnp.bfloat16, serving=DEFAULT_LAYOUT)
+    module = VideoLLaMA3(model_config, jnp.bfloat16, serving=True)
 
     def analyze(name: str, lowered: jax.stages.Lowered) -> ProgramAnalysis:
         return compile_and_analyze(lowered, hlo=hlo and hlo / f"{_PROGRAMS[name]}.hlo")
@@ -167,7 +170,8 @@ def plan_serving(
     }
     state = described_state(module, workload.rows, slots, device_mesh)
     weights, cache = bytes_per_chip(params), bytes_per_chip(state.cache)
-    return ServingPlan(topology, dict(device_mesh.shape), workload, weights, cache, analyses, plan_loading(params))
+    host = most_on_host(map(_num_bytes, flatten_dict(params).values()))
+    return ServingPlan(topology, dict(device_mesh.shape), workload, weights, cache, host, analyses)
 
 
 def _with_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
@@ -177,8 +181,12 @@ def _with_sharding(mesh: Mesh, leaf: jax.ShapeDtypeStruct, axes: tuple[str | Non
 
 def _params(model_config: ModelConfig, quantize: str | None, shard: Callable) -> dict:
     """Returns the shapes of the parameters with the shardings that `vl3_jax.load` gives them."""
-    abstract = abstract_serving_params(model_config, DEFAULT_LAYOUT, "bfloat16", quantize)
-    return jax.tree.map(shard, abstract, serving_axes(model_config, DEFAULT_LAYOUT, quantize))
+    abstract = abstract_serving_params(model_config, "bfloat16", quantize)
+    return jax.tree.map(shard, abstract, serving_axes(model_config, quantize))
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def bytes_per_chip(tree: Any) -> int:

@@ -15,10 +15,10 @@ SCOPES: Mapping[str, str] = {
     "optimizer": r"/optimizer/",
     "loss": r"\(?loss\)*/",
     "embedding": r"/llm/embed/",
-    "tower attention": r"/vision/.*/layers/(attn|ln1)\b",
-    "tower mlp": r"/vision/.*/layers/(mlp|ln2)\b",
-    "decoder attention": r"/llm/.*/layers/(attn|ln_attn)\b",
-    "decoder mlp": r"/llm/.*/layers/(mlp|ln_mlp)\b",
+    "tower attention": r"/vision/.*/(layers|VisionLayer)/(attn|ln1)\b",
+    "tower mlp": r"/vision/.*/(layers|VisionLayer)/(mlp|ln2)\b",
+    "decoder attention": r"/llm/.*/(layers|DecoderLayer)/(attn|ln_attn)\b",
+    "decoder mlp": r"/llm/.*/(layers|DecoderLayer)/(mlp|ln_mlp)\b",
 }
 REST = "rest"
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')

@@ -25,7 +25,8 @@ from vl3_jax.storage.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-WORKERS = max(2, min(4, os.cpu_count() or 2))  # threads that read and write pieces
+MOST_WORKERS = 4
+WORKERS = max(2, min(MOST_WORKERS, os.cpu_count() or 2))  # threads that read and write pieces
 _PROGRESS_FILE = ".vl3_progress.jsonl"  # journal with the key of each written piece
 _COMPLETE_FILE = ".vl3_complete.json"
 _STARTED_FILE = ".vl3_started.json"

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from vl3_jax.errors import InputError
 from vl3_jax.kernels.einsum import einsum
 from vl3_jax.model.linear import LoraKernel
-from vl3_jax.model.quantize import QuantizedKernel
 from vl3_jax.training.groups import kernel_sides, map_paths
 
 RANK = 64
@@ -36,7 +35,7 @@ def add_adapters(
     As in PEFT, `a` is initialised uniformly in +-1/sqrt(fan in) and `b` with zeros; both are float32.
 
     Args:
-      params: Tree of parameters, or of their shapes under `jax.eval_shape`; kernels may be quantised.
+      params: Tree of parameters, or of their shapes under `jax.eval_shape`.
       key: Random key, folded with the path of each kernel to initialise its `a`.
       patterns: Regular expressions over paths such as "llm/layers/attn/q/kernel".
       rank: Rank of the adapters.
@@ -60,24 +59,19 @@ def add_adapters(
         a = jax.random.uniform(path_key, (*stack, *in_shape, rank), jnp.float32, -bound, bound)
         return LoraKernel(kernel, a, jnp.zeros((*stack, rank, *out_shape), jnp.float32), alpha / rank)
 
-    adapted = map_paths(adapt, params, is_leaf=_is_kernel)
+    adapted = map_paths(adapt, params, is_leaf=_is_adapted)
     if unused:
         raise InputError(f"adapters: no kernel matches {min(unused)!r}; give paths such as llm/layers/attn/q/kernel")
     return adapted
 
 
 def merge_adapters(params: Any) -> Any:
-    """Returns plain parameters: base + scale * a b, summed in float32 and cast to the type of the base.
-
-    A quantised base becomes float32.
-    """
+    """Returns plain parameters: base + scale * a b, summed in float32 and cast to the type of the base."""
 
     def merge(kernel: Any) -> Any:
         if not _is_adapted(kernel):
             return kernel
         base, a, b = kernel.base, kernel.a.astype(jnp.float32), kernel.b.astype(jnp.float32)
-        if isinstance(base, QuantizedKernel):
-            base = base.values * base.scale
         stack, rank = base.shape[: a.ndim + b.ndim - 2 - base.ndim], a.shape[-1]
         product = einsum("...ir,...ro->...io", a.reshape(*stack, -1, rank), b.reshape(*stack, rank, -1))
         return (base.astype(jnp.float32) + kernel.scale * product.reshape(base.shape)).astype(base.dtype)
@@ -94,25 +88,18 @@ def adapter_axes(params: Any, axes: Any) -> Any:
     """Returns the logical axes of parameters with adapters: those of the adapted kernels, None for the rank.
 
     Args:
-      params: Tree of arrays or shapes, which may hold adapters and quantised kernels.
+      params: Tree of arrays or shapes, which may hold adapters.
       axes: Logical axes of the plain tree, from `vl3_jax.model.param_axes`.
     """
 
     def expand(path: str, kernel: Any, names: Any) -> Any:
-        if isinstance(kernel, QuantizedKernel):
-            return QuantizedKernel(names, names)
-        if not isinstance(kernel, LoraKernel):
+        if not _is_adapted(kernel):
             return names
         stack, in_axes, out_axes = kernel_sides(path, names)
-        base = expand(path, kernel.base, names)
-        return dataclasses.replace(kernel, base=base, a=(*stack, *in_axes, None), b=(*stack, None, *out_axes))
+        return dataclasses.replace(kernel, base=names, a=(*stack, *in_axes, None), b=(*stack, None, *out_axes))
 
-    return map_paths(expand, params, axes, is_leaf=_is_kernel)
+    return map_paths(expand, params, axes, is_leaf=_is_adapted)
 
 
 def _is_adapted(node: Any) -> bool:
     return isinstance(node, LoraKernel)
-
-
-def _is_kernel(node: Any) -> bool:
-    return isinstance(node, LoraKernel | QuantizedKernel)

@@ -10,9 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vl3_jax.errors import InputError
 from vl3_jax.model.config import TextConfig
-from vl3_jax.model.quantize import QuantizedKernel
 from vl3_jax.training.cross_entropy import token_losses
 
 
@@ -38,16 +36,10 @@ def unembedding(params: dict, config: TextConfig) -> tuple[jax.Array, int]:
 
     Returns:
       The embedding [V, D] and 0 if it is tied, otherwise the kernel [D, V] of the output head and 1.
-
-    Raises:
-      InputError: The output head is quantised.
     """
     if config.tie_word_embeddings:
         return params["llm"]["embed"]["embedding"], 0
-    kernel = params["llm"]["lm_head"]["kernel"]
-    if isinstance(kernel, QuantizedKernel):
-        raise InputError("parameter llm/lm_head/kernel is int8; load the output head without quantisation to train")
-    return kernel, 1
+    return params["llm"]["lm_head"]["kernel"], 1
 
 
 def loss_sums(

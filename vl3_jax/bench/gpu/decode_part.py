@@ -19,13 +19,12 @@ from vl3_jax.inference.sampling import SamplingParams
 from vl3_jax.inference.sampling_config import SamplingConfig
 from vl3_jax.inference.token_masks import free_masks
 from vl3_jax.model import KVCache, VideoLLaMA3, init_params, preset
-from vl3_jax.model.serving_layout import DEFAULT_LAYOUT
 
 
 def cases(conditions: Conditions) -> Iterator[Case]:
     """Lists numbers of rows, each with a short and with a long context."""
     name, contexts, rows = ("tiny", (40, 100), (2,)) if conditions.small else ("2b", (2000, 12_000), (1, 8, 32))
-    model = VideoLLaMA3(preset(name), jnp.bfloat16, jnp.bfloat16, serving=DEFAULT_LAYOUT)
+    model = VideoLLaMA3(preset(name), jnp.bfloat16, jnp.bfloat16, serving=True)
     params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
     for num_rows, context in itertools.product(rows, contexts):
         slots = round_up_to_bucket(context + STEPS_PER_CALL * (1 + conditions.rounds))
