@@ -1,6 +1,5 @@
 """Tests the interpreted kernels that bring heads into the layout of the TPU attention kernels and back."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from vl3_jax.kernels.tpu_layout import heads_first, heads_first_with_delta, toke
 
 
 def random(seed, *shape, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32), dtype)
 
 
 def rotary_table(tokens, width):

@@ -62,10 +62,10 @@ def random_inputs(
     kv_info = q_info if kv_info is None else kv_info
     kv_shape = (*kv_info.segment_ids.shape, kv_heads, width)
     shapes = (*q_info.segment_ids.shape, heads, width), kv_shape, kv_shape
-    keys = jax.random.split(jax.random.key(seed), 3)
-    q, k, v = (jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=True))
-    angles = jax.random.uniform(jax.random.key(seed + 1), (*shapes[0][:2], width // 2), maxval=100.0)
-    table = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1) if rotary else None
+    rng = np.random.default_rng(seed)  # of NumPy, because XLA compiles its own anew for each shape
+    q, k, v = (jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for shape in shapes)
+    angles = rng.uniform(0, 100, (*shapes[0][:2], width // 2)).astype(np.float32)
+    table = jnp.asarray(np.concatenate([np.cos(angles), np.sin(angles)], -1)) if rotary else None
     return AttentionInputs(q, k, v, q_info, kv_info, causal=causal, scale=width**-0.5, rotary=table)
 
 
