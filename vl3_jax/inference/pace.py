@@ -23,14 +23,13 @@ class Pace:
       mesh: The mesh of the engine; None on one device.
 
     Attributes:
-      step_tokens: Tokens of a prompt that take about as long as a call of the decoder.
       overhead: What reading a part of a prompt costs besides its tokens, in tokens.
     """
 
     def __init__(self, text: TextConfig, mesh: jax.sharding.Mesh | None):
         with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
             on_cpu = target_device().platform == "cpu"
-        self.step_tokens, self.overhead = (_CPU_TOKENS, _CPU_OVERHEAD) if on_cpu else (_TOKENS, _OVERHEAD)
+        self._step_tokens, self.overhead = (_CPU_TOKENS, _CPU_OVERHEAD) if on_cpu else (_TOKENS, _OVERHEAD)
         self._most_tokens = _CPU_MOST_TOKENS if on_cpu else _TOKENS
         # Arithmetic of attention to one token, relative to that of the weights for one token.
         per_layer = text.hidden_size * (2 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim
@@ -42,8 +41,8 @@ class Pace:
 
         Where others are `awaited` meanwhile, a part takes about as long as a call of the decoder.
         """
-        return self.step_tokens / (1 + self._attention_share * start) if awaited else self._most_tokens
+        return self._step_tokens / (1 + self._attention_share * start) if awaited else self._most_tokens
 
     def most_patches(self, awaited: bool) -> int:
         """Returns the most patches that the tower takes at once, where others are `awaited` meanwhile or not."""
-        return _PATCHES_PER_TOKEN * (self.step_tokens if awaited else _TOKENS)
+        return _PATCHES_PER_TOKEN * (self._step_tokens if awaited else _TOKENS)
